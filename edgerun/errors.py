@@ -1,0 +1,68 @@
+"""The one error tree. Every message says what was needed, what there was, and what to do.
+
+EdgerunError
+├── UsageError            an option or argument makes no sense            (exit 2)
+├── NotFoundError         a model, file or alias does not exist           (exit 3)
+├── DoesNotFitError       memory or context is too small for the request  (exit 4)
+│   └── ContextLengthError    a prompt is longer than the context
+├── NetworkError          a hub cannot be reached or refuses              (exit 5)
+├── FormatError           a file is malformed, truncated or hostile
+│   └── UnsupportedError      well-formed, but a kind that edgerun does not run
+├── TemplateError         a chat template cannot be compiled or rendered
+└── Cancelled             the caller asked to stop                        (exit 130)
+"""
+
+
+class EdgerunError(Exception):
+    """Base of every error that edgerun raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EdgerunError, ValueError):
+    """An option or argument makes no sense."""
+
+    exit_code = 2
+
+
+class NotFoundError(EdgerunError, FileNotFoundError):
+    """A model, file or alias does not exist."""
+
+    exit_code = 3
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class DoesNotFitError(EdgerunError, MemoryError):
+    """Memory or context is too small for what was asked."""
+
+    exit_code = 4
+
+
+class ContextLengthError(DoesNotFitError):
+    """A prompt (with what is already cached) is longer than the context."""
+
+
+class NetworkError(EdgerunError, ConnectionError):
+    """A hub cannot be reached, or refuses."""
+
+    exit_code = 5
+
+
+class FormatError(EdgerunError, ValueError):
+    """A file is malformed, truncated or hostile."""
+
+
+class UnsupportedError(FormatError):
+    """A well-formed file of a kind that edgerun does not run."""
+
+
+class TemplateError(EdgerunError, ValueError):
+    """A chat template cannot be compiled or rendered."""
+
+
+class Cancelled(EdgerunError):
+    """The caller asked a running generation to stop."""
+
+    exit_code = 130

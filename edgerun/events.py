@@ -1,0 +1,41 @@
+"""What the library says while it works. Progress bars, meters and traces subscribe; nobody prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A task that may take over a second: `done` of `total` `unit`s ("bytes", "kernels", "tensors", "tokens")."""
+
+    task: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class PromptProcessed:
+    """A prompt went through the model: `tokens` new ones after `reused_tokens` found in the KV cache."""
+
+    tokens: int
+    reused_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TokenGenerated:
+    """One token was decoded."""
+
+    token_id: int
+    seconds: float
+
+
+Event = Progress | PromptProcessed | TokenGenerated
+EventSink = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The sink of those who do not listen."""

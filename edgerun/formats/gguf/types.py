@@ -1,0 +1,55 @@
+"""GGML tensor types: numbers, block sizes. Source: the GGUF specification, ggml.h."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class GgmlType(IntEnum):
+    """A tensor's type number in a GGUF file."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    IQ4_NL = 20
+    IQ4_XS = 23
+    I8 = 24
+    I16 = 25
+    I32 = 26
+    I64 = 27
+    F64 = 28
+    BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
+
+    @property
+    def block_size(self) -> int:
+        """Weights in one block."""
+        return _SIZES[self][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return _SIZES[self][1]
+
+    def row_bytes(self, cols: int) -> int:
+        """Bytes of a row of `cols` weights (`cols` a multiple of `block_size`)."""
+        return cols // self.block_size * self.block_bytes
+
+
+_SIZES: dict[int, tuple[int, int]] = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    20: (32, 18), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip

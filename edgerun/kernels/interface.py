@@ -1,0 +1,148 @@
+"""The operations that the decoder is made of, as one interface with several implementations.
+
+`reference` is numpy and obviously right; `portable`, `avx2`, `avx512` are the same operations in Numba
+over packed weights. Outputs belong to the caller, are C-contiguous f32 and are never aliased with inputs
+unless stated. T is the number of rows (tokens) in the call: one in decode, a chunk of the prompt otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.formats.gguf.types import GgmlType
+
+F32 = NDArray[np.float32]
+F16 = NDArray[np.float16]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+RopeKind = Literal["norm", "neox"]
+Activation = Literal["silu", "gelu", "relu", "relu2"]
+RouterKind = Literal["softmax", "sigmoid", "softmax_topk"]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One weight matrix (rows, cols) in the layout of the kernels that packed it. `data` owns the bytes."""
+
+    rows: int
+    cols: int
+    type: GgmlType
+    layout: str
+    data: Any
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self.data.nbytes)
+
+
+class Activations(Protocol):
+    """Rows about to be multiplied, (T, K) f32; what a format needs of them (int8 blocks) is made at first use."""
+
+    x: F32
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """The three matrices of one expert's gated feed-forward."""
+
+    id: int
+    gate: Matrix  # (expert_ff, d)
+    up: Matrix  # (expert_ff, d)
+    down: Matrix  # (d, expert_ff)
+
+
+class Kernels(Protocol):
+    """All that a decoder needs from the processor."""
+
+    name: str
+    threads: int
+
+    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
+        """GGUF rows (rows, row_bytes) u8 -> a Matrix. Lossless; copies, `raw` may go away."""
+        ...
+
+    def activations(self, x: F32) -> Activations:
+        """(T, K) f32 -> something that `matmul` takes. Valid until `x` is written or `activations` called again."""
+        ...
+
+    def matmul(self, w: Matrix, x: Activations, out: F32, *, add: bool = False) -> None:
+        """out (T, N) = x (T, K) @ w.T, or += with `add`."""
+        ...
+
+    def matmul_many(self, ws: Sequence[Matrix], x: Activations, outs: Sequence[F32]) -> None:
+        """Several products of the same rows (q, k, v; gate, up) in one launch."""
+        ...
+
+    def experts_ffn(
+        self,
+        experts: Sequence[Expert],
+        x: Activations,  # (T, d)
+        rows: Sequence[I32],  # per expert: which rows of x it works on
+        slots: Sequence[I32],  # per expert: the row of `out` that each result goes to
+        activation: Activation,
+        out: F32,  # (T * k, d)
+    ) -> None:
+        """out[slot] = down(activation(gate(x[row])) * up(x[row])): unweighted, so that order cannot matter."""
+        ...
+
+    def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
+        """out (T, d) (+)= sum over k of weights (T, k) * parts (T * k, d), summed in the order of k."""
+        ...
+
+    def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
+        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`."""
+        ...
+
+    def add(self, x: F32, y: F32) -> None:
+        """x += y; `y` may be one row (a bias)."""
+        ...
+
+    def scale(self, x: F32, factor: float) -> None:
+        """x *= factor."""
+        ...
+
+    def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
+        """Rotate x (T, heads, head_dim) in place; cos, sin (T, rot / 2); dimensions beyond rot stay.
+        norm: pairs (2i, 2i + 1); neox: pairs (i, i + rot / 2)."""
+        ...
+
+    def kv_write(self, cache: F16, x: F32, start: int) -> None:
+        """cache (kv_heads, capacity, head_dim) f16 [:, start : start + T] = x (T, kv_heads, head_dim)."""
+        ...
+
+    def attention(
+        self,
+        q: F32,  # (T, heads, head_dim)
+        k: F16,  # (kv_heads, capacity, head_dim)
+        v: F16,  # (kv_heads, capacity, head_dim_v)
+        start: int,  # row t stands at position start + t and sees positions <= its own (already written)
+        out: F32,  # (T, heads, head_dim_v)
+        *,
+        scale: float,
+        softcap: float = 0.0,  # 0: none; else softcap * tanh(score / softcap)
+        window: int = 0,  # 0: none; else sees only positions > own - window
+    ) -> None:
+        """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads)."""
+        ...
+
+    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+        """out (T, F) = activation(gate) * up. `out` may be `gate`. gelu is the tanh form, relu2 is relu squared."""
+        ...
+
+    def route(
+        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
+    ) -> tuple[I32, F32]:
+        """Router logits (T, experts) -> ids (T, k), weights (T, k), best first, ties to the lower id.
+        softmax: probabilities over all, then top k; softmax_topk: softmax over the chosen k's logits;
+        sigmoid: independent; `bias` shifts the choice only; `renormalise`: weights sum to one; then * scale."""
+        ...
+
+    def close(self) -> None:
+        """Stop the threads. The kernels cannot be used afterwards."""
+        ...

@@ -1,0 +1,29 @@
+"""Sizes and rates as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from edgerun.errors import UsageError
+
+_SUFFIX = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def parse_size_bytes(text: str) -> int:
+    """`"2G"`, `"512MiB"`, `"1.5 GB"`, `"4096"` -> bytes (binary multiples). Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{text!r} is not a size; write for example 512M or 2G")
+    return int(float(match[1]) * (1 << _SUFFIX[match[2].upper()]))
+
+
+def format_size(n_bytes: int | float) -> str:
+    """Bytes -> `"637 MiB"`, three significant digits."""
+    value, unit = float(n_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1000 or unit == "TiB":
+            break
+        value /= 1024
+    if unit == "B":
+        return f"{int(value)} B"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
