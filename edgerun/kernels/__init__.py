@@ -1,0 +1,41 @@
+"""The operations of a decoder, and the choice among their implementations."""
+
+from __future__ import annotations
+
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, ignore
+from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, RopeKind, RouterKind
+
+__all__ = [
+    "KERNEL_NAMES",
+    "Activation",
+    "Activations",
+    "Expert",
+    "Kernels",
+    "Matrix",
+    "RopeKind",
+    "RouterKind",
+    "load_kernels",
+]
+
+KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512", "avx512vnni")
+
+
+def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:
+    """The kernels called `name`; "auto" takes the fastest that this processor runs.
+
+    threads: how many work on each operation (default: the physical cores that this process may use).
+    events: receives `Progress("compile kernels", ...)` when something must be compiled.
+    Raises UsageError for an unknown name or one that this processor cannot run.
+    """
+    if name not in KERNEL_NAMES:
+        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}")
+    if name == "reference":
+        from edgerun.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels()
+    from edgerun.kernels.simd_kernels import SimdKernels
+
+    return SimdKernels.load(name, threads=threads, events=events)

@@ -1,0 +1,193 @@
+"""Every operation in plain numpy: slow, obviously right, and what all the others are compared with.
+
+Weights stay in their GGUF blocks and are dequantised a few rows at a time; activations stay f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgerun.errors import UsageError
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.formats.quants import dequantize
+from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Activations, Expert, Matrix, RopeKind, RouterKind
+
+_ROWS = 512  # dequantised at a time: bounds the scratch memory
+
+
+@dataclass(frozen=True, eq=False)
+class PlainActivations:
+    """Rows as they are."""
+
+    x: F32
+
+
+class ReferenceKernels:
+    """The numpy implementation of `interface.Kernels`."""
+
+    name = "reference"
+    threads = 1
+
+    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
+        return Matrix(raw.shape[0], cols, type, "gguf", np.array(raw, order="C"))
+
+    def activations(self, x: F32) -> Activations:
+        return PlainActivations(x)
+
+    def matmul(self, w: Matrix, x: Activations, out: F32, *, add: bool = False) -> None:
+        check_matmul(w, x.x, out)
+        for lo in range(0, w.rows, _ROWS):
+            hi = min(lo + _ROWS, w.rows)
+            block = x.x @ dequantize(w.data[lo:hi], w.type).T
+            out[:, lo:hi] = out[:, lo:hi] + block if add else block
+
+    def matmul_many(self, ws: Sequence[Matrix], x: Activations, outs: Sequence[F32]) -> None:
+        for w, out in zip(ws, outs, strict=True):
+            self.matmul(w, x, out)
+
+    def experts_ffn(
+        self,
+        experts: Sequence[Expert],
+        x: Activations,
+        rows: Sequence[I32],
+        slots: Sequence[I32],
+        activation: Activation,
+        out: F32,
+    ) -> None:
+        for expert, row, slot in zip(experts, rows, slots, strict=True):
+            chosen = PlainActivations(np.ascontiguousarray(x.x[row]))
+            gate = np.empty((len(row), expert.gate.rows), np.float32)
+            up = np.empty_like(gate)
+            self.matmul_many((expert.gate, expert.up), chosen, (gate, up))
+            self.gated(gate, up, activation, gate)
+            result = np.empty((len(row), expert.down.rows), np.float32)
+            self.matmul(expert.down, PlainActivations(gate), result)
+            out[slot] = result
+
+    def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
+        tokens, k = weights.shape
+        total = out.copy() if add else np.zeros_like(out)
+        parts = parts.reshape(tokens, k, -1)
+        for slot in range(k):
+            total += weights[:, slot, None] * parts[:, slot]
+        out[:] = total
+
+    def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
+        mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
+        out[:] = (x / np.sqrt(mean_square + eps)).astype(np.float32) * weight
+
+    def add(self, x: F32, y: F32) -> None:
+        x += y
+
+    def scale(self, x: F32, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
+        half = cos.shape[1]
+        if kind == "norm":
+            a, b = x[:, :, 0 : 2 * half : 2].copy(), x[:, :, 1 : 2 * half : 2].copy()
+        else:
+            a, b = x[:, :, :half].copy(), x[:, :, half : 2 * half].copy()
+        c, s = cos[:, None, :], sin[:, None, :]
+        if kind == "norm":
+            x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2] = a * c - b * s, a * s + b * c
+        else:
+            x[:, :, :half], x[:, :, half : 2 * half] = a * c - b * s, a * s + b * c
+
+    def kv_write(self, cache: F16, x: F32, start: int) -> None:
+        cache[:, start : start + x.shape[0]] = x.transpose(1, 0, 2)
+
+    def attention(
+        self,
+        q: F32,
+        k: F16,
+        v: F16,
+        start: int,
+        out: F32,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        window: int = 0,
+    ) -> None:
+        tokens, heads, _ = q.shape
+        group = heads // k.shape[0]
+        end = start + tokens
+        own = np.arange(start, end)[:, None]
+        seen = np.arange(end)[None, :]
+        hidden = seen > own
+        if window:
+            hidden |= seen <= own - window
+        for head in range(heads):
+            keys = k[head // group, :end].astype(np.float32)
+            values = v[head // group, :end].astype(np.float32)
+            scores = (q[:, head] @ keys.T) * np.float32(scale)
+            if softcap:
+                scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+            scores[hidden] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[:, head] = (weights / weights.sum(axis=1, keepdims=True)) @ values
+
+    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+        out[:] = activate(gate, activation) * up
+
+    def route(
+        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
+    ) -> tuple[I32, F32]:
+        return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def activate(x: F32, activation: Activation) -> F32:
+    """The gate's non-linearity. gelu is the tanh form, as in ggml."""
+    if activation == "silu":
+        with np.errstate(over="ignore"):
+            return (x / (1.0 + np.exp(-x))).astype(np.float32)
+    if activation == "gelu":
+        inner = np.float32(0.79788456080286535588) * x * (1.0 + np.float32(0.044715) * x * x)
+        return (0.5 * x * (1.0 + np.tanh(inner))).astype(np.float32)
+    if activation == "relu":
+        return np.maximum(x, np.float32(0))
+    if activation == "relu2":
+        return np.square(np.maximum(x, np.float32(0)))
+    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu or relu2")
+
+
+def route(
+    logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
+) -> tuple[I32, F32]:
+    """See `interface.Kernels.route`. A few hundred numbers a token: numpy is the only implementation."""
+    if not 1 <= k <= logits.shape[1]:
+        raise UsageError(f"cannot choose {k} of {logits.shape[1]} experts")
+    if kind == "sigmoid":
+        with np.errstate(over="ignore"):
+            scores = 1.0 / (1.0 + np.exp(-logits))
+    elif kind == "softmax":
+        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+    elif kind == "softmax_topk":
+        scores = logits
+    else:
+        raise UsageError(f"unknown router {kind!r}; choose softmax, softmax_topk or sigmoid")
+    choice = scores if bias is None else scores + bias
+    ids = np.argsort(-choice, axis=1, kind="stable")[:, :k]
+    weights = np.take_along_axis(scores, ids, axis=1)
+    if kind == "softmax_topk":
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+    if renormalise:
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(6.103515625e-5))
+    return ids.astype(np.int32), (weights * np.float32(scale)).astype(np.float32)
+
+
+def check_matmul(w: Matrix, x: F32, out: F32) -> None:
+    """Raises UsageError unless (T, cols) x (rows, cols) -> (T, rows)."""
+    if x.ndim != 2 or x.shape[1] != w.cols or out.shape != (x.shape[0], w.rows):
+        raise UsageError(
+            f"cannot multiply rows {x.shape} by a {w.rows} x {w.cols} matrix into {out.shape}; "
+            f"expected (T, {w.cols}) and (T, {w.rows})"
+        )
