@@ -1,0 +1,64 @@
+"""Instruction sets: what the same kernels are generated for, and which of them this processor runs.
+
+A kernel works on `lanes` weight rows at once, one 32-bit lane a row; a "byte vector" holds four weights of each
+of those rows. The only operations that differ between processors are the two of the integer dot product:
+
+    mul_pairs(u, s)   u8 x s8 -> i16, neighbouring products added          (pmaddubsw)
+    add_pairs(a, b)   i16 x i16 -> i32, neighbouring products added        (pmaddwd)
+
+pmaddubsw saturates at int16; every kernel states the bound that keeps it exact. An instruction that the processor
+lacks would end the process, so `choose` looks at LLVM's feature list first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from edgerun.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set: how many rows at once, which dot product, which processor features it needs."""
+
+    name: str
+    lanes: int
+    dot: str  # "avx2", "avx512" or "llvm" (plain LLVM, any processor)
+    needs: tuple[str, ...]
+
+
+ISAS = {
+    "avx512": Isa("avx512", 16, "avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")),
+    "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
+    "portable": Isa("portable", 8, "llvm", ()),
+}  # best first
+
+
+@lru_cache(maxsize=1)
+def host_features() -> Mapping[str, bool]:
+    """LLVM's feature names for the processor that this runs on."""
+    import llvmlite.binding as llvm
+
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # LLVM cannot tell on this platform: only the portable kernels are safe
+        return {}
+
+
+def runs_here(isa: Isa) -> bool:
+    """Whether this processor has every instruction of `isa`."""
+    features = host_features()
+    return all(features.get(need, False) for need in isa.needs)
+
+
+def choose(name: str) -> Isa:
+    """The instruction set called `name`, or the best for "auto". Raises UsageError when it cannot run here."""
+    if name == "auto":
+        return next(isa for isa in ISAS.values() if runs_here(isa))
+    isa = ISAS[name]
+    if not runs_here(isa):
+        missing = ", ".join(need for need in isa.needs if not host_features().get(need, False))
+        usable = ", ".join(other.name for other in ISAS.values() if runs_here(other))
+        raise UsageError(f"this processor cannot run the {name} kernels (it lacks {missing}); use one of {usable}")
+    return isa

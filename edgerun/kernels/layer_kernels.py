@@ -1,0 +1,162 @@
+"""What stands between the products: norm, rotary embedding, cache writes, gates, the sum over experts.
+
+Arguments are int64 slots at an address; floats travel as the address of an f32. An item is a row (a token), unless
+stated. Lengths need not be multiples of the lanes: the rest goes through masked loads and stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import float32, int64, njit
+
+from edgerun.kernels.matmul_driver import kernel_signature
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import load_f32, load_i64, store_f16, store_f32
+
+
+def build_rms_norm(ops: Ops) -> Any:
+    """0 x, 1 weight, 2 out, 3 columns, 4 &eps. out = x / sqrt(mean(x^2) + eps) * weight; out may be x."""
+    lanes = ops.lanes
+    load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
+    zero, sum_floats, splat = ops.zero_floats, ops.sum_floats, ops.splat
+
+    def rms_norm(arguments: int, low: int, high: int) -> None:
+        x, weight = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        out, cols = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        eps = load_f32(load_i64(int64(arguments + 32)))
+        for row in range(low, high):
+            at = row * cols * 4
+            total = zero()
+            for i in range(0, cols, lanes):
+                v = load(int64(x + at + 4 * i), int64(cols - i))
+                total = fma(v, v, total)
+            factor = splat(float32(float32(1.0) / (sum_floats(total) / float32(cols) + eps) ** float32(0.5)))
+            for i in range(0, cols, lanes):
+                v = load(int64(x + at + 4 * i), int64(cols - i))
+                w = load(int64(weight + 4 * i), int64(cols - i))
+                store(int64(out + at + 4 * i), times(times(v, factor), w), int64(cols - i))
+
+    return rms_norm, kernel_signature()
+
+
+def build_rope(ops: Ops) -> Any:
+    """0 x, 1 heads, 2 head_dim, 3 cos, 4 sin, 5 rot / 2, 6 neox. Rotates in place."""
+
+    def rope(arguments: int, low: int, high: int) -> None:
+        x, heads = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        dim, cos = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        sin, half = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        neox = load_i64(int64(arguments + 48))
+        step = 4 if neox != 0 else 8
+        other = half * 4 if neox != 0 else 4
+        for token in range(low, high):
+            c, s = cos + token * half * 4, sin + token * half * 4
+            for head in range(heads):
+                p = x + (token * heads + head) * dim * 4
+                for i in range(half):
+                    a, b = load_f32(int64(p)), load_f32(int64(p + other))
+                    ci, si = load_f32(int64(c + 4 * i)), load_f32(int64(s + 4 * i))
+                    store_f32(int64(p), a * ci - b * si)
+                    store_f32(int64(p + other), a * si + b * ci)
+                    p += step
+
+    return rope, kernel_signature()
+
+
+def build_kv_write(ops: Ops) -> Any:
+    """0 cache, 1 x, 2 kv heads, 3 head_dim, 4 bytes from one head to the next, 5 start. f32 -> f16."""
+    lanes, load, store_halves = ops.lanes, ops.load_floats, ops.store_halves
+
+    def kv_write(arguments: int, low: int, high: int) -> None:
+        cache, x = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        heads, dim = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        stride, start = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        for token in range(low, high):
+            for head in range(heads):
+                source = x + (token * heads + head) * dim * 4
+                target = cache + head * stride + (start + token) * dim * 2
+                i = 0
+                while i + lanes <= dim:
+                    store_halves(int64(target + 2 * i), load(int64(source + 4 * i)))
+                    i += lanes
+                while i < dim:
+                    store_f16(int64(target + 2 * i), load_f32(int64(source + 4 * i)))
+                    i += 1
+
+    return kv_write, kernel_signature()
+
+
+def sigmoid_of(ops: Ops) -> Any:
+    """1 / (1 + e^-x), over lanes."""
+    splat, plus, minus, div, exp = ops.splat, ops.add, ops.sub, ops.div, ops.exp
+
+    @njit
+    def sigmoid(x: Any) -> Any:
+        one = splat(float32(1.0))
+        return div(one, plus(one, exp(minus(splat(float32(0.0)), x))))
+
+    return sigmoid
+
+
+def build_gated(ops: Ops) -> Any:
+    """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2). out = kind(gate) * up."""
+    lanes = ops.lanes
+    load, store, times, fma = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.fma
+    splat, maximum, sigmoid = ops.splat, ops.maximum, sigmoid_of(ops)
+
+    @njit
+    def activate(x: Any, kind: int) -> Any:
+        if kind == 0:
+            return times(x, sigmoid(x))
+        if kind == 1:  # 0.5 x (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+            cube = times(times(x, x), x)
+            inner = times(fma(cube, splat(float32(0.044715)), x), splat(float32(2 * 0.7978845608028654)))
+            return times(x, sigmoid(inner))
+        x = maximum(x, splat(float32(0.0)))
+        if kind == 2:
+            return x
+        return times(x, x)
+
+    def gated(arguments: int, low: int, high: int) -> None:
+        gate, up = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        out, cols = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        kind = load_i64(int64(arguments + 32))
+        for row in range(low, high):
+            at = row * cols * 4
+            for i in range(0, cols, lanes):
+                n = cols - i
+                value = activate(load(int64(gate + at + 4 * i), int64(n)), kind)
+                store(
+                    int64(out + at + 4 * i), times(value, load(int64(up + at + 4 * i), int64(n))), int64(n)
+                )
+
+    return gated, kernel_signature()
+
+
+def build_combine(ops: Ops) -> Any:
+    """0 parts (T * k, d), 1 weights (T, k), 2 out (T, d), 3 k, 4 d, 5 add. Summed in the order of k."""
+    lanes = ops.lanes
+    load, store, fma, zero, splat_load = (
+        ops.load_floats_masked,
+        ops.store_floats_masked,
+        ops.fma,
+        ops.zero_floats,
+        ops.splat_load,
+    )
+
+    def combine(arguments: int, low: int, high: int) -> None:
+        parts, weights = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        out, k = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        cols, add = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        for row in range(low, high):
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                target = int64(out + (row * cols + i) * 4)
+                total = load(target, n) if add != 0 else zero()
+                for slot in range(row * k, row * k + k):
+                    part = load(int64(parts + (slot * cols + i) * 4), n)
+                    total = fma(splat_load(int64(weights + slot * 4)), part, total)
+                store(target, total, n)
+
+    return combine, kernel_signature()

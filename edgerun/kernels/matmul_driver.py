@@ -1,0 +1,104 @@
+"""The loops around every product: items, tokens by fours, and the store; a format brings only its block.
+
+One launch can do several products (q, k, v; gate and up; the experts of a layer): `arguments` is a slot with their
+number, and from byte 128 on one descriptor of sixteen int64 slots for each:
+
+    0 first item   1 weights   2 out           3 tokens   4 blocks in a row   5 rows   6 out row bytes   7 add
+    8 quants       9 quants row bytes         10 scales  11 scales row bytes 12 sums  13 sums row bytes
+
+An item is a group of `lanes` weight rows. Four tokens share one unpacking of a block; the rest of the tokens go
+one by one through the same arithmetic in the same order, so a row's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import int64, njit, types
+from numba.core.typing import signature
+
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import load_i64
+
+DESCRIPTOR_BYTES = 128
+
+
+def kernel_signature() -> Any:
+    """(arguments address, low, high) -> None."""
+    return signature(types.void, types.int64, types.int64, types.int64)
+
+
+def build_matmul(ops: Ops, block_bytes: int, quants_bytes: int, scale_bytes: int, sums_bytes: int, one: Any, four: Any) -> Any:
+    """A kernel from `one(acc, q, x, s, c) -> acc`, which adds a block of one token, and `four`, the same for a tuple
+    of four tokens with (x, x stride), (s, s stride), (c, c stride).
+
+    The byte counts are what a block takes of each operand: weights (of a whole group), quants, scales, sums.
+    """
+    lanes = ops.lanes
+    zero, add_floats = ops.zero_floats, ops.add
+    load_out, store_out = ops.load_floats_masked, ops.store_floats_masked
+
+    @njit
+    def put(y: int, acc: Any, valid: int, add: int) -> None:
+        if add != 0:
+            acc = add_floats(acc, load_out(int64(y), int64(valid)))
+        store_out(int64(y), acc, int64(valid))
+
+    def matmul(arguments: int, low: int, high: int) -> None:
+        count = load_i64(int64(arguments))
+        d = int64(arguments + 128)
+        index = 0
+        for item in range(low, high):
+            while index + 1 < count and load_i64(int64(d + 128)) <= item:
+                d += 128
+                index += 1
+            group = item - load_i64(d)
+            blocks = load_i64(int64(d + 32))
+            base = load_i64(int64(d + 8)) + group * blocks * block_bytes
+            tokens = load_i64(int64(d + 24))
+            valid = min(load_i64(int64(d + 40)) - group * lanes, lanes)
+            stride = load_i64(int64(d + 48))
+            add = load_i64(int64(d + 56))
+            y = load_i64(int64(d + 16)) + group * lanes * 4
+            x = load_i64(int64(d + 64))
+            x_stride = load_i64(int64(d + 72))
+            s = load_i64(int64(d + 80))
+            s_stride = load_i64(int64(d + 88))
+            c = load_i64(int64(d + 96))
+            c_stride = load_i64(int64(d + 104))
+            token = 0
+            while token + 4 <= tokens:
+                acc = (zero(), zero(), zero(), zero())
+                q, xb, sb, cb = base, x, s, c
+                for _ in range(blocks):
+                    acc = four(acc, q, xb, x_stride, sb, s_stride, cb, c_stride)
+                    q += block_bytes
+                    xb += quants_bytes
+                    sb += scale_bytes
+                    cb += sums_bytes
+                put(y, acc[0], valid, add)
+                put(y + stride, acc[1], valid, add)
+                put(y + 2 * stride, acc[2], valid, add)
+                put(y + 3 * stride, acc[3], valid, add)
+                y += 4 * stride
+                x += 4 * x_stride
+                s += 4 * s_stride
+                c += 4 * c_stride
+                token += 4
+            while token < tokens:
+                single = zero()
+                q, xb, sb, cb = base, x, s, c
+                for _ in range(blocks):
+                    single = one(single, q, xb, sb, cb)
+                    q += block_bytes
+                    xb += quants_bytes
+                    sb += scale_bytes
+                    cb += sums_bytes
+                put(y, single, valid, add)
+                y += stride
+                x += x_stride
+                s += s_stride
+                c += c_stride
+                token += 1
+
+    return matmul, kernel_signature()

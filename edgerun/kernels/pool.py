@@ -1,0 +1,82 @@
+"""The persistent threads that share every operation.
+
+Threads spin for some tens of microseconds after an operation, since the next one of a layer follows at once; then
+they sleep on a lock and are woken by the next operation. Operations are published and joined in `pool_kernels`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+CONTROL_BYTES = 384
+_STOP, _AWAKE = 256 // 8, 320 // 8
+_SPINS = 20_000  # about 100 us of `pause`
+_RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
+_WORK = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
+
+
+class ThreadPool:
+    """`threads` workers, the caller being one of them. One operation at a time: callers take turns by a lock."""
+
+    def __init__(self, threads: int, run_address: int, work_address: int) -> None:
+        self.threads = threads
+        self._memory = np.zeros(CONTROL_BYTES // 8 + 8, np.int64)
+        base = self._memory.ctypes.data
+        self._control = -(-base // 64) * 64
+        self._slots = self._memory[(self._control - base) // 8 :]
+        self._run = _RUN(run_address)
+        work = _WORK(work_address)
+        self._asleep = [threading.Lock() for _ in range(threads - 1)]
+        self._sleeping = [False] * (threads - 1)
+        state = (self._control, self._slots, self._asleep, self._sleeping)
+        self._workers = [
+            threading.Thread(target=_work, args=(work, index, *state), name=f"edgerun-{index + 1}", daemon=True)
+            for index in range(threads - 1)
+        ]
+        self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, self._sleeping, self._memory)
+        for worker in self._workers:
+            worker.start()
+
+    def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
+        """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""
+        if True in self._sleeping:
+            for index, sleeping in enumerate(self._sleeping):
+                if sleeping:
+                    self._sleeping[index] = False
+                    self._asleep[index].release()
+        self._run(self._control, kernel, arguments, items, grain)
+
+    def close(self) -> None:
+        """Stop and join the workers."""
+        self._finalizer()
+        for worker in self._workers:
+            worker.join()
+
+
+def _work(work: Any, index: int, control: int, slots: Any, asleep: Any, sleeping: Any) -> None:
+    lock = asleep[index]
+    lock.acquire()
+    seen = 0
+    while True:
+        seen = work(control, seen, _SPINS)
+        if seen < 0:
+            return
+        # From here to the lock an operation may be published without us: it does not need us, and the next one
+        # sees `sleeping` and wakes us.
+        sleeping[index] = True
+        if slots[_STOP]:
+            return
+        lock.acquire()
+
+
+def _stop(slots: Any, asleep: Any, sleeping: Any, memory: Any) -> None:
+    slots[_STOP] = 1
+    for index, sleeps in enumerate(sleeping):
+        if sleeps:
+            sleeping[index] = False
+            asleep[index].release()

@@ -1,0 +1,133 @@
+"""The two sides of the thread pool, without the GIL: `pool_run` publishes an operation and works on it, `pool_work`
+waits for one and helps.
+
+The control block is int64 slots on cache lines of their own (offsets in bytes):
+
+    0    epoch: odd while an operation is being published, even when it may be taken
+    64   next item to take
+    128  helpers inside the operation
+    192  kernel, arguments, items, grain
+    256  stop
+    320  helpers that are awake (spinning)
+
+Items are taken from a shared counter, `grain` at a time, so that a thread whose core was stolen by another program
+holds back one piece and not a fixed half. A helper registers in slot 128 before it looks at the operation and leaves
+afterwards; the publisher waits until nobody is inside before it writes the next one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import int64, njit, types
+from numba.core.typing import signature
+
+from edgerun.kernels import simd
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import I32, I64, call_kernel, declare, fetch_add, function, load_acquire, store_release
+
+EPOCH, NEXT, INSIDE, JOB, STOP, AWAKE = 0, 64, 128, 192, 256, 320
+CONTROL_BYTES = 384
+_SPINS_BEFORE_YIELD = 2000
+
+
+def _pause(b: Any) -> None:
+    triple = ir_triple()
+    if triple.startswith(("x86_64", "i686", "amd64")):
+        b.call(declare(b, "llvm.x86.sse2.pause", ir.VoidType(), []), ())
+    elif triple.startswith(("aarch64", "arm64")):
+        b.call(declare(b, "llvm.aarch64.hint", ir.VoidType(), [I32]), (ir.Constant(I32, 1),))
+
+
+def ir_triple() -> str:
+    """The triple of the processor that this compiles for."""
+    import llvmlite.binding as llvm
+
+    return str(llvm.get_process_triple())
+
+
+pause = function((), types.void, _pause)
+
+
+def _cycles(b: Any) -> Any:
+    return b.call(declare(b, "llvm.readcyclecounter", I64, []), ())
+
+
+def _sched_yield(b: Any) -> Any:
+    return b.call(declare(b, "sched_yield", I32, []), ())
+
+
+yield_core = function((), types.int32, _sched_yield)
+
+
+@njit  # type: ignore[untyped-decorator]
+def _take_items(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
+    while True:
+        low = fetch_add(int64(control + NEXT), int64(grain))
+        if low >= items:
+            return
+        call_kernel(int64(kernel), int64(arguments), int64(low), int64(min(low + grain, items)))
+
+
+def build_pool_run(ops: Ops) -> Any:
+    """(control, kernel, arguments, items, grain) -> None: all items done when it returns."""
+
+    def pool_run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
+        epoch = load_acquire(int64(control + EPOCH))
+        store_release(int64(control + EPOCH), int64(epoch + 1))
+        spins = 0
+        while load_acquire(int64(control + INSIDE)) != 0:  # late comers of the last operation
+            pause()
+            spins += 1
+            if spins > _SPINS_BEFORE_YIELD:
+                yield_core()
+        store_release(int64(control + JOB), int64(kernel))
+        store_release(int64(control + JOB + 8), int64(arguments))
+        store_release(int64(control + JOB + 16), int64(items))
+        store_release(int64(control + JOB + 24), int64(grain))
+        store_release(int64(control + NEXT), int64(0))
+        store_release(int64(control + EPOCH), int64(epoch + 2))
+        _take_items(control, kernel, arguments, items, grain)
+        spins = 0
+        while load_acquire(int64(control + INSIDE)) != 0:
+            pause()
+            spins += 1
+            if spins > _SPINS_BEFORE_YIELD:
+                yield_core()
+
+    return pool_run, signature(types.void, *([types.int64] * 5))
+
+
+def build_pool_work(ops: Ops) -> Any:
+    """(control, seen epoch, spins) -> the last epoch that was helped with, when nothing came for `spins` turns,
+    or -1 when the pool stops."""
+
+    def pool_work(control: int, seen: int, spins: int) -> int:
+        idle = 0
+        while idle < spins:
+            if load_acquire(int64(control + STOP)) != 0:
+                return int64(-1)
+            epoch = load_acquire(int64(control + EPOCH))
+            if epoch == seen or epoch & 1 != 0:
+                pause()
+                idle += 1
+                continue
+            fetch_add(int64(control + INSIDE), int64(1))
+            if load_acquire(int64(control + EPOCH)) == epoch:
+                _take_items(
+                    control,
+                    load_acquire(int64(control + JOB)),
+                    load_acquire(int64(control + JOB + 8)),
+                    load_acquire(int64(control + JOB + 16)),
+                    load_acquire(int64(control + JOB + 24)),
+                )
+                seen = epoch
+                idle = 0
+            fetch_add(int64(control + INSIDE), int64(-1))
+        return int64(seen)
+
+    return pool_work, signature(types.int64, types.int64, types.int64, types.int64)
+
+
+__all__ = ["CONTROL_BYTES", "build_pool_run", "build_pool_work", "simd"]

@@ -1,0 +1,90 @@
+"""Activations to int8: per block of 32 for Q4_0 and Q8_0 weights, per block of 256 for K-quants.
+
+Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
+Rounding is to nearest even, the scale is max |x| / 127 in f32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import float32, int16, int64, njit
+
+from edgerun.kernels.matmul_driver import kernel_signature
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import load_i64, store_f32, store_i16
+
+
+def _helpers(ops: Ops) -> Any:
+    lanes = ops.lanes
+    load, magnitude, maximum, max_floats = ops.load_floats, ops.magnitude, ops.maximum, ops.max_floats
+    times, rounded, to_ints, store_small, splat = ops.mul, ops.round, ops.to_ints, ops.store_as_i8, ops.splat
+    plus, zero, zero_ints, sum_ints = ops.add_i32, ops.zero_floats, ops.zero_ints, ops.sum_ints
+
+    @njit
+    def peak(x: int, n: int) -> Any:
+        top = zero()
+        for i in range(0, n, lanes):
+            top = maximum(top, magnitude(load(int64(x + 4 * i))))
+        return max_floats(top)
+
+    @njit
+    def write(x: int, q: int, n: int, inverse: Any) -> Any:
+        total = zero_ints()
+        factor = splat(inverse)
+        for i in range(0, n, lanes):
+            value = to_ints(rounded(times(load(int64(x + 4 * i)), factor)))
+            store_small(int64(q + i), value)
+            total = plus(total, value)
+        return sum_ints(total)
+
+    return peak, write
+
+
+def build_quantize_q8(ops: Ops) -> Any:
+    """sums: f32 per block, 8 * (sum of quants) * scale: what Q4_0's offset takes off."""
+    peak, write = _helpers(ops)
+
+    def quantize_q8(arguments: int, low: int, high: int) -> None:
+        x, cols = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        quants, scales = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        sums = load_i64(int64(arguments + 32))
+        blocks = cols // 32
+        for row in range(low, high):
+            for b in range(blocks):
+                at = row * blocks + b
+                block = x + at * 128
+                top = peak(block, 32)
+                inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
+                scale = top / float32(127.0)
+                total = write(block, quants + at * 32, 32, inverse)
+                store_f32(int64(scales + at * 4), scale)
+                store_f32(int64(sums + at * 4), float32(8 * total) * scale)
+
+    return quantize_q8, kernel_signature()
+
+
+def build_quantize_q8k(ops: Ops) -> Any:
+    """sums per block: sixteen i16 over 16 quants each, then eight i16 over 32 each."""
+    peak, write = _helpers(ops)
+
+    def quantize_q8k(arguments: int, low: int, high: int) -> None:
+        x, cols = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        quants, scales = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        sums = load_i64(int64(arguments + 32))
+        blocks = cols // 256
+        for row in range(low, high):
+            for b in range(blocks):
+                at = row * blocks + b
+                block = x + at * 1024
+                top = peak(block, 256)
+                inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
+                store_f32(int64(scales + at * 4), top / float32(127.0))
+                for i in range(8):
+                    first = write(block + i * 128, quants + at * 256 + i * 32, 16, inverse)
+                    second = write(block + i * 128 + 64, quants + at * 256 + i * 32 + 16, 16, inverse)
+                    store_i16(int64(sums + at * 48 + i * 4), int16(first))
+                    store_i16(int64(sums + at * 48 + i * 4 + 2), int16(second))
+                    store_i16(int64(sums + at * 48 + 32 + i * 2), int16(first + second))
+
+    return quantize_q8k, kernel_signature()

@@ -1,0 +1,223 @@
+"""Vector types and operations for Numba: what its auto-vectoriser cannot do, spelled out in LLVM.
+
+A Numba type whose data model is an LLVM vector, and intrinsics over it. Everything here is plain LLVM, valid on
+any processor (LLVM splits what is wider than its registers); what differs between processors is in `isa.py`.
+Addresses are int64; all loads and stores are unaligned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
+
+Emit = Callable[..., Any]  # (builder, *values) -> value
+
+
+class Vector(types.Type):
+    """A fixed-width SIMD vector as a Numba type."""
+
+    def __init__(self, element: Any, lanes: int) -> None:
+        self.llvm = ir.VectorType(element, lanes)
+        super().__init__(name=f"vector<{lanes} x {element}>")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: Vector) -> None:
+        super().__init__(manager, fe_type, fe_type.llvm)
+
+
+@cache
+def vector(element: Any, lanes: int) -> Vector:
+    """The one Numba type for `lanes` elements."""
+    return Vector(element, lanes)
+
+
+def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """The LLVM intrinsic or external function `name` in the module being built."""
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def constant(vec: Vector, values: int | float | list[int]) -> Any:
+    """An LLVM constant vector; a scalar fills every lane."""
+    listed = values if isinstance(values, list) else [values] * vec.llvm.count
+    return ir.Constant(vec.llvm, listed)
+
+
+def splat(builder: Any, value: Any, lanes: int) -> Any:
+    """The scalar in every lane."""
+    vec = ir.VectorType(value.type, lanes)
+    undefined = ir.Constant(vec, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def shuffle(builder: Any, a: Any, b: Any, indices: list[int]) -> Any:
+    """LLVM's shufflevector."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), indices))
+
+
+def function(arguments: tuple[Any, ...], result: Any, emit: Emit) -> Any:
+    """A Numba intrinsic of up to four arguments from a function that emits LLVM."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        value = emit(builder, *values)
+        return context.get_dummy_value() if result is types.void else value
+
+    signature = result(*arguments)
+    if len(arguments) == 0:
+
+        @intrinsic
+        def made(typing: Any) -> Any:
+            return signature, generate
+    elif len(arguments) == 1:
+
+        @intrinsic
+        def made(typing: Any, a: Any) -> Any:
+            return signature, generate
+    elif len(arguments) == 2:
+
+        @intrinsic
+        def made(typing: Any, a: Any, b: Any) -> Any:
+            return signature, generate
+    elif len(arguments) == 3:
+
+        @intrinsic
+        def made(typing: Any, a: Any, b: Any, c: Any) -> Any:
+            return signature, generate
+    else:
+
+        @intrinsic
+        def made(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+            return signature, generate
+
+    return made
+
+
+def _pointer(builder: Any, address: Any, to: Any) -> Any:
+    return builder.inttoptr(address, to.as_pointer())
+
+
+def _load(builder: Any, address: Any, to: Any) -> Any:
+    value = builder.load(_pointer(builder, address, to))
+    value.align = 1
+    return value
+
+
+def loader(vec: Vector) -> Any:
+    """address -> vector."""
+    return function((types.int64,), vec, lambda b, a: _load(b, a, vec.llvm))
+
+
+def storer(vec: Vector) -> Any:
+    """(address, vector) -> None."""
+
+    def emit(b: Any, address: Any, value: Any) -> None:
+        b.store(value, _pointer(b, address, vec.llvm)).align = 1
+
+    return function((types.int64, vec), types.void, emit)
+
+
+def _lane_mask(b: Any, lanes: int, n: Any) -> Any:
+    vec = ir.VectorType(I32, lanes)
+    return b.icmp_signed("<", ir.Constant(vec, list(range(lanes))), splat(b, b.trunc(n, I32), lanes))
+
+
+def masked_loader(vec: Vector) -> Any:
+    """(address, n) -> vector whose first n lanes are loaded, the rest zero; never touches memory beyond."""
+
+    def emit(b: Any, address: Any, n: Any) -> Any:
+        lanes = vec.llvm.count
+        pointer = _pointer(b, address, vec.llvm)
+        mask = ir.VectorType(I1, lanes)
+        name = f"llvm.masked.load.v{lanes}f32.p0"
+        load = declare(b, name, vec.llvm, [pointer.type, I32, mask, vec.llvm])
+        return b.call(load, (pointer, ir.Constant(I32, 1), _lane_mask(b, lanes, n), constant(vec, 0.0)))
+
+    return function((types.int64, types.int64), vec, emit)
+
+
+def masked_storer(vec: Vector) -> Any:
+    """(address, vector, n): store the first n lanes."""
+
+    def emit(b: Any, address: Any, value: Any, n: Any) -> None:
+        lanes = vec.llvm.count
+        pointer = _pointer(b, address, vec.llvm)
+        mask = ir.VectorType(I1, lanes)
+        name = f"llvm.masked.store.v{lanes}f32.p0"
+        store = declare(b, name, ir.VoidType(), [vec.llvm, pointer.type, I32, mask])
+        b.call(store, (value, pointer, ir.Constant(I32, 1), _lane_mask(b, lanes, n)))
+
+    return function((types.int64, vec, types.int64), types.void, emit)
+
+
+def scalar_loader(llvm: Any, numba_type: Any) -> Any:
+    """address -> scalar."""
+    return function((types.int64,), numba_type, lambda b, a: _load(b, a, llvm))
+
+
+load_i64 = scalar_loader(I64, types.int64)
+load_f32 = scalar_loader(FLOAT, types.float32)
+load_f16 = function((types.int64,), types.float32, lambda b, a: b.fpext(_load(b, a, HALF), FLOAT))
+load_i8 = scalar_loader(I8, types.int8)
+
+
+def _store_scalar(llvm: Any, numba_type: Any) -> Any:
+    def emit(b: Any, address: Any, value: Any) -> None:
+        b.store(value, _pointer(b, address, llvm)).align = 1
+
+    return function((types.int64, numba_type), types.void, emit)
+
+
+store_i64 = _store_scalar(I64, types.int64)
+store_f32 = _store_scalar(FLOAT, types.float32)
+store_i8 = _store_scalar(I8, types.int8)
+store_i16 = _store_scalar(I16, types.int16)
+
+
+def _store_half(b: Any, address: Any, value: Any) -> None:
+    b.store(b.fptrunc(value, HALF), _pointer(b, address, HALF)).align = 1
+
+
+store_f16 = function((types.int64, types.float32), types.void, _store_half)
+
+
+def _prefetch(b: Any, address: Any) -> None:
+    pointer = _pointer(b, address, I8)
+    call = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, I32, I32, I32])
+    b.call(call, (pointer, *(ir.Constant(I32, v) for v in (0, 3, 1))))  # read, keep in all caches, data
+
+
+prefetch = function((types.int64,), types.void, _prefetch)
+
+
+# Atomics, for the thread pool. Every counter is an int64 on a cache line of its own.
+load_acquire = function(
+    (types.int64,), types.int64, lambda b, a: b.load_atomic(_pointer(b, a, I64), "acquire", 8)
+)
+store_release = function(
+    (types.int64, types.int64), types.void, lambda b, a, v: b.store_atomic(v, _pointer(b, a, I64), "release", 8)
+)
+fetch_add = function(
+    (types.int64, types.int64), types.int64, lambda b, a, v: b.atomic_rmw("add", _pointer(b, a, I64), v, "seq_cst")
+)
+exchange = function(
+    (types.int64, types.int64), types.int64, lambda b, a, v: b.atomic_rmw("xchg", _pointer(b, a, I64), v, "seq_cst")
+)
+
+
+def _call_kernel(b: Any, address: Any, arguments: Any, low: Any, high: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+    b.call(_pointer(b, address, kind), (arguments, low, high))
+
+
+call_kernel = function((types.int64,) * 4, types.void, _call_kernel)

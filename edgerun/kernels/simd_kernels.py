@@ -1,0 +1,349 @@
+"""The operations over packed weights, for one instruction set: shapes checked and arguments laid out in Python, the
+work done by compiled kernels on all threads."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import paths
+from edgerun.device.cpu import default_threads
+from edgerun.errors import UsageError
+from edgerun.events import EventSink
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels import layout
+from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, RopeKind, RouterKind
+from edgerun.kernels.isa import Isa, choose
+from edgerun.kernels.pool import ThreadPool
+from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
+
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_CHUNK, _TILE = 256, 32  # as in attention_kernels
+_TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
+_DESCRIPTOR = struct.Struct("14q")
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
+_MATMUL = {
+    GgmlType.Q4_0: ("matmul_q4_0", "q8"),
+    GgmlType.Q8_0: ("matmul_q8_0", "q8"),
+    GgmlType.Q4_K: ("matmul_q4_k", "q8k"),
+    GgmlType.Q5_K: ("matmul_q5_k", "q8k"),
+    GgmlType.Q6_K: ("matmul_q6_k", "q8k"),
+    GgmlType.F32: ("matmul_f32", "f32"),
+    GgmlType.F16: ("matmul_f16", "f32"),
+    GgmlType.BF16: ("matmul_bf16", "f32"),
+}
+_ALWAYS = ("pool_run", "pool_work", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
+
+
+def address(array: Any) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+class Rows:
+    """Activations (T, K) f32 and, once a format has asked, their quantised forms: (quants, scales, sums) addresses
+    and row strides. The arrays are kept alive here."""
+
+    __slots__ = ("_arrays", "_kernels", "_forms", "x")
+
+    def __init__(self, x: F32, kernels: SimdKernels) -> None:
+        if x.dtype != np.float32 or x.ndim != 2 or not x.flags.c_contiguous:
+            raise UsageError(f"activations must be contiguous (T, K) float32, got {x.dtype} {x.shape}")
+        self.x = x
+        self._kernels = kernels
+        self._forms: dict[str, tuple[int, int, int, int, int, int]] = {}
+        self._arrays: list[Any] = []
+
+    def form(self, kind: str) -> tuple[int, int, int, int, int, int]:
+        """(quants, stride, scales, stride, sums, stride) for "q8", "q8k" or "f32" (then only the first two)."""
+        known = self._forms.get(kind)
+        if known is None:
+            known = self._make(kind)
+            self._forms[kind] = known
+        return known
+
+    def _make(self, kind: str) -> tuple[int, int, int, int, int, int]:
+        tokens, cols = self.x.shape
+        if kind == "f32":
+            return address(self.x), cols * 4, 0, 0, 0, 0
+        block, sums_bytes = (32, 4) if kind == "q8" else (256, 48)
+        blocks = cols // block
+        sizes = (tokens * cols, tokens * blocks * 4, tokens * blocks * sums_bytes)
+        offsets = (0, -(-sizes[0] // 64) * 64, -(-sizes[0] // 64) * 64 + -(-sizes[1] // 64) * 64)
+        memory = np.empty(offsets[2] + sizes[2], np.uint8)
+        base = address(memory)
+        self._arrays.append(memory)
+        name = "quantize_q8" if kind == "q8" else "quantize_q8k"
+        quants, scales, sums = (base + offset for offset in offsets)
+        self._kernels._launch(name, (address(self.x), cols, quants, scales, sums), tokens, 8)
+        return quants, cols, scales, blocks * 4, sums, blocks * sums_bytes
+
+
+class SimdKernels:
+    """`interface.Kernels` in Numba, for one instruction set."""
+
+    def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
+        self.name = isa.name
+        self.threads = threads
+        self._isa = isa
+        self._cache = cache
+        self._events = events
+        cache.prepare(_ALWAYS, events)
+        self._pool = ThreadPool(threads, cache.address("pool_run"), cache.address("pool_work"))
+        self._reference = ReferenceKernels()
+        self._lock = threading.RLock()
+        self._functions: dict[str, Any] = {}
+        self._arguments = np.zeros(1 << 16, np.uint8)
+        self._at = address(self._arguments)
+        self._scratch = np.zeros(0, np.float32)
+        self._busy = np.zeros(threads + 1, np.int64)
+
+    @classmethod
+    def load(
+        cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None
+    ) -> SimdKernels:
+        """See `edgerun.kernels.load_kernels`."""
+        isa = choose(name)
+        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
+        return cls(isa, cache, threads or default_threads(), events)
+
+    def prepare(self, types: Sequence[GgmlType]) -> None:
+        """Compile what matrices of these types need, in one go (else it happens at first use)."""
+        names = ["attention_prompt", "combine"]
+        for type in types:
+            if type in _MATMUL:
+                matmul, form = _MATMUL[type]
+                names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
+        self._cache.prepare(dict.fromkeys(names), self._events)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
+        if type not in _MATMUL:
+            return self._reference.pack(raw, type, cols)
+        self.prepare([type])
+        return Matrix(raw.shape[0], cols, type, f"r{self._isa.lanes}", layout.pack(raw, type, cols, self._isa.lanes))
+
+    # -- products -----------------------------------------------------------------------------------------------
+
+    def activations(self, x: F32) -> Rows:
+        return Rows(x, self)
+
+    def matmul(self, w: Matrix, x: Any, out: F32, *, add: bool = False) -> None:
+        self._products([(w, x, 0, x.x.shape[0], out)], add)
+
+    def matmul_many(self, ws: Sequence[Matrix], x: Any, outs: Sequence[F32]) -> None:
+        self._products([(w, x, 0, x.x.shape[0], out) for w, out in zip(ws, outs, strict=True)], False)
+
+    def _products(self, jobs: Sequence[tuple[Matrix, Any, int, int, F32]], add: bool) -> None:
+        """Jobs (weights, rows, first row, number of rows, out) of any formats: one launch for each format."""
+        by_kernel: dict[str, list[tuple[int, ...]]] = {}
+        lanes = self._isa.lanes
+        with self._lock:
+            for w, x, first, tokens, out in jobs:
+                if w.layout == "gguf":
+                    self._plain_product(w, x, first, tokens, out, add)
+                    continue
+                if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows):
+                    check_matmul(w, x.x[first : first + tokens], out)
+                name, form = _MATMUL[w.type]
+                quants, dq, scales, ds, sums, dc = x.form(form)
+                blocks = w.cols // layout.BLOCK_COLS[w.type]
+                stride = out.strides[0]
+                weights, target = address(w.data), address(out)
+                for low in range(0, tokens, _TOKENS_AT_ONCE):
+                    row = first + low
+                    by_kernel.setdefault(name, []).append(
+                        (
+                            -(-w.rows // lanes),
+                            weights,
+                            target + low * stride,
+                            min(_TOKENS_AT_ONCE, tokens - low),
+                            blocks,
+                            w.rows,
+                            stride,
+                            int(add),
+                            quants + row * dq,
+                            dq,
+                            scales + row * ds,
+                            ds,
+                            sums + row * dc,
+                            dc,
+                        )
+                    )
+            for name, descriptors in by_kernel.items():
+                self._launch_products(name, descriptors)
+
+    def _launch_products(self, name: str, descriptors: list[tuple[int, ...]]) -> None:
+        needed = 128 * (len(descriptors) + 1)
+        if needed > self._arguments.nbytes:
+            self._arguments = np.zeros(2 * needed, np.uint8)
+            self._at = address(self._arguments)
+        item = 0
+        struct.pack_into("q", self._arguments, 0, len(descriptors))
+        for index, (groups, *rest) in enumerate(descriptors):
+            _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
+            item += groups
+        grain = max(1, min(16, item // (self.threads * 8)))
+        self._pool.run(self._cache.address(name), self._at, item, grain)
+
+    def _plain_product(self, w: Matrix, x: Any, first: int, tokens: int, out: F32, add: bool) -> None:
+        plain = self._reference.activations(x.x[first : first + tokens])
+        self._reference.matmul(w, plain, out, add=add)
+
+    def experts_ffn(
+        self,
+        experts: Sequence[Expert],
+        x: Any,
+        rows: Sequence[I32],
+        slots: Sequence[I32],
+        activation: Activation,
+        out: F32,
+    ) -> None:
+        if not experts:
+            return
+        counts = [len(row) for row in rows]
+        total, ff = sum(counts), experts[0].gate.rows
+        gate = np.empty((total, ff), np.float32)
+        up = np.empty((total, ff), np.float32)
+        tokens = x.x.shape[0]
+        starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        if tokens == 1:  # every expert works on the one row
+            source, offsets = x, [0] * len(experts)
+        else:
+            source, offsets = self.activations(x.x[np.concatenate(rows)]), starts
+        jobs: list[tuple[Matrix, Any, int, int, F32]] = []
+        for index, expert in enumerate(experts):
+            low, high = starts[index], starts[index + 1]
+            jobs.append((expert.gate, source, offsets[index], high - low, gate[low:high]))
+            jobs.append((expert.up, source, offsets[index], high - low, up[low:high]))
+        self._products(jobs, False)
+        self.gated(gate, up, activation, gate)
+        hidden = self.activations(gate)
+        result = np.empty((total, out.shape[1]), np.float32)
+        self._products(
+            [
+                (expert.down, hidden, starts[i], starts[i + 1] - starts[i], result[starts[i] : starts[i + 1]])
+                for i, expert in enumerate(experts)
+            ],
+            False,
+        )
+        out[np.concatenate(slots)] = result
+
+    def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
+        tokens, k = weights.shape
+        weights = np.ascontiguousarray(weights, np.float32)
+        arguments = (address(parts), address(weights), address(out), k, out.shape[1], int(add))
+        self._launch("combine", arguments, tokens, 4)
+
+    # -- between the products -----------------------------------------------------------------------------------
+
+    def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
+        cols = weight.shape[0]
+        if x.shape[-1] != cols or out.shape != x.shape:
+            raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
+        constants = np.array([eps], np.float32)
+        arguments = (address(x), address(weight), address(out), cols, address(constants))
+        self._launch("rms_norm", arguments, x.size // cols, 8)
+
+    def add(self, x: F32, y: F32) -> None:
+        x += y
+
+    def scale(self, x: F32, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
+        tokens, heads, dim = x.shape
+        arguments = (address(x), heads, dim, address(cos), address(sin), cos.shape[1], int(kind == "neox"))
+        self._launch("rope", arguments, tokens, 4)
+
+    def kv_write(self, cache: F16, x: F32, start: int) -> None:
+        tokens, heads, dim = x.shape
+        if start < 0 or start + tokens > cache.shape[1] or cache.shape[::2] != (heads, dim):
+            raise UsageError(f"cannot write {x.shape} at {start} of a cache {cache.shape}")
+        arguments = (address(cache), address(x), heads, dim, cache.strides[0], start)
+        self._launch("kv_write", arguments, tokens, 16)
+
+    def attention(
+        self,
+        q: F32,
+        k: F16,
+        v: F16,
+        start: int,
+        out: F32,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        window: int = 0,
+    ) -> None:
+        tokens, heads, dim = q.shape
+        kv_heads, dim_v = k.shape[0], v.shape[2]
+        if heads % kv_heads or k.shape[2] != dim or start + tokens > k.shape[1] or out.shape != (tokens, heads, dim_v):
+            raise UsageError(f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}")
+        group = heads // kv_heads
+        constants = np.array([scale, softcap], np.float32)
+        end = start + tokens
+        head = (address(q), address(k), address(v), k.strides[0], v.strides[0], dim, dim_v, heads, group)
+        with self._lock:
+            if tokens == 1:
+                first = max(0, end - window) if window else 0
+                chunks = -(-(end - first) // _CHUNK)
+                scores = heads * chunks * _CHUNK
+                scratch = self._floats(scores + heads * chunks * (dim_v + 2))
+                parts = scratch + 4 * scores
+                arguments = (*head, first, end, address(constants), scratch, parts, chunks)
+                self._launch("attention_decode", arguments, kv_heads * chunks, 1)
+                self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
+                return
+            slot_bytes = self._prompt_slot_bytes(dim, dim_v, group)
+            scratch = self._floats(slot_bytes // 4 * self.threads)
+            arguments = (
+                *(*head, 0, end, address(constants), scratch, address(out)),
+                *(tokens, window, address(self._busy), slot_bytes, start),
+            )
+            self._launch("attention_prompt", arguments, -(-tokens // _TILE) * kv_heads, 1)
+
+    def _prompt_slot_bytes(self, dim: int, dim_v: int, group: int) -> int:
+        lanes = self._isa.lanes
+        padded = -(-dim_v // (2 * lanes)) * 2 * lanes
+        floats = dim * 64 + 64 * padded + 4 * 64 + (_TILE * group + 4) * (padded + 2) + 4 * dim
+        return -(-floats * 4 // 64) * 64
+
+    def _floats(self, count: int) -> int:
+        if self._scratch.size < count:
+            self._scratch = np.empty(count + 16, np.float32)
+        return address(self._scratch)
+
+    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+        if activation not in _ACTIVATIONS:
+            raise UsageError(f"unknown activation {activation!r}; choose one of {', '.join(_ACTIVATIONS)}")
+        tokens, cols = gate.shape
+        arguments = (address(gate), address(up), address(out), cols, _ACTIVATIONS[activation])
+        self._launch("gated", arguments, tokens, 4)
+
+    def route(
+        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
+    ) -> tuple[I32, F32]:
+        return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
+
+    def _launch(self, name: str, arguments: tuple[int, ...], items: int, grain: int) -> None:
+        """Small work runs on the caller alone: waking the others would cost more."""
+        with self._lock:
+            struct.pack_into(f"{len(arguments)}q", self._arguments, 0, *arguments)
+            if items <= grain:
+                function = self._functions.get(name)
+                if function is None:
+                    function = self._functions[name] = _KERNEL(self._cache.address(name))
+                function(self._at, 0, items)
+            else:
+                self._pool.run(self._cache.address(name), self._at, items, grain)
