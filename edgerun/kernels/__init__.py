@@ -18,7 +18,7 @@ __all__ = [
     "load_kernels",
 ]
 
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512", "avx512vnni")
+KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
 
 
 def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:

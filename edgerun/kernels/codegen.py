@@ -36,7 +36,7 @@ def link_object(function: Callable[..., Any], kind: Any, symbol: str) -> bytes:
     target = registry.cpu_target
     flags = DEFAULT_FLAGS.copy()
     flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = False
+    flags.no_cfunc_wrapper = True
     flags.no_compile = True
     flags.nrt = False
     flags.error_model = "numpy"

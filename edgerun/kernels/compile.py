@@ -43,6 +43,7 @@ SOURCES = {
     "matmul_f32": "float_kernels",
     "matmul_f16": "float_kernels",
     "matmul_bf16": "float_kernels",
+    **{f"pack_{name}": "pack_kernels" for name in ("f32", "f16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")},
     "rms_norm": "layer_kernels",
     "rope": "layer_kernels",
     "kv_write": "layer_kernels",
@@ -72,7 +73,7 @@ class KernelCache:
     def prepare(self, names: Iterable[str], events: EventSink) -> None:
         """Have all of `names` ready. Emits Progress only when something must be compiled."""
         wanted = [name for name in names if name not in self._addresses]
-        missing = [name for name in wanted if not self._path(name).exists()]
+        missing = [name for name in wanted if _read(self._path(name)) is None]
         for done, name in enumerate(missing):
             events(Progress("compile kernels (once on this machine)", done, len(missing), "kernels"))
             self._load(name)
@@ -125,7 +126,7 @@ def _compile(name: str, isa: Isa) -> bytes:
 def _read(path: Path) -> bytes | None:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     code = content[32:]
     return code if content[:32] == hashlib.sha256(code).digest() else None  # damaged: compile again

@@ -168,7 +168,9 @@ def scalar_loader(llvm: Any, numba_type: Any) -> Any:
 load_i64 = scalar_loader(I64, types.int64)
 load_f32 = scalar_loader(FLOAT, types.float32)
 load_f16 = function((types.int64,), types.float32, lambda b, a: b.fpext(_load(b, a, HALF), FLOAT))
-load_i8 = scalar_loader(I8, types.int8)
+load_u8 = scalar_loader(I8, types.uint8)
+load_u16 = scalar_loader(I16, types.uint16)
+load_u32 = scalar_loader(I32, types.uint32)
 
 
 def _store_scalar(llvm: Any, numba_type: Any) -> Any:
@@ -180,7 +182,9 @@ def _store_scalar(llvm: Any, numba_type: Any) -> Any:
 
 store_i64 = _store_scalar(I64, types.int64)
 store_f32 = _store_scalar(FLOAT, types.float32)
-store_i8 = _store_scalar(I8, types.int8)
+store_u8 = _store_scalar(I8, types.uint8)
+store_u16 = _store_scalar(I16, types.uint16)
+store_u32 = _store_scalar(I32, types.uint32)
 store_i16 = _store_scalar(I16, types.int16)
 
 

@@ -39,6 +39,7 @@ _MATMUL = {
     GgmlType.F16: ("matmul_f16", "f32"),
     GgmlType.BF16: ("matmul_bf16", "f32"),
 }
+_PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _MATMUL}
 _ALWAYS = ("pool_run", "pool_work", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
 
 
@@ -120,6 +121,7 @@ class SimdKernels:
         for type in types:
             if type in _MATMUL:
                 matmul, form = _MATMUL[type]
+                names.append(_PACK[type])
                 names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
         self._cache.prepare(dict.fromkeys(names), self._events)
 
@@ -131,8 +133,16 @@ class SimdKernels:
     def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
         if type not in _MATMUL:
             return self._reference.pack(raw, type, cols)
+        if raw.ndim != 2 or raw.shape[1] != type.row_bytes(cols) or raw.dtype != np.uint8:
+            raise UsageError(f"{raw.shape} {raw.dtype} are not {type.name} rows of {cols} weights")
         self.prepare([type])
-        return Matrix(raw.shape[0], cols, type, f"r{self._isa.lanes}", layout.pack(raw, type, cols, self._isa.lanes))
+        lanes, rows, blocks = self._isa.lanes, raw.shape[0], cols // layout.BLOCK_COLS[type]
+        groups = -(-rows // lanes)
+        out = np.empty((groups, blocks, layout.BLOCK_BYTES[type] * lanes), np.uint8)
+        raw = np.ascontiguousarray(raw)
+        arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
+        self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
+        return Matrix(rows, cols, type, f"r{lanes}", out)
 
     # -- products -----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,11 @@
-"""GGML tensor types: numbers, block sizes. Source: the GGUF specification, ggml.h."""
+"""GGML tensor types, GGUF value kinds: numbers and sizes. Source: the GGUF specification, ggml.h, gguf.h."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
 
 
 class GgmlType(IntEnum):
@@ -53,3 +56,46 @@ _SIZES: dict[int, tuple[int, int]] = {
     20: (32, 18), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
     30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }  # fmt: skip
+
+# Types that files in the wild carry and that edgerun has no code for: named in errors only.
+UNSUPPORTED_TYPES: dict[int, str] = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    21: "IQ3_S", 22: "IQ2_S", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 40: "NVFP4",
+}  # fmt: skip
+
+
+class ValueKind(IntEnum):
+    """The kind of a metadata value in a GGUF file."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+SCALAR_DTYPES: dict[ValueKind, np.dtype[Any]] = {
+    ValueKind.UINT8: np.dtype("u1"),
+    ValueKind.INT8: np.dtype("i1"),
+    ValueKind.UINT16: np.dtype("<u2"),
+    ValueKind.INT16: np.dtype("<i2"),
+    ValueKind.UINT32: np.dtype("<u4"),
+    ValueKind.INT32: np.dtype("<i4"),
+    ValueKind.FLOAT32: np.dtype("<f4"),
+    ValueKind.BOOL: np.dtype("?"),
+    ValueKind.UINT64: np.dtype("<u8"),
+    ValueKind.INT64: np.dtype("<i8"),
+    ValueKind.FLOAT64: np.dtype("<f8"),
+}
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4

@@ -1,0 +1,232 @@
+"""A model to talk to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.api.loading import load_engine
+from edgerun.api.openai import OpenAIMethods
+from edgerun.engine import (
+    CancelSignal,
+    Chunk,
+    Completion,
+    Engine,
+    Messages,
+    Prompt,
+    SamplingOptions,
+    SamplingParams,
+    Score,
+    Session,
+    last_completion,
+    merge,
+)
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, ignore
+
+
+class LLM(OpenAIMethods):
+    """A loaded model. Thread-safe; concurrent calls take turns token by token.
+
+        with LLM("model.gguf") as llm:
+            llm.complete("Once upon a time", max_tokens=50, temperature=0).text
+            for chunk in llm.stream([{"role": "user", "content": "Hello"}]):
+                print(chunk.text, end="")
+
+    model: path of a GGUF file, or a name that the hub knows.
+    context: tokens that prompt and answer may have together; None: what the model was trained for, at most
+    4096.
+        Keys and values take memory as the context fills.
+    threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
+    seed: makes calls that name no seed of their own reproducible, as a sequence.
+    events: called with `edgerun.events` while loading and generating.
+
+    Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        context: int | None = None,
+        threads: int | Literal["auto"] = "auto",
+        kernels: str = "auto",
+        seed: int | None = None,
+        events: EventSink = ignore,
+    ) -> None:
+        engine, path, release = load_engine(
+            model, context=context, threads=threads, kernels=kernels, seed=seed, events=events
+        )
+        self._setup(engine, path.stem, release)
+
+    @classmethod
+    def from_engine(
+        cls, engine: Engine, *, name: str = "model", release: Callable[[], None] | None = None
+    ) -> Self:
+        """An LLM over an engine that was put together elsewhere; `release` is called at `close`."""
+        llm = cls.__new__(cls)
+        llm._setup(engine, name, release or _nothing)
+        return llm
+
+    def _setup(self, engine: Engine, name: str, release: Callable[[], None]) -> None:
+        self._engine: Engine | None = engine
+        self._release = release
+        self.name = name
+        self._idle: Session | None = None  # the last call's cache: the next one often begins alike
+        self._idle_lock = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """What the sessions share. UsageError after `close`."""
+        if self._engine is None:
+            raise UsageError("this LLM is closed")
+        return self._engine
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.engine.context
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self.engine.vocab_size
+
+    def complete(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Continue a text (or token ids). Options are the fields of `SamplingParams` and go before `params`.
+
+        ContextLengthError when the prompt is longer than the context. Cancelled calls return what there is,
+        with the finish reason "cancelled".
+        """
+        return last_completion(self.stream(prompt, params, cancel=cancel, **options))
+
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Answer a chat (or one text, as its user). `tools` and `template_variables` (`enable_thinking`, ...)
+        go to the model's chat template. Errors as of `complete`, and TemplateError."""
+        return last_completion(
+            self.stream_chat(
+                messages,
+                params,
+                tools=tools,
+                template_variables=template_variables,
+                cancel=cancel,
+                **options,
+            )
+        )
+
+    def stream(
+        self,
+        prompt: Prompt | Sequence[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `complete`, or as `chat` when given messages, in chunks as they come. The last one has the
+        `finish_reason` and the `completion`. Closing the iterator stops the generation."""
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+            messages: list[Any] = list(prompt)
+            return self.stream_chat(messages, params, cancel=cancel, **options)
+        ids = self.engine.encode(prompt)  # type: ignore[arg-type]
+        return self._stream_ids(ids, merge(params, options), cancel)
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `chat`, in chunks."""
+        ids = self.engine.encode_chat(messages, tools, template_variables)
+        return self._stream_ids(ids, merge(params, options), cancel)
+
+    def session(self, messages: Messages = ()) -> Session:
+        """A conversation that keeps its KV cache, beginning with these messages (a system prompt, say)."""
+        return Session(self.engine, messages=messages)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Text -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is one
+        token."""
+        return list(self.engine.tokenizer.encode(text, add_special=add_special, parse_special=parse_special))
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Ids -> text."""
+        return self.engine.tokenizer.decode(self.engine.encode(ids), skip_special=skip_special)
+
+    def logits(self, ids: Sequence[int], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
+        """Logits (n, vocab) f32: row i is for the token after `ids[: i + 1]`. Raises Cancelled."""
+        return self.engine.logits(ids, cancel)
+
+    def embed(self, texts: str | Iterable[str], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
+        """Texts -> (n, d_model) f32: the mean of the final normed hidden states over all tokens of each (BOS
+        too where the model has one), scaled to length 1. Raises Cancelled."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        if not given:
+            raise UsageError("embed needs at least one text")
+        return np.stack([self.engine.embed(text, cancel) for text in given])
+
+    def score(self, text: Prompt, *, cancel: CancelSignal | None = None) -> Score:
+        """Log-probability of each token of a text after those before it, their sum, and the perplexity."""
+        return self.engine.score(text, cancel)
+
+    def close(self) -> None:
+        """Free the memory and stop the threads; generations that still run end with UsageError. May be called
+        twice."""
+        if self._engine is not None:
+            engine, self._engine, self._idle = self._engine, None, None
+            engine.close(self._release)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream_ids(
+        self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None
+    ) -> Iterator[Chunk]:
+        self.engine.check_length(len(ids))
+        return self._chunks(ids, params, cancel)
+
+    def _chunks(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
+        with self._idle_lock:
+            session, self._idle = self._idle, None
+        session = session or Session(self.engine)
+        try:
+            yield from session.answer(ids, params, cancel)
+        finally:
+            with self._idle_lock:
+                if self._engine is not None:
+                    self._idle = session
+
+
+def _nothing() -> None:
+    """Nothing to release."""

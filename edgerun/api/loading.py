@@ -1,0 +1,118 @@
+"""From a model's name to an engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerun.engine import Engine
+from edgerun.errors import EdgerunError, UnsupportedError, UsageError
+from edgerun.events import EventSink, ignore
+
+DEFAULT_CONTEXT = 4096
+
+
+def load_engine(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | Literal["auto"] = "auto",
+    kernels: str = "auto",
+    seed: int | None = None,
+    events: EventSink = ignore,
+) -> tuple[Engine, Path, Callable[[], None]]:
+    """Open, check and load a model -> the engine, the file's path, and what releases it all.
+
+    Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
+    """
+    from edgerun.device import memory_limits
+    from edgerun.formats.gguf import open_gguf
+    from edgerun.kernels import load_kernels
+    from edgerun.models import Decoder, load_spec
+    from edgerun.planning import check_fit, estimate_memory
+    from edgerun.weights import ResidentStore
+
+    n_threads = _checked_threads(threads)
+    path = find_model(model)
+    with ExitStack() as stack:
+        gguf = stack.enter_context(open_gguf(path))
+        spec = load_spec(gguf)
+        n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
+        check_fit(path.name, estimate_memory(gguf.tensors, spec, n_context), memory_limits(), n_context)
+        tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
+        template, no_template = None, "the model has no tokenizer"
+        if tokenizer is not None:
+            template, no_template = _template(gguf.metadata, tokenizer)
+        impl = load_kernels(kernels, threads=n_threads, events=events)
+        stack.callback(impl.close)
+        store = ResidentStore(gguf, spec, impl, events=events)
+        engine = Engine(
+            Decoder(spec, store, impl),
+            tokenizer,
+            context=n_context,
+            template=template,
+            no_tokenizer=no_tokenizer,
+            no_template=no_template,
+            seed=seed,
+            events=events,
+        )
+        release = stack.pop_all().close
+    return engine, path, release
+
+
+def find_model(model: str | Path) -> Path:
+    """A path as it is; any other name (alias, `org/repo:quant`) through the hub's local files or
+    downloads."""
+    path = Path(model).expanduser()
+    if isinstance(model, Path) or path.exists():
+        return path
+    from edgerun.hub import resolve
+
+    return resolve(model)
+
+
+def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any], architecture: str) -> int:
+    """How many positions a session gets: what was asked for, or the trained context but at most 4096.
+
+    UsageError for more than the model can do: its trained context, or that times its RoPE scaling.
+    """
+    if asked is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise UsageError(f"context must be a whole number of tokens from 1 on, got {asked!r}")
+    factor = metadata.get(f"{architecture}.rope.scaling.factor")
+    original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
+    most = trained
+    if isinstance(factor, float) and isinstance(original, int) and factor > 1:
+        most = max(most, int(original * factor))
+    if asked > most:
+        raise UsageError(f"a context of {asked} is more than the {most} tokens that this model was made for")
+    return asked
+
+
+def _checked_threads(threads: int | Literal["auto"]) -> int | None:
+    if threads == "auto":
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise UsageError(f'threads must be "auto" or a whole number from 1 on, got {threads!r}')
+    return threads
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:
+    from edgerun.text import load_tokenizer
+
+    try:
+        return load_tokenizer(metadata), ""
+    except UnsupportedError as error:
+        return None, str(error)
+
+
+def _template(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[Any, str]:
+    from edgerun.text import load_chat_template
+
+    try:
+        return load_chat_template(metadata, tokenizer), ""
+    except EdgerunError as error:  # the model still completes text
+        return None, str(error)

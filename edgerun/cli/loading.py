@@ -1,0 +1,36 @@
+"""From a name on the command line to a loaded model, with progress on stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgerun.cli.options import ModelOptions
+from edgerun.events import EventSink
+
+if TYPE_CHECKING:
+    from edgerun.api import LLM
+
+
+def find_model(name: str, events: EventSink) -> Path:
+    """The file that `name` means, downloaded when it is not here. As `hub.resolve`, but a path loads no hub code."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    from edgerun.hub import resolve
+
+    return resolve(name, events=events)
+
+
+def load_model(name: str | Path, options: ModelOptions, events: EventSink) -> LLM:
+    """A loaded model; the caller closes it."""
+    from edgerun.api import LLM
+
+    path = name if isinstance(name, Path) else find_model(name, events)
+    return LLM(
+        path,
+        context=options.context,
+        threads="auto" if options.threads is None else options.threads,
+        kernels=options.kernels,
+        events=events,
+    )

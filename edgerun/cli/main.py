@@ -1,0 +1,115 @@
+"""The `edgerun` program: its commands, and where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from edgerun import __version__
+from edgerun.errors import EdgerunError
+
+# command -> the module in edgerun.cli that has a click command `command`, and its line in the help
+COMMANDS = {
+    "run": ("run", "Talk to a model, or have it continue a text."),
+    "chat": ("run", "The same as run."),
+    "pull": ("pull", "Download a model."),
+    "list": ("list_models", "List the models that are here."),
+    "show": ("show", "Describe a model file."),
+    "rm": ("rm", "Delete downloaded models."),
+    "bench": ("bench", "Measure how fast a model is."),
+    "doctor": ("doctor", "Check this machine and prepare the kernels."),
+    "convert": ("convert", "Make a GGUF file from a checkpoint."),
+    "quantize": ("quantize", "Make a GGUF file of another type."),
+    "tokenize": ("tokenize", "Show the tokens of a text."),
+}
+_INTERRUPTED = 130
+
+
+class Program(click.Group):
+    """A group that imports a command when it is used, and the one place that turns errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"edgerun.cli.{COMMANDS[cmd_name][0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+        """Run, and leave by SystemExit: 0 ok, 1 error, 2 usage, 3 not found, 4 does not fit, 5 network,
+        130 interrupted."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments[:1]
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, prog_name or "edgerun", **extra)
+            _flush()
+            sys.exit(code if isinstance(code, int) else 0)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            _leave("interrupted", _INTERRUPTED, debug)
+        except BrokenPipeError:
+            _drop_stdout()
+            sys.exit(1)
+        except EdgerunError as error:
+            _leave(str(error), error.exit_code, debug)
+        except OSError as error:
+            _leave(str(error), 1, debug)
+
+
+def _leave(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    try:
+        click.echo(f"edgerun: {message}", err=True)
+        _flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    sys.exit(code)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _drop_stdout() -> None:
+    """The reader went away: what is still buffered must not raise again while Python shuts down."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return  # not a real file: nothing is written at exit
+
+
+@click.command(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 does not fit, 5 network, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="edgerun")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+def cli(debug: bool) -> None:
+    """Run language models on the device you already own.
+
+    `edgerun run` talks to the model that comes with it; `edgerun run PATH` to any GGUF file.
+    """
+
+
+def main() -> NoReturn:
+    """The console script."""
+    cli.main(prog_name="edgerun")
+    raise AssertionError("Program.main leaves by SystemExit")

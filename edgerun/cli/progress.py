@@ -1,0 +1,99 @@
+"""Progress on stderr, from the library's events. On a terminal a bar, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from edgerun.events import Event, Progress
+from edgerun.units import format_size
+
+_PATIENCE_S = 0.5  # a task shorter than this shows nothing
+_LINE_EVERY_S = 5.0
+
+
+class ProgressBars:
+    """An `EventSink` for a `with` block; bars disappear when their task is done."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._stop()
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Progress):
+            return
+        with self._lock:
+            now = time.monotonic()
+            began = self._began.setdefault(event.task, now)
+            if event.done >= event.total:
+                self._finish(event)
+            elif event.unit == "kernels" or now - began >= _PATIENCE_S:  # a kernel takes its second surely
+                self._show(event, now)
+
+    def _show(self, event: Progress, now: float) -> None:
+        if not self._terminal:
+            if now - self._said.get(event.task, -_LINE_EVERY_S) >= _LINE_EVERY_S:
+                self._said[event.task] = now
+                print(f"{event.task}: {_amount(event)}", file=sys.stderr, flush=True)  # noqa: T201
+            return
+        if self._bars is None:
+            self._bars = _new_bars()
+            self._bars.start()
+        if event.task not in self._tasks:
+            self._tasks[event.task] = self._bars.add_task(event.task, amount="")
+        self._bars.update(
+            self._tasks[event.task], completed=event.done, total=event.total, amount=_amount(event)
+        )
+
+    def _finish(self, event: Progress) -> None:
+        self._began.pop(event.task, None)
+        if event.task in self._said:
+            del self._said[event.task]
+            print(f"{event.task}: done", file=sys.stderr, flush=True)  # noqa: T201
+        task = self._tasks.pop(event.task, None)
+        if task is not None:
+            self._bars.remove_task(task)
+            if not self._tasks:
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+
+def _new_bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
+    )
+    return Bars(*columns, console=Console(stderr=True), transient=True)
+
+
+def _amount(event: Progress) -> str:
+    if event.unit == "bytes":
+        return f"{format_size(event.done)} of {format_size(event.total)}"
+    return f"{event.done} of {event.total} {event.unit}"

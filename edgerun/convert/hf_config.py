@@ -1,0 +1,247 @@
+"""Hugging Face config.json -> GGUF hyperparameters. Source: llama.cpp's convert_hf_to_gguf.py, GGUF spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.convert.hf_families import FAMILIES, Family
+from edgerun.errors import FormatError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """The numbers of a checkpoint that the conversion needs; `raw` is its (text) config, flattened."""
+
+    family: Family
+    raw: Mapping[str, Any]
+    n_layers: int
+    d_model: int
+    d_ff: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    n_experts: int
+    n_experts_used: int
+    d_ff_expert: int
+    d_ff_shared: int
+    rope: Mapping[str, Any] = field(default_factory=dict)  # type, factor ... of full attention
+    rope_base: float = 10000.0
+    rope_base_local: float | None = None
+    tied_head: bool = True
+
+    @property
+    def rope_dims(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(self.head_dim * float(self.raw.get("partial_rotary_factor") or 1.0))
+
+
+def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
+    """Check and read a config.json. UnsupportedError for families and options that have no GGUF equal;
+    FormatError for missing or impossible numbers."""
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {**config, **text, "model_type": text.get("model_type", f"{config.get('model_type')}_text")}
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        raise UnsupportedError(
+            f"{where}: the model_type {model_type!r} is not one that edgerun converts: {', '.join(FAMILIES)}"
+        )
+    if config.get("quantization_config"):
+        raise UnsupportedError(f"{where}: the checkpoint is quantised already; convert the unquantised one")
+    config = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
+    read = _Reader(config, where)
+    _refuse(family, read)
+    n_heads, d_model = read.size("num_attention_heads"), read.size("hidden_size")
+    if "head_dim" not in config and d_model % n_heads:
+        raise FormatError(f"{where}: hidden_size {d_model} is no multiple of num_attention_heads {n_heads}")
+    n_kv_heads = read.size("num_key_value_heads", n_heads)
+    if n_heads % n_kv_heads:
+        raise FormatError(f"{where}: {n_heads} heads do not share {n_kv_heads} key heads evenly")
+    head_dim = read.size("head_dim", d_model // n_heads)
+    n_experts = read.size("num_experts", read.size("num_local_experts", 0)) if family.experts else 0
+    rope, base, local_base = _rope(config, where)
+    return HfConfig(
+        family=family,
+        raw=config,
+        n_layers=read.size("num_hidden_layers"),
+        d_model=d_model,
+        d_ff=read.size("intermediate_size"),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        vocab_size=read.size("vocab_size"),
+        context_length=read.size("max_position_embeddings"),
+        n_experts=n_experts,
+        n_experts_used=read.size("num_experts_per_tok") if n_experts else 0,
+        d_ff_expert=read.size("moe_intermediate_size", read.size("intermediate_size")) if n_experts else 0,
+        d_ff_shared=read.size("shared_expert_intermediate_size", 0),
+        rope=rope,
+        rope_base=base,
+        rope_base_local=local_base,
+        tied_head=bool(config.get("tie_word_embeddings", family.tied_by_default)),
+    )
+
+
+def hyperparameters(c: HfConfig) -> dict[str, Any]:
+    """GGUF keys (without the architecture's prefix) and values; floats are written as 32-bit."""
+    raw = c.raw
+    values: dict[str, Any] = {
+        "vocab_size": c.vocab_size,
+        "context_length": c.context_length,
+        "embedding_length": c.d_model,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.d_ff,
+        "attention.head_count": c.n_heads,
+        "attention.head_count_kv": c.n_kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": float(raw.get("rms_norm_eps", 1e-6)),
+        "rope.dimension_count": c.rope_dims,
+        "rope.freq_base": c.rope_base,
+    }
+    if c.n_experts:
+        values["expert_count"] = c.n_experts
+        values["expert_used_count"] = c.n_experts_used
+        if c.family.architecture != "llama":
+            values["expert_feed_forward_length"] = c.d_ff_expert
+    if c.d_ff_shared:
+        values["expert_shared_feed_forward_length"] = c.d_ff_shared
+    if c.family.sliding_window and raw.get("sliding_window"):
+        values["attention.sliding_window"] = int(raw["sliding_window"])
+    if c.family.softcaps:
+        for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
+            if raw.get(f"{theirs}_logit_softcapping"):
+                values[key] = float(raw[f"{theirs}_logit_softcapping"])
+    scale_of = raw.get("query_pre_attn_scalar")
+    if scale_of and float(scale_of) != c.head_dim:
+        values["attention.scale"] = float(scale_of) ** -0.5
+    if c.rope_base_local is not None:
+        values["rope.freq_base_swa"] = c.rope_base_local
+    return values | _rope_scaling(c)
+
+
+def rope_tensors(c: HfConfig) -> dict[str, NDArray[np.float32]]:
+    """RoPE factors that GGUF keeps as tensors: llama3's per-frequency divisors, longrope's two sets."""
+    rope_type = _rope_type(c.rope)
+    half = c.rope_dims // 2
+    if rope_type == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(c)}
+    if rope_type in ("longrope", "su"):
+        made = {}
+        for which in ("long", "short"):
+            factors = c.rope.get(f"{which}_factor")
+            if not isinstance(factors, list) or len(factors) != half:
+                raise FormatError(f"config.json: {which}_factor of rope_scaling does not have {half} numbers")
+            made[f"rope_factors_{which}.weight"] = np.asarray(factors, np.float32)
+        return made
+    return {}
+
+
+class _Reader:
+    """Numbers out of a config, checked."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self.config = config
+        self.where = where
+
+    def size(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key, default)
+        if value is None:
+            raise FormatError(f"{self.where}: {key} is missing")
+        if type(value) is not int or not (0 < value < 1 << 31 or value == default):
+            raise FormatError(f"{self.where}: {key} is {value!r}, not a positive number")
+        return value
+
+
+def _refuse(family: Family, read: _Reader) -> None:
+    """What a config may ask for and GGUF's architecture cannot do."""
+    for key, only in family.requires.items():
+        value = read.config.get(key, only[0])
+        if value not in only:
+            raise UnsupportedError(
+                f"{read.where}: {key} is {value!r}; GGUF's {family.architecture} means {only[0]!r} by "
+                f"definition"
+            )
+
+
+def _rope(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], float, float | None]:
+    """Scaling of the full-attention layers, their base, and the base of sliding-window layers where it
+    differs."""
+    given = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    if not isinstance(given, dict) or not isinstance(scaling, dict):
+        raise FormatError(f"{where}: rope_parameters or rope_scaling is not an object")
+    local = config.get("rope_local_base_freq")
+    if isinstance(given.get("full_attention"), dict):
+        sliding = given.get("sliding_attention")
+        local = sliding.get("rope_theta", local) if isinstance(sliding, dict) else local
+        given = given["full_attention"]
+    rope = {**given, **scaling}
+    try:
+        base = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+        return rope, base, None if local is None else float(local)
+    except (TypeError, ValueError):
+        raise FormatError(f"{where}: rope_theta is not a number") from None
+
+
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default"))).lower()
+
+
+def _rope_scaling(c: HfConfig) -> dict[str, Any]:
+    rope_type = _rope_type(c.rope)
+    if rope_type in ("default", "llama3", "mrope"):
+        return {}
+    original = int(
+        c.rope.get("original_max_position_embeddings")
+        or c.raw.get("original_max_position_embeddings")
+        or c.context_length
+    )
+    if rope_type in ("longrope", "su"):
+        ratio = c.context_length / original
+        factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+        return {
+            "rope.scaling.original_context_length": original,
+            "rope.scaling.attn_factor": float(c.rope.get("attention_factor") or factor),
+        }
+    if rope_type not in ("linear", "yarn"):
+        raise UnsupportedError(f"config.json: the rope_scaling type {rope_type!r} has no equal in GGUF")
+    values: dict[str, Any] = {
+        "rope.scaling.type": rope_type,
+        "rope.scaling.factor": float(c.rope.get("factor", 1.0)),
+    }
+    if rope_type == "yarn":
+        values["rope.scaling.original_context_length"] = original
+        optional = {
+            "attention_factor": "attn_factor",
+            "beta_fast": "yarn_beta_fast",
+            "beta_slow": "yarn_beta_slow",
+        }
+        for theirs, key in optional.items():
+            if c.rope.get(theirs) is not None:
+                values[f"rope.scaling.{key}"] = float(c.rope[theirs])
+    return values
+
+
+def _llama3_factors(c: HfConfig) -> NDArray[np.float32]:
+    """(rope_dims / 2) f32 divisors of the frequencies. Source: transformers, _compute_llama3_parameters."""
+    factor = float(c.rope.get("factor", 8.0))
+    low, high = float(c.rope.get("low_freq_factor", 1.0)), float(c.rope.get("high_freq_factor", 4.0))
+    original = float(c.rope.get("original_max_position_embeddings", 8192))
+    if not (factor > 0 and original > 0 and high > low > 0):
+        raise FormatError("config.json: rope_scaling of type llama3 has impossible factors")
+    exponents = np.arange(0, c.rope_dims, 2, dtype=np.float64) / c.rope_dims
+    wavelengths = 2 * math.pi * c.rope_base**exponents
+    smooth = (original / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelengths > original / low, factor, between)
+    return np.where(wavelengths < original / high, 1.0, factors).astype(np.float32)

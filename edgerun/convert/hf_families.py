@@ -1,0 +1,146 @@
+"""The model families of Hugging Face that edgerun converts, declared. Adding one is an entry in FAMILIES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
+_QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_PRE_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_GEMMA_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
+_SHARED = {
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's checkpoint becomes GGUF.
+
+    `layer` maps module names in a layer to GGUF names; every one must be there. `experts` maps the
+    matrices of one expert, found under `experts_at`, to the stacked tensors. `requires` lists config
+    values that the architecture implies: the first is its default, others are equal to it.
+    """
+
+    architecture: str
+    layer: Mapping[str, str]
+    experts: Mapping[str, str] = field(default_factory=dict)
+    experts_at: str = "mlp.experts"
+    permute_qk: bool = False  # llama rotates neighbouring pairs in GGUF, halves in Hugging Face
+    norm_plus_one: bool = False
+    sliding_window: bool = False
+    softcaps: bool = False
+    tied_by_default: bool = False
+    biases: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+_SILU = {"hidden_act": ("silu", "swish")}
+_MOE_STEP: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
+
+_LLAMA = Family("llama", {**_PRE_NORMS, **_ATTENTION, **_MLP}, permute_qk=True, biases=True, requires=_SILU)
+_GEMMA3 = Family(
+    "gemma3",
+    {**_GEMMA_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
+    norm_plus_one=True,
+    sliding_window=True,
+    softcaps=True,
+    tied_by_default=True,
+    defaults={
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "vocab_size": 262208,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+    },
+    requires={"hidden_activation": ("gelu_pytorch_tanh",), "sliding_window_pattern": (6,)},
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": Family(
+        "llama",
+        {**_PRE_NORMS, **_ATTENTION, "block_sparse_moe.gate": "ffn_gate_inp"},
+        experts={"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"},
+        experts_at="block_sparse_moe.experts",
+        permute_qk=True,
+        requires=_SILU,
+    ),
+    "qwen2": Family("qwen2", {**_PRE_NORMS, **_ATTENTION, **_MLP}, biases=True, requires=_SILU),
+    "qwen3": Family("qwen3", {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}, requires=_SILU),
+    "qwen2_moe": Family(
+        "qwen2moe",
+        {**_PRE_NORMS, **_ATTENTION, "mlp.gate": "ffn_gate_inp", **_SHARED},
+        experts=_EXPERTS,
+        biases=True,
+        requires={**_SILU, **_MOE_STEP, "norm_topk_prob": (False,)},
+    ),
+    "qwen3_moe": Family(
+        "qwen3moe",
+        {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, "mlp.gate": "ffn_gate_inp"},
+        experts=_EXPERTS,
+        requires={**_SILU, **_MOE_STEP, "norm_topk_prob": (True,)},
+    ),
+    "olmoe": Family(
+        "olmoe",
+        {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, "mlp.gate": "ffn_gate_inp"},
+        experts=_EXPERTS,
+        requires={**_SILU, "norm_topk_prob": (False,), "clip_qkv": (None,)},
+    ),
+    "phi3": Family(
+        "phi3",
+        {
+            **_PRE_NORMS,
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+        sliding_window=True,
+        requires=_SILU,
+    ),
+    "gemma2": Family(
+        "gemma2",
+        {**_GEMMA_NORMS, **_ATTENTION, **_MLP},
+        norm_plus_one=True,
+        sliding_window=True,
+        softcaps=True,
+        tied_by_default=True,
+        defaults={
+            "head_dim": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+        },
+        requires={"hidden_activation": ("gelu_pytorch_tanh",)},
+    ),
+    "gemma3": _GEMMA3,
+    "gemma3_text": _GEMMA3,
+}

@@ -1,0 +1,203 @@
+"""Hugging Face tensor names and layouts -> GGUF's: renamed, permuted, stacked, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.convert.hf_config import HfConfig, rope_tensors
+from edgerun.convert.tensors import Source, from_array
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import GgmlType
+from edgerun.formats.safetensors import FLOAT_DTYPES, SafetensorsFile
+
+_IGNORED_ENDS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+_OTHER_MODALITIES = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A GGUF tensor: its shape and the checkpoint's name, without the prefix."""
+
+    name: str
+    shape: tuple[int, ...]
+    theirs: str
+    optional: bool = False
+
+
+def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
+    """Every tensor of the GGUF in its order. FormatError when one is missing, has another shape than
+    config.json says, or is left over; UnsupportedError for quantised or integer weights."""
+    prefix = _prefix(model)
+    used: set[str] = set()
+    sources = []
+    for name, array in rope_tensors(config).items():
+        sources.append(from_array(name, array))
+    sources.append(_take(model, config, _embedding(config), prefix, used))
+    for layer in range(config.n_layers):
+        for wanted in _layer(config, layer):
+            if not (wanted.optional and prefix + wanted.theirs not in model.tensors):
+                sources.append(_take(model, config, wanted, prefix, used))
+        sources += _experts(model, config, layer, prefix, used)
+    norm = _Wanted("output_norm.weight", (config.d_model,), "norm.weight")
+    sources.append(_take(model, config, norm, prefix, used))
+    heads = [name for name in _HEADS if name in model.tensors]
+    used.update(heads)
+    if heads and not config.tied_head:
+        head = _Wanted("output.weight", (config.vocab_size, config.d_model), heads[0])
+        sources.append(_take(model, config, head, "", used))
+    _check_leftovers(model, used)
+    return sources
+
+
+def _prefix(model: SafetensorsFile) -> str:
+    for prefix in _PREFIXES:
+        if f"{prefix}embed_tokens.weight" in model.tensors:
+            return prefix
+    raise FormatError(
+        "the checkpoint has no model.embed_tokens.weight: not a causal language model, or incomplete"
+    )
+
+
+def _embedding(c: HfConfig) -> _Wanted:
+    return _Wanted("token_embd.weight", (c.vocab_size, c.d_model), "embed_tokens.weight")
+
+
+def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
+    """The shape of a layer's weight in the checkpoint, by its GGUF name."""
+    q_rows, kv_rows = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    full = c.family.architecture == "olmoe"  # its q and k norms span all heads
+    d_ff = 2 * c.d_ff if "mlp.gate_up_proj" in c.family.layer else c.d_ff
+    return {
+        "attn_q": (q_rows, c.d_model),
+        "attn_k": (kv_rows, c.d_model),
+        "attn_v": (kv_rows, c.d_model),
+        "attn_qkv": (q_rows + 2 * kv_rows, c.d_model),
+        "attn_output": (c.d_model, q_rows),
+        "attn_q_norm": (q_rows if full else c.head_dim,),
+        "attn_k_norm": (kv_rows if full else c.head_dim,),
+        "ffn_gate": (d_ff, c.d_model),
+        "ffn_up": (d_ff, c.d_model),
+        "ffn_down": (c.d_model, c.d_ff),
+        "ffn_gate_inp": (c.n_experts, c.d_model),
+        "ffn_gate_inp_shexp": (1, c.d_model),
+        "ffn_gate_shexp": (c.d_ff_shared, c.d_model),
+        "ffn_up_shexp": (c.d_ff_shared, c.d_model),
+        "ffn_down_shexp": (c.d_model, c.d_ff_shared),
+    }.get(name, (c.d_model,))
+
+
+def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
+    for theirs, name in c.family.layer.items():
+        shape = _shape(c, name)
+        yield _Wanted(f"blk.{layer}.{name}.weight", shape, f"layers.{layer}.{theirs}.weight")
+        if c.family.biases and len(shape) == 2:
+            yield _Wanted(
+                f"blk.{layer}.{name}.bias", shape[:1], f"layers.{layer}.{theirs}.bias", optional=True
+            )
+
+
+def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, used: set[str]) -> Source:
+    theirs = prefix + wanted.theirs
+    type_ = _check(model, theirs, wanted.shape)
+    used.add(theirs)
+    short = wanted.name.split(".")[-2]
+    if c.family.permute_qk and short in ("attn_q", "attn_k"):
+        heads = c.n_heads if short == "attn_q" else c.n_kv_heads
+        return _permuted(model, theirs, wanted, type_, heads)
+    if c.family.norm_plus_one and len(wanted.shape) == 1:
+        return from_array(wanted.name, model.array(theirs) + np.float32(1))
+    shape = wanted.shape
+    if short == "ffn_gate_inp_shexp":
+        shape = shape[1:]  # GGUF keeps the one row as a vector
+    return Source(wanted.name, shape, type_, lambda start, stop: model.rows(theirs, start, stop))
+
+
+def _check(model: SafetensorsFile, theirs: str, shape: tuple[int, ...]) -> GgmlType:
+    tensor = model.tensors.get(theirs)
+    if tensor is None:
+        raise FormatError(f"the checkpoint has no {theirs}: a shard is missing, or it is of another family")
+    if tensor.shape != shape:
+        raise FormatError(
+            f"{tensor.path}: {theirs} has the shape {tensor.shape}, by config.json it is {shape}"
+        )
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise UnsupportedError(
+            f"{tensor.path}: {theirs} holds {tensor.dtype}; edgerun converts {', '.join(FLOAT_DTYPES)}"
+        )
+    return GgmlType[tensor.dtype]
+
+
+def rotary_order(n_rows: int, n_heads: int) -> NDArray[np.int64]:
+    """Rows of q or k from Hugging Face's order (halves of each head rotate together) to GGUF's llama order
+    (neighbours do): element i is the row of the checkpoint that becomes row i."""
+    pairs = np.arange(n_rows).reshape(n_heads, 2, n_rows // n_heads // 2)
+    return pairs.swapaxes(1, 2).reshape(-1)
+
+
+def _permuted(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: GgmlType, n_heads: int) -> Source:
+    order = rotary_order(wanted.shape[0], n_heads)
+    if len(wanted.shape) == 1:
+        return from_array(wanted.name, model.array(theirs)[order])
+    head_rows = wanted.shape[0] // n_heads
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        first = start // head_rows * head_rows  # whole heads hold every row that is asked for
+        last = min(-(-stop // head_rows) * head_rows, wanted.shape[0])
+        return model.rows(theirs, first, last)[order[start:stop] - first]
+
+    return Source(wanted.name, wanted.shape, type_, rows)
+
+
+def _experts(
+    model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]
+) -> Iterator[Source]:
+    for theirs, name in c.family.experts.items():
+        shape = (c.d_model, c.d_ff_expert) if name == "ffn_down_exps" else (c.d_ff_expert, c.d_model)
+        names = [
+            f"{prefix}layers.{layer}.{c.family.experts_at}.{e}.{theirs}.weight" for e in range(c.n_experts)
+        ]
+        types = [_check(model, each, shape) for each in names]
+        used.update(names)
+        yield _stacked(model, f"blk.{layer}.{name}.weight", names, shape, types[0])
+
+
+def _stacked(
+    model: SafetensorsFile, name: str, experts: list[str], shape: tuple[int, ...], type_: GgmlType
+) -> Source:
+    n_rows = shape[0]
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        parts = []
+        while start < stop:
+            expert, first = divmod(start, n_rows)
+            last = min(n_rows, first + stop - start)
+            parts.append(model.rows(experts[expert], first, last))
+            start += last - first
+        return np.concatenate(parts)
+
+    return Source(name, (len(experts), *shape), type_, rows)
+
+
+def _check_leftovers(model: SafetensorsFile, used: set[str]) -> None:
+    left = [
+        name
+        for name in model.tensors
+        if name not in used and not name.endswith(_IGNORED_ENDS) and not name.startswith(_OTHER_MODALITIES)
+    ]
+    if left:
+        raise UnsupportedError(
+            f"the checkpoint has {len(left)} tensors that its family does not "
+            f"({', '.join(sorted(left)[:3])}); "
+            "the converted model would not be the same"
+        )

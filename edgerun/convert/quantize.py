@@ -1,0 +1,68 @@
+"""GGUF -> GGUF of another type, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgerun.convert.report import Report
+from edgerun.convert.tensors import Emitter, Source, file_type, parse_quant
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, ignore
+from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
+from edgerun.formats.quants import dequantize
+
+_UNQUANTISED = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
+_REPLACED = ("general.file_type", "general.quantization_version", "general.alignment", "general.architecture")
+
+
+def quantize_gguf(
+    src: str | Path, out: str | Path, type: str | GgmlType, *, events: EventSink = ignore
+) -> Report:
+    """Write the model `src` to `out` with its weight matrices in `type`.
+
+    Norms, biases and routers stay F32; the head is Q6_K in files of 4 and 5 bits; the report names the
+    weights that could not have the type. Split models are joined. Memory: a few rows at a time. `out` appears
+    only when it is whole. Raises UsageError (type, or out is src), and what `open_gguf` and GgufWriter raise.
+    """
+    wanted = parse_quant(type)
+    out = Path(out)
+    if out.is_dir():
+        raise UsageError(f"{out}: a directory; name the GGUF file to write")
+    with open_gguf(src) as model:
+        if any(out.exists() and out.samefile(path) for path in model.paths):
+            raise UsageError(f"{out}: the model that is read; write to another name")
+        with GgufWriter(out, model.architecture, events=events) as writer:
+            _copy_metadata(model, writer)
+            writer.add("general.file_type", file_type(wanted, ()))
+            writer.add("general.quantization_version", 2)
+            emitter = Emitter(writer, wanted, tied_head="output.weight" not in model.tensors)
+            for info in model.tensors.values():
+                emitter.add(_source(model, info))
+        again = sorted({info.type.name for info in model.tensors.values()} - _UNQUANTISED - {wanted.name})
+        if again:
+            emitter.notes.append(
+                f"{', '.join(again)} weights were quantised a second time, which costs accuracy"
+            )
+        return emitter.report(out, model.architecture)
+
+
+def _copy_metadata(model: GgufFile, writer: GgufWriter) -> None:
+    metadata = model.metadata
+    for key in metadata:
+        if key in _REPLACED or key.startswith("split."):
+            continue
+        value = metadata[key]
+        writer.add(key, value, metadata.kind(key)[0])
+
+
+def _source(model: GgufFile, info: TensorInfo) -> Source:
+    raw = model.raw(info.name)  # (..., row_bytes) u8, mapped
+    matrix = raw.reshape(-1, info.row_bytes)
+    return Source(
+        info.name,
+        info.shape,
+        info.type,
+        rows=lambda start, stop: dequantize(matrix[start:stop], info.type),
+        raw=lambda: raw,
+        done=lambda: model.release(info.name),
+    )

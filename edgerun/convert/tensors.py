@@ -1,0 +1,168 @@
+"""Weights on their way into a GGUF: which type each gets, and quantising them a few rows at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.convert.report import Fallback, Report
+from edgerun.errors import UsageError
+from edgerun.formats.gguf import GgmlType, GgufWriter
+
+QUANT_TYPES = (
+    GgmlType.Q4_0,
+    GgmlType.Q8_0,
+    GgmlType.Q4_K,
+    GgmlType.Q5_K,
+    GgmlType.Q6_K,
+    GgmlType.F16,
+    GgmlType.BF16,
+    GgmlType.F32,
+)
+
+# general.file_type: llama.h's LLAMA_FTYPE_* (K-quants as their "small" mixes, which are nearest to pure)
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32}
+_PIECE_BYTES = 8 << 20
+_NOT_WEIGHTS = (GgmlType.F64, GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float tensor that can be read in parts.
+
+    `rows(start, stop)` gives (stop - start, cols) f32 of the tensor seen as (prod(shape[:-1]), cols).
+    `type` is what it is stored as where it comes from, `raw()` those bytes where they can be had, `done()` is
+    called when the tensor has been written.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+    rows: Callable[[int, int], NDArray[np.float32]]
+    raw: Callable[[], NDArray[np.uint8]] | None = None
+    done: Callable[[], None] = lambda: None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the tensor seen as a matrix."""
+        return prod(self.shape[:-1])
+
+
+def from_array(name: str, array: NDArray[np.float32], type_: GgmlType = GgmlType.F32) -> Source:
+    """A Source over an array in memory (or mapped)."""
+    matrix = array.reshape(-1, array.shape[-1])
+    return Source(name, array.shape, type_, lambda start, stop: np.asarray(matrix[start:stop], np.float32))
+
+
+def parse_quant(quant: str | GgmlType) -> GgmlType:
+    """`"Q4_K"` or a GgmlType -> one of QUANT_TYPES. UsageError that lists them."""
+    name = quant.name if isinstance(quant, GgmlType) else quant.strip().upper()
+    for type_ in QUANT_TYPES:
+        if type_.name == name:
+            return type_
+    raise UsageError(
+        f"edgerun does not quantise to {quant!r}; it writes {', '.join(t.name for t in QUANT_TYPES)}"
+    )
+
+
+def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Norms, biases, routers and RoPE factors: small, and everything depends on them."""
+    return len(shape) < 2 or not name.endswith(".weight") or "_norm." in name or "ffn_gate_inp" in name
+
+
+def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool) -> GgmlType:
+    """The type of a weight when the file is to be `wanted`.
+
+    The head (or the embedding that serves as one) is Q6_K in files of 4 and 5 bits, as llama.cpp does.
+    Rows that are no whole blocks: Q8_0 for the 256-weight types, F16 when that does not fit either.
+    """
+    if stays_f32(name, shape):
+        return GgmlType.F32
+    chosen = wanted
+    if is_head and wanted in (GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q5_K):
+        chosen = GgmlType.Q6_K
+    for type_ in (chosen, GgmlType.Q8_0, GgmlType.F16):
+        if shape[-1] % type_.block_size == 0:
+            return type_
+    raise AssertionError("F16 fits every shape")
+
+
+@dataclass
+class Emitter:
+    """Adds tensors to a writer in the wanted type (None: each as its source) and keeps account."""
+
+    writer: GgufWriter
+    wanted: GgmlType | None
+    tied_head: bool
+    types: Counter[str] = field(default_factory=Counter)
+    fallbacks: list[Fallback] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    n_bytes: int = 0
+
+    def add(self, source: Source) -> None:
+        """Add a float tensor; it is read and quantised only when the file is written."""
+        type_ = self._type_for(source)
+        self.types[type_.name] += 1
+        self.n_bytes += type_.row_bytes(source.shape[-1]) * source.n_rows
+        self.writer.add_tensor(source.name, lambda: _pieces(source, type_), type_, source.shape)
+
+    def _type_for(self, source: Source) -> GgmlType:
+        if source.type in _NOT_WEIGHTS:
+            return source.type
+        if self.wanted is None:
+            return GgmlType.F32 if stays_f32(source.name, source.shape) else source.type
+        is_head = source.name == ("token_embd.weight" if self.tied_head else "output.weight")
+        type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head)
+        if not stays_f32(source.name, source.shape) and source.shape[-1] % self.wanted.block_size:
+            reason = f"rows of {source.shape[-1]} weights are no whole blocks of {self.wanted.block_size}"
+            self.fallbacks.append(Fallback(source.name, self.wanted.name, type_.name, reason))
+        return type_
+
+    def report(self, path: Path, architecture: str) -> Report:
+        """What was written."""
+        return Report(
+            path,
+            architecture,
+            self.types.total(),
+            self.n_bytes,
+            dict(self.types),
+            tuple(self.fallbacks),
+            tuple(self.notes),
+        )
+
+
+def file_type(wanted: GgmlType | None, sources: Iterable[Source]) -> int:
+    """`general.file_type`: of the type asked for, or of the type that most weights come in."""
+    if wanted is None:
+        weights: Counter[GgmlType] = Counter()
+        for source in sources:
+            if not stays_f32(source.name, source.shape):
+                weights[source.type] += prod(source.shape)
+        wanted = weights.most_common(1)[0][0] if weights else GgmlType.F32
+    return _FILE_TYPES[wanted.name]
+
+
+def _pieces(source: Source, type_: GgmlType) -> Iterator[NDArray[Any]]:
+    """The stored bytes of a tensor, a few megabytes of weights at a time."""
+    if type_ is source.type and source.raw is not None:
+        yield source.raw()
+        source.done()
+        return
+    step = max(1, _PIECE_BYTES // (4 * source.shape[-1]))
+    for start in range(0, source.n_rows, step):
+        rows = source.rows(start, min(start + step, source.n_rows))
+        yield rows if type_ is GgmlType.F32 else _quantize(rows, type_)
+    source.done()
+
+
+def _quantize(rows: NDArray[np.float32], type_: GgmlType) -> NDArray[np.uint8]:
+    from edgerun.formats.quants import quantize
+
+    return quantize(rows, type_)

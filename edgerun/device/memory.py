@@ -1,0 +1,57 @@
+"""How much memory this process may have: the machine's, and a control group's when that is less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerun.device.cgroup import controller_folders, read_number, read_table
+
+
+@dataclass(frozen=True)
+class MemoryLimits:
+    """Bytes. `available_bytes` is what can still be taken without swapping, page cache counted as free."""
+
+    total_bytes: int
+    available_bytes: int
+    cgroup_limit_bytes: int | None = None  # the tightest limit on this process; None: none below the total
+    cgroup_used_bytes: int = 0  # under that limit, page cache that can be dropped not counted
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that this process could ever have."""
+        if self.cgroup_limit_bytes is None:
+            return self.total_bytes
+        return min(self.total_bytes, self.cgroup_limit_bytes)
+
+
+def memory_limits(root: Path = Path("/")) -> MemoryLimits:
+    """Read the machine's memory and the control groups above this process."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, available = int(machine.total), int(machine.available)
+    tightest: tuple[int, int, int] | None = None  # what is left, limit, used
+    for folder in controller_folders("memory", root):
+        limit = read_number(folder / "memory.max")
+        if limit is None:
+            limit = read_number(folder / "memory.limit_in_bytes")
+        if limit is None or limit >= total:
+            continue
+        used = _used_bytes(folder)
+        left = max(0, limit - used)
+        if tightest is None or left < tightest[0]:
+            tightest = (left, limit, used)
+    if tightest is None:
+        return MemoryLimits(total, available)
+    return MemoryLimits(total, min(available, tightest[0]), tightest[1], tightest[2])
+
+
+def _used_bytes(folder: Path) -> int:
+    used = read_number(folder / "memory.current")
+    if used is None:
+        used = read_number(folder / "memory.usage_in_bytes") or 0
+    stat = read_table(folder / "memory.stat")
+    # v1 tells of the group alone and, with "total_", of the groups below it too, as usage_in_bytes does.
+    droppable = sum(stat.get("total_" + name, stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return max(0, used - droppable)

@@ -1,0 +1,32 @@
+"""Generation: sessions over one decoder, sampling, stopping."""
+
+from edgerun.engine.cancel import CancelSignal, CancelToken
+from edgerun.engine.engine import Engine, Messages, Prompt
+from edgerun.engine.generate import generate
+from edgerun.engine.params import LogitsProcessor, SamplingOptions, SamplingParams
+from edgerun.engine.parts import Message
+from edgerun.engine.results import Chunk, Completion, FinishReason, Score, Timings, TokenLogprob, Usage
+from edgerun.engine.session import Session, last_completion, merge
+
+__all__ = [
+    "CancelSignal",
+    "CancelToken",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "FinishReason",
+    "LogitsProcessor",
+    "Message",
+    "Messages",
+    "Prompt",
+    "SamplingOptions",
+    "SamplingParams",
+    "Score",
+    "Session",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "generate",
+    "last_completion",
+    "merge",
+]

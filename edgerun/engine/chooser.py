@@ -1,0 +1,124 @@
+"""One generation's choice of tokens: the sampler functions in order, with their random numbers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgerun.engine.params import SamplingParams
+from edgerun.engine.sampler import (
+    F32,
+    add_bias,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    log_softmax_at,
+    penalise,
+    pick,
+    softmax,
+)
+from edgerun.errors import EdgerunError, UsageError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token. `logprob` and `top` (id, log-probability; best first) only where they were asked
+    for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Chooser:
+    """Chooses the tokens of one generation. `seed` is the one in use, also when the caller gave none.
+
+    One random number is drawn for each token, so that the same seed gives the same tokens whatever the
+    filters.
+    """
+
+    def __init__(self, params: SamplingParams, vocab_size: int, eog_ids: Iterable[int] = ()) -> None:
+        self.params = params
+        self.seed = secrets.randbits(32) if params.seed is None else int(params.seed)
+        self._random = np.random.default_rng(self.seed)
+        self._bias = dict(params.logit_bias)
+        if params.ignore_eos:
+            self._bias.update(dict.fromkeys(eog_ids, -np.inf))
+        beyond = [token for token in self._bias if token >= vocab_size]
+        if beyond:
+            raise UsageError(f"logit_bias names token {beyond[0]}; the vocabulary has {vocab_size}")
+
+    def next(self, logits: F32, ids: Sequence[int]) -> Choice:
+        """Choose after `ids` (prompt and generated) by the model's logits (vocab,), which are overwritten.
+
+        Log-probabilities are the model's own, before anything that `params` does to the logits.
+        """
+        params = self.params
+        raw = logits.copy() if params.logprobs is not None and self._edits else logits
+        if self._edits:
+            logits = self._edit(logits, ids)
+        best = int(logits.argmax())
+        if np.isnan(logits[best]):
+            raise EdgerunError(
+                "the model's logits are not numbers (NaN): its weights or its file are damaged"
+            )
+        if np.isneginf(logits[best]):
+            raise UsageError(
+                "every token is forbidden: logit_bias or a processor leaves nothing to choose from"
+            )
+        token_id = best if params.temperature == 0 else self._sample(logits)
+        if params.logprobs is None:
+            return Choice(token_id)
+        return self._with_logprobs(token_id, raw, params.logprobs)
+
+    @property
+    def _edits(self) -> bool:
+        return bool(self.params.processors or self._bias or self.params.has_penalties)
+
+    def _edit(self, logits: F32, ids: Sequence[int]) -> F32:
+        params = self.params
+        if params.processors:
+            so_far = np.array(ids, dtype=np.int32)
+            for processor in params.processors:
+                answer = np.asarray(processor(so_far, logits), dtype=np.float32)
+                if answer.shape != logits.shape:
+                    raise UsageError(f"a logits processor gave {answer.shape}; logits are {logits.shape}")
+                # Its own array would be written to below; a copy costs little next to the call.
+                logits = answer if answer is logits else answer.copy()
+        add_bias(logits, self._bias)
+        if params.has_penalties:
+            recent = ids if params.repeat_last_n < 0 else ids[-params.repeat_last_n :]
+            penalise(
+                logits,
+                np.array(recent, dtype=np.int32),
+                params.repeat_penalty,
+                params.frequency_penalty,
+                params.presence_penalty,
+            )
+        return logits
+
+    def _sample(self, logits: F32) -> int:
+        params = self.params
+        kept = keep_top_k(logits, params.top_k)
+        values = logits[kept]
+        for keep, amount in (
+            (keep_typical, params.typical_p),
+            (keep_top_p, params.top_p),
+            (keep_min_p, params.min_p),
+        ):
+            still = keep(values, amount)
+            if len(still) < len(kept):
+                kept, values = kept[still], values[still]
+        probabilities = softmax(values / np.float32(params.temperature))
+        return int(kept[pick(probabilities, float(self._random.random()))])
+
+    def _with_logprobs(self, token_id: int, raw: F32, n_top: int) -> Choice:
+        top = keep_top_k(raw, n_top) if n_top else np.zeros(0, np.intp)
+        top = top[np.argsort(-raw[top], kind="stable")]
+        logprobs = log_softmax_at(raw, np.append(top, token_id))
+        pairs = tuple((int(i), float(p)) for i, p in zip(top, logprobs, strict=False))
+        return Choice(token_id, float(logprobs[-1]), pairs)

@@ -1,0 +1,137 @@
+"""The tokens that a sequence has behind it, with their keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.engine.cancel import FairLock, never
+from edgerun.engine.parts import Cache, DecoderLike
+from edgerun.errors import UsageError
+
+F32 = NDArray[np.float32]
+
+_CHUNK = (
+    256  # tokens a step: the longest that another thread waits for its turn, and what a decoder takes at once
+)
+
+
+class Context:
+    """Token ids and the cache that holds their keys and values, always of the same length.
+
+    Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
+    leaves the tokens up to the last whole step.
+    """
+
+    def __init__(self, decoder: DecoderLike, lock: FairLock, limit: int, cache: Cache | None = None) -> None:
+        self._decoder = decoder
+        self._lock = lock
+        self.limit = limit  # positions
+        self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
+        self._tokens: list[int] = []
+        self._user = 0
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The ids whose keys and values are there."""
+        return tuple(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def begin(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Keep the longest common prefix with `ids`, all but its last token at most (its logits are needed).
+
+        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone.
+        """
+        with self._lock.held():
+            self._settle()
+            self._user += 1
+            n = common_prefix(self._tokens, ids[: len(ids) - 1])
+            self._cut(n)
+            return n, self._user
+
+    def feed(
+        self,
+        ids: Sequence[int],
+        ticket: int,
+        cancelled: Callable[[], bool] = never,
+        *,
+        logits: Literal["last", "all"] = "last",
+    ) -> F32:
+        """Append `ids` (at least one) -> logits (1 or n, vocab) f32, the caller's own. Raises Cancelled."""
+        parts: list[F32] = []
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            last = start + _CHUNK >= len(ids)
+            with self._lock.held(cancelled):
+                self._check(ticket)
+                out = self._step(chunk, cancelled, logits if last or logits == "all" else "none")
+            if out is not None:
+                parts.append(out)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def hidden(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> list[F32]:
+        """Append `ids` -> final hidden states, (T, d) f32 for each step of up to 256 tokens."""
+        parts = []
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            with self._lock.held(cancelled):
+                self._settle()
+                parts.append(np.array(self._decoder.hidden(chunk, self._cache)))
+                self._tokens.extend(chunk)
+        return parts
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first `n` tokens."""
+        with self._lock.held():
+            self._settle()
+            self._user += 1
+            self._cut(n)
+
+    def fork(self) -> Context:
+        """An independent copy."""
+        with self._lock.held():
+            self._settle()
+            twin = Context(self._decoder, self._lock, self.limit, self._cache.copy(len(self._tokens)))
+            twin._tokens = list(self._tokens)
+            return twin
+
+    def _step(
+        self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]
+    ) -> F32 | None:
+        self._settle()
+        out = self._decoder.forward(chunk, self._cache, logits=logits, cancelled=cancelled)
+        # The decoder's buffer is the next caller's as soon as the lock is released.
+        mine = None if out is None else np.array(out, dtype=np.float32)
+        self._tokens.extend(chunk)
+        return mine
+
+    def _check(self, ticket: int) -> None:
+        if ticket != self._user:
+            raise UsageError(
+                "this generation was overtaken by a later call on the same session; fork() it first"
+            )
+
+    def _settle(self) -> None:
+        """After an interruption: what only one of the two knows did not happen."""
+        n = min(len(self._tokens), self._cache.length)
+        if n != len(self._tokens) or n != self._cache.length:
+            self._cut(n)
+
+    def _cut(self, n: int) -> None:
+        if n < self._cache.length:
+            self._cache.truncate(n)
+        del self._tokens[n:]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` have in common from the beginning."""
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n

@@ -1,0 +1,150 @@
+"""The loop: a prompt goes in, chunks of text come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+from edgerun.engine.cancel import CancelSignal
+from edgerun.engine.chooser import Choice, Chooser
+from edgerun.engine.context import Context
+from edgerun.engine.engine import Engine, as_callable
+from edgerun.engine.params import SamplingParams
+from edgerun.engine.parts import TokenizerLike
+from edgerun.engine.results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from edgerun.engine.stops import StopMatcher
+from edgerun.errors import Cancelled
+from edgerun.events import PromptProcessed, TokenGenerated
+
+
+def generate(
+    engine: Engine,
+    context: Context,
+    ids: Sequence[int],
+    params: SamplingParams,
+    cancel: CancelSignal | None = None,
+) -> Iterator[Chunk]:
+    """Continue `ids` in `context`, reusing the prefix that stands there already.
+
+    The last chunk has the `finish_reason` and the whole `Completion`. Cancellation ends the stream with what
+    there is. Closing the iterator stops the generation; `context` then holds what was computed.
+    Raises ContextLengthError or UsageError for a prompt that is too long or empty, before anything is
+    computed.
+    """
+    engine.check_length(len(ids))
+    return _Run(engine, context, list(ids), engine.with_seed(params), cancel).chunks()
+
+
+class _Run:
+    """The state of one generation."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        context: Context,
+        ids: list[int],
+        params: SamplingParams,
+        cancel: CancelSignal | None,
+    ) -> None:
+        self.engine, self.context, self.params = engine, context, params
+        self.ids, self.n_prompt = ids, len(ids)
+        self.tokenizer = engine.tokenizer
+        self.cancelled = as_callable(cancel)
+        self.chooser = Chooser(params, engine.vocab_size, self.tokenizer.eog_ids)
+        self.stops = StopMatcher(params.stop)
+        self.pieces: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.reused = 0
+        self.steps = 0
+        self.prompt_s = self.decode_s = 0.0
+        self.n_sent = 0
+
+    def chunks(self) -> Iterator[Chunk]:
+        from edgerun.text import StreamDecoder
+
+        decoder = StreamDecoder(self.tokenizer)
+        reason: FinishReason | None = None
+        for choice in self._choices():
+            if isinstance(choice, str):
+                reason = choice
+                break
+            self.ids.append(choice.token_id)
+            if self.params.logprobs is not None:
+                self.logprobs.append(_describe(choice, self.tokenizer))
+            text = self.stops.push(decoder.push(choice.token_id))
+            if self.stops.matched is not None:
+                yield self._last(text, "stop")
+                return
+            if text:
+                yield self._chunk(text)
+        text = self.stops.push(decoder.flush())
+        if self.stops.matched is None:
+            text += self.stops.flush()
+        elif reason != "cancelled":
+            reason = "stop"
+        yield self._last(text, reason or "length")
+
+    def _choices(self) -> Iterator[Choice | FinishReason]:
+        """Tokens as they are chosen, then why there are no more."""
+        events, eog_ids = self.engine.events, self.tokenizer.eog_ids
+        limit = self.context.limit
+        if self.params.max_tokens is not None:
+            limit = min(limit, self.n_prompt + self.params.max_tokens)
+        try:
+            started = perf_counter()
+            self.reused, ticket = self.context.begin(self.ids)
+            logits = self.context.feed(self.ids[self.reused :], ticket, self.cancelled)
+            self.prompt_s = perf_counter() - started
+            events(PromptProcessed(self.n_prompt - self.reused, self.reused, self.prompt_s))
+            while len(self.ids) < limit:
+                started = perf_counter()
+                if len(self.ids) > self.n_prompt:
+                    logits = self.context.feed(self.ids[-1:], ticket, self.cancelled)
+                    self.steps += 1
+                elif self.cancelled():
+                    raise Cancelled("cancelled")
+                choice = self.chooser.next(logits[0], self.ids)
+                seconds = perf_counter() - started  # without what our reader does with the token
+                self.decode_s += seconds if self.steps else 0
+                if choice.token_id in eog_ids:
+                    yield "stop"
+                    return
+                events(TokenGenerated(choice.token_id, seconds))
+                yield choice  # our reader appends it to ids
+        except Cancelled:
+            yield "cancelled"
+            return
+        yield "length"
+
+    def _chunk(self, text: str) -> Chunk:
+        start, self.n_sent = self.n_sent, len(self.ids) - self.n_prompt
+        logprobs = None if self.params.logprobs is None else tuple(self.logprobs[start : self.n_sent])
+        self.pieces.append(text)
+        return Chunk(text, tuple(self.ids[self.n_prompt + start :]), None, logprobs)
+
+    def _last(self, text: str, reason: FinishReason) -> Chunk:
+        chunk = self._chunk(text)
+        generated = tuple(self.ids[self.n_prompt :])
+        completion = Completion(
+            text="".join(self.pieces),
+            token_ids=generated,
+            finish_reason=reason,
+            usage=Usage(self.n_prompt, self.reused, len(generated)),
+            timings=Timings(self.prompt_s, self.decode_s, self.n_prompt - self.reused, self.steps),
+            seed=self.chooser.seed,
+            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
+        )
+        return Chunk(chunk.text, chunk.token_ids, reason, chunk.logprobs, completion)
+
+
+def _describe(choice: Choice, tokenizer: TokenizerLike) -> TokenLogprob:
+    assert choice.logprob is not None
+    top = tuple(_token(i, p, tokenizer) for i, p in choice.top)
+    return _token(choice.token_id, choice.logprob, tokenizer, top)
+
+
+def _token(
+    token_id: int, logprob: float, tokenizer: TokenizerLike, top: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
+    raw = tokenizer.token_bytes(token_id)
+    return TokenLogprob(token_id, raw.decode("utf-8", "replace"), raw, logprob, top)

@@ -1,0 +1,86 @@
+"""What the engine needs of a decoder, a tokenizer and a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Message = Mapping[str, Any]
+"""`{"role": "user", "content": "..."}`, and what else the model's template knows."""
+
+
+class Cache(Protocol):
+    """Keys and values of `length` positions (`kv.KvCache`)."""
+
+    @property
+    def length(self) -> int: ...
+
+    def truncate(self, n: int) -> None: ...
+
+    def copy(self, n: int) -> Self: ...
+
+
+class Spec(Protocol):
+    """Of `models.ModelSpec`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class DecoderLike(Protocol):
+    """`models.Decoder`; one call at a time."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def new_cache(self, capacity: int) -> Any: ...
+
+    def forward(
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        cache: Any,
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+        cancelled: Callable[[], bool] | None = None,
+    ) -> NDArray[np.float32] | None: ...
+
+    def hidden(self, ids: Sequence[int] | NDArray[np.int32], cache: Any) -> NDArray[np.float32]: ...
+
+
+class TokenizerLike(Protocol):
+    """`text.Tokenizer`."""
+
+    @property
+    def eog_ids(self) -> frozenset[int]: ...
+
+    @property
+    def add_bos(self) -> bool: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
+
+    def token_bytes(self, id: int, /) -> bytes: ...
+
+    def token_text(self, id: int, /) -> str: ...
+
+    def is_special(self, id: int, /) -> bool: ...
+
+
+class TemplateLike(Protocol):
+    """`text.ChatTemplate`."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str: ...

@@ -1,0 +1,108 @@
+"""What a generation gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""stop: the model ended or a stop string came; length: max_tokens or the end of the context; cancelled: the
+caller."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token with its log-probability (natural) and the likeliest alternatives, best first."""
+
+    token_id: int
+    text: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts. `reused_tokens` of the prompt were already in the KV cache; an end token is not
+    counted."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: for the new part of the prompt, and from the first generated token to the last."""
+
+    prompt_s: float
+    decode_s: float
+    prompt_tokens: int  # processed, that is without the reused ones
+    decode_steps: int  # forward passes after the prompt
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """0 when nothing was processed."""
+        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """0 when at most one token was generated."""
+        return self.decode_steps / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The whole result. `text` is cut at a stop string, `token_ids` are all that were generated (no end
+    token)."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    seed: int  # the one in use: give it again for the same text
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The text as the assistant's message, to be appended to a chat."""
+        return {"role": "assistant", "content": self.text}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a stream: new text, the tokens since the piece before, and at the end why and the whole
+    result."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely the model finds a text: `logprobs[i]` (natural) is that of `token_ids[i + 1]` after those
+    before."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The sum of the log-probabilities."""
+        return float(sum(self.logprobs))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprise; 1 for a text without a token to predict."""
+        from math import exp
+
+        return exp(-self.total / len(self.logprobs)) if self.logprobs else 1.0

@@ -1,0 +1,145 @@
+"""Choosing the next token: small functions over logits, fast for vocabularies of 150,000 entries.
+
+The `keep_*` functions take the logits (n,) of the candidates and give the positions that stay, in ascending
+order, at least one; of equal logits the lower position goes first. The meaning of every option, and the order
+in which they apply, is llama.cpp's (`llama_sampler_init_*` in src/llama-sampling.cpp).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Positions = NDArray[np.intp]
+
+_LANES = 256  # columns whose maxima bound the k-th largest logit
+_FIRST_GUESS = 256  # candidates looked at before a cumulative filter considers more
+
+
+def keep_top_k(logits: F32, k: int) -> Positions:
+    """The k largest; all when k is 0 or not below n."""
+    n = len(logits)
+    if k <= 0 or k >= n:
+        return np.arange(n)
+    floor = _kth_bound(logits, k)
+    near = np.arange(n) if floor is None else np.flatnonzero(logits >= floor)
+    if len(near) <= k:
+        return near
+    values = logits[near]
+    smallest = np.partition(values, len(values) - k)[len(values) - k]
+    above = near[values > smallest]
+    ties = near[values == smallest][: k - len(above)]
+    return np.sort(np.concatenate((above, ties)))
+
+
+def _kth_bound(logits: F32, k: int) -> np.float32 | None:
+    """A number that the k-th largest logit is not below: the k-th largest of some columns' maxima."""
+    rows = len(logits) // _LANES
+    if k > _LANES or rows < 4:
+        return None
+    maxima = logits[: rows * _LANES].reshape(rows, _LANES).max(axis=0)
+    bound: np.float32 = np.partition(maxima, _LANES - k)[_LANES - k]
+    return None if np.isneginf(bound) else bound
+
+
+def keep_top_p(logits: F32, p: float) -> Positions:
+    """The fewest likeliest whose probabilities sum to at least `p`."""
+    if p >= 1:
+        return np.arange(len(logits))
+    probabilities = softmax(logits)
+    return _keep_until(logits.astype(np.float64), probabilities, p, inclusive=True)
+
+
+def keep_min_p(logits: F32, p: float) -> Positions:
+    """Those at least `p` times as likely as the likeliest."""
+    if p <= 0:
+        return np.arange(len(logits))
+    return np.flatnonzero(logits >= logits.max() + np.float32(np.log(p)))
+
+
+def keep_typical(logits: F32, p: float) -> Positions:
+    """Those whose surprise is nearest to the expected one, until they sum to more than `p` (arXiv
+    2202.00666)."""
+    if p >= 1:
+        return np.arange(len(logits))
+    probabilities = softmax(logits)
+    surprise = -np.log(np.maximum(probabilities, 1e-300))
+    entropy = float(probabilities @ surprise)
+    return _keep_until(-np.abs(surprise - entropy), probabilities, p, inclusive=False)
+
+
+def _keep_until(order: F64, probabilities: F64, p: float, *, inclusive: bool) -> Positions:
+    """Positions by falling `order` until their probabilities sum to p (>= p if inclusive, else > p).
+
+    Looks at a few first: sorting a whole vocabulary costs ten milliseconds.
+    """
+    n = len(order)
+    size = min(_FIRST_GUESS, n)
+    while True:
+        # The size best of `order`, in stable order: equal ones by position.
+        near = np.arange(n) if size == n else _largest(order, size)
+        near = near[np.argsort(-order[near], kind="stable")]
+        total = np.cumsum(probabilities[near])
+        reached = int(np.searchsorted(total, p, side="left" if inclusive else "right"))
+        if reached < len(near):
+            return np.sort(near[: reached + 1])
+        if size == n:
+            return np.sort(near)
+        size = min(size * 16, n)
+
+
+def _largest(order: F64, size: int) -> Positions:
+    n = len(order)
+    smallest = np.partition(order, n - size)[n - size]
+    above = np.flatnonzero(order > smallest)
+    return np.concatenate((above, np.flatnonzero(order == smallest)[: size - len(above)]))
+
+
+def penalise(
+    logits: F32, recent: NDArray[np.int32], repeat: float, frequency: float, presence: float
+) -> None:
+    """Push down, in place, tokens that occur in `recent`: divide (or multiply, below 0) by `repeat`, then
+    subtract count * frequency + presence."""
+    tokens, counts = np.unique(recent, return_counts=True)
+    values = logits[tokens]
+    values = np.where(values <= 0, values * np.float32(repeat), values / np.float32(repeat))
+    logits[tokens] = values - (counts * frequency + presence).astype(np.float32)
+
+
+def add_bias(logits: F32, bias: Mapping[int, float]) -> None:
+    """logits[id] += amount, in place. IndexError for an id that is not in the vocabulary."""
+    for token, amount in bias.items():
+        logits[token] += np.float32(amount)
+
+
+def softmax(logits: F32) -> F64:
+    """Probabilities (n,) f64 of logits (n,); those of -inf are 0."""
+    # exp in f32 is four times as fast, and as exact as the logits are; the sum is what needs f64.
+    weights = np.exp(logits - logits.max()).astype(np.float64)
+    weights /= weights.sum()
+    return weights
+
+
+def log_softmax_at(logits: F32, positions: Positions) -> F64:
+    """Log-probabilities of some positions, without those of all others."""
+    top = logits.max()
+    log_total = float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    chosen: F64 = logits[positions].astype(np.float64)
+    chosen -= float(top) + log_total
+    return chosen
+
+
+def pick(probabilities: F64, u: float) -> int:
+    """The position where the running sum of probabilities passes u, a uniform number in [0, 1).
+
+    The order is that of the positions, not of the probabilities: two tokens that nearly tie do not change
+    places when another kernel rounds otherwise.
+    """
+    total = np.cumsum(probabilities)
+    place = int(np.searchsorted(total, u * total[-1], side="right"))
+    last = int(np.flatnonzero(probabilities)[-1])
+    return min(place, last)

@@ -1,0 +1,200 @@
+"""A sequence that lives on between calls: its KV cache stays, a chat's messages too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+from edgerun.engine.cancel import CancelSignal
+from edgerun.engine.engine import Engine, Messages, Prompt, as_messages
+from edgerun.engine.generate import generate
+from edgerun.engine.params import SamplingOptions, SamplingParams
+from edgerun.engine.parts import Message
+from edgerun.engine.results import Chunk, Completion
+from edgerun.errors import UsageError
+
+
+class Session:
+    """One conversation with a model, as messages (`chat`) or as text that goes on (`complete`).
+
+    What the KV cache already holds of a prompt is not computed again. For one thread at a time; `fork` gives
+    another thread its own. `messages` is an ordinary list: change it as you like between calls.
+    """
+
+    def __init__(self, engine: Engine, *, messages: Messages = ()) -> None:
+        self._engine = engine
+        self._context = engine.new_context()
+        self._pending: list[int] = []  # chosen last, not yet through the model
+        self.messages: list[Message] = list(as_messages(messages)) if messages else []
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All token ids so far, prompts and replies."""
+        return (*self._context.tokens, *self._pending)
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of `ids` have their keys and values in the cache."""
+        return len(self._context)
+
+    def chat(
+        self,
+        message: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Add a message (text: the user's) to the chat and answer it; both are kept in `messages`."""
+        return last_completion(
+            self.stream_chat(
+                message,
+                params,
+                tools=tools,
+                template_variables=template_variables,
+                cancel=cancel,
+                **options,
+            )
+        )
+
+    def stream_chat(
+        self,
+        message: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
+        came; after an error or Ctrl-C `messages` are as before."""
+        turn = [*self.messages, *as_messages(message)]
+        ids = self._engine.encode_chat(turn, tools, template_variables)
+
+        def keep(text: str) -> None:
+            self.messages = [*turn, {"role": "assistant", "content": text}]
+
+        return self._run(ids, merge(params, options), cancel, keep)
+
+    def complete(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        *,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Append text or ids to what the session holds, and continue that."""
+        return last_completion(self.stream(prompt, params, cancel=cancel, **options))
+
+    def stream(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        *,
+        cancel: CancelSignal | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `complete`, in chunks."""
+        before = self.ids
+        added = self._engine.encode(prompt, add_special=not before) if len(prompt) or not before else []
+        return self._run([*before, *added], merge(params, options), cancel)
+
+    def answer(
+        self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None
+    ) -> Iterator[Chunk]:
+        """Continue exactly these ids: what the session holds beyond their common prefix is forgotten."""
+        return self._run(list(ids), params, cancel)
+
+    def rewind(self, n: int) -> None:
+        """Forget the last `n` tokens of `ids`. `messages` are not touched; see `undo`. UsageError if
+        fewer."""
+        ids = self.ids
+        if not 0 <= n <= len(ids):
+            raise UsageError(f"cannot rewind {n} tokens: the session holds {len(ids)}")
+        kept = ids[: len(ids) - n]
+        self._context.truncate(len(kept))
+        self._pending = list(kept[len(self._context) :])
+
+    def undo(self) -> Message:
+        """Take back the last user's message with all that follows it, and return it. UsageError if there is
+        none."""
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i]["role"] == "user":
+                message = self.messages[i]
+                self.messages = self.messages[:i]
+                return message
+        raise UsageError("there is no user's message to take back")
+
+    def fork(self) -> Session:
+        """An independent copy: cache, tokens and messages."""
+        twin = Session.__new__(Session)
+        twin._engine = self._engine
+        twin._context = self._context.fork()
+        twin._pending = list(self._pending)
+        twin.messages = list(self.messages)
+        return twin
+
+    def clear(self) -> None:
+        """Forget everything; the cache's memory is kept for what comes."""
+        self.messages = []
+        self._pending = []
+        self._context.truncate(0)
+
+    def _run(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        cancel: CancelSignal | None,
+        keep: Callable[[str], None] | None = None,
+    ) -> Iterator[Chunk]:
+        self._engine.check_length(len(ids))
+        return self._chunks(ids, params, cancel, keep)
+
+    def _chunks(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        cancel: CancelSignal | None,
+        keep: Callable[[str], None] | None,
+    ) -> Iterator[Chunk]:
+        said: list[str] = []
+        produced: list[int] = []
+        self._pending = []
+        try:
+            for chunk in generate(self._engine, self._context, ids, params, cancel):
+                said.append(chunk.text)
+                produced.extend(chunk.token_ids)
+                if chunk.finish_reason is not None:
+                    self._end(ids, produced, said, keep)
+                yield chunk
+        except GeneratorExit:
+            self._end(ids, produced, said, keep)
+            raise
+
+    def _end(
+        self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None
+    ) -> None:
+        whole = [*ids, *produced]
+        n = len(self._context)
+        # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
+        self._pending = whole[n:] if n >= len(ids) else []
+        if keep is not None and (produced or n >= len(ids)):
+            keep("".join(said))
+
+
+def merge(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+    """The parameters of a call: `params`, or the defaults, with `options` over them."""
+    return (params or SamplingParams()).with_options(options)
+
+
+def last_completion(chunks: Iterator[Chunk]) -> Completion:
+    """Run a stream to its end."""
+    completion: Completion | None = None
+    for chunk in chunks:
+        completion = chunk.completion
+    assert completion is not None, "a stream ends with its completion"
+    return completion

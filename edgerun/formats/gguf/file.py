@@ -1,0 +1,190 @@
+"""An opened GGUF model: one file or all parts of a split one, memory-mapped."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import EdgerunError, FormatError, NotFoundError
+from edgerun.formats.gguf.cursor import Cursor
+from edgerun.formats.gguf.header import Header, TensorInfo, read_header
+from edgerun.formats.gguf.metadata import Metadata
+
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+class _Part:
+    """One memory-mapped file with its header."""
+
+    def __init__(self, path: Path, number: int = 0) -> None:
+        self.path = path
+        self.map = _map(path)
+        try:
+            self.header: Header = read_header(Cursor(self.map, str(path)), path, number)
+        except BaseException:
+            self.map.close()
+            raise
+        self.bytes: NDArray[np.uint8] | None = np.frombuffer(self.map, np.uint8)
+
+    def close(self) -> None:
+        self.header.metadata.close()
+        self.bytes = None
+        try:
+            self.map.close()
+        except BufferError:
+            return  # a view given out by raw() still lives: the mapping goes with the last of them
+
+
+def _map(path: Path) -> mmap.mmap:
+    if not path.exists():
+        raise NotFoundError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise FormatError(f"{path}: not a file")
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise FormatError(f"{path}: the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise EdgerunError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class GgufFile:
+    """A model in GGUF: lazy metadata, tensors as views of the mapped file. Use `open_gguf`.
+
+    `tensors` maps names to TensorInfo in file order. `n_bytes` counts tensor data, `file_bytes` whole files.
+    Thread-safe for reading.
+    """
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self._parts = parts
+        self.path = parts[0].path
+        self.paths: tuple[Path, ...] = tuple(part.path for part in parts)
+        self.version = parts[0].header.version
+        self.metadata: Metadata = parts[0].header.metadata
+        tensors: dict[str, TensorInfo] = {}
+        for part in parts:
+            for name, info in part.header.tensors.items():
+                if name in tensors:
+                    raise FormatError(
+                        f"{part.path}: the tensor {name!r} also stands in {tensors[name].path.name}"
+                    )
+                tensors[name] = info
+        self.tensors: Mapping[str, TensorInfo] = tensors
+        self.n_bytes = sum(info.n_bytes for info in tensors.values())
+        self.file_bytes = sum(len(part.map) for part in parts)
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`. FormatError when the file does not say."""
+        value = self.metadata.get("general.architecture")
+        if not isinstance(value, str):
+            raise FormatError(f"{self.path}: general.architecture is missing; this is not a model")
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value, or `default`."""
+        return self.metadata.get(key, default)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor: a read-only view (*shape[:-1], row_bytes) u8 of the mapped file.
+
+        NotFoundError when there is no such tensor. The view stays valid after `close`.
+        """
+        info = self._info(name)
+        data = self._parts[info.part].bytes
+        if data is None:
+            raise ValueError(f"{self.path} is closed")
+        return data[info.offset : info.offset + info.n_bytes].reshape(info.raw_shape)
+
+    def release(self, name: str) -> None:
+        """Drop the tensor's pages from this process's memory; a later read fetches them again."""
+        info = self._info(name)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._parts[info.part].map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise NotFoundError(f"{self.path}: there is no tensor {name!r}")
+        return info
+
+    def close(self) -> None:
+        """Unmap the file as soon as no view of it is in use. May be called twice."""
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_gguf(path: str | Path) -> GgufFile:
+    """Open a GGUF model; of a split one (`-00001-of-0000N`) any part will do, the others are found beside it.
+
+    Reads the header only. Raises NotFoundError (no file, or missing parts), FormatError (malformed, with the
+    byte), UnsupportedError (version 1, big-endian, tensor types unknown to edgerun).
+    """
+    path = Path(path)
+    first = _Part(path)
+    opened = [first]
+    try:
+        count = _split_count(first)
+        if count > 1:
+            opened = _open_parts(first, count, opened)
+        return GgufFile(opened)
+    except BaseException:
+        for part in opened:
+            part.close()
+        raise
+
+
+def _split_count(part: _Part) -> int:
+    count = part.header.metadata.get("split.count", 0)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 99_999:
+        raise FormatError(f"{part.path}: split.count is {count!r}, not a number of parts")
+    return count
+
+
+def _open_parts(given: _Part, count: int, opened: list[_Part]) -> list[_Part]:
+    """All parts in order; `opened` collects what must be closed when this fails."""
+    match = _SPLIT_NAME.fullmatch(given.path.name)
+    if match is None or int(match["count"]) != count:
+        raise FormatError(
+            f"{given.path}: one of {count} parts, but its name does not end in -NNNNN-of-{count:05d}.gguf, "
+            "so the others cannot be found; give it its name back"
+        )
+    paths = [
+        given.path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)
+    ]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise NotFoundError(f"{given.path}: {len(missing)} of {count} parts are missing beside it: {shown}")
+    given.close()
+    opened.clear()
+    for number, path in enumerate(paths):
+        opened.append(_Part(path, number))
+        said, of = opened[-1].header.metadata.get("split.no"), _split_count(opened[-1])
+        if said != number or of != count:
+            raise FormatError(f"{path}: says that it is part {said!r} (counted from 0) of {of}")
+    expected = opened[0].header.metadata.get("split.tensors.count")
+    n_tensors = sum(len(part.header.tensors) for part in opened)
+    if expected is not None and expected != n_tensors:
+        raise FormatError(
+            f"{paths[0]}: the parts hold {n_tensors} tensors, split.tensors.count says {expected}"
+        )
+    return opened

@@ -1,0 +1,154 @@
+"""The key-value part of a GGUF file: scanned at open, decoded when a value is asked for."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf.cursor import Buffer, Cursor
+from edgerun.formats.gguf.types import SCALAR_DTYPES, ValueKind
+
+MetadataValue = bool | int | float | str | list[str] | NDArray[Any]
+
+_MAX_KEYS = 1 << 16
+_MAX_KEY_BYTES = (1 << 16) - 1
+_MAX_STRINGS = 1 << 24  # largest vocabulary in use: 262,144
+_KINDS: dict[int, ValueKind] = {int(kind): kind for kind in ValueKind}
+_U64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where one value lies: its kind, and for arrays the kind and count of the items."""
+
+    kind: ValueKind
+    offset: int
+    count: int  # bytes of a string, items of an array, 1 for a scalar
+    item: ValueKind | None = None
+
+
+class Metadata(Mapping[str, MetadataValue]):
+    """Keys and values of a GGUF file.
+
+    Scalars come as bool, int, float; strings as str; arrays of numbers as a numpy array (a copy); arrays of
+    strings as list[str]. Large values are decoded at each access, not kept: hold on to what you use often.
+    Strings are bytes in GGUF and tokens need not be whole characters: bytes that are not UTF-8 come as
+    surrogate escapes (PEP 383), so `value.encode("utf-8", "surrogateescape")` gives the file's bytes back.
+    """
+
+    def __init__(self, buffer: Buffer, name: str, entries: dict[str, _Entry]) -> None:
+        self._buffer: Buffer | None = buffer
+        self._name = name
+        self._entries = entries
+
+    def __getitem__(self, key: str) -> MetadataValue:
+        entry = self._entries[key]
+        if self._buffer is None:
+            raise ValueError(f"{self._name} is closed")
+        if entry.kind is ValueKind.STRING:
+            raw = bytes(self._buffer[entry.offset : entry.offset + entry.count])
+            return raw.decode("utf-8", "surrogateescape")
+        if entry.item is ValueKind.STRING:
+            return self._strings(self._buffer, entry)
+        values = self._numbers(self._buffer, entry, key)
+        if entry.kind is ValueKind.ARRAY:
+            return values
+        scalar: bool | int | float = values[0].item()
+        return scalar
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __repr__(self) -> str:
+        return f"<Metadata of {self._name}: {len(self)} keys>"
+
+    def kind(self, key: str) -> tuple[ValueKind, int]:
+        """The kind of a value (of an array's items) and its count (1 for a scalar), without decoding it."""
+        entry = self._entries[key]
+        if entry.kind is ValueKind.ARRAY:
+            assert entry.item is not None
+            return entry.item, entry.count
+        return entry.kind, 1
+
+    def is_array(self, key: str) -> bool:
+        """Whether the value is an array."""
+        return self._entries[key].kind is ValueKind.ARRAY
+
+    def close(self) -> None:
+        """Let go of the file; values can no longer be read."""
+        self._buffer = None
+
+    def _numbers(self, buffer: Buffer, entry: _Entry, key: str) -> NDArray[Any]:
+        kind = entry.kind if entry.item is None else entry.item
+        if kind is ValueKind.BOOL:
+            raw = np.frombuffer(buffer, np.uint8, entry.count, entry.offset)
+            if entry.count and int(raw.max()) > 1:
+                raise FormatError(f"{self._name}: byte {entry.offset}: {key} holds a bool that is not 0 or 1")
+            return raw.astype(np.bool_)
+        if entry.count == 0:
+            return np.empty(0, SCALAR_DTYPES[kind])
+        return np.frombuffer(buffer, SCALAR_DTYPES[kind], entry.count, entry.offset).copy()
+
+    @staticmethod
+    def _strings(buffer: Buffer, entry: _Entry) -> list[str]:
+        position, read = entry.offset, _U64.unpack_from
+        values = []
+        for _ in range(entry.count):
+            start = position + 8
+            position = start + read(buffer, position)[0]
+            values.append(buffer[start:position].decode("utf-8", "surrogateescape"))
+        return values
+
+
+def scan_metadata(cursor: Cursor, n_keys: int) -> Metadata:
+    """Walk `n_keys` key-value pairs, checking every bound; the cursor then stands at the tensors."""
+    if n_keys > min(_MAX_KEYS, (cursor.size - cursor.position) // 13):
+        cursor.fail(f"{n_keys} metadata keys cannot be in this file (most: {_MAX_KEYS})")
+    entries: dict[str, _Entry] = {}
+    for _ in range(n_keys):
+        at = cursor.position
+        key = cursor.text("a metadata key", _MAX_KEY_BYTES)
+        if key in entries:
+            cursor.fail(f"the metadata key {key!r} stands twice", at)
+        entries[key] = _scan_value(cursor, key)
+    return Metadata(cursor.buffer, cursor.name, entries)
+
+
+def _scan_value(cursor: Cursor, key: str) -> _Entry:
+    kind = _kind(cursor, key)
+    if kind is ValueKind.STRING:
+        n_bytes = cursor.u64(f"the length of {key}")
+        return _Entry(kind, cursor.skip(n_bytes, key), n_bytes)
+    if kind is not ValueKind.ARRAY:
+        return _Entry(kind, cursor.skip(SCALAR_DTYPES[kind].itemsize, key), 1)
+    item = _kind(cursor, key)
+    at = cursor.position
+    if item is ValueKind.ARRAY:
+        raise UnsupportedError(f"{cursor.name}: byte {at}: {key} is an array of arrays, which no model uses")
+    count = cursor.u64(f"the count of {key}")
+    if item is ValueKind.STRING:
+        if count > _MAX_STRINGS:
+            cursor.fail(f"{key} claims {count} strings, the most is {_MAX_STRINGS}", at)
+        return _Entry(kind, cursor.skip_strings(count, key), count, item)
+    return _Entry(kind, cursor.skip(count * SCALAR_DTYPES[item].itemsize, key), count, item)
+
+
+def _kind(cursor: Cursor, key: str) -> ValueKind:
+    at = cursor.position
+    number = cursor.u32(f"the kind of {key}")
+    kind = _KINDS.get(number)
+    if kind is None:
+        cursor.fail(f"{key} has the unknown kind {number}", at)
+    return kind

@@ -1,0 +1,246 @@
+"""Fetching models from a Hugging Face hub into its cache.
+
+huggingface_hub forgets what it had when a download is interrupted (it writes to a file of a random name). Here the
+bytes go to `blobs/<etag>.edgerun-part`, the next attempt goes on where that ends, and the whole, checked file is
+then handed to huggingface_hub, which finds its blob in place and links it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from edgerun.errors import DoesNotFitError, EdgerunError, NetworkError, NotFoundError
+from edgerun.events import EventSink, Progress, ignore
+from edgerun.hub.cache import as_repo_name, default_cache_dir
+from edgerun.hub.names import RepoName, candidates, choose
+from edgerun.units import format_size
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+def pull(
+    name: str | RepoName,
+    *,
+    cache_dir: Path | None = None,
+    endpoint: str | None = None,
+    events: EventSink = ignore,
+) -> Path:
+    """Download the model that `name` (`org/repo:quant`) means -> its (first) file in the cache.
+
+    Files that are there and current are not fetched again; an interrupted download goes on where it stopped.
+    `events` get `Progress` in bytes. Raises NotFoundError (repository, model), UsageError (several models),
+    NetworkError, DoesNotFitError (disk full).
+    """
+    wanted = as_repo_name(name) if isinstance(name, str) else name
+    root = cache_dir or default_cache_dir()
+    with _translated(wanted.repo, endpoint), _without_bars():
+        chosen = choose(candidates(_list_files(wanted.repo, endpoint)), wanted)
+        paths = [_fetch(wanted.repo, file, root, endpoint, events) for file in chosen.files]
+    return paths[0]
+
+
+def _list_files(repo: str, endpoint: str | None) -> list[str]:
+    from huggingface_hub import HfApi
+
+    siblings = HfApi(endpoint=endpoint).model_info(repo, timeout=30).siblings
+    return [sibling.rfilename for sibling in siblings or []]
+
+
+def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: EventSink) -> Path:
+    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import get_hf_file_metadata
+    from huggingface_hub.utils import WeakFileLock
+
+    metadata = get_hf_file_metadata(hf_hub_url(repo, file, endpoint=endpoint), endpoint=endpoint)
+    if metadata.etag is None or metadata.commit_hash is None:
+        raise NetworkError(f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?")
+    folder = root / ("models--" + repo.replace("/", "--"))
+    blob = folder / "blobs" / metadata.etag
+    pointer = folder / "snapshots" / metadata.commit_hash / file
+    if not pointer.exists() and not blob.exists():
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        lock = root / ".locks" / folder.name / f"{metadata.etag}.edgerun.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            if not blob.exists():
+                _fetch_blob(repo, file, metadata, blob, endpoint, events)
+    return Path(hf_hub_download(repo, file, cache_dir=root, endpoint=endpoint))
+
+
+def _fetch_blob(
+    repo: str, file: str, metadata: Any, blob: Path, endpoint: str | None, events: EventSink
+) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    part = blob.with_name(blob.name + ".edgerun-part")
+    source = hf_hub_url(repo, file, endpoint=endpoint)
+    headers = build_hf_headers()
+    if urlsplit(metadata.location).netloc != urlsplit(source).netloc:
+        headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
+    with part.open("a+b") as raw:
+        sink = _Sink(raw, f"download {Path(file).name}", metadata.size, events)
+        if metadata.size is not None and sink.n_bytes > metadata.size:
+            sink.truncate(0)
+        _check_space(blob.parent, file, metadata.size, sink.n_bytes)
+        http_get(
+            metadata.location,
+            sink,  # type: ignore[arg-type]
+            resume_size=sink.n_bytes,
+            headers=headers,
+            expected_size=metadata.size,
+        )
+        digest = sink.sha256()
+    if _SHA256.fullmatch(metadata.etag) and digest != metadata.etag:
+        part.unlink()
+        raise NetworkError(f"{repo}/{file} arrived damaged (its SHA-256 is another); pull it again")
+    part.replace(blob)
+
+
+class _Sink:
+    """The file that a download is appended to: hashes what it has and what comes, and says how far it is."""
+
+    def __init__(self, file: IO[bytes], task: str, total: int | None, events: EventSink) -> None:
+        self._file, self._task, self._total, self._events = file, task, total, events
+        self._hash = hashlib.sha256()
+        self.n_bytes = 0
+        file.seek(0)
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            self._hash.update(chunk)
+            self.n_bytes += len(chunk)
+        self._say()
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self._hash.update(data)
+        self.n_bytes += len(data)
+        self._say()
+        return len(data)
+
+    def tell(self) -> int:
+        return self.n_bytes
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """Only to the end or to the beginning (to `truncate` when a server does not resume)."""
+        if (position, whence) not in ((0, 0), (0, 2), (self.n_bytes, 0)):
+            raise EdgerunError(f"{self._task}: the download wants to rewrite what it has")
+        self._position = self.n_bytes if whence == 2 else position
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Begin anew."""
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._hash = hashlib.sha256()
+        self.n_bytes = 0
+        return 0
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sha256(self) -> str:
+        """Of all that was written."""
+        self._file.flush()
+        return self._hash.hexdigest()
+
+    def _say(self) -> None:
+        self._events(Progress(self._task, self.n_bytes, max(self._total or 0, self.n_bytes), "bytes"))
+
+
+def _check_space(folder: Path, file: str, size: int | None, have: int) -> None:
+    import shutil
+
+    free = shutil.disk_usage(folder).free
+    if size is not None and size - have > free:
+        raise DoesNotFitError(
+            f"{file} needs {format_size(size - have)} more on disk, {folder} has {format_size(free)} free; "
+            "make room (`edgerun list`, `edgerun rm`) or set HF_HOME to another disk"
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """huggingface_hub draws bars of its own on stderr; ours come from the events."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            enable_progress_bars()
+
+
+@contextmanager
+def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
+    """huggingface_hub's errors, and those of the HTTP library under it, as ours."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    hub = endpoint or constants.ENDPOINT
+    # The HTTP library differs between versions (requests, httpx): its base error is a base of the hub's.
+    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except EdgerunError:
+        raise
+    except GatedRepoError as error:
+        raise NetworkError(
+            f"{repo} is gated: accept its terms on {hub}/{repo}, then log in with `hf auth login`"
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise NetworkError(f"{repo} is not here, and HF_HUB_OFFLINE forbids to ask {hub}") from error
+    except LocalEntryNotFoundError as error:
+        raise NetworkError(f"{hub} cannot be reached; check the connection and try again") from error
+    except RepositoryNotFoundError as error:
+        raise NotFoundError(
+            f"{repo}: no such repository on {hub}, or it is private (then log in with `hf auth login`)"
+        ) from error
+    except (RevisionNotFoundError, EntryNotFoundError) as error:
+        raise NotFoundError(f"{repo}: the hub has no such file: {_first_line(error)}") from error
+    except HFValidationError as error:
+        raise NotFoundError(f"{repo}: not a possible repository name: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status == 404:
+            raise NotFoundError(f"{repo}: {hub} does not have it") from error
+        raise NetworkError(f"{hub} refuses: {_first_line(error)}") from error
+    except (http_error, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DoesNotFitError(f"{repo}: the disk is full; what came is kept, make room and try again") from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise EdgerunError(f"{error.filename}: {error.strerror}") from error
+        raise NetworkError(
+            f"the connection to {hub} failed: {_first_line(error)}; try again: a download goes on where it stopped"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..." if text else type(error).__name__

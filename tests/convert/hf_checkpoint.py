@@ -1,0 +1,165 @@
+"""Tiny Hugging Face checkpoints with random weights, written by hand: one for each family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[np.float32]]
+
+VOCAB, D, FF, LAYERS, HEADS, KV, HEAD = 64, 32, 64, 2, 4, 2, 8
+EXPERTS = 4
+ROPE_LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+BASE: dict[str, Any] = {
+    "hidden_size": D, "intermediate_size": FF, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "num_key_value_heads": KV, "vocab_size": VOCAB, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": [2, 3],
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_scaling": ROPE_LLAMA3, "rope_theta": 500000.0},
+    "mistral": {"head_dim": 16, "sliding_window": 64},
+    "mixtral": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "qwen2": {"tie_word_embeddings": True, "rope_scaling": {"type": "yarn", "factor": 4.0,
+                                                          "original_max_position_embeddings": 32}},
+    "qwen3": {"head_dim": 16},
+    "qwen2_moe": {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                  "shared_expert_intermediate_size": 96, "norm_topk_prob": False, "decoder_sparse_step": 1},
+    "qwen3_moe": {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                  "norm_topk_prob": True, "head_dim": 16, "mlp_only_layers": []},
+    "olmoe": {"num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": False, "clip_qkv": None,
+              "num_key_value_heads": HEADS},
+    "phi3": {"rope_scaling": {"type": "longrope", "long_factor": [2.0, 3.0, 4.0, 5.0],
+                              "short_factor": [1.0, 1.0, 1.5, 2.0]},
+             "original_max_position_embeddings": 32, "sliding_window": 64},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "tie_word_embeddings":
+    True}, "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64,
+    "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True,
+                    "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+}  # fmt: skip
+
+
+def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **BASE, **CONFIGS[model_type], **changes}
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as transformers saves them."""
+    kind = config["model_type"]
+    head = config.get("head_dim", HEAD)
+    q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (VOCAB, D)
+    for layer in range(LAYERS):
+        p = f"model.layers.{layer}."
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        if kind.startswith("gemma"):
+            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        shapes |= {f"{p}{norm}.weight": (D,) for norm in norms}
+        if kind == "phi3":
+            shapes[f"{p}self_attn.qkv_proj.weight"] = (q + 2 * kv, D)
+            shapes[f"{p}mlp.gate_up_proj.weight"] = (2 * FF, D)
+            shapes[f"{p}mlp.down_proj.weight"] = (D, FF)
+        else:
+            for name, rows in (("q", q), ("k", kv), ("v", kv)):
+                shapes[f"{p}self_attn.{name}_proj.weight"] = (rows, D)
+                if kind.startswith("qwen2"):
+                    shapes[f"{p}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{p}self_attn.o_proj.weight"] = (D, q)
+        if kind in ("qwen3", "qwen3_moe", "gemma3_text", "olmoe"):
+            full = kind == "olmoe"
+            shapes[f"{p}self_attn.q_norm.weight"] = (q if full else head,)
+            shapes[f"{p}self_attn.k_norm.weight"] = (kv if full else head,)
+        if kind == "mixtral":
+            shapes[f"{p}block_sparse_moe.gate.weight"] = (EXPERTS, D)
+            for e in range(EXPERTS):
+                for name, shape in (("w1", (FF, D)), ("w2", (D, FF)), ("w3", (FF, D))):
+                    shapes[f"{p}block_sparse_moe.experts.{e}.{name}.weight"] = shape
+        elif "num_experts" in config:
+            ff = config.get("moe_intermediate_size", FF)
+            shapes[f"{p}mlp.gate.weight"] = (EXPERTS, D)
+            for e in range(EXPERTS):
+                shapes |= mlp(f"{p}mlp.experts.{e}.", ff)
+            if "shared_expert_intermediate_size" in config:
+                shapes |= mlp(f"{p}mlp.shared_expert.", config["shared_expert_intermediate_size"])
+                shapes[f"{p}mlp.shared_expert_gate.weight"] = (1, D)
+        elif kind != "phi3":
+            shapes |= mlp(f"{p}mlp.", FF)
+    return shapes
+
+
+def mlp(prefix: str, ff: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{prefix}gate_proj.weight": (ff, D),
+        f"{prefix}up_proj.weight": (ff, D),
+        f"{prefix}down_proj.weight": (D, ff),
+    }
+
+
+def write_safetensors(path: Path, weights: Weights, dtype: str = "F32") -> None:
+    header: dict[str, Any] = {}
+    data = b""
+    for name, array in weights.items():
+        bits = {
+            "F32": lambda a: a.astype("<f4"),
+            "F16": lambda a: a.astype("<f2"),
+            "BF16": lambda a: (a.astype("<f4").view("<u4") >> 16).astype("<u2"),
+        }[dtype](array)
+        header[name] = {
+            "dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + bits.nbytes],
+        }  # fmt: skip
+        data += bits.tobytes()
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def byte_characters() -> list[str]:
+    """The first characters that byte-level BPE writes bytes with."""
+    return [chr(code) for code in range(ord("!"), ord("!") + 40)]
+
+
+def write_bpe_tokenizer(folder: Path, pre: dict[str, Any] | None = None, **settings: Any) -> None:
+    """A byte-level BPE tokenizer of 3 special tokens, 40 characters, 2 merges; fewer than the embedding's
+    rows."""
+    vocab = {"<|pad|>": 0, "<|bos|>": 1, "<|eos|>": 2}
+    vocab |= {character: 3 + i for i, character in enumerate(byte_characters())}
+    vocab |= {'!"': 43, '!"#': 44}
+    added = [{"id": i, "content": text, "special": True} for text, i in list(vocab.items())[:3]]
+    added.append({"id": 45, "content": "<tool>", "special": False})
+    tokenizer = {
+        "added_tokens": added,
+        "pre_tokenizer": pre or {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["!", '"'], '!" #']},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    defaults = {"bos_token": {"content": "<|bos|>"}, "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(defaults | settings))
+
+
+def write_checkpoint(folder: Path, model_type: str, dtype: str = "F32", **changes: Any) -> Weights:
+    """A whole directory; returns its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_of(model_type, **changes)
+    rng = np.random.default_rng(7)
+    weights = {
+        name: (rng.standard_normal(shape) * 0.1).astype(np.float32)
+        for name, shape in shapes_of(config).items()
+    }
+    if dtype == "BF16":
+        weights = {
+            name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, array in weights.items()
+        }
+    if dtype == "F16":
+        weights = {name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", weights, dtype)
+    write_bpe_tokenizer(folder)
+    return weights

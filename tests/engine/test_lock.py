@@ -1,0 +1,79 @@
+"""The lock at which generations take turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from edgerun.engine.cancel import FairLock
+from edgerun.errors import Cancelled
+
+
+def test_two_busy_threads_alternate() -> None:
+    lock, order = FairLock(), []
+    start = threading.Barrier(2)
+
+    def work(name: str) -> None:
+        start.wait()
+        for _ in range(20):
+            with lock.held():
+                order.append(name)
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Both ask all the time: after the first turns nobody goes three times in a row.
+    together = "".join(order)
+    middle = together[4:-4]
+    assert "aaa" not in middle
+    assert "bbb" not in middle
+
+
+def test_waiting_can_be_cancelled_and_the_queue_goes_on() -> None:
+    lock = FairLock()
+    stop, result = threading.Event(), []
+
+    def wait_in_vain() -> None:
+        try:
+            with lock.held(stop.is_set):
+                result.append("held")
+        except Cancelled:
+            result.append("cancelled")
+
+    thread = threading.Thread(target=wait_in_vain)
+    with lock.held():
+        thread.start()
+        time.sleep(0.02)
+        stop.set()
+        thread.join(1)
+        assert result == ["cancelled"]
+    with lock.held():
+        result.append("free")
+    assert result == ["cancelled", "free"]
+
+
+def test_an_error_inside_releases() -> None:
+    lock = FairLock()
+    with pytest.raises(KeyError), lock.held():
+        raise KeyError
+    done = threading.Event()
+
+    def take() -> None:
+        with lock.held():
+            done.set()
+
+    threading.Thread(target=take).start()
+    assert done.wait(1)
+
+
+def test_a_thread_that_was_interrupted_before_its_release_can_go_on() -> None:
+    lock = FairLock()
+    lock._acquire(lambda: False)  # what Ctrl-C between taking and releasing leaves behind
+    with lock.held():
+        pass
+    assert lock._owner is None

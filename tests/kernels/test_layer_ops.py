@@ -1,0 +1,111 @@
+"""Attention, norms, rotary embedding, gates: every implementation against the numpy reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgerun.errors import UsageError
+from edgerun.kernels.reference import route
+
+# tokens, heads, kv heads, head_dim, head_dim_v, start, capacity, window, softcap
+ATTENTION = [
+    (1, 8, 2, 64, 64, 0, 512, 0, 0.0),
+    (1, 8, 2, 64, 64, 300, 512, 0, 0.0),
+    (1, 4, 4, 8, 8, 30, 64, 0, 0.0),
+    (1, 8, 1, 96, 80, 700, 1024, 100, 30.0),
+    (1, 6, 2, 20, 20, 300, 1024, 0, 0.0),
+    (5, 8, 2, 64, 64, 0, 512, 0, 0.0),
+    (70, 8, 2, 64, 64, 100, 512, 0, 0.0),
+    (33, 3, 1, 20, 36, 70, 512, 0, 5.0),
+    (100, 8, 8, 64, 64, 150, 512, 40, 0.0),
+    (2, 4, 4, 8, 8, 3, 64, 0, 0.0),
+    (64, 4, 2, 16, 16, 0, 64, 10, 0.0),
+]
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention(simd, reference, case):
+    tokens, heads, kv_heads, dim, dim_v, start, capacity, window, softcap = case
+    rng = np.random.default_rng(sum(map(int, case)))
+    q = 2 * rng.standard_normal((tokens, heads, dim)).astype(np.float32)
+    k = rng.standard_normal((kv_heads, capacity, dim)).astype(np.float16)
+    v = rng.standard_normal((kv_heads, capacity, dim_v)).astype(np.float16)
+    k[:, start + tokens :] = np.nan  # what was never written must never be read into a result
+    v[:, start + tokens :] = np.nan
+    out, want = np.empty((2, tokens, heads, dim_v), np.float32)
+    simd.attention(q, k, v, start, out, scale=dim**-0.5, softcap=softcap, window=window)
+    reference.attention(q, k, v, start, want, scale=dim**-0.5, softcap=softcap, window=window)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "relu2"])
+def test_gated(simd, reference, activation):
+    rng = np.random.default_rng(1)
+    gate, up = 8 * rng.standard_normal((2, 3, 77)).astype(np.float32)
+    gate[0, :4] = (-200, 200, 0, -87.5)
+    out, want = np.empty((2, 3, 77), np.float32)
+    simd.gated(gate, up, activation, out)
+    reference.gated(gate, up, activation, want)
+    np.testing.assert_allclose(out, want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("cols", [1, 8, 77, 2048])
+def test_rms_norm_in_place(simd, reference, cols):
+    rng = np.random.default_rng(cols)
+    x = rng.standard_normal((9, cols)).astype(np.float32)
+    weight = rng.standard_normal(cols).astype(np.float32)
+    want = np.empty_like(x)
+    reference.rms_norm(x, weight, 1e-5, want)
+    simd.rms_norm(x, weight, 1e-5, x)
+    np.testing.assert_allclose(x, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["norm", "neox"])
+@pytest.mark.parametrize("rot", [20, 8])
+def test_rope(simd, reference, kind, rot):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 3, 20)).astype(np.float32)
+    want = x.copy()
+    angle = rng.random((5, rot // 2)).astype(np.float32)
+    simd.rope(x, np.cos(angle), np.sin(angle), kind)
+    reference.rope(want, np.cos(angle), np.sin(angle), kind)
+    np.testing.assert_allclose(x, want, rtol=1e-6, atol=1e-6)
+
+
+def test_kv_write(simd, reference):
+    x = np.random.default_rng(0).standard_normal((5, 3, 20)).astype(np.float32)
+    a, b = np.zeros((2, 3, 30, 20), np.float16)
+    simd.kv_write(a, x, 7)
+    reference.kv_write(b, x, 7)
+    assert np.array_equal(a, b)
+    with pytest.raises(UsageError, match="cannot write"):
+        simd.kv_write(a, x, 26)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_combine(simd, reference, add):
+    rng = np.random.default_rng(0)
+    parts, weights = rng.standard_normal((12, 77)).astype(np.float32), rng.random((4, 3)).astype(np.float32)
+    out, want = np.ones((2, 4, 77), np.float32)
+    simd.combine(parts, weights, out, add=add)
+    reference.combine(parts, weights, want, add=add)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "softmax_topk", "sigmoid"])
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_route_by_hand(kind, renormalise):
+    logits = np.array([[0.0, 2.0, 1.0, 2.0]], np.float32)
+    ids, weights = route(logits, 2, kind, renormalise=renormalise, scale=2.0)
+    assert ids.tolist() == [[1, 3]], "ties go to the lower id"
+    e = np.exp([0.0, 2.0, 1.0, 2.0])
+    one = {"softmax": e[1] / e.sum(), "softmax_topk": 0.5, "sigmoid": 1 / (1 + np.exp(-2.0))}[kind]
+    np.testing.assert_allclose(weights, [[1.0, 1.0] if renormalise else [2 * one, 2 * one]], rtol=1e-6)
+
+
+def test_route_bias_shifts_the_choice_only():
+    logits = np.array([[3.0, 1.0, 2.0]], np.float32)
+    ids, weights = route(logits, 1, "sigmoid", renormalise=False, bias=np.array([0, 9, 0], np.float32))
+    assert ids.tolist() == [[1]]
+    np.testing.assert_allclose(weights, [[1 / (1 + np.exp(-1.0))]], rtol=1e-6)

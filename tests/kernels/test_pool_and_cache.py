@@ -1,0 +1,98 @@
+"""The thread pool under load, and the machine-code cache when it is damaged, foreign or cannot be written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerun.errors import UsageError
+from edgerun.events import Progress, ignore
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels import KERNEL_NAMES, load_kernels
+from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.isa import ISAS, Isa, choose
+from tests.kernels.blocks import random_blocks
+
+
+def test_threads_share_one_pool(simd):
+    rng = np.random.default_rng(0)
+    w = simd.pack(random_blocks(rng, 200, 256, GgmlType.Q4_0), GgmlType.Q4_0, 256)
+    inputs = [rng.standard_normal((3, 256)).astype(np.float32) for _ in range(8)]
+    wanted = []
+    for x in inputs:
+        wanted.append(np.empty((3, 200), np.float32))
+        simd.matmul(w, simd.activations(x), wanted[-1])
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        out = np.empty((3, 200), np.float32)
+        for _ in range(50):
+            simd.matmul(w, simd.activations(inputs[index]), out)
+            if not np.array_equal(out, wanted[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_workers_sleep_and_wake(simd):
+    rng = np.random.default_rng(0)
+    w = simd.pack(random_blocks(rng, 512, 256, GgmlType.Q4_0), GgmlType.Q4_0, 256)
+    x = simd.activations(rng.standard_normal((1, 256)).astype(np.float32))
+    first, again = np.empty((2, 1, 512), np.float32)
+    simd.matmul(w, x, first)
+    time.sleep(0.1)
+    assert all(simd._pool._sleeping), "idle threads must not burn the battery"
+    simd.matmul(w, x, again)
+    assert np.array_equal(first, again)
+
+
+def test_closing_stops_the_threads():
+    before = threading.active_count()
+    kernels = load_kernels("auto", threads=3)
+    assert threading.active_count() == before + 2
+    kernels.close()
+    assert threading.active_count() == before
+
+
+def test_damaged_cache_file_is_compiled_again(tmp_path: Path):
+    events = []
+    KernelCache(ISAS["portable"], tmp_path).prepare(["rope"], events.append)
+    assert [e.unit for e in events if isinstance(e, Progress)] == ["kernels", "kernels"]
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    for bad in (b"", good[:-1], b"\0" * len(good)):
+        path.write_bytes(bad)
+        assert KernelCache(ISAS["portable"], tmp_path).address("rope")
+        assert path.read_bytes() != bad
+    events.clear()
+    KernelCache(ISAS["portable"], tmp_path).prepare(["rope"], events.append)
+    assert not events, "a second start compiles nothing"
+
+
+def test_unwritable_cache_still_runs(tmp_path: Path):
+    (tmp_path / "file").write_text("not a directory")
+    assert KernelCache(ISAS["portable"], tmp_path / "file" / "kernels").address("rope")
+
+
+def test_choice():
+    assert choose("auto").name in ISAS
+    with pytest.raises(UsageError, match="unknown kernels"):
+        load_kernels("sse9")
+    with pytest.raises(UsageError, match="threads"):
+        load_kernels("reference", threads=0)
+    assert set(ISAS) < set(KERNEL_NAMES)
+
+
+def test_a_processor_without_the_instructions_is_refused(monkeypatch):
+    monkeypatch.setitem(ISAS, "avx2", Isa("avx2", 8, "avx2", ("avx2", "teleport")))
+    with pytest.raises(UsageError, match="lacks teleport"):
+        load_kernels("avx2", events=ignore)
