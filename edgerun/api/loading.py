@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgerun.engine import Engine
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
 
+if TYPE_CHECKING:
+    from edgerun.formats.gguf import TensorInfo
+
 DEFAULT_CONTEXT = 4096
+_STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
 
 
 def load_engine(
@@ -56,6 +61,7 @@ def load_engine(
             no_tokenizer=no_tokenizer,
             no_template=no_template,
             seed=seed,
+            step_tokens=choose_step_tokens(gguf.tensors, spec.n_layers),
             events=events,
         )
         release = stack.pop_all().close
@@ -90,6 +96,17 @@ def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any],
     if asked > most:
         raise UsageError(f"a context of {asked} is more than the {most} tokens that this model was made for")
     return asked
+
+
+def choose_step_tokens(tensors: Mapping[str, TensorInfo], n_layers: int) -> int:
+    """Tokens of a prompt in one step: fewer for models with large layers, so that a layer, after which a
+    generation can be cancelled, takes a fraction of a second. Experts count fully: many tokens need them all.
+
+    Follows from the model alone: a measured pace would make results depend on what else the machine does.
+    """
+    weights = sum(prod(info.shape) for name, info in tensors.items() if name.startswith("blk."))
+    per_layer = weights // max(1, n_layers)
+    return next((step for most, step in _STEPS if per_layer <= most), 64)
 
 
 def _checked_threads(threads: int | Literal["auto"]) -> int | None:

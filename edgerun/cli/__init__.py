@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls the library and renders. Imports stay light until a command runs."""
+"""The command line: each command parses, calls the library and renders; imports stay light until one runs."""

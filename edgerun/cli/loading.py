@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgerun.cli.options import ModelOptions
 from edgerun.events import EventSink
 
 if TYPE_CHECKING:
     from edgerun.api import LLM
+    from edgerun.kernels import Kernels
 
 
 def find_model(name: str, events: EventSink) -> Path:
-    """The file that `name` means, downloaded when it is not here. As `hub.resolve`, but a path loads no hub code."""
+    """The file that `name` means, downloaded when it is not here. A path loads no hub code."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -34,3 +35,10 @@ def load_model(name: str | Path, options: ModelOptions, events: EventSink) -> LL
         kernels=options.kernels,
         events=events,
     )
+
+
+def kernels_of(llm: LLM) -> Kernels:
+    """The kernels that a model was loaded with."""
+    decoder: Any = llm.engine.decoder
+    kernels: Kernels = decoder.kernels
+    return kernels

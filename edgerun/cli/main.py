@@ -47,14 +47,22 @@ class Program(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = False,
+        **extra: Any,
+    ) -> Any:
         """Run, and leave by SystemExit: 0 ok, 1 error, 2 usage, 3 not found, 4 does not fit, 5 network,
         130 interrupted."""
         arguments = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in arguments[:1]
-        extra["standalone_mode"] = False
         try:
-            code = super().main(arguments, prog_name or "edgerun", **extra)
+            code = super().main(
+                arguments, prog_name or "edgerun", complete_var, standalone_mode=False, **extra
+            )
             _flush()
             sys.exit(code if isinstance(code, int) else 0)
         except click.ClickException as error:

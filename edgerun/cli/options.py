@@ -10,7 +10,13 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")  # kernels.KERNEL_NAMES, without importing numpy
+KERNEL_NAMES = (
+    "auto",
+    "reference",
+    "portable",
+    "avx2",
+    "avx512",
+)  # kernels.KERNEL_NAMES, without importing numpy
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ def sampling_options(function: F) -> F:
     for name, (kind, text) in reversed(_SAMPLING.items()):
         function = click.option(f"--{name}", type=kind, help=text)(function)
     return click.option(
-        "-n", "--max-tokens", type=click.IntRange(min=0), help="Longest reply.  [default: until the model ends]"
+        "-n",
+        "--max-tokens",
+        type=click.IntRange(min=0),
+        help="Longest reply.  [default: until the model ends]",
     )(function)
 
 

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+import click
+
 from edgerun.events import Event, Progress
 from edgerun.units import format_size
 
@@ -50,7 +52,7 @@ class ProgressBars:
         if not self._terminal:
             if now - self._said.get(event.task, -_LINE_EVERY_S) >= _LINE_EVERY_S:
                 self._said[event.task] = now
-                print(f"{event.task}: {_amount(event)}", file=sys.stderr, flush=True)  # noqa: T201
+                click.echo(f"{event.task}: {_amount(event)}", err=True)
             return
         if self._bars is None:
             self._bars = _new_bars()
@@ -65,7 +67,7 @@ class ProgressBars:
         self._began.pop(event.task, None)
         if event.task in self._said:
             del self._said[event.task]
-            print(f"{event.task}: done", file=sys.stderr, flush=True)  # noqa: T201
+            click.echo(f"{event.task}: done", err=True)
         task = self._tasks.pop(event.task, None)
         if task is not None:
             self._bars.remove_task(task)

@@ -40,7 +40,7 @@ class HfConfig:
     @property
     def rope_dims(self) -> int:
         """Dimensions of a head that are rotated."""
-        return int(self.head_dim * float(self.raw.get("partial_rotary_factor") or 1.0))
+        return int(self.head_dim * _number(self.raw, "partial_rotary_factor", 1.0))
 
 
 def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
@@ -67,7 +67,11 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
     if n_heads % n_kv_heads:
         raise FormatError(f"{where}: {n_heads} heads do not share {n_kv_heads} key heads evenly")
     head_dim = read.size("head_dim", d_model // n_heads)
-    n_experts = read.size("num_experts", read.size("num_local_experts", 0)) if family.experts else 0
+    rotated = head_dim * _number(config, "partial_rotary_factor", 1.0)
+    if head_dim % 2 or rotated % 2 or rotated > head_dim:
+        raise FormatError(f"{where}: {rotated} dimensions cannot be rotated in a head of {head_dim}")
+    experts = "num_experts" if "num_experts" in config else "num_local_experts"
+    n_experts = read.size(experts) if family.experts else 0
     rope, base, local_base = _rope(config, where)
     return HfConfig(
         family=family,
@@ -104,7 +108,7 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
         "attention.head_count_kv": c.n_kv_heads,
         "attention.key_length": c.head_dim,
         "attention.value_length": c.head_dim,
-        "attention.layer_norm_rms_epsilon": float(raw.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_rms_epsilon": _number(raw, "rms_norm_eps", 1e-6),
         "rope.dimension_count": c.rope_dims,
         "rope.freq_base": c.rope_base,
     }
@@ -116,14 +120,14 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
     if c.d_ff_shared:
         values["expert_shared_feed_forward_length"] = c.d_ff_shared
     if c.family.sliding_window and raw.get("sliding_window"):
-        values["attention.sliding_window"] = int(raw["sliding_window"])
+        values["attention.sliding_window"] = int(_number(raw, "sliding_window", 0))
     if c.family.softcaps:
         for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
             if raw.get(f"{theirs}_logit_softcapping"):
-                values[key] = float(raw[f"{theirs}_logit_softcapping"])
-    scale_of = raw.get("query_pre_attn_scalar")
-    if scale_of and float(scale_of) != c.head_dim:
-        values["attention.scale"] = float(scale_of) ** -0.5
+                values[key] = _number(raw, f"{theirs}_logit_softcapping", 0.0)
+    scale_of = _number(raw, "query_pre_attn_scalar", c.head_dim)
+    if scale_of != c.head_dim:
+        values["attention.scale"] = scale_of**-0.5
     if c.rope_base_local is not None:
         values["rope.freq_base_swa"] = c.rope_base_local
     return values | _rope_scaling(c)
@@ -141,9 +145,20 @@ def rope_tensors(c: HfConfig) -> dict[str, NDArray[np.float32]]:
             factors = c.rope.get(f"{which}_factor")
             if not isinstance(factors, list) or len(factors) != half:
                 raise FormatError(f"config.json: {which}_factor of rope_scaling does not have {half} numbers")
-            made[f"rope_factors_{which}.weight"] = np.asarray(factors, np.float32)
+            numbers = [_number({"factor": factor}, "factor", 1.0) for factor in factors]
+            made[f"rope_factors_{which}.weight"] = np.asarray(numbers, np.float32)
         return made
     return {}
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number; `default` where there is none."""
+    value = config.get(key)
+    if value is None:
+        return float(default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise FormatError(f"config.json: {key} is {value!r}, not a positive number")
+    return float(value)
 
 
 class _Reader:
@@ -186,11 +201,12 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], float,
         local = sliding.get("rope_theta", local) if isinstance(sliding, dict) else local
         given = given["full_attention"]
     rope = {**given, **scaling}
-    try:
-        base = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-        return rope, base, None if local is None else float(local)
-    except (TypeError, ValueError):
-        raise FormatError(f"{where}: rope_theta is not a number") from None
+    base = _number(rope, "rope_theta", _number(config, "rope_theta", 10000.0))
+    return (
+        rope,
+        base,
+        None if local is None else _number({"rope_local_base_freq": local}, "rope_local_base_freq", 0),
+    )
 
 
 def _rope_type(rope: Mapping[str, Any]) -> str:
@@ -201,23 +217,20 @@ def _rope_scaling(c: HfConfig) -> dict[str, Any]:
     rope_type = _rope_type(c.rope)
     if rope_type in ("default", "llama3", "mrope"):
         return {}
-    original = int(
-        c.rope.get("original_max_position_embeddings")
-        or c.raw.get("original_max_position_embeddings")
-        or c.context_length
-    )
+    key = "original_max_position_embeddings"
+    original = int(_number(c.rope, key, _number(c.raw, key, c.context_length)))
     if rope_type in ("longrope", "su"):
-        ratio = c.context_length / original
+        ratio = c.context_length / original if original > 1 else 1.0
         factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
         return {
             "rope.scaling.original_context_length": original,
-            "rope.scaling.attn_factor": float(c.rope.get("attention_factor") or factor),
+            "rope.scaling.attn_factor": _number(c.rope, "attention_factor", factor),
         }
     if rope_type not in ("linear", "yarn"):
         raise UnsupportedError(f"config.json: the rope_scaling type {rope_type!r} has no equal in GGUF")
     values: dict[str, Any] = {
         "rope.scaling.type": rope_type,
-        "rope.scaling.factor": float(c.rope.get("factor", 1.0)),
+        "rope.scaling.factor": _number(c.rope, "factor", 1.0),
     }
     if rope_type == "yarn":
         values["rope.scaling.original_context_length"] = original
@@ -228,16 +241,16 @@ def _rope_scaling(c: HfConfig) -> dict[str, Any]:
         }
         for theirs, key in optional.items():
             if c.rope.get(theirs) is not None:
-                values[f"rope.scaling.{key}"] = float(c.rope[theirs])
+                values[f"rope.scaling.{key}"] = _number(c.rope, theirs, 0.0)
     return values
 
 
 def _llama3_factors(c: HfConfig) -> NDArray[np.float32]:
     """(rope_dims / 2) f32 divisors of the frequencies. Source: transformers, _compute_llama3_parameters."""
-    factor = float(c.rope.get("factor", 8.0))
-    low, high = float(c.rope.get("low_freq_factor", 1.0)), float(c.rope.get("high_freq_factor", 4.0))
-    original = float(c.rope.get("original_max_position_embeddings", 8192))
-    if not (factor > 0 and original > 0 and high > low > 0):
+    factor = _number(c.rope, "factor", 8.0)
+    low, high = _number(c.rope, "low_freq_factor", 1.0), _number(c.rope, "high_freq_factor", 4.0)
+    original = _number(c.rope, "original_max_position_embeddings", 8192)
+    if high <= low:
         raise FormatError("config.json: rope_scaling of type llama3 has impossible factors")
     exponents = np.arange(0, c.rope_dims, 2, dtype=np.float64) / c.rope_dims
     wavelengths = 2 * math.pi * c.rope_base**exponents

@@ -41,8 +41,6 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
     prefix = _prefix(model)
     used: set[str] = set()
     sources = []
-    for name, array in rope_tensors(config).items():
-        sources.append(from_array(name, array))
     sources.append(_take(model, config, _embedding(config), prefix, used))
     for layer in range(config.n_layers):
         for wanted in _layer(config, layer):
@@ -51,6 +49,7 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
         sources += _experts(model, config, layer, prefix, used)
     norm = _Wanted("output_norm.weight", (config.d_model,), "norm.weight")
     sources.append(_take(model, config, norm, prefix, used))
+    sources += [from_array(name, array) for name, array in rope_tensors(config).items()]
     heads = [name for name in _HEADS if name in model.tensors]
     used.update(heads)
     if heads and not config.tied_head:
@@ -164,12 +163,12 @@ def _experts(
 ) -> Iterator[Source]:
     for theirs, name in c.family.experts.items():
         shape = (c.d_model, c.d_ff_expert) if name == "ffn_down_exps" else (c.d_ff_expert, c.d_model)
-        names = [
-            f"{prefix}layers.{layer}.{c.family.experts_at}.{e}.{theirs}.weight" for e in range(c.n_experts)
-        ]
-        types = [_check(model, each, shape) for each in names]
+        names = []
+        for expert in range(c.n_experts):
+            names.append(f"{prefix}layers.{layer}.{c.family.experts_at}.{expert}.{theirs}.weight")
+            type_ = _check(model, names[-1], shape)
         used.update(names)
-        yield _stacked(model, f"blk.{layer}.{name}.weight", names, shape, types[0])
+        yield _stacked(model, f"blk.{layer}.{name}.weight", names, shape, type_)
 
 
 def _stacked(

@@ -22,9 +22,9 @@ def convert_huggingface(
     config = parse_config(raw, str(source / "config.json"))
     architecture = config.family.architecture
     vocabulary = read_hf_tokenizer(tokenizer or source, architecture, config.raw)
-    dropped = vocabulary.resize(config.vocab_size)
     with open_safetensors(source) as model:
-        sources = plan_tensors(model, config)
+        sources = plan_tensors(model, config)  # checks config.json's numbers against the weights
+        dropped = vocabulary.resize(config.vocab_size)
         tied_head = all(tensor.name != "output.weight" for tensor in sources)
         with GgufWriter(out, architecture, events=events) as writer:
             writer.add("general.type", "model")

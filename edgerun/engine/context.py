@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 
 from edgerun.engine.cancel import FairLock, never
 from edgerun.engine.parts import Cache, DecoderLike
-from edgerun.errors import UsageError
+from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
 
 F32 = NDArray[np.float32]
 
-_CHUNK = (
-    256  # tokens a step: the longest that another thread waits for its turn, and what a decoder takes at once
-)
+STEP_TOKENS = 256  # of a prompt in one step, unless the model is so large that others would wait too long
 
 
 class Context:
@@ -26,10 +24,19 @@ class Context:
     leaves the tokens up to the last whole step.
     """
 
-    def __init__(self, decoder: DecoderLike, lock: FairLock, limit: int, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        decoder: DecoderLike,
+        lock: FairLock,
+        limit: int,
+        *,
+        step_tokens: int = STEP_TOKENS,
+        cache: Cache | None = None,
+    ) -> None:
         self._decoder = decoder
         self._lock = lock
         self.limit = limit  # positions
+        self._step_tokens = step_tokens
         self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
         self._tokens: list[int] = []
         self._user = 0
@@ -64,9 +71,9 @@ class Context:
     ) -> F32:
         """Append `ids` (at least one) -> logits (1 or n, vocab) f32, the caller's own. Raises Cancelled."""
         parts: list[F32] = []
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            last = start + _CHUNK >= len(ids)
+        for start in range(0, len(ids), self._step_tokens):
+            chunk = ids[start : start + self._step_tokens]
+            last = start + self._step_tokens >= len(ids)
             with self._lock.held(cancelled):
                 self._check(ticket)
                 out = self._step(chunk, cancelled, logits if last or logits == "all" else "none")
@@ -75,13 +82,13 @@ class Context:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def hidden(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> list[F32]:
-        """Append `ids` -> final hidden states, (T, d) f32 for each step of up to 256 tokens."""
+        """Append `ids` -> final hidden states, (T, d) f32 for each step."""
         parts = []
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
+        for start in range(0, len(ids), self._step_tokens):
+            chunk = ids[start : start + self._step_tokens]
             with self._lock.held(cancelled):
                 self._settle()
-                parts.append(np.array(self._decoder.hidden(chunk, self._cache)))
+                parts.append(self._decoder.hidden(chunk, self._cache, cancelled=cancelled))
                 self._tokens.extend(chunk)
         return parts
 
@@ -96,7 +103,8 @@ class Context:
         """An independent copy."""
         with self._lock.held():
             self._settle()
-            twin = Context(self._decoder, self._lock, self.limit, self._cache.copy(len(self._tokens)))
+            cache = self._cache.copy(len(self._tokens))
+            twin = Context(self._decoder, self._lock, self.limit, step_tokens=self._step_tokens, cache=cache)
             twin._tokens = list(self._tokens)
             return twin
 
@@ -104,11 +112,16 @@ class Context:
         self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]
     ) -> F32 | None:
         self._settle()
-        out = self._decoder.forward(chunk, self._cache, logits=logits, cancelled=cancelled)
-        # The decoder's buffer is the next caller's as soon as the lock is released.
-        mine = None if out is None else np.array(out, dtype=np.float32)
+        try:
+            out = self._decoder.forward(chunk, self._cache, logits=logits, cancelled=cancelled)
+        except EdgerunError:
+            raise
+        except MemoryError as error:
+            raise DoesNotFitError(
+                f"out of memory after {len(self._tokens)} tokens: {error}; use a smaller context or model"
+            ) from error
         self._tokens.extend(chunk)
-        return mine
+        return out
 
     def _check(self, ticket: int) -> None:
         if ticket != self._user:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.cancel import CancelSignal, FairLock, never
-from edgerun.engine.context import Context
+from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, Message, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
@@ -27,9 +27,10 @@ Messages = str | Message | Sequence[Message]
 class Engine:
     """One model. Thread-safe: steps of different sessions take turns in the order of asking.
 
-    context: positions that a session has. seed: of the sequence of seeds for calls that name none; None:
-    random. tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can
-    do.
+    context: positions that a session has.
+    seed: of the sequence of seeds for calls that name none; None: random.
+    step_tokens: of a prompt that go through the model at once; then another session has its turn.
+    tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Engine:
         no_tokenizer: str = "the model has no vocabulary",
         no_template: str = "the model has no chat template",
         seed: int | None = None,
+        step_tokens: int = STEP_TOKENS,
         events: EventSink = ignore,
     ) -> None:
         self.decoder = decoder
@@ -53,11 +55,12 @@ class Engine:
         self._no_tokenizer = no_tokenizer
         self._no_template = no_template
         self._lock = FairLock()
+        self._step_tokens = step_tokens
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._seeds_lock = threading.Lock()
 
     def close(self, release: Callable[[], None]) -> None:
-        """Wait for the step that is being computed, call `release`, and refuse every later one (UsageError)."""
+        """Wait for the step that is computed now, call `release`, and refuse every later one (UsageError)."""
         self._lock.close(release)
 
     @property
@@ -69,7 +72,7 @@ class Engine:
 
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
-        return Context(self.decoder, self._lock, self.context)
+        return Context(self.decoder, self._lock, self.context, step_tokens=self._step_tokens)
 
     def with_seed(self, params: SamplingParams) -> SamplingParams:
         """`params`, with the next of the model's seeds when they have none and the model was given one."""
@@ -131,7 +134,7 @@ class Engine:
         self.check_length(len(ids))
         context = self.new_context()
         _, ticket = context.begin(ids)
-        size = min(256, max(32, _SCORE_BYTES // (4 * self.vocab_size)))
+        size = min(self._step_tokens, max(32, _SCORE_BYTES // (4 * self.vocab_size)))
         logprobs: list[float] = []
         for start in range(0, len(ids) - 1, size):
             targets = np.array(ids[start + 1 : start + 1 + size])

@@ -49,8 +49,10 @@ class _Run:
         self.engine, self.context, self.params = engine, context, params
         self.ids, self.n_prompt = ids, len(ids)
         self.tokenizer = engine.tokenizer
+        # Rows that pad the output matrix are no tokens.
+        self.n_vocab = min(engine.vocab_size, self.tokenizer.vocab_size)
         self.cancelled = as_callable(cancel)
-        self.chooser = Chooser(params, engine.vocab_size, self.tokenizer.eog_ids)
+        self.chooser = Chooser(params, self.n_vocab, self.tokenizer.eog_ids)
         self.stops = StopMatcher(params.stop)
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprob] = []
@@ -62,7 +64,7 @@ class _Run:
     def chunks(self) -> Iterator[Chunk]:
         from edgerun.text import StreamDecoder
 
-        decoder = StreamDecoder(self.tokenizer)
+        decoder = StreamDecoder(self.tokenizer, prompt=self.ids, skip_special=True)
         reason: FinishReason | None = None
         for choice in self._choices():
             if isinstance(choice, str):
@@ -103,7 +105,7 @@ class _Run:
                     self.steps += 1
                 elif self.cancelled():
                     raise Cancelled("cancelled")
-                choice = self.chooser.next(logits[0], self.ids)
+                choice = self.chooser.next(logits[0, : self.n_vocab], self.ids)
                 seconds = perf_counter() - started  # without what our reader does with the token
                 self.decode_s += seconds if self.steps else 0
                 if choice.token_id in eog_ids:

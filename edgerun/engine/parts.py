@@ -31,7 +31,7 @@ class Spec(Protocol):
 
 
 class DecoderLike(Protocol):
-    """`models.Decoder`; one call at a time."""
+    """`models.Decoder`; one call at a time, results are new arrays."""
 
     @property
     def spec(self) -> Spec: ...
@@ -47,11 +47,22 @@ class DecoderLike(Protocol):
         cancelled: Callable[[], bool] | None = None,
     ) -> NDArray[np.float32] | None: ...
 
-    def hidden(self, ids: Sequence[int] | NDArray[np.int32], cache: Any) -> NDArray[np.float32]: ...
+    def hidden(
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        cache: Any,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> NDArray[np.float32]: ...
 
 
 class TokenizerLike(Protocol):
     """`text.Tokenizer`."""
+
+    add_space_prefix: bool
+
+    @property
+    def vocab_size(self) -> int: ...
 
     @property
     def eog_ids(self) -> frozenset[int]: ...
@@ -66,11 +77,11 @@ class TokenizerLike(Protocol):
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
 
-    def token_bytes(self, id: int, /) -> bytes: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
 
-    def token_text(self, id: int, /) -> str: ...
+    def token_text(self, token_id: int) -> str: ...
 
-    def is_special(self, id: int, /) -> bool: ...
+    def is_special(self, token_id: int) -> bool: ...
 
 
 class TemplateLike(Protocol):

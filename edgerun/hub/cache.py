@@ -1,7 +1,7 @@
 """The models that are already here: what lies in the Hugging Face cache.
 
-Layout: `models--org--repo/{blobs/<etag>, refs/main -> commit, snapshots/<commit>/<file> -> blob}`, shared with every
-other program that uses huggingface_hub.
+Layout: `models--org--repo/{blobs/<etag>, refs/main (a commit), snapshots/<commit>/<file> -> blob}`, shared
+with every other program that uses huggingface_hub.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Model cards: the aliases that edgerun knows, as YAML in the package (`edgerun/embedded/*.yaml`).
 
-    alias: qwen3-0.6b
-    repo: Qwen/Qwen3-0.6B-GGUF:Q8_0     # or `file:`, a GGUF that lies beside the card
-    summary: one line
-    licence: Apache-2.0
+alias: qwen3-0.6b
+repo: Qwen/Qwen3-0.6B-GGUF:Q8_0     # or `file:`, a GGUF that lies beside the card
+summary: one line
+licence: Apache-2.0
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ def _read(path: Path) -> Card:
     except yaml.YAMLError as error:
         raise FormatError(f"{path}: not YAML: {error}") from error
     known = {f.name for f in fields(Card)}
-    if not isinstance(content, dict) or set(content) - known or not all(isinstance(v, str) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or set(content) - known
+        or not all(isinstance(v, str) for v in content.values())
+    ):
         raise FormatError(f"{path}: a card maps {', '.join(sorted(known))} to texts")
     if not {"alias", "summary", "licence"} <= set(content) or ("repo" in content) == ("file" in content):
         raise FormatError(f"{path}: a card needs alias, summary, licence and either repo or file")

@@ -1,8 +1,8 @@
 """Fetching models from a Hugging Face hub into its cache.
 
-huggingface_hub forgets what it had when a download is interrupted (it writes to a file of a random name). Here the
-bytes go to `blobs/<etag>.edgerun-part`, the next attempt goes on where that ends, and the whole, checked file is
-then handed to huggingface_hub, which finds its blob in place and links it.
+huggingface_hub forgets what it had when a download is interrupted (it writes to a file of a random name).
+Here the bytes go to `blobs/<etag>.edgerun-part`, the next attempt goes on where that ends, and the whole,
+checked file is then handed to huggingface_hub, which finds its blob in place and links it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from edgerun.units import format_size
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 17  # of a download: at most this much is fetched again after an interruption
 
 
 def pull(
@@ -41,7 +43,7 @@ def pull(
     """
     wanted = as_repo_name(name) if isinstance(name, str) else name
     root = cache_dir or default_cache_dir()
-    with _translated(wanted.repo, endpoint), _without_bars():
+    with _translated(wanted.repo, endpoint), _our_way():
         chosen = choose(candidates(_list_files(wanted.repo, endpoint)), wanted)
         paths = [_fetch(wanted.repo, file, root, endpoint, events) for file in chosen.files]
     return paths[0]
@@ -57,11 +59,12 @@ def _list_files(repo: str, endpoint: str | None) -> list[str]:
 def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: EventSink) -> Path:
     from huggingface_hub import hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import get_hf_file_metadata
-    from huggingface_hub.utils import WeakFileLock
 
     metadata = get_hf_file_metadata(hf_hub_url(repo, file, endpoint=endpoint), endpoint=endpoint)
     if metadata.etag is None or metadata.commit_hash is None:
-        raise NetworkError(f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?")
+        raise NetworkError(
+            f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?"
+        )
     folder = root / ("models--" + repo.replace("/", "--"))
     blob = folder / "blobs" / metadata.etag
     pointer = folder / "snapshots" / metadata.commit_hash / file
@@ -69,7 +72,7 @@ def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: Event
         blob.parent.mkdir(parents=True, exist_ok=True)
         lock = root / ".locks" / folder.name / f"{metadata.etag}.edgerun.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):
+        with _utils().WeakFileLock(lock):
             if not blob.exists():
                 _fetch_blob(repo, file, metadata, blob, endpoint, events)
     return Path(hf_hub_download(repo, file, cache_dir=root, endpoint=endpoint))
@@ -80,11 +83,10 @@ def _fetch_blob(
 ) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
     part = blob.with_name(blob.name + ".edgerun-part")
     source = hf_hub_url(repo, file, endpoint=endpoint)
-    headers = build_hf_headers()
+    headers = _utils().build_hf_headers()
     if urlsplit(metadata.location).netloc != urlsplit(source).netloc:
         headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
     with part.open("a+b") as raw:
@@ -133,8 +135,7 @@ class _Sink:
         """Only to the end or to the beginning (to `truncate` when a server does not resume)."""
         if (position, whence) not in ((0, 0), (0, 2), (self.n_bytes, 0)):
             raise EdgerunError(f"{self._task}: the download wants to rewrite what it has")
-        self._position = self.n_bytes if whence == 2 else position
-        return self._position
+        return self.n_bytes if whence == 2 else position
 
     def truncate(self, size: int | None = None) -> int:
         """Begin anew."""
@@ -168,24 +169,28 @@ def _check_space(folder: Path, file: str, size: int | None, have: int) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """huggingface_hub draws bars of its own on stderr; ours come from the events."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
+def _our_way() -> Iterator[None]:
+    """huggingface_hub draws bars of its own on stderr, where ours come from the events; and it writes 10 MiB at a
+    time, which on a slow line is too much to lose and too long without progress."""
+    from huggingface_hub import constants
 
-    shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity_error()
+    utils = _utils()
+    chunk, constants.DOWNLOAD_CHUNK_SIZE = constants.DOWNLOAD_CHUNK_SIZE, _CHUNK_BYTES
+    shown, verbosity = not utils.are_progress_bars_disabled(), utils.logging.get_verbosity()
+    utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        constants.DOWNLOAD_CHUNK_SIZE = chunk
+        utils.logging.set_verbosity(verbosity)
         if shown:
-            enable_progress_bars()
+            utils.enable_progress_bars()
+
+
+def _utils() -> Any:
+    """huggingface_hub.utils; what is public there is not marked as exported for type checkers."""
+    return import_module("huggingface_hub.utils")
 
 
 @contextmanager
@@ -233,11 +238,13 @@ def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
         raise NetworkError(f"{hub} refuses: {_first_line(error)}") from error
     except (http_error, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DoesNotFitError(f"{repo}: the disk is full; what came is kept, make room and try again") from error
+            raise DoesNotFitError(
+                f"{repo}: the disk is full; what came is kept, make room and try again"
+            ) from error
         if isinstance(error, OSError) and error.filename is not None:
             raise EdgerunError(f"{error.filename}: {error.strerror}") from error
         raise NetworkError(
-            f"the connection to {hub} failed: {_first_line(error)}; try again: a download goes on where it stopped"
+            f"the connection to {hub} failed: {_first_line(error)}; try again, it goes on where it stopped"
         ) from error
 
 

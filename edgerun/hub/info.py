@@ -97,3 +97,9 @@ def _text(value: object) -> str | None:
 
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether the model was made to chat; others continue texts."""
+    with open_gguf(path) as gguf:
+        return bool(gguf.metadata.get("tokenizer.chat_template"))

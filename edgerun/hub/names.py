@@ -20,7 +20,7 @@ _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0")  # when the 
 
 @dataclass(frozen=True)
 class RepoName:
-    """A repository and what is wanted of it: a quantisation (`Q4_K_M`), a file name, or None: the usual one."""
+    """A repository and what is wanted of it: a quantisation (`Q4_K_M`), a file; None: the usual one."""
 
     repo: str
     wanted: str | None = None
@@ -52,7 +52,7 @@ def parse_repo_name(name: str) -> RepoName | None:
 
 
 def candidates(files: Iterable[str]) -> list[Candidate]:
-    """The models among a repository's files: GGUFs that are whole, projectors and importance data left out."""
+    """The models among a repository's files: whole GGUFs, projectors and importance data left out."""
     groups: dict[str, list[str]] = {}
     for file in sorted(files):
         path = PurePosixPath(file)
@@ -76,7 +76,9 @@ def choose(found: Sequence[Candidate], name: RepoName) -> Candidate:
     if by_file:
         return _single(by_file, name)
     wanted = name.wanted.upper()
-    matching = [c for c in found if c.quant == wanted or re.search(rf"[-._]{re.escape(wanted)}$", c.stem.upper())]
+    matching = [
+        c for c in found if c.quant == wanted or re.search(rf"[-._]{re.escape(wanted)}$", c.stem.upper())
+    ]
     if not matching:
         raise NotFoundError(f"{name.repo} has no {name.wanted}; there are {_listed(found)}")
     return _single(matching, name)
@@ -94,7 +96,8 @@ def _single(matching: Sequence[Candidate], name: RepoName) -> Candidate:
         matching = plain or matching
     if len(matching) > 1:
         raise UsageError(
-            f"{name} means several models; name one: " + ", ".join(f"{name.repo}:{c.files[0]}" for c in matching)
+            f"{name} means several models; name one: "
+            + ", ".join(f"{name.repo}:{c.files[0]}" for c in matching)
         )
     return matching[0]
 

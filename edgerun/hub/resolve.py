@@ -20,10 +20,10 @@ def resolve(
     endpoint: str | None = None,
     events: EventSink = ignore,
 ) -> Path:
-    """The GGUF file that `name` means: a path, an alias, or `org/repo:quant` from the cache or else from the hub.
+    """The GGUF file that `name` means: a path, an alias, or `org/repo:quant` from the cache or the hub.
 
-    Asks the hub only when the model is not here and `download` is true. Raises NotFoundError, UsageError (a name
-    that means several models), NetworkError.
+    Asks the hub only when the model is not here and `download` is true. Raises NotFoundError, UsageError (a
+    name that means several models), NetworkError.
     """
     found = locate(name)
     if isinstance(found, Path):

@@ -35,6 +35,7 @@ class Matrix:
     type: GgmlType
     layout: str
     data: Any
+    address: int = 0  # of `data`, for those who call machine code
 
     @property
     def n_bytes(self) -> int:

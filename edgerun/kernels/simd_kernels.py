@@ -7,6 +7,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,33 @@ _PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _M
 _ALWAYS = ("pool_run", "pool_work", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
 
 
+_STRUCTS = [struct.Struct(f"{count}q") for count in range(24)]
+_from_buffer, _addressof = ctypes.c_char.from_buffer, ctypes.addressof
+
+
 def address(array: Any) -> int:
-    """Where an array's first element lies."""
-    return int(array.__array_interface__["data"][0])
+    """Where an array's first element lies. (A quarter of the time of `array.ctypes.data`; decode asks often.)"""
+    try:
+        return _addressof(_from_buffer(array))
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(array.__array_interface__["data"][0])
+
+
+@lru_cache(maxsize=None)  # never dropped: kernels hold the addresses
+def _constants(*values: float) -> tuple[int, Any]:
+    """f32 constants that kernels read by address, and the array that keeps them alive."""
+    array = np.array(values, np.float32)
+    return address(array), array
+
+
+@lru_cache(maxsize=256)
+def _form_layout(kind: str, tokens: int, cols: int) -> tuple[int, int, int, int, int, int]:
+    """Of quantised rows: offset of scales, of sums, size in bytes, and a row's bytes of scales, of sums, ..."""
+    block, sums_bytes = (32, 4) if kind == "q8" else (256, 48)
+    blocks = cols // block
+    scales_at = -(-tokens * cols // 64) * 64
+    sums_at = scales_at + -(-tokens * blocks * 4 // 64) * 64
+    return scales_at, sums_at, sums_at + tokens * blocks * sums_bytes, blocks * 4, blocks * sums_bytes, blocks
 
 
 class Rows:
@@ -74,17 +99,13 @@ class Rows:
         tokens, cols = self.x.shape
         if kind == "f32":
             return address(self.x), cols * 4, 0, 0, 0, 0
-        block, sums_bytes = (32, 4) if kind == "q8" else (256, 48)
-        blocks = cols // block
-        sizes = (tokens * cols, tokens * blocks * 4, tokens * blocks * sums_bytes)
-        offsets = (0, -(-sizes[0] // 64) * 64, -(-sizes[0] // 64) * 64 + -(-sizes[1] // 64) * 64)
-        memory = np.empty(offsets[2] + sizes[2], np.uint8)
+        scales_at, sums_at, size, scales_bytes, sums_bytes, _ = _form_layout(kind, tokens, cols)
+        memory = np.empty(size, np.uint8)
         base = address(memory)
         self._arrays.append(memory)
         name = "quantize_q8" if kind == "q8" else "quantize_q8k"
-        quants, scales, sums = (base + offset for offset in offsets)
-        self._kernels._launch(name, (address(self.x), cols, quants, scales, sums), tokens, 8)
-        return quants, cols, scales, blocks * 4, sums, blocks * sums_bytes
+        self._kernels._launch(name, (address(self.x), cols, base, base + scales_at, base + sums_at), tokens, 8)
+        return base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes
 
 
 class SimdKernels:
@@ -142,7 +163,7 @@ class SimdKernels:
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
-        return Matrix(rows, cols, type, f"r{lanes}", out)
+        return Matrix(rows, cols, type, f"r{lanes}", out, address(out))
 
     # -- products -----------------------------------------------------------------------------------------------
 
@@ -164,13 +185,13 @@ class SimdKernels:
                 if w.layout == "gguf":
                     self._plain_product(w, x, first, tokens, out, add)
                     continue
-                if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows):
+                if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows) or not out.flags.c_contiguous:
                     check_matmul(w, x.x[first : first + tokens], out)
                 name, form = _MATMUL[w.type]
                 quants, dq, scales, ds, sums, dc = x.form(form)
                 blocks = w.cols // layout.BLOCK_COLS[w.type]
-                stride = out.strides[0]
-                weights, target = address(w.data), address(out)
+                stride = 4 * w.rows
+                weights, target = w.address, address(out)
                 for low in range(0, tokens, _TOKENS_AT_ONCE):
                     row = first + low
                     by_kernel.setdefault(name, []).append(
@@ -262,8 +283,7 @@ class SimdKernels:
         cols = weight.shape[0]
         if x.shape[-1] != cols or out.shape != x.shape:
             raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
-        constants = np.array([eps], np.float32)
-        arguments = (address(x), address(weight), address(out), cols, address(constants))
+        arguments = (address(x), address(weight), address(out), cols, _constants(eps)[0])
         self._launch("rms_norm", arguments, x.size // cols, 8)
 
     def add(self, x: F32, y: F32) -> None:
@@ -301,7 +321,7 @@ class SimdKernels:
         if heads % kv_heads or k.shape[2] != dim or start + tokens > k.shape[1] or out.shape != (tokens, heads, dim_v):
             raise UsageError(f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}")
         group = heads // kv_heads
-        constants = np.array([scale, softcap], np.float32)
+        constants, _ = _constants(scale, softcap)
         end = start + tokens
         head = (address(q), address(k), address(v), k.strides[0], v.strides[0], dim, dim_v, heads, group)
         with self._lock:
@@ -311,14 +331,14 @@ class SimdKernels:
                 scores = heads * chunks * _CHUNK
                 scratch = self._floats(scores + heads * chunks * (dim_v + 2))
                 parts = scratch + 4 * scores
-                arguments = (*head, first, end, address(constants), scratch, parts, chunks)
+                arguments = (*head, first, end, constants, scratch, parts, chunks)
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
                 return
             slot_bytes = self._prompt_slot_bytes(dim, dim_v, group)
             scratch = self._floats(slot_bytes // 4 * self.threads)
             arguments = (
-                *(*head, 0, end, address(constants), scratch, address(out)),
+                *(*head, 0, end, constants, scratch, address(out)),
                 *(tokens, window, address(self._busy), slot_bytes, start),
             )
             self._launch("attention_prompt", arguments, -(-tokens // _TILE) * kv_heads, 1)
@@ -349,7 +369,7 @@ class SimdKernels:
     def _launch(self, name: str, arguments: tuple[int, ...], items: int, grain: int) -> None:
         """Small work runs on the caller alone: waking the others would cost more."""
         with self._lock:
-            struct.pack_into(f"{len(arguments)}q", self._arguments, 0, *arguments)
+            _STRUCTS[len(arguments)].pack_into(self._arguments, 0, *arguments)
             if items <= grain:
                 function = self._functions.get(name)
                 if function is None:

@@ -1,4 +1,4 @@
-"""How fast a loaded model is: a prompt, then given tokens one at a time, as `llamacpp_baseline.py` feeds them."""
+"""How fast a model is: a prompt, then given tokens one at a time, as the llama.cpp baseline feeds them."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def run_bench(
     on_logits: Callable[[F32], None] | None = None,
     events: EventSink = ignore,
 ) -> list[BenchRun]:
-    """Feed `ids`: the first `prompt_tokens` as a prompt, the others one by one; each repetition from position 0.
+    """Feed `ids`: the first `prompt_tokens` as a prompt, the others one by one; each time from position 0.
 
-    `on_logits` gets a copy of the logits (vocab,) f32 after every call of the decoder, in the first repetition.
-    Decoding stops after `limit_s` seconds in each repetition. UsageError when there is nothing to feed.
+    `on_logits` gets a copy of the logits (vocab,) f32 after every call of the decoder, in the first
+    repetition. Decoding stops after `limit_s` seconds in each. UsageError when there is nothing to feed.
     """
     if not 0 <= prompt_tokens <= len(ids) or not ids:
         raise UsageError(f"nothing to measure: {len(ids)} ids, {prompt_tokens} of them as the prompt")
@@ -109,8 +109,8 @@ def _run(
 
 
 def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> dict[str, Any]:
-    """The fields that `llamacpp_baseline.py` prints (rates are means over `runs`, percentiles over all their warm
-    steps), then the repetitions with their standard deviations."""
+    """The fields that the llama.cpp baseline prints (rates are means over `runs`, percentiles over all their
+    warm steps), then the repetitions with their standard deviations."""
     prompt = [run.prompt_tok_s for run in runs if run.prompt_tok_s is not None]
     decode = [run.decode_tok_s for run in runs if run.decode_tok_s is not None]
     warm = [step for run in runs for step in run.warm_steps_s]

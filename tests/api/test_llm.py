@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from engine.fakes import BOS, VOCAB, FakeDecoder, fake_engine
 
 import edgerun
 from edgerun.api import LLM, CancelToken, SamplingParams
-from edgerun.api.loading import choose_context, find_model
+from edgerun.api.loading import choose_context, choose_step_tokens, find_model
 from edgerun.errors import NotFoundError, UsageError
 
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
@@ -170,6 +171,20 @@ def test_choice_of_context(
 def test_contexts_that_cannot_be(asked: object) -> None:
     with pytest.raises(UsageError, match="context"):
         choose_context(asked, 512, {}, "a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(100, 256), (20_000, 128), (1 << 20, 64)])
+def test_large_layers_take_small_steps(rows: int, expected: int) -> None:
+    @dataclass(frozen=True)
+    class Info:
+        shape: tuple[int, int]
+
+    tensors = {
+        "blk.0.w": Info((rows, 16384)),
+        "blk.1.w": Info((rows, 8192)),
+        "output.weight": Info((1 << 30, 1)),
+    }
+    assert choose_step_tokens(tensors, 2) == expected  # type: ignore[arg-type]
 
 
 def test_everything_exported_is_there() -> None:

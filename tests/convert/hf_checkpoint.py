@@ -39,9 +39,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": {"rope_scaling": {"type": "longrope", "long_factor": [2.0, 3.0, 4.0, 5.0],
                               "short_factor": [1.0, 1.0, 1.5, 2.0]},
              "original_max_position_embeddings": 32, "sliding_window": 64},
-    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "tie_word_embeddings":
-    True}, "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64,
-    "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True,
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64,
+               "tie_word_embeddings": True},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "rope_theta": 1e6,
+                    "rope_local_base_freq": 10000.0, "tie_word_embeddings": True, "num_hidden_layers": 7,
                     "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
 }  # fmt: skip
 
@@ -58,7 +59,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (VOCAB, D)
-    for layer in range(LAYERS):
+    for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         norms = ["input_layernorm", "post_attention_layernorm"]
         if kind.startswith("gemma"):
@@ -150,7 +151,7 @@ def write_checkpoint(folder: Path, model_type: str, dtype: str = "F32", **change
     config = config_of(model_type, **changes)
     rng = np.random.default_rng(7)
     weights = {
-        name: (rng.standard_normal(shape) * 0.1).astype(np.float32)
+        name: (rng.standard_normal(shape) * 0.3).astype(np.float32)
         for name, shape in shapes_of(config).items()
     }
     if dtype == "BF16":

@@ -24,7 +24,7 @@ from hf_checkpoint import (
 from numpy.typing import NDArray
 
 from edgerun.convert import convert_checkpoint
-from edgerun.errors import FormatError, NotFoundError, UnsupportedError, UsageError
+from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError, UsageError
 from edgerun.formats.gguf import GgmlType, GgufFile, open_gguf
 
 ARCHITECTURES = {
@@ -51,7 +51,7 @@ def test_every_family_keeps_every_number(tmp_path: Path, model_type: str) -> Non
     with convert(tmp_path) as g:
         assert g.architecture == ARCHITECTURES[model_type]
         get = {key.removeprefix(f"{g.architecture}."): g.metadata[key] for key in g.metadata}
-        assert get["block_count"] == LAYERS
+        assert get["block_count"] == config["num_hidden_layers"]
         assert get["context_length"] == 128
         assert get["attention.head_count"] == HEADS
         assert get["attention.head_count_kv"] == config["num_key_value_heads"]
@@ -333,7 +333,12 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised already"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedError, "'dynamic'"),
         ({"rope_scaling": [1]}, FormatError, "not an object"),
-        ({"rope_theta": "x"}, FormatError, "rope_theta"),
+        ({"rope_theta": "x"}, FormatError, "rope_theta is 'x'"),
+        ({"rms_norm_eps": [1]}, FormatError, "rms_norm_eps is"),
+        ({"head_dim": 7}, FormatError, "cannot be rotated"),
+        ({"partial_rotary_factor": 2.0}, FormatError, "cannot be rotated"),
+        ({"vocab_size": (1 << 31) - 1}, FormatError, "by config.json it is"),
+        ({"num_hidden_layers": (1 << 31) - 1}, FormatError, "no model.layers.2"),
     ],
 )
 def test_configs_that_cannot_be(
@@ -345,6 +350,24 @@ def test_configs_that_cannot_be(
     with pytest.raises(error, match=message):
         convert(tmp_path)
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_local_experts": None}, "num_local_experts is missing"),
+        ({"num_local_experts": 0}, "num_local_experts is 0"),
+        ({"num_local_experts": -1}, "num_local_experts is -1"),
+        ({"num_local_experts": (1 << 31) - 1}, "by config.json it is"),
+        ({"num_experts_per_tok": None}, "num_experts_per_tok is missing"),
+    ],
+)
+def test_experts_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_checkpoint(tmp_path, "mixtral")
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=message):
+        convert(tmp_path)
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -378,3 +401,52 @@ def test_every_family_has_a_tiny_checkpoint_here() -> None:
 
     assert set(FAMILIES) - {"gemma3"} == set(CONFIGS)
     assert all(shapes_of(config_of(model_type)) for model_type in CONFIGS)
+
+
+STRANGE = [None, True, -1, 0, 1, 3.5, 1e308, (1 << 31) - 1, 1 << 70, "text", [], [1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "phi3", "gemma3_text"])
+def test_strange_config_values_give_typed_errors(tmp_path: Path, model_type: str) -> None:
+    """Every key, also those inside rope_scaling, with values of every kind: converted, or an EdgerunError."""
+    write_checkpoint(tmp_path, model_type)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    outcomes = []
+    scaling = whole.get("rope_scaling") or {}
+    places = [(whole, key) for key in whole] + [(scaling, key) for key in scaling]
+    for holder, key in places:
+        kept = holder[key]
+        for value in STRANGE:
+            holder[key] = value
+            (tmp_path / "config.json").write_text(json.dumps(whole))
+            try:
+                convert(tmp_path).close()
+                outcomes.append(True)
+            except EdgerunError:
+                outcomes.append(False)
+        holder[key] = kept
+    assert any(outcomes)
+    assert not all(outcomes)
+
+
+def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "llama")
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    places = [(tokenizer, key) for key in tokenizer] + [
+        (tokenizer["model"], key) for key in tokenizer["model"]
+    ]
+    places += [(tokenizer["added_tokens"][0], key) for key in tokenizer["added_tokens"][0]]
+    outcomes = []
+    for holder, key in places:
+        kept = holder[key]
+        for value in STRANGE:
+            holder[key] = value
+            (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+            try:
+                convert(tmp_path).close()
+                outcomes.append(True)
+            except EdgerunError:
+                outcomes.append(False)
+        holder[key] = kept
+    assert any(outcomes)
+    assert not all(outcomes)

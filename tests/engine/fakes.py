@@ -94,7 +94,13 @@ class FakeDecoder:
         row[self.forbid] = -100
         return row
 
-    def hidden(self, ids: Sequence[int] | NDArray[np.int32], cache: FakeCache) -> NDArray[np.float32]:
+    def hidden(
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        cache: FakeCache,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> NDArray[np.float32]:
         start = cache.length
         cache.held.extend(int(i) for i in ids)
         rows = [self.row(cache.held[: n + 1])[:8] for n in range(start, cache.length)]
@@ -105,6 +111,7 @@ class FakeTokenizer:
     """A token is a byte; after them BOS, EOS and a chat's two marks."""
 
     vocab_size = VOCAB
+    add_space_prefix = False
     bos_id: int | None = BOS
     eos_id: int | None = EOS
     eog_ids = frozenset((EOS, IM_END))
@@ -127,14 +134,14 @@ class FakeTokenizer:
             "utf-8", "replace"
         )
 
-    def token_bytes(self, id: int) -> bytes:
-        return bytes([id]) if id < 256 else self.marks[id].encode()
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else self.marks[token_id].encode()
 
-    def token_text(self, id: int) -> str:
-        return self.marks.get(id) or chr(id)
+    def token_text(self, token_id: int) -> str:
+        return self.marks.get(token_id) or chr(token_id)
 
-    def is_special(self, id: int) -> bool:
-        return id > 255
+    def is_special(self, token_id: int) -> bool:
+        return token_id > 255
 
 
 class FakeTemplate:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgerun.engine import CancelToken, Chunk, Engine, SamplingParams, Session, last_completion
-from edgerun.errors import ContextLengthError, EdgerunError, UnsupportedError, UsageError
+from edgerun.errors import ContextLengthError, DoesNotFitError, EdgerunError, UnsupportedError, UsageError
 from edgerun.events import Event, PromptProcessed, TokenGenerated
 from engine.fakes import BOS, EOS, VOCAB, FakeDecoder, FakeTokenizer, fake_engine
 
@@ -221,6 +221,20 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     decoder.row = lambda ids: np.full(VOCAB, np.nan, np.float32)  # type: ignore[method-assign]
     with pytest.raises(EdgerunError, match="NaN"):
         run(fake_engine(decoder))
+
+
+def test_memory_that_runs_out_is_a_typed_error() -> None:
+    decoder = FakeDecoder()
+    session = Session(fake_engine(decoder))
+
+    def fail() -> None:
+        raise MemoryError("64 MiB")
+
+    decoder.on_layer = fail
+    with pytest.raises(DoesNotFitError, match="64 MiB"):
+        session.complete("Once")
+    decoder.on_layer = lambda: None
+    assert session.complete("Once", GREEDY).usage.prompt_tokens == 5
 
 
 def test_events() -> None:

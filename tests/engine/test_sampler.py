@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,20 @@ from edgerun.engine import sampler
 F32 = NDArray[np.float32]
 # Coarse values, so that ties are common.
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.integers(-40, 40).map(lambda v: v / 4))
+
+
+RECORDED = json.loads((Path(__file__).parent / "llamacpp_sampler.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=range(len(RECORDED)))
+def test_what_llama_cpp_keeps(case: dict[str, Any]) -> None:
+    logits, p = np.array(case["logits"], np.float32), case["p"]
+    assert sampler.keep_top_k(logits, case["k"]).tolist() == case["top_k"]
+    assert sampler.keep_top_p(logits, p).tolist() == case["top_p"]
+    assert sampler.keep_min_p(logits, p).tolist() == case["min_p"]
+    assert sampler.keep_typical(logits, p).tolist() == case["typical"]
+    sampler.penalise(logits, np.array(case["recent"], np.int32), 1.3, 0.4, 0.2)
+    np.testing.assert_allclose(logits, case["penalised"], atol=1e-4)
 
 
 def by_size(logits: F32) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,14 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         _ = g.architecture
 
 
+@pytest.mark.parametrize("value", [b"\xff", "x\ny", "architektür", 7])
+def test_an_architecture_that_is_no_name(tmp_path: Path, value: object) -> None:
+    with GgufWriter(tmp_path / "m.gguf", None) as w:
+        w.add("general.architecture", value)
+    with open_gguf(tmp_path / "m.gguf") as g, pytest.raises(FormatError, match="general.architecture"):
+        _ = g.architecture
+
+
 def test_version_2_reads_alike(tmp_path: Path) -> None:
     path = write_small(tmp_path / "m.gguf")
     data = bytearray(path.read_bytes())
@@ -247,6 +257,34 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was(
         w.add_tensor("b", fail_with(error), GgmlType.F32, (4, 8))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from edgerun.errors import DoesNotFitError
+from edgerun.formats.gguf import GgmlType, GgufWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with GgufWriter(sys.argv[1], "llama") as w:
+        w.add_tensor("a", np.ones((64, 1024), np.float32), GgmlType.F32)
+except DoesNotFitError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file size limits")
+def test_a_real_write_that_fails_half_way(tmp_path: Path) -> None:
+    out = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "m.gguf")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "the disk is full" in out
+    assert "262144 bytes" in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_abandoned_writer_writes_nothing(tmp_path: Path) -> None:

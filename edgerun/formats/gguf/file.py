@@ -88,6 +88,8 @@ class GgufFile:
         value = self.metadata.get("general.architecture")
         if not isinstance(value, str):
             raise FormatError(f"{self.path}: general.architecture is missing; this is not a model")
+        if not (value.isascii() and value.isprintable()):
+            raise FormatError(f"{self.path}: general.architecture is {value[:64]!r}, not a name")
         return value
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -1,0 +1,158 @@
+"""`edgerun bench`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgerun.cli.options import ModelOptions, json_option, model_options
+from edgerun.cli.output import print_table
+from edgerun.cli.progress import ProgressBars
+
+
+@click.command(short_help="Measure how fast a model is.")
+@click.argument("model", default="default")
+@click.option(
+    "-p", "--prompt", type=click.IntRange(min=0), default=256, show_default=True, help="Prompt tokens."
+)
+@click.option(
+    "-n", "--decode", type=click.IntRange(min=0), default=48, show_default=True, help="Tokens to decode."
+)
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."
+)
+@click.option(
+    "--ids",
+    default="sequential",
+    show_default=True,
+    metavar="sequential|FILE.json",
+    help="Token ids to feed: 0, 1, 2, ... or a JSON list.",
+)
+@click.option(
+    "--logits", type=click.Path(path_type=Path), help="Save the logits after every fed token (.npy, f32)."
+)
+@click.option(
+    "--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds."
+)
+@model_options
+@json_option
+def command(
+    model: str,
+    prompt: int,
+    decode: int,
+    repetitions: int,
+    ids: str,
+    logits: Path | None,
+    limit_s: float,
+    context: int | None,
+    threads: int | None,
+    kernels: str,
+    as_json: bool,
+) -> None:
+    """Measure MODEL: a prompt of -p tokens, then -n tokens fed one at a time; nothing is sampled.
+
+    Decoding counts the last two thirds of the tokens. The JSON form has the same fields as the llama.cpp
+    baseline, rates being means over the repetitions.
+    """
+    from edgerun.cli.loading import find_model, kernels_of, load_model
+    from edgerun.hub import show
+    from edgerun.profiling import bench_report, run_bench
+
+    fed = _ids(ids, prompt, decode)
+    rows: list[Any] = []
+    with ProgressBars() as bars:
+        path = find_model(model, bars)
+        started = time.perf_counter()
+        options = ModelOptions(context or max(256, len(fed)), threads, kernels)
+        with load_model(path, _within(path, options, len(fed)), bars) as llm:
+            load_s = time.perf_counter() - started
+            chosen = kernels_of(llm)
+            runs = run_bench(
+                llm.engine.decoder,
+                [i % llm.vocab_size for i in fed] if ids == "sequential" else llm.engine.encode(fed),
+                prompt,
+                repetitions=repetitions,
+                limit_s=limit_s,
+                on_logits=rows.append if logits is not None else None,
+                events=bars,
+            )
+    report = bench_report(runs, threads=chosen.threads, load_s=load_s)
+    if logits is not None:
+        _save(logits, rows)
+    if as_json:
+        click.echo(json.dumps({**report, "kernels": chosen.name}))
+        return
+    info = show(path)
+    tests = (
+        (f"pp{prompt}", report["prompt_tok_s"], report["prompt_tok_s_sd"]),
+        (f"tg{report['decode_tokens']}", report["decode_tok_s"], report["decode_tok_s_sd"]),
+    )
+    _print_report(path, info, chosen, tests, report)
+
+
+def _print_report(path: Path, info: Any, kernels: Any, tests: Any, report: dict[str, Any]) -> None:
+    from edgerun.units import format_size
+
+    rows = [
+        (
+            info.name or path.stem,
+            info.quantisation,
+            format_size(info.n_bytes),
+            kernels.name,
+            str(kernels.threads),
+            test,
+            f"{rate:.2f} ± {deviation or 0:.2f}",
+        )
+        for test, rate, deviation in tests
+        if rate is not None
+    ]
+    print_table(
+        ("MODEL", "TYPE", "SIZE", "KERNELS", "THREADS", "TEST", "TOKENS/S"), rows, right=("SIZE", "TOKENS/S")
+    )
+    click.echo(
+        f"loaded in {report['load_s']} s, peak memory {report['max_rss_mib']} MiB"
+        + ("" if report["decode_p50_ms"] is None else f", token p50 {report['decode_p50_ms']} ms")
+        + ("" if report["decode_p95_ms"] is None else f", p95 {report['decode_p95_ms']} ms")
+    )
+
+
+def _ids(ids: str, prompt: int, decode: int) -> list[int]:
+    from edgerun.errors import FormatError, NotFoundError, UsageError
+
+    if ids == "sequential":
+        return list(range(prompt + decode))
+    path = Path(ids)
+    if not path.is_file():
+        raise NotFoundError(
+            f"{ids}: no such file; --ids takes `sequential` or a JSON file with a list of token ids"
+        )
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{ids}: not JSON: {error}") from error
+    if not isinstance(given, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+        raise FormatError(f"{ids}: must be a list of token ids")
+    if len(given) < prompt:
+        raise UsageError(f"{ids} has {len(given)} ids, fewer than the prompt of {prompt}")
+    return given
+
+
+def _within(path: Path, options: ModelOptions, n_tokens: int) -> ModelOptions:
+    """A context that the model was made for, where the tokens fit into that."""
+    from edgerun.hub import show
+
+    trained = show(path).context_length
+    if trained is None or options.context is None or not n_tokens <= trained < options.context:
+        return options
+    return ModelOptions(trained, options.threads, options.kernels)
+
+
+def _save(path: Path, rows: list[Any]) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, np.stack(rows))

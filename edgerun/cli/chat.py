@@ -1,0 +1,134 @@
+"""The chat on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgerun.cli.interrupt import cancelled_by_ctrl_c
+from edgerun.cli.output import note
+from edgerun.cli.stats import stats_line
+from edgerun.errors import EdgerunError, UsageError
+
+if TYPE_CHECKING:
+    from edgerun.api import LLM, CancelToken, Chunk, Completion
+
+
+class Chat:
+    """What a chat is made of besides the terminal: the model, its session, and how it shall reply."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        name: str,
+        chats: bool,
+        options: dict[str, Any],
+        system: str | None = None,
+        stats: bool = False,
+    ) -> None:
+        self.name = name
+        self.chats = chats  # with a chat template; else each message is a text to continue
+        self.options = options
+        self.stats = stats
+        self.last: Completion | None = None
+        self.leaving = False
+        self._llm = llm
+        self._session = llm.session()
+        self._last_text: str | None = None
+        if system is not None:
+            self.system = system
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat so far, the system's message first where there is one."""
+        return [dict(message) for message in self._session.messages]
+
+    @messages.setter
+    def messages(self, messages: list[dict[str, str]]) -> None:
+        self._session.messages = list(messages)
+
+    @property
+    def system(self) -> str | None:
+        """The system's message; None: none."""
+        first = self._session.messages[:1]
+        return str(first[0]["content"]) if first and first[0]["role"] == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if not self.chats:
+            raise UsageError("this model has no chat template: it cannot be told how to behave")
+        rest = self._session.messages[0 if self.system is None else 1 :]
+        self._session.messages = [*([] if text is None else [{"role": "system", "content": text}]), *rest]
+
+    def clear(self) -> None:
+        """Forget the chat; the system's message stays."""
+        system = self.system
+        self._session.clear()
+        self._last_text = self.last = None
+        if system is not None:
+            self.system = system
+
+    def reply(self, text: str, cancel: CancelToken) -> Iterator[Chunk]:
+        """Answer a message, or continue a text."""
+        self._last_text = text
+        if self.chats:
+            return self._session.stream_chat(text, cancel=cancel, **self.options)
+        return self._llm.stream(text, cancel=cancel, **self.options)
+
+    def take_back(self) -> str:
+        """Remove the user's last message with its reply, and return it. UsageError when there is none."""
+        if self.chats:
+            return str(self._session.undo()["content"])
+        if self._last_text is None:
+            raise UsageError("there is nothing to retry yet")
+        return self._last_text
+
+
+def talk(chat: Chat) -> None:
+    """Read, reply and obey until the user leaves."""
+    from edgerun.cli.chat_commands import obey
+    from edgerun.cli.chat_input import Reader
+
+    what = "chat" if chat.chats else "this model has no chat template: it continues what you write"
+    note(f"{chat.name}: {what}. /help lists the commands, Ctrl-D leaves.")
+    reader = Reader()
+    while not chat.leaving:
+        try:
+            text = reader.read()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            note("(Ctrl-D or /bye leaves)")
+            continue
+        if not text.strip():
+            continue
+        try:
+            again = obey(chat, text) if text.startswith("/") else text
+            if again is not None:
+                speak(chat, again)
+        except EdgerunError as error:
+            note(f"edgerun: {error}")
+
+
+def speak(chat: Chat, text: str) -> None:
+    """Print the reply as it comes; Ctrl-C ends it and keeps what came."""
+    said = ""
+    with cancelled_by_ctrl_c() as cancel:
+        for chunk in chat.reply(text, cancel):
+            if chunk.text:
+                said = chunk.text
+                click.echo(chunk.text, nl=False)
+                sys.stdout.flush()
+            chat.last = chunk.completion or chat.last
+        if not said.endswith("\n"):
+            click.echo()
+    if chat.last is not None and chat.last.finish_reason == "cancelled":
+        note("(stopped)")
+    elif chat.last is not None and chat.last.finish_reason == "length":
+        note("(the reply is as long as it may be)")
+    if chat.stats and chat.last is not None:
+        note(stats_line(chat.last))

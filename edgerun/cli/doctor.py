@@ -1,0 +1,132 @@
+"""`edgerun doctor`."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from edgerun import __version__
+from edgerun.cli.options import KERNEL_NAMES, json_option, threads_option
+from edgerun.cli.output import print_json, print_pairs
+from edgerun.cli.progress import ProgressBars
+
+_PACKAGES = ("numpy", "numba", "llvmlite", "tokenizers", "jinja2", "huggingface_hub")
+# what the kernels look at; a processor has a hundred more
+_FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vnni",
+    "avxvnni",
+    "neon",
+    "dotprod",
+    "i8mm",
+    "sve",
+)
+
+
+@click.command(short_help="Check this machine and prepare the kernels.")
+@click.option(
+    "--kernels",
+    type=click.Choice(KERNEL_NAMES),
+    default="auto",
+    envvar="EDGERUN_KERNELS",
+    help="Which to prepare.",
+)
+@threads_option
+@json_option
+def command(kernels: str, threads: int | None, as_json: bool) -> None:
+    """Say what edgerun finds here: processor, memory and its limits, directories, versions; and compile all
+    kernels, so that no later start has to."""
+    with ProgressBars() as bars:
+        report = _examine(kernels, threads, bars)
+    if as_json:
+        print_json(report)
+        return
+    _print(report)
+
+
+def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str, Any]:
+    from edgerun import paths
+    from edgerun.device import cpu_features, cpu_name, memory_limits, physical_cores, usable_cpus
+    from edgerun.hub import embedded_model, list_models
+    from edgerun.hub.cache import default_cache_dir
+    from edgerun.kernels import load_kernels
+
+    started = time.perf_counter()
+    loaded = load_kernels(kernels, threads=threads, events=bars)
+    try:
+        if hasattr(loaded, "prepare"):
+            from edgerun.formats.gguf.types import GgmlType
+
+            loaded.prepare(list(GgmlType))
+        chosen = {
+            "name": loaded.name,
+            "threads": loaded.threads,
+            "ready_s": round(time.perf_counter() - started, 2),
+        }
+    finally:
+        loaded.close()
+    memory = memory_limits()
+    has = cpu_features()
+    return {
+        "edgerun": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpu": {
+            "name": cpu_name(),
+            "physical_cores": physical_cores(),
+            "usable_cpus": len(usable_cpus()),
+            "features": [name for name in _FEATURES if name in has],
+        },
+        "kernels": chosen,
+        "memory": {
+            "total_bytes": memory.total_bytes,
+            "available_bytes": memory.available_bytes,
+            "cgroup_limit_bytes": memory.cgroup_limit_bytes,
+            "cgroup_used_bytes": memory.cgroup_used_bytes,
+        },
+        "directories": {"cache": paths.cache_dir(), "data": paths.data_dir(), "models": default_cache_dir()},
+        "models": {"default": embedded_model(), "downloaded": len(list_models())},
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    from edgerun.units import format_size
+
+    cpu, memory, kernels, folders = (report[key] for key in ("cpu", "memory", "kernels", "directories"))
+    limit, free = memory["cgroup_limit_bytes"], memory["available_bytes"]
+    print_pairs(
+        {
+            "edgerun": f"{report['edgerun']}, Python {report['python']}",
+            "packages": ", ".join(
+                f"{name} {found or 'MISSING'}" for name, found in report["packages"].items()
+            ),
+            "platform": report["platform"],
+            "processor": f"{cpu['name']}: {cpu['physical_cores']} cores, {cpu['usable_cpus']} CPUs usable",
+            "features": " ".join(cpu["features"]) or "none that the kernels use",
+            "kernels": f"{kernels['name']} on {kernels['threads']} threads, ready in {kernels['ready_s']} s",
+            "memory": f"{format_size(free)} of {format_size(memory['total_bytes'])} available",
+            "memory limit": None
+            if limit is None
+            else f"{format_size(limit)}, {format_size(memory['cgroup_used_bytes'])} used (control group)",
+            "cache": folders["cache"],
+            "data": folders["data"],
+            "models": f"{folders['models']} ({report['models']['downloaded']} downloaded)",
+            "default model": report["models"]["default"] or "not packaged with this build",
+        }
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,83 @@
+"""Keys and values of one sequence, f16, one array a layer: (kv_heads, room, head_dim).
+
+Head-major, because attention reads all positions of one head. Room doubles as the sequence grows, up to the
+capacity, so that a long context costs memory only when it is used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import ContextLengthError, UsageError
+
+F16 = NDArray[np.float16]
+
+_FIRST_ROOM = 256  # positions
+
+
+class KvCache:
+    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time."""
+
+    def __init__(self, n_layers: int, kv_heads: int, head_dim_k: int, head_dim_v: int, capacity: int) -> None:
+        if capacity < 1:
+            raise UsageError(f"a KV cache needs a capacity of at least 1, got {capacity}")
+        self.capacity = capacity
+        self.length = 0
+        self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
+        self._room = min(capacity, _FIRST_ROOM)
+        self._keys = [np.zeros((kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
+        self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held now."""
+        return sum(array.nbytes for array in (*self._keys, *self._values))
+
+    def keys(self, layer: int) -> F16:
+        """(kv_heads, room, head_dim_k); valid until the next `reserve`."""
+        return self._keys[layer]
+
+    def values(self, layer: int) -> F16:
+        """(kv_heads, room, head_dim_v); valid until the next `reserve`."""
+        return self._values[layer]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity."""
+        needed = self.length + tokens
+        if needed > self.capacity:
+            raise ContextLengthError(
+                f"{tokens} more tokens after {self.length} do not fit a context of {self.capacity}; "
+                f"use a larger context or a shorter prompt"
+            )
+        if needed <= self._room:
+            return
+        room = min(self.capacity, max(needed, 2 * self._room))
+        for arrays in (self._keys, self._values):
+            for layer, old in enumerate(arrays):
+                new = np.zeros((old.shape[0], room, old.shape[2]), np.float16)
+                new[:, : self.length] = old[:, : self.length]
+                arrays[layer] = new
+        self._room = room
+
+    def advance(self, tokens: int) -> None:
+        """`tokens` positions after `length` have been written in every layer."""
+        self.length += tokens
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n positions."""
+        if not 0 <= n <= self.length:
+            raise UsageError(f"cannot cut a cache of {self.length} positions to {n}")
+        self.length = n
+
+    def copy(self, n: int) -> KvCache:
+        """A cache of its own with the first n positions."""
+        if not 0 <= n <= self.length:
+            raise UsageError(f"cannot copy {n} of {self.length} positions")
+        other = KvCache(*self._shape, self.capacity)
+        other.reserve(n)
+        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for source, target in zip(mine, theirs, strict=True):
+                target[:, :n] = source[:, :n]
+        other.length = n
+        return other

@@ -1,0 +1,299 @@
+"""The one decoder: tokens in, logits out, for every declared family.
+
+It walks the layers with the operations of `kernels`, asks a `WeightStore` for each layer's weights and keeps keys
+and values in a `KvCache`. One token, a chunk of a prompt: the same call with another number of rows. T rows at a
+time, d = d_model; all activations are f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import Cancelled, UsageError
+from edgerun.kernels.interface import F32, Kernels, Matrix
+from edgerun.kv import KvCache
+from edgerun.models.rope import RopeTable, frequencies
+from edgerun.models.spec import ModelSpec, RopeScaling
+from edgerun.weights import LayerWeights, WeightStore
+
+CHUNK = 256  # tokens of a prompt that pass the layers together
+_ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
+
+
+class _Scratch:
+    """Buffers for T rows: made once for each T up to CHUNK that is in use, views of one allocation."""
+
+    def __init__(self, spec: ModelSpec, rows: int) -> None:
+        self.rows = rows
+        d, heads, kv = spec.d_model, spec.n_heads, spec.n_kv_heads
+        q, k, v = heads * spec.head_dim_k, kv * spec.head_dim_k, kv * spec.head_dim_v
+
+        def floats(cols: int) -> F32:
+            return np.empty((rows, cols), np.float32)
+
+        self.h, self.t = floats(d), floats(d)
+        self.q, self.k, self.v, self.o = floats(q), floats(k), floats(v), floats(heads * spec.head_dim_v)
+        self.q_heads = self.q.reshape(rows, heads, spec.head_dim_k)
+        self.k_heads = self.k.reshape(rows, kv, spec.head_dim_k)
+        self.v_heads = self.v.reshape(rows, kv, spec.head_dim_v)
+        self.o_heads = self.o.reshape(rows, heads, spec.head_dim_v)
+        self.q_rows, self.k_rows = self.q_heads.reshape(-1, spec.head_dim_k), self.k_heads.reshape(-1, spec.head_dim_k)
+        self.qkv = floats(q + k + v) if spec.family.fused_qkv else self.q
+        ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
+        self.gate, self.up = floats(ff), floats(ff)
+        self.gate_up = floats(2 * ff) if spec.family.fused_gate_up else self.gate
+        if spec.n_experts:
+            self.router = floats(spec.n_experts)
+            self.parts = np.empty((rows * spec.n_experts_used, d), np.float32)
+
+
+class Decoder:
+    """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time."""
+
+    def __init__(self, spec: ModelSpec, store: WeightStore, kernels: Kernels) -> None:
+        self.spec = spec
+        self.store = store
+        self.kernels = kernels
+        factors = self._rope_factors()
+        self._rope = RopeTable(*frequencies(spec.rope_dim, spec.rope_base, spec.rope_scaling, factors))
+        self._local_rope = self._rope
+        if spec.family.local_rope_base:
+            self._local_rope = RopeTable(*frequencies(spec.rope_dim, spec.family.local_rope_base, RopeScaling()))
+        output_norm = store.vector("output_norm")
+        assert output_norm is not None  # shapes.check_tensors
+        self._output_norm = output_norm
+        self._single = _Scratch(spec, 1)
+        self._several: _Scratch | None = None
+
+    def new_cache(self, capacity: int) -> KvCache:
+        """An empty cache for one sequence of up to `capacity` tokens."""
+        s = self.spec
+        return KvCache(s.n_layers, s.n_kv_heads, s.head_dim_k, s.head_dim_v, capacity)
+
+    def forward(
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        cache: KvCache,
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+        cancelled: Callable[[], bool] | None = None,
+    ) -> F32 | None:
+        """Append `ids` at cache.length; returns logits (1 or n, vocab), a new array, or None.
+
+        Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
+        `cancelled()` became true between two layers. After any exception the cache is as it was before.
+        """
+        if logits not in ("last", "all", "none"):
+            raise UsageError(f"logits must be last, all or none, got {logits!r}")
+        out: F32 | None = None
+        if logits == "all":
+            out = np.empty((len(ids), self.spec.vocab_size), np.float32)
+        for low, x in self._chunks(ids, cache, cancelled):
+            if logits == "all":
+                assert out is not None
+                for row in range(0, len(x), _ALL_LOGITS):
+                    part = x[row : row + _ALL_LOGITS]
+                    self._logits(part, out[low + row : low + row + len(part)])
+            elif logits == "last" and low + len(x) == len(ids):
+                out = np.empty((1, self.spec.vocab_size), np.float32)
+                self._logits(x[-1:], out)
+        return out
+
+    def hidden(
+        self,
+        ids: Sequence[int] | NDArray[np.int32],
+        cache: KvCache,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> F32:
+        """Append `ids`; returns their final normed states (n, d)."""
+        out = np.empty((len(ids), self.spec.d_model), np.float32)
+        for low, x in self._chunks(ids, cache, cancelled):
+            self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out[low : low + len(x)])
+        return out
+
+    # -- layers -------------------------------------------------------------------------------------------------
+
+    def _chunks(
+        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool] | None
+    ) -> list[tuple[int, F32]]:
+        """Run all layers over every chunk: (its first row, its states (T, d) before the output norm)."""
+        tokens = np.asarray(ids, np.int32)
+        if tokens.ndim != 1 or len(tokens) == 0:
+            raise UsageError("forward needs a list of at least one token id")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.spec.vocab_size:
+            raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
+        before = cache.length
+        cache.reserve(len(tokens))
+        done: list[tuple[int, F32]] = []
+        try:
+            for low in range(0, len(tokens), CHUNK):
+                part = tokens[low : low + CHUNK]
+                x = self.store.embedding(part)
+                if self.spec.family.scaled_embedding:
+                    self.kernels.scale(x, self.spec.d_model**0.5)
+                scratch = self._scratch(len(part))
+                for layer in range(self.spec.n_layers):
+                    if cancelled is not None and cancelled():
+                        raise Cancelled("stopped by the caller")
+                    weights = self.store.dense(layer)
+                    self._attention(layer, weights, x, cache, scratch)
+                    self._feed_forward(layer, weights, x, scratch)
+                cache.advance(len(part))
+                done.append((low, x))
+        except BaseException:
+            cache.truncate(before)
+            raise
+        return done
+
+    def _scratch(self, rows: int) -> _Scratch:
+        if rows == 1:
+            return self._single
+        if self._several is None or self._several.rows != rows:
+            self._several = _Scratch(self.spec, rows)
+        return self._several
+
+    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: _Scratch) -> None:
+        """x += attention(norm(x))."""
+        spec, family, kernels = self.spec, self.spec.family, self.kernels
+        vectors, matrices = w.vectors, w.matrices
+        kernels.rms_norm(x, vectors["attn_norm"], spec.norm_eps, s.h)
+        rows = kernels.activations(s.h)
+        if family.fused_qkv:
+            self._product(w, "attn_qkv", rows, s.qkv)
+            k_at, v_at = s.q.shape[1], s.q.shape[1] + s.k.shape[1]
+            s.q[:], s.k[:], s.v[:] = s.qkv[:, :k_at], s.qkv[:, k_at:v_at], s.qkv[:, v_at:]
+        else:
+            kernels.matmul_many((matrices["attn_q"], matrices["attn_k"], matrices["attn_v"]), rows, (s.q, s.k, s.v))
+            for name, out in (("attn_q", s.q), ("attn_k", s.k), ("attn_v", s.v)):
+                self._scale_and_bias(vectors, name, out)
+        if family.qk_norm == "head":
+            kernels.rms_norm(s.q_rows, vectors["attn_q_norm"], spec.norm_eps, s.q_rows)
+            kernels.rms_norm(s.k_rows, vectors["attn_k_norm"], spec.norm_eps, s.k_rows)
+        elif family.qk_norm == "full":
+            kernels.rms_norm(s.q, vectors["attn_q_norm"], spec.norm_eps, s.q)
+            kernels.rms_norm(s.k, vectors["attn_k_norm"], spec.norm_eps, s.k)
+        window = spec.window(layer)
+        start = cache.length
+        cos, sin = (self._local_rope if window else self._rope).at(start, len(x))
+        kernels.rope(s.q_heads, cos, sin, family.rope)
+        kernels.rope(s.k_heads, cos, sin, family.rope)
+        keys, values = cache.keys(layer), cache.values(layer)
+        kernels.kv_write(keys, s.k_heads, start)
+        kernels.kv_write(values, s.v_heads, start)
+        kernels.attention(
+            s.q_heads,
+            keys,
+            values,
+            start,
+            s.o_heads,
+            scale=spec.attention_scale,
+            softcap=spec.attention_softcap,
+            window=window,
+        )
+        if family.sub_norms:
+            kernels.rms_norm(s.o, vectors["attn_sub_norm"], spec.norm_eps, s.o)
+        self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
+
+    def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
+        """x += feed-forward(norm(x)), dense or a mixture of experts."""
+        spec, family, kernels = self.spec, self.spec.family, self.kernels
+        kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, s.h)
+        if spec.n_experts:
+            self._experts(layer, w, x, s)
+            return
+        rows = kernels.activations(s.h)
+        if family.fused_gate_up:
+            self._product(w, "ffn_up", rows, s.gate_up)
+            half = s.gate.shape[1]
+            s.gate[:], s.up[:] = s.gate_up[:, :half], s.gate_up[:, half:]
+        else:
+            kernels.matmul_many((w.matrices["ffn_gate"], w.matrices["ffn_up"]), rows, (s.gate, s.up))
+            self._scale_and_bias(w.vectors, "ffn_gate", s.gate)
+            self._scale_and_bias(w.vectors, "ffn_up", s.up)
+        kernels.gated(s.gate, s.up, family.activation, s.gate)
+        if family.sub_norms:
+            kernels.rms_norm(s.gate, w.vectors["ffn_sub_norm"], spec.norm_eps, s.gate)
+        self._add_product(w, "ffn_down", s.gate, x, s, "post_ffw_norm")
+
+    def _experts(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
+        """x += sum of the chosen experts, and of the shared one; s.h is the normed input.
+
+        Each result waits in its own row and all are summed in the router's order, so the order in which experts
+        become ready cannot change a bit.
+        """
+        spec, kernels = self.spec, self.kernels
+        rows = kernels.activations(s.h)
+        kernels.matmul(w.matrices["ffn_gate_inp"], rows, s.router)
+        ids, weights = kernels.route(
+            s.router,
+            spec.n_experts_used,
+            spec.family.router,
+            renormalise=spec.family.renormalise,
+            scale=spec.expert_scale,
+        )
+        flat = ids.reshape(-1)
+        order = np.argsort(flat, kind="stable").astype(np.int32)
+        chosen, first = np.unique(flat[order], return_index=True)
+        slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
+        for ready in self.store.experts(layer, chosen):
+            slots = [slots_of[expert.id] for expert in ready]
+            tokens = [slot // np.int32(spec.n_experts_used) for slot in slots]
+            kernels.experts_ffn(ready, rows, tokens, slots, spec.family.activation, s.parts)
+        kernels.combine(s.parts, weights, x, add=True)
+        if spec.d_ff_shared:
+            kernels.matmul_many((w.matrices["ffn_gate_shexp"], w.matrices["ffn_up_shexp"]), rows, (s.gate, s.up))
+            kernels.gated(s.gate, s.up, spec.family.activation, s.gate)
+            kernels.matmul(w.matrices["ffn_down_shexp"], kernels.activations(s.gate), s.t)
+            gate = 1.0 / (1.0 + np.exp(-(s.h @ w.vectors["ffn_gate_inp_shexp"])))
+            x += s.t * gate[:, None].astype(np.float32)
+
+    # -- products -----------------------------------------------------------------------------------------------
+
+    def _product(self, w: LayerWeights, name: str, rows: object, out: F32) -> None:
+        self.kernels.matmul(w.matrices[name], rows, out)  # type: ignore[arg-type]
+        self._scale_and_bias(w.vectors, name, out)
+
+    def _scale_and_bias(self, vectors: dict[str, F32], name: str, out: F32) -> None:
+        scale = vectors.get(name + ".scale")
+        if scale is not None:
+            self.kernels.scale(out, float(scale[0]))
+        bias = vectors.get(name + ".bias")
+        if bias is not None:
+            self.kernels.add(out, bias)
+
+    def _add_product(self, w: LayerWeights, name: str, inner: F32, x: F32, s: _Scratch, norm: str) -> None:
+        """x += inner @ w.T, through a bias, a scale or a norm where the model has one."""
+        rows = self.kernels.activations(inner)
+        plain = name + ".scale" not in w.vectors and name + ".bias" not in w.vectors
+        if plain and not self.spec.family.post_norms:
+            self.kernels.matmul(w.matrices[name], rows, x, add=True)
+            return
+        self._product(w, name, rows, s.t)
+        if self.spec.family.post_norms:
+            self.kernels.rms_norm(s.t, w.vectors[norm], self.spec.norm_eps, s.t)
+        self.kernels.add(x, s.t)
+
+    def _logits(self, x: F32, out: F32) -> None:
+        """States before the output norm (T, d) -> (T, vocab)."""
+        head: Matrix = self.store.head()
+        normed = np.empty_like(x)
+        self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
+        self.kernels.matmul(head, self.kernels.activations(normed), out)
+        cap = self.spec.logit_softcap
+        if cap:
+            np.multiply(np.tanh(out / np.float32(cap)), np.float32(cap), out=out)
+
+    def _rope_factors(self) -> F32 | None:
+        """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for short or long contexts."""
+        factors = self.store.vector("rope_freqs")
+        if factors is None and self.spec.rope_scaling.kind == "longrope":
+            stretched = self.spec.context_length > self.spec.rope_scaling.original_context
+            factors = self.store.vector("rope_factors_long" if stretched else "rope_factors_short")
+        if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
+            raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")
+        return factors

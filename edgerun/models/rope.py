@@ -1,0 +1,60 @@
+"""Rotary position embedding as tables of cosines and sines.
+
+Every scaling comes down to one frequency for each pair of dimensions and one factor for all: linear (Chen et al.
+2023), YaRN (Peng et al. 2023), and per-dimension factors from the file (Llama 3.x `rope_freqs`, Phi-3 LongRoPE).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.models.spec import RopeScaling
+
+F32 = NDArray[np.float32]
+
+_FIRST_POSITIONS = 512
+
+
+def frequencies(
+    dim: int, base: float, scaling: RopeScaling, factors: F32 | None = None
+) -> tuple[NDArray[np.float64], float]:
+    """Angles per position, (dim / 2,), and what cosine and sine are multiplied by."""
+    plain = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if factors is not None:
+        plain = plain / factors.astype(np.float64)
+    if scaling.kind == "linear":
+        return plain / scaling.factor, scaling.attention_factor
+    if scaling.kind == "yarn":
+        low = max(0.0, math.floor(_turns_at(scaling.beta_fast, dim, base, scaling.original_context)))
+        high = min(dim - 1.0, math.ceil(_turns_at(scaling.beta_slow, dim, base, scaling.original_context)))
+        ramp = np.clip((np.arange(dim // 2) - low) / max(0.001, high - low), 0.0, 1.0)
+        mixed = plain / scaling.factor * ramp + plain * (1.0 - ramp)
+        return mixed, scaling.attention_factor * (1.0 + 0.1 * math.log(scaling.factor))
+    return plain, scaling.attention_factor
+
+
+def _turns_at(turns: float, dim: int, base: float, original_context: int) -> float:
+    """The dimension that turns `turns` times within the original context."""
+    return dim * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+class RopeTable:
+    """Cosines and sines of positions 0, 1, 2, .., grown as they are asked for."""
+
+    def __init__(self, angles: NDArray[np.float64], factor: float) -> None:
+        self._angles = angles
+        self._factor = factor
+        self._cos = np.empty((0, len(angles)), np.float32)
+        self._sin = self._cos
+
+    def at(self, start: int, tokens: int) -> tuple[F32, F32]:
+        """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
+        end = start + tokens
+        if end > len(self._cos):
+            theta = np.arange(max(end, 2 * len(self._cos), _FIRST_POSITIONS))[:, None] * self._angles
+            self._cos = (np.cos(theta) * self._factor).astype(np.float32)
+            self._sin = (np.sin(theta) * self._factor).astype(np.float32)
+        return self._cos[start:end], self._sin[start:end]

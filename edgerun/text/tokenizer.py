@@ -1,0 +1,185 @@
+"""Text to ids and back, with special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from edgerun.errors import UsageError
+from edgerun.text.characters import BYTE_OF_CHARACTER
+from edgerun.text.merging import WORD_START, make_merger
+from edgerun.text.vocabulary import Attr, Vocabulary
+
+_C_SPACES = " \t\n\v\f\r"
+_HIDDEN = Attr.CONTROL | Attr.UNKNOWN
+_PARTITIONING = Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED
+_PREFIX_CHARS = 4
+
+
+class Tokenizer:
+    """A model's tokenizer: ids agree with llama.cpp's for any text. Thread-safe.
+
+    `bos_id`, `eos_id`: begin and end of text, or None. `add_bos`, `add_eos`: whether `encode` puts them
+    around the text. `eog_ids`: tokens after which a reply is over.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._merger = make_merger(vocabulary)
+        self._pieces: dict[int, bytes] = {}
+        self.vocab_size = len(vocabulary.tokens)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.add_bos = vocabulary.add_bos
+        self.add_eos = vocabulary.add_eos
+        self.eog_ids = vocabulary.eog_ids
+        self.add_space_prefix = vocabulary.pre is None and vocabulary.add_space_prefix
+        special = np.flatnonzero(vocabulary.attrs & np.uint8(_PARTITIONING)).tolist()
+        self._special: list[int] = sorted(special, key=lambda i: -len(_utf8(vocabulary.tokens[i])))
+        self._special_by_prefix: dict[str, list[int]] = {}
+        for order, token_id in enumerate(self._special):
+            prefix = vocabulary.tokens[token_id][:_PREFIX_CHARS]
+            self._special_by_prefix.setdefault(prefix, []).append(order)
+
+    def __repr__(self) -> str:
+        pre = self._vocabulary.pre
+        return f"<Tokenizer {pre.name if pre else 'SentencePiece'}: {self.vocab_size} tokens>"
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The ids of `text`.
+
+        `add_special` puts begin and end of text around it where the model wants them. With `parse_special`
+        False, control tokens spelled out in the text are ordinary text (for text that nobody vouches for);
+        user-defined ones are still tokens. Lone surrogates become U+FFFD.
+        """
+        text = _clean(text)
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        after_special = True
+        for part in self._partition(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+                after_special = True
+                continue
+            if self.add_space_prefix and after_special:
+                part = " " + part
+            ids += self._merger.encode(part)
+            after_special = False
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        The space that SentencePiece puts before a text is taken away again. `skip_special` leaves control
+        tokens out.
+        """
+        pieces = []
+        at_start = self.add_space_prefix
+        for token_id in ids:
+            special = self.is_special(token_id)
+            if special and skip_special:
+                continue
+            piece = self.token_bytes(token_id)
+            if at_start and not special and piece:
+                piece = piece.removeprefix(b" ")
+                at_start = False
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to the text; perhaps part of a character, perhaps nothing."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._piece(self._checked(token_id))
+        return piece
+
+    def token_text(self, token_id: int) -> str:
+        """The token as it stands in the vocabulary ("Ġthe", "▁the", "<0x0A>")."""
+        return self._vocabulary.tokens[self._checked(token_id)]
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that stands in the vocabulary as `text`, or None."""
+        return self._vocabulary.ids.get(text)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is a control token, which is not part of the text."""
+        return bool(self._vocabulary.attrs[self._checked(token_id)] & _HIDDEN)
+
+    def _checked(self, token_id: int) -> int:
+        if not 0 <= token_id < self.vocab_size:
+            raise UsageError(f"there is no token {token_id}: the vocabulary has {self.vocab_size}")
+        return token_id
+
+    def _piece(self, token_id: int) -> bytes:
+        text = self._vocabulary.tokens[token_id]
+        attr = self._vocabulary.attrs[token_id]
+        pre = self._vocabulary.pre
+        if attr & _PARTITIONING:
+            return _utf8(text)
+        if attr & Attr.BYTE:
+            try:
+                return bytes([int(text[3:5], 16)])
+            except ValueError:
+                return b""
+        if not attr & Attr.NORMAL:
+            return b""
+        if pre is None or not pre.byte_level:
+            return _utf8(text.replace(WORD_START, " "))
+        return b"".join(BYTE_OF_CHARACTER.get(char) or _utf8(char) for char in text)
+
+    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
+        """Ordinary text and special tokens in turn. Longer tokens are found first, everywhere."""
+        parts: list[str | int] = [text] if text else []
+        for token_id in self._candidates(text, parse_special):
+            token = self._vocabulary.tokens[token_id]
+            attr = self._vocabulary.attrs[token_id]
+            split: list[str | int] = []
+            for part in parts:
+                if isinstance(part, str):
+                    split += _split(part, token, token_id, bool(attr & Attr.LSTRIP), bool(attr & Attr.RSTRIP))
+                else:
+                    split.append(part)
+            parts = split
+        return parts
+
+    def _candidates(self, text: str, parse_special: bool) -> list[int]:
+        """Special tokens that may stand in `text`, in the order in which to look for them."""
+        orders = [
+            order for prefix, group in self._special_by_prefix.items() if prefix in text for order in group
+        ]
+        found = [self._special[order] for order in sorted(orders)]
+        if not parse_special:
+            attrs = self._vocabulary.attrs
+            found = [token_id for token_id in found if not attrs[token_id] & _HIDDEN]
+        return found
+
+
+def _split(text: str, token: str, token_id: int, lstrip: bool, rstrip: bool) -> list[str | int]:
+    """`text` with each occurrence of `token` as its id, and the whitespace that it swallows gone."""
+    parts: list[str | int] = []
+    start = 0
+    while (at := text.find(token, start)) >= 0:
+        left = text[start:at].rstrip(_C_SPACES) if lstrip else text[start:at]
+        if left:
+            parts.append(left)
+        parts.append(token_id)
+        start = at + len(token)
+        while rstrip and start < len(text) and text[start] in _C_SPACES:
+            start += 1
+    if start < len(text):
+        parts.append(text[start:])
+    return parts
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _clean(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+    return text

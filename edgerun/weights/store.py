@@ -1,0 +1,49 @@
+"""What the decoder asks of those who hold weights. It cannot tell whether they are resident, streamed or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.kernels.interface import F32, I32, Expert, Matrix
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer's dense weights by their GGUF names without `blk.N.` and `.weight`: "attn_q", "attn_norm",
+    "attn_q.bias". Matrices are packed, everything with one dimension is f32."""
+
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    vectors: dict[str, F32] = field(default_factory=dict)
+
+
+class WeightStore(Protocol):
+    """One model's weights."""
+
+    def embedding(self, ids: NDArray[np.int32]) -> F32:
+        """(T,) token ids -> their rows (T, d_model) f32, a new array."""
+        ...
+
+    def head(self) -> Matrix:
+        """(vocab, d_model), the embedding itself where the model ties them."""
+        ...
+
+    def vector(self, name: str) -> F32 | None:
+        """A tensor outside the layers ("output_norm", "rope_freqs"), or None."""
+        ...
+
+    def dense(self, layer: int) -> LayerWeights:
+        """Returns when the layer's dense weights can be read."""
+        ...
+
+    def experts(self, layer: int, ids: I32) -> Iterator[list[Expert]]:
+        """The experts `ids` (unique, ascending) in batches as they become ready, resident ones first."""
+        ...
+
+    def expect(self, layer: int, ids: I32, confidence: float) -> None:
+        """A hint that these will be asked for; never blocks, may be ignored."""
+        ...

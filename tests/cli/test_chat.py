@@ -1,0 +1,225 @@
+"""The chat: its commands in this process, and once on a real (pseudo) terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgerun import LLM
+from edgerun.cli.chat import Chat, speak
+from edgerun.cli.chat_commands import obey
+from edgerun.cli.chat_input import in_block, unfenced
+from edgerun.errors import FormatError, NotFoundError, UsageError
+
+
+@pytest.fixture(scope="module")
+def llm(chat_model: Path) -> Iterator[LLM]:
+    with LLM(chat_model) as llm:
+        yield llm
+
+
+@pytest.fixture
+def chat(llm: LLM) -> Chat:
+    return Chat(llm, name="tiny", chats=True, options={"max_tokens": 6, "temperature": 0.0})
+
+
+def test_replies_are_remembered(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    speak(chat, "hello")
+    said = capsys.readouterr().out
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    assert said == chat.messages[1]["content"] + "\n"
+    speak(chat, "more")
+    assert chat.last is not None and chat.last.usage.reused_tokens > 5
+
+
+def test_system(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    obey(chat, "/system be brief")
+    speak(chat, "hello")
+    assert chat.messages[0] == {"role": "system", "content": "be brief"}
+    obey(chat, "/clear")
+    assert chat.messages == [{"role": "system", "content": "be brief"}]
+    obey(chat, "/system -")
+    assert chat.messages == [] and "(no system message)" in capsys.readouterr().out
+
+
+def test_set(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    obey(chat, "/set top_k 5")
+    obey(chat, "/set min-p 0.25")
+    obey(chat, "/set stop the end")
+    assert chat.options == {
+        "max_tokens": 6,
+        "temperature": 0.0,
+        "top_k": 5,
+        "min_p": 0.25,
+        "stop": ("the end",),
+    }
+    obey(chat, "/set max_tokens default")
+    assert "max_tokens" not in chat.options
+    obey(chat, "/set")
+    assert "min_p           0.25" in capsys.readouterr().out
+    for wrong in ("top_k", "top_k five", "colour red", "top_p 2", "seed -1"):
+        with pytest.raises(UsageError):
+            obey(chat, f"/set {wrong}")
+
+
+def test_retry(chat: Chat) -> None:
+    with pytest.raises(UsageError):
+        obey(chat, "/retry")
+    speak(chat, "hello")
+    before = chat.messages
+    assert obey(chat, "/retry") == "hello"
+    assert chat.messages == []
+    speak(chat, "hello")
+    assert chat.messages == before
+
+
+def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path, user_home: Path) -> None:
+    obey(chat, "/system be brief")
+    speak(chat, "hello")
+    for name in ("first", str(tmp_path / "deep" / "chat.json")):
+        obey(chat, f"/save {name}")
+        other = Chat(llm, name="tiny", chats=True, options={})
+        obey(other, f"/load {name}")
+        assert (other.messages, other.options) == (chat.messages, chat.options)
+    assert list(user_home.rglob("chats/first.json"))
+    for name, error in (("absent", NotFoundError), ("", UsageError), ("../x", UsageError)):
+        with pytest.raises(error):
+            obey(chat, f"/load {name}")
+    for content in ("{", "[]", '{"messages": [{"role": 1}]}', '{"messages": [], "options": {"top_p": 3}}'):
+        (tmp_path / "wrong.json").write_text(content)
+        with pytest.raises((FormatError, UsageError)):
+            obey(chat, f"/load {tmp_path / 'wrong.json'}")
+    assert chat.messages[1]["content"] == "hello"
+
+
+def test_stats_help_bye(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    obey(chat, "/stats")
+    obey(chat, "/stats on")
+    speak(chat, "hello")
+    obey(chat, "/help")
+    out, err = capsys.readouterr()
+    assert "(no reply yet)" in out and "tokens/s" in err
+    for name in ("help", "system", "set", "stats", "save", "load", "retry", "clear", "bye"):
+        assert f"/{name}" in out
+    obey(chat, "/bye")
+    assert chat.leaving
+    with pytest.raises(UsageError, match="no command /nonsense"):
+        obey(chat, "/nonsense")
+
+
+def test_without_a_template(llm: LLM) -> None:
+    chat = Chat(llm, name="base", chats=False, options={"max_tokens": 4})
+    speak(chat, "the in")
+    assert chat.messages == [] and obey(chat, "/retry") == "the in"
+    for command in ("/system x", "/save x", "/load x"):
+        with pytest.raises(UsageError, match="template"):
+            obey(chat, command)
+
+
+@pytest.mark.parametrize(
+    ("text", "open_", "message"),
+    [
+        ("one line", False, "one line"),
+        ('"""', True, '"""'),
+        ('"""a\nb', True, '"""a\nb'),
+        ('"""a\nb"""', False, "a\nb"),
+        ('"""\na\n\nb\n"""', False, "a\n\nb"),
+        ('say """x"""', False, 'say """x"""'),
+    ],
+)
+def test_blocks(text: str, open_: bool, message: str) -> None:
+    assert in_block(text) is open_
+    assert unfenced(text) == message
+
+
+class Terminal:
+    """A program on a pseudo terminal."""
+
+    def __init__(self, *command: str) -> None:
+        self._fd, theirs = pty.openpty()
+        env = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def send(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def expect(self, text: str, timeout_s: float = 60.0) -> str:
+        """Read until `text` comes; what came up to there is returned and taken away."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.seen:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{text!r} did not come, but {self.seen[-2000:]!r}"
+            if select.select([self._fd], [], [], left)[0]:
+                self.seen += os.read(self._fd, 65536).decode(errors="replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def terminal(chat_model: Path) -> Iterator[Terminal]:
+    command = (sys.executable, "-m", "edgerun", "run", str(chat_model), "-c", "100000", "--temperature", "0")
+    terminal = Terminal(*command)
+    yield terminal
+    terminal.close()
+
+
+def test_a_chat_on_a_terminal(terminal: Terminal, user_home: Path, tmp_path: Path) -> None:
+    terminal.expect(">>>")
+    terminal.send("/set max_tokens 5\r")
+    terminal.expect(">>>")
+    terminal.send("hello\r")
+    terminal.expect("as long as it may be")
+    terminal.expect(">>>")
+    terminal.send('"""one\rtwo"""\r')
+    terminal.expect("as long as it may be")
+    terminal.expect(">>>")
+    terminal.send("three\x1b\rfour\r")
+    terminal.expect("as long as it may be")
+    terminal.expect(">>>")
+    terminal.send("/set max_tokens default\r")
+    terminal.expect(">>>")
+    terminal.send("go on\r")
+    time.sleep(1.0)
+    assert terminal.process.poll() is None
+    os.kill(terminal.process.pid, signal.SIGINT)
+    terminal.expect("(stopped)", timeout_s=10)
+    terminal.expect(">>>")
+    terminal.send("half a line\x03")
+    terminal.expect("/bye leaves")
+    terminal.expect(">>>")
+    path = tmp_path / "chat.json"
+    terminal.send(f"/save {path}\r")
+    terminal.expect("saved")
+    terminal.expect(">>>")
+    terminal.send("/bye\r")
+    assert terminal.process.wait(20) == 0
+    said = [m["content"] for m in json.loads(path.read_text())["messages"] if m["role"] == "user"]
+    assert said == ["hello", "one\ntwo", "three\nfour", "go on"]
+    [history] = user_home.rglob("history")
+    assert "+hello" in history.read_text()
+
+
+def test_ctrl_d_leaves(terminal: Terminal) -> None:
+    terminal.expect(">>>")
+    terminal.send("\x04")
+    assert terminal.process.wait(20) == 0

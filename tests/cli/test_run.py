@@ -1,0 +1,138 @@
+"""run off a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_model import make_tiny_model
+
+from cli.conftest import Program, Run
+from edgerun import LLM
+
+SHORT = ("-n", "12", "--temperature", "0")
+
+
+def test_a_chat_model_answers_once(run: Run, chat_model: Path) -> None:
+    result = run("run", chat_model, "hello", "--system", "be brief", *SHORT)
+    with LLM(chat_model) as llm:
+        messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+        expected = llm.chat(messages, max_tokens=12, temperature=0).text
+    assert (result.exit_code, result.stdout, result.stderr) == (0, expected + "\n", "")
+
+
+def test_a_base_model_continues(run: Run, base_model: Path) -> None:
+    result = run("run", base_model, "the in", *SHORT)
+    with LLM(base_model) as llm:
+        expected = llm.complete("the in", max_tokens=12, temperature=0).text
+        bos = llm.engine.tokenizer.bos_id
+        begun = llm.complete([bos], max_tokens=12, temperature=0).text
+    assert (result.exit_code, result.stdout) == (0, expected + "\n")
+    assert run("run", base_model, *SHORT).stdout == begun + "\n"
+
+
+def test_raw_leaves_the_chat_format_out(run: Run, chat_model: Path) -> None:
+    result = run("run", chat_model, "the in", "--raw", *SHORT)
+    with LLM(chat_model) as llm:
+        assert result.stdout == llm.complete("the in", max_tokens=12, temperature=0).text + "\n"
+
+
+def test_stdin_is_appended_to_the_prompt(run: Run, chat_model: Path) -> None:
+    piped = run("run", chat_model, "say", *SHORT, stdin="hello\n")
+    whole = run("run", chat_model, "say\n\nhello", *SHORT)
+    assert piped.exit_code == 0
+    assert piped.stdout == whole.stdout
+    assert run("run", chat_model, *SHORT, stdin="say\n\nhello").stdout == whole.stdout
+
+
+def test_json_and_stats(run: Run, chat_model: Path) -> None:
+    result = run("run", chat_model, "hello", *SHORT, "--seed", "7", "--json", "--stats")
+    report = json.loads(result.stdout)
+    assert report["completion_tokens"] == 12 and report["finish_reason"] == "length" and report["seed"] == 7
+    assert report["prompt_tokens"] > 0 and report["prompt_tok_s"] > 0
+    assert "tokens/s" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_the_seed_decides(run: Run, chat_model: Path) -> None:
+    texts = [run("run", chat_model, "hello", "-n", "30", "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop(run: Run, chat_model: Path) -> None:
+    text = run("run", chat_model, "hello", *SHORT).stdout.rstrip("\n")
+    stopped = run("run", chat_model, "hello", *SHORT, "--stop", text[5:8]).stdout.rstrip("\n")
+    assert stopped == text[: text.index(text[5:8])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ((), 2, "nothing to answer"),
+        (("hi", "--raw", "--system", "x"), 2, "--raw"),
+        (("hi", "-c", "8"), 4, "context"),
+        (("hi", "-c", "900000"), 2, "context"),
+        (("hi", "--kernels", "nonsense"), 2, "nonsense"),
+    ],
+)
+def test_what_makes_no_sense(
+    run: Run, chat_model: Path, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    result = run("run", chat_model, *arguments)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == "" and text in result.stderr
+
+
+def test_a_system_message_needs_a_template(run: Run, base_model: Path) -> None:
+    result = run("run", base_model, "hi", "--system", "x")
+    assert result.exit_code == 2 and "template" in result.stderr
+
+
+def test_files_that_are_no_models(run: Run, tmp_path: Path) -> None:
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"not a model at all")
+    assert run("run", junk, "hi").exit_code == 1
+    assert run("run", tmp_path / "absent.gguf", "hi").exit_code == 3
+
+
+def test_kernels_come_from_the_environment(chat_model: Path, program: Program) -> None:
+    env = {**os.environ, "EDGERUN_KERNELS": "reference"}
+    done = program("bench", chat_model, "-p", "4", "-n", "3", "-r", "1", "--json", env=env)
+    assert json.loads(done.stdout)["kernels"] == "reference", done.stderr
+
+
+def test_the_text_alone_is_on_stdout(program: Program, chat_model: Path) -> None:
+    done = program("run", chat_model, *SHORT, "--stats", stdin="hello")
+    assert done.returncode == 0, done.stderr
+    with LLM(chat_model) as llm:
+        assert done.stdout == llm.chat("hello", max_tokens=12, temperature=0).text + "\n"
+
+
+def test_an_open_stdin_does_not_hang(chat_model: Path) -> None:
+    command = [sys.executable, "-m", "edgerun", "run", str(chat_model), "hello", *SHORT]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.wait(60) == 0
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.read().strip() and "nothing came on stdin" in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_a_prompt_alone_goes_to_the_packaged_model(
+    run: Run, base_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    (cards / "d.yaml").write_text("alias: default\nfile: default.gguf\nsummary: s\nlicence: l\n")
+    make_tiny_model(cards / "default.gguf", chat=False)
+    monkeypatch.setattr("edgerun.hub.cards.cards_dir", lambda: cards)
+    expected = run("run", base_model, "the in", *SHORT).stdout
+    assert run("run", "the in", *SHORT).stdout == expected
+    assert run("run", *SHORT).stdout == run("run", base_model, *SHORT).stdout
+    assert json.loads(run("list", "--json").stdout)["models"][0]["name"] == "default"

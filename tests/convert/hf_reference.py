@@ -1,0 +1,161 @@
+"""What a Hugging Face checkpoint computes, in plain numpy: the yardstick for converted files.
+
+Written from transformers' modelling files, straight from config.json and the checkpoint's own tensor names,
+so that it shares nothing with the conversion: full attention, float64, one sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids: list[int]) -> Array:
+    """(tokens, vocab) f64."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    gemma = config["model_type"].startswith("gemma")
+    x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
+    if gemma:
+        x = x * math.sqrt(config["hidden_size"])
+    for layer in range(config["num_hidden_layers"]):
+        p = f"model.layers.{layer}."
+        names = ("input_layernorm", "post_attention_layernorm")
+        if gemma:
+            names += ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+        norms = [w[f"{p}{name}.weight"] + gemma for name in names]
+        attended = attention(config, w, f"{p}self_attn.", rms(config, x, norms[0]), layer)
+        if gemma:
+            x = x + rms(config, attended, norms[1])
+            x = x + rms(config, ffn(config, w, p, rms(config, x, norms[2])), norms[3])
+        else:
+            x = x + attended
+            x = x + ffn(config, w, p, rms(config, x, norms[1]))
+    x = rms(config, x, w["model.norm.weight"] + gemma)
+    head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
+    out = x @ head.T
+    return 30.0 * np.tanh(out / 30.0) if config["model_type"] == "gemma2" else out
+
+
+def rms(config: dict[str, Any], x: Array, weight: Array) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weight
+
+
+def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, layer: int) -> Array:
+    kind, n_heads, n_kv = config["model_type"], config["num_attention_heads"], config["num_key_value_heads"]
+    dim, n = config.get("head_dim", config["hidden_size"] // n_heads), len(x)
+    if kind == "phi3":
+        rows = w[f"{p}qkv_proj.weight"]
+        q, k, v = np.split(x @ rows.T, [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
+    else:
+        q, k, v = (x @ w[f"{p}{c}_proj.weight"].T + w.get(f"{p}{c}_proj.bias", 0.0) for c in "qkv")
+    plus = kind == "gemma3_text"
+    if kind == "olmoe":
+        q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
+    q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
+        q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
+        k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
+    cos, sin = rotations(config, dim, n, layer)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    k, v = np.repeat(k, n_heads // n_kv, axis=1), np.repeat(v, n_heads // n_kv, axis=1)
+    scores = np.einsum("qhd,khd->hqk", q, k) * config.get("query_pre_attn_scalar", dim) ** -0.5
+    if kind == "gemma2":
+        scores = 50.0 * np.tanh(scores / 50.0)
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    masked = distance < 0
+    if kind == "gemma3_text" or (kind == "gemma2" and layer % 2 == 0):
+        masked |= distance >= config["sliding_window"]
+    scores = np.where(masked, -np.inf, scores)
+    chances = np.exp(scores - scores.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) @ w[f"{p}o_proj.weight"].T
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rotations(config: dict[str, Any], dim: int, n: int, layer: int) -> tuple[Array, Array]:
+    """cos and sin, (tokens, 1, dim / 2)."""
+    base, scaling, scale = config["rope_theta"], config.get("rope_scaling") or {}, 1.0
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if config["model_type"] == "gemma3_text" and (layer + 1) % 6:
+        base, kind = config["rope_local_base_freq"], None
+    frequency = base ** (-np.arange(0, dim, 2) / dim)
+    original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    if kind == "linear":
+        frequency = frequency / scaling["factor"]
+    elif kind == "llama3":
+        wavelength = 2 * np.pi / frequency
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
+        frequency = (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+    elif kind == "longrope":
+        frequency = frequency / np.array(scaling["long_factor"])
+        ratio = config["max_position_embeddings"] / original
+        scale = math.sqrt(1 + math.log(ratio) / math.log(original))
+    elif kind == "yarn":
+        edges = [dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1)]
+        low, high = max(math.floor(edges[0]), 0), min(math.ceil(edges[1]), dim - 1)
+        ramp = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
+        frequency = frequency / scaling["factor"] * ramp + frequency * (1 - ramp)
+        scale = 0.1 * math.log(scaling["factor"]) + 1
+    angles = np.outer(np.arange(n), frequency)[:, None, :]
+    return np.cos(angles) * scale, np.sin(angles) * scale
+
+
+def ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
+    kind = config["model_type"]
+    if kind == "phi3":
+        gate, up = np.split(x @ w[f"{p}mlp.gate_up_proj.weight"].T, 2, axis=-1)
+        return (silu(gate) * up) @ w[f"{p}mlp.down_proj.weight"].T
+    if kind == "mixtral":
+        return experts(config, w, x, f"{p}block_sparse_moe.", ("w1", "w3", "w2"), renormalise=True)
+    names = ("gate_proj", "up_proj", "down_proj")
+    if "num_experts" not in config:
+        return gated(w, f"{p}mlp.", names, x, gelu if kind.startswith("gemma") else silu)
+    out = experts(config, w, x, f"{p}mlp.", names, renormalise=config["norm_topk_prob"])
+    if "shared_expert_intermediate_size" in config:
+        opened = 1 / (1 + np.exp(-x @ w[f"{p}mlp.shared_expert_gate.weight"].T))
+        out = out + opened * gated(w, f"{p}mlp.shared_expert.", names, x, silu)
+    return out
+
+
+def experts(
+    config: dict[str, Any],
+    w: dict[str, Array],
+    x: Array,
+    p: str,
+    names: tuple[str, ...],
+    *,
+    renormalise: bool,
+) -> Array:
+    routed = x @ w[f"{p}gate.weight"].T
+    chances = np.exp(routed - routed.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    for token, row in enumerate(chances):
+        chosen = np.argsort(-row)[: config["num_experts_per_tok"]]
+        share = row[chosen] / row[chosen].sum() if renormalise else row[chosen]
+        for expert, weight in zip(chosen, share, strict=True):
+            out[token] += weight * gated(w, f"{p}experts.{expert}.", names, x[token], silu)
+    return out
+
+
+def gated(w: dict[str, Array], p: str, names: tuple[str, ...], x: Array, activation: Any) -> Array:
+    gate, up, down = (w[f"{p}{name}.weight"] for name in names)
+    return (activation(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

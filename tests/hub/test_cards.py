@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgerun.errors import FormatError, NotFoundError
+from edgerun.hub.cards import embedded_model, load_cards, packaged_file
+from edgerun.hub.names import parse_repo_name
+
+CARD = "alias: default\nfile: model.gguf\nsummary: ours\nlicence: Apache-2.0\n"
+
+
+def test_the_cards_of_this_package() -> None:
+    cards = load_cards()
+    assert "default" in cards
+    for card in cards.values():
+        assert card.repo is None or parse_repo_name(card.repo) is not None, card.alias
+        assert card.summary and card.licence
+
+
+def test_the_packaged_model(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text(CARD)
+    assert embedded_model(tmp_path) is None
+    with pytest.raises(NotFoundError, match="not packaged"):
+        packaged_file(load_cards(tmp_path)["default"], tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert embedded_model(tmp_path) == tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "alias: [a",
+        CARD + "colour: red\n",
+        CARD + "repo: org/repo\n",
+        "alias: x\nsummary: y\nlicence: z\n",
+        "alias: 3\nfile: a.gguf\nsummary: y\nlicence: z\n",
+        '!!python/object/apply:os.system ["true"]',
+    ],
+)
+def test_a_card_that_is_wrong(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.yaml").write_text(text)
+    with pytest.raises(FormatError, match="card.yaml"):
+        load_cards(tmp_path)
+
+
+def test_an_alias_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(CARD)
+    (tmp_path / "b.yaml").write_text(CARD)
+    with pytest.raises(FormatError, match="taken"):
+        load_cards(tmp_path)
