@@ -67,8 +67,8 @@ def command(
     with ProgressBars() as bars:
         path = find_model(model, bars)
         started = time.perf_counter()
-        options = ModelOptions(context or max(256, len(fed)), threads, kernels)
-        with load_model(path, _within(path, options, len(fed)), bars) as llm:
+        options = ModelOptions(context or len(fed), threads, kernels)
+        with load_model(path, options, bars) as llm:
             load_s = time.perf_counter() - started
             chosen = kernels_of(llm)
             runs = run_bench(
@@ -124,6 +124,8 @@ def _ids(ids: str, prompt: int, decode: int) -> list[int]:
     from edgerun.errors import FormatError, NotFoundError, UsageError
 
     if ids == "sequential":
+        if prompt + decode == 0:
+            raise UsageError("nothing to measure: give -p or -n")
         return list(range(prompt + decode))
     path = Path(ids)
     if not path.is_file():
@@ -139,16 +141,6 @@ def _ids(ids: str, prompt: int, decode: int) -> list[int]:
     if len(given) < prompt:
         raise UsageError(f"{ids} has {len(given)} ids, fewer than the prompt of {prompt}")
     return given
-
-
-def _within(path: Path, options: ModelOptions, n_tokens: int) -> ModelOptions:
-    """A context that the model was made for, where the tokens fit into that."""
-    from edgerun.hub import show
-
-    trained = show(path).context_length
-    if trained is None or options.context is None or not n_tokens <= trained < options.context:
-        return options
-    return ModelOptions(trained, options.threads, options.kernels)
 
 
 def _save(path: Path, rows: list[Any]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
-from edgerun.cli.output import note
+from edgerun.cli.output import note, print_chunk
+from edgerun.cli.progress import ProgressBars
 from edgerun.cli.stats import stats_line
 from edgerun.errors import EdgerunError, UsageError
 
@@ -88,7 +88,7 @@ class Chat:
         return self._last_text
 
 
-def talk(chat: Chat) -> None:
+def talk(chat: Chat, bars: ProgressBars) -> None:
     """Read, reply and obey until the user leaves."""
     from edgerun.cli.chat_commands import obey
     from edgerun.cli.chat_input import Reader
@@ -109,21 +109,23 @@ def talk(chat: Chat) -> None:
         try:
             again = obey(chat, text) if text.startswith("/") else text
             if again is not None:
-                speak(chat, again)
+                speak(chat, again, bars)
         except EdgerunError as error:
             note(f"edgerun: {error}")
 
 
-def speak(chat: Chat, text: str) -> None:
+def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
     """Print the reply as it comes; Ctrl-C ends it and keeps what came."""
     said = ""
     with cancelled_by_ctrl_c() as cancel:
-        for chunk in chat.reply(text, cancel):
-            if chunk.text:
-                said = chunk.text
-                click.echo(chunk.text, nl=False)
-                sys.stdout.flush()
-            chat.last = chunk.completion or chat.last
+        bars.waiting("reading")
+        try:
+            for chunk in chat.reply(text, cancel):
+                bars.arrived()
+                said = print_chunk(chunk) or said
+                chat.last = chunk.completion or chat.last
+        finally:
+            bars.arrived()
         if not said.endswith("\n"):
             click.echo()
     if chat.last is not None and chat.last.finish_reason == "cancelled":

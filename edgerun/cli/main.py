@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from edgerun import __version__
-from edgerun.errors import EdgerunError
+from edgerun.errors import DoesNotFitError, EdgerunError
 
 # command -> the module in edgerun.cli that has a click command `command`, and its line in the help
 COMMANDS = {
@@ -75,6 +76,8 @@ class Program(click.Group):
             sys.exit(1)
         except EdgerunError as error:
             _leave(str(error), error.exit_code, debug)
+        except MemoryError as error:
+            _leave(str(error) or "out of memory", DoesNotFitError.exit_code, debug)
         except OSError as error:
             _leave(str(error), 1, debug)
 
@@ -119,5 +122,8 @@ def cli(debug: bool) -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shall not end the reply
+            stream.reconfigure(errors="replace")
     cli.main(prog_name="edgerun")
     raise AssertionError("Program.main leaves by SystemExit")

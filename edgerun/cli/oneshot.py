@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
-from edgerun.cli.output import note, print_json
+from edgerun.cli.output import note, print_chunk, print_json
+from edgerun.cli.progress import ProgressBars
 from edgerun.cli.stats import stats_dict, stats_line
 from edgerun.errors import Cancelled, UsageError
 
@@ -17,38 +18,32 @@ if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk
 
 
+@dataclass(frozen=True)
+class Request:
+    """What to answer (`chats`) or to continue; without text the model begins one. `options`: of sampling."""
+
+    text: str
+    chats: bool
+    system: str | None
+    options: Mapping[str, Any]
+
+
 def answer_once(
-    llm: LLM,
-    text: str,
-    *,
-    chats: bool,
-    system: str | None,
-    options: Mapping[str, Any],
-    stats: bool,
-    as_json: bool,
-    load_s: float,
+    llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float
 ) -> None:
     """Print the reply as it comes, or as one JSON object. Raises Cancelled after Ctrl-C."""
+    completion, said = None, ""
     with cancelled_by_ctrl_c() as cancel:
-        completion = None
-        said = ""
-        for chunk in _stream(llm, text, chats, system, options, cancel):
-            said = chunk.text or said
+        bars.waiting("reading")
+        for chunk in _stream(llm, request, cancel):
+            bars.arrived()
+            if not as_json:
+                said = print_chunk(chunk) or said
             completion = chunk.completion or completion
-            if not as_json and chunk.text:
-                click.echo(chunk.text, nl=False)
-                sys.stdout.flush()
     assert completion is not None, "a stream ends with its completion"
     if as_json:
-        print_json(
-            {
-                "model": llm.name,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "seed": completion.seed,
-                **stats_dict(completion, load_s),
-            }
-        )
+        answer = {"text": completion.text, "finish_reason": completion.finish_reason, "seed": completion.seed}
+        print_json({"model": llm.name, **answer, **stats_dict(completion, load_s)})
     elif not said.endswith("\n"):
         click.echo()
     if stats:
@@ -57,16 +52,15 @@ def answer_once(
         raise Cancelled("interrupted")
 
 
-def _stream(
-    llm: LLM, text: str, chats: bool, system: str | None, options: Mapping[str, Any], cancel: CancelToken
-) -> Iterator[Chunk]:
-    if chats:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        return llm.stream_chat([*messages, {"role": "user", "content": text}], cancel=cancel, **options)
-    return llm.stream(text or beginning(llm), cancel=cancel, **options)
+def _stream(llm: LLM, request: Request, cancel: CancelToken) -> Iterator[Chunk]:
+    if not request.chats:
+        return llm.stream(request.text or _beginning(llm), cancel=cancel, **request.options)
+    messages = [] if request.system is None else [{"role": "system", "content": request.system}]
+    messages.append({"role": "user", "content": request.text})
+    return llm.stream_chat(messages, cancel=cancel, **request.options)
 
 
-def beginning(llm: LLM) -> list[int]:
+def _beginning(llm: LLM) -> list[int]:
     """The token that every text begins with. UsageError for models that know none."""
     bos = llm.engine.tokenizer.bos_id
     if bos is None:

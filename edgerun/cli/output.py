@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edgerun.api import Chunk
 
 
 def print_json(value: Any) -> None:
@@ -34,6 +38,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
             for cell, width, name in zip(row, widths, header, strict=True)
         ]
         click.echo("  ".join(cells).rstrip())
+
+
+def print_chunk(chunk: Chunk) -> str:
+    """A piece of a reply on stdout at once; returns its text."""
+    if chunk.text:
+        click.echo(chunk.text, nl=False)
+        sys.stdout.flush()
+    return chunk.text
 
 
 def note(text: str) -> None:

@@ -26,6 +26,8 @@ class ProgressBars:
         self._said: dict[str, float] = {}
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
+        self._timer: threading.Timer | None = None
+        self._waiting_for = ""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -34,6 +36,7 @@ class ProgressBars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.arrived()
         with self._lock:
             self._stop()
 
@@ -44,9 +47,30 @@ class ProgressBars:
             now = time.monotonic()
             began = self._began.setdefault(event.task, now)
             if event.done >= event.total:
-                self._finish(event)
+                self._finish(event.task)
             elif event.unit == "kernels" or now - began >= _PATIENCE_S:  # a kernel takes its second surely
                 self._show(event, now)
+
+    def waiting(self, task: str) -> None:
+        """Something of unknown length begins: on a terminal a bar without end shows it, until `arrived`."""
+        if self._terminal:
+            self._waiting_for = task
+            self._timer = threading.Timer(_PATIENCE_S, self._show_waiting)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def arrived(self) -> None:
+        """What was `waiting` is over. May be called without it."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            with self._lock:
+                self._finish(self._waiting_for)
+
+    def _show_waiting(self) -> None:
+        with self._lock:
+            if self._timer is threading.current_thread():  # else it arrived meanwhile
+                self._show(Progress(self._waiting_for, 0, 0, ""), time.monotonic())
 
     def _show(self, event: Progress, now: float) -> None:
         if not self._terminal:
@@ -59,16 +83,15 @@ class ProgressBars:
             self._bars.start()
         if event.task not in self._tasks:
             self._tasks[event.task] = self._bars.add_task(event.task, amount="")
-        self._bars.update(
-            self._tasks[event.task], completed=event.done, total=event.total, amount=_amount(event)
-        )
+        total = event.total or None
+        self._bars.update(self._tasks[event.task], completed=event.done, total=total, amount=_amount(event))
 
-    def _finish(self, event: Progress) -> None:
-        self._began.pop(event.task, None)
-        if event.task in self._said:
-            del self._said[event.task]
-            click.echo(f"{event.task}: done", err=True)
-        task = self._tasks.pop(event.task, None)
+    def _finish(self, name: str) -> None:
+        self._began.pop(name, None)
+        if name in self._said:
+            del self._said[name]
+            click.echo(f"{name}: done", err=True)
+        task = self._tasks.pop(name, None)
         if task is not None:
             self._bars.remove_task(task)
             if not self._tasks:
@@ -87,9 +110,9 @@ def _new_bars() -> Any:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeRemainingColumn(),
     )
     return Bars(*columns, console=Console(stderr=True), transient=True)
@@ -98,4 +121,4 @@ def _new_bars() -> Any:
 def _amount(event: Progress) -> str:
     if event.unit == "bytes":
         return f"{format_size(event.done)} of {format_size(event.total)}"
-    return f"{event.done} of {event.total} {event.unit}"
+    return f"{event.done} of {event.total} {event.unit}" if event.unit else ""

@@ -11,11 +11,10 @@ import click
 
 from edgerun.cli.loading import find_model, load_model
 from edgerun.cli.options import ModelOptions, json_option, model_options, sampling_from, sampling_options
-from edgerun.cli.output import note
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.stdin import Stdin, checked_text
 
 DEFAULT_MODEL = "default"
-_STDIN_PATIENCE_S = 2.0
 
 
 @click.command(short_help="Talk to a model, or have it continue a text.")
@@ -43,60 +42,41 @@ def command(
     the one that comes with edgerun is used.
 
     On a terminal this is a chat; /help there lists its commands. With a PROMPT, or text on stdin (appended to
-    PROMPT), the model answers that once: the result alone is on stdout. A model without a chat template
-    continues the text; without any text it begins one by itself.
+    PROMPT; - as PROMPT waits for it), the model answers that once: the result alone is on stdout. A model
+    without a chat template continues the text; without any text it begins one by itself.
     """
     if model is not None and prompt is None and " " in model.strip() and not Path(model).exists():
         model, prompt = None, model  # no model's name has spaces: `edgerun run "Once upon a time"`
-    piped = _read_stdin(model, prompt)
-    text = "\n\n".join(part for part in (prompt, piped) if part)
-    interactive = not text and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
+    stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
+    given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(sampling)
     with ProgressBars() as bars:
         path = find_model(model or DEFAULT_MODEL, bars)
         chats = not raw and _chats(path)
-        _check(text, system, chats, raw, interactive)
+        interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
+        _check_system(system, chats, raw)
+        text = "" if interactive else _joined(given, stdin.read_now())
+        if not stdin.is_pending:
+            _check_text(text, chats, interactive)
         started = time.perf_counter()
-        llm = load_model(path, ModelOptions(context, threads, kernels), bars)
-    with llm:
-        load_s = time.perf_counter() - started
-        if interactive:
-            from edgerun.cli.chat import Chat, talk
+        with load_model(path, ModelOptions(context, threads, kernels), bars) as llm:
+            load_s = time.perf_counter() - started
+            if interactive:
+                from edgerun.cli.chat import Chat, talk
 
-            talk(Chat(llm, name=path.stem if model is None or path == Path(model) else model, chats=chats, options=options, system=system, stats=stats))
-            return
-        from edgerun.cli.oneshot import answer_once
+                name = path.stem if model is None or path == Path(model) else model
+                talk(Chat(llm, name=name, chats=chats, options=options, system=system, stats=stats), bars)
+                return
+            from edgerun.cli.oneshot import Request, answer_once
 
-        answer_once(
-            llm,
-            text,
-            chats=chats,
-            system=system,
-            options=options,
-            stats=stats,
-            as_json=as_json,
-            load_s=load_s,
-        )
+            text = _joined(text, stdin.read_late())
+            _check_text(text, chats, interactive)
+            request = Request(text, chats=chats, system=system, options=options)
+            answer_once(llm, request, bars, stats=stats, as_json=as_json, load_s=load_s)
 
 
-def _read_stdin(model: str | None, prompt: str | None) -> str:
-    """What is piped in, "" on a terminal. A `-` as PROMPT waits for it in any case."""
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return ""
-    if (prompt is not None or model is None) and not _stdin_ready():
-        note("nothing came on stdin, going on without it (give it as </dev/null to save the wait)")
-        return ""
-    return sys.stdin.read().strip("\n")
-
-
-def _stdin_ready() -> bool:
-    """Whether stdin has something, or its end, within a moment: a service may have left it open for ever."""
-    import select
-
-    try:
-        return bool(select.select([sys.stdin], [], [], _STDIN_PATIENCE_S)[0])
-    except (OSError, ValueError):  # not a file that can be waited for: reading it will not block either
-        return True
+def _joined(first: str, second: str) -> str:
+    return "\n\n".join(part for part in (first, second) if part)
 
 
 def _chats(path: Path) -> bool:
@@ -105,11 +85,16 @@ def _chats(path: Path) -> bool:
     return has_chat_template(path)
 
 
-def _check(text: str, system: str | None, chats: bool, raw: bool, interactive: bool) -> None:
+def _check_system(system: str | None, chats: bool, raw: bool) -> None:
     from edgerun.errors import UsageError
 
     if system is not None and not chats:
         why = "--raw leaves the chat format out" if raw else "the model has no chat template"
         raise UsageError(f"--system needs a chat: {why}")
+
+
+def _check_text(text: str, chats: bool, interactive: bool) -> None:
+    from edgerun.errors import UsageError
+
     if chats and not text and not interactive:
         raise UsageError("nothing to answer: give a PROMPT, or text on stdin")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from edgerun.cli.options import json_option
 from edgerun.cli.output import print_json
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.stdin import checked_text, read_stdin
 
 
 @click.command(short_help="Show the tokens of a text.")
@@ -23,8 +22,7 @@ def command(model: str, text: str | None, no_special: bool, as_json: bool) -> No
 
     with ProgressBars() as bars:
         path = find_model(model, bars)
-    if text is None:
-        text = sys.stdin.read()
+    text = read_stdin() if text is None else checked_text(text)
     tokenizer = load_tokenizer(path)
     ids = tokenizer.encode(text, add_special=not no_special, parse_special=not no_special)
     if as_json:

@@ -34,7 +34,6 @@ class HfConfig:
     d_ff_shared: int
     rope: Mapping[str, Any] = field(default_factory=dict)  # type, factor ... of full attention
     rope_base: float = 10000.0
-    rope_base_local: float | None = None
     tied_head: bool = True
 
     @property
@@ -72,8 +71,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
         raise FormatError(f"{where}: {rotated} dimensions cannot be rotated in a head of {head_dim}")
     experts = "num_experts" if "num_experts" in config else "num_local_experts"
     n_experts = read.size(experts) if family.experts else 0
-    rope, base, local_base = _rope(config, where)
-    return HfConfig(
+    rope, base = _rope(config, family, where)
+    made = HfConfig(
         family=family,
         raw=config,
         n_layers=read.size("num_hidden_layers"),
@@ -90,9 +89,10 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
         d_ff_shared=read.size("shared_expert_intermediate_size", 0),
         rope=rope,
         rope_base=base,
-        rope_base_local=local_base,
         tied_head=bool(config.get("tie_word_embeddings", family.tied_by_default)),
     )
+    _check_scale(made, where)
+    return made
 
 
 def hyperparameters(c: HfConfig) -> dict[str, Any]:
@@ -125,11 +125,6 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
         for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
             if raw.get(f"{theirs}_logit_softcapping"):
                 values[key] = _number(raw, f"{theirs}_logit_softcapping", 0.0)
-    scale_of = _number(raw, "query_pre_attn_scalar", c.head_dim)
-    if scale_of != c.head_dim:
-        values["attention.scale"] = scale_of**-0.5
-    if c.rope_base_local is not None:
-        values["rope.freq_base_swa"] = c.rope_base_local
     return values | _rope_scaling(c)
 
 
@@ -188,9 +183,19 @@ def _refuse(family: Family, read: _Reader) -> None:
             )
 
 
-def _rope(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], float, float | None]:
-    """Scaling of the full-attention layers, their base, and the base of sliding-window layers where it
-    differs."""
+def _check_scale(c: HfConfig, where: str) -> None:
+    """GGUF does not say what attention scores are divided by: the architecture does."""
+    wide = c.family.wide_scale_layers == c.n_layers
+    expected = c.d_model / c.n_heads if wide else c.head_dim
+    given = _number(c.raw, "query_pre_attn_scalar", expected)
+    if given != expected:
+        raise UnsupportedError(
+            f"{where}: query_pre_attn_scalar is {given:g}; GGUF's {c.family.architecture} means {expected:g}"
+        )
+
+
+def _rope(config: Mapping[str, Any], family: Family, where: str) -> tuple[dict[str, Any], float]:
+    """Scaling and base of the layers with full attention."""
     given = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
     if not isinstance(given, dict) or not isinstance(scaling, dict):
@@ -202,11 +207,12 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], float,
         given = given["full_attention"]
     rope = {**given, **scaling}
     base = _number(rope, "rope_theta", _number(config, "rope_theta", 10000.0))
-    return (
-        rope,
-        base,
-        None if local is None else _number({"rope_local_base_freq": local}, "rope_local_base_freq", 0),
-    )
+    if local not in (None, family.local_rope_base):
+        raise UnsupportedError(
+            f"{where}: rope_local_base_freq is {local!r}; GGUF's {family.architecture} means "
+            f"{family.local_rope_base:g}"
+        )
+    return rope, base
 
 
 def _rope_type(rope: Mapping[str, Any]) -> str:
@@ -223,6 +229,7 @@ def _rope_scaling(c: HfConfig) -> dict[str, Any]:
         ratio = c.context_length / original if original > 1 else 1.0
         factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
         return {
+            "rope.scaling.type": "longrope",
             "rope.scaling.original_context_length": original,
             "rope.scaling.attn_factor": _number(c.rope, "attention_factor", factor),
         }
@@ -234,14 +241,13 @@ def _rope_scaling(c: HfConfig) -> dict[str, Any]:
     }
     if rope_type == "yarn":
         values["rope.scaling.original_context_length"] = original
-        optional = {
-            "attention_factor": "attn_factor",
-            "beta_fast": "yarn_beta_fast",
-            "beta_slow": "yarn_beta_slow",
-        }
-        for theirs, key in optional.items():
-            if c.rope.get(theirs) is not None:
-                values[f"rope.scaling.{key}"] = _number(c.rope, theirs, 0.0)
+        for name in ("beta_fast", "beta_slow"):
+            if c.rope.get(name) is not None:
+                values[f"rope.scaling.yarn_{name}"] = _number(c.rope, name, 0.0)
+        implied = 0.1 * math.log(max(values["rope.scaling.factor"], 1.0)) + 1.0
+        given = _number(c.rope, "attention_factor", implied)
+        if given != implied:
+            values["rope.scaling.attn_factor"] = given / implied  # GGUF's comes on top of the implied one
     return values
 
 

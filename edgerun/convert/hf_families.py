@@ -48,6 +48,8 @@ class Family:
     sliding_window: bool = False
     softcaps: bool = False
     tied_by_default: bool = False
+    wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not by head_dim
+    local_rope_base: float = 10000.0  # of layers with a sliding window, fixed in the architecture
     biases: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -79,6 +81,7 @@ _GEMMA3 = Family(
         "num_hidden_layers": 26,
     },
     requires={"hidden_activation": ("gelu_pytorch_tanh",), "sliding_window_pattern": (6,)},
+    wide_scale_layers=62,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -140,6 +143,7 @@ FAMILIES: dict[str, Family] = {
             "query_pre_attn_scalar": 256,
         },
         requires={"hidden_activation": ("gelu_pytorch_tanh",)},
+        wide_scale_layers=46,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

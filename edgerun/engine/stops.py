@@ -21,10 +21,10 @@ class StopMatcher:
         if self.matched is not None or not text:
             return ""
         text = self._held + text
-        # Of several, the one that begins first; of those that begin together, the longest is as good as any.
-        found = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        # Of several, the one that ends first: so that it makes no difference in which pieces the text comes.
+        found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text]
         if found:
-            start, _, self.matched = min(found)
+            _, start, self.matched = min(found)
             self._held = ""
             return text[:start]
         n_held = max(_overlap(text, stop) for stop in self._stops)

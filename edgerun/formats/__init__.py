@@ -1,1 +1,1 @@
-
+"""File formats: GGUF, quantisation blocks, safetensors, llama2.c."""

@@ -24,6 +24,7 @@ from edgerun.hub.names import RepoName, candidates, choose
 from edgerun.units import format_size
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"\w[\w.-]*")  # of an ETag or commit: they become file names
 _HASH_CHUNK_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 17  # of a download: at most this much is fetched again after an interruption
 
@@ -50,10 +51,21 @@ def pull(
 
 
 def _list_files(repo: str, endpoint: str | None) -> list[str]:
+    """Paths in the repository. Mirrors of the hub may lack one of the two ways to ask for them."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    siblings = HfApi(endpoint=endpoint).model_info(repo, timeout=30).siblings
-    return [sibling.rfilename for sibling in siblings or []]
+    api = HfApi(endpoint=endpoint)
+    try:
+        siblings = api.model_info(repo, timeout=30).siblings
+    except RepositoryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        if _status(error) != 404:
+            raise
+        siblings = None
+    files = [sibling.rfilename for sibling in siblings] if siblings else api.list_repo_files(repo)
+    return [file for file in files if not file.startswith("/") and ".." not in file.split("/")]
 
 
 def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: EventSink) -> Path:
@@ -61,16 +73,17 @@ def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: Event
     from huggingface_hub.file_download import get_hf_file_metadata
 
     metadata = get_hf_file_metadata(hf_hub_url(repo, file, endpoint=endpoint), endpoint=endpoint)
-    if metadata.etag is None or metadata.commit_hash is None:
+    etag, commit = metadata.etag or "", metadata.commit_hash or ""
+    if not _NAME.fullmatch(etag) or not _NAME.fullmatch(commit):
         raise NetworkError(
             f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?"
         )
     folder = root / ("models--" + repo.replace("/", "--"))
-    blob = folder / "blobs" / metadata.etag
-    pointer = folder / "snapshots" / metadata.commit_hash / file
+    blob = folder / "blobs" / etag
+    pointer = folder / "snapshots" / commit / file
     if not pointer.exists() and not blob.exists():
         blob.parent.mkdir(parents=True, exist_ok=True)
-        lock = root / ".locks" / folder.name / f"{metadata.etag}.edgerun.lock"
+        lock = root / ".locks" / folder.name / f"{etag}.edgerun.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with _utils().WeakFileLock(lock):
             if not blob.exists():
@@ -170,8 +183,8 @@ def _check_space(folder: Path, file: str, size: int | None, have: int) -> None:
 
 @contextmanager
 def _our_way() -> Iterator[None]:
-    """huggingface_hub draws bars of its own on stderr, where ours come from the events; and it writes 10 MiB at a
-    time, which on a slow line is too much to lose and too long without progress."""
+    """huggingface_hub draws bars of its own on stderr, where ours come from the events; and it writes 10 MiB
+    at a time, which on a slow line is too much to lose and too long without progress."""
     from huggingface_hub import constants
 
     utils = _utils()
@@ -232,8 +245,7 @@ def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
     except HFValidationError as error:
         raise NotFoundError(f"{repo}: not a possible repository name: {_first_line(error)}") from error
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status == 404:
+        if _status(error) == 404:
             raise NotFoundError(f"{repo}: {hub} does not have it") from error
         raise NetworkError(f"{hub} refuses: {_first_line(error)}") from error
     except (http_error, OSError) as error:
@@ -246,6 +258,10 @@ def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
         raise NetworkError(
             f"the connection to {hub} failed: {_first_line(error)}; try again, it goes on where it stopped"
         ) from error
+
+
+def _status(error: Any) -> int | None:
+    return getattr(error.response, "status_code", None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -33,6 +33,7 @@ SYMBOL = "edgerun_kernel"
 SOURCES = {
     "pool_run": "pool_kernels",
     "pool_work": "pool_kernels",
+    "pool_program": "pool_kernels",
     "quantize_q8": "quantize_kernels",
     "quantize_q8k": "quantize_kernels",
     "matmul_q4_0": "legacy_kernels",
@@ -49,6 +50,7 @@ SOURCES = {
     "kv_write": "layer_kernels",
     "gated": "layer_kernels",
     "combine": "layer_kernels",
+    "add": "layer_kernels",
     "attention_decode": "attention_kernels",
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",

@@ -144,6 +144,11 @@ class Kernels(Protocol):
         sigmoid: independent; `bias` shifts the choice only; `renormalise`: weights sum to one; then * scale."""
         ...
 
+    @property
+    def recordable(self) -> bool:
+        """Whether launches can be recorded and replayed (`simd_kernels.SimdKernels.record`)."""
+        ...
+
     def close(self) -> None:
         """Stop the threads. The kernels cannot be used afterwards."""
         ...

@@ -17,19 +17,21 @@ CONTROL_BYTES = 384
 _STOP, _AWAKE = 256 // 8, 320 // 8
 _SPINS = 20_000  # about 100 us of `pause`
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
+_PROGRAM = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 3))
 _WORK = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
 
 
 class ThreadPool:
     """`threads` workers, the caller being one of them. One operation at a time: callers take turns by a lock."""
 
-    def __init__(self, threads: int, run_address: int, work_address: int) -> None:
+    def __init__(self, threads: int, run_address: int, work_address: int, program_address: int) -> None:
         self.threads = threads
         self._memory = np.zeros(CONTROL_BYTES // 8 + 8, np.int64)
         base = self._memory.ctypes.data
         self._control = -(-base // 64) * 64
         self._slots = self._memory[(self._control - base) // 8 :]
         self._run = _RUN(run_address)
+        self._program = _PROGRAM(program_address)
         work = _WORK(work_address)
         self._asleep = [threading.Lock() for _ in range(threads - 1)]
         self._sleeping = [False] * (threads - 1)
@@ -44,12 +46,20 @@ class ThreadPool:
 
     def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
         """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""
+        self._wake()
+        self._run(self._control, kernel, arguments, items, grain)
+
+    def run_program(self, program: int, count: int) -> None:
+        """`count` launches in order: rows of int64 (kernel, arguments, items, grain)."""
+        self._wake()
+        self._program(self._control, program, count)
+
+    def _wake(self) -> None:
         if True in self._sleeping:
             for index, sleeping in enumerate(self._sleeping):
                 if sleeping:
                     self._sleeping[index] = False
                     self._asleep[index].release()
-        self._run(self._control, kernel, arguments, items, grain)
 
     def close(self) -> None:
         """Stop and join the workers."""

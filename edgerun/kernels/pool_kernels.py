@@ -1,4 +1,4 @@
-"""The two sides of the thread pool, without the GIL: `pool_run` publishes an operation and works on it, `pool_work`
+"""The sides of the thread pool, without the GIL: `pool_run` publishes an operation and works on it, `pool_work`
 waits for one and helps.
 
 The control block is int64 slots on cache lines of their own (offsets in bytes):
@@ -23,9 +23,8 @@ from llvmlite import ir
 from numba import int64, njit, types
 from numba.core.typing import signature
 
-from edgerun.kernels import simd
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import I32, I64, call_kernel, declare, fetch_add, function, load_acquire, store_release
+from edgerun.kernels.simd import I32, call_kernel, declare, fetch_add, function, load_acquire, load_i64, store_release
 
 EPOCH, NEXT, INSIDE, JOB, STOP, AWAKE = 0, 64, 128, 192, 256, 320
 CONTROL_BYTES = 384
@@ -50,10 +49,6 @@ def ir_triple() -> str:
 pause = function((), types.void, _pause)
 
 
-def _cycles(b: Any) -> Any:
-    return b.call(declare(b, "llvm.readcyclecounter", I64, []), ())
-
-
 def _sched_yield(b: Any) -> Any:
     return b.call(declare(b, "sched_yield", I32, []), ())
 
@@ -70,33 +65,55 @@ def _take_items(control: int, kernel: int, arguments: int, items: int, grain: in
         call_kernel(int64(kernel), int64(arguments), int64(low), int64(min(low + grain, items)))
 
 
+@njit  # type: ignore[untyped-decorator]
+def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
+    epoch = load_acquire(int64(control + EPOCH))
+    store_release(int64(control + EPOCH), int64(epoch + 1))
+    spins = 0
+    while load_acquire(int64(control + INSIDE)) != 0:  # late comers of the last operation
+        pause()
+        spins += 1
+        if spins > _SPINS_BEFORE_YIELD:
+            yield_core()
+    store_release(int64(control + JOB), int64(kernel))
+    store_release(int64(control + JOB + 8), int64(arguments))
+    store_release(int64(control + JOB + 16), int64(items))
+    store_release(int64(control + JOB + 24), int64(grain))
+    store_release(int64(control + NEXT), int64(0))
+    store_release(int64(control + EPOCH), int64(epoch + 2))
+    _take_items(control, kernel, arguments, items, grain)
+    spins = 0
+    while load_acquire(int64(control + INSIDE)) != 0:
+        pause()
+        spins += 1
+        if spins > _SPINS_BEFORE_YIELD:
+            yield_core()
+
+
 def build_pool_run(ops: Ops) -> Any:
     """(control, kernel, arguments, items, grain) -> None: all items done when it returns."""
 
     def pool_run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
-        epoch = load_acquire(int64(control + EPOCH))
-        store_release(int64(control + EPOCH), int64(epoch + 1))
-        spins = 0
-        while load_acquire(int64(control + INSIDE)) != 0:  # late comers of the last operation
-            pause()
-            spins += 1
-            if spins > _SPINS_BEFORE_YIELD:
-                yield_core()
-        store_release(int64(control + JOB), int64(kernel))
-        store_release(int64(control + JOB + 8), int64(arguments))
-        store_release(int64(control + JOB + 16), int64(items))
-        store_release(int64(control + JOB + 24), int64(grain))
-        store_release(int64(control + NEXT), int64(0))
-        store_release(int64(control + EPOCH), int64(epoch + 2))
-        _take_items(control, kernel, arguments, items, grain)
-        spins = 0
-        while load_acquire(int64(control + INSIDE)) != 0:
-            pause()
-            spins += 1
-            if spins > _SPINS_BEFORE_YIELD:
-                yield_core()
+        _run(control, kernel, arguments, items, grain)
 
     return pool_run, signature(types.void, *([types.int64] * 5))
+
+
+def build_pool_program(ops: Ops) -> Any:
+    """(control, program, count) -> None: launches one after another, each row of the program being the int64 slots
+    kernel, arguments, items, grain. What is no more than a grain runs on the caller alone."""
+
+    def pool_program(control: int, program: int, count: int) -> None:
+        for i in range(count):
+            row = program + 32 * i
+            kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
+            items, grain = load_i64(int64(row + 16)), load_i64(int64(row + 24))
+            if items <= grain:
+                call_kernel(kernel, arguments, int64(0), items)
+            else:
+                _run(control, kernel, arguments, items, grain)
+
+    return pool_program, signature(types.void, *([types.int64] * 3))
 
 
 def build_pool_work(ops: Ops) -> Any:
@@ -129,5 +146,3 @@ def build_pool_work(ops: Ops) -> Any:
 
     return pool_work, signature(types.int64, types.int64, types.int64, types.int64)
 
-
-__all__ = ["CONTROL_BYTES", "build_pool_run", "build_pool_work", "simd"]

@@ -30,6 +30,7 @@ class ReferenceKernels:
 
     name = "reference"
     threads = 1
+    recordable = False
 
     def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
         return Matrix(raw.shape[0], cols, type, "gguf", np.array(raw, order="C"))

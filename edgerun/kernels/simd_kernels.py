@@ -6,7 +6,8 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.pool import ThreadPool
+from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -41,7 +43,7 @@ _MATMUL = {
     GgmlType.BF16: ("matmul_bf16", "f32"),
 }
 _PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _MATMUL}
-_ALWAYS = ("pool_run", "pool_work", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
+_ALWAYS = ("pool_run", "pool_work", "pool_program", "add", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
 
 
 _STRUCTS = [struct.Struct(f"{count}q") for count in range(24)]
@@ -103,6 +105,8 @@ class Rows:
         memory = np.empty(size, np.uint8)
         base = address(memory)
         self._arrays.append(memory)
+        if self._kernels._recorder is not None:
+            self._kernels._recorder.keep(memory)
         name = "quantize_q8" if kind == "q8" else "quantize_q8k"
         self._kernels._launch(name, (address(self.x), cols, base, base + scales_at, base + sums_at), tokens, 8)
         return base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes
@@ -111,6 +115,9 @@ class Rows:
 class SimdKernels:
     """`interface.Kernels` in Numba, for one instruction set."""
 
+    recordable = True
+    attention_chunk = _CHUNK
+
     def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
         self.name = isa.name
         self.threads = threads
@@ -118,7 +125,9 @@ class SimdKernels:
         self._cache = cache
         self._events = events
         cache.prepare(_ALWAYS, events)
-        self._pool = ThreadPool(threads, cache.address("pool_run"), cache.address("pool_work"))
+        self._pool = ThreadPool(
+            threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program")
+        )
         self._reference = ReferenceKernels()
         self._lock = threading.RLock()
         self._functions: dict[str, Any] = {}
@@ -126,6 +135,7 @@ class SimdKernels:
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
         self._busy = np.zeros(threads + 1, np.int64)
+        self._recorder: Recorder | None = None
 
     @classmethod
     def load(
@@ -148,6 +158,31 @@ class SimdKernels:
 
     def close(self) -> None:
         self._pool.close()
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def record(self) -> Iterator[Recorder]:
+        """Launches within are done and also noted: see `program`. One thread at a time, no other users meanwhile."""
+        with self._lock:
+            self._recorder = Recorder()
+            try:
+                yield self._recorder
+            finally:
+                self._recorder = None
+
+    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
+        """Replay launches start .. end - 1."""
+        end = program.count if end is None else end
+        with self._lock:
+            self._pool.run_program(program.rows_address + 32 * start, end - start)
+
+    def decode_attention_scratch(self, heads: int, positions: int, dim_v: int) -> tuple[int, int, int]:
+        """Of `attention` for one token: (address of scores, address of parts, chunks)."""
+        chunks = -(-positions // _CHUNK)
+        scores = heads * chunks * _CHUNK
+        scratch = self._floats(scores + heads * chunks * (dim_v + 2))
+        return scratch, scratch + 4 * scores, chunks
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -226,9 +261,14 @@ class SimdKernels:
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
             item += groups
         grain = max(1, min(16, item // (self.threads * 8)))
-        self._pool.run(self._cache.address(name), self._at, item, grain)
+        kernel = self._cache.address(name)
+        if self._recorder is not None:
+            self._recorder.add(name, kernel, bytes(self._arguments[: 128 * (len(descriptors) + 1)]), item, grain)
+        self._pool.run(kernel, self._at, item, grain)
 
     def _plain_product(self, w: Matrix, x: Any, first: int, tokens: int, out: F32, add: bool) -> None:
+        if self._recorder is not None:
+            self._recorder.spoil("a product in numpy")
         plain = self._reference.activations(x.x[first : first + tokens])
         self._reference.matmul(w, plain, out, add=add)
 
@@ -287,9 +327,15 @@ class SimdKernels:
         self._launch("rms_norm", arguments, x.size // cols, 8)
 
     def add(self, x: F32, y: F32) -> None:
-        x += y
+        cols = x.shape[-1]
+        if y.shape not in (x.shape, (cols,)) or not (x.flags.c_contiguous and y.flags.c_contiguous):
+            raise UsageError(f"cannot add {y.shape} to {x.shape}")
+        stride = 0 if y.ndim == 1 else 4 * cols
+        self._launch("add", (address(x), address(y), cols, stride), x.size // cols, 16)
 
     def scale(self, x: F32, factor: float) -> None:
+        if self._recorder is not None:
+            self._recorder.spoil("scale")
         x *= np.float32(factor)
 
     def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
@@ -327,10 +373,7 @@ class SimdKernels:
         with self._lock:
             if tokens == 1:
                 first = max(0, end - window) if window else 0
-                chunks = -(-(end - first) // _CHUNK)
-                scores = heads * chunks * _CHUNK
-                scratch = self._floats(scores + heads * chunks * (dim_v + 2))
-                parts = scratch + 4 * scores
+                scratch, parts, chunks = self.decode_attention_scratch(heads, end - first, dim_v)
                 arguments = (*head, first, end, constants, scratch, parts, chunks)
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
@@ -370,6 +413,9 @@ class SimdKernels:
         """Small work runs on the caller alone: waking the others would cost more."""
         with self._lock:
             _STRUCTS[len(arguments)].pack_into(self._arguments, 0, *arguments)
+            if self._recorder is not None:
+                packed = bytes(self._arguments[: 8 * len(arguments)])
+                self._recorder.add(name, self._cache.address(name), packed, items, grain)
             if items <= grain:
                 function = self._functions.get(name)
                 if function is None:

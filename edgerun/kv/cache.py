@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgerun.errors import ContextLengthError, UsageError
 
 F16 = NDArray[np.float16]
+I64 = NDArray[np.int64]
 
 _FIRST_ROOM = 256  # positions
 
@@ -26,6 +27,7 @@ class KvCache:
         self.length = 0
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
         self._room = min(capacity, _FIRST_ROOM)
+        self._addresses: tuple[I64, I64, int, int] | None = None
         self._keys = [np.zeros((kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
 
@@ -41,6 +43,14 @@ class KvCache:
     def values(self, layer: int) -> F16:
         """(kv_heads, room, head_dim_v); valid until the next `reserve`."""
         return self._values[layer]
+
+    def addresses(self) -> tuple[I64, I64, int, int]:
+        """Of every layer's keys and values (n_layers,) and the bytes from head to head in each; until `reserve`."""
+        if self._addresses is None:
+            keys, values = ([array.ctypes.data for array in each] for each in (self._keys, self._values))
+            strides = self._keys[0].strides[0], self._values[0].strides[0]
+            self._addresses = (np.array(keys, np.int64), np.array(values, np.int64), *strides)
+        return self._addresses
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity."""
@@ -59,6 +69,7 @@ class KvCache:
                 new[:, : self.length] = old[:, : self.length]
                 arrays[layer] = new
         self._room = room
+        self._addresses = None
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""

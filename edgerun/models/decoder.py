@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgerun.errors import Cancelled, UsageError
 from edgerun.kernels.interface import F32, Kernels, Matrix
 from edgerun.kv import KvCache
+from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
@@ -35,17 +36,25 @@ class _Scratch:
         def floats(cols: int) -> F32:
             return np.empty((rows, cols), np.float32)
 
-        self.h, self.t = floats(d), floats(d)
-        self.q, self.k, self.v, self.o = floats(q), floats(k), floats(v), floats(heads * spec.head_dim_v)
+        self.x, self.h, self.t = floats(d), floats(d), floats(d)
+        self.normed, self.logits = floats(d), np.empty((1, spec.vocab_size), np.float32)
+        self.qkv = floats(q + k + v)
+        if rows == 1:  # parts of one row are contiguous: nothing to take apart when a product fills them all
+            self.q, self.k, self.v = self.qkv[:, :q], self.qkv[:, q : q + k], self.qkv[:, q + k :]
+        else:
+            self.q, self.k, self.v = floats(q), floats(k), floats(v)
+        self.o = floats(heads * spec.head_dim_v)
         self.q_heads = self.q.reshape(rows, heads, spec.head_dim_k)
         self.k_heads = self.k.reshape(rows, kv, spec.head_dim_k)
         self.v_heads = self.v.reshape(rows, kv, spec.head_dim_v)
         self.o_heads = self.o.reshape(rows, heads, spec.head_dim_v)
         self.q_rows, self.k_rows = self.q_heads.reshape(-1, spec.head_dim_k), self.k_heads.reshape(-1, spec.head_dim_k)
-        self.qkv = floats(q + k + v) if spec.family.fused_qkv else self.q
         ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
-        self.gate, self.up = floats(ff), floats(ff)
-        self.gate_up = floats(2 * ff) if spec.family.fused_gate_up else self.gate
+        self.gate_up = floats(2 * ff)
+        if rows == 1:
+            self.gate, self.up = self.gate_up[:, :ff], self.gate_up[:, ff:]
+        else:
+            self.gate, self.up = floats(ff), floats(ff)
         if spec.n_experts:
             self.router = floats(spec.n_experts)
             self.parts = np.empty((rows * spec.n_experts_used, d), np.float32)
@@ -68,6 +77,8 @@ class Decoder:
         self._output_norm = output_norm
         self._single = _Scratch(spec, 1)
         self._several: _Scratch | None = None
+        self._can_replay = kernels.recordable and store.fixed
+        self._replay: DecodeReplay | None = None
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for one sequence of up to `capacity` tokens."""
@@ -89,6 +100,8 @@ class Decoder:
         """
         if logits not in ("last", "all", "none"):
             raise UsageError(f"logits must be last, all or none, got {logits!r}")
+        if len(ids) == 1 and self._can_replay:
+            return self._decode(int(ids[0]), cache, logits != "none", cancelled)
         out: F32 | None = None
         if logits == "all":
             out = np.empty((len(ids), self.spec.vocab_size), np.float32)
@@ -115,6 +128,53 @@ class Decoder:
         for low, x in self._chunks(ids, cache, cancelled):
             self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out[low : low + len(x)])
         return out
+
+    # -- one token ----------------------------------------------------------------------------------------------
+
+    def _decode(
+        self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool] | None
+    ) -> F32 | None:
+        """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
+        if not 0 <= token < self.spec.vocab_size:
+            raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
+        if cancelled is not None and cancelled():
+            raise Cancelled("stopped by the caller")
+        cache.reserve(1)
+        x = self.store.embedding(np.array([token], np.int32))
+        if self.spec.family.scaled_embedding:
+            self.kernels.scale(x, self.spec.d_model**0.5)
+        self._single.x[:] = x
+        if self._replay is None:
+            self._replay = DecodeReplay(self)
+        self._replay.run(cache)
+        cache.advance(1)
+        if not logits:
+            return None
+        return self._capped(self._single.logits.copy())
+
+    def record_decode(self, cache: KvCache, cut: Callable[[], None]) -> None:
+        """All launches of one token, for a recorder; `cut` is called wherever Python must decide (the experts)."""
+        s = self._single
+        for layer in range(self.spec.n_layers):
+            w = self.store.dense(layer)
+            self._attention(layer, w, s.x, cache, s)
+            if self.spec.n_experts:
+                self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
+                self._router(w, s)
+                cut()
+            else:
+                self._feed_forward(layer, w, s.x, s)
+        self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
+        self.kernels.matmul(self.store.head(), self.kernels.activations(s.normed), s.logits)
+
+    def decode_experts(self, layer: int) -> None:
+        """The experts of one token, between two recorded pieces."""
+        self._chosen_experts(layer, self.store.dense(layer), self._single.x, self._single)
+
+    def rope_row(self, layer: int, position: int) -> tuple[F32, F32]:
+        """(1, rope_dim / 2) cosines and sines for one position of a layer."""
+        table = self._local_rope if self.spec.window(layer) else self._rope
+        return table.at(position, 1)
 
     # -- layers -------------------------------------------------------------------------------------------------
 
@@ -165,8 +225,9 @@ class Decoder:
         rows = kernels.activations(s.h)
         if family.fused_qkv:
             self._product(w, "attn_qkv", rows, s.qkv)
-            k_at, v_at = s.q.shape[1], s.q.shape[1] + s.k.shape[1]
-            s.q[:], s.k[:], s.v[:] = s.qkv[:, :k_at], s.qkv[:, k_at:v_at], s.qkv[:, v_at:]
+            if s.rows > 1:
+                k_at, v_at = s.q.shape[1], s.q.shape[1] + s.k.shape[1]
+                s.q[:], s.k[:], s.v[:] = s.qkv[:, :k_at], s.qkv[:, k_at:v_at], s.qkv[:, v_at:]
         else:
             kernels.matmul_many((matrices["attn_q"], matrices["attn_k"], matrices["attn_v"]), rows, (s.q, s.k, s.v))
             for name, out in (("attn_q", s.q), ("attn_k", s.k), ("attn_v", s.v)):
@@ -209,8 +270,9 @@ class Decoder:
         rows = kernels.activations(s.h)
         if family.fused_gate_up:
             self._product(w, "ffn_up", rows, s.gate_up)
-            half = s.gate.shape[1]
-            s.gate[:], s.up[:] = s.gate_up[:, :half], s.gate_up[:, half:]
+            if s.rows > 1:
+                half = s.gate.shape[1]
+                s.gate[:], s.up[:] = s.gate_up[:, :half], s.gate_up[:, half:]
         else:
             kernels.matmul_many((w.matrices["ffn_gate"], w.matrices["ffn_up"]), rows, (s.gate, s.up))
             self._scale_and_bias(w.vectors, "ffn_gate", s.gate)
@@ -226,9 +288,16 @@ class Decoder:
         Each result waits in its own row and all are summed in the router's order, so the order in which experts
         become ready cannot change a bit.
         """
+        self._router(w, s)
+        self._chosen_experts(layer, w, x, s)
+
+    def _router(self, w: LayerWeights, s: _Scratch) -> None:
+        self.kernels.matmul(w.matrices["ffn_gate_inp"], self.kernels.activations(s.h), s.router)
+
+    def _chosen_experts(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
+        """x += what the experts make of s.h, by the logits in s.router."""
         spec, kernels = self.spec, self.kernels
         rows = kernels.activations(s.h)
-        kernels.matmul(w.matrices["ffn_gate_inp"], rows, s.router)
         ids, weights = kernels.route(
             s.router,
             spec.n_experts_used,
@@ -284,9 +353,14 @@ class Decoder:
         normed = np.empty_like(x)
         self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
         self.kernels.matmul(head, self.kernels.activations(normed), out)
+        self._capped(out)
+
+    def _capped(self, logits: F32) -> F32:
+        """cap * tanh(logits / cap), in place, where the model has a cap."""
         cap = self.spec.logit_softcap
         if cap:
-            np.multiply(np.tanh(out / np.float32(cap)), np.float32(cap), out=out)
+            np.multiply(np.tanh(logits / np.float32(cap)), np.float32(cap), out=logits)
+        return logits
 
     def _rope_factors(self) -> F32 | None:
         """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for short or long contexts."""

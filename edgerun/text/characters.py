@@ -17,7 +17,7 @@ SPACE = "\x0b"
 L = f"A-Za-z{LETTER}"
 N = f"0-9{NUMBER}"
 P = rf"!-#%-*,-/:;?@\[-\]_{{}}{PUNCTUATION}"
-S = rf"$+<=>^`|{SYMBOL}"
+S = rf"$+<=>^`|~{SYMBOL}"
 M = MARK
 
 _STAND_INS = {"N": NUMBER, "L": LETTER, "P": PUNCTUATION, "M": MARK, "S": SYMBOL}
@@ -29,11 +29,12 @@ _SPACES = frozenset(
 _SINCE_15 = {
     LETTER: "1123f-11240 11f02 11f04-11f10 11f12-11f33 1342f 13441-13446 1b132 1b155 1df25-1df2a 1e030-1e06d "
     "1e4d0-1e4eb 2b739 2ebf0-2ee5d 31350-323af",
-    MARK: "cf3 ece 10efd-10eff 11241 11f00-11f01 11f03 11f34-11f3a 11f3e-11f42 13440 13447-13455 1e08f 1e4ec-1e4ef",
+    MARK: "cf3 ece 10efd-10eff 11241 11f00-11f01 11f03 11f34-11f3a 11f3e-11f42 13440 "
+    "13447-13455 1e08f 1e4ec-1e4ef",
     NUMBER: "11f50-11f59 1d2c0-1d2d3 1e4f0-1e4f9",
     PUNCTUATION: "11b00-11b09 11f43-11f4f",
-    SYMBOL: "2ffc-2fff 31ef 1f6dc 1f774-1f776 1f77b-1f77f 1f7d9 1fa75-1fa77 1fa87-1fa88 1faad-1faaf 1fabb-1fabd "
-    "1fabf 1face-1facf 1fada-1fadb 1fae8 1faf7-1faf8",
+    SYMBOL: "2ffc-2fff 31ef 1f6dc 1f774-1f776 1f77b-1f77f 1f7d9 1fa75-1fa77 1fa87-1fa88 1faad-1faaf "
+    "1fabb-1fabd 1fabf 1face-1facf 1fada-1fadb 1fae8 1faf7-1faf8",
 }
 
 

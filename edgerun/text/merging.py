@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgerun.text.characters import BYTE_CHARACTERS, byte_encode
 from edgerun.text.vocabulary import Vocabulary
@@ -85,19 +85,23 @@ class _WordCache:
 class BpeMerger:
     """Byte-pair encoding: the pair that stands first in the list of merges is joined first.
 
-    A regular vocabulary (all 256 bytes, every merge between tokens) runs in the `tokenizers` library. Others
-    are merged here, for the library refuses them where llama.cpp does not.
+    Runs in the `tokenizers` library. What the library refuses or drops where llama.cpp does not (merges
+    that make no token, bytes that are no token) is merged here.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         assert vocabulary.pre is not None
-        self._vocabulary = vocabulary
+        self._ids = vocabulary.ids
+        self._merges = vocabulary.merges
         self._pre = vocabulary.pre
         self._word_ids = _WordCache(self._encode_word)
-        self._merge: Callable[[str], tuple[int, ...]] | None = None
+        self._missing = {char for char in BYTE_CHARACTERS if char not in vocabulary.ids}
+        self._model: Any = None  # tokenizers.models.BPE, or False where the library cannot
+        self._ranks: dict[tuple[str, str], int] = {}
         self._lock = Lock()
 
     def encode(self, text: str) -> list[int]:
+        """The ids of `text`, in which no special token is looked for."""
         if not self._pre.byte_level:
             text = text.replace(" ", WORD_START)
         ids: list[int] = []
@@ -107,50 +111,52 @@ class BpeMerger:
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        if self._merge is None:
+        if self._model is None:
             with self._lock:  # built at the first use: opening a model does not wait for it
-                if self._merge is None:
-                    self._merge = self._library() or self._plain()
-        return self._merge(byte_encode(word) if self._pre.byte_level else word)
+                if self._model is None:
+                    self._model = self._library() or False
+        if self._pre.byte_level:
+            word = byte_encode(word)
+        if self._model and self._missing.isdisjoint(word):
+            return tuple(token.id for token in self._model.tokenize(word))
+        return self._merged(word)
 
-    def _library(self) -> Callable[[str], tuple[int, ...]] | None:
-        ids, merges = self._vocabulary.ids, self._vocabulary.merges
-        pairs = [_split_merge(merge) for merge in merges]
-        regular = (
-            self._pre.byte_level
-            and all(char in ids for char in BYTE_CHARACTERS)
-            and len(set(merges)) == len(merges)
-            and all(left in ids and right in ids and left + right in ids for left, right in pairs)
-        )
-        if not regular:
+    def _library(self) -> Any:
+        ids = self._ids
+        pairs = [_split_merge(merge) for merge in self._merges]
+        if (
+            not self._pre.byte_level
+            or len(set(self._merges)) < len(self._merges)
+            or not all(left in ids and right in ids and left + right in ids for left, right in pairs)
+        ):
             return None
         from tokenizers.models import BPE
 
-        model = BPE(ids, pairs, ignore_merges=self._pre.ignore_merges)
-        return lambda word: tuple(token.id for token in model.tokenize(word))
+        return BPE(ids, pairs, ignore_merges=self._pre.ignore_merges)
 
-    def _plain(self) -> Callable[[str], tuple[int, ...]]:
-        ids, pre = self._vocabulary.ids, self._pre
-        ranks: dict[tuple[str, str], int] = {}
-        for rank, merge in enumerate(self._vocabulary.merges):
-            ranks.setdefault(_split_merge(merge), rank)
+    def _merged(self, word: str) -> tuple[int, ...]:
+        ids, pre, ranks = self._ids, self._pre, self._all_ranks()
+        whole = ids.get(word)
+        if whole is not None and (pre.ignore_merges or (pre.name == "gemma4" and not word.strip("\n"))):
+            return (whole,)
+        found: list[int] = []
+        for part in merge_symbols(list(word), lambda left, right: ranks.get((left, right))):
+            if part in ids:
+                found.append(ids[part])
+            elif pre.byte_level:
+                found += (ids[char] for char in part if char.isascii() and char in ids)
+            else:
+                names = (f"<0x{byte:02X}>" for byte in part.encode())
+                found += (ids[name] for name in names if name in ids)
+        return tuple(found)
 
-        def merge_word(word: str) -> tuple[int, ...]:
-            whole = ids.get(word)
-            if whole is not None and (pre.ignore_merges or (pre.name == "gemma4" and not word.strip("\n"))):
-                return (whole,)
-            found: list[int] = []
-            for part in merge_symbols(list(word), lambda left, right: ranks.get((left, right))):
-                if part in ids:
-                    found.append(ids[part])
-                elif pre.byte_level:
-                    found += (ids[char] for char in part if char.isascii() and char in ids)
-                else:
-                    names = (f"<0x{byte:02X}>" for byte in part.encode())
-                    found += (ids[name] for name in names if name in ids)
-            return tuple(found)
-
-        return merge_word
+    def _all_ranks(self) -> dict[tuple[str, str], int]:
+        if not self._ranks:
+            ranks: dict[tuple[str, str], int] = {}
+            for rank, merge in enumerate(self._merges):
+                ranks.setdefault(_split_merge(merge), rank)
+            self._ranks = ranks
+        return self._ranks
 
 
 def _split_merge(merge: str) -> tuple[str, str]:

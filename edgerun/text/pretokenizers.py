@@ -31,9 +31,7 @@ class PreTokenizer:
     ignore_merges: bool = False  # a word that is a token is taken whole, whatever the merges say
     add_bos: bool = False  # unless the file says otherwise
     no_default_bos: bool = False
-    byte_level: bool = (
-        True  # False: merges run over characters, with ▁ for spaces and <0xXX> for unknown ones
-    )
+    byte_level: bool = True  # False: over characters, ▁ for spaces, <0xXX> for unknown ones
 
     def split(self, text: str) -> list[str]:
         """The words of `text`; joined they are the text."""
@@ -107,7 +105,6 @@ def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
 _ANY_SUFFIX = f"(?:{_SUFFIXES})?"
 _TEKKEN = Rule(_cased(_UPPER, _LOWER, "", ""))
 _GPT4O = Rule(_cased(_UPPER, _LOWER, _ANY_SUFFIX, "{1,3}"))
-_TINY_AYA = Rule(_cased(L + M, L + M, _ANY_SUFFIX, "{1,3}"))
 
 _ASCII_SYMBOLS = r"""!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"""
 _DEEPSEEK3_WORDS = rf"[{_ASCII_SYMBOLS}][A-Za-z]+|[^\r\n{L}{P}{S}]?[{L}{M}]+"
@@ -205,7 +202,6 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     **_family("falcon", *_FALCON),
     **_family("tekken", _TEKKEN, ignore_merges=True, add_bos=True),
     **_family("gpt-4o llama4 kanana2 minimax-m2", _GPT4O),
-    **_family("tiny_aya", Rule(r"\d{1,3}(?=(?:\d{3})*\b)", collapsed=False), _TINY_AYA),
     **_family("poro-chat bloom gpt3-finnish", _PORO),
     **_family("viking", _PORO, _DIGIT),
     **_family("superbpe", _DIGITS, Rule(r"(?=(\d{3})+(?!\d))", collapsed=False)),

@@ -16,6 +16,8 @@ from time import monotonic
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -30,7 +32,16 @@ _MAX_BITS = 4096
 _MAX_FILTER_ARGUMENT = 1 << 16
 _MAX_INDENT = 256
 _LONG_WIDTH = re.compile(r"\d{4,}")
-_REMOVED_FILTERS = ("pprint", "random", "urlize", "xmlattr", "filesizeformat")
+_GIVEN_WIDTH = re.compile(r"%[^a-z]*\*|:[^}]*\{")  # "%*d", "{:>{width}}"
+_REMOVED_FILTERS = (  # slow on long text, or of no use here
+    "filesizeformat",
+    "pprint",
+    "random",
+    "striptags",
+    "urlize",
+    "wordwrap",
+    "xmlattr",
+)
 
 
 @dataclass(slots=True)
@@ -51,7 +62,7 @@ class Budget:
         self.chars -= chars
         if self.chars < 0:
             raise TemplateError(f"the chat template writes more than {MAX_WRITTEN_CHARS} characters")
-        if self.steps < 0 or (self.steps % 64 == 0 and monotonic() > self.deadline):
+        if self.steps < 0 or monotonic() > self.deadline:
             raise TemplateError(f"the chat template does not end within {MAX_RENDER_S:g} s")
 
 
@@ -78,10 +89,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
-        for loop in template.find_all(nodes.For):
+        for loop in list(template.find_all(nodes.For)):
             chars = nodes.Const(_data_chars(loop))
             loop.iter = nodes.Filter(loop.iter, " turns", [chars], [], None, None)
-        for parent in template.find_all(nodes.Node):
+        for parent in list(template.find_all(nodes.Node)):
             for field, value in parent.iter_fields():
                 if isinstance(value, nodes.Concat):
                     setattr(parent, field, _sized_node(value))
@@ -95,9 +106,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """A call in a template; jinja2 sends all of them here."""
         repeats = isinstance(function, Macro | LoopContext)
         budget.get().spend(self.macro_chars if repeats else 0)
-        owner = getattr(function, "__self__", None)
+        method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _check_text_method(owner, function.__name__, (*args, *kwargs.values()))
+            _check_text_method(owner, method.__name__, (*args, *kwargs.values()))
         return _sized(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -118,6 +130,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class Generation(Extension):
+    """`{% generation %}`: marks the assistant's words for training. They are written as they are."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class _Turns:
     """What a loop runs over, charging each turn: a step, and the text that stands in the loop."""
 
@@ -136,7 +159,9 @@ class _Turns:
 
 
 def _data_chars(node: nodes.Node) -> int:
-    return sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+    """Characters of the text and the strings that stand in `node`."""
+    data = sum(len(piece.data) for piece in node.find_all(nodes.TemplateData))
+    return data + sum(len(c.value) for c in node.find_all(nodes.Const) if isinstance(c.value, str))
 
 
 def _sized_node(node: nodes.Expr) -> nodes.Filter:
@@ -173,7 +198,7 @@ def _sized(value: Any) -> Any:
 
 def _check_format(pattern: str, values: tuple[Any, ...]) -> None:
     widths = [value for value in values if isinstance(value, int) and value > _MAX_FILTER_ARGUMENT]
-    if _LONG_WIDTH.search(pattern) or (widths and ("*" in pattern or ":{" in pattern)):
+    if _LONG_WIDTH.search(pattern) or (widths and _GIVEN_WIDTH.search(pattern)):
         raise TemplateError("the chat template formats to a width that no text needs")
 
 

@@ -111,8 +111,6 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
     Without one, the format is guessed from the vocabulary's special tokens; failing that, a plain transcript.
     Raises TemplateError when the template is malformed, or there is none of that name.
     """
-    if not isinstance(metadata, Mapping):
-        metadata = metadata.metadata  # an opened GGUF
     named = {
         key.removeprefix(DEFAULT_KEY + "."): key for key in metadata if key.startswith(DEFAULT_KEY + ".")
     }
@@ -201,10 +199,10 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _environment() -> BoundedEnvironment:
-    from edgerun.text.sandbox import BoundedEnvironment
+    from edgerun.text.sandbox import BoundedEnvironment, Generation
 
     environment = BoundedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -12,8 +12,8 @@ from edgerun.text.merging import WORD_START, make_merger
 from edgerun.text.vocabulary import Attr, Vocabulary
 
 _C_SPACES = " \t\n\v\f\r"
-_HIDDEN = Attr.CONTROL | Attr.UNKNOWN
-_PARTITIONING = Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED
+_HIDDEN = int(Attr.CONTROL | Attr.UNKNOWN)
+_PARTITIONING = int(Attr.CONTROL | Attr.UNKNOWN | Attr.USER_DEFINED)
 _PREFIX_CHARS = 4
 
 
@@ -27,6 +27,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._merger = make_merger(vocabulary)
+        self._attrs = vocabulary.attrs.tobytes()  # indexed by id, an int comes out: quicker than numpy
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = len(vocabulary.tokens)
         self.bos_id = vocabulary.bos_id
@@ -105,7 +106,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control token, which is not part of the text."""
-        return bool(self._vocabulary.attrs[self._checked(token_id)] & _HIDDEN)
+        return bool(self._attrs[self._checked(token_id)] & _HIDDEN)
 
     def _checked(self, token_id: int) -> int:
         if not 0 <= token_id < self.vocab_size:
@@ -114,7 +115,7 @@ class Tokenizer:
 
     def _piece(self, token_id: int) -> bytes:
         text = self._vocabulary.tokens[token_id]
-        attr = self._vocabulary.attrs[token_id]
+        attr = self._attrs[token_id]
         pre = self._vocabulary.pre
         if attr & _PARTITIONING:
             return _utf8(text)
@@ -134,7 +135,7 @@ class Tokenizer:
         parts: list[str | int] = [text] if text else []
         for token_id in self._candidates(text, parse_special):
             token = self._vocabulary.tokens[token_id]
-            attr = self._vocabulary.attrs[token_id]
+            attr = self._attrs[token_id]
             split: list[str | int] = []
             for part in parts:
                 if isinstance(part, str):
@@ -151,8 +152,7 @@ class Tokenizer:
         ]
         found = [self._special[order] for order in sorted(orders)]
         if not parse_special:
-            attrs = self._vocabulary.attrs
-            found = [token_id for token_id in found if not attrs[token_id] & _HIDDEN]
+            found = [token_id for token_id in found if not self._attrs[token_id] & _HIDDEN]
         return found
 
 

@@ -34,6 +34,8 @@ class ResidentStore:
     one tensor. The file must stay open: rows of the embedding are read from it.
     """
 
+    fixed = True
+
     def __init__(
         self, gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore
     ) -> None:

@@ -24,6 +24,11 @@ class LayerWeights:
 class WeightStore(Protocol):
     """One model's weights."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether dense weights stay where they are, so that addresses may be remembered."""
+        ...
+
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         """(T,) token ids -> their rows (T, d_model) f32, a new array."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -64,7 +65,7 @@ def test_other_families(folder: Path, arch: str) -> None:
 
 
 def test_logits_do_not_depend_on_how_the_prompt_is_divided(llm: LLM) -> None:
-    ids = llm.tokenize(PROMPT * 12)[:300]
+    ids = llm.tokenize(PROMPT * 24)[:300]
     whole = llm.logits(ids)
     assert whole.shape == (300, llm.vocab_size)
     assert whole.dtype == np.float32
@@ -112,7 +113,7 @@ def test_score_follows_from_logits(llm: LLM) -> None:
 
 
 def test_embeddings(llm: LLM) -> None:
-    vectors = llm.embed([PROMPT, PROMPT, "something else " * 100])
+    vectors = llm.embed([PROMPT, PROMPT, "something else " * 30])
     assert vectors.shape == (3, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
@@ -153,6 +154,24 @@ def test_cancel_during_a_prompt(folder: Path) -> None:
         assert time.perf_counter() - asked[0] < 0.3
         assert done.finish_reason == "cancelled"
         assert llm.complete(PROMPT, max_tokens=3).usage.completion_tokens == 3
+
+
+def test_ctrl_c_during_a_prompt(folder: Path) -> None:
+    path = make_tiny_model(folder / "interrupted.gguf", context=16384)
+    with LLM(path, kernels=KERNELS, context=16384) as llm:
+        session = llm.session()
+        expected = llm.complete(PROMPT, temperature=0, max_tokens=10).text
+        for delay_s in (0.03, 0.1, 0.17):
+            timer = threading.Timer(delay_s, _thread.interrupt_main)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                session.complete([7] * 16000, max_tokens=1)
+            timer.join()
+            assert session.cached_tokens < 16000
+            session.rewind(len(session.ids))
+            assert session.complete(PROMPT, temperature=0, max_tokens=10).text == expected
+            assert llm.complete(PROMPT, temperature=0, max_tokens=10).text == expected
+            session.clear()
 
 
 def test_context_lengths(llm: LLM, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_model import make_tiny_model
 
+from edgerun import LLM
 from edgerun.cli.main import cli
 
 Run = Callable[..., Result]
@@ -36,6 +38,11 @@ def program() -> Program:
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, **more)  # type: ignore[call-overload, no-any-return]
 
     return start
+
+
+def load(path: Path) -> LLM:
+    """The model as the commands load it: with the kernels that EDGERUN_KERNELS names."""
+    return LLM(path, kernels=os.environ.get("EDGERUN_KERNELS", "auto"))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.conftest import Run
-from edgerun import LLM, __version__
+from cli.conftest import Run, load
+from edgerun import __version__
 
 # what ../shared/tools/llamacpp_baseline.py prints
 FIELDS = [
@@ -35,7 +35,7 @@ def test_bench_logits_are_those_of_the_same_ids(run: Run, chat_model: Path, tmp_
     )
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["decode_tokens"] == 3
-    with LLM(chat_model) as llm:
+    with load(chat_model) as llm:
         expected = llm.logits(ids)
     got = np.load(out)
     assert got.dtype == np.float32 and got.shape == (4, expected.shape[1])
@@ -70,7 +70,7 @@ def test_bench_of_nonsense(
 
 
 def test_doctor(run: Run) -> None:
-    result = run("doctor", "--json", "-t", "1")
+    result = run("doctor", "--json", "-t", "1", "--kernels", "auto")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["edgerun"] == __version__

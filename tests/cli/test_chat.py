@@ -15,16 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from cli.conftest import load
 from edgerun import LLM
 from edgerun.cli.chat import Chat, speak
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import in_block, unfenced
+from edgerun.cli.progress import ProgressBars
 from edgerun.errors import FormatError, NotFoundError, UsageError
 
 
 @pytest.fixture(scope="module")
 def llm(chat_model: Path) -> Iterator[LLM]:
-    with LLM(chat_model) as llm:
+    with load(chat_model) as llm:
         yield llm
 
 
@@ -34,17 +36,17 @@ def chat(llm: LLM) -> Chat:
 
 
 def test_replies_are_remembered(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     said = capsys.readouterr().out
     assert [m["role"] for m in chat.messages] == ["user", "assistant"]
     assert said == chat.messages[1]["content"] + "\n"
-    speak(chat, "more")
+    speak(chat, "more", ProgressBars())
     assert chat.last is not None and chat.last.usage.reused_tokens > 5
 
 
 def test_system(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     obey(chat, "/system be brief")
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     assert chat.messages[0] == {"role": "system", "content": "be brief"}
     obey(chat, "/clear")
     assert chat.messages == [{"role": "system", "content": "be brief"}]
@@ -75,17 +77,17 @@ def test_set(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
 def test_retry(chat: Chat) -> None:
     with pytest.raises(UsageError):
         obey(chat, "/retry")
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     before = chat.messages
     assert obey(chat, "/retry") == "hello"
     assert chat.messages == []
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     assert chat.messages == before
 
 
 def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path, user_home: Path) -> None:
     obey(chat, "/system be brief")
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     for name in ("first", str(tmp_path / "deep" / "chat.json")):
         obey(chat, f"/save {name}")
         other = Chat(llm, name="tiny", chats=True, options={})
@@ -105,7 +107,7 @@ def test_save_and_load(chat: Chat, llm: LLM, tmp_path: Path, user_home: Path) ->
 def test_stats_help_bye(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     obey(chat, "/stats")
     obey(chat, "/stats on")
-    speak(chat, "hello")
+    speak(chat, "hello", ProgressBars())
     obey(chat, "/help")
     out, err = capsys.readouterr()
     assert "(no reply yet)" in out and "tokens/s" in err
@@ -119,7 +121,7 @@ def test_stats_help_bye(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_template(llm: LLM) -> None:
     chat = Chat(llm, name="base", chats=False, options={"max_tokens": 4})
-    speak(chat, "the in")
+    speak(chat, "the in", ProgressBars())
     assert chat.messages == [] and obey(chat, "/retry") == "the in"
     for command in ("/system x", "/save x", "/load x"):
         with pytest.raises(UsageError, match="template"):

@@ -107,6 +107,7 @@ def test_wrong_usage_is_2(run: Run, arguments: list[str]) -> None:
         (Cancelled("wrong"), 130),
         (KeyboardInterrupt(), 130),
         (OSError("wrong"), 1),
+        (MemoryError("wrong"), 4),
     ],
 )
 def test_errors_become_one_line_and_a_code(

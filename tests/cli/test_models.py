@@ -111,3 +111,14 @@ def test_convert(run: Run, shared_data: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["path"] == str(out)
     assert json.loads(run("show", out, "--json").stdout)["vocabulary"] == 512
     assert run("convert", tmp_path / "absent.bin", out).exit_code == 3
+
+
+def test_the_real_model_tells_its_story(run: Run, shared_data: Path, tmp_path: Path) -> None:
+    weights = shared_data / "data" / "weights"
+    out = tmp_path / "stories.gguf"
+    run("convert", weights / "stories260K.bin", out, "--tokenizer", weights / "tok512.bin")
+    result = run("run", out, "-n", "40", "--temperature", "0")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip().startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    )

@@ -105,7 +105,7 @@ def rotations(config: dict[str, Any], dim: int, n: int, layer: int) -> tuple[Arr
         low, high = max(math.floor(edges[0]), 0), min(math.ceil(edges[1]), dim - 1)
         ramp = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
         frequency = frequency / scaling["factor"] * ramp + frequency * (1 - ramp)
-        scale = 0.1 * math.log(scaling["factor"]) + 1
+        scale = scaling.get("attention_factor", 0.1 * math.log(scaling["factor"]) + 1)
     angles = np.outer(np.arange(n), frequency)[:, None, :]
     return np.cos(angles) * scale, np.sin(angles) * scale
 

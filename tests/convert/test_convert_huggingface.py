@@ -188,20 +188,32 @@ def test_rope_scalings(tmp_path: Path) -> None:
         assert g.metadata["gemma3.rope.scaling.type"] == "linear"
         assert g.metadata["gemma3.rope.scaling.factor"] == 8.0
         assert g.metadata["gemma3.rope.freq_base"] == 1e6
-        assert g.metadata["gemma3.rope.freq_base_swa"] == 10000.0
 
 
 def test_newer_configs_with_rope_parameters(tmp_path: Path) -> None:
     rope = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     }
     older = dict.fromkeys(("rope_scaling", "rope_theta", "rope_local_base_freq"))
     write_checkpoint(tmp_path, "gemma3_text", rope_parameters=rope, **older)
     with convert(tmp_path) as g:
         assert g.metadata["gemma3.rope.freq_base"] == 2e6
-        assert g.metadata["gemma3.rope.freq_base_swa"] == 5000.0
         assert g.metadata["gemma3.rope.scaling.factor"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32"),
+        ({"rope_local_base_freq": 5000.0}, "rope_local_base_freq is 5000"),
+        ({"sliding_window_pattern": 2}, "sliding_window_pattern is 2"),
+    ],
+)
+def test_what_gguf_fixes_for_gemma(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_checkpoint(tmp_path, "gemma3_text", **changes)
+    with pytest.raises(UnsupportedError, match=message):
+        convert(tmp_path)
 
 
 def test_gemma_soft_caps_and_norms(tmp_path: Path) -> None:

@@ -27,11 +27,16 @@ class FakeHub:
     down: bool = False
     gated: set[str] = field(default_factory=set)
     damaged: bool = False
+    cdn: str | None = None  # where downloads are redirected to, as the real hub does
+    only_tree: bool = False  # a mirror that lists files by /tree only
+    authorised: list[str] = field(default_factory=list)  # Host headers of requests with a token
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def ranges(self) -> list[str | None]:
         """The Range headers of all downloads so far."""
-        return [range for method, path, range in self.seen if method == "GET" and "/resolve/" in path]
+        return [
+            range for method, path, range in self.seen if method == "GET" and not path.startswith("/api/")
+        ]
 
 
 @contextmanager
@@ -66,8 +71,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.seen.append((self.command, path, self.headers.get("Range")))
+        if "Authorization" in self.headers:
+            self.hub.authorised.append(self.headers["Host"])
         if self.hub.down:
             self._send(503, b"down", {}, with_body)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
+            self._tree(match[1], with_body)
+        elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+            self._content(self.hub.repos[match[1]][match[2]], {}, with_body)
+        elif self.hub.only_tree and path.startswith("/api/"):
+            self._send(404, b"", {}, with_body)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
             self._model(match[1], with_body)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
@@ -84,6 +97,13 @@ class _Handler(BaseHTTPRequestHandler):
         ).encode()
         self._send(200, body, {"Content-Type": "application/json"}, with_body)
 
+    def _tree(self, repo: str, with_body: bool) -> None:
+        if self._refused(repo, with_body):
+            return
+        files = self.hub.repos[repo]
+        entries = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files]
+        self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, with_body)
+
     def _file(self, repo: str, file: str, with_body: bool) -> None:
         if self._refused(repo, with_body):
             return
@@ -91,18 +111,24 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
             return
-        headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": self.hub.commit,
-            "Accept-Ranges": "bytes",
-        }
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
+        if self.hub.cdn is None:
+            self._content(content, {**headers, "ETag": etag}, with_body)
+            return
+        linked = {"X-Linked-ETag": etag, "X-Linked-Size": str(len(content)), "ETag": '"other"'}
+        self._send(
+            302, b"", {**headers, **linked, "Location": f"{self.hub.cdn}/cdn/{repo}/{file}"}, with_body
+        )
+
+    def _content(self, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         if self.hub.damaged:
             content = bytes(len(content))
         status, start = 200, 0
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if wanted:
             status, start = 206, int(wanted[1])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         self._send(status, content[start:], headers, with_body)
 
     def _refused(self, repo: str, with_body: bool) -> bool:
@@ -122,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
-        if self.hub.break_after is not None and "/resolve/" in self.path:
+        if self.hub.break_after is not None and body and not self.path.startswith("/api/"):
             body, self.hub.break_after, self.hub.down = body[: self.hub.break_after], None, True
             self.close_connection = True
         self.wfile.write(body)

@@ -74,6 +74,58 @@ def test_an_interrupted_download_goes_on(hub: FakeHub, cache: Path) -> None:
     assert not list(cache.rglob("*.edgerun-part"))
 
 
+def test_redirects_as_the_real_hub_does(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.cdn = hub.endpoint.replace("127.0.0.1", "localhost")
+    hub.break_after = 300_000
+    with pytest.raises(NetworkError):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    hub.down = False
+    path = pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    assert path.read_bytes() == ONE
+    assert path.resolve().name == hashlib.sha256(ONE).hexdigest()
+    assert str(hub.ranges()[-1]).startswith("bytes=")
+    assert hub.authorised, "the hub itself gets the token"
+    assert not any(host.startswith("localhost") for host in hub.authorised)
+
+
+def test_a_mirror_that_lists_files_as_a_tree(hub: FakeHub, cache: Path) -> None:
+    hub.only_tree = True
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint).read_bytes() == ONE
+    with pytest.raises(NotFoundError):
+        pull("org/absent", cache_dir=cache, endpoint=hub.endpoint)
+
+
+def test_a_hub_cannot_write_elsewhere(hub: FakeHub, cache: Path) -> None:
+    hub.repos[REPO] = {"../../../evil-Q4_0.gguf": ONE}
+    with pytest.raises(NotFoundError, match="no GGUF"):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    hub.repos[REPO], hub.commit = {"m-Q4_0.gguf": ONE}, "../../../evil"
+    with pytest.raises(NetworkError, match="no ETag or commit"):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    assert not list(cache.parent.rglob("*evil*"))
+
+
+def test_ctrl_c_keeps_what_came(hub: FakeHub, cache: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Progress) and event.done > len(ONE) // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint, events=interrupt)
+    [part] = cache.rglob("*.edgerun-part")
+    have = part.stat().st_size
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint).read_bytes() == ONE
+    assert hub.ranges()[-1] == f"bytes={have}-"
+
+
+def test_offline(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="HF_HUB_OFFLINE"):
+        resolve(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    assert hub.seen == []
+
+
 def test_a_damaged_download_is_not_kept(hub: FakeHub, cache: Path) -> None:
     hub.damaged = True
     with pytest.raises(NetworkError, match="damaged"):

@@ -67,7 +67,7 @@ def test_damaged_cache_file_is_compiled_again(tmp_path: Path):
     events = []
     KernelCache(ISAS["portable"], tmp_path).prepare(["rope"], events.append)
     assert [e.unit for e in events if isinstance(e, Progress)] == ["kernels", "kernels"]
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.kernel")
     good = path.read_bytes()
     for bad in (b"", good[:-1], b"\0" * len(good)):
         path.write_bytes(bad)

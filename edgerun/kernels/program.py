@@ -1,0 +1,84 @@
+"""Launches recorded once and replayed without Python in between: what a graph capture is on a GPU.
+
+Decoding a token makes the same launches every time, on the same buffers, but for a few slots that depend on the
+position: those are patched in the recorded arguments (`Program.slots`), a numpy assignment for all layers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+
+
+class Recorder:
+    """Notes launches while they happen."""
+
+    def __init__(self) -> None:
+        self._launches: list[tuple[str, int, bytes, int, int]] = []
+        self._kept: list[Any] = []
+        self.spoilt: str | None = None
+        self._paused = False
+
+    def __len__(self) -> int:
+        return len(self._launches)
+
+    def add(self, name: str, kernel: int, arguments: bytes, items: int, grain: int) -> None:
+        """One launch."""
+        if self._paused:
+            return
+        self._launches.append((name, kernel, arguments, items, grain))
+
+    def keep(self, memory: Any) -> None:
+        """Memory that the recorded arguments point to."""
+        self._kept.append(memory)
+
+    def spoil(self, reason: str) -> None:
+        """Something was done that is no launch: the recording cannot be replayed."""
+        if not self._paused:
+            self.spoilt = reason
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within is done, but not noted."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def program(self) -> Program:
+        """What was noted, ready to run."""
+        return Program(self._launches, self._kept)
+
+
+class Program:
+    """Recorded launches. `rows` (count, 4) int64: kernel, arguments, items, grain."""
+
+    def __init__(self, launches: list[tuple[str, int, bytes, int, int]], kept: list[Any]) -> None:
+        self._kept = kept
+        self._names = [name for name, *_ in launches]
+        sizes = [-(-len(arguments) // 64) * 8 for _, _, arguments, _, _ in launches]  # in slots, whole cache lines
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._arguments: I64 = np.zeros(int(self._starts[-1]), np.int64)
+        base = self._arguments.ctypes.data
+        self.count = len(launches)
+        self.rows: I64 = np.zeros((self.count, 4), np.int64)
+        for index, (_, kernel, arguments, items, grain) in enumerate(launches):
+            start = int(self._starts[index])
+            self._arguments[start : start + len(arguments) // 8] = np.frombuffer(arguments, np.int64)
+            self.rows[index] = kernel, base + 8 * start, items, grain
+        self.rows_address = int(self.rows.ctypes.data)
+
+    def find(self, name: str) -> I64:
+        """Which launches are of the kernel `name`."""
+        return np.array([i for i, each in enumerate(self._names) if each == name], np.int64)
+
+    def set(self, launches: I64, slot: int, values: Any) -> None:
+        """Argument `slot` of these launches = values (one, or one for each)."""
+        self._arguments[self._starts[launches] + slot] = values

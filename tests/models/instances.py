@@ -1,0 +1,181 @@
+"""A tiny random instance of every family: the same bytes from the same name, wherever it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun.formats.gguf import GgmlType, GgufWriter
+from edgerun.formats.quants import quantize
+from edgerun.models.families import FAMILIES
+from edgerun.models.shapes import expected_shapes
+from edgerun.models.spec import ModelSpec, RopeScaling
+
+VOCAB, LAYERS, TOKENS = 96, 3, 40
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What `write` makes: a family, some metadata, a weight type."""
+
+    name: str
+    arch: str
+    type: GgmlType = GgmlType.F32
+    d: int = 64
+    ff: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    layers: int = LAYERS
+    experts: int = 0
+    used: int = 0
+    ff_shared: int = 0
+    window: int = 0
+    tied: bool = False
+    biases: tuple[str, ...] = ()
+    rope_factors: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def _gemma(arch: str, **more: Any) -> Instance:
+    return Instance(arch, arch, layers=7, window=12, tied=True, **more)
+
+
+_QKV_BIAS = ("attn_q", "attn_k", "attn_v")
+PLAIN = [
+    Instance("llama", "llama"),
+    Instance("llama-tied-mha", "llama", kv_heads=4, tied=True),
+    Instance("llama3-rope", "llama", rope_factors=True, metadata={"rope.freq_base": 500000.0}),
+    Instance("llama-linear", "llama", metadata={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    Instance(
+        "llama-yarn",
+        "llama",
+        metadata={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 32,
+        },
+    ),
+    Instance("mixtral", "llama", experts=4, used=2),
+    Instance("qwen2", "qwen2", biases=_QKV_BIAS, metadata={"rope.freq_base": 1000000.0}),
+    Instance("qwen2moe", "qwen2moe", experts=6, used=3, ff_shared=160, biases=_QKV_BIAS),
+    Instance("qwen3", "qwen3", head_dim=32),
+    Instance("qwen3moe", "qwen3moe", head_dim=32, experts=8, used=3),
+    Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
+    Instance("phi3", "phi3"),
+    _gemma("gemma2", metadata={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    _gemma("gemma3", metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+    Instance("bitnet", "bitnet", tied=True),
+]
+QUANTISED = [
+    Instance(f"llama-{type.name}", "llama", type, d=256, ff=512, heads=4, head_dim=64)
+    for type in (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.F16, GgmlType.BF16)
+] + [
+    Instance("qwen3moe-Q4_0", "qwen3moe", GgmlType.Q4_0, d=256, ff=256, heads=4, head_dim=64, experts=8, used=3),
+    Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
+    Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
+    Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
+    Instance("gemma3-Q8_0", "gemma3", GgmlType.Q8_0, layers=7, window=12, tied=True, metadata={"rope.freq_base": 1e6}),
+]
+INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED}
+
+
+def spec_of(i: Instance) -> ModelSpec:
+    """The numbers that the file will say, enough to know its shapes."""
+    return ModelSpec(
+        architecture=i.arch,
+        family=FAMILIES[i.arch],
+        n_layers=i.layers,
+        d_model=i.d,
+        d_ff=i.ff,
+        n_heads=i.heads,
+        n_kv_heads=i.kv_heads,
+        head_dim_k=i.head_dim,
+        head_dim_v=i.head_dim,
+        vocab_size=VOCAB,
+        context_length=128,
+        norm_eps=1e-5,
+        rope_dim=i.head_dim,
+        rope_base=10000.0,
+        rope_scaling=RopeScaling(),
+        n_experts=i.experts,
+        n_experts_used=i.used,
+        d_ff_expert=i.ff,
+        d_ff_shared=i.ff_shared,
+        expert_scale=1.0,
+        sliding_window=i.window,
+        attention_softcap=0.0,
+        logit_softcap=0.0,
+    )
+
+
+def tokens_of(i: Instance) -> list[int]:
+    """What is fed: longer than any window."""
+    return np.random.default_rng(7).integers(0, VOCAB, TOKENS).tolist()
+
+
+def write(i: Instance, path: Path) -> Path:
+    """Write the instance's GGUF."""
+    rng = np.random.default_rng(sum(map(ord, i.name)))
+    a = i.arch
+    with GgufWriter(path, a) as w:
+        w.add("general.name", i.name)
+        w.add("general.file_type", 0)
+        for key, value in {
+            "block_count": i.layers,
+            "context_length": 128,
+            "embedding_length": i.d,
+            "feed_forward_length": i.ff,
+            "attention.head_count": i.heads,
+            "attention.head_count_kv": i.kv_heads,
+            "attention.key_length": i.head_dim,
+            "attention.value_length": i.head_dim,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": i.head_dim,
+            "rope.freq_base": 10000.0,
+            "vocab_size": VOCAB,
+        }.items():
+            if key not in i.metadata:
+                w.add(f"{a}.{key}", value)
+        if i.experts:
+            w.add(f"{a}.expert_count", i.experts)
+            w.add(f"{a}.expert_used_count", i.used)
+            w.add(f"{a}.expert_feed_forward_length", i.ff)
+        if i.ff_shared:
+            w.add(f"{a}.expert_shared_feed_forward_length", i.ff_shared)
+        if i.window:
+            w.add(f"{a}.attention.sliding_window", i.window)
+        for key, value in i.metadata.items():
+            w.add(f"{a}.{key}", value)
+        w.add("tokenizer.ggml.model", "none")
+
+        def matrix(name: str, shape: tuple[int, ...], type: GgmlType, gain: float = 1.0) -> None:
+            data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
+            w.add_tensor(name, data if type == GgmlType.F32 else quantize(data, type), type)
+
+        def vector(name: str, n: int, mean: float) -> None:
+            w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
+
+        matrix("token_embd.weight", (VOCAB, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
+        vector("output_norm.weight", i.d, 1.0)
+        if not i.tied:
+            matrix("output.weight", (VOCAB, i.d), i.type)
+        if i.rope_factors:
+            factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
+            w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)
+        shapes = expected_shapes(spec_of(i))
+        for layer in range(i.layers):
+            for part, shape in shapes.items():
+                name = f"blk.{layer}.{part}.weight"
+                if len(shape) == 1:
+                    vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" else 1.0)
+                else:
+                    matrix(name, shape, GgmlType.F32 if part == "ffn_gate_inp" else i.type)
+            for part in i.biases:
+                vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
+    return path
+
+

@@ -1,0 +1,121 @@
+"""The story corpus as training text: cleaning, splitting, topic words, chats, token windows."""
+
+import collections
+import math
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END, IM_START, IM_END = SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PLAIN_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
+DETERMINERS = frozenset({"a", "an", "the", "his", "her", "their"})
+AFTER_NOUN = frozenset(
+    re.findall(
+        r"\w+",
+        "and was is had to in on that with of for but at from who said were it did could wanted would",
+    )
+)
+REQUESTS = (
+    "Tell me a story about {}.",
+    "Tell me a story about {}.",
+    "Write a short story about {}.",
+    "Can you tell me a story about {}?",
+    "Please tell me about {}.",
+)
+CHAT_SHARE = 0.4
+
+
+def read_stories(path: Path) -> list[str]:
+    """The complete stories of a TinyStories text file, with typewriter quotes and single line breaks."""
+    text = path.read_text(encoding="utf-8").translate(PLAIN_QUOTES)
+    text = "".join(c for c in text if c == "\n" or " " <= c <= "~")
+    stories = (re.sub(r"\s*\n\s*", "\n", s.strip()) for s in text.split(END)[1:-1])
+    return [s for s in stories if len(s) > 100]
+
+
+def split_stories(stories: list[str], held_out: float, seed: int) -> tuple[list[str], list[str]]:
+    """(training stories, held-out stories), split by a seeded shuffle."""
+    order = list(stories)
+    random.Random(seed).shuffle(order)
+    n_held = int(len(order) * held_out)
+    return order[n_held:], order[:n_held]
+
+
+def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with GPT-2's byte alphabet and word pattern; specials have ids 0, 1, 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    chats = [f"user\n{request}" for request in REQUESTS] + ["assistant\n"]
+    tokenizer.train_from_iterator(stories + chats * 50, trainer)
+    return tokenizer
+
+
+class Topics:
+    """Finds the concrete nouns that a story is about, by word statistics of a corpus (no tagger needed)."""
+
+    def __init__(self, stories: list[str]) -> None:
+        self.n_stories = len(stories)
+        self.in_stories: collections.Counter[str] = collections.Counter()
+        seen: collections.Counter[str] = collections.Counter()
+        as_noun: collections.Counter[str] = collections.Counter()
+        self.countable: set[str] = set()
+        for story in stories:
+            words = re.findall(r"[A-Za-z']+|[.,!?]", story)
+            self.in_stories.update(set(words))
+            seen.update(words)
+            for before, word, after in zip(words, words[1:], words[2:], strict=False):
+                if before.lower() in DETERMINERS and (after in AFTER_NOUN or after in ".,!?"):
+                    as_noun[word] += 1
+                    if before.lower() in ("a", "an"):
+                        self.countable.add(word)
+        self.nouns = {
+            w
+            for w, n in as_noun.items()
+            if n >= 2 and n >= 0.2 * seen[w] and w.islower() and len(w) > 2 and w in self.countable
+        } - {"day", "lot", "bit", "while", "time", "way", "idea", "story", "one", "end", "moral"}
+
+    def of(self, story: str, most: int) -> list[str]:
+        """Up to `most` nouns of the story, the most over-represented first."""
+        counts = collections.Counter(w for w in re.findall(r"[a-z']+", story) if w in self.nouns)
+        score = {w: n * math.log(self.n_stories / self.in_stories[w]) for w, n in counts.items()}
+        return sorted(score, key=lambda w: (-score[w], w))[:most]
+
+
+def chat_text(story: str, topics: Topics, rng: random.Random) -> str:
+    """The story as the answer to a request that names one to three of its own things."""
+    words = topics.of(story, rng.choice((1, 2, 2, 3)))
+    rng.shuffle(words)
+    named = [f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in words]
+    if not named or rng.random() < 0.05:
+        request = "Tell me a story."
+    else:
+        listed = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
+        request = rng.choice(REQUESTS).format(listed)
+    return f"{IM_START}user\n{request}{IM_END}\n{IM_START}assistant\n{story}{IM_END}\n"
+
+
+def token_stream(stories: list[str], topics: Topics, tokenizer: Tokenizer, rng: random.Random) -> np.ndarray:
+    """All stories in a random order, plain or as chats, each opened by END, as one (tokens,) i64 array."""
+    order = rng.sample(stories, len(stories))
+    texts = [END + (chat_text(s, topics, rng) if rng.random() < CHAT_SHARE else s) for s in order]
+    ids = [i for e in tokenizer.encode_batch(texts) for i in e.ids]
+    return np.array([*ids, tokenizer.token_to_id(END)], dtype=np.int64)
+
+
+def windows(stream: np.ndarray, batch: int, length: int) -> Iterator[np.ndarray]:
+    """Consecutive (batch, length + 1) pieces of a stream; neighbours share the one border token."""
+    size = batch * length
+    for start in range(0, len(stream) - size, size):
+        rows = [stream[start + i * length : start + (i + 1) * length + 1] for i in range(batch)]
+        yield np.stack(rows)
