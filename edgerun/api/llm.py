@@ -39,7 +39,7 @@ class LLM(OpenAIMethods):
             for chunk in llm.stream([{"role": "user", "content": "Hello"}]):
                 print(chunk.text, end="")
 
-    model: path of a GGUF file, or a name that the hub knows.
+    model: path of a GGUF file, or a name that the hub knows, `org/repo:quant`: downloaded if it is not here.
     context: tokens that prompt and answer may have together; None: what the model was trained for, at most
     4096.
         Keys and values take memory as the context fills.
@@ -171,8 +171,7 @@ class LLM(OpenAIMethods):
         return Session(self.engine, messages=messages)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Text -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is one
-        token."""
+        """Text -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is one."""
         return list(self.engine.tokenizer.encode(text, add_special=add_special, parse_special=parse_special))
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
@@ -196,8 +195,7 @@ class LLM(OpenAIMethods):
         return self.engine.score(text, cancel)
 
     def close(self) -> None:
-        """Free the memory and stop the threads; generations that still run end with UsageError. May be called
-        twice."""
+        """Free the memory and stop the threads; generations that still run end with UsageError."""
         if self._engine is not None:
             engine, self._engine, self._idle = self._engine, None, None
             engine.close(self._release)

@@ -40,7 +40,7 @@ def load_engine(
     from edgerun.weights import ResidentStore
 
     n_threads = _checked_threads(threads)
-    path = find_model(model)
+    path = find_model(model, events)
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
@@ -68,15 +68,15 @@ def load_engine(
     return engine, path, release
 
 
-def find_model(model: str | Path) -> Path:
-    """A path as it is; any other name (alias, `org/repo:quant`) through the hub's local files or
-    downloads."""
+def find_model(model: str | Path, events: EventSink = ignore) -> Path:
+    """A file's path as it is. Any other name (a directory, an alias, `org/repo:quant`) is the hub's: from its
+    cache, or downloaded."""
     path = Path(model).expanduser()
-    if isinstance(model, Path) or path.exists():
+    if path.is_file() or (isinstance(model, Path) and not path.is_dir()):
         return path
     from edgerun.hub import resolve
 
-    return resolve(model)
+    return resolve(model, events=events)
 
 
 def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any], architecture: str) -> int:

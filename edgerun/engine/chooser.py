@@ -26,8 +26,7 @@ from edgerun.errors import EdgerunError, UsageError
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token. `logprob` and `top` (id, log-probability; best first) only where they were asked
-    for."""
+    """A chosen token. `logprob` and `top` (id, log-probability; best first) only when asked for."""
 
     token_id: int
     logprob: float | None = None
@@ -37,8 +36,7 @@ class Choice:
 class Chooser:
     """Chooses the tokens of one generation. `seed` is the one in use, also when the caller gave none.
 
-    One random number is drawn for each token, so that the same seed gives the same tokens whatever the
-    filters.
+    Exactly one random number is drawn for each token, so that a seed always stands for the same draws.
     """
 
     def __init__(self, params: SamplingParams, vocab_size: int, eog_ids: Iterable[int] = ()) -> None:

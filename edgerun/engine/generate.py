@@ -28,8 +28,7 @@ def generate(
 
     The last chunk has the `finish_reason` and the whole `Completion`. Cancellation ends the stream with what
     there is. Closing the iterator stops the generation; `context` then holds what was computed.
-    Raises ContextLengthError or UsageError for a prompt that is too long or empty, before anything is
-    computed.
+    Raises ContextLengthError for a prompt that is too long, UsageError for an empty one, at once.
     """
     engine.check_length(len(ids))
     return _Run(engine, context, list(ids), engine.with_seed(params), cancel).chunks()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
-"""stop: the model ended or a stop string came; length: max_tokens or the end of the context; cancelled: the
-caller."""
+"""stop: the model ended or a stop string came; length: max_tokens or the context's end; cancelled."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. `reused_tokens` of the prompt were already in the KV cache; an end token is not
-    counted."""
+    """Token counts. `reused_tokens` of the prompt were cached already; an end token does not count."""
 
     prompt_tokens: int
     reused_tokens: int
@@ -58,8 +56,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """The whole result. `text` is cut at a stop string, `token_ids` are all that were generated (no end
-    token)."""
+    """The whole result. `text` is cut at a stop string, `token_ids` are all but an end token."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -77,8 +74,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a stream: new text, the tokens since the piece before, and at the end why and the whole
-    result."""
+    """A piece of a stream: new text and tokens; the last one tells why it ended and has the whole result."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -89,8 +85,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely the model finds a text: `logprobs[i]` (natural) is that of `token_ids[i + 1]` after those
-    before."""
+    """How likely a text is: `logprobs[i]` (natural) is that of `token_ids[i + 1]` after those before it."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]

@@ -62,8 +62,7 @@ def keep_min_p(logits: F32, p: float) -> Positions:
 
 
 def keep_typical(logits: F32, p: float) -> Positions:
-    """Those whose surprise is nearest to the expected one, until they sum to more than `p` (arXiv
-    2202.00666)."""
+    """Those whose surprise is nearest to the expected, until they sum to more than `p` (arXiv 2202.00666)."""
     if p >= 1:
         return np.arange(len(logits))
     probabilities = softmax(logits)

@@ -110,8 +110,7 @@ class Session:
         return self._run(list(ids), params, cancel)
 
     def rewind(self, n: int) -> None:
-        """Forget the last `n` tokens of `ids`. `messages` are not touched; see `undo`. UsageError if
-        fewer."""
+        """Forget the last `n` tokens of `ids`, but no `messages` (see `undo`). UsageError beyond that."""
         ids = self.ids
         if not 0 <= n <= len(ids):
             raise UsageError(f"cannot rewind {n} tokens: the session holds {len(ids)}")
@@ -120,8 +119,7 @@ class Session:
         self._pending = list(kept[len(self._context) :])
 
     def undo(self) -> Message:
-        """Take back the last user's message with all that follows it, and return it. UsageError if there is
-        none."""
+        """Take back the user's last message with what follows it, and return it. UsageError without one."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i]["role"] == "user":
                 message = self.messages[i]

@@ -14,8 +14,7 @@ class StopMatcher:
         self.matched: str | None = None  # the stop string that was found
 
     def push(self, text: str) -> str:
-        """Text that is safe to show. After a match (see `matched`) that is what stood before it, then
-        nothing."""
+        """Text that is safe to show: with the match (see `matched`) what stood before it, then nothing."""
         if not self._stops:
             return text
         if self.matched is not None or not text:

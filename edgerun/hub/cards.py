@@ -9,7 +9,6 @@ licence: Apache-2.0
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 
 from edgerun.errors import FormatError, NotFoundError
@@ -30,7 +29,7 @@ class Card:
 
 def cards_dir() -> Path:
     """Where the cards and the packaged model lie."""
-    return Path(str(files("edgerun"))) / "embedded"
+    return Path(__file__).parents[1] / "embedded"
 
 
 def load_cards(directory: Path | None = None) -> dict[str, Card]:

@@ -155,10 +155,12 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     FormatError for metadata that contradicts itself.
     """
     model = metadata.get("tokenizer.ggml.model")
-    if model is None or model in ("none", "no_vocab"):
+    if model is None:
         raise UnsupportedError(f"the file has no tokenizer; edgerun runs {_SUPPORTED}")
     if not isinstance(model, str):
         raise FormatError(f"tokenizer.ggml.model must be a string, got {type(model).__name__}")
+    if model in ("none", "no_vocab"):
+        raise UnsupportedError(f"the file has no tokenizer; edgerun runs {_SUPPORTED}")
     if model not in ("llama", "gpt2", "gemma4"):
         name = _OTHER_MODELS.get(model, model)
         raise UnsupportedError(f"the file has a {name} tokenizer ({model!r}); edgerun runs {_SUPPORTED}")

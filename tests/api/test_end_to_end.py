@@ -15,7 +15,7 @@ from tiny_model import make_tiny_model
 
 from edgerun import LLM, CancelToken
 from edgerun.device import MemoryLimits
-from edgerun.errors import ContextLengthError, DoesNotFitError, UnsupportedError, UsageError
+from edgerun.errors import ContextLengthError, DoesNotFitError, NotFoundError, UnsupportedError, UsageError
 from edgerun.events import Event, PromptProcessed, TokenGenerated
 
 KERNELS = os.environ.get("EDGERUN_KERNELS", "auto")
@@ -137,9 +137,9 @@ def test_eight_threads(llm: LLM) -> None:
 
 
 def test_cancel_during_a_prompt(folder: Path) -> None:
-    path = make_tiny_model(folder / "long.gguf", context=16384)
-    with LLM(path, kernels=KERNELS, context=16384) as llm:
-        ids = [7] * 16000
+    path = make_tiny_model(folder / "long.gguf", context=65536)
+    with LLM(path, kernels=KERNELS, context=65536) as llm:
+        ids = [7] * 65000
         llm.complete(ids[:600], max_tokens=1)  # whatever is compiled at first use is
         cancel = CancelToken()
         asked: list[float] = []
@@ -157,17 +157,17 @@ def test_cancel_during_a_prompt(folder: Path) -> None:
 
 
 def test_ctrl_c_during_a_prompt(folder: Path) -> None:
-    path = make_tiny_model(folder / "interrupted.gguf", context=16384)
-    with LLM(path, kernels=KERNELS, context=16384) as llm:
+    path = make_tiny_model(folder / "interrupted.gguf", context=65536)
+    with LLM(path, kernels=KERNELS, context=65536) as llm:
         session = llm.session()
         expected = llm.complete(PROMPT, temperature=0, max_tokens=10).text
         for delay_s in (0.03, 0.1, 0.17):
             timer = threading.Timer(delay_s, _thread.interrupt_main)
             timer.start()
             with pytest.raises(KeyboardInterrupt):
-                session.complete([7] * 16000, max_tokens=1)
+                session.complete([7] * 65000, max_tokens=1)
             timer.join()
-            assert session.cached_tokens < 16000
+            assert session.cached_tokens < 65000
             session.rewind(len(session.ids))
             assert session.complete(PROMPT, temperature=0, max_tokens=10).text == expected
             assert llm.complete(PROMPT, temperature=0, max_tokens=10).text == expected
@@ -198,6 +198,17 @@ def test_a_model_larger_than_memory_is_refused(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("edgerun.device.memory_limits", lambda: MemoryLimits(1 << 30, 1 << 20))
     with pytest.raises(DoesNotFitError, match=r"tiny\.gguf needs .*1 MiB is available"):
         LLM(path)
+
+
+def test_a_directory_with_one_model(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "only.gguf")
+    with LLM(tmp_path, kernels="reference") as llm:
+        assert llm.name == "only"
+
+
+def test_a_name_that_is_nothing() -> None:
+    with pytest.raises(NotFoundError, match=r"nothing\.gguf"):
+        LLM("nothing.gguf")
 
 
 def test_bad_options(path: Path) -> None:

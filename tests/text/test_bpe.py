@@ -1,0 +1,142 @@
+"""Byte-level BPE: merges, families, round trips."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun.text import load_tokenizer
+from edgerun.text.merging import merge_symbols
+from edgerun.text.pretokenizers import PRETOKENIZERS
+
+from .vocabularies import bpe, shown
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40) | st.text(
+    "aB'sré1² \n\r\t.~中😀\u0301\u3000\x85", max_size=40
+)
+
+
+def texts(tokenizer, ids):
+    return [tokenizer.token_text(i) for i in ids]
+
+
+def test_merges_go_by_rank_and_spaces_belong_to_words():
+    tokenizer = load_tokenizer(bpe())
+    assert texts(tokenizer, tokenizer.encode("hello hello wor", add_special=False)) == [
+        "hello",
+        "Ġhello",
+        "Ġwor",
+    ]
+
+
+def test_what_no_merge_joins_stays_bytes():
+    tokenizer = load_tokenizer(bpe())
+    ids = tokenizer.encode("é😀", add_special=False)
+    assert texts(tokenizer, ids) == list(shown("é😀"))
+    assert tokenizer.decode(ids) == "é😀"
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["abc"]), ("gpt-2", ["ab", "c"])])
+def test_a_word_that_is_a_token_is_taken_whole_only_where_merges_are_ignored(pre, expected):
+    metadata = bpe(["a b", "b c"], {"<|end|>": 3}, pre=pre)
+    metadata["tokenizer.ggml.tokens"][256] = "abc"  # instead of what the first merge would make
+    metadata["tokenizer.ggml.tokens"].append("ab")
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1]
+    tokenizer = load_tokenizer(metadata)
+    assert texts(tokenizer, tokenizer.encode("abc", add_special=False)) == expected
+
+
+def test_a_merge_that_makes_no_token_still_happens():
+    # llama.cpp joins "a b" although "ab" is no token, so "b c" cannot join; then it falls back to bytes
+    metadata = bpe(["a b", "b c"])
+    metadata["tokenizer.ggml.tokens"][256] = "unrelated"
+    tokenizer = load_tokenizer(metadata)
+    assert texts(tokenizer, tokenizer.encode("abc", add_special=False)) == ["a", "b", "c"]
+
+
+def test_bytes_without_a_token_are_left_out_and_do_not_join_their_neighbours():
+    metadata = bpe(["a b"])
+    metadata["tokenizer.ggml.tokens"][ord("x")] = "no x"
+    tokenizer = load_tokenizer(metadata)
+    assert texts(tokenizer, tokenizer.encode("axb ab", add_special=False)) == ["a", "b", "Ġ", "ab"]
+
+
+def test_the_leftmost_pair_goes_first_among_equals():
+    ranks = {("a", "a"): 0}
+    assert merge_symbols(list("aaaaa"), lambda left, right: ranks.get((left, right))) == ["aa", "aa", "a"]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.permutations(["ab", "bc", "ca", "aa", "abc", "bca"]))
+def test_merging_agrees_with_trying_every_pair(symbols, order):
+    def priority(left, right):
+        return order.index(left + right) if left + right in order else None
+
+    slow = list(symbols)
+    while True:
+        ranked = [(priority(*pair), i) for i, pair in enumerate(zip(slow, slow[1:], strict=False))]
+        ranked = [entry for entry in ranked if entry[0] is not None]
+        if not ranked:
+            break
+        _, i = min(ranked)
+        slow[i : i + 2] = [slow[i] + slow[i + 1]]
+    assert merge_symbols(list(symbols), priority) == slow
+
+
+@pytest.mark.parametrize("pre", sorted(PRETOKENIZERS))
+@given(text=TEXTS)
+@settings(max_examples=30)
+def test_words_joined_are_the_text(pre, text):
+    words = PRETOKENIZERS[pre].split(text)
+    assert "".join(words) == text
+    assert all(words)
+
+
+@given(text=TEXTS)
+def test_decode_gives_the_text_back(text):
+    tokenizer = load_tokenizer(bpe(pre="qwen2"))
+    ids = tokenizer.encode(text, add_special=False, parse_special=False)
+    assert tokenizer.decode(ids) == text
+
+
+def test_lone_surrogates_become_replacement_characters():
+    tokenizer = load_tokenizer(bpe())
+    assert tokenizer.decode(tokenizer.encode("a\ud800b", add_special=False)) == "a\ufffdb"
+
+
+def test_long_runs_are_quick():
+    tokenizer = load_tokenizer(bpe())
+    text = "hello" * 20_000 + " " * 20_000 + "\n" * 20_000
+    assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
+
+SAMPLE = "I'm HERE'S 12345 it's\r\n\n  x_y(中文é)~ ok "
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", "I|'m| HERE|'|S| 12345| it|'s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
+        ("starcoder", "I|'m| HERE|'|S| |1|2|3|4|5| it|'s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
+        ("llama-bpe", "I|'m| HERE|'S| |123|45| it|'s|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("qwen2", "I|'m| HERE|'S| |1|2|3|4|5| it|'s|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("tekken", "I|'m| HERE|'S| |1|2|3|4|5| it|'s|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("gpt-4o", "I'm| HERE'S| |123|45| it's|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("deepseek-llm", "I|'|m| HERE|'|S| |12345| it|'|s|\r|\n|\n| | x|_|y|(|中文|é|)~| ok| "),
+        ("deepseek-coder", "I|'|m| HERE|'|S| |1|2|3|4|5| it|'|s|\r|\n|\n| | x|_|y|(|中文|é|)|~| ok| "),
+        ("deepseek-v3", "I|'m| HERE|'S| |123|45| it|'s|\r\n\n| | x|_y|(|中文|é|)~| ok| "),
+        ("falcon", "I|'|m| HERE|'|S| |123|45| it|'|s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
+        ("default", "I|'|m| HERE|'|S| |123|45| it|'|s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
+        ("superbpe", "I'm HERE'S |12|345| it's\r\n\n  x_y(中文é)~ ok "),
+    ],
+)
+def test_words_of_each_family(pre, expected):
+    assert PRETOKENIZERS[pre].split(SAMPLE) == expected.split("|")
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("llama3", "llama-bpe"), ("llama-v3", "llama-bpe"), ("mpt", "gpt-2"), ("olmo", "gpt-2")]
+    + [(name, "starcoder") for name in ("refact", "command-r", "smollm")]
+    + [("deepseek-r1-qwen", "qwen2"), ("stablelm2", "qwen2")],
+)
+def test_aliases_share_a_family(alias, name):
+    assert PRETOKENIZERS[alias].rules == PRETOKENIZERS[name].rules
