@@ -40,8 +40,8 @@ class Instance:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _gemma(arch: str, **more: Any) -> Instance:
-    return Instance(arch, arch, layers=7, window=12, tied=True, **more)
+def _gemma(name: str, arch: str, **more: Any) -> Instance:
+    return Instance(name, arch, layers=7, window=12, tied=True, **more)
 
 
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
@@ -66,8 +66,8 @@ PLAIN = [
     Instance("qwen3moe", "qwen3moe", head_dim=32, experts=8, used=3),
     Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
     Instance("phi3", "phi3"),
-    _gemma("gemma2", metadata={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
-    _gemma("gemma3", metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+    _gemma("gemma2", "gemma2", metadata={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    _gemma("gemma3", "gemma3", metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
     Instance("bitnet", "bitnet", tied=True),
 ]
 QUANTISED = [
@@ -78,7 +78,7 @@ QUANTISED = [
     Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
-    Instance("gemma3-Q8_0", "gemma3", GgmlType.Q8_0, layers=7, window=12, tied=True, metadata={"rope.freq_base": 1e6}),
+    _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED}
 

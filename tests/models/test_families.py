@@ -44,7 +44,7 @@ def test_logits_are_llama_cpps(name, directory, kernels):
     decoder = decoder_of(name, directory, kernels)
     ids = tokens_of(INSTANCES[name])
     got = decoder.forward(ids, decoder.new_cache(128), logits="all")
-    print(name, error(got[3::4], want)); limit = 1e-3 if INSTANCES[name].type in _EXACT else 2e-2
+    limit = 1e-3 if INSTANCES[name].type in _EXACT else 2e-2
     assert error(got[3::4], want) <= limit
 
 
