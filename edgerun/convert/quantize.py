@@ -9,6 +9,7 @@ from edgerun.convert.tensors import Emitter, Source, file_type, parse_quant
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
+from edgerun.formats.quants import dequantize
 
 _UNQUANTISED = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 _REPLACED = ("general.file_type", "general.quantization_version", "general.alignment", "general.architecture")
@@ -55,8 +56,6 @@ def _copy_metadata(model: GgufFile, writer: GgufWriter) -> None:
 
 
 def _source(model: GgufFile, info: TensorInfo) -> Source:
-    from edgerun.formats.quants import dequantize
-
     raw = model.raw(info.name)  # (..., row_bytes) u8, mapped
     matrix = raw.reshape(-1, info.row_bytes)
     return Source(

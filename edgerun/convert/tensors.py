@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.convert.report import Fallback, Report
+from edgerun.device import default_threads
 from edgerun.errors import UsageError
 from edgerun.formats.gguf import GgmlType, GgufWriter
+from edgerun.formats.quants import quantize
 
 QUANT_TYPES = (
     GgmlType.Q4_0,
@@ -29,7 +32,7 @@ QUANT_TYPES = (
 
 # general.file_type: llama.h's LLAMA_FTYPE_* (K-quants as their "small" mixes, which are nearest to pure)
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32}
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 4 << 20
 _NOT_WEIGHTS = (GgmlType.F64, GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64)
 
 
@@ -153,16 +156,31 @@ def _pieces(source: Source, type_: GgmlType) -> Iterator[NDArray[Any]]:
     """The stored bytes of a tensor, a few megabytes of weights at a time."""
     if type_ is source.type and source.raw is not None:
         yield source.raw()
-        source.done()
-        return
-    step = max(1, _PIECE_BYTES // (4 * source.shape[-1]))
-    for start in range(0, source.n_rows, step):
-        rows = source.rows(start, min(start + step, source.n_rows))
-        yield rows if type_ is GgmlType.F32 else _quantize(rows, type_)
+    else:
+        step = max(1, _PIECE_BYTES // (4 * source.shape[-1]))
+
+        def piece(start: int) -> NDArray[Any]:
+            rows = source.rows(start, min(start + step, source.n_rows))
+            return rows if type_ is GgmlType.F32 else quantize(rows, type_)
+
+        yield from _in_parallel(piece, range(0, source.n_rows, step))
     source.done()
 
 
-def _quantize(rows: NDArray[np.float32], type_: GgmlType) -> NDArray[np.uint8]:
-    from edgerun.formats.quants import quantize
-
-    return quantize(rows, type_)
+def _in_parallel(make: Callable[[int], NDArray[Any]], starts: range) -> Iterator[NDArray[Any]]:
+    """`make` of each start in order, on as many threads as this process has cores (at most 8: memory)."""
+    workers = min(default_threads(), 8, len(starts))
+    if workers < 2:
+        yield from map(make, starts)
+        return
+    pool = ThreadPoolExecutor(workers, "quantize")
+    pending: deque[Future[NDArray[Any]]] = deque()
+    try:
+        for start in starts:
+            pending.append(pool.submit(make, start))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

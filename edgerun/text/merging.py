@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from threading import Lock
 from typing import Any, Protocol
@@ -126,6 +126,7 @@ class BpeMerger:
         pairs = [_split_merge(merge) for merge in self._merges]
         if (
             not self._pre.byte_level
+            or not _is_unicode(ids)
             or len(set(self._merges)) < len(self._merges)
             or not all(left in ids and right in ids and left + right in ids for left, right in pairs)
         ):
@@ -157,6 +158,15 @@ class BpeMerger:
                 ranks.setdefault(_split_merge(merge), rank)
             self._ranks = ranks
         return self._ranks
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """False when a token is not whole characters, which GGUF allows."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split_merge(merge: str) -> tuple[str, str]:

@@ -232,6 +232,10 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     for i, text in enumerate(values):
         if not isinstance(text, str):
             raise FormatError(f"{key}[{i}] must be a string, got {type(text).__name__}")
+    try:
+        "".join(values).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{key} holds text that is no Unicode: {error}") from error
     return values
 
 

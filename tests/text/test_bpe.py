@@ -90,6 +90,26 @@ def test_words_joined_are_the_text(pre, text):
     assert all(words)
 
 
+MERGES = [f"{left} {right}" for left in ("a", "b", "ab", "aa", "Ġ") for right in ("a", "b", "ab")]
+
+
+@given(merges=st.permutations(MERGES), word=st.text("ab \n", max_size=12))
+def test_the_library_merges_as_we_do_without_it(merges, word):
+    metadata = bpe(merges, pre="superbpe")
+    irregular = {**metadata, "tokenizer.ggml.merges": [*merges, "Ċ no-token"]}
+    ids, other = (load_tokenizer(m).encode(word, add_special=False) for m in (metadata, irregular))
+    assert ids == other
+
+
+def test_tokens_may_be_parts_of_characters():
+    metadata = bpe()
+    metadata["tokenizer.ggml.tokens"].append(b"\xc3".decode("utf-8", "surrogateescape"))
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4]
+    tokenizer = load_tokenizer(metadata)
+    assert tokenizer.token_bytes(tokenizer.vocab_size - 1) == b"\xc3"
+    assert texts(tokenizer, tokenizer.encode("hello", add_special=False)) == ["hello"]
+
+
 @given(text=TEXTS)
 def test_decode_gives_the_text_back(text):
     tokenizer = load_tokenizer(bpe(pre="qwen2"))

@@ -191,9 +191,7 @@ def test_phi3():
 
 
 def test_whitespace_of_blocks_is_trimmed_as_hugging_face_does():
-    source = (
-        "{% for m in messages %}\n    {% if true %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n!"
-    )
+    source = "{% for m in messages %}\n    {% if true %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n!"
     assert template(source).render(CHAT[3:]) == "  Bye\n!"
 
 

@@ -36,6 +36,7 @@ def test_unknown_pretokenizers_are_named_with_those_that_there_are():
         ("tokens", "abc", "array of strings"),
         ("tokens", 5, "array of strings"),
         ("tokens", ["a", 5], r"tokens\[1\] must be a string"),
+        ("tokens", ["a", "\ud800"], "no Unicode"),
         ("tokens", ["a", "b", "a"], "'a' has two ids: 0 and 2"),
         ("token_type", [1], "1 entries for"),
         ("token_type", ["x"], "array of numbers"),
