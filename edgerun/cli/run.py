@@ -43,7 +43,8 @@ def command(
 
     On a terminal this is a chat; /help there lists its commands. With a PROMPT, or text on stdin (appended to
     PROMPT; - as PROMPT waits for it), the model answers that once: the result alone is on stdout. A model
-    without a chat template continues the text; without any text it begins one by itself.
+    without a chat template continues the text; without any text it begins one by itself, and so does the model
+    that comes with edgerun.
     """
     if model is not None and prompt is None and " " in model.strip() and not Path(model).exists():
         model, prompt = None, model  # no model's name has spaces: `edgerun run "Once upon a time"`
@@ -56,7 +57,7 @@ def command(
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
         _check_system(system, chats, raw)
         text = "" if interactive else _joined(given, stdin.read_now())
-        if not stdin.is_pending:
+        if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
         with load_model(path, ModelOptions(context, threads, kernels), bars) as llm:
@@ -70,6 +71,8 @@ def command(
             from edgerun.cli.oneshot import Request, answer_once
 
             text = _joined(text, stdin.read_late())
+            if model is None and not text:
+                chats = False  # the model that comes with edgerun tells a story of its own accord
             _check_text(text, chats, interactive)
             request = Request(text, chats=chats, system=system, options=options)
             answer_once(llm, request, bars, stats=stats, as_json=as_json, load_s=load_s)

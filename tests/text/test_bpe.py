@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerun.text import load_tokenizer
-from edgerun.text.merging import merge_symbols
+from edgerun.text.merging import BpeMerger, merge_symbols
 from edgerun.text.pretokenizers import PRETOKENIZERS
+from edgerun.text.vocabulary import read_vocabulary
 
 from .vocabularies import bpe, shown
 
@@ -94,11 +95,22 @@ MERGES = [f"{left} {right}" for left in ("a", "b", "ab", "aa", "Ġ") for right i
 
 
 @given(merges=st.permutations(MERGES), word=st.text("ab \n", max_size=12))
-def test_the_library_merges_as_we_do_without_it(merges, word):
-    metadata = bpe(merges, pre="superbpe")
-    irregular = {**metadata, "tokenizer.ggml.merges": [*merges, "Ċ no-token"]}
-    ids, other = (load_tokenizer(m).encode(word, add_special=False) for m in (metadata, irregular))
-    assert ids == other
+def test_the_library_merges_as_we_do(merges, word):
+    vocabulary = read_vocabulary(bpe(merges, pre="superbpe"))
+    ours = BpeMerger(vocabulary, library_after_chars=1 << 30)
+    library = BpeMerger(vocabulary, library_after_chars=-1)
+    assert library.encode(word) == ours.encode(word)
+    assert not word or library._model
+    assert not ours._model
+
+
+@pytest.mark.parametrize("merges", [["a b", "no t"], ["a b", "a b"], ["ab"], [" a b"]])
+def test_what_the_library_would_refuse_is_merged_without_it(merges):
+    metadata = bpe(["a b"])
+    metadata["tokenizer.ggml.merges"] = ["a b", *merges]
+    merger = BpeMerger(read_vocabulary(metadata), library_after_chars=-1)
+    assert merger.encode("ab") == [256]
+    assert merger._model is False
 
 
 def test_tokens_may_be_parts_of_characters():
