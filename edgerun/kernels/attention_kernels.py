@@ -32,7 +32,7 @@ def _softcapped(ops: Ops) -> Any:
     """cap * tanh(x / cap), over lanes."""
     splat, times, minus, div, sigmoid = ops.splat, ops.mul, ops.sub, ops.div, sigmoid_of(ops)
 
-    @njit
+    @njit(forceinline=True)
     def softcapped(x: Any, cap: Any) -> Any:
         twice = times(splat(float32(2.0)), sigmoid(times(splat(float32(2.0)), div(x, splat(cap)))))
         return times(splat(cap), minus(twice, splat(float32(1.0))))
@@ -49,7 +49,7 @@ def build_attention_decode(ops: Ops) -> Any:
     zero, plus, minus, times, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat, ops.exp
     sum_floats, softcapped, splat_load = ops.sum_floats, _softcapped(ops), ops.splat_load
 
-    @njit
+    @njit(forceinline=True)
     def dot(q: int, k: int, dim: int) -> Any:
         a, b = zero(), zero()
         i = 0
@@ -66,7 +66,7 @@ def build_attention_decode(ops: Ops) -> Any:
             i += 1
         return total
 
-    @njit
+    @njit(forceinline=True)
     def values(w: int, v: int, n: int, dim: int, out: int) -> None:
         i = 0
         while i + 4 * lanes <= dim:
@@ -154,7 +154,7 @@ def build_attention_merge(ops: Ops) -> Any:
     )
     exp, sum_floats, times = ops.exp, ops.sum_floats, ops.mul
 
-    @njit
+    @njit(forceinline=True)
     def weight_of(top: Any, highest: Any) -> Any:
         return sum_floats(times(exp(splat(float32(top - highest))), splat(float32(1.0 / lanes))))
 
@@ -194,7 +194,7 @@ def build_attention_prompt(ops: Ops) -> Any:
     zero, plus, minus, times, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat, ops.exp
     sum_floats, max_floats, maximum, softcapped = ops.sum_floats, ops.max_floats, ops.maximum, _softcapped(ops)
 
-    @njit
+    @njit(forceinline=True)
     def turn_keys(k: int, n: int, dim: int, out: int) -> None:
         for p in range(n):
             for i in range(dim):
@@ -203,7 +203,7 @@ def build_attention_prompt(ops: Ops) -> Any:
             for p in range(n, KEYS):
                 store_f32(int64(out + (i * KEYS + p) * 4), float32(0.0))
 
-    @njit
+    @njit(forceinline=True)
     def widen_values(v: int, n: int, dim: int, padded: int, out: int) -> None:
         for p in range(n):
             i = 0
@@ -217,7 +217,7 @@ def build_attention_prompt(ops: Ops) -> Any:
                 store_f32(int64(out + (p * padded + i) * 4), float32(0.0))
                 i += 1
 
-    @njit
+    @njit(forceinline=True)
     def four_products(a: int, da: int, steps: int, a_step: int, b: int, b_step: int) -> Any:
         """Rows a, a + da, ..: sum over steps of a (scalar) * b (two vectors)."""
         r0, r1, r2, r3 = zero(), zero(), zero(), zero()
@@ -236,7 +236,7 @@ def build_attention_prompt(ops: Ops) -> Any:
             b += b_step
         return r0, s0, r1, s1, r2, s2, r3, s3
 
-    @njit
+    @njit(forceinline=True)
     def scores_of(q: int, dq: int, keys: int, dim: int, out: int) -> None:
         for j in range(0, KEYS, 2 * lanes):
             r = four_products(q, dq, dim, 4, keys + 4 * j, 4 * KEYS)
@@ -250,11 +250,11 @@ def build_attention_prompt(ops: Ops) -> Any:
             store(int64(at + 12 * KEYS), r[6])
             store(int64(at + 12 * KEYS + 4 * lanes), r[7])
 
-    @njit
+    @njit(forceinline=True)
     def accumulate(at: int, value: Any, factor: Any) -> None:
         store(int64(at), fma(load(int64(at)), factor, value))
 
-    @njit
+    @njit(forceinline=True)
     def softmax_row(s: int, begin: int, n: int, scale: Any, cap: Any, state: int) -> Any:
         """Scores outside [begin, n) count for nothing. Returns what the old sums are to be multiplied by."""
         top = splat(float32(LOWEST))

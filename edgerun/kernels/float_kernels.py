@@ -13,11 +13,11 @@ from edgerun.kernels.ops import Ops
 def _build(ops: Ops, load: Any, weight_bytes: int) -> Any:
     splat_load, fma = ops.splat_load, ops.fma
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         return fma(load(int64(q)), splat_load(int64(x)), acc)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         w = load(int64(q))
         return (

@@ -22,7 +22,7 @@ def _finish(ops: Ops) -> Any:
     fma, times, minus = ops.fma, ops.mul, ops.sub
     lanes = ops.lanes
 
-    @njit
+    @njit(forceinline=True)
     def finish(acc: Any, dot: Any, mins: Any, q: int, s: int) -> Any:
         value = minus(
             times(to_floats(dot), load_halves(int64(q))), times(to_floats(mins), load_halves(int64(q + 2 * lanes)))
@@ -37,7 +37,7 @@ def _min_sums(ops: Ops) -> Any:
     lanes = ops.lanes
     load_pairs, splat2, add_pairs, plus = ops.load_pairs_u8, ops.splat2, ops.add_pairs, ops.add_i32
 
-    @njit
+    @njit(forceinline=True)
     def min_sums(mins: int, c: int) -> Any:
         a = plus(
             add_pairs(load_pairs(int64(mins)), splat2(int64(c + 32))),
@@ -61,21 +61,21 @@ def build_matmul_q4_k(ops: Ops) -> Any:
     finish, min_sums = _finish(ops), _min_sums(ops)
     scales_at, mins_at, nibbles_at = 4 * lanes, 12 * lanes, 20 * lanes
 
-    @njit
+    @njit(forceinline=True)
     def pair(lo: Any, hi: Any, x: int) -> Any:
         return plus16(mul_pairs(lo, splat4(int64(x))), mul_pairs(hi, splat4(int64(x + 16))))
 
-    @njit
+    @njit(forceinline=True)
     def pair4(q: int, x: int, dx: int) -> Any:
         v = load(int64(q))
         lo, hi = low(v), high(v)
         return pair(lo, hi, x), pair(lo, hi, x + dx), pair(lo, hi, x + 2 * dx), pair(lo, hi, x + 3 * dx)
 
-    @njit
+    @njit(forceinline=True)
     def plus4(a: Any, b: Any) -> Any:
         return plus16(a[0], b[0]), plus16(a[1], b[1]), plus16(a[2], b[2]), plus16(a[3], b[3])
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         dot = zero()
         v = q + nibbles_at
@@ -89,7 +89,7 @@ def build_matmul_q4_k(ops: Ops) -> Any:
             x += 32
         return finish(acc, dot, min_sums(q + mins_at, c), q, s)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         d0, d1, d2, d3 = zero(), zero(), zero(), zero()
         v = q + nibbles_at
@@ -128,15 +128,15 @@ def build_matmul_q5_k(ops: Ops) -> Any:
     finish, min_sums = _finish(ops), _min_sums(ops)
     scales_at, mins_at, high_at, nibbles_at = 4 * lanes, 12 * lanes, 20 * lanes, 52 * lanes
 
-    @njit
+    @njit(forceinline=True)
     def pair(lo: Any, hi: Any, x: int) -> Any:
         return plus16(mul_pairs(lo, splat4(int64(x))), mul_pairs(hi, splat4(int64(x + 16))))
 
-    @njit
+    @njit(forceinline=True)
     def quad(lo: Any, hi: Any, lo2: Any, hi2: Any, x: int, scale: Any) -> Any:
         return add_pairs(plus16(pair(lo, hi, x), pair(lo2, hi2, x + 4)), scale)
 
-    @njit
+    @njit(forceinline=True)
     def first_half(v: int, bits: Any) -> Any:
         a, b = load(int64(v)), load(int64(v + vec))
         return (
@@ -146,7 +146,7 @@ def build_matmul_q5_k(ops: Ops) -> Any:
             either(high(b), fifth5(bits)),
         )
 
-    @njit
+    @njit(forceinline=True)
     def second_half(v: int, bits: Any) -> Any:
         a, b = load(int64(v)), load(int64(v + vec))
         return (
@@ -156,11 +156,11 @@ def build_matmul_q5_k(ops: Ops) -> Any:
             either(high(b), fifth7(bits)),
         )
 
-    @njit
+    @njit(forceinline=True)
     def add_half(dot: Any, w: Any, x: int, scale: Any) -> Any:
         return plus(dot, quad(w[0], w[1], w[2], w[3], x, scale))
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         dot = zero()
         v = q + nibbles_at
@@ -173,7 +173,7 @@ def build_matmul_q5_k(ops: Ops) -> Any:
             x += 32
         return finish(acc, dot, min_sums(q + mins_at, c), q, s)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         d0, d1, d2, d3 = zero(), zero(), zero(), zero()
         v = q + nibbles_at
@@ -220,7 +220,7 @@ def build_matmul_q6_k(ops: Ops) -> Any:
     load_halves, splat_load, to_floats, fma, times = ops.load_halves, ops.splat_load, ops.to_floats, ops.fma, ops.mul
     scales_at, high_at, nibbles_at = 2 * lanes, 18 * lanes, 82 * lanes
 
-    @njit
+    @njit(forceinline=True)
     def weights(v: int, bits: Any) -> Any:
         a, b = load(int64(v)), load(int64(v + vec))
         return (
@@ -230,25 +230,25 @@ def build_matmul_q6_k(ops: Ops) -> Any:
             either(high(b), bits3(bits)),
         )
 
-    @njit
+    @njit(forceinline=True)
     def add_quad(dot: Any, w: Any, x: int, low_scale: Any, high_scale: Any) -> Any:
         first = plus16(mul_pairs(w[0], splat4(int64(x))), mul_pairs(w[2], splat4(int64(x + 4))))
         second = plus16(mul_pairs(w[1], splat4(int64(x + 16))), mul_pairs(w[3], splat4(int64(x + 20))))
         return plus(dot, plus(add_pairs(first, low_scale), add_pairs(second, high_scale)))
 
-    @njit
+    @njit(forceinline=True)
     def scaled_sums(p: int, c: int) -> Any:
         total = zero()
         for j in range(8):
             total = plus(total, add_pairs(load_pairs(int64(p + 2 * j * lanes)), splat2(int64(c + 4 * j))))
         return shift5(total)
 
-    @njit
+    @njit(forceinline=True)
     def finish(acc: Any, dot: Any, q: int, s: int, c: int) -> Any:
         value = to_floats(minus(dot, scaled_sums(q + scales_at, c)))
         return fma(times(value, load_halves(int64(q))), splat_load(int64(s)), acc)
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         dot = zero()
         v, h, p = q + nibbles_at, q + high_at, q + scales_at
@@ -263,7 +263,7 @@ def build_matmul_q6_k(ops: Ops) -> Any:
             x += 32
         return finish(acc, dot, q, s, c)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         d0, d1, d2, d3 = zero(), zero(), zero(), zero()
         v, h, p = q + nibbles_at, q + high_at, q + scales_at

@@ -91,7 +91,7 @@ def sigmoid_of(ops: Ops) -> Any:
     """1 / (1 + e^-x), over lanes."""
     splat, plus, minus, div, exp = ops.splat, ops.add, ops.sub, ops.div, ops.exp
 
-    @njit
+    @njit(forceinline=True)
     def sigmoid(x: Any) -> Any:
         one = splat(float32(1.0))
         return div(one, plus(one, exp(minus(splat(float32(0.0)), x))))
@@ -105,7 +105,7 @@ def build_gated(ops: Ops) -> Any:
     load, store, times, fma = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.fma
     splat, maximum, sigmoid = ops.splat, ops.maximum, sigmoid_of(ops)
 
-    @njit
+    @njit(forceinline=True)
     def activate(x: Any, kind: int) -> Any:
         if kind == 0:
             return times(x, sigmoid(x))

@@ -23,26 +23,26 @@ def build_matmul_q4_0(ops: Ops) -> Any:
     low, high, mul_pairs, add_pairs = ops.low_nibbles, ops.high_nibbles, ops.mul_pairs, ops.add_pairs
     plus, ones, to_floats, fma, minus, times = ops.add_i16, ops.ones, ops.to_floats, ops.fma, ops.sub, ops.mul
 
-    @njit
+    @njit(forceinline=True)
     def pair(lo: Any, hi: Any, x: int) -> Any:
         return plus(mul_pairs(lo, splat4(int64(x))), mul_pairs(hi, splat4(int64(x + 16))))
 
-    @njit
+    @njit(forceinline=True)
     def finish(acc: Any, total: Any, scale: Any, s: int, c: int) -> Any:
         value = minus(times(to_floats(add_pairs(total, ones())), splat_load(int64(s))), splat_load(int64(c)))
         return fma(value, scale, acc)
 
-    @njit
+    @njit(forceinline=True)
     def pair4(q: int, x: int, dx: int) -> Any:
         v = load(int64(q))
         lo, hi = low(v), high(v)
         return pair(lo, hi, x), pair(lo, hi, x + dx), pair(lo, hi, x + 2 * dx), pair(lo, hi, x + 3 * dx)
 
-    @njit
+    @njit(forceinline=True)
     def plus4(a: Any, b: Any) -> Any:
         return plus(a[0], b[0]), plus(a[1], b[1]), plus(a[2], b[2]), plus(a[3], b[3])
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         v = q + 2 * lanes
         a, b = load(int64(v)), load(int64(v + vec))
@@ -51,7 +51,7 @@ def build_matmul_q4_0(ops: Ops) -> Any:
         total = plus(total, plus(pair(low(a), high(a), x + 8), pair(low(b), high(b), x + 12)))
         return finish(acc, total, load_halves(int64(q)), s, c)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         v = q + 2 * lanes
         total = pair4(v, x, dx)
@@ -76,30 +76,30 @@ def build_matmul_q8_0(ops: Ops) -> Any:
     absolute, with_sign, mul_pairs, add_pairs = ops.abs, ops.with_sign, ops.mul_pairs, ops.add_pairs
     plus, ones, to_floats, fma, times = ops.add_i32, ops.ones, ops.to_floats, ops.fma, ops.mul
 
-    @njit
+    @njit(forceinline=True)
     def dot(w: Any, size: Any, x: int) -> Any:
         return add_pairs(mul_pairs(size, with_sign(splat4(int64(x)), w)), ones())
 
-    @njit
+    @njit(forceinline=True)
     def dot4(q: int, x: int, dx: int) -> Any:
         w = load(int64(q))
         size = absolute(w)
         return dot(w, size, x), dot(w, size, x + dx), dot(w, size, x + 2 * dx), dot(w, size, x + 3 * dx)
 
-    @njit
+    @njit(forceinline=True)
     def plus4(a: Any, b: Any) -> Any:
         return plus(a[0], b[0]), plus(a[1], b[1]), plus(a[2], b[2]), plus(a[3], b[3])
 
-    @njit
+    @njit(forceinline=True)
     def dot1(q: int, x: int) -> Any:
         w = load(int64(q))
         return dot(w, absolute(w), x)
 
-    @njit
+    @njit(forceinline=True)
     def finish(acc: Any, total: Any, scale: Any, s: int) -> Any:
         return fma(times(to_floats(total), splat_load(int64(s))), scale, acc)
 
-    @njit
+    @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
         v = q + 2 * lanes
         a = plus(plus(dot1(v, x), dot1(v + vec, x + 4)), plus(dot1(v + 2 * vec, x + 8), dot1(v + 3 * vec, x + 12)))
@@ -109,7 +109,7 @@ def build_matmul_q8_0(ops: Ops) -> Any:
         )
         return finish(acc, plus(a, b), load_halves(int64(q)), s)
 
-    @njit
+    @njit(forceinline=True)
     def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
         v = q + 2 * lanes
         total = dot4(v, x, dx)

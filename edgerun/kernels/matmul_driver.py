@@ -38,7 +38,7 @@ def build_matmul(ops: Ops, block_bytes: int, quants_bytes: int, scale_bytes: int
     zero, add_floats = ops.zero_floats, ops.add
     load_out, store_out = ops.load_floats_masked, ops.store_floats_masked
 
-    @njit
+    @njit(forceinline=True)
     def put(y: int, acc: Any, valid: int, add: int) -> None:
         if add != 0:
             acc = add_floats(acc, load_out(int64(y), int64(valid)))

@@ -43,7 +43,7 @@ def _words(ops: Ops, count: int) -> Any:
     """(source, out, row): `count` words of a row, each among its lane's neighbours."""
     lanes = ops.lanes
 
-    @njit
+    @njit(forceinline=True)
     def words(source: int, out: int, row: int) -> None:
         for t in range(count):
             store_u32(int64(out + 4 * (t * lanes + row)), load_u32(int64(source + 4 * t)))
@@ -54,7 +54,7 @@ def _words(ops: Ops, count: int) -> Any:
 def _halves(ops: Ops, count: int) -> Any:
     lanes = ops.lanes
 
-    @njit
+    @njit(forceinline=True)
     def halves(source: int, out: int, row: int) -> None:
         for t in range(count):
             store_u16(int64(out + 2 * (t * lanes + row)), load_u16(int64(source + 2 * t)))
@@ -76,7 +76,7 @@ def build_pack_q4_0(ops: Ops) -> Any:
     """Scale, then four words."""
     lanes, scale, words = ops.lanes, _halves(ops, 1), _words(ops, 4)
 
-    @njit
+    @njit(forceinline=True)
     def block(source: int, out: int, row: int) -> None:
         scale(source, out, row)
         words(source + 2, out + 2 * lanes, row)
@@ -88,7 +88,7 @@ def build_pack_q8_0(ops: Ops) -> Any:
     """Scale, then eight words."""
     lanes, scale, words = ops.lanes, _halves(ops, 1), _words(ops, 8)
 
-    @njit
+    @njit(forceinline=True)
     def block(source: int, out: int, row: int) -> None:
         scale(source, out, row)
         words(source + 2, out + 2 * lanes, row)
@@ -100,7 +100,7 @@ def _k_head(ops: Ops) -> Any:
     """d, dmin, and the twelve bytes of 6-bit scales and mins as bytes."""
     lanes, both = ops.lanes, _halves(ops, 2)
 
-    @njit
+    @njit(forceinline=True)
     def head(source: int, out: int, row: int) -> None:
         both(source, out, row)
         p = source + 4
@@ -121,7 +121,7 @@ def _k_nibbles(ops: Ops) -> Any:
     """128 bytes: 32 bytes hold sub-block 2 c low and 2 c + 1 high; ours pair weight k with k + 16 of one sub-block."""
     lanes = ops.lanes
 
-    @njit
+    @njit(forceinline=True)
     def nibbles(source: int, out: int, row: int) -> None:
         for c in range(4):
             for t in range(4):
@@ -139,7 +139,7 @@ def build_pack_q4_k(ops: Ops) -> Any:
     """Head, then nibbles."""
     lanes, head, nibbles = ops.lanes, _k_head(ops), _k_nibbles(ops)
 
-    @njit
+    @njit(forceinline=True)
     def block(source: int, out: int, row: int) -> None:
         head(source, out, row)
         nibbles(source + 16, out + 20 * lanes, row)
@@ -151,7 +151,7 @@ def build_pack_q5_k(ops: Ops) -> Any:
     """Head, fifth bits of a sub-block side by side, nibbles."""
     lanes, head, nibbles = ops.lanes, _k_head(ops), _k_nibbles(ops)
 
-    @njit
+    @njit(forceinline=True)
     def block(source: int, out: int, row: int) -> None:
         head(source, out, row)
         for s in range(8):  # bit s of byte 4 t + j -> bit t of byte j
@@ -170,7 +170,7 @@ def build_pack_q6_k(ops: Ops) -> Any:
     of every quarter in 32 bytes."""
     lanes, scale, pairs = ops.lanes, _halves(ops, 1), _halves(ops, 8)
 
-    @njit
+    @njit(forceinline=True)
     def block(source: int, out: int, row: int) -> None:
         scale(source + 208, out, row)
         pairs(source + 192, out + 2 * lanes, row)

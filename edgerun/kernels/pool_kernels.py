@@ -56,7 +56,7 @@ def _sched_yield(b: Any) -> Any:
 yield_core = function((), types.int32, _sched_yield)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit(forceinline=True)
 def _take_items(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
     while True:
         low = fetch_add(int64(control + NEXT), int64(grain))
@@ -65,7 +65,7 @@ def _take_items(control: int, kernel: int, arguments: int, items: int, grain: in
         call_kernel(int64(kernel), int64(arguments), int64(low), int64(min(low + grain, items)))
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit(forceinline=True)
 def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
     epoch = load_acquire(int64(control + EPOCH))
     store_release(int64(control + EPOCH), int64(epoch + 1))

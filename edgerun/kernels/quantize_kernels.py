@@ -21,14 +21,14 @@ def _helpers(ops: Ops) -> Any:
     times, rounded, to_ints, store_small, splat = ops.mul, ops.round, ops.to_ints, ops.store_as_i8, ops.splat
     plus, zero, zero_ints, sum_ints = ops.add_i32, ops.zero_floats, ops.zero_ints, ops.sum_ints
 
-    @njit
+    @njit(forceinline=True)
     def peak(x: int, n: int) -> Any:
         top = zero()
         for i in range(0, n, lanes):
             top = maximum(top, magnitude(load(int64(x + 4 * i))))
         return max_floats(top)
 
-    @njit
+    @njit(forceinline=True)
     def write(x: int, q: int, n: int, inverse: Any) -> Any:
         total = zero_ints()
         factor = splat(inverse)
