@@ -18,9 +18,10 @@ from numba import int64, njit, types
 from numba.core.typing import signature
 
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_i64
+from edgerun.kernels.simd import load_i64, prefetch
 
 DESCRIPTOR_BYTES = 128
+AHEAD_BYTES = 1536  # of weights that are asked for before they are needed
 
 
 def kernel_signature() -> Any:
@@ -89,6 +90,8 @@ def build_matmul(ops: Ops, block_bytes: int, quants_bytes: int, scale_bytes: int
                 single = zero()
                 q, xb, sb, cb = base, x, s, c
                 for _ in range(blocks):
+                    for line in range(0, block_bytes, 64):
+                        prefetch(int64(q + AHEAD_BYTES + line))
                     single = one(single, q, xb, sb, cb)
                     q += block_bytes
                     xb += quants_bytes
