@@ -283,6 +283,9 @@ class SimdKernels:
     ) -> None:
         if not experts:
             return
+        if x.x.shape[0] == 1 and self._alike(experts):
+            self._single_token_ffn(experts, x, slots, activation, out)
+            return
         counts = [len(row) for row in rows]
         total, ff = sum(counts), experts[0].gate.rows
         gate = np.empty((total, ff), np.float32)
@@ -310,6 +313,61 @@ class SimdKernels:
             False,
         )
         out[np.concatenate(slots)] = result
+
+    @staticmethod
+    def _alike(experts: Sequence[Expert]) -> bool:
+        """Whether all are packed, and of the same formats."""
+        first = experts[0]
+        kinds = (first.gate.type, first.up.type, first.down.type)
+        return (
+            first.gate.type == first.up.type
+            and first.gate.type in _MATMUL
+            and first.down.type in _MATMUL
+            and all((e.gate.type, e.up.type, e.down.type) == kinds for e in experts)
+        )
+
+    def _single_token_ffn(
+        self, experts: Sequence[Expert], x: Any, slots: Sequence[I32], activation: Activation, out: F32
+    ) -> None:
+        """`experts_ffn` of one row: the same descriptors, laid out without going through lists of jobs."""
+        gate, down = experts[0].gate, experts[0].down
+        count, ff, d = len(experts), gate.rows, down.rows
+        if x.x.shape[1] != gate.cols or down.cols != ff or out.shape[1] != d or not out.flags.c_contiguous:
+            raise UsageError(f"experts of {gate.cols} x {ff} x {d} do not fit {x.x.shape} and {out.shape}")
+        hidden = np.empty((2, count, ff), np.float32)
+        at = address(hidden)
+        with self._lock:
+            form = x.form(_MATMUL[gate.type][1])
+            jobs = [
+                (weights.address, at + 4 * ff * (count * second + i))
+                for second in (0, 1)
+                for i, weights in enumerate([e.up if second else e.gate for e in experts])
+            ]
+            self._launch_alike(gate, jobs, form, 0)
+            self.gated(hidden[0], hidden[1], activation, hidden[0])
+            rows = self.activations(hidden[0])
+            form = rows.form(_MATMUL[down.type][1])
+            target = address(out)
+            jobs = [(e.down.address, target + 4 * d * int(slot[0])) for e, slot in zip(experts, slots, strict=True)]
+            self._launch_alike(down, jobs, form, 1)
+
+    def _launch_alike(
+        self, like: Matrix, jobs: Sequence[tuple[int, int]], form: tuple[int, int, int, int, int, int], step: int
+    ) -> None:
+        """One row times each (weights, out); job i takes row i * step of the activations."""
+        quants, dq, scales, ds, sums, dc = form
+        blocks = like.cols // layout.BLOCK_COLS[like.type]
+        groups = -(-like.rows // self._isa.lanes)
+        self._launch_products(
+            _MATMUL[like.type][0],
+            [
+                (
+                    *(groups, weights, target, 1, blocks, like.rows, 4 * like.rows, 0),
+                    *(quants + i * step * dq, dq, scales + i * step * ds, ds, sums + i * step * dc, dc),
+                )
+                for i, (weights, target) in enumerate(jobs)
+            ],
+        )
 
     def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
         tokens, k = weights.shape

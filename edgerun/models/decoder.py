@@ -76,6 +76,7 @@ class Decoder:
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         self._single = _Scratch(spec, 1)
+        self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
         self._several: _Scratch | None = None
         self._can_replay = kernels.recordable and store.fixed
         self._replay: DecodeReplay | None = None
@@ -305,13 +306,16 @@ class Decoder:
             renormalise=spec.family.renormalise,
             scale=spec.expert_scale,
         )
-        flat = ids.reshape(-1)
-        order = np.argsort(flat, kind="stable").astype(np.int32)
-        chosen, first = np.unique(flat[order], return_index=True)
-        slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
+        if s.rows == 1:
+            slots_of = {expert: self._slot[slot] for slot, expert in enumerate(ids[0].tolist())}
+            chosen = np.sort(ids[0])
+        else:
+            order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
+            chosen, first = np.unique(ids.reshape(-1)[order], return_index=True)
+            slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
         for ready in self.store.experts(layer, chosen):
             slots = [slots_of[expert.id] for expert in ready]
-            tokens = [slot // np.int32(spec.n_experts_used) for slot in slots]
+            tokens = [slot // np.int32(spec.n_experts_used) for slot in slots] if s.rows > 1 else [self._slot[0]] * len(ready)
             kernels.experts_ffn(ready, rows, tokens, slots, spec.family.activation, s.parts)
         kernels.combine(s.parts, weights, x, add=True)
         if spec.d_ff_shared:
