@@ -134,9 +134,7 @@ class AsyncLLM:
         chat = partial(self.llm.stream_chat, messages, params)
         return self._iterate(partial(chat, tools=tools, template_variables=template_variables, **options))
 
-    async def create_completion(
-        self, prompt: str | Sequence[int], *, stream: bool = False, **arguments: Any
-    ) -> Any:
+    async def create_completion(self, prompt: str | Sequence[int], *, stream: bool = False, **arguments: Any) -> Any:
         """See `LLM.create_completion`; with `stream`, awaiting it gives an asynchronous iterator."""
         call = partial(self.llm.create_completion, prompt, stream=stream, **arguments)
         return self._iterate(call) if stream else await self._call(call)

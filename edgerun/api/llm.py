@@ -66,9 +66,7 @@ class LLM(OpenAIMethods):
         self._setup(engine, path.stem, release)
 
     @classmethod
-    def from_engine(
-        cls, engine: Engine, *, name: str = "model", release: Callable[[], None] | None = None
-    ) -> Self:
+    def from_engine(cls, engine: Engine, *, name: str = "model", release: Callable[[], None] | None = None) -> Self:
         """An LLM over an engine that was put together elsewhere; `release` is called at `close`."""
         llm = cls.__new__(cls)
         llm._setup(engine, name, release or _nothing)
@@ -208,9 +206,7 @@ class LLM(OpenAIMethods):
     ) -> None:
         self.close()
 
-    def _stream_ids(
-        self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None
-    ) -> Iterator[Chunk]:
+    def _stream_ids(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         self.engine.check_length(len(ids))
         return self._chunks(ids, params, cancel)
 

@@ -161,9 +161,7 @@ class OpenAIMethods(ABC):
             logit_bias=logit_bias or {},
             logprobs=(top_logprobs or 0) if logprobs else None,
         )
-        chunks = self.stream_chat(
-            messages, params, tools=tools, template_variables=template_variables, cancel=cancel
-        )
+        chunks = self.stream_chat(messages, params, tools=tools, template_variables=template_variables, cancel=cancel)
         if stream:
             return _chat_chunks(_head("chatcmpl", "chat.completion.chunk", model or self.name), chunks)
         head = _head("chatcmpl", "chat.completion", model or self.name)
@@ -183,10 +181,7 @@ class OpenAIMethods(ABC):
         texts = [input] if isinstance(input, str) else list(input)
         vectors = self.embed(texts)
         n_tokens = sum(len(self.tokenize(text)) for text in texts)
-        data = [
-            {"object": "embedding", "embedding": vector.tolist(), "index": i}
-            for i, vector in enumerate(vectors)
-        ]
+        data = [{"object": "embedding", "embedding": vector.tolist(), "index": i} for i, vector in enumerate(vectors)]
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
         return {"object": "list", "data": data, "model": model or self.name, "usage": usage}
 

@@ -16,15 +16,9 @@ from edgerun.cli.progress import ProgressBars
 
 @click.command(short_help="Measure how fast a model is.")
 @click.argument("model", default="default")
-@click.option(
-    "-p", "--prompt", type=click.IntRange(min=0), default=256, show_default=True, help="Prompt tokens."
-)
-@click.option(
-    "-n", "--decode", type=click.IntRange(min=0), default=48, show_default=True, help="Tokens to decode."
-)
-@click.option(
-    "-r", "--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."
-)
+@click.option("-p", "--prompt", type=click.IntRange(min=0), default=256, show_default=True, help="Prompt tokens.")
+@click.option("-n", "--decode", type=click.IntRange(min=0), default=48, show_default=True, help="Tokens to decode.")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
 @click.option(
     "--ids",
     default="sequential",
@@ -32,12 +26,8 @@ from edgerun.cli.progress import ProgressBars
     metavar="sequential|FILE.json",
     help="Token ids to feed: 0, 1, 2, ... or a JSON list.",
 )
-@click.option(
-    "--logits", type=click.Path(path_type=Path), help="Save the logits after every fed token (.npy, f32)."
-)
-@click.option(
-    "--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds."
-)
+@click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after every fed token (.npy, f32).")
+@click.option("--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds.")
 @model_options
 @json_option
 def command(
@@ -110,9 +100,7 @@ def _print_report(path: Path, info: Any, kernels: Any, tests: Any, report: dict[
         for test, rate, deviation in tests
         if rate is not None
     ]
-    print_table(
-        ("MODEL", "TYPE", "SIZE", "KERNELS", "THREADS", "TEST", "TOKENS/S"), rows, right=("SIZE", "TOKENS/S")
-    )
+    print_table(("MODEL", "TYPE", "SIZE", "KERNELS", "THREADS", "TEST", "TOKENS/S"), rows, right=("SIZE", "TOKENS/S"))
     click.echo(
         f"loaded in {report['load_s']} s, peak memory {report['max_rss_mib']} MiB"
         + ("" if report["decode_p50_ms"] is None else f", token p50 {report['decode_p50_ms']} ms")
@@ -129,9 +117,7 @@ def _ids(ids: str, prompt: int, decode: int) -> list[int]:
         return list(range(prompt + decode))
     path = Path(ids)
     if not path.is_file():
-        raise NotFoundError(
-            f"{ids}: no such file; --ids takes `sequential` or a JSON file with a list of token ids"
-        )
+        raise NotFoundError(f"{ids}: no such file; --ids takes `sequential` or a JSON file with a list of token ids")
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

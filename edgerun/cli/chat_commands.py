@@ -49,9 +49,7 @@ def _set(chat: Chat, rest: str) -> None:
         return
     name = name.replace("-", "_")
     if name not in SAMPLING_NAMES or not text.strip():
-        raise UsageError(
-            f"write /set NAME VALUE, or default as VALUE; NAME is one of {', '.join(SAMPLING_NAMES)}"
-        )
+        raise UsageError(f"write /set NAME VALUE, or default as VALUE; NAME is one of {', '.join(SAMPLING_NAMES)}")
     options = {key: value for key, value in chat.options.items() if key != name}
     if text.strip() != "default":
         options[name] = _value(name, text.strip())
@@ -148,11 +146,7 @@ def _file(name: str) -> Path:
 
 
 def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("role"), str)
-        and isinstance(value.get("content"), str)
-    )
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _value(name: str, text: str) -> Any:

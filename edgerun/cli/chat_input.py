@@ -25,9 +25,7 @@ class Reader:
         try:
             history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise EdgerunError(
-                f"{history.parent}: cannot be made for the history: {error.strerror}"
-            ) from error
+            raise EdgerunError(f"{history.parent}: cannot be made for the history: {error.strerror}") from error
         keys = KeyBindings()
 
         @keys.add("escape", "enter")

@@ -106,9 +106,7 @@ def _print(report: dict[str, Any]) -> None:
     print_pairs(
         {
             "edgerun": f"{report['edgerun']}, Python {report['python']}",
-            "packages": ", ".join(
-                f"{name} {found or 'MISSING'}" for name, found in report["packages"].items()
-            ),
+            "packages": ", ".join(f"{name} {found or 'MISSING'}" for name, found in report["packages"].items()),
             "platform": report["platform"],
             "processor": f"{cpu['name']}: {cpu['physical_cores']} cores, {cpu['usable_cpus']} CPUs usable",
             "features": " ".join(cpu["features"]) or "none that the kernels use",

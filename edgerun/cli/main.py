@@ -61,9 +61,7 @@ class Program(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in arguments[:1]
         try:
-            code = super().main(
-                arguments, prog_name or "edgerun", complete_var, standalone_mode=False, **extra
-            )
+            code = super().main(arguments, prog_name or "edgerun", complete_var, standalone_mode=False, **extra)
             _flush()
             sys.exit(code if isinstance(code, int) else 0)
         except click.ClickException as error:

@@ -28,9 +28,7 @@ class Request:
     options: Mapping[str, Any]
 
 
-def answer_once(
-    llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float
-) -> None:
+def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float) -> None:
     """Print the reply as it comes, or as one JSON object. Raises Cancelled after Ctrl-C."""
     completion, said = None, ""
     with cancelled_by_ctrl_c() as cancel:

@@ -14,9 +14,7 @@ from edgerun.cli.report import print_report
 @click.command(short_help="Make a GGUF file of another type.")
 @click.argument("model", metavar="IN.gguf")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT.gguf")
-@click.option(
-    "--type", "kind", required=True, metavar="TYPE", help="Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, F16, BF16, F32."
-)
+@click.option("--type", "kind", required=True, metavar="TYPE", help="Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, F16, BF16, F32.")
 @json_option
 def command(model: str, out: Path, kind: str, as_json: bool) -> None:
     """Write the model IN.gguf (a path or a name) to OUT.gguf with its weights as TYPE."""

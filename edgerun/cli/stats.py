@@ -30,8 +30,7 @@ def stats_line(completion: Completion, load_s: float | None = None) -> str:
     parts = [
         f"prompt {usage.prompt_tokens} tokens{reused}: {timings.prompt_s:.2f} s, "
         f"{timings.prompt_tokens_per_s:.1f} tokens/s",
-        f"reply {usage.completion_tokens} tokens: {timings.decode_s:.2f} s, "
-        f"{timings.decode_tokens_per_s:.1f} tokens/s",
+        f"reply {usage.completion_tokens} tokens: {timings.decode_s:.2f} s, {timings.decode_tokens_per_s:.1f} tokens/s",
         f"seed {completion.seed}",
     ]
     if load_s is not None:

@@ -178,8 +178,7 @@ def _refuse(family: Family, read: _Reader) -> None:
         value = read.config.get(key, only[0])
         if value not in only:
             raise UnsupportedError(
-                f"{read.where}: {key} is {value!r}; GGUF's {family.architecture} means {only[0]!r} by "
-                f"definition"
+                f"{read.where}: {key} is {value!r}; GGUF's {family.architecture} means {only[0]!r} by definition"
             )
 
 
@@ -209,8 +208,7 @@ def _rope(config: Mapping[str, Any], family: Family, where: str) -> tuple[dict[s
     base = _number(rope, "rope_theta", _number(config, "rope_theta", 10000.0))
     if local not in (None, family.local_rope_base):
         raise UnsupportedError(
-            f"{where}: rope_local_base_freq is {local!r}; GGUF's {family.architecture} means "
-            f"{family.local_rope_base:g}"
+            f"{where}: rope_local_base_freq is {local!r}; GGUF's {family.architecture} means {family.local_rope_base:g}"
         )
     return rope, base
 

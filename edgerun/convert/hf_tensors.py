@@ -63,9 +63,7 @@ def _prefix(model: SafetensorsFile) -> str:
     for prefix in _PREFIXES:
         if f"{prefix}embed_tokens.weight" in model.tensors:
             return prefix
-    raise FormatError(
-        "the checkpoint has no model.embed_tokens.weight: not a causal language model, or incomplete"
-    )
+    raise FormatError("the checkpoint has no model.embed_tokens.weight: not a causal language model, or incomplete")
 
 
 def _embedding(c: HfConfig) -> _Wanted:
@@ -101,9 +99,7 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
         shape = _shape(c, name)
         yield _Wanted(f"blk.{layer}.{name}.weight", shape, f"layers.{layer}.{theirs}.weight")
         if c.family.biases and len(shape) == 2:
-            yield _Wanted(
-                f"blk.{layer}.{name}.bias", shape[:1], f"layers.{layer}.{theirs}.bias", optional=True
-            )
+            yield _Wanted(f"blk.{layer}.{name}.bias", shape[:1], f"layers.{layer}.{theirs}.bias", optional=True)
 
 
 def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, used: set[str]) -> Source:
@@ -127,9 +123,7 @@ def _check(model: SafetensorsFile, theirs: str, shape: tuple[int, ...]) -> GgmlT
     if tensor is None:
         raise FormatError(f"the checkpoint has no {theirs}: a shard is missing, or it is of another family")
     if tensor.shape != shape:
-        raise FormatError(
-            f"{tensor.path}: {theirs} has the shape {tensor.shape}, by config.json it is {shape}"
-        )
+        raise FormatError(f"{tensor.path}: {theirs} has the shape {tensor.shape}, by config.json it is {shape}")
     if tensor.dtype not in FLOAT_DTYPES:
         raise UnsupportedError(
             f"{tensor.path}: {theirs} holds {tensor.dtype}; edgerun converts {', '.join(FLOAT_DTYPES)}"
@@ -158,9 +152,7 @@ def _permuted(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: GgmlT
     return Source(wanted.name, wanted.shape, type_, rows)
 
 
-def _experts(
-    model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]
-) -> Iterator[Source]:
+def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:
     for theirs, name in c.family.experts.items():
         shape = (c.d_model, c.d_ff_expert) if name == "ffn_down_exps" else (c.d_ff_expert, c.d_model)
         names = []
@@ -171,9 +163,7 @@ def _experts(
         yield _stacked(model, f"blk.{layer}.{name}.weight", names, shape, type_)
 
 
-def _stacked(
-    model: SafetensorsFile, name: str, experts: list[str], shape: tuple[int, ...], type_: GgmlType
-) -> Source:
+def _stacked(model: SafetensorsFile, name: str, experts: list[str], shape: tuple[int, ...], type_: GgmlType) -> Source:
     n_rows = shape[0]
 
     def rows(start: int, stop: int) -> NDArray[np.float32]:

@@ -41,9 +41,7 @@ def read_hf_tokenizer(directory: Path, architecture: str, config: Mapping[str, A
     elif tokenizer is not None:
         vocabulary = _from_json(tokenizer, architecture, str(json_path))
     else:
-        raise NotFoundError(
-            f"{directory}: holds neither tokenizer.json nor tokenizer.model; give --tokenizer"
-        )
+        raise NotFoundError(f"{directory}: holds neither tokenizer.json nor tokenizer.model; give --tokenizer")
     _add_added(vocabulary, tokenizer, settings, str(root))
     _note_special(vocabulary, settings, config)
     _set_flags(vocabulary, tokenizer, settings)
@@ -110,9 +108,7 @@ def _scores(tokens: list[str], pairs: list[tuple[str, str]]) -> list[float]:
     return [-float(rank.get(token, len(rank))) for token in tokens]
 
 
-def _added(
-    tokenizer: Mapping[str, Any] | None, settings: Mapping[str, Any]
-) -> Iterator[tuple[int, str, bool]]:
+def _added(tokenizer: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of the tokens added on top; later ones override earlier ones."""
     listed = tokenizer.get("added_tokens") if tokenizer else None
     for entry in listed if isinstance(listed, list) else []:
@@ -164,9 +160,7 @@ def _note_special(vocabulary: Vocabulary, settings: Mapping[str, Any], config: M
     add_special(vocabulary, fallback)
 
 
-def _set_flags(
-    vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None, settings: Mapping[str, Any]
-) -> None:
+def _set_flags(vocabulary: Vocabulary, tokenizer: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
     first, last = _template_ends(tokenizer) if tokenizer else (None, None)
     if tokenizer:
         vocabulary.add_bos = first is not None and _is(vocabulary, first, "bos")

@@ -44,9 +44,7 @@ def convert_huggingface(
 def _notes(config: HfConfig, dropped: list[str]) -> list[str]:
     notes = []
     if dropped:
-        notes.append(
-            f"{len(dropped)} added tokens have no row in the embedding and were left out: {dropped[:3]}"
-        )
+        notes.append(f"{len(dropped)} added tokens have no row in the embedding and were left out: {dropped[:3]}")
     if config.raw.get("sliding_window") and not config.family.sliding_window:
         notes.append(
             f"sliding_window {config.raw['sliding_window']} has no place in GGUF's "

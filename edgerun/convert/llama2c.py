@@ -65,8 +65,7 @@ def _sources(checkpoint: Llama2cCheckpoint) -> list[Source]:
     sources = [from_array("token_embd.weight", weights["tok_embeddings"])]
     for layer in range(checkpoint.config.n_layers):
         sources += [
-            from_array(f"blk.{layer}.{name}.weight", weights[theirs][layer])
-            for theirs, name in _PER_LAYER.items()
+            from_array(f"blk.{layer}.{name}.weight", weights[theirs][layer]) for theirs, name in _PER_LAYER.items()
         ]
     sources.append(from_array("output_norm.weight", weights["norm"]))
     if "output" in weights:

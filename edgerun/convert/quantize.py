@@ -15,9 +15,7 @@ _UNQUANTISED = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 _REPLACED = ("general.file_type", "general.quantization_version", "general.alignment", "general.architecture")
 
 
-def quantize_gguf(
-    src: str | Path, out: str | Path, type: str | GgmlType, *, events: EventSink = ignore
-) -> Report:
+def quantize_gguf(src: str | Path, out: str | Path, type: str | GgmlType, *, events: EventSink = ignore) -> Report:
     """Write the model `src` to `out` with its weight matrices in `type`.
 
     Norms, biases and routers stay F32; the head is Q6_K in files of 4 and 5 bits; the report names the
@@ -40,9 +38,7 @@ def quantize_gguf(
                 emitter.add(_source(model, info))
         again = sorted({info.type.name for info in model.tensors.values()} - _UNQUANTISED - {wanted.name})
         if again:
-            emitter.notes.append(
-                f"{', '.join(again)} weights were quantised a second time, which costs accuracy"
-            )
+            emitter.notes.append(f"{', '.join(again)} weights were quantised a second time, which costs accuracy")
         return emitter.report(out, model.architecture)
 
 

@@ -70,9 +70,7 @@ def parse_quant(quant: str | GgmlType) -> GgmlType:
     for type_ in QUANT_TYPES:
         if type_.name == name:
             return type_
-    raise UsageError(
-        f"edgerun does not quantise to {quant!r}; it writes {', '.join(t.name for t in QUANT_TYPES)}"
-    )
+    raise UsageError(f"edgerun does not quantise to {quant!r}; it writes {', '.join(t.name for t in QUANT_TYPES)}")
 
 
 def stays_f32(name: str, shape: tuple[int, ...]) -> bool:

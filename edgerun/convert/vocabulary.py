@@ -102,9 +102,7 @@ def llama2c_vocabulary(entries: Sequence[tuple[bytes, float]], where: str) -> Vo
     """The vocabulary of a llama2.c tokenizer.bin: ids 0, 1, 2 are unknown, BOS, EOS; spaces are plain
     spaces."""
     if len(entries) < 3:
-        raise FormatError(
-            f"{where}: {len(entries)} tokens; a llama2.c tokenizer begins with <unk>, <s>, </s>"
-        )
+        raise FormatError(f"{where}: {len(entries)} tokens; a llama2.c tokenizer begins with <unk>, <s>, </s>")
     tokens = ["<unk>", "<s>", "</s>"]
     tokens += [text.decode("utf-8", "surrogateescape").replace(" ", SPACE) for text, _ in entries[3:]]
     types: list[int] = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]

@@ -61,13 +61,9 @@ class Chooser:
             logits = self._edit(logits, ids)
         best = int(logits.argmax())
         if np.isnan(logits[best]):
-            raise EdgerunError(
-                "the model's logits are not numbers (NaN): its weights or its file are damaged"
-            )
+            raise EdgerunError("the model's logits are not numbers (NaN): its weights or its file are damaged")
         if np.isneginf(logits[best]):
-            raise UsageError(
-                "every token is forbidden: logit_bias or a processor leaves nothing to choose from"
-            )
+            raise UsageError("every token is forbidden: logit_bias or a processor leaves nothing to choose from")
         token_id = best if params.temperature == 0 else self._sample(logits)
         if params.logprobs is None:
             return Choice(token_id)

@@ -125,9 +125,7 @@ class Context:
 
     def _check(self, ticket: int) -> None:
         if ticket != self._user:
-            raise UsageError(
-                "this generation was overtaken by a later call on the same session; fork() it first"
-            )
+            raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
 
     def _settle(self) -> None:
         """After an interruption: what only one of the two knows did not happen."""

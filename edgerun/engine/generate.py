@@ -144,8 +144,6 @@ def _describe(choice: Choice, tokenizer: TokenizerLike) -> TokenLogprob:
     return _token(choice.token_id, choice.logprob, tokenizer, top)
 
 
-def _token(
-    token_id: int, logprob: float, tokenizer: TokenizerLike, top: tuple[TokenLogprob, ...] = ()
-) -> TokenLogprob:
+def _token(token_id: int, logprob: float, tokenizer: TokenizerLike, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
     raw = tokenizer.token_bytes(token_id)
     return TokenLogprob(token_id, raw.decode("utf-8", "replace"), raw, logprob, top)

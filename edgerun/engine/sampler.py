@@ -98,9 +98,7 @@ def _largest(order: F64, size: int) -> Positions:
     return np.concatenate((above, np.flatnonzero(order == smallest)[: size - len(above)]))
 
 
-def penalise(
-    logits: F32, recent: NDArray[np.int32], repeat: float, frequency: float, presence: float
-) -> None:
+def penalise(logits: F32, recent: NDArray[np.int32], repeat: float, frequency: float, presence: float) -> None:
     """Push down, in place, tokens that occur in `recent`: divide (or multiply, below 0) by `repeat`, then
     subtract count * frequency + presence."""
     tokens, counts = np.unique(recent, return_counts=True)

@@ -103,9 +103,7 @@ class Session:
         added = self._engine.encode(prompt, add_special=not before) if len(prompt) or not before else []
         return self._run([*before, *added], merge(params, options), cancel)
 
-    def answer(
-        self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None
-    ) -> Iterator[Chunk]:
+    def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:
         """Continue exactly these ids: what the session holds beyond their common prefix is forgotten."""
         return self._run(list(ids), params, cancel)
 
@@ -173,9 +171,7 @@ class Session:
             self._end(ids, produced, said, keep)
             raise
 
-    def _end(
-        self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None
-    ) -> None:
+    def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
         whole = [*ids, *produced]
         n = len(self._context)
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.

@@ -72,9 +72,7 @@ def open_llama2c(path: str | Path) -> Llama2cCheckpoint:
     layout = _layout(config)
     expected = start + 4 * sum(prod(shape) for _, shape in layout)
     if size != expected:
-        raise FormatError(
-            f"{path}: {size} bytes, a llama2.c checkpoint with this header has {expected}: {config}"
-        )
+        raise FormatError(f"{path}: {size} bytes, a llama2.c checkpoint with this header has {expected}: {config}")
     flat = np.memmap(path, "<f4", "r", offset=start)
     weights = {}
     position = 0
@@ -145,9 +143,7 @@ def read_llama2c_tokenizer(path: str | Path, vocab_size: int) -> list[tuple[byte
     position, tokens = 4, []
     for number in range(vocab_size):
         if position + 8 > len(data):
-            raise FormatError(
-                f"{path}: byte {position}: ends after {number} tokens, the model has {vocab_size}"
-            )
+            raise FormatError(f"{path}: byte {position}: ends after {number} tokens, the model has {vocab_size}")
         score, length = struct.unpack_from("<fi", data, position)
         position += 8
         if not 0 <= length <= min(_MAX_TOKEN_BYTES, len(data) - position):

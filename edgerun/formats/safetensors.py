@@ -54,9 +54,7 @@ class SafetensorsFile:
             self._maps[path] = data
             for tensor in _read_header(path, data):
                 if tensor.name in tensors:
-                    raise FormatError(
-                        f"{path}: {tensor.name!r} also stands in {tensors[tensor.name].path.name}"
-                    )
+                    raise FormatError(f"{path}: {tensor.name!r} also stands in {tensors[tensor.name].path.name}")
                 tensors[tensor.name] = tensor
         self.tensors: Mapping[str, SafeTensor] = tensors
 
@@ -114,9 +112,7 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
         raise FormatError(f"{indexes[0]}: {strange[0]!r} is not a file name in this directory")
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
-        raise NotFoundError(
-            f"{path}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}"
-        )
+        raise NotFoundError(f"{path}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}")
     opened = SafetensorsFile([path / name for name in names])
     lost = [name for name in weight_map if name not in opened.tensors]
     if lost:
@@ -176,9 +172,7 @@ def _read_header(path: Path, data: NDArray[np.uint8]) -> list[SafeTensor]:
     header = _parse_object(data[8 : 8 + n_header].tobytes(), str(path))
     begin = 8 + n_header
     tensors = [
-        _read_entry(path, name, entry, begin, data.size)
-        for name, entry in header.items()
-        if name != "__metadata__"
+        _read_entry(path, name, entry, begin, data.size) for name, entry in header.items() if name != "__metadata__"
     ]
     end = begin
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
@@ -222,6 +216,5 @@ def _to_f32(tensor: SafeTensor, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     if tensor.dtype == "BF16":
         return (np.frombuffer(raw.tobytes(), "<u2").astype(np.uint32) << 16).view(np.float32)
     raise UnsupportedError(
-        f"{tensor.path}: the tensor {tensor.name!r} holds {tensor.dtype}; "
-        f"edgerun converts {', '.join(FLOAT_DTYPES)}"
+        f"{tensor.path}: the tensor {tensor.name!r} holds {tensor.dtype}; edgerun converts {', '.join(FLOAT_DTYPES)}"
     )

@@ -72,11 +72,7 @@ def _read(path: Path) -> Card:
     except yaml.YAMLError as error:
         raise FormatError(f"{path}: not YAML: {error}") from error
     known = {f.name for f in fields(Card)}
-    if (
-        not isinstance(content, dict)
-        or set(content) - known
-        or not all(isinstance(v, str) for v in content.values())
-    ):
+    if not isinstance(content, dict) or set(content) - known or not all(isinstance(v, str) for v in content.values()):
         raise FormatError(f"{path}: a card maps {', '.join(sorted(known))} to texts")
     if not {"alias", "summary", "licence"} <= set(content) or ("repo" in content) == ("file" in content):
         raise FormatError(f"{path}: a card needs alias, summary, licence and either repo or file")

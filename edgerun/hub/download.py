@@ -75,9 +75,7 @@ def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: Event
     metadata = get_hf_file_metadata(hf_hub_url(repo, file, endpoint=endpoint), endpoint=endpoint)
     etag, commit = metadata.etag or "", metadata.commit_hash or ""
     if not _NAME.fullmatch(etag) or not _NAME.fullmatch(commit):
-        raise NetworkError(
-            f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?"
-        )
+        raise NetworkError(f"the hub's answer for {repo}/{file} has no ETag or commit: is it a Hugging Face hub?")
     folder = root / ("models--" + repo.replace("/", "--"))
     blob = folder / "blobs" / etag
     pointer = folder / "snapshots" / commit / file
@@ -91,9 +89,7 @@ def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: Event
     return Path(hf_hub_download(repo, file, cache_dir=root, endpoint=endpoint))
 
 
-def _fetch_blob(
-    repo: str, file: str, metadata: Any, blob: Path, endpoint: str | None, events: EventSink
-) -> None:
+def _fetch_blob(repo: str, file: str, metadata: Any, blob: Path, endpoint: str | None, events: EventSink) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
 
@@ -250,9 +246,7 @@ def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
         raise NetworkError(f"{hub} refuses: {_first_line(error)}") from error
     except (http_error, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DoesNotFitError(
-                f"{repo}: the disk is full; what came is kept, make room and try again"
-            ) from error
+            raise DoesNotFitError(f"{repo}: the disk is full; what came is kept, make room and try again") from error
         if isinstance(error, OSError) and error.filename is not None:
             raise EdgerunError(f"{error.filename}: {error.strerror}") from error
         raise NetworkError(

@@ -12,9 +12,7 @@ from edgerun.errors import NotFoundError, UsageError
 _HOSTS = re.compile(r"^(?:https?://)?(?:hf\.co|huggingface\.co)/|^hf://", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-_QUANT = re.compile(
-    r"(?:^|[-._])(I?Q\d[A-Z0-9_]*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32|FP16|FP32)$", re.IGNORECASE
-)
+_QUANT = re.compile(r"(?:^|[-._])(I?Q\d[A-Z0-9_]*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32|FP16|FP32)$", re.IGNORECASE)
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0")  # when the name asks for none
 
 
@@ -76,9 +74,7 @@ def choose(found: Sequence[Candidate], name: RepoName) -> Candidate:
     if by_file:
         return _single(by_file, name)
     wanted = name.wanted.upper()
-    matching = [
-        c for c in found if c.quant == wanted or re.search(rf"[-._]{re.escape(wanted)}$", c.stem.upper())
-    ]
+    matching = [c for c in found if c.quant == wanted or re.search(rf"[-._]{re.escape(wanted)}$", c.stem.upper())]
     if not matching:
         raise NotFoundError(f"{name.repo} has no {name.wanted}; there are {_listed(found)}")
     return _single(matching, name)
@@ -96,8 +92,7 @@ def _single(matching: Sequence[Candidate], name: RepoName) -> Candidate:
         matching = plain or matching
     if len(matching) > 1:
         raise UsageError(
-            f"{name} means several models; name one: "
-            + ", ".join(f"{name.repo}:{c.files[0]}" for c in matching)
+            f"{name} means several models; name one: " + ", ".join(f"{name.repo}:{c.files[0]}" for c in matching)
         )
     return matching[0]
 

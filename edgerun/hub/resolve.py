@@ -65,9 +65,7 @@ def _in_directory(path: Path) -> Path:
 
     found = candidates(file.name for file in path.glob("*.gguf"))
     if not found:
-        raise NotFoundError(
-            f"{path}: a directory without a GGUF file; `edgerun convert` makes one from a checkpoint"
-        )
+        raise NotFoundError(f"{path}: a directory without a GGUF file; `edgerun convert` makes one from a checkpoint")
     if len(found) > 1:
         raise UsageError(f"{path}: has several models; name one: {', '.join(c.files[0] for c in found)}")
     return path / found[0].files[0]

@@ -17,14 +17,12 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.attention_layout import CHUNK, KEYS, TILE
 from edgerun.kernels.layer_kernels import sigmoid_of
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
-CHUNK = 256  # positions of an item, in decode
-TILE = 32  # tokens of an item, in prompts
-KEYS = 64  # positions at a time, in prompts
 LOWEST = -3.0e38
 
 
@@ -46,7 +44,7 @@ def build_attention_decode(ops: Ops) -> Any:
     lanes = ops.lanes
     load, load_halves, store, fma = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma
     load_masked, store_masked = ops.load_floats_masked, ops.store_floats_masked
-    zero, plus, minus, times, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat, ops.exp
+    zero, plus, minus, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.splat, ops.exp
     sum_floats, softcapped, splat_load = ops.sum_floats, _softcapped(ops), ops.splat_load
 
     @njit(forceinline=True)
@@ -384,10 +382,3 @@ def build_attention_prompt(ops: Ops) -> Any:
         store_release(int64(busy + 8 * slot), int64(0))
 
     return attention_prompt, kernel_signature()
-
-
-def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:
-    """What one thread needs in `attention_prompt`."""
-    padded = -(-head_dim_v // (2 * lanes)) * 2 * lanes
-    floats = head_dim * KEYS + KEYS * padded + 4 * KEYS + (TILE * group + 4) * (padded + 2) + 4 * head_dim
-    return -(-floats * 4 // 64) * 64

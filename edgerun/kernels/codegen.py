@@ -12,7 +12,6 @@ from numba import types
 from numba.core import compiler, registry
 from numba.core.compiler import DEFAULT_FLAGS
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.typing import signature
 
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.ops import Ops

@@ -45,7 +45,8 @@ class Matrix:
 class Activations(Protocol):
     """Rows about to be multiplied, (T, K) f32; what a format needs of them (int8 blocks) is made at first use."""
 
-    x: F32
+    @property
+    def x(self) -> F32: ...
 
 
 @dataclass(frozen=True, eq=False)

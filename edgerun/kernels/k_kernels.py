@@ -208,7 +208,8 @@ def build_matmul_q6_k(ops: Ops) -> Any:
     32 taken off with the activations' sums.
 
     A chunk of 32 weights (two scales) is four nibble vectors (low nibbles: weights 4 t + j, high: 16 + 4 t + j) and
-    two vectors of high bits: vector h holds, from its low bits up, those of low 2 h, high 2 h, low 2 h + 1, high 2 h + 1.
+    two vectors of high bits: vector h holds, from its low bits up, those of low 2 h, high 2 h, low 2 h + 1 and
+    high 2 h + 1.
     """
     lanes, vec = ops.lanes, 4 * ops.lanes
     load, splat4, either = ops.load_bytes, ops.splat4, ops.or_bytes

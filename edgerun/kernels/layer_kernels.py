@@ -127,9 +127,7 @@ def build_gated(ops: Ops) -> Any:
             for i in range(0, cols, lanes):
                 n = cols - i
                 value = activate(load(int64(gate + at + 4 * i), int64(n)), kind)
-                store(
-                    int64(out + at + 4 * i), times(value, load(int64(up + at + 4 * i), int64(n))), int64(n)
-                )
+                store(int64(out + at + 4 * i), times(value, load(int64(up + at + 4 * i), int64(n))), int64(n))
 
     return gated, kernel_signature()
 

@@ -157,7 +157,9 @@ def _pack_q6_k(part: U8, out: U8) -> None:
         codes[..., quarter, :] = nibble | (((high >> (2 * quarter)) & 3) << 4)
     codes = codes.reshape(*part.shape[:3], 8, 32)
     top = (codes >> 4).reshape(*part.shape[:3], 8, 2, 2, 2, 4)  # (.., chunk, half, h, odd, j)
-    bits = top[..., 0, :, 0, :] | (top[..., 1, :, 0, :] << 2) | (top[..., 0, :, 1, :] << 4) | (top[..., 1, :, 1, :] << 6)
+    bits = (
+        top[..., 0, :, 0, :] | (top[..., 1, :, 0, :] << 2) | (top[..., 0, :, 1, :] << 4) | (top[..., 1, :, 1, :] << 6)
+    )
     out[..., : 2 * lanes] = _interleave(part[..., None, 208:210])
     out[..., 2 * lanes : 18 * lanes] = _interleave(part[..., 192:208].reshape(*part.shape[:3], 8, 2))
     out[..., 18 * lanes : 82 * lanes] = _interleave(bits.reshape(*part.shape[:3], 16, 4))

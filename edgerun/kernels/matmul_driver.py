@@ -29,7 +29,9 @@ def kernel_signature() -> Any:
     return signature(types.void, types.int64, types.int64, types.int64)
 
 
-def build_matmul(ops: Ops, block_bytes: int, quants_bytes: int, scale_bytes: int, sums_bytes: int, one: Any, four: Any) -> Any:
+def build_matmul(
+    ops: Ops, block_bytes: int, quants_bytes: int, scale_bytes: int, sums_bytes: int, one: Any, four: Any
+) -> Any:
     """A kernel from `one(acc, q, x, s, c) -> acc`, which adds a block of one token, and `four`, the same for a tuple
     of four tokens with (x, x stride), (s, s stride), (c, c stride).
 

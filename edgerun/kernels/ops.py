@@ -28,7 +28,9 @@ class Ops:
         self.store_floats_masked = simd.masked_storer(float_vec)
 
         self.load_halves = function(  # L x f16 -> f32
-            (types.int64,), float_vec, lambda b, a: b.fpext(simd._load(b, a, ir.VectorType(HALF, lanes)), float_vec.llvm)
+            (types.int64,),
+            float_vec,
+            lambda b, a: b.fpext(simd._load(b, a, ir.VectorType(HALF, lanes)), float_vec.llvm),
         )
         self.load_bfloats = function(  # L x bf16 -> f32: its upper half
             (types.int64,),
@@ -45,9 +47,7 @@ class Ops:
             (types.int64,), pair_vec, lambda b, a: b.bitcast(splat(b, simd._load(b, a, I32), lanes), pair_vec.llvm)
         )
         self.splat = function((types.float32,), float_vec, lambda b, a: splat(b, a, lanes))
-        self.splat_load = function(
-            (types.int64,), float_vec, lambda b, a: splat(b, simd._load(b, a, FLOAT), lanes)
-        )
+        self.splat_load = function((types.int64,), float_vec, lambda b, a: splat(b, simd._load(b, a, FLOAT), lanes))
         self.zero_floats = function((), float_vec, lambda b: constant(float_vec, 0.0))
         self.zero_ints = function((), int_vec, lambda b: constant(int_vec, 0))
         self.zero_pairs = function((), pair_vec, lambda b: constant(pair_vec, 0))
@@ -78,9 +78,7 @@ class Ops:
         self.add_i16 = function((pair_vec, pair_vec), pair_vec, lambda b, a, c: b.add(a, c))
         self.add_i32 = function((int_vec, int_vec), int_vec, lambda b, a, c: b.add(a, c))
         self.sub_i32 = function((int_vec, int_vec), int_vec, lambda b, a, c: b.sub(a, c))
-        self.shl_i32 = lambda bits: function(
-            (int_vec,), int_vec, lambda b, a: b.shl(a, constant(int_vec, bits))
-        )
+        self.shl_i32 = lambda bits: function((int_vec,), int_vec, lambda b, a: b.shl(a, constant(int_vec, bits)))
         self.to_floats = function((int_vec,), float_vec, lambda b, a: b.sitofp(a, float_vec.llvm))
         self.mul = function((float_vec, float_vec), float_vec, lambda b, a, c: b.fmul(a, c))
         self.sub = function((float_vec, float_vec), float_vec, lambda b, a, c: b.fsub(a, c))

@@ -29,7 +29,7 @@ def _build(ops: Ops, source_bytes: int, packed_bytes: int, block: Any) -> Any:
             valid = min(lanes, rows - group * lanes)
             target = out + group * blocks * packed_bytes * lanes
             if valid < lanes:
-                for i in range(0, blocks * packed_bytes * lanes):
+                for i in range(blocks * packed_bytes * lanes):
                     store_u8(int64(target + i), uint8(0))
             for b in range(blocks):
                 for r in range(valid):
@@ -196,5 +196,3 @@ def build_pack_q6_k(ops: Ops) -> Any:
                     store_u32(int64(out + 18 * lanes + 4 * ((2 * chunk + h) * lanes + row)), word)
 
     return _build(ops, 210, 210, block)
-
-

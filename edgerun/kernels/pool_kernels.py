@@ -145,4 +145,3 @@ def build_pool_work(ops: Ops) -> Any:
         return int64(seen)
 
     return pool_work, signature(types.int64, types.int64, types.int64, types.int64)
-

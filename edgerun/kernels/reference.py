@@ -166,9 +166,9 @@ def route(
         raise UsageError(f"cannot choose {k} of {logits.shape[1]} experts")
     if kind == "sigmoid":
         with np.errstate(over="ignore"):
-            scores = 1.0 / (1.0 + np.exp(-logits))
+            scores = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     elif kind == "softmax":
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = np.asarray(np.exp(logits - logits.max(axis=1, keepdims=True)), np.float32)
         scores /= scores.sum(axis=1, keepdims=True)
     elif kind == "softmax_topk":
         scores = logits

@@ -205,9 +205,7 @@ prefetch = function((types.int64,), types.void, _prefetch)
 
 
 # Atomics, for the thread pool. Every counter is an int64 on a cache line of its own.
-load_acquire = function(
-    (types.int64,), types.int64, lambda b, a: b.load_atomic(_pointer(b, a, I64), "acquire", 8)
-)
+load_acquire = function((types.int64,), types.int64, lambda b, a: b.load_atomic(_pointer(b, a, I64), "acquire", 8))
 store_release = function(
     (types.int64, types.int64), types.void, lambda b, a, v: b.store_atomic(v, _pointer(b, a, I64), "release", 8)
 )

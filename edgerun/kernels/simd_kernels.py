@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
+from edgerun.kernels.attention_layout import CHUNK, TILE, prompt_scratch_bytes
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
@@ -28,7 +29,6 @@ from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-_CHUNK, _TILE = 256, 32  # as in attention_kernels
 _TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
@@ -43,7 +43,18 @@ _MATMUL = {
     GgmlType.BF16: ("matmul_bf16", "f32"),
 }
 _PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _MATMUL}
-_ALWAYS = ("pool_run", "pool_work", "pool_program", "add", "rms_norm", "rope", "kv_write", "gated", "attention_decode", "attention_merge")
+_ALWAYS = (
+    "pool_run",
+    "pool_work",
+    "pool_program",
+    "add",
+    "rms_norm",
+    "rope",
+    "kv_write",
+    "gated",
+    "attention_decode",
+    "attention_merge",
+)
 
 
 _STRUCTS = [struct.Struct(f"{count}q") for count in range(24)]
@@ -58,7 +69,7 @@ def address(array: Any) -> int:
         return int(array.__array_interface__["data"][0])
 
 
-@lru_cache(maxsize=None)  # never dropped: kernels hold the addresses
+@cache  # never dropped: kernels hold the addresses
 def _constants(*values: float) -> tuple[int, Any]:
     """f32 constants that kernels read by address, and the array that keeps them alive."""
     array = np.array(values, np.float32)
@@ -116,7 +127,7 @@ class SimdKernels:
     """`interface.Kernels` in Numba, for one instruction set."""
 
     recordable = True
-    attention_chunk = _CHUNK
+    attention_chunk = CHUNK
 
     def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
         self.name = isa.name
@@ -131,16 +142,14 @@ class SimdKernels:
         self._reference = ReferenceKernels()
         self._lock = threading.RLock()
         self._functions: dict[str, Any] = {}
-        self._arguments = np.zeros(1 << 16, np.uint8)
+        self._arguments: Any = np.zeros(1 << 16, np.uint8)
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
         self._busy = np.zeros(threads + 1, np.int64)
         self._recorder: Recorder | None = None
 
     @classmethod
-    def load(
-        cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None
-    ) -> SimdKernels:
+    def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
@@ -179,8 +188,8 @@ class SimdKernels:
 
     def decode_attention_scratch(self, heads: int, positions: int, dim_v: int) -> tuple[int, int, int]:
         """Of `attention` for one token: (address of scores, address of parts, chunks)."""
-        chunks = -(-positions // _CHUNK)
-        scores = heads * chunks * _CHUNK
+        chunks = -(-positions // CHUNK)
+        scores = heads * chunks * CHUNK
         scratch = self._floats(scores + heads * chunks * (dim_v + 2))
         return scratch, scratch + 4 * scores, chunks
 
@@ -423,11 +432,23 @@ class SimdKernels:
         tokens, heads, dim = q.shape
         kv_heads, dim_v = k.shape[0], v.shape[2]
         if heads % kv_heads or k.shape[2] != dim or start + tokens > k.shape[1] or out.shape != (tokens, heads, dim_v):
-            raise UsageError(f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}")
+            raise UsageError(
+                f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}"
+            )
         group = heads // kv_heads
         constants, _ = _constants(scale, softcap)
         end = start + tokens
-        head = (address(q), address(k), address(v), k.strides[0], v.strides[0], dim, dim_v, heads, group)
+        head: tuple[int, ...] = (
+            address(q),
+            address(k),
+            address(v),
+            k.strides[0],
+            v.strides[0],
+            dim,
+            dim_v,
+            heads,
+            group,
+        )
         with self._lock:
             if tokens == 1:
                 first = max(0, end - window) if window else 0
@@ -436,19 +457,11 @@ class SimdKernels:
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
                 return
-            slot_bytes = self._prompt_slot_bytes(dim, dim_v, group)
+            slot_bytes = prompt_scratch_bytes(dim, dim_v, group, self._isa.lanes)
             scratch = self._floats(slot_bytes // 4 * self.threads)
-            arguments = (
-                *(*head, 0, end, constants, scratch, address(out)),
-                *(tokens, window, address(self._busy), slot_bytes, start),
-            )
-            self._launch("attention_prompt", arguments, -(-tokens // _TILE) * kv_heads, 1)
-
-    def _prompt_slot_bytes(self, dim: int, dim_v: int, group: int) -> int:
-        lanes = self._isa.lanes
-        padded = -(-dim_v // (2 * lanes)) * 2 * lanes
-        floats = dim * 64 + 64 * padded + 4 * 64 + (_TILE * group + 4) * (padded + 2) + 4 * dim
-        return -(-floats * 4 // 64) * 64
+            head = (*head, 0, end, constants, scratch, address(out))
+            tail = (tokens, window, address(self._busy), slot_bytes, start)
+            self._launch("attention_prompt", (*head, *tail), -(-tokens // TILE) * kv_heads, 1)
 
     def _floats(self, count: int) -> int:
         if self._scratch.size < count:

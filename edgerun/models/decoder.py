@@ -132,9 +132,7 @@ class Decoder:
 
     # -- one token ----------------------------------------------------------------------------------------------
 
-    def _decode(
-        self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool] | None
-    ) -> F32 | None:
+    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool] | None) -> F32 | None:
         """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
         if not 0 <= token < self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
@@ -315,7 +313,11 @@ class Decoder:
             slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
         for ready in self.store.experts(layer, chosen):
             slots = [slots_of[expert.id] for expert in ready]
-            tokens = [slot // np.int32(spec.n_experts_used) for slot in slots] if s.rows > 1 else [self._slot[0]] * len(ready)
+            tokens = (
+                [slot // np.int32(spec.n_experts_used) for slot in slots]
+                if s.rows > 1
+                else [self._slot[0]] * len(ready)
+            )
             kernels.experts_ffn(ready, rows, tokens, slots, spec.family.activation, s.parts)
         kernels.combine(s.parts, weights, x, add=True)
         if spec.d_ff_shared:

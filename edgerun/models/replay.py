@@ -85,9 +85,7 @@ class DecodeReplay:
             first = np.where(self._windows > 0, np.maximum(0, end - self._windows), 0)
         else:
             first = np.zeros(1, np.int64)
-        scores, parts, _ = self._kernels.decode_attention_scratch(
-            spec.n_heads, end - int(first.min()), spec.head_dim_v
-        )
+        scores, parts, _ = self._kernels.decode_attention_scratch(spec.n_heads, end - int(first.min()), spec.head_dim_v)
         chunks = -(-(end - first) // self._kernels.attention_chunk)
         cos, sin = self._rope_addresses(position)
         program.set(self._rope, _ROPE_COS, cos)

@@ -161,9 +161,7 @@ class BpeMerger:
         """Ranks by the merges as they are written, "left right": no symbol has a space in it."""
         if not self._ranks:
             last = len(self._merges) - 1
-            self._ranks = dict(
-                zip(reversed(self._merges), range(last, -1, -1), strict=True)
-            )  # first one wins
+            self._ranks = dict(zip(reversed(self._merges), range(last, -1, -1), strict=True))  # first one wins
         return self._ranks
 
 

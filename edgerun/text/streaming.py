@@ -23,9 +23,7 @@ class StreamDecoder:
     U+FFFD. One decoder serves one text.
     """
 
-    def __init__(
-        self, tokenizer: _Decoding, *, prompt: Iterable[int] = (), skip_special: bool = False
-    ) -> None:
+    def __init__(self, tokenizer: _Decoding, *, prompt: Iterable[int] = (), skip_special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")

@@ -47,9 +47,7 @@ class ChatTemplate:
         with_tools: ChatTemplate | None = None,
     ) -> None:
         if len(source) > _MAX_TEMPLATE_CHARS:
-            raise TemplateError(
-                f"the chat template has {len(source)} characters; {_MAX_TEMPLATE_CHARS} are too many"
-            )
+            raise TemplateError(f"the chat template has {len(source)} characters; {_MAX_TEMPLATE_CHARS} are too many")
         self.source = source
         self.name = name
         self.with_tools = with_tools
@@ -111,9 +109,7 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
     Without one, the format is guessed from the vocabulary's special tokens; failing that, a plain transcript.
     Raises TemplateError when the template is malformed, or there is none of that name.
     """
-    named = {
-        key.removeprefix(DEFAULT_KEY + "."): key for key in metadata if key.startswith(DEFAULT_KEY + ".")
-    }
+    named = {key.removeprefix(DEFAULT_KEY + "."): key for key in metadata if key.startswith(DEFAULT_KEY + ".")}
     tokens = {
         f"{stem}_token": "" if token_id is None else tokenizer.token_text(token_id)
         for stem, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
@@ -135,9 +131,7 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
         return template(DEFAULT_KEY, "", with_tools)
     if "default" in named:
         return template(named["default"], "", with_tools)
-    return ChatTemplate(
-        fallback_template(tokenizer.token_id), name="fallback", with_tools=with_tools, **tokens
-    )
+    return ChatTemplate(fallback_template(tokenizer.token_id), name="fallback", with_tools=with_tools, **tokens)
 
 
 def _listed(messages: Any) -> list[Any]:
@@ -164,9 +158,7 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
             return checked
         raise TemplateError(f"{where} ({role}) has no content")
     if isinstance(content, Sequence) and not isinstance(content, bytes):
-        checked["content"] = "".join(
-            _part_text(f"{where}.content[{i}]", part) for i, part in enumerate(content)
-        )
+        checked["content"] = "".join(_part_text(f"{where}.content[{i}]", part) for i, part in enumerate(content))
         return checked
     raise TemplateError(f"{where}.content must be text or a list of parts, got {type(content).__name__}")
 

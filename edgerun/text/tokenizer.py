@@ -147,9 +147,7 @@ class Tokenizer:
 
     def _candidates(self, text: str, parse_special: bool) -> list[int]:
         """Special tokens that may stand in `text`, in the order in which to look for them."""
-        orders = [
-            order for prefix, group in self._special_by_prefix.items() if prefix in text for order in group
-        ]
+        orders = [order for prefix, group in self._special_by_prefix.items() if prefix in text for order in group]
         found = [self._special[order] for order in sorted(orders)]
         if not parse_special:
             found = [token_id for token_id in found if not self._attrs[token_id] & _HIDDEN]

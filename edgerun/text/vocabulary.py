@@ -306,9 +306,7 @@ def _special_ids(
     return found
 
 
-def _end_of_generation(
-    ids: dict[str, int], attrs: NDArray[np.uint8], special: dict[str, int | None]
-) -> frozenset[int]:
+def _end_of_generation(ids: dict[str, int], attrs: NDArray[np.uint8], special: dict[str, int | None]) -> frozenset[int]:
     """Ids after which a generation is over. Marks tokens known by their text as control tokens."""
 
     def by_text(texts: Sequence[str]) -> list[int]:
@@ -338,9 +336,7 @@ def _end_of_generation(
     return frozenset(eog)
 
 
-def _strip_rules(
-    metadata: Mapping[str, Any], tokens: list[str], ids: dict[str, int], attrs: NDArray[np.uint8]
-) -> None:
+def _strip_rules(metadata: Mapping[str, Any], tokens: list[str], ids: dict[str, int], attrs: NDArray[np.uint8]) -> None:
     """Models whose special tokens swallow whitespace beside them; the files do not say, llama.cpp knows."""
     name = _scalar(metadata, "general.name", str, "").lower()
     pre = _scalar(metadata, "tokenizer.ggml.pre", str, "")

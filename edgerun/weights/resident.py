@@ -36,9 +36,7 @@ class ResidentStore:
 
     fixed = True
 
-    def __init__(
-        self, gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore
-    ) -> None:
+    def __init__(self, gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore) -> None:
         self._gguf = gguf
         self._kernels = kernels
         self._embedding = gguf.tensors["token_embd.weight"]

@@ -60,10 +60,7 @@ def test_calls_run_side_by_side() -> None:
             texts = [llm.complete(f"p{i}", max_tokens=5, temperature=0, ignore_eos=True) for i in range(6)]
             together = await asyncio.gather(*texts)
             for i, done in enumerate(together):
-                assert (
-                    done.text
-                    == (await llm.complete(f"p{i}", max_tokens=5, temperature=0, ignore_eos=True)).text
-                )
+                assert done.text == (await llm.complete(f"p{i}", max_tokens=5, temperature=0, ignore_eos=True)).text
 
     run(main())
 

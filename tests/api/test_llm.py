@@ -48,10 +48,7 @@ def test_calls_reuse_the_call_before() -> None:
     llm.complete("Once upon a time", max_tokens=1)
     done = llm.complete("Once upon a day", max_tokens=4, temperature=0)
     assert done.usage.reused_tokens == 13
-    assert (
-        done.text
-        == LLM.from_engine(fake_engine()).complete("Once upon a day", max_tokens=4, temperature=0).text
-    )
+    assert done.text == LLM.from_engine(fake_engine()).complete("Once upon a day", max_tokens=4, temperature=0).text
 
 
 def test_eight_threads_share_one_llm() -> None:
@@ -161,9 +158,7 @@ def test_a_path_that_is_not_there() -> None:
         ),
     ],
 )
-def test_choice_of_context(
-    asked: int | None, trained: int, metadata: dict[str, float], expected: int
-) -> None:
+def test_choice_of_context(asked: int | None, trained: int, metadata: dict[str, float], expected: int) -> None:
     assert choose_context(asked, trained, metadata, "a") == expected
 
 
@@ -196,9 +191,7 @@ def test_everything_exported_is_there() -> None:
 
 def test_importing_is_light() -> None:
     code = "import sys, edgerun; print(*sorted(m for m in sys.modules if not m.startswith('_')))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {
         "numpy",
         "numba",
@@ -215,7 +208,5 @@ def test_importing_is_light() -> None:
 
 def test_the_api_does_not_load_what_a_model_needs() -> None:
     code = "import sys; from edgerun import LLM; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numba", "llvmlite", "tokenizers", "jinja2", "huggingface_hub", "rich"} & set(loaded)

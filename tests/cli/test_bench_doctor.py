@@ -30,9 +30,7 @@ def test_bench_json(run: Run, chat_model: Path) -> None:
 def test_bench_logits_are_those_of_the_same_ids(run: Run, chat_model: Path, tmp_path: Path) -> None:
     ids, out = [3, 1, 4, 1, 5, 9, 2, 6], tmp_path / "logits.npy"
     (tmp_path / "ids.json").write_text(json.dumps(ids))
-    result = run(
-        "bench", chat_model, "-p", "5", "-r", "1", "--ids", tmp_path / "ids.json", "--logits", out, "--json"
-    )
+    result = run("bench", chat_model, "-p", "5", "-r", "1", "--ids", tmp_path / "ids.json", "--logits", out, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["decode_tokens"] == 3
     with load(chat_model) as llm:

@@ -85,9 +85,7 @@ def test_version(run: Run) -> None:
     assert run("--version").stdout.startswith("edgerun, version ")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["run", "--top-p", "2"], ["pull"], ["list", "--no-such-option"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--top-p", "2"], ["pull"], ["list", "--no-such-option"]])
 def test_wrong_usage_is_2(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2

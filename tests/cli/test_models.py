@@ -85,9 +85,7 @@ def test_show(run: Run, chat_model: Path, base_model: Path) -> None:
 def test_tokenize(run: Run, chat_model: Path) -> None:
     given = json.loads(run("tokenize", chat_model, "the cat<|im_end|>", "--json").stdout)
     assert given["tokens"][0] in ("t", "the") and given["tokens"][-1] == "<|im_end|>"
-    plain = json.loads(
-        run("tokenize", chat_model, "--no-special", "--json", stdin="the cat<|im_end|>").stdout
-    )
+    plain = json.loads(run("tokenize", chat_model, "--no-special", "--json", stdin="the cat<|im_end|>").stdout)
     assert plain["ids"][: len(given["ids"]) - 1] == given["ids"][:-1]
     assert "<|im_end|>" not in plain["tokens"]
     assert len(run("tokenize", chat_model, "the cat").stdout.splitlines()) == len(given["ids"]) - 1

@@ -39,9 +39,7 @@ def test_kernels_show_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "compile: 0 of 2 kernels\n"
 
 
-def test_on_a_terminal_bars_come_and_go(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal_bars_come_and_go(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(progress, "_PATIENCE_S", 0.01)

@@ -97,9 +97,7 @@ def test_stop(run: Run, chat_model: Path) -> None:
         (("hi", "--kernels", "nonsense"), 2, "nonsense"),
     ],
 )
-def test_what_makes_no_sense(
-    run: Run, chat_model: Path, arguments: tuple[str, ...], code: int, text: str
-) -> None:
+def test_what_makes_no_sense(run: Run, chat_model: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
     result = run("run", chat_model, *arguments)
     assert result.exit_code == code, result.stderr
     assert result.stdout == "" and text in result.stderr
@@ -132,9 +130,7 @@ def test_the_text_alone_is_on_stdout(program: Program, chat_model: Path) -> None
 
 def test_ctrl_c_ends_with_130_and_keeps_what_came(chat_model: Path) -> None:
     command = [sys.executable, "-m", "edgerun", "run", str(chat_model), "hello", "-c", "100000"]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and process.stderr is not None
             assert process.stdout.read(20)

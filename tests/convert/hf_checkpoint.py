@@ -151,14 +151,9 @@ def write_checkpoint(folder: Path, model_type: str, dtype: str = "F32", **change
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(model_type, **changes)
     rng = np.random.default_rng(7)
-    weights = {
-        name: (rng.standard_normal(shape) * 0.3).astype(np.float32)
-        for name, shape in shapes_of(config).items()
-    }
+    weights = {name: (rng.standard_normal(shape) * 0.3).astype(np.float32) for name, shape in shapes_of(config).items()}
     if dtype == "BF16":
-        weights = {
-            name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, array in weights.items()
-        }
+        weights = {name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, array in weights.items()}
     if dtype == "F16":
         weights = {name: array.astype(np.float16).astype(np.float32) for name, array in weights.items()}
     (folder / "config.json").write_text(json.dumps(config))

@@ -353,9 +353,7 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
         ({"num_hidden_layers": (1 << 31) - 1}, FormatError, "no model.layers.2"),
     ],
 )
-def test_configs_that_cannot_be(
-    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_configs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     write_checkpoint(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -444,9 +442,7 @@ def test_strange_config_values_give_typed_errors(tmp_path: Path, model_type: str
 def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "llama")
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
-    places = [(tokenizer, key) for key in tokenizer] + [
-        (tokenizer["model"], key) for key in tokenizer["model"]
-    ]
+    places = [(tokenizer, key) for key in tokenizer] + [(tokenizer["model"], key) for key in tokenizer["model"]]
     places += [(tokenizer["added_tokens"][0], key) for key in tokenizer["added_tokens"][0]]
     outcomes = []
     for holder, key in places:

@@ -194,9 +194,7 @@ def test_pretokenizers_have_names(pre: dict[str, Any], architecture: str, name: 
     assert pretokenizer_name(pre, architecture, "here") == name
 
 
-@pytest.mark.parametrize(
-    "pre", [None, split("x+"), {"type": "Whitespace"}, {"type": "ByteLevel", "use_regex": False}]
-)
+@pytest.mark.parametrize("pre", [None, split("x+"), {"type": "Whitespace"}, {"type": "ByteLevel", "use_regex": False}])
 def test_unknown_pretokenizers_are_refused(pre: Any) -> None:
     with pytest.raises(UnsupportedError, match="no name for this pre-tokenizer"):
         pretokenizer_name(pre, "llama", "here")

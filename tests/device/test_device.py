@@ -39,8 +39,7 @@ def test_cgroup_v2_limit_counts_page_cache_as_free(tmp_path: Path) -> None:
             "sys/fs/cgroup/app/worker/memory.current": f"{70 * MIB}\n",
             "sys/fs/cgroup/app/memory.max": f"{200 * MIB}\n",
             "sys/fs/cgroup/app/memory.current": f"{90 * MIB}\n",
-            "sys/fs/cgroup/app/memory.stat": f"anon {50 * MIB}\nactive_file {10 * MIB}\n"
-            f"inactive_file {30 * MIB}\n",
+            "sys/fs/cgroup/app/memory.stat": f"anon {50 * MIB}\nactive_file {10 * MIB}\ninactive_file {30 * MIB}\n",
         },
     )
     limits = memory_limits(tmp_path)

@@ -151,9 +151,7 @@ def test_the_models_seed_makes_a_reproducible_sequence() -> None:
 def test_logprobs_are_the_models_own() -> None:
     decoder = FakeDecoder()
     engine = fake_engine(decoder)
-    done = run(engine, logprobs=3, temperature=1.5, seed=3, logit_bias={65: 4.0}, ignore_eos=True)[
-        -1
-    ].completion
+    done = run(engine, logprobs=3, temperature=1.5, seed=3, logit_bias={65: 4.0}, ignore_eos=True)[-1].completion
     assert done is not None
     assert done.logprobs is not None
     assert len(done.logprobs) == len(done.token_ids) == 20
@@ -350,9 +348,7 @@ def test_long_scores_go_in_pieces() -> None:
     assert len(score.logprobs) == 750
     assert max(decoder.fed) <= 256
     row = decoder.row(score.token_ids[:600]).astype(np.float64)
-    assert score.logprobs[599] == pytest.approx(
-        row[score.token_ids[600]] - np.log(np.exp(row).sum()), abs=1e-4
-    )
+    assert score.logprobs[599] == pytest.approx(row[score.token_ids[600]] - np.log(np.exp(row).sum()), abs=1e-4)
 
 
 def test_without_a_tokenizer_only_logits_work() -> None:

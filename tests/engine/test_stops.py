@@ -18,9 +18,7 @@ def cut(text: str, stops: list[str]) -> str:
 
 
 @given(LETTERS, STOPS, st.lists(st.integers(1, 5), min_size=30, max_size=30))
-def test_any_division_gives_the_text_before_the_first_stop(
-    text: str, stops: list[str], sizes: list[int]
-) -> None:
+def test_any_division_gives_the_text_before_the_first_stop(text: str, stops: list[str], sizes: list[int]) -> None:
     matcher = StopMatcher(stops)
     out, rest = "", text
     for size in sizes:

@@ -231,7 +231,5 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 3), st.integers(0, 3))
-def test_arbitrary_bytes_behind_a_valid_start(
-    tmp_path: Path, junk: bytes, n_pairs: int, n_tensors: int
-) -> None:
+def test_arbitrary_bytes_behind_a_valid_start(tmp_path: Path, junk: bytes, n_pairs: int, n_tensors: int) -> None:
     survives(tmp_path / "m.gguf", b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_pairs) + junk)

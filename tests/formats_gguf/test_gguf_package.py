@@ -66,9 +66,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, values: dict[str, Any], shapes: 
 
 @QUICK
 @given(st.dictionaries(KEYS, VALUES, max_size=6), TENSORS)
-def test_the_gguf_package_reads_ours(
-    tmp_path: Path, values: dict[str, Any], shapes: dict[str, list[int]]
-) -> None:
+def test_the_gguf_package_reads_ours(tmp_path: Path, values: dict[str, Any], shapes: dict[str, list[int]]) -> None:
     tensors = random_tensors(shapes)
     with GgufWriter(tmp_path / "m.gguf", "llama") as w:
         for key, value in values.items():
@@ -89,9 +87,7 @@ def test_the_gguf_package_reads_ours(
 
 @QUICK
 @given(st.dictionaries(KEYS, VALUES, max_size=6), TENSORS)
-def test_we_read_the_gguf_packages(
-    tmp_path: Path, values: dict[str, Any], shapes: dict[str, list[int]]
-) -> None:
+def test_we_read_the_gguf_packages(tmp_path: Path, values: dict[str, Any], shapes: dict[str, list[int]]) -> None:
     tensors = random_tensors(shapes)
     w = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     for key, value in values.items():
@@ -129,9 +125,7 @@ def test_sizes_of_every_type_agree(tmp_path: Path, type_: GgmlType) -> None:
         assert (g.raw("t") == raw).all()
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in ValueKind if kind not in (ValueKind.STRING, ValueKind.ARRAY)]
-)
+@pytest.mark.parametrize("kind", [kind for kind in ValueKind if kind not in (ValueKind.STRING, ValueKind.ARRAY)])
 def test_every_kind_of_number_agrees(tmp_path: Path, kind: ValueKind) -> None:
     w = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     w.add_key_value("one", kind is ValueKind.BOOL or 3, gguf.GGUFValueType(int(kind)))

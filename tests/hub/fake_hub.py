@@ -34,9 +34,7 @@ class FakeHub:
 
     def ranges(self) -> list[str | None]:
         """The Range headers of all downloads so far."""
-        return [
-            range for method, path, range in self.seen if method == "GET" and not path.startswith("/api/")
-        ]
+        return [range for method, path, range in self.seen if method == "GET" and not path.startswith("/api/")]
 
 
 @contextmanager
@@ -92,9 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused(repo, with_body):
             return
         siblings = [{"rfilename": name} for name in ["README.md", *self.hub.repos[repo]]]
-        body = json.dumps(
-            {"id": repo, "modelId": repo, "sha": self.hub.commit, "siblings": siblings}
-        ).encode()
+        body = json.dumps({"id": repo, "modelId": repo, "sha": self.hub.commit, "siblings": siblings}).encode()
         self._send(200, body, {"Content-Type": "application/json"}, with_body)
 
     def _tree(self, repo: str, with_body: bool) -> None:
@@ -117,9 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._content(content, {**headers, "ETag": etag}, with_body)
             return
         linked = {"X-Linked-ETag": etag, "X-Linked-Size": str(len(content)), "ETag": '"other"'}
-        self._send(
-            302, b"", {**headers, **linked, "Location": f"{self.hub.cdn}/cdn/{repo}/{file}"}, with_body
-        )
+        self._send(302, b"", {**headers, **linked, "Location": f"{self.hub.cdn}/cdn/{repo}/{file}"}, with_body)
 
     def _content(self, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         if self.hub.damaged:

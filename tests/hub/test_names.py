@@ -31,9 +31,7 @@ def test_names_of_repositories(text: str, repo: str, wanted: str | None) -> None
     assert parse_repo_name(text) == RepoName(repo, wanted)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "alias", "a/b/c", "org/repo:", "../repo", "org/", "https://example.org/a/b"]
-)
+@pytest.mark.parametrize("text", ["", "alias", "a/b/c", "org/repo:", "../repo", "org/", "https://example.org/a/b"])
 def test_what_is_no_repository(text: str) -> None:
     assert parse_repo_name(text) is None
 

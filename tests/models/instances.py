@@ -67,7 +67,11 @@ PLAIN = [
     Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
     Instance("phi3", "phi3"),
     _gemma("gemma2", "gemma2", metadata={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
-    _gemma("gemma3", "gemma3", metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+    _gemma(
+        "gemma3",
+        "gemma3",
+        metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
     Instance("bitnet", "bitnet", tied=True),
 ]
 QUANTISED = [
@@ -177,5 +181,3 @@ def write(i: Instance, path: Path) -> Path:
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
     return path
-
-

@@ -61,6 +61,4 @@ def test_report_of_one_run_without_prompt_or_decode() -> None:
     assert report["prompt_tok_s"] is None and report["first_token_s"] is None
     assert report["decode_tok_s"] == 2.0 and report["decode_tok_s_sd"] is None
     report = bench_report([BenchRun(4, 2.0, ())], threads=1, load_s=0)
-    assert (
-        report["decode_tok_s"] is None and report["decode_p50_ms"] is None and report["prompt_tok_s"] == 2.0
-    )
+    assert report["decode_tok_s"] is None and report["decode_p50_ms"] is None and report["prompt_tok_s"] == 2.0

@@ -9,10 +9,7 @@ from edgerun.errors import TemplateError
 from edgerun.text import ChatTemplate, sandbox
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-GROW = (
-    "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
-    "{{ ns.x | length }}"
-)
+GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x | length }}"
 BIG = "{% set b = 'x' * 4000000 %}"
 
 
@@ -27,9 +24,7 @@ HOSTILE = {
     "strings in loops": "{% for a in range(60000) %}{{ '" + "y" * 100_000 + "' }}{% endfor %}",
     "captured text": BIG + "{% set y %}{% for a in range(60000) %}{{ b }}{% endfor %}{% endset %}",
     "calls without end": "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
-    "calls that double": (
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}"
-    ),
+    "calls that double": ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}"),
     "loops that call themselves": "{% for a in [[1]] recursive %}{{ loop([a, a]) }}{% endfor %}",
     "text times": "{{ 'x' * 10**10 }}",
     "list times": "{{ ([1] * 10**10) | length }}",

@@ -125,9 +125,7 @@ def test_chatml_as_qwen_writes_it():
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (
-        template(QWEN).render(CHAT[1:2], add_generation_prompt=False) == "<|im_start|>user\n Hi <|im_end|>\n"
-    )
+    assert template(QWEN).render(CHAT[1:2], add_generation_prompt=False) == "<|im_start|>user\n Hi <|im_end|>\n"
 
 
 def test_variables_reach_the_template():
@@ -245,9 +243,7 @@ def test_the_callers_messages_are_left_alone():
     assert messages == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
 
 
-@pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ x", "{% endfor %}", "{{ 'a' | nofilter }}", "{% nosuchtag %}"]
-)
+@pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% endfor %}", "{{ 'a' | nofilter }}", "{% nosuchtag %}"])
 def test_templates_that_cannot_be_compiled(source):
     with pytest.raises(TemplateError, match="cannot be compiled: line 1"):
         template(source)
@@ -263,9 +259,7 @@ def load(metadata, name=""):
 
 
 def test_the_template_of_a_file():
-    metadata = sentencepiece() | {
-        "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
-    }
+    metadata = sentencepiece() | {"tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}
     found = load(metadata)
     assert found.source == metadata["tokenizer.chat_template"]
     assert found.render(CHAT) == "<s>Be brief.</s>"

@@ -41,8 +41,7 @@ class NgramModel:
     def loss(self, ids: list[int]) -> float:
         """Mean nats per token of ids[1:]."""
         logs = [
-            math.log(self.probability(tuple(ids[max(0, i - self.order + 1) : i]), ids[i]))
-            for i in range(1, len(ids))
+            math.log(self.probability(tuple(ids[max(0, i - self.order + 1) : i]), ids[i])) for i in range(1, len(ids))
         ]
         return -sum(logs) / len(logs)
 

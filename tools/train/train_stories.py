@@ -35,9 +35,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--batch-tokens", type=int, default=2048)
     p.add_argument("--peak-rate", type=float, default=3e-3)
     p.add_argument("--warmup-steps", type=int, default=60)
-    p.add_argument(
-        "--decay-share", type=float, default=0.4, help="last share of the steps, rate falling to 0"
-    )
+    p.add_argument("--decay-share", type=float, default=0.4, help="last share of the steps, rate falling to 0")
     p.add_argument("--dropout", type=float, default=0.05)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--held-out", type=float, default=0.05)
@@ -121,9 +119,7 @@ def main() -> None:
     topics = Topics(train_stories)
     held_stream = token_stream(held_stories, topics, tokenizer, random.Random(args.seed))
     held_rows = list(windows(held_stream, 4, 256))
-    print(
-        f"{len(train_stories)} stories, {len(held_stories)} held out ({len(held_stream)} tokens)", flush=True
-    )
+    print(f"{len(train_stories)} stories, {len(held_stories)} held out ({len(held_stream)} tokens)", flush=True)
 
     model = StoryModel(config, args.dropout)
     optimizer = make_optimizer(model, args)
@@ -180,9 +176,7 @@ def main() -> None:
                 }
                 save(args.out / "best.pt", weights)
         rate = f"{optimizer.param_groups[0]['lr']:.6f}"
-        writer.writerow(
-            [step, f"{loss.item():.5f}", "" if held is None else f"{held:.5f}", rate, f"{step_s:.3f}"]
-        )
+        writer.writerow([step, f"{loss.item():.5f}", "" if held is None else f"{held:.5f}", rate, f"{step_s:.3f}"])
         log.flush()
         if time.monotonic() - saved_at > args.save_every_s or step == args.steps or stopping:
             state = {

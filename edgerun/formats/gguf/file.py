@@ -74,9 +74,7 @@ class GgufFile:
         for part in parts:
             for name, info in part.header.tensors.items():
                 if name in tensors:
-                    raise FormatError(
-                        f"{part.path}: the tensor {name!r} also stands in {tensors[name].path.name}"
-                    )
+                    raise FormatError(f"{part.path}: the tensor {name!r} also stands in {tensors[name].path.name}")
                 tensors[name] = info
         self.tensors: Mapping[str, TensorInfo] = tensors
         self.n_bytes = sum(info.n_bytes for info in tensors.values())
@@ -169,9 +167,7 @@ def _open_parts(given: _Part, count: int, opened: list[_Part]) -> list[_Part]:
             f"{given.path}: one of {count} parts, but its name does not end in -NNNNN-of-{count:05d}.gguf, "
             "so the others cannot be found; give it its name back"
         )
-    paths = [
-        given.path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)
-    ]
+    paths = [given.path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -186,7 +182,5 @@ def _open_parts(given: _Part, count: int, opened: list[_Part]) -> list[_Part]:
     expected = opened[0].header.metadata.get("split.tensors.count")
     n_tensors = sum(len(part.header.tensors) for part in opened)
     if expected is not None and expected != n_tensors:
-        raise FormatError(
-            f"{paths[0]}: the parts hold {n_tensors} tensors, split.tensors.count says {expected}"
-        )
+        raise FormatError(f"{paths[0]}: the parts hold {n_tensors} tensors, split.tensors.count says {expected}")
     return opened

@@ -81,9 +81,7 @@ def read_header(cursor: Cursor, path: Path, part: int = 0) -> Header:
     return _read_tensors(cursor, path, part, version, metadata, n_tensors)
 
 
-def _read_tensors(
-    cursor: Cursor, path: Path, part: int, version: int, metadata: Metadata, n_tensors: int
-) -> Header:
+def _read_tensors(cursor: Cursor, path: Path, part: int, version: int, metadata: Metadata, n_tensors: int) -> Header:
     alignment = _alignment(cursor, metadata)
     if n_tensors > min(_MAX_TENSORS, (cursor.size - cursor.position) // 33):
         cursor.fail(f"{n_tensors} tensors cannot be listed in this file (most: {_MAX_TENSORS})")
@@ -106,9 +104,7 @@ def _read_tensors(
                 f"{cursor.size}; it is truncated: fetch it again",
                 at,
             )
-        tensors[info.name] = TensorInfo(
-            info.name, info.shape, info.type, info.n_bytes, info.path, offset, info.part
-        )
+        tensors[info.name] = TensorInfo(info.name, info.shape, info.type, info.n_bytes, info.path, offset, info.part)
     _check_overlap(cursor, tensors)
     return Header(version, metadata, tensors, data_offset)
 

@@ -88,9 +88,7 @@ class GgufWriter:
             raise UsageError("a metadata key has 1 to 65535 bytes")
         self._keys[key] = _encode_text(key) + _encode_value(key, value, kind)
 
-    def add_tensor(
-        self, name: str, data: TensorData, type: GgmlType, shape: Sequence[int] | None = None
-    ) -> None:
+    def add_tensor(self, name: str, data: TensorData, type: GgmlType, shape: Sequence[int] | None = None) -> None:
         """Add a tensor. `data`: its stored bytes (*shape[:-1], row_bytes) u8, or for F32, F16, F64 and I8 to
         I64 an array of numbers (converted to the type); or a callable that gives either, whole or in pieces.
         `shape` in numpy order; needed for a callable, otherwise found from the data."""
@@ -205,9 +203,7 @@ def _shape_of(data: NDArray[Any], type_: GgmlType) -> tuple[int, ...]:
         raise UsageError(f"{type_.name} data is stored bytes (uint8), not {data.dtype}")
     blocks, rest = divmod(data.shape[-1], type_.block_bytes)
     if rest:
-        raise UsageError(
-            f"rows of {data.shape[-1]} bytes are not whole {type_.name} blocks of {type_.block_bytes}"
-        )
+        raise UsageError(f"rows of {data.shape[-1]} bytes are not whole {type_.name} blocks of {type_.block_bytes}")
     return (*data.shape[:-1], blocks * type_.block_size)
 
 
@@ -217,9 +213,7 @@ def _stored(pending: _Pending, data: NDArray[Any]) -> NDArray[np.uint8]:
     if data.dtype == np.uint8:
         return np.ascontiguousarray(data).reshape(-1)
     if plain is None:
-        raise UsageError(
-            f"{pending.name}: {pending.type.name} data is stored bytes (uint8), not {data.dtype}"
-        )
+        raise UsageError(f"{pending.name}: {pending.type.name} data is stored bytes (uint8), not {data.dtype}")
     return np.ascontiguousarray(data, dtype=plain).reshape(-1).view(np.uint8)
 
 

@@ -163,9 +163,7 @@ def f32_to_q5_k(x: F32) -> U8:
     fifth = np.zeros((len(x), 32), np.uint8)
     for sub in range(8):
         fifth |= (codes[:, sub] >> 4) << np.uint8(sub)
-    return np.concatenate(
-        [half_bytes(d), half_bytes(dmin), packed, fifth, _pack_nibble_codes(codes & 15)], axis=1
-    )
+    return np.concatenate([half_bytes(d), half_bytes(dmin), packed, fifth, _pack_nibble_codes(codes & 15)], axis=1)
 
 
 def _fit_signed_scale(x: F32, top: int) -> F32:
