@@ -1,0 +1,95 @@
+"""edgerun and llama.cpp in turn on the same file and the same token ids: medians and ratios.
+
+python benchmarks/side_by_side.py MODEL.gguf --llamacpp-python VENV/bin/python [-p 256] [-n 48] [-r 3] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+FIGURES = ("prompt_tok_s", "decode_tok_s", "decode_p50_ms", "max_rss_mib")
+
+LLAMA_CPP = """
+import ctypes, json, resource, sys, time
+import llama_cpp as L
+model_path, prompt, decode, threads = sys.argv[1], *map(int, sys.argv[2:5])
+quiet = L.llama_log_callback(lambda level, text, data: None)
+L.llama_log_set(quiet, ctypes.c_void_p(0))
+model = L.llama_model_load_from_file(model_path.encode(), L.llama_model_default_params())
+params = L.llama_context_default_params()
+params.n_ctx = max(256, prompt + decode + 8)
+params.n_batch = params.n_ubatch = 512
+params.n_threads = params.n_threads_batch = threads
+context = L.llama_init_from_model(model, params)
+vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(model))
+def feed(ids):
+    if L.llama_decode(context, L.llama_batch_get_one((L.llama_token * len(ids))(*ids), len(ids))):
+        raise SystemExit("llama_decode failed")
+    return L.llama_get_logits_ith(context, -1)[0]
+ids = [i % vocab for i in range(prompt + decode)]
+start = time.perf_counter()
+for low in range(0, prompt, 512):
+    feed(ids[low : min(low + 512, prompt)])
+prompt_s = time.perf_counter() - start
+steps = []
+for token in ids[prompt:]:
+    start = time.perf_counter()
+    feed([token])
+    steps.append(time.perf_counter() - start)
+warm = sorted(steps[len(steps) // 3 :])
+print(json.dumps({
+    "prompt_tok_s": prompt / prompt_s if prompt else None,
+    "decode_tok_s": len(warm) / sum(warm) if warm else None,
+    "decode_p50_ms": warm[len(warm) // 2] * 1e3 if warm else None,
+    "max_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+}))
+"""
+
+
+def last_object(command: list[str]) -> dict[str, Any]:
+    """Run a command and parse the JSON object that it prints."""
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--llamacpp-python", required=True, help="interpreter with llama-cpp-python")
+    parser.add_argument("-p", "--prompt", type=int, default=256)
+    parser.add_argument("-n", "--decode", type=int, default=48)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    sizes = [str(a.prompt), str(a.decode), str(a.threads)]
+    ours = [sys.executable, "-m", "edgerun", "bench", a.model, "--json", "-r", "1"]
+    ours += ["-p", sizes[0], "-n", sizes[1], "-t", sizes[2]]
+    theirs = [a.llamacpp_python, "-c", LLAMA_CPP, a.model, *sizes]
+    runs: dict[str, list[dict[str, Any]]] = {"edgerun": [], "llama.cpp": []}
+    for _ in range(a.repetitions):
+        runs["llama.cpp"].append(last_object(theirs))
+        runs["edgerun"].append(last_object(ours))
+    table = {
+        figure: {name: statistics.median(run[figure] or 0.0 for run in done) for name, done in runs.items()}
+        for figure in FIGURES
+    }
+    for row in table.values():
+        row["ratio"] = row["edgerun"] / row["llama.cpp"] if row["llama.cpp"] else 0.0
+    if a.json:
+        print(json.dumps(table, indent=2))
+        return
+    print(f"{'':14s} {'edgerun':>10s} {'llama.cpp':>10s} {'ratio':>7s}")
+    for figure, row in table.items():
+        print(f"{figure:14s} {row['edgerun']:10.2f} {row['llama.cpp']:10.2f} {row['ratio']:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
