@@ -1,0 +1,101 @@
+"""The decoder's contract: replay equals eager, errors change nothing, the cache may be anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerun.errors import Cancelled, ContextLengthError, UsageError
+from edgerun.formats.gguf import open_gguf
+from edgerun.models import Decoder, load_spec
+from edgerun.weights import ResidentStore
+from tests.models.instances import INSTANCES, tokens_of, write
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, kernels):
+    directory: Path = tmp_path_factory.mktemp("decoders")
+
+    def decoder(name: str) -> Decoder:
+        path = directory / f"{name}.gguf"
+        if not path.exists():
+            write(INSTANCES[name], path)
+        gguf = open_gguf(path)
+        spec = load_spec(gguf)
+        return Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+
+    return decoder
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_replayed_decode_equals_eager(name, make):
+    ids = tokens_of(INSTANCES[name])[:20]
+    results = []
+    for replay in (True, False):
+        decoder = make(name)
+        decoder._can_replay = decoder._can_replay and replay
+        cache = decoder.new_cache(128)
+        results.append(np.concatenate([decoder.forward([token], cache) for token in ids]))
+    assert np.array_equal(*results), "recorded launches must give the same bits"
+
+
+def test_replay_survives_growth_and_other_caches(make):
+    decoder, plain = make("llama"), make("llama")
+    plain._can_replay = False
+    rng = np.random.default_rng(0)
+    caches = [(d.new_cache(2000), d.new_cache(2000)) for d in (decoder, plain)]
+    for step in range(600):
+        token = [int(rng.integers(0, decoder.spec.vocab_size))]
+        which = int(rng.integers(0, 2))
+        got, want = decoder.forward(token, caches[0][which]), plain.forward(token, caches[1][which])
+        assert np.array_equal(got, want), step
+    assert max(cache.length for cache in caches[0]) > 256
+
+
+def test_errors_leave_the_cache_as_it_was(make, monkeypatch):
+    decoder = make("llama")
+    cache = decoder.new_cache(30)
+    decoder.forward([1, 2, 3], cache)
+    for ids, error, text in (
+        ([], UsageError, "at least one"),
+        ([96], UsageError, "0 to 95"),
+        ([-1, 4], UsageError, "0 to 95"),
+        ([5] * 28, ContextLengthError, "28 more tokens after 3 do not fit a context of 30"),
+    ):
+        with pytest.raises(error, match=text):
+            decoder.forward(ids, cache)
+        assert cache.length == 3
+    with pytest.raises(UsageError, match="last, all or none"):
+        decoder.forward([1], cache, logits="some")
+
+    calls = iter([False, True])
+    with pytest.raises(Cancelled):
+        decoder.forward([1, 2], cache, cancelled=lambda: next(calls))
+    assert cache.length == 3
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder.kernels, "attention", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.forward([1, 2], cache)
+    assert cache.length == 3
+    want = make("llama")
+    fresh = want.new_cache(30)
+    whole = want.forward([1, 2, 3, 9, 8], fresh)
+    np.testing.assert_allclose(decoder.forward([9, 8], cache), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_kinds_of_result(make):
+    decoder = make("qwen3moe")
+    ids = tokens_of(INSTANCES["qwen3moe"])
+    everything = decoder.forward(ids, decoder.new_cache(64), logits="all")
+    assert everything.shape == (len(ids), decoder.spec.vocab_size)
+    assert decoder.forward(ids, decoder.new_cache(64), logits="none") is None
+    last = decoder.forward(ids, decoder.new_cache(64))
+    assert np.array_equal(last[0], everything[-1])
+    hidden = decoder.hidden(ids, decoder.new_cache(64))
+    assert hidden.shape == (len(ids), decoder.spec.d_model)

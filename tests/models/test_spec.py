@@ -1,0 +1,129 @@
+"""Hostile and impossible metadata: a typed error that says what is wrong, never anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun.errors import EdgerunError, FormatError, UnsupportedError
+from edgerun.formats.gguf import GgufWriter, open_gguf
+from edgerun.models import load_spec
+from edgerun.models.rope import RopeTable, frequencies
+from edgerun.models.spec import RopeScaling
+from tests.models.instances import INSTANCES, write
+
+
+def with_metadata(tmp_path, **changes):
+    base = INSTANCES["llama"]
+    keys = {key.replace("__", "."): value for key, value in changes.items()}
+    return write(dataclasses.replace(base, metadata={**base.metadata, **keys}), tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("block_count", 0, "block_count is 0"),
+        ("block_count", 10**6, "block_count is 1000000"),
+        ("block_count", 4, "blk.3.attn_norm.weight .* is missing"),
+        ("embedding_length", "many", "must be an integer"),
+        ("embedding_length", 128, "metadata says"),
+        ("attention__head_count", 3, "3 heads cannot share 2"),
+        ("attention__head_count_kv", 8, "cannot share"),
+        ("rope__dimension_count", 17, "cannot rotate 17"),
+        ("rope__dimension_count", 64, "cannot rotate 64 of 16"),
+        ("rope__freq_base", float("nan"), "is nan"),
+        ("rope__freq_base", 0.5, "impossible"),
+        ("attention__layer_norm_rms_epsilon", -1.0, "impossible"),
+        ("rope__scaling__type", "spiral", "'spiral' is not supported"),
+        ("rope__scaling__factor", 1e30, "impossible"),
+        ("feed_forward_length", 97, "metadata says"),
+        ("expert_count", 4, "cannot use 0 of 4"),
+    ],
+)
+def test_impossible_numbers(tmp_path, key, value, text):
+    with open_gguf(with_metadata(tmp_path, **{key: value})) as gguf, pytest.raises(FormatError, match=text):
+        load_spec(gguf)
+
+
+_VALUES = st.one_of(
+    st.integers(-(2**31), 2**31),
+    st.floats(allow_nan=True, allow_infinity=True, width=32),
+    st.text(max_size=5),
+    st.booleans(),
+    st.lists(st.integers(-5, 5), min_size=1, max_size=4),
+)
+_KEYS = st.sampled_from(
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "expert_count",
+        "expert_used_count",
+        "attn_logit_softcapping",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(_KEYS, _VALUES, min_size=1, max_size=3))
+def test_mutated_metadata_gives_a_spec_or_a_typed_error(tmp_path_factory, changes):
+    base = INSTANCES["llama"]
+    path = tmp_path_factory.mktemp("mutated") / "m.gguf"
+    write(dataclasses.replace(base, metadata=changes), path)
+    with open_gguf(path) as gguf:
+        try:
+            spec = load_spec(gguf)
+        except EdgerunError as error:
+            assert str(error)
+        else:
+            assert spec.n_layers == base.layers
+
+
+def test_unknown_architecture_names_the_known(tmp_path):
+    with GgufWriter(tmp_path / "x.gguf", "mamba9") as w:
+        w.add("mamba9.block_count", 1)
+    with open_gguf(tmp_path / "x.gguf") as gguf, pytest.raises(UnsupportedError, match="'mamba9'.*qwen3moe"):
+        load_spec(gguf)
+
+
+def test_yarn_by_hand():
+    scaling = RopeScaling("yarn", factor=4.0, original_context=32)
+    angles, factor = frequencies(16, 10000.0, scaling)
+    assert factor == pytest.approx(1 + 0.1 * math.log(4))
+    plain = [10000 ** (-2 * i / 16) for i in range(8)]
+    assert angles[0] == pytest.approx(plain[0]), "fast dimensions stay"
+    assert angles[-1] == pytest.approx(plain[-1] / 4), "slow ones are stretched"
+    assert ((angles <= np.array(plain) + 1e-12) & (angles >= np.array(plain) / 4 - 1e-12)).all()
+
+
+def test_linear_and_factors_divide():
+    plain, one = frequencies(8, 100.0, RopeScaling())
+    linear, _ = frequencies(8, 100.0, RopeScaling("linear", factor=2.0))
+    divided, _ = frequencies(8, 100.0, RopeScaling(), np.full(4, 2, np.float32))
+    np.testing.assert_allclose(linear, plain / 2)
+    np.testing.assert_allclose(divided, plain / 2)
+    assert one == 1.0
+
+
+def test_table_grows_without_changing():
+    table = RopeTable(*frequencies(8, 100.0, RopeScaling()))
+    first = [part.copy() for part in table.at(3, 5)]
+    table.at(5000, 1)
+    for before, after in zip(first, table.at(3, 5), strict=True):
+        assert np.array_equal(before, after)

@@ -1,0 +1,40 @@
+"""What the documents say is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import edgerun
+from edgerun.cli.main import cli
+from edgerun.kernels.compile import SOURCES
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_cli_page_names_real_commands():
+    import click
+
+    text = (ROOT / "docs" / "cli.md").read_text()
+    named = set(re.findall(r"`edgerun ([a-z]+)", text))
+    assert isinstance(cli, click.Group)
+    real = set(cli.list_commands(click.Context(cli)))
+    assert named == real - {"chat"}, (named, real)
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "pip install -e '.[dev]' && .venv/bin/python -m pytest" in readme
+    assert "-e '.[dev]'" in ci
+    assert "-m pytest" in ci
+
+
+def test_public_names_exist():
+    for name in edgerun.__all__:
+        assert getattr(edgerun, name) is not None
+
+
+def test_every_kernel_has_its_builder():
+    for name, module in SOURCES.items():
+        source = (ROOT / "edgerun" / "kernels" / f"{module}.py").read_text()
+        assert f"def build_{name}(" in source
