@@ -54,7 +54,7 @@ def load_engine(
         stack.callback(impl.close)
         store = ResidentStore(gguf, spec, impl, events=events)
         engine = Engine(
-            Decoder(spec, store, impl),
+            Decoder(spec, store, impl, context=n_context),
             tokenizer,
             context=n_context,
             template=template,

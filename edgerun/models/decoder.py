@@ -61,13 +61,16 @@ class _Scratch:
 
 
 class Decoder:
-    """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time."""
+    """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
-    def __init__(self, spec: ModelSpec, store: WeightStore, kernels: Kernels) -> None:
+    context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
+    """
+
+    def __init__(self, spec: ModelSpec, store: WeightStore, kernels: Kernels, *, context: int | None = None) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        factors = self._rope_factors()
+        factors = self._rope_factors(context or spec.context_length)
         self._rope = RopeTable(*frequencies(spec.rope_dim, spec.rope_base, spec.rope_scaling, factors))
         self._local_rope = self._rope
         if spec.family.local_rope_base:
@@ -368,11 +371,11 @@ class Decoder:
             np.multiply(np.tanh(logits / np.float32(cap)), np.float32(cap), out=logits)
         return logits
 
-    def _rope_factors(self) -> F32 | None:
-        """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for short or long contexts."""
+    def _rope_factors(self, context: int) -> F32 | None:
+        """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for contexts beyond the original or within."""
         factors = self.store.vector("rope_freqs")
-        if factors is None and self.spec.rope_scaling.kind == "longrope":
-            stretched = self.spec.context_length > self.spec.rope_scaling.original_context
+        if factors is None:
+            stretched = context > self.spec.rope_scaling.original_context
             factors = self.store.vector("rope_factors_long" if stretched else "rope_factors_short")
         if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
             raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")

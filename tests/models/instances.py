@@ -37,6 +37,7 @@ class Instance:
     tied: bool = False
     biases: tuple[str, ...] = ()
     rope_factors: bool = False
+    long_short: bool = False  # Phi-3's two sets of factors
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +67,12 @@ PLAIN = [
     Instance("qwen3moe", "qwen3moe", head_dim=32, experts=8, used=3),
     Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
     Instance("phi3", "phi3"),
+    Instance(
+        "phi3-longrope",
+        "phi3",
+        long_short=True,
+        metadata={"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.19},
+    ),
     _gemma("gemma2", "gemma2", metadata={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
     _gemma(
         "gemma3",
@@ -170,6 +177,10 @@ def write(i: Instance, path: Path) -> Path:
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)
+        if i.long_short:
+            for kind, top in (("long", 8.0), ("short", 1.5)):
+                factors = np.linspace(1.0, top, i.head_dim // 2).astype(np.float32)
+                w.add_tensor(f"rope_factors_{kind}.weight", factors, GgmlType.F32)
         shapes = expected_shapes(spec_of(i))
         for layer in range(i.layers):
             for part, shape in shapes.items():
