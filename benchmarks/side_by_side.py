@@ -28,7 +28,8 @@ params.n_threads = params.n_threads_batch = threads
 context = L.llama_init_from_model(model, params)
 vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(model))
 def feed(ids):
-    if L.llama_decode(context, L.llama_batch_get_one((L.llama_token * len(ids))(*ids), len(ids))):
+    array = (L.llama_token * len(ids))(*ids)  # must outlive the batch
+    if L.llama_decode(context, L.llama_batch_get_one(array, len(ids))):
         raise SystemExit("llama_decode failed")
     return L.llama_get_logits_ith(context, -1)[0]
 ids = [i % vocab for i in range(prompt + decode)]
@@ -53,7 +54,9 @@ print(json.dumps({
 
 def last_object(command: list[str]) -> dict[str, Any]:
     """Run a command and parse the JSON object that it prints."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     return found
 

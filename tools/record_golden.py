@@ -51,8 +51,8 @@ def logits_of(path: Path, ids: list[int]) -> np.ndarray:
     vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(model))
     rows = []
     for token in ids:
-        batch = L.llama_batch_get_one((L.llama_token * 1)(token), 1)
-        if L.llama_decode(context, batch):
+        array = (L.llama_token * 1)(token)  # must outlive the batch
+        if L.llama_decode(context, L.llama_batch_get_one(array, 1)):
             raise SystemExit(f"{path}: llama_decode failed")
         rows.append(np.ctypeslib.as_array(L.llama_get_logits_ith(context, -1), shape=(vocab,)).copy())
     L.llama_free(context)

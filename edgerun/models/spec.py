@@ -163,10 +163,13 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
     context = n.integer("context_length", 4096)
+    n_layers = n.integer("block_count")
+    if f"blk.{n_layers}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+        raise FormatError(f"{architecture}.block_count is {n_layers}, but the file holds tensors of layer {n_layers}")
     return ModelSpec(
         architecture=architecture,
         family=family,
-        n_layers=n.integer("block_count"),
+        n_layers=n_layers,
         d_model=d_model,
         d_ff=d_ff,
         n_heads=n_heads,

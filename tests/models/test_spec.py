@@ -95,6 +95,12 @@ def test_mutated_metadata_gives_a_spec_or_a_typed_error(tmp_path_factory, change
             assert spec.n_layers == base.layers
 
 
+def test_a_block_count_below_the_layers_in_the_file_is_refused(tmp_path):
+    write(dataclasses.replace(INSTANCES["llama"], metadata={"block_count": 1}), tmp_path / "m.gguf")
+    with open_gguf(tmp_path / "m.gguf") as gguf, pytest.raises(FormatError, match="block_count is 1.*layer 1"):
+        load_spec(gguf)
+
+
 def test_unknown_architecture_names_the_known(tmp_path):
     with GgufWriter(tmp_path / "x.gguf", "mamba9") as w:
         w.add("mamba9.block_count", 1)
