@@ -8,6 +8,7 @@ EdgerunError
 ├── NetworkError          a hub cannot be reached or refuses              (exit 5)
 ├── FormatError           a file is malformed, truncated or hostile
 │   └── UnsupportedError      well-formed, but a kind that edgerun does not run
+├── ReadError             weights cannot be read back from the disk while running
 ├── TemplateError         a chat template cannot be compiled or rendered
 └── Cancelled             the caller asked to stop                        (exit 130)
 """
@@ -56,6 +57,13 @@ class FormatError(EdgerunError, ValueError):
 
 class UnsupportedError(FormatError):
     """A well-formed file of a kind that edgerun does not run."""
+
+
+class ReadError(EdgerunError, OSError):
+    """Weights could not be read back: a dying disk, or a file that was cut or replaced while it was in use."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class TemplateError(EdgerunError, ValueError):

@@ -65,8 +65,31 @@ class Kernels(Protocol):
     name: str
     threads: int
 
+    def prepare(self, types: Sequence[GgmlType]) -> None:
+        """Have the code for matrices of these types ready; else it is made at first use, which no two threads may
+        be the first at."""
+        ...
+
     def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
         """GGUF rows (rows, row_bytes) u8 -> a Matrix. Lossless; copies, `raw` may go away."""
+        ...
+
+    @property
+    def row_group(self) -> int:
+        """Rows that lie interleaved: `pack_rows` wants to begin at a multiple of it."""
+        ...
+
+    def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
+        """Memory of a packed matrix."""
+        ...
+
+    def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
+        """A Matrix in caller-owned memory (packed_bytes,) u8, to be filled by `pack_rows`, or full already."""
+        ...
+
+    def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
+        """Pack GGUF rows (n, row_bytes) u8 to rows first_row .. of `w`; n may be off `row_group` only at the end of
+        the matrix. On the calling thread alone, and from several threads at once for different rows."""
         ...
 
     def activations(self, x: F32) -> Activations:

@@ -31,9 +31,22 @@ class ReferenceKernels:
     name = "reference"
     threads = 1
     recordable = False
+    row_group = 1
+
+    def prepare(self, types: Sequence[GgmlType]) -> None:
+        """Nothing is compiled."""
 
     def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
         return Matrix(raw.shape[0], cols, type, "gguf", np.array(raw, order="C"))
+
+    def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
+        return rows * type.row_bytes(cols)
+
+    def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
+        return Matrix(rows, cols, type, "gguf", memory.reshape(rows, type.row_bytes(cols)))
+
+    def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
+        w.data[first_row : first_row + raw.shape[0]] = raw
 
     def activations(self, x: F32) -> Activations:
         return PlainActivations(x)

@@ -209,6 +209,36 @@ class SimdKernels:
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
         return Matrix(rows, cols, type, f"r{lanes}", out, address(out))
 
+    @property
+    def row_group(self) -> int:
+        return self._isa.lanes
+
+    def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
+        if type not in _MATMUL:
+            return self._reference.packed_bytes(type, rows, cols)
+        return layout.packed_bytes(type, rows, cols, self._isa.lanes)
+
+    def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
+        if type not in _MATMUL:
+            return self._reference.matrix_in(memory, type, rows, cols)
+        if memory.size != self.packed_bytes(type, rows, cols) or not memory.flags.c_contiguous:
+            raise UsageError(f"{memory.size} bytes are not the {self.packed_bytes(type, rows, cols)} of the matrix")
+        return Matrix(rows, cols, type, f"r{self._isa.lanes}", memory, address(memory))
+
+    def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
+        if w.layout == "gguf":
+            self._reference.pack_rows(raw, w, first_row)
+            return
+        lanes, rows = self._isa.lanes, raw.shape[0]
+        ragged = rows % lanes and first_row + rows != w.rows
+        if first_row % lanes or ragged or first_row + rows > w.rows or raw.shape[1] != w.type.row_bytes(w.cols):
+            raise UsageError(f"cannot pack {raw.shape} at row {first_row} of {w.rows} x {w.cols} {w.type.name}")
+        blocks = w.cols // layout.BLOCK_COLS[w.type]
+        target = w.address + first_row // lanes * blocks * layout.BLOCK_BYTES[w.type] * lanes
+        raw = np.ascontiguousarray(raw)
+        arguments = (ctypes.c_int64 * 5)(address(raw), raw.shape[1], rows, target, blocks)
+        self._function(_PACK[w.type])(ctypes.addressof(arguments), 0, -(-rows // lanes))
+
     # -- products -----------------------------------------------------------------------------------------------
 
     def activations(self, x: F32) -> Rows:
@@ -480,6 +510,12 @@ class SimdKernels:
     ) -> tuple[I32, F32]:
         return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
 
+    def _function(self, name: str) -> Any:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = _KERNEL(self._cache.address(name))
+        return function
+
     def _launch(self, name: str, arguments: tuple[int, ...], items: int, grain: int) -> None:
         """Small work runs on the caller alone: waking the others would cost more."""
         with self._lock:
@@ -488,9 +524,6 @@ class SimdKernels:
                 packed = bytes(self._arguments[: 8 * len(arguments)])
                 self._recorder.add(name, self._cache.address(name), packed, items, grain)
             if items <= grain:
-                function = self._functions.get(name)
-                if function is None:
-                    function = self._functions[name] = _KERNEL(self._cache.address(name))
-                function(self._at, 0, items)
+                self._function(name)(self._at, 0, items)
             else:
                 self._pool.run(self._cache.address(name), self._at, items, grain)

@@ -7,14 +7,14 @@ time, d = d_model; all activations are f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, UsageError
-from edgerun.kernels.interface import F32, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
@@ -22,6 +22,7 @@ from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
 CHUNK = 256  # tokens of a prompt that pass the layers together
+_EXPERT_ROWS = 2048  # rows of intermediate results of experts at a time
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
 
 
@@ -56,7 +57,7 @@ class _Scratch:
         else:
             self.gate, self.up = floats(ff), floats(ff)
         if spec.n_experts:
-            self.router = floats(spec.n_experts)
+            self.router, self.ahead = floats(spec.n_experts), floats(spec.n_experts)
             self.parts = np.empty((rows * spec.n_experts_used, d), np.float32)
 
 
@@ -80,7 +81,7 @@ class Decoder:
         self._output_norm = output_norm
         self._single = _Scratch(spec, 1)
         self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
-        self._several: _Scratch | None = None
+        self._several: dict[int, _Scratch] = {}
         self._can_replay = kernels.recordable and store.fixed
         self._replay: DecodeReplay | None = None
 
@@ -159,19 +160,15 @@ class Decoder:
         s = self._single
         for layer in range(self.spec.n_layers):
             w = self.store.dense(layer)
-            self._attention(layer, w, s.x, cache, s)
+            self._attention(layer, w, s.x, cache, s, cache.length)
             if self.spec.n_experts:
                 self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
-                self._router(w, s)
+                self._routers(layer, w, s.h, s.router, s.ahead)
                 cut()
             else:
                 self._feed_forward(layer, w, s.x, s)
         self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
         self.kernels.matmul(self.store.head(), self.kernels.activations(s.normed), s.logits)
-
-    def decode_experts(self, layer: int) -> None:
-        """The experts of one token, between two recorded pieces."""
-        self._chosen_experts(layer, self.store.dense(layer), self._single.x, self._single)
 
     def rope_row(self, layer: int, position: int) -> tuple[F32, F32]:
         """(1, rope_dim / 2) cosines and sines for one position of a layer."""
@@ -192,35 +189,48 @@ class Decoder:
         before = cache.length
         cache.reserve(len(tokens))
         done: list[tuple[int, F32]] = []
+        wave = self.store.wave_tokens or CHUNK
         try:
-            for low in range(0, len(tokens), CHUNK):
-                part = tokens[low : low + CHUNK]
-                x = self.store.embedding(part)
-                if self.spec.family.scaled_embedding:
-                    self.kernels.scale(x, self.spec.d_model**0.5)
-                scratch = self._scratch(len(part))
-                for layer in range(self.spec.n_layers):
-                    if cancelled is not None and cancelled():
-                        raise Cancelled("stopped by the caller")
-                    weights = self.store.dense(layer)
-                    self._attention(layer, weights, x, cache, scratch)
-                    self._feed_forward(layer, weights, x, scratch)
-                cache.advance(len(part))
+            for low in range(0, len(tokens), wave):
+                x = self._wave(tokens[low : low + wave], cache, cancelled)
+                cache.advance(len(x))
                 done.append((low, x))
         except BaseException:
             cache.truncate(before)
             raise
         return done
 
+    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool] | None) -> F32:
+        """All layers over some tokens, each layer over all of them before the next: it is needed once. (T, d)."""
+        x = self.store.embedding(tokens)
+        if self.spec.family.scaled_embedding:
+            self.kernels.scale(x, self.spec.d_model**0.5)
+        parts = [slice(low, min(low + CHUNK, len(x))) for low in range(0, len(x), CHUNK)]
+        for layer in range(self.spec.n_layers):
+            weights: LayerWeights | None = None
+            for part in parts:
+                if cancelled is not None and cancelled():
+                    raise Cancelled("stopped by the caller")
+                weights = weights or self.store.dense(layer)
+                scratch = self._scratch(part.stop - part.start)
+                self._attention(layer, weights, x[part], cache, scratch, cache.length + part.start)
+                if not self.spec.n_experts:
+                    self._feed_forward(layer, weights, x[part], scratch)
+            if self.spec.n_experts and weights is not None:
+                self._expert_layer(layer, weights, x, cancelled)
+        return x
+
     def _scratch(self, rows: int) -> _Scratch:
         if rows == 1:
             return self._single
-        if self._several is None or self._several.rows != rows:
-            self._several = _Scratch(self.spec, rows)
-        return self._several
+        if rows not in self._several:
+            if len(self._several) > 1:  # a wave has whole chunks and a rest
+                self._several.clear()
+            self._several[rows] = _Scratch(self.spec, rows)
+        return self._several[rows]
 
-    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: _Scratch) -> None:
-        """x += attention(norm(x))."""
+    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: _Scratch, start: int) -> None:
+        """x += attention(norm(x)), the rows being positions start and on."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         vectors, matrices = w.vectors, w.matrices
         kernels.rms_norm(x, vectors["attn_norm"], spec.norm_eps, s.h)
@@ -241,7 +251,6 @@ class Decoder:
             kernels.rms_norm(s.q, vectors["attn_q_norm"], spec.norm_eps, s.q)
             kernels.rms_norm(s.k, vectors["attn_k_norm"], spec.norm_eps, s.k)
         window = spec.window(layer)
-        start = cache.length
         cos, sin = (self._local_rope if window else self._rope).at(start, len(x))
         kernels.rope(s.q_heads, cos, sin, family.rope)
         kernels.rope(s.k_heads, cos, sin, family.rope)
@@ -263,12 +272,9 @@ class Decoder:
         self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
 
     def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
-        """x += feed-forward(norm(x)), dense or a mixture of experts."""
+        """x += feed-forward(norm(x)), the dense one."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, s.h)
-        if spec.n_experts:
-            self._experts(layer, w, x, s)
-            return
         rows = kernels.activations(s.h)
         if family.fused_gate_up:
             self._product(w, "ffn_up", rows, s.gate_up)
@@ -284,51 +290,96 @@ class Decoder:
             kernels.rms_norm(s.gate, w.vectors["ffn_sub_norm"], spec.norm_eps, s.gate)
         self._add_product(w, "ffn_down", s.gate, x, s, "post_ffw_norm")
 
-    def _experts(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
-        """x += sum of the chosen experts, and of the shared one; s.h is the normed input.
+    def _expert_layer(self, layer: int, w: LayerWeights, x: F32, cancelled: Callable[[], bool] | None) -> None:
+        """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once."""
+        tokens, spec = len(x), self.spec
+        h = np.empty_like(x)
+        self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
+        router, ahead = np.empty((2, tokens, spec.n_experts), np.float32)
+        self._routers(layer, w, h, router, ahead)
+        parts = np.empty((tokens * spec.n_experts_used, spec.d_model), np.float32)
+        self._mixture(layer, w, x, h, router, ahead, parts, cancelled)
 
-        Each result waits in its own row and all are summed in the router's order, so the order in which experts
-        become ready cannot change a bit.
+    def decode_experts(self, layer: int) -> None:
+        """The experts of one token, between two recorded pieces."""
+        s = self._single
+        self._mixture(layer, self.store.dense(layer), s.x, s.h, s.router, s.ahead, s.parts, None)
+
+    def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: F32) -> None:
+        """This layer's router logits (T, experts) and, for a store that reads ahead, those of the next layer's router
+        for the same input: the residual stream changes little from layer to layer, so they mostly name the experts
+        that the next layer will choose."""
+        rows = self.kernels.activations(h)
+        self.kernels.matmul(w.matrices["ffn_gate_inp"], rows, router)
+        if self._looks_ahead(layer):
+            self.kernels.matmul(self.store.dense(layer + 1).matrices["ffn_gate_inp"], rows, ahead)
+
+    def _looks_ahead(self, layer: int) -> bool:
+        return self.store.wants_hints and layer + 1 < self.spec.n_layers
+
+    def _mixture(
+        self,
+        layer: int,
+        w: LayerWeights,
+        x: F32,
+        h: F32,
+        router: F32,
+        ahead: F32,
+        parts: F32,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """x (T, d) += sum of the experts that `router` (T, experts) chooses for h (T, d), and of the shared one.
+
+        Each result waits in its own row of `parts` and all are summed in the router's order, so the order in which
+        experts become ready cannot change a bit.
         """
-        self._router(w, s)
-        self._chosen_experts(layer, w, x, s)
-
-    def _router(self, w: LayerWeights, s: _Scratch) -> None:
-        self.kernels.matmul(w.matrices["ffn_gate_inp"], self.kernels.activations(s.h), s.router)
-
-    def _chosen_experts(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
-        """x += what the experts make of s.h, by the logits in s.router."""
-        spec, kernels = self.spec, self.kernels
-        rows = kernels.activations(s.h)
+        spec, kernels, tokens = self.spec, self.kernels, len(x)
         ids, weights = kernels.route(
-            s.router,
+            router,
             spec.n_experts_used,
             spec.family.router,
             renormalise=spec.family.renormalise,
             scale=spec.expert_scale,
         )
-        if s.rows == 1:
+        uses: I32 | None = None
+        if tokens == 1:
             slots_of = {expert: self._slot[slot] for slot, expert in enumerate(ids[0].tolist())}
             chosen = np.sort(ids[0])
         else:
             order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
             chosen, first = np.unique(ids.reshape(-1)[order], return_index=True)
-            slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
-        for ready in self.store.experts(layer, chosen):
-            slots = [slots_of[expert.id] for expert in ready]
-            tokens = (
-                [slot // np.int32(spec.n_experts_used) for slot in slots]
-                if s.rows > 1
-                else [self._slot[0]] * len(ready)
-            )
-            kernels.experts_ffn(ready, rows, tokens, slots, spec.family.activation, s.parts)
-        kernels.combine(s.parts, weights, x, add=True)
+            slots = np.split(order, first[1:])
+            slots_of = dict(zip(chosen.tolist(), slots, strict=True))
+            uses = np.array([len(each) for each in slots], np.int32)
+        batches = self.store.experts(layer, chosen, uses, tokens)
+        if self._looks_ahead(layer):
+            self.store.expect(layer + 1, _likeliest(ahead, spec.n_experts_used))
+        rows = kernels.activations(h)
+        for ready in batches:
+            for some in _bounded(ready, slots_of):
+                if tokens > 1 and cancelled is not None and cancelled():
+                    raise Cancelled("stopped by the caller")
+                slots = [slots_of[expert.id] for expert in some]
+                mine = (
+                    [slot // np.int32(spec.n_experts_used) for slot in slots]
+                    if tokens > 1
+                    else self._slot[:1] * len(some)
+                )
+                kernels.experts_ffn(some, rows, mine, slots, spec.family.activation, parts)
+        kernels.combine(parts, weights, x, add=True)
         if spec.d_ff_shared:
-            kernels.matmul_many((w.matrices["ffn_gate_shexp"], w.matrices["ffn_up_shexp"]), rows, (s.gate, s.up))
-            kernels.gated(s.gate, s.up, spec.family.activation, s.gate)
-            kernels.matmul(w.matrices["ffn_down_shexp"], kernels.activations(s.gate), s.t)
-            gate = 1.0 / (1.0 + np.exp(-(s.h @ w.vectors["ffn_gate_inp_shexp"])))
-            x += s.t * gate[:, None].astype(np.float32)
+            for low in range(0, tokens, CHUNK):
+                self._shared_expert(w, x[low : low + CHUNK], h[low : low + CHUNK])
+
+    def _shared_expert(self, w: LayerWeights, x: F32, h: F32) -> None:
+        """x += the expert that every token uses, weighted by a gate of its own."""
+        kernels, s = self.kernels, self._scratch(len(x))
+        rows = kernels.activations(h)
+        kernels.matmul_many((w.matrices["ffn_gate_shexp"], w.matrices["ffn_up_shexp"]), rows, (s.gate, s.up))
+        kernels.gated(s.gate, s.up, self.spec.family.activation, s.gate)
+        kernels.matmul(w.matrices["ffn_down_shexp"], kernels.activations(s.gate), s.t)
+        gate = 1.0 / (1.0 + np.exp(-(h * w.vectors["ffn_gate_inp_shexp"]).sum(axis=1)))  # row by row: no BLAS
+        x += s.t * gate[:, None].astype(np.float32)
 
     # -- products -----------------------------------------------------------------------------------------------
 
@@ -380,3 +431,26 @@ class Decoder:
         if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
             raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")
         return factors
+
+
+def _likeliest(logits: F32, k: int) -> I32:
+    """Router logits (T, experts) -> the experts among any row's first k, those wanted by most rows first."""
+    if len(logits) == 1:
+        return np.argsort(-logits[0])[:k].astype(np.int32)
+    top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    counts = np.bincount(top.reshape(-1), minlength=logits.shape[1])
+    return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].astype(np.int32)
+
+
+def _bounded(experts: list[Expert], slots_of: dict[int, I32]) -> Iterator[list[Expert]]:
+    """In pieces of so many rows that their intermediate results stay small."""
+    some: list[Expert] = []
+    rows = 0
+    for expert in experts:
+        more = len(slots_of[expert.id])
+        if some and rows + more > _EXPERT_ROWS:
+            yield some
+            some, rows = [], 0
+        some.append(expert)
+        rows += more
+    yield some

@@ -2,5 +2,6 @@
 
 from edgerun.weights.resident import ResidentStore
 from edgerun.weights.store import LayerWeights, WeightStore
+from edgerun.weights.streamed_experts import StreamedExpertStore
 
-__all__ = ["LayerWeights", "ResidentStore", "WeightStore"]
+__all__ = ["LayerWeights", "ResidentStore", "StreamedExpertStore", "WeightStore"]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import FormatError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.weights.catalog import EXPERT_PARTS, LayerTensors, make_catalog
 from edgerun.weights.store import LayerWeights
-
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-_EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
 class HasLayers(Protocol):
@@ -35,31 +31,29 @@ class ResidentStore:
     """
 
     fixed = True
+    wants_hints = False
+    wave_tokens = 0
 
     def __init__(self, gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore) -> None:
         self._gguf = gguf
         self._kernels = kernels
-        self._embedding = gguf.tensors["token_embd.weight"]
-        self._outside: dict[str, F32] = {}
-        self._layers = [LayerWeights() for _ in range(spec.n_layers)]
-        self._experts: list[list[Expert]] = [[] for _ in range(spec.n_layers)]
-        self._head: Matrix | None = None
-        done = 0
-        for name, info in gguf.tensors.items():
-            self._take(name, info)
-            done += info.n_bytes
-            events(Progress("load weights", done, gguf.n_bytes, "bytes"))
-        for layer, weights in enumerate(self._layers):
-            self._collect_experts(layer, weights)
-        if self._head is None:
-            self._head = self._pack(self._embedding)
+        self._events = events
+        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        self._done_bytes, self._total_bytes = 0, catalog.n_bytes
+        self._embedding = catalog.embedding
+        self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
+        self._layers: list[LayerWeights] = []
+        self._experts: list[list[Expert]] = []
+        for layer in catalog.layers:
+            self._layers.append(self._take(layer))
+            self._experts.append(self._take_experts(layer))
+        self._head = self._pack(catalog.head)
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         rows = self._gguf.raw("token_embd.weight")[ids]
         return np.ascontiguousarray(dequantize(rows, self._embedding.type))
 
     def head(self) -> Matrix:
-        assert self._head is not None
         return self._head
 
     def vector(self, name: str) -> F32 | None:
@@ -68,59 +62,42 @@ class ResidentStore:
     def dense(self, layer: int) -> LayerWeights:
         return self._layers[layer]
 
-    def experts(self, layer: int, ids: I32) -> Iterator[list[Expert]]:
+    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
         mine = self._experts[layer]
         yield [mine[i] for i in ids]
 
-    def expect(self, layer: int, ids: I32, confidence: float) -> None:
+    def expect(self, layer: int, ids: I32) -> None:
         """Everything is here already."""
 
-    def _take(self, name: str, info: TensorInfo) -> None:
-        """Bring one tensor into memory where it belongs."""
-        if name == "token_embd.weight":
-            return
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            if name == "output.weight":
-                self._head = self._pack(info)
-            elif len(info.shape) == 1:
-                self._outside[name.removesuffix(".weight")] = self._floats(info)
-            return
-        layer, part = int(match[1]), match[2].removesuffix(".weight")
-        if layer >= len(self._layers):
-            raise FormatError(f"{name}: the model has only {len(self._layers)} layers")
-        weights = self._layers[layer]
-        if len(info.shape) == 1:
-            weights.vectors[part] = self._floats(info)
-        elif len(info.shape) == 2:
-            weights.matrices[part] = self._pack(info)
-        elif len(info.shape) == 3 and part in _EXPERTS:
-            self._pack_experts(layer, part, info)
-        else:
-            raise FormatError(f"{name}: unexpected shape {info.shape}")
+    def close(self) -> None:
+        """The memory goes with the last reference."""
+
+    def _take(self, layer: LayerTensors) -> LayerWeights:
+        return LayerWeights(
+            {part: self._pack(info) for part, info in layer.matrices.items()},
+            {part: self._floats(info) for part, info in layer.vectors.items()},
+        )
+
+    def _take_experts(self, layer: LayerTensors) -> list[Expert]:
+        packed = []
+        for part in EXPERT_PARTS if layer.experts else ():
+            info = layer.experts[part]
+            raw = self._gguf.raw(info.name)
+            packed.append([self._kernels.pack(raw[i], info.type, info.shape[2]) for i in range(info.shape[0])])
+            self._finish(info)
+        return [Expert(i, *matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
 
     def _floats(self, info: TensorInfo) -> F32:
-        return np.ascontiguousarray(dequantize(self._gguf.raw(info.name), info.type).reshape(-1))
+        floats = np.ascontiguousarray(dequantize(self._gguf.raw(info.name), info.type).reshape(-1))
+        self._finish(info)
+        return floats
 
     def _pack(self, info: TensorInfo) -> Matrix:
         matrix = self._kernels.pack(self._gguf.raw(info.name), info.type, info.shape[1])
-        self._gguf.release(info.name)
+        self._finish(info)
         return matrix
 
-    def _pack_experts(self, layer: int, part: str, info: TensorInfo) -> None:
-        raw = self._gguf.raw(info.name)
-        for expert in range(info.shape[0]):
-            matrix = self._kernels.pack(raw[expert], info.type, info.shape[2])
-            self._layers[layer].matrices[f"{part}.{expert}"] = matrix
+    def _finish(self, info: TensorInfo) -> None:
         self._gguf.release(info.name)
-
-    def _collect_experts(self, layer: int, weights: LayerWeights) -> None:
-        count = 0
-        while f"{_EXPERTS[0]}.{count}" in weights.matrices:
-            count += 1
-        for expert in range(count):
-            try:
-                matrices = [weights.matrices.pop(f"{part}.{expert}") for part in _EXPERTS]
-            except KeyError as error:
-                raise FormatError(f"blk.{layer}: the tensor of {error} is missing or has fewer experts") from None
-            self._experts[layer].append(Expert(expert, *matrices))
+        self._done_bytes += info.n_bytes
+        self._events(Progress("load weights", self._done_bytes, self._total_bytes, "bytes"))

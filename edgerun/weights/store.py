@@ -29,6 +29,16 @@ class WeightStore(Protocol):
         """Whether dense weights stay where they are, so that addresses may be remembered."""
         ...
 
+    @property
+    def wants_hints(self) -> bool:
+        """Whether `expect` does anything with what it is told, so that guessing is worth its time."""
+        ...
+
+    @property
+    def wave_tokens(self) -> int:
+        """Tokens of a prompt that should pass a layer together because its weights come from far; 0: any."""
+        ...
+
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         """(T,) token ids -> their rows (T, d_model) f32, a new array."""
         ...
@@ -45,10 +55,18 @@ class WeightStore(Protocol):
         """Returns when the layer's dense weights can be read."""
         ...
 
-    def experts(self, layer: int, ids: I32) -> Iterator[list[Expert]]:
-        """The experts `ids` (unique, ascending) in batches as they become ready, resident ones first."""
+    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+        """The experts `ids` (unique, ascending) in batches as they become ready, resident ones first.
+        `uses` (n,): how many of the `tokens` chose each; None: all.
+
+        All that is missing is asked for at once, before the first batch is taken. A batch may be used until the
+        next one is taken, or the iterator ends or is closed."""
         ...
 
-    def expect(self, layer: int, ids: I32, confidence: float) -> None:
-        """A hint that these will be asked for; never blocks, may be ignored."""
+    def expect(self, layer: int, ids: I32) -> None:
+        """A hint that these will be asked for, likeliest first; never blocks, may be ignored."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading and give the memory back. Nothing may be asked of the store afterwards."""
         ...

@@ -1,0 +1,85 @@
+"""What a model file holds and where: its tensors sorted by layer and use. Read from the header alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from edgerun.errors import FormatError
+from edgerun.formats.gguf import GgmlType, TensorInfo
+
+EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """One layer's tensors by their names without `blk.N.` and `.weight`, as they are in `LayerWeights`."""
+
+    vectors: dict[str, TensorInfo] = field(default_factory=dict)
+    matrices: dict[str, TensorInfo] = field(default_factory=dict)  # (rows, cols)
+    experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys EXPERT_PARTS or none
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All tensors of a model. `head` is the embedding itself where the model ties them."""
+
+    embedding: TensorInfo
+    head: TensorInfo
+    outside: dict[str, TensorInfo]  # vectors outside the layers: "output_norm", "rope_freqs"
+    layers: tuple[LayerTensors, ...]
+
+    @property
+    def n_experts(self) -> int:
+        """Experts of a layer that has some; 0: a dense model."""
+        return next((each.experts[EXPERT_PARTS[0]].shape[0] for each in self.layers if each.experts), 0)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that is multiplied or added: an embedding that is not the head too is only looked up."""
+        infos = [self.head, *self.outside.values()]
+        for layer in self.layers:
+            infos += [*layer.vectors.values(), *_matrices(layer)]
+        return sum(info.n_bytes for info in infos)
+
+    def types(self) -> list[GgmlType]:
+        """The types of all matrices that are multiplied with, each once."""
+        infos = [self.head, *(info for layer in self.layers for info in _matrices(layer))]
+        return list(dict.fromkeys(info.type for info in infos))
+
+
+def _matrices(layer: LayerTensors) -> Iterator[TensorInfo]:
+    yield from layer.matrices.values()
+    yield from layer.experts.values()
+
+
+def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
+    """Sort a header's tensors. FormatError for a tensor of a layer or shape that no model has."""
+    layers = tuple(LayerTensors() for _ in range(n_layers))
+    outside: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            if len(info.shape) == 1:
+                outside[name.removesuffix(".weight")] = info
+            continue
+        number, part = int(match[1]), match[2].removesuffix(".weight")
+        if number >= n_layers:
+            raise FormatError(f"{name}: the model has only {n_layers} layers")
+        layer = layers[number]
+        if len(info.shape) == 1:
+            layer.vectors[part] = info
+        elif len(info.shape) == 2:
+            layer.matrices[part] = info
+        elif len(info.shape) == 3 and part in EXPERT_PARTS:
+            layer.experts[part] = info
+        else:
+            raise FormatError(f"{name}: unexpected shape {info.shape}")
+    for number, layer in enumerate(layers):
+        counts = {info.shape[0] for info in layer.experts.values()}
+        if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
+            raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")
+    embedding = tensors["token_embd.weight"]
+    return Catalog(embedding, tensors.get("output.weight", embedding), outside, layers)

@@ -1,0 +1,127 @@
+"""A mixture of experts larger than memory: dense weights resident, experts in a cache filled from flash."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.events import EventSink, Progress, ignore
+from edgerun.formats.gguf import GgufFile, TensorInfo
+from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.weights.catalog import make_catalog
+from edgerun.weights.eviction import DecayedFrequency, Eviction
+from edgerun.weights.expert_cache import ExpertCache
+from edgerun.weights.flash import FlashReader
+from edgerun.weights.resident import HasLayers
+from edgerun.weights.store import LayerWeights
+from edgerun.weights.tensor_reader import TensorReader
+
+Hint = Callable[[int, I32], I32]
+
+
+class StreamedExpertStore:
+    """`WeightStore` over a GGUF file whose experts do not all fit.
+
+    slots: experts that are kept. wave_tokens: of a prompt that pass a layer together. scores: an earlier run's
+    `scores`, to begin with the experts that were hot then. predict: whether hints begin reads. reader_threads: reads
+    in flight. Output does not depend on any of these. Raises ReadError when the file cannot be read.
+    """
+
+    fixed = True
+
+    def __init__(
+        self,
+        gguf: GgufFile,
+        spec: HasLayers,
+        kernels: Kernels,
+        *,
+        slots: int,
+        wave_tokens: int,
+        eviction: Eviction | None = None,
+        scores: F32 | None = None,
+        predict: bool = True,
+        reader_threads: int = 3,
+        direct: bool = True,
+        events: EventSink = ignore,
+    ) -> None:
+        self.wants_hints = predict
+        self.wave_tokens = wave_tokens
+        self._catalog = catalog = make_catalog(gguf.tensors, spec.n_layers)
+        self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
+        kernels.prepare(catalog.types())
+        with contextlib.ExitStack() as stack:
+            self.flash = FlashReader(gguf.paths, threads=reader_threads, direct=direct)
+            stack.callback(self.flash.close)
+            self._reader = TensorReader(gguf, kernels, self.flash)
+            self._load_dense(events)
+            self.cache = ExpertCache(catalog, self._reader, self._eviction, slots)
+            if scores is not None:
+                order = np.argsort(-scores.reshape(-1), kind="stable")
+                hot = order[: min(slots, int(np.count_nonzero(scores)))]
+                self.cache.fill(sorted(hot.tolist()))
+            self._close = stack.pop_all()
+
+    @property
+    def scores(self) -> F32 | None:
+        """How hot each expert is, (layers, experts) f32; None when the policy does not count that."""
+        return getattr(self._eviction, "scores", None)
+
+    def embedding(self, ids: NDArray[np.int32]) -> F32:
+        return self._reader.rows(self._catalog.embedding, ids)
+
+    def head(self) -> Matrix:
+        return self._head
+
+    def vector(self, name: str) -> F32 | None:
+        return self._outside.get(name)
+
+    def dense(self, layer: int) -> LayerWeights:
+        return self._layers[layer]
+
+    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+        return self.cache.get(layer, ids, np.ones(len(ids), np.int32) if uses is None else uses, tokens)
+
+    def expect(self, layer: int, ids: I32) -> None:
+        self.cache.expect(layer, ids.tolist())
+
+    def statistics(self) -> dict[str, float]:
+        """Counts since the start: see `CacheStats` and `ReadStats`."""
+        return {**asdict(self.cache.stats), **{f"read_{k}": v for k, v in asdict(self.flash.stats).items()}}
+
+    def close(self) -> None:
+        self._close.close()
+
+    def _load_dense(self, events: EventSink) -> None:
+        """Everything but the experts, in the order of the file."""
+        catalog = self._catalog
+        self._outside = {name: self._reader.vector(info) for name, info in catalog.outside.items()}
+        wanted: list[tuple[TensorInfo, Matrix]] = []
+        self._layers = []
+        for layer in catalog.layers:
+            weights = LayerWeights()
+            for part, info in layer.vectors.items():
+                weights.vectors[part] = self._reader.vector(info)
+            for part, info in layer.matrices.items():
+                weights.matrices[part] = self._new_matrix(info)
+                wanted.append((info, weights.matrices[part]))
+            self._layers.append(weights)
+        self._head = self._new_matrix(catalog.head)
+        wanted.append((catalog.head, self._head))
+        wanted.sort(key=lambda pair: (pair[0].part, pair[0].offset))
+        total, done = sum(info.n_bytes for info, _ in wanted), 0
+
+        def progress(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            events(Progress("load weights", done, total, "bytes"))
+
+        self._reader.load(wanted, progress)
+
+    def _new_matrix(self, info: TensorInfo) -> Matrix:
+        kernels, (rows, cols) = self._reader.kernels, info.shape
+        memory = np.empty(kernels.packed_bytes(info.type, rows, cols), np.uint8)
+        return kernels.matrix_in(memory, info.type, rows, cols)
