@@ -69,6 +69,9 @@ class ResidentStore:
     def expect(self, layer: int, ids: I32) -> None:
         """Everything is here already."""
 
+    def statistics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         """The memory goes with the last reference."""
 

@@ -67,6 +67,10 @@ class WeightStore(Protocol):
         """A hint that these will be asked for, likeliest first; never blocks, may be ignored."""
         ...
 
+    def statistics(self) -> dict[str, float]:
+        """Counts since the start, of what the store does; empty when it does nothing."""
+        ...
+
     def close(self) -> None:
         """Stop reading and give the memory back. Nothing may be asked of the store afterwards."""
         ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.events import EventSink, Progress, ignore
-from edgerun.formats.gguf import GgufFile, TensorInfo
+from edgerun.events import EventSink, ignore
+from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.catalog import make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
@@ -18,9 +18,7 @@ from edgerun.weights.expert_cache import ExpertCache
 from edgerun.weights.flash import FlashReader
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights
-from edgerun.weights.tensor_reader import TensorReader
-
-Hint = Callable[[int, I32], I32]
+from edgerun.weights.tensor_reader import DenseLoader, TensorReader
 
 
 class StreamedExpertStore:
@@ -57,7 +55,10 @@ class StreamedExpertStore:
             self.flash = FlashReader(gguf.paths, threads=reader_threads, direct=direct)
             stack.callback(self.flash.close)
             self._reader = TensorReader(gguf, kernels, self.flash)
-            self._load_dense(events)
+            loader = DenseLoader(self._reader, catalog)
+            self._outside, self._head = loader.outside(), loader.head()
+            self._layers = [loader.layer(layer) for layer in catalog.layers]
+            loader.run(events)
             self.cache = ExpertCache(catalog, self._reader, self._eviction, slots)
             if scores is not None:
                 order = np.argsort(-scores.reshape(-1), kind="stable")
@@ -94,34 +95,3 @@ class StreamedExpertStore:
 
     def close(self) -> None:
         self._close.close()
-
-    def _load_dense(self, events: EventSink) -> None:
-        """Everything but the experts, in the order of the file."""
-        catalog = self._catalog
-        self._outside = {name: self._reader.vector(info) for name, info in catalog.outside.items()}
-        wanted: list[tuple[TensorInfo, Matrix]] = []
-        self._layers = []
-        for layer in catalog.layers:
-            weights = LayerWeights()
-            for part, info in layer.vectors.items():
-                weights.vectors[part] = self._reader.vector(info)
-            for part, info in layer.matrices.items():
-                weights.matrices[part] = self._new_matrix(info)
-                wanted.append((info, weights.matrices[part]))
-            self._layers.append(weights)
-        self._head = self._new_matrix(catalog.head)
-        wanted.append((catalog.head, self._head))
-        wanted.sort(key=lambda pair: (pair[0].part, pair[0].offset))
-        total, done = sum(info.n_bytes for info, _ in wanted), 0
-
-        def progress(n_bytes: int) -> None:
-            nonlocal done
-            done += n_bytes
-            events(Progress("load weights", done, total, "bytes"))
-
-        self._reader.load(wanted, progress)
-
-    def _new_matrix(self, info: TensorInfo) -> Matrix:
-        kernels, (rows, cols) = self._reader.kernels, info.shape
-        memory = np.empty(kernels.packed_bytes(info.type, rows, cols), np.uint8)
-        return kernels.matrix_in(memory, info.type, rows, cols)

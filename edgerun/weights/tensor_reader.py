@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import ReadError
+from edgerun.events import EventSink, Progress
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, U8, Kernels, Matrix
+from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
+from edgerun.weights.store import LayerWeights
 
 
 class TensorReader:
@@ -68,16 +71,51 @@ class TensorReader:
             at += len(run)
         return np.ascontiguousarray(dequantize(raw[place], info.type))
 
-    def load(self, wanted: list[tuple[TensorInfo, Matrix]], progress: Callable[[int], None]) -> None:
-        """Fill matrices and wait for it. `progress` gets the bytes of each piece. Raises what reading raised."""
+
+class DenseLoader:
+    """Brings in what stays: names are asked for first, `run` reads them all in the order of the files."""
+
+    def __init__(self, reader: TensorReader, catalog: Catalog) -> None:
+        self._reader = reader
+        self._catalog = catalog
+        self._wanted: list[tuple[TensorInfo, Matrix]] = []
+
+    def outside(self) -> dict[str, F32]:
+        """The vectors outside the layers."""
+        return {name: self._reader.vector(info) for name, info in self._catalog.outside.items()}
+
+    def head(self) -> Matrix:
+        """Filled by `run`."""
+        return self._matrix(self._catalog.head)
+
+    def layer(self, layer: LayerTensors, *, matrices: bool = True) -> LayerWeights:
+        """A layer's vectors, and its matrices, which `run` fills."""
+        weights = LayerWeights(vectors={part: self._reader.vector(info) for part, info in layer.vectors.items()})
+        if matrices:
+            weights.matrices.update((part, self._matrix(info)) for part, info in layer.matrices.items())
+        return weights
+
+    def run(self, events: EventSink) -> None:
+        """Fill all matrices and wait for it. Raises what reading raised."""
+        self._wanted.sort(key=lambda pair: (pair[0].part, pair[0].offset))
         landed: SimpleQueue[int | Exception] = SimpleQueue()
         pieces: list[Piece] = []
-        for info, target in wanted:
-            pieces += self.pieces(info, 0, target, landed.put, landed.put)
-        self.flash.submit(pieces, DEMAND)
+        for info, target in self._wanted:
+            pieces += self._reader.pieces(info, 0, target, landed.put, landed.put)
+        self._reader.flash.submit(pieces, DEMAND)
+        total, done = sum(piece.n_bytes for piece in pieces), 0
         for _ in pieces:
             result = landed.get()
             if isinstance(result, Exception):
-                self.flash.cancel(pieces)
+                self._reader.flash.cancel(pieces)
                 raise result
-            progress(result)
+            done += result
+            events(Progress("load weights", done, total, "bytes"))
+        self._wanted.clear()
+
+    def _matrix(self, info: TensorInfo) -> Matrix:
+        kernels, (rows, cols) = self._reader.kernels, info.shape
+        memory = np.empty(kernels.packed_bytes(info.type, rows, cols), np.uint8)
+        matrix = kernels.matrix_in(memory, info.type, rows, cols)
+        self._wanted.append((info, matrix))
+        return matrix

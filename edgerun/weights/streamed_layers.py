@@ -1,0 +1,227 @@
+"""A dense model larger than memory: some layers stay, the others pass through a window of buffers, in order.
+
+While a layer computes the next ones are being read, across the end of a token too: the first streamed layer follows
+the last (TPI-LLM's sliding window, Superpipeline). Layers that stay are spread evenly among those that pass, so that
+their computing time is reading time as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, ignore
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.weights.catalog import LayerTensors, make_catalog
+from edgerun.weights.flash import DEMAND, FlashReader, Piece, aligned_memory
+from edgerun.weights.resident import HasLayers
+from edgerun.weights.store import LayerWeights
+from edgerun.weights.tensor_reader import DenseLoader, TensorReader
+
+_ALIGNMENT = 64
+
+
+@dataclass
+class WindowStats:
+    """Counts since the start: layers that were ready when asked for, those waited for, and the waiting."""
+
+    ready: int = 0
+    waited: int = 0
+    stall_s: float = 0.0
+    restarts: int = 0  # asked for out of order, as after a cancelled prompt
+
+
+class _Load:
+    """A layer in a buffer, or on its way there."""
+
+    def __init__(self, layer: int, weights: LayerWeights) -> None:
+        self.layer = layer
+        self.weights = weights
+        self.pieces: list[Piece] = []
+        self.left = 0
+        self.error: Exception | None = None
+        self.here = threading.Event()
+        self._lock = threading.Lock()
+
+    def landed(self, n_bytes: int) -> None:
+        self._count(1)
+
+    def failed(self, error: Exception) -> None:
+        self.error = self.error or error
+        self._count(1)
+
+    def cancelled(self, pieces: int) -> None:
+        if pieces:
+            self._count(pieces)
+
+    def _count(self, pieces: int) -> None:
+        with self._lock:
+            self.left -= pieces
+            if not self.left:
+                self.here.set()
+
+
+class StreamedLayerStore:
+    """`WeightStore` over a GGUF file of which only `pinned` layers and `buffers` (at least two) more fit.
+
+    wave_tokens: of a prompt that pass a layer together. Raises ReadError when the file cannot be read.
+    """
+
+    fixed = False
+    wants_hints = False
+
+    def __init__(
+        self,
+        gguf: GgufFile,
+        spec: HasLayers,
+        kernels: Kernels,
+        *,
+        pinned: Sequence[int],
+        wave_tokens: int,
+        buffers: int = 2,
+        reader_threads: int = 3,
+        direct: bool = True,
+        events: EventSink = ignore,
+    ) -> None:
+        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        if catalog.n_experts:
+            raise UsageError("a mixture of experts is streamed by its experts, not by its layers")
+        if buffers < 2:
+            raise UsageError(f"streaming layers needs two buffers, got {buffers}")
+        self.wave_tokens = wave_tokens
+        self.stats = WindowStats()
+        self._catalog = catalog
+        kernels.prepare(catalog.types())
+        self._order = [layer for layer in range(spec.n_layers) if layer not in set(pinned)]
+        with contextlib.ExitStack() as stack:
+            self.flash = FlashReader(gguf.paths, threads=reader_threads, direct=direct)
+            stack.callback(self.flash.close)
+            self._reader = TensorReader(gguf, kernels, self.flash)
+            loader = DenseLoader(self._reader, catalog)
+            self._outside, self._head = loader.outside(), loader.head()
+            self._layers = [
+                loader.layer(layer, matrices=number in pinned) for number, layer in enumerate(catalog.layers)
+            ]
+            loader.run(events)
+            size = max((_packed_bytes(catalog.layers[layer], kernels) for layer in self._order), default=0)
+            self._buffers = [aligned_memory(size) for _ in range(buffers)] if self._order else []
+            self._weights: dict[tuple[int, int], LayerWeights] = {}
+            self._loads: list[_Load | None] = [None] * len(self._buffers)  # of each buffer
+            self._current = -1  # the buffer whose layer is being used
+            self._next = 0  # which of `_order` is read next
+            for buffer in range(len(self._buffers)):
+                self._begin(buffer)
+            self._close = stack.pop_all()
+
+    def embedding(self, ids: NDArray[np.int32]) -> F32:
+        return self._reader.rows(self._catalog.embedding, ids)
+
+    def head(self) -> Matrix:
+        return self._head
+
+    def vector(self, name: str) -> F32 | None:
+        return self._outside.get(name)
+
+    def dense(self, layer: int) -> LayerWeights:
+        if layer not in self._order:
+            return self._layers[layer]
+        self._leave()
+        buffer = self._find(layer)
+        if buffer is None:
+            self._restart(layer)
+            buffer = self._find(layer)
+            assert buffer is not None
+        load = self._loads[buffer]
+        assert load is not None
+        if load.here.is_set():
+            self.stats.ready += 1
+        else:
+            began = time.perf_counter()
+            load.here.wait()
+            self.stats.waited += 1
+            self.stats.stall_s += time.perf_counter() - began
+        if load.error is not None:
+            self._restart(layer)
+            raise load.error
+        self._current = buffer
+        return load.weights
+
+    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+        raise UsageError("this model has no experts")
+
+    def expect(self, layer: int, ids: I32) -> None:
+        """The order is known."""
+
+    def statistics(self) -> dict[str, float]:
+        """Counts since the start: see `WindowStats` and `ReadStats`."""
+        return {**asdict(self.stats), **{f"read_{k}": v for k, v in asdict(self.flash.stats).items()}}
+
+    def close(self) -> None:
+        self._close.close()
+
+    def _find(self, layer: int) -> int | None:
+        return next((i for i, load in enumerate(self._loads) if load is not None and load.layer == layer), None)
+
+    def _leave(self) -> None:
+        """The layer in use is done with: read another into its buffer."""
+        if self._current >= 0:
+            buffer, self._current = self._current, -1
+            self._begin(buffer)
+
+    def _begin(self, buffer: int) -> None:
+        layer = self._order[self._next]
+        self._next = (self._next + 1) % len(self._order)
+        if self._find(layer) is not None:  # fewer streamed layers than buffers: all are here
+            return
+        load = self._loads[buffer] = _Load(layer, self._weights_in(buffer, layer))
+        for part, info in self._catalog.layers[layer].matrices.items():
+            target = load.weights.matrices[part]
+            load.pieces += self._reader.pieces(info, 0, target, load.landed, load.failed)
+        load.left = len(load.pieces)
+        self.flash.submit(load.pieces, DEMAND)
+
+    def _restart(self, layer: int) -> None:
+        """Read from this layer on: the window was somewhere else."""
+        self.stats.restarts += 1
+        for load in self._loads:
+            if load is not None:
+                load.cancelled(len(self.flash.cancel(load.pieces)))
+                load.here.wait()  # what a thread has begun must land before the buffer is used again
+        self._loads = [None] * len(self._buffers)
+        self._next = self._order.index(layer)
+        for buffer in range(len(self._buffers)):
+            self._begin(buffer)
+
+    def _weights_in(self, buffer: int, layer: int) -> LayerWeights:
+        """The layer's weights with its matrices in a buffer."""
+        known = self._weights.get((buffer, layer))
+        if known is None:
+            kernels, offset = self._reader.kernels, 0
+            known = LayerWeights(vectors=self._layers[layer].vectors)
+            for part, info in self._catalog.layers[layer].matrices.items():
+                size = kernels.packed_bytes(info.type, *info.shape)
+                memory = self._buffers[buffer][offset : offset + size]
+                known.matrices[part] = kernels.matrix_in(memory, info.type, *info.shape)
+                offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+            self._weights[buffer, layer] = known
+        return known
+
+
+def _packed_bytes(layer: LayerTensors, kernels: Kernels) -> int:
+    sizes = [kernels.packed_bytes(info.type, *info.shape) for info in layer.matrices.values()]
+    return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
+
+
+def spread(layers: int, pinned: int) -> list[int]:
+    """Which layers stay when `pinned` of `layers` may: those between streamed ones spread evenly."""
+    streamed = layers - pinned
+    passing = {i * layers // streamed for i in range(streamed)} if streamed else set()
+    return [layer for layer in range(layers) if layer not in passing]
