@@ -49,12 +49,22 @@ class AsyncLLM:
         *,
         context: int | None = None,
         threads: int | Literal["auto"] = "auto",
+        memory: int | str = "auto",
+        prefetch: bool = True,
         kernels: str = "auto",
         seed: int | None = None,
         events: EventSink = ignore,
     ) -> None:
         self._make: Callable[[], LLM] = partial(
-            LLM, model, context=context, threads=threads, kernels=kernels, seed=seed, events=events
+            LLM,
+            model,
+            context=context,
+            threads=threads,
+            memory=memory,
+            prefetch=prefetch,
+            kernels=kernels,
+            seed=seed,
+            events=events,
         )
         self._llm: LLM | None = None
         self._workers = ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="edgerun-call")

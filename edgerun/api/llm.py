@@ -43,6 +43,9 @@ class LLM(OpenAIMethods):
     context: tokens that prompt and answer may have together; None: what the model was trained for, at most
     4096.
         Keys and values take memory as the context fills.
+    memory: what the whole process may take, in bytes or as "2G"; "auto": what is there. A model that is larger
+        is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
+        fetched before they are surely needed.
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
     seed: makes calls that name no seed of their own reproducible, as a sequence.
     events: called with `edgerun.events` while loading and generating.
@@ -56,12 +59,21 @@ class LLM(OpenAIMethods):
         *,
         context: int | None = None,
         threads: int | Literal["auto"] = "auto",
+        memory: int | str = "auto",
+        prefetch: bool = True,
         kernels: str = "auto",
         seed: int | None = None,
         events: EventSink = ignore,
     ) -> None:
         engine, path, release = load_engine(
-            model, context=context, threads=threads, kernels=kernels, seed=seed, events=events
+            model,
+            context=context,
+            threads=threads,
+            memory=memory,
+            prefetch=prefetch,
+            kernels=kernels,
+            seed=seed,
+            events=events,
         )
         self._setup(engine, path.stem, release)
 

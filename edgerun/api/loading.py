@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgerun.engine import Engine
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
+from edgerun.units import parse_size_bytes
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import TensorInfo
@@ -24,6 +25,8 @@ def load_engine(
     *,
     context: int | None = None,
     threads: int | Literal["auto"] = "auto",
+    memory: int | str = "auto",
+    prefetch: bool = True,
     kernels: str = "auto",
     seed: int | None = None,
     events: EventSink = ignore,
@@ -32,12 +35,10 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
-    from edgerun.device import memory_limits
+    from edgerun.api.weights import open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels
     from edgerun.models import Decoder, load_spec
-    from edgerun.planning import check_fit, estimate_memory
-    from edgerun.weights import ResidentStore
 
     n_threads = _checked_threads(threads)
     path = find_model(model, events)
@@ -45,14 +46,17 @@ def load_engine(
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
         n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
-        check_fit(path.name, estimate_memory(gguf.tensors, spec, n_context), memory_limits(), n_context)
+        memory_bytes = _memory_bytes(memory)
+        plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes, kernels=kernels)  # refuse early
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
-        store = ResidentStore(gguf, spec, impl, events=events)
+        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes, kernels=impl)
+        store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
+        stack.callback(close_store)
         engine = Engine(
             Decoder(spec, store, impl, context=n_context),
             tokenizer,
@@ -61,7 +65,8 @@ def load_engine(
             no_tokenizer=no_tokenizer,
             no_template=no_template,
             seed=seed,
-            step_tokens=choose_step_tokens(gguf.tensors, spec.n_layers),
+            step_tokens=plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers),
+            plan=plan,
             events=events,
         )
         release = stack.pop_all().close
@@ -115,6 +120,16 @@ def _checked_threads(threads: int | Literal["auto"]) -> int | None:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise UsageError(f'threads must be "auto" or a whole number from 1 on, got {threads!r}')
     return threads
+
+
+def _memory_bytes(memory: int | str) -> int | None:
+    """Of the whole process; None: what is there."""
+    if memory == "auto":
+        return None
+    n_bytes = parse_size_bytes(memory) if isinstance(memory, str) else memory
+    if isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 1:
+        raise UsageError(f'memory must be "auto", a size like "2G" or a number of bytes, got {memory!r}')
+    return n_bytes
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ import click
 from edgerun.cli.options import ModelOptions, json_option, model_options
 from edgerun.cli.output import print_table
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.stats import streaming_line
 
 
 @click.command(short_help="Measure how fast a model is.")
@@ -41,6 +42,8 @@ def command(
     context: int | None,
     threads: int | None,
     kernels: str,
+    memory: str,
+    prefetch: bool,
     as_json: bool,
 ) -> None:
     """Measure MODEL: a prompt of -p tokens, then -n tokens fed one at a time; nothing is sampled.
@@ -57,10 +60,10 @@ def command(
     with ProgressBars() as bars:
         path = find_model(model, bars)
         started = time.perf_counter()
-        options = ModelOptions(context or len(fed), threads, kernels)
+        options = ModelOptions(context or len(fed), threads, kernels, memory, prefetch)
         with load_model(path, options, bars) as llm:
             load_s = time.perf_counter() - started
-            chosen = kernels_of(llm)
+            chosen, plan = kernels_of(llm), llm.engine.plan
             runs = run_bench(
                 llm.engine.decoder,
                 [i % llm.vocab_size for i in fed] if ids == "sequential" else llm.engine.encode(fed),
@@ -74,7 +77,9 @@ def command(
     if logits is not None:
         _save(logits, rows)
     if as_json:
-        click.echo(json.dumps({**report, "kernels": chosen.name}))
+        accounts = {name: n_bytes for name, n_bytes in plan.accounts() if n_bytes}
+        plan_fields = {"mode": plan.mode, "budget_bytes": plan.budget_bytes, "accounts_bytes": accounts}
+        click.echo(json.dumps({**report, "kernels": chosen.name, "memory": plan_fields}))
         return
     info = show(path)
     tests = (
@@ -82,6 +87,8 @@ def command(
         (f"tg{report['decode_tokens']}", report["decode_tok_s"], report["decode_tok_s_sd"]),
     )
     _print_report(path, info, chosen, tests, report)
+    if "hit_rate" in report:
+        click.echo(streaming_line(report))
 
 
 def _print_report(path: Path, info: Any, kernels: Any, tests: Any, report: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ def load_model(name: str | Path, options: ModelOptions, events: EventSink) -> LL
         path,
         context=options.context,
         threads="auto" if options.threads is None else options.threads,
+        memory=options.memory,
+        prefetch=options.prefetch,
         kernels=options.kernels,
         events=events,
     )

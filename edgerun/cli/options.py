@@ -26,10 +26,27 @@ class ModelOptions:
     context: int | None
     threads: int | None
     kernels: str
+    memory: str = "auto"
+    prefetch: bool = True
 
 
 def model_options(function: F) -> F:
-    """-c, -t, --kernels."""
+    """-c, -t, --memory, --no-prefetch, --kernels."""
+    function = click.option(
+        "--prefetch/--no-prefetch",
+        default=True,
+        show_default=True,
+        help="Of a model larger than memory: read weights before they are surely needed.",
+    )(function)
+    function = click.option(
+        "--memory",
+        metavar="SIZE|auto",
+        default="auto",
+        show_default=True,
+        envvar="EDGERUN_MEMORY",
+        show_envvar=True,
+        help="What the process may take (2G, 512M); a larger model is streamed from its file.",
+    )(function)
     function = click.option(
         "--kernels",
         type=click.Choice(KERNEL_NAMES),

@@ -34,6 +34,8 @@ def command(
     context: int | None,
     threads: int | None,
     kernels: str,
+    memory: str,
+    prefetch: bool,
     stats: bool,
     as_json: bool,
     **sampling: Any,
@@ -60,7 +62,7 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        with load_model(path, ModelOptions(context, threads, kernels), bars) as llm:
+        with load_model(path, ModelOptions(context, threads, kernels, memory, prefetch), bars) as llm:
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,3 +37,13 @@ def stats_line(completion: Completion, load_s: float | None = None) -> str:
     if load_s is not None:
         parts.insert(0, f"loaded in {load_s:.2f} s")
     return "; ".join(parts)
+
+
+def streaming_line(streaming: Mapping[str, Any]) -> str:
+    """What `weights.statistics.summary` has of a streamed model."""
+    parts = [
+        f"cache hits {100 * streaming['hit_rate']:.0f} %",
+        f"{streaming['read_bytes_per_token'] / 1e6:.1f} MB/token",
+        f"stalled {1e3 * streaming['stall_s_per_token']:.1f} ms/token",
+    ]
+    return "streamed: " + ", ".join(parts)

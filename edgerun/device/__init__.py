@@ -1,14 +1,16 @@
 """What the machine has: processor cores and features, memory and its limits."""
 
 from edgerun.device.cpu import cpu_features, cpu_name, default_threads, physical_cores, usable_cpus
-from edgerun.device.memory import MemoryLimits, memory_limits
+from edgerun.device.memory import MemoryLimits, ProcessMemory, memory_limits, process_memory
 
 __all__ = [
     "MemoryLimits",
+    "ProcessMemory",
     "cpu_features",
     "cpu_name",
     "default_threads",
     "memory_limits",
     "physical_cores",
+    "process_memory",
     "usable_cpus",
 ]

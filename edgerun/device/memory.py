@@ -47,6 +47,22 @@ def memory_limits(root: Path = Path("/")) -> MemoryLimits:
     return MemoryLimits(total, min(available, tightest[0]), tightest[1], tightest[2])
 
 
+@dataclass(frozen=True)
+class ProcessMemory:
+    """What this process holds now, in bytes: all of it, and the part that no file backs."""
+
+    resident_bytes: int
+    private_bytes: int
+
+
+def process_memory() -> ProcessMemory:
+    """Of this process. Where the system does not tell files' pages apart, all of it counts as private."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return ProcessMemory(int(info.rss), int(info.rss) - int(getattr(info, "shared", 0)))
+
+
 def _used_bytes(folder: Path) -> int:
     used = read_number(folder / "memory.current")
     if used is None:

@@ -30,6 +30,7 @@ class Engine:
     context: positions that a session has.
     seed: of the sequence of seeds for calls that name none; None: random.
     step_tokens: of a prompt that go through the model at once; then another session has its turn.
+    plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
 
@@ -44,12 +45,14 @@ class Engine:
         no_template: str = "the model has no chat template",
         seed: int | None = None,
         step_tokens: int = STEP_TOKENS,
+        plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
         self.decoder = decoder
         self.context = context
         self.vocab_size = int(decoder.spec.vocab_size)
         self.events = events
+        self.plan = plan
         self._tokenizer = tokenizer
         self._template = template
         self._no_tokenizer = no_tokenizer

@@ -30,11 +30,20 @@ class Spec(Protocol):
     def vocab_size(self) -> int: ...
 
 
+class Store(Protocol):
+    """Of `weights.WeightStore`."""
+
+    def statistics(self) -> dict[str, float]: ...
+
+
 class DecoderLike(Protocol):
     """`models.Decoder`; one call at a time, results are new arrays."""
 
     @property
     def spec(self) -> Spec: ...
+
+    @property
+    def store(self) -> Store: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 

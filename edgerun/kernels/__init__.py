@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, RopeKind, RouterKind
+from edgerun.kernels.layout import PackedSizes
 
 __all__ = [
     "KERNEL_NAMES",
@@ -16,6 +17,7 @@ __all__ = [
     "RopeKind",
     "RouterKind",
     "load_kernels",
+    "load_sizes",
 ]
 
 KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
@@ -39,3 +41,12 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
     from edgerun.kernels.simd_kernels import SimdKernels
 
     return SimdKernels.load(name, threads=threads, events=events)
+
+
+def load_sizes(name: str = "auto") -> PackedSizes:
+    """What matrices will take in the kernels called `name`, without loading these."""
+    if name == "reference":
+        return PackedSizes(1)
+    from edgerun.kernels.isa import choose
+
+    return PackedSizes(choose(name).lanes)

@@ -58,6 +58,19 @@ def packed_bytes(type: GgmlType, rows: int, cols: int, lanes: int) -> int:
     return groups * (cols // BLOCK_COLS[type]) * BLOCK_BYTES[type] * lanes
 
 
+class PackedSizes:
+    """What matrices take once packed for `lanes` rows at a time; 1: as in the file, for kernels that do not pack."""
+
+    def __init__(self, lanes: int) -> None:
+        self._lanes = lanes
+
+    def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
+        """Bytes; types without kernels of their own stay as they are."""
+        if type not in BLOCK_COLS or self._lanes == 1:
+            return rows * type.row_bytes(cols)
+        return packed_bytes(type, rows, cols, self._lanes)
+
+
 def pack(raw: U8, type: GgmlType, cols: int, lanes: int) -> U8:
     """GGUF rows (rows, row_bytes) -> packed (groups, blocks, block_bytes * lanes). Lossless."""
     rows = raw.shape[0]

@@ -214,9 +214,7 @@ class SimdKernels:
         return self._isa.lanes
 
     def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
-        if type not in _MATMUL:
-            return self._reference.packed_bytes(type, rows, cols)
-        return layout.packed_bytes(type, rows, cols, self._isa.lanes)
+        return layout.PackedSizes(self._isa.lanes).packed_bytes(type, rows, cols)
 
     def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
         if type not in _MATMUL:

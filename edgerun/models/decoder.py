@@ -22,7 +22,7 @@ from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
 CHUNK = 256  # tokens of a prompt that pass the layers together
-_EXPERT_ROWS = 2048  # rows of intermediate results of experts at a time
+_EXPERT_ROWS = 1024  # rows of intermediate results of experts at a time
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
 
 
@@ -58,7 +58,7 @@ class _Scratch:
             self.gate, self.up = floats(ff), floats(ff)
         if spec.n_experts:
             self.router, self.ahead = floats(spec.n_experts), floats(spec.n_experts)
-            self.parts = np.empty((rows * spec.n_experts_used, d), np.float32)
+            self.parts = np.empty((spec.n_experts_used if rows == 1 else 0, d), np.float32)
 
 
 class Decoder:

@@ -1,5 +1,5 @@
-"""Will a model fit, before anything of it is read."""
+"""Will it fit, and how: made from a header alone."""
 
-from edgerun.planning.fit import Fit, check_fit, estimate_memory
+from edgerun.planning.memory import MemoryPlan, plan_memory, process_budget
 
-__all__ = ["Fit", "check_fit", "estimate_memory"]
+__all__ = ["MemoryPlan", "plan_memory", "process_budget"]

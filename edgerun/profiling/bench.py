@@ -6,8 +6,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, Progress, ignore
+from edgerun.weights.statistics import summary
 
 F32 = NDArray[np.float32]
-_PROMPT_CHUNK = 512  # tokens a call, llama.cpp's batch
+
+
+class BenchStore(Protocol):
+    """Of `weights.WeightStore`."""
+
+    def statistics(self) -> dict[str, float]: ...
 
 
 class BenchDecoder(Protocol):
     """Of `models.Decoder`."""
+
+    @property
+    def store(self) -> BenchStore: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 
@@ -37,6 +46,7 @@ class BenchRun:
     prompt_tokens: int
     prompt_s: float
     steps_s: tuple[float, ...]
+    streaming: Mapping[str, float] = field(default_factory=dict)  # of the warm steps, see `weights.statistics`
 
     @property
     def warm_steps_s(self) -> tuple[float, ...]:
@@ -94,18 +104,23 @@ def _run(
             on_logits(np.array(out[-1], dtype=np.float32))
 
     start = time.perf_counter()
-    for at in range(0, prompt_tokens, _PROMPT_CHUNK):
-        feed(ids[at : min(at + _PROMPT_CHUNK, prompt_tokens)])
+    if prompt_tokens:
+        feed(ids[:prompt_tokens])
     begin = time.perf_counter()
     prompt_s = begin - start
     steps: list[float] = []
+    cold = (len(ids) - prompt_tokens) // 3
+    counts = decoder.store.statistics()
     for token in ids[prompt_tokens:]:
+        if len(steps) == cold:
+            counts = decoder.store.statistics()
         before = time.perf_counter()
         feed([token])
         steps.append(time.perf_counter() - before)
         if time.perf_counter() - begin > limit_s:
             break
-    return BenchRun(prompt_tokens, prompt_s, tuple(steps))
+    streaming = summary(counts, decoder.store.statistics(), max(0, len(steps) - cold))
+    return BenchRun(prompt_tokens, prompt_s, tuple(steps), streaming)
 
 
 def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
         "repetitions": len(runs),
         "prompt_tok_s_sd": _deviation(prompt),
         "decode_tok_s_sd": _deviation(decode),
-    }
+    } | {key: round(statistics.fmean(run.streaming[key] for run in runs), 6) for key in runs[0].streaming}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,0 +1,89 @@
+"""From a memory plan to the store that keeps to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from edgerun import paths
+from edgerun.device import memory_limits, process_memory
+from edgerun.events import EventSink
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels import Kernels, load_sizes
+from edgerun.models import ModelSpec
+from edgerun.planning import MemoryPlan, plan_memory, process_budget
+from edgerun.planning.memory import BUFFERS, READER_THREADS
+from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
+from edgerun.weights.hot_set import load_scores, model_digest, save_scores
+from edgerun.weights.streamed_layers import spread
+
+_KERNELS_BYTES = 64 << 20  # of LLVM and the compiled kernels, before they are loaded and can be measured
+
+
+def plan_weights(
+    gguf: GgufFile, spec: ModelSpec, *, context: int, memory_bytes: int | None, kernels: Kernels | str
+) -> MemoryPlan:
+    """How this process will hold the model. Before the kernels are loaded (their name is given) what they take is
+    estimated. Raises DoesNotFitError."""
+    used = process_memory()
+    budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
+    return plan_memory(
+        gguf.path.name,
+        make_catalog(gguf.tensors, spec.n_layers),
+        spec,
+        load_sizes(kernels) if isinstance(kernels, str) else kernels,
+        context=context,
+        budget_bytes=budget,
+        runtime_bytes=used.resident_bytes + (_KERNELS_BYTES if isinstance(kernels, str) else 0),
+        limited=limited,
+    )
+
+
+def open_store(
+    gguf: GgufFile, spec: ModelSpec, kernels: Kernels, plan: MemoryPlan, *, prefetch: bool, events: EventSink
+) -> tuple[WeightStore, Callable[[], None]]:
+    """The store, and what closes it and keeps what it learned for the next run."""
+    if plan.mode == "resident":
+        resident = ResidentStore(gguf, spec, kernels, events=events)
+        return resident, resident.close
+    if plan.mode == "layers":
+        layered = StreamedLayerStore(
+            gguf,
+            spec,
+            kernels,
+            pinned=spread(plan.layers, plan.pinned),
+            wave_tokens=plan.wave_tokens,
+            buffers=BUFFERS,
+            reader_threads=READER_THREADS,
+            events=events,
+        )
+        return layered, layered.close
+    profile = _profile_path(gguf)
+    store = StreamedExpertStore(
+        gguf,
+        spec,
+        kernels,
+        slots=plan.slots,
+        wave_tokens=plan.wave_tokens,
+        scores=load_scores(profile, spec.n_layers, spec.n_experts),
+        predict=prefetch,
+        reader_threads=READER_THREADS,
+        events=events,
+    )
+    with ExitStack() as stack:
+        stack.callback(store.close)
+        stack.callback(_keep, store, profile)
+        return store, stack.pop_all().close
+
+
+def _profile_path(gguf: GgufFile) -> Path:
+    return paths.cache_dir() / "hot" / f"{model_digest(gguf)}.npz"
+
+
+def _keep(store: StreamedExpertStore, profile: Path) -> None:
+    scores = store.scores
+    if scores is not None and store.cache.stats.uses:
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs the next start its warmth
+            save_scores(profile, scores)

@@ -1,0 +1,259 @@
+"""How a model is run in the memory that there is: all of it resident, its experts cached, or its layers streamed.
+
+Everything is known from the header, so that a plan can be made before anything is read or even downloaded. The
+budget is split in the order of value: the process itself, dense weights, keys and values, activations and the
+readers' buffers are needed whatever happens; what is left keeps experts or layers from being read again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from edgerun.device import MemoryLimits
+from edgerun.errors import DoesNotFitError
+from edgerun.formats.gguf import GgmlType, TensorInfo
+from edgerun.models import ModelSpec
+from edgerun.units import format_size
+from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
+from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
+from edgerun.weights.ledger import Ledger
+
+Mode = Literal["resident", "experts", "layers"]
+
+READER_THREADS = 3
+BUFFERS = 2  # layers of the window
+GROWTH_BYTES = 40 << 20  # the tokenizer's tables, templates, Python's own: what a running process adds to a loaded one
+_CHUNK = 256  # tokens of a prompt that are computed together
+_EXPERT_ROWS = 1024  # rows of experts' intermediate results at a time
+_MOST_WAVE = 4096  # tokens of a prompt that pass a layer together
+_WAVE_SHARE = 0.06  # of the budget that a wave may take
+_SMALLEST_CONTEXT = 256  # not worth advising less
+_PAGE = 4096
+
+
+class Sizes(Protocol):
+    """Of the kernels: what a matrix takes once packed."""
+
+    def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is kept where. `slots`: experts that are cached; `pinned`: layers that stay; `wave_tokens`: of a prompt
+    that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at this context."""
+
+    mode: Mode
+    budget_bytes: int
+    runtime_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    reader_bytes: int
+    margin_bytes: int
+    cache_bytes: int
+    floor_bytes: int
+    wave_tokens: int
+    slots: int = 0
+    slot_bytes: int = 0
+    all_experts: int = 0
+    pinned: int = 0
+    layers: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return sum(n_bytes for _, n_bytes in self.accounts())
+
+    @property
+    def cached_share(self) -> float:
+        """Of the experts or layers, those that stay in memory."""
+        if self.mode == "experts":
+            return self.slots / self.all_experts
+        return self.pinned / self.layers if self.mode == "layers" else 1.0
+
+    def accounts(self) -> list[tuple[str, int]]:
+        """(name, bytes) of every use."""
+        return [
+            ("runtime", self.runtime_bytes),
+            ("dense weights", self.dense_bytes),
+            ("kv cache", self.kv_bytes),
+            ("activations", self.activation_bytes),
+            ("read buffers", self.reader_bytes),
+            ("margin", self.margin_bytes),
+            ({"experts": "expert cache", "layers": "layer window"}.get(self.mode, "cache"), self.cache_bytes),
+        ]
+
+    def ledger(self) -> Ledger:
+        """The plan as accounts."""
+        ledger = Ledger(self.budget_bytes)
+        for name, n_bytes in self.accounts():
+            if n_bytes:
+                ledger.take(name, n_bytes)
+        return ledger
+
+
+def plan_memory(
+    name: str,
+    catalog: Catalog,
+    spec: ModelSpec,
+    sizes: Sizes,
+    *,
+    context: int,
+    budget_bytes: int,
+    runtime_bytes: int,
+    limited: str = "",
+) -> MemoryPlan:
+    """Split `budget_bytes` (of the whole process, of which `runtime_bytes` are in use already or will be).
+
+    `limited`: whose limit the budget is, for messages. DoesNotFitError below the floor, naming it and what lowers it.
+    """
+    head = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
+    vectors = sum(4 * info.shape[0] for each in catalog.layers for info in each.vectors.values())
+    outside = head + vectors + sum(4 * info.shape[0] for info in catalog.outside.values())
+    layer_bytes = [_matrices_bytes(layer, sizes) for layer in catalog.layers]
+    expert_bytes = [_expert_bytes(layer, sizes) for layer in catalog.layers]
+    slot = -(-max(expert_bytes) // _PAGE) * _PAGE
+    n_experts = catalog.n_experts
+    bank = sum(each * n_experts for each in expert_bytes)
+    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context) + _margin(budget_bytes)
+    least = activation_bytes(spec, _CHUNK)
+    common = {
+        "budget_bytes": budget_bytes,
+        "runtime_bytes": runtime_bytes + GROWTH_BYTES,
+        "kv_bytes": spec.kv_bytes(context),
+        "margin_bytes": _margin(budget_bytes),
+    }
+    largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
+    everything = outside + sum(layer_bytes) + bank
+    reader = READER_THREADS * (PIECE_BYTES + 2 * ALIGNMENT)
+    if n_experts:
+        smallest = slot * (2 * spec.n_experts_used + 2)
+        floor = fixed + least + reader + outside + sum(layer_bytes) + smallest
+    else:
+        window = BUFFERS * max(layer_bytes)
+        floor = fixed + least + reader + outside + min(window, sum(layer_bytes))
+    resident = fixed + least + everything + largest
+    floor = min(floor, resident)
+    if budget_bytes >= resident:
+        return MemoryPlan(
+            mode="resident",
+            dense_bytes=everything,
+            activation_bytes=least,
+            reader_bytes=largest,
+            cache_bytes=0,
+            floor_bytes=floor,
+            wave_tokens=0,
+            **common,
+        )
+    if budget_bytes < floor:
+        raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
+    wave = _wave_tokens(spec, budget_bytes, budget_bytes - floor + least)
+    active = activation_bytes(spec, wave)
+    if n_experts:
+        rest = budget_bytes - (fixed + active + reader + outside + sum(layer_bytes))
+        slots = min(rest // slot, n_experts * len(layer_bytes))
+        return MemoryPlan(
+            mode="experts",
+            dense_bytes=outside + sum(layer_bytes),
+            activation_bytes=active,
+            reader_bytes=reader,
+            cache_bytes=slots * slot,
+            floor_bytes=floor,
+            wave_tokens=wave,
+            slots=slots,
+            slot_bytes=slot,
+            all_experts=n_experts * len(layer_bytes),
+            layers=len(layer_bytes),
+            **common,
+        )
+    rest = budget_bytes - (fixed + active + reader + outside + window)
+    pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
+    return MemoryPlan(
+        mode="layers",
+        dense_bytes=outside + pinned * max(layer_bytes),
+        activation_bytes=active,
+        reader_bytes=reader,
+        cache_bytes=window,
+        floor_bytes=floor,
+        wave_tokens=wave,
+        pinned=pinned,
+        layers=len(layer_bytes),
+        **common,
+    )
+
+
+def activation_bytes(spec: ModelSpec, wave_tokens: int) -> int:
+    """What a wave of a prompt takes at most, with the quantised copies and attention's scratch."""
+    d, heads, kv = spec.d_model, spec.n_heads, spec.n_kv_heads
+    qkv = heads * spec.head_dim_k + kv * (spec.head_dim_k + spec.head_dim_v)
+    ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
+    chunk = min(_CHUNK, wave_tokens)
+    chunk_floats = chunk * (4 * d + 2 * qkv + heads * spec.head_dim_v + 4 * ff)
+    wave_floats = 2 * wave_tokens * d
+    if spec.n_experts:
+        rows = min(_EXPERT_ROWS, wave_tokens * spec.n_experts_used)
+        wave_floats += wave_tokens * (spec.n_experts_used * d + 2 * spec.n_experts + d)
+        wave_floats += rows * (2 * spec.d_ff_expert + 3 * d)
+    return int(1.15 * 4 * (chunk_floats + wave_floats)) + 8 * spec.vocab_size + (4 << 20)
+
+
+def process_budget(asked_bytes: int | None, memory: MemoryLimits, private_bytes: int) -> tuple[int, str]:
+    """The budget of this process and whose limit it is: what was asked for, but no more than there is.
+
+    `private_bytes`: what the process holds already and gives back when it ends; it is not part of what is available.
+    Without a request or a limit a twentieth of the machine's memory is left to others.
+    """
+    there = min(memory.available_bytes + private_bytes, memory.limit_bytes)
+    group = memory.cgroup_limit_bytes is not None
+    if asked_bytes is not None and asked_bytes <= there:
+        return asked_bytes, "--memory"
+    if group:
+        return there, "this process's memory limit"
+    return there - (0 if asked_bytes is not None else there // 20), "what is available"
+
+
+def _all_infos(catalog: Catalog) -> list[TensorInfo]:
+    return [i for layer in catalog.layers for i in (*layer.matrices.values(), *layer.experts.values())]
+
+
+def _matrices_bytes(layer: LayerTensors, sizes: Sizes) -> int:
+    return sum(_rounded(sizes.packed_bytes(info.type, *info.shape)) for info in layer.matrices.values())
+
+
+def _expert_bytes(layer: LayerTensors, sizes: Sizes) -> int:
+    infos = [layer.experts[part] for part in EXPERT_PARTS] if layer.experts else []
+    return sum(_rounded(sizes.packed_bytes(info.type, *info.shape[1:])) for info in infos)
+
+
+def _rounded(n_bytes: int) -> int:
+    return -(-n_bytes // 64) * 64
+
+
+def _margin(budget_bytes: int) -> int:
+    """For page tables, and for what an allocator holds back."""
+    return (16 << 20) + budget_bytes // 64
+
+
+def _wave_tokens(spec: ModelSpec, budget_bytes: int, left_bytes: int) -> int:
+    """As many tokens as a share of the budget allows: every expert is read once a wave."""
+    most = min(_WAVE_SHARE * budget_bytes, left_bytes)
+    wave = _CHUNK
+    while wave < _MOST_WAVE and activation_bytes(spec, wave + _CHUNK) <= most:
+        wave += _CHUNK
+    return wave
+
+
+def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str) -> str:
+    advice = []
+    missing = floor - budget
+    per_token = spec.kv_bytes(1)
+    possible = (context - -(-missing // per_token)) // 64 * 64
+    if possible >= _SMALLEST_CONTEXT:
+        advice.append(f"a context of {possible} would do")
+    advice.append("give it more memory, or take a smaller model or quantisation")
+    under = f" ({limited})" if limited else ""
+    return (
+        f"{name} needs at least {format_size(floor)} of memory, of which the KV cache of {context} tokens is "
+        f"{format_size(spec.kv_bytes(context))}, but may have {format_size(budget)}{under}; {' or '.join(advice)}"
+    )
