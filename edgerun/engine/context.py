@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgerun.engine.cancel import FairLock, never
 from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]
 
@@ -71,9 +72,8 @@ class Context:
     ) -> F32:
         """Append `ids` (at least one) -> logits (1 or n, vocab) f32, the caller's own. Raises Cancelled."""
         parts: list[F32] = []
-        for start in range(0, len(ids), self._step_tokens):
-            chunk = ids[start : start + self._step_tokens]
-            last = start + self._step_tokens >= len(ids)
+        for part in chunks(len(ids), self._step_tokens):
+            chunk, last = ids[part], part.stop == len(ids)
             with self._lock.held(cancelled):
                 self._check(ticket)
                 out = self._step(chunk, cancelled, logits if last or logits == "all" else "none")
@@ -84,8 +84,8 @@ class Context:
     def hidden(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> list[F32]:
         """Append `ids` -> final hidden states, (T, d) f32 for each step."""
         parts = []
-        for start in range(0, len(ids), self._step_tokens):
-            chunk = ids[start : start + self._step_tokens]
+        for part in chunks(len(ids), self._step_tokens):
+            chunk = ids[part]
             with self._lock.held(cancelled):
                 self._settle()
                 parts.append(self._decoder.hidden(chunk, self._cache, cancelled=cancelled))

@@ -17,6 +17,7 @@ from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
+from edgerun.models.chunks import chunks
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
 
@@ -139,9 +140,9 @@ class Engine:
         _, ticket = context.begin(ids)
         size = min(self._step_tokens, max(32, _SCORE_BYTES // (4 * self.vocab_size)))
         logprobs: list[float] = []
-        for start in range(0, len(ids) - 1, size):
-            targets = np.array(ids[start + 1 : start + 1 + size])
-            fed = ids[start : start + len(targets)]
+        for part in chunks(len(ids) - 1, size) if len(ids) > 1 else ():
+            targets = np.array(ids[part.start + 1 : part.stop + 1])
+            fed = ids[part]
             logits = context.feed(fed, ticket, as_callable(cancel), logits="all")
             top = logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(targets)), targets].astype(np.float64) - top[:, 0]

@@ -30,8 +30,7 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
-    if name not in KERNEL_NAMES:
-        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")
+    _check(name)
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     if name == "reference":
@@ -44,9 +43,15 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
 
 
 def load_sizes(name: str = "auto") -> PackedSizes:
-    """What matrices will take in the kernels called `name`, without loading these."""
+    """What matrices will take in the kernels called `name`, without loading these. UsageError as `load_kernels`."""
+    _check(name)
     if name == "reference":
         return PackedSizes(1)
     from edgerun.kernels.isa import choose
 
     return PackedSizes(choose(name).lanes)
+
+
+def _check(name: str) -> None:
+    if name not in KERNEL_NAMES:
+        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")

@@ -22,9 +22,12 @@ _WORK = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
 
 
 class ThreadPool:
-    """`threads` workers, the caller being one of them. One operation at a time: callers take turns by a lock."""
+    """`threads` workers, the caller being one of them. One operation at a time: callers take turns by a lock.
 
-    def __init__(self, threads: int, run_address: int, work_address: int, program_address: int) -> None:
+    code: whatever owns the machine code at the addresses; kept until the last worker has left it.
+    """
+
+    def __init__(self, threads: int, run_address: int, work_address: int, program_address: int, code: Any) -> None:
         self.threads = threads
         self._memory = np.zeros(CONTROL_BYTES // 8 + 8, np.int64)
         base = self._memory.ctypes.data
@@ -40,7 +43,9 @@ class ThreadPool:
             threading.Thread(target=_work, args=(work, index, *state), name=f"edgerun-{index + 1}", daemon=True)
             for index in range(threads - 1)
         ]
-        self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, self._sleeping, self._memory)
+        self._finalizer = weakref.finalize(
+            self, _stop, self._slots, self._asleep, self._sleeping, (self._memory, code), self._workers
+        )
         for worker in self._workers:
             worker.start()
 
@@ -64,8 +69,6 @@ class ThreadPool:
     def close(self) -> None:
         """Stop and join the workers."""
         self._finalizer()
-        for worker in self._workers:
-            worker.join()
 
 
 def _work(work: Any, index: int, control: int, slots: Any, asleep: Any, sleeping: Any) -> None:
@@ -84,9 +87,13 @@ def _work(work: Any, index: int, control: int, slots: Any, asleep: Any, sleeping
         lock.acquire()
 
 
-def _stop(slots: Any, asleep: Any, sleeping: Any, memory: Any) -> None:
+def _stop(slots: Any, asleep: Any, sleeping: Any, kept: Any, workers: list[threading.Thread]) -> None:
+    """Stop and join the workers; at the latest when Python ends, while the machine code they run is still there."""
     slots[_STOP] = 1
     for index, sleeps in enumerate(sleeping):
         if sleeps:
             sleeping[index] = False
             asleep[index].release()
+    for worker in workers:
+        if worker is not threading.current_thread() and worker.ident is not None:
+            worker.join()

@@ -12,7 +12,9 @@ The control block is int64 slots on cache lines of their own (offsets in bytes):
 
 Items are taken from a shared counter, `grain` at a time, so that a thread whose core was stolen by another program
 holds back one piece and not a fixed half. A helper registers in slot 128 before it looks at the operation and leaves
-afterwards; the publisher waits until nobody is inside before it writes the next one.
+afterwards; the publisher marks the epoch odd and waits until nobody is inside before it writes the next one. Each
+side writes its own slot and then reads the other's, so both need a full fence in between: with less, a processor may
+read first, a late helper enters an operation that is being replaced, and takes an item with half of its arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ from numba import int64, njit, types
 from numba.core.typing import signature
 
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import I32, call_kernel, declare, fetch_add, function, load_acquire, load_i64, store_release
+from edgerun.kernels.simd import (
+    I32,
+    call_kernel,
+    declare,
+    fence,
+    fetch_add,
+    function,
+    load_acquire,
+    load_i64,
+    store_release,
+)
 
 EPOCH, NEXT, INSIDE, JOB, STOP, AWAKE = 0, 64, 128, 192, 256, 320
 CONTROL_BYTES = 384
@@ -69,6 +81,7 @@ def _take_items(control: int, kernel: int, arguments: int, items: int, grain: in
 def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
     epoch = load_acquire(int64(control + EPOCH))
     store_release(int64(control + EPOCH), int64(epoch + 1))
+    fence()  # the odd epoch is seen before INSIDE is read here, or a late helper is seen there: never neither
     spins = 0
     while load_acquire(int64(control + INSIDE)) != 0:  # late comers of the last operation
         pause()
@@ -131,6 +144,7 @@ def build_pool_work(ops: Ops) -> Any:
                 idle += 1
                 continue
             fetch_add(int64(control + INSIDE), int64(1))
+            fence()
             if load_acquire(int64(control + EPOCH)) == epoch:
                 _take_items(
                     control,

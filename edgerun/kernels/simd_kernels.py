@@ -137,7 +137,7 @@ class SimdKernels:
         self._events = events
         cache.prepare(_ALWAYS, events)
         self._pool = ThreadPool(
-            threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program")
+            threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program"), cache
         )
         self._reference = ReferenceKernels()
         self._lock = threading.RLock()

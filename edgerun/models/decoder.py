@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgerun.errors import Cancelled, UsageError
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.kv import KvCache
+from edgerun.models.chunks import chunks
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import ModelSpec, RopeScaling
@@ -191,10 +192,10 @@ class Decoder:
         done: list[tuple[int, F32]] = []
         wave = self.store.wave_tokens or CHUNK
         try:
-            for low in range(0, len(tokens), wave):
-                x = self._wave(tokens[low : low + wave], cache, cancelled)
+            for part in chunks(len(tokens), wave):
+                x = self._wave(tokens[part], cache, cancelled)
                 cache.advance(len(x))
-                done.append((low, x))
+                done.append((part.start, x))
         except BaseException:
             cache.truncate(before)
             raise
@@ -205,7 +206,7 @@ class Decoder:
         x = self.store.embedding(tokens)
         if self.spec.family.scaled_embedding:
             self.kernels.scale(x, self.spec.d_model**0.5)
-        parts = [slice(low, min(low + CHUNK, len(x))) for low in range(0, len(x), CHUNK)]
+        parts = chunks(len(x), CHUNK)
         for layer in range(self.spec.n_layers):
             weights: LayerWeights | None = None
             for part in parts:
@@ -368,8 +369,8 @@ class Decoder:
                 kernels.experts_ffn(some, rows, mine, slots, spec.family.activation, parts)
         kernels.combine(parts, weights, x, add=True)
         if spec.d_ff_shared:
-            for low in range(0, tokens, CHUNK):
-                self._shared_expert(w, x[low : low + CHUNK], h[low : low + CHUNK])
+            for part in chunks(tokens, CHUNK):
+                self._shared_expert(w, x[part], h[part])
 
     def _shared_expert(self, w: LayerWeights, x: F32, h: F32) -> None:
         """x += the expert that every token uses, weighted by a gate of its own."""

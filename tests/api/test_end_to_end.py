@@ -194,10 +194,15 @@ def test_a_model_without_vocabulary_still_has_logits(folder: Path) -> None:
             llm.complete("text")
 
 
-def test_a_model_larger_than_memory_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgerun.device.memory_limits", lambda: MemoryLimits(1 << 30, 1 << 20))
-    with pytest.raises(DoesNotFitError, match=r"tiny\.gguf needs .*1 MiB is available"):
+def test_memory_below_the_floor_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DoesNotFitError, match=r"tiny\.gguf needs at least .* may have 1 MiB \(--memory\)"):
+        LLM(path, memory="1M")
+    monkeypatch.setattr("edgerun.api.weights.memory_limits", lambda: MemoryLimits(1 << 30, 1 << 20))
+    with pytest.raises(DoesNotFitError, match=r"tiny\.gguf needs at least .*what is available"):
         LLM(path)
+    for wrong in ("much", 0, -5, True, 1.5):
+        with pytest.raises(UsageError, match="size"):
+            LLM(path, memory=wrong)
 
 
 def test_a_directory_with_one_model(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,3 +98,9 @@ def test_a_processor_without_the_instructions_is_refused(monkeypatch):
     monkeypatch.setitem(ISAS, "avx2", Isa("avx2", 8, "avx2", ("avx2", "teleport")))
     with pytest.raises(UsageError, match="lacks teleport"):
         load_kernels("avx2", events=ignore)
+
+
+def test_a_program_that_forgets_to_close_ends_well():
+    code = "from edgerun.kernels import load_kernels; kernels = load_kernels('portable', threads=3)"
+    for _ in range(3):
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,9 +1,9 @@
 """Held-out loss of a 5-gram model on the tokens of a training run: what counting alone achieves.
 
-    python tools/train/ngram_baseline.py --run build/stories --corpus ../shared/data/corpora/...
+    python tools/train/ngram_baseline.py --run build/tales-moe --corpora ../shared/data/corpora
 
-Interpolated absolute discounting (each order leans on the next lower one), trained on the same stories and
-measured on the same held-out tokens as train_stories.py with the same --seed and --held-out.
+Interpolated absolute discounting (each order leans on the next lower one), trained on the same stories and passages and
+measured on the same held-out tokens as train_tales.py with the same --seed and --held-out.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import math
 import random
 from pathlib import Path
 
-from story_data import Topics, read_stories, split_stories, token_stream
+from tales_data import Topics, read_passages, read_stories, split_stories, token_stream
 from tokenizers import Tokenizer
 
 DISCOUNT = 0.8
@@ -49,18 +49,18 @@ class NgramModel:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", type=Path, required=True)
-    p.add_argument("--corpus", type=Path, required=True)
+    p.add_argument("--corpora", type=Path, required=True)
     p.add_argument("--order", type=int, default=5)
     p.add_argument("--held-out", type=float, default=0.05)
     p.add_argument("--seed", type=int, default=20)
     args = p.parse_args()
 
-    train_stories, held_stories = split_stories(read_stories(args.corpus), args.held_out, args.seed)
+    train_stories, held_stories = split_stories(read_stories(args.corpora), args.held_out, args.seed)
     tokenizer = Tokenizer.from_file(str(args.run / "tokenizer.json"))
     topics = Topics(train_stories)
     model = NgramModel(args.order, tokenizer.get_vocab_size())
     train_rng, held_rng = random.Random(args.seed * 1000), random.Random(args.seed)
-    model.learn(token_stream(train_stories, topics, tokenizer, train_rng).tolist())
+    model.learn(token_stream(train_stories, topics, tokenizer, train_rng, read_passages(args.corpora)).tolist())
     held = token_stream(held_stories, topics, tokenizer, held_rng).tolist()
     print(f"{args.order}-gram held-out loss {model.loss(held):.4f} nats per token")
 

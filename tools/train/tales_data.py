@@ -1,4 +1,4 @@
-"""The story corpus as training text: cleaning, splitting, topic words, chats, token windows."""
+"""The corpora as training text: cleaning, splitting, topic words, chats, passages of fairy tales, token windows."""
 
 import collections
 import math
@@ -27,14 +27,53 @@ REQUESTS = (
     "Please tell me about {}.",
 )
 CHAT_SHARE = 0.4
+BOOKS = (  # public-domain tales for children, beside the stories
+    "Hans_Christian_Andersen_Andersen_s_Fairy_Tales",
+    "Hans_Christian_Andersen_The_Little_Mermaid",
+    "Aesop_Aesop_s_Fables",
+    "L._Frank_Baum_The_Wonderful_Wizard_of_Oz",
+    "L._Frank_Baum_The_Marvelous_Land_of_Oz",
+    "L._Frank_Baum_Ozma_of_Oz",
+    "L._Frank_Baum_Dorothy_and_the_Wizard_in_Oz",
+    "L._Frank_Baum_The_Life_and_Adventures_of_Santa_Claus",
+    "L._Frank_Baum_A_Kidnapped_Santa_Claus",
+    "Lewis_Carroll_Alice_s_Adventures_in_Wonderland",
+    "Lewis_Carroll_Through_the_Looking-Glass",
+    "Oscar_Wilde_The_Happy_Prince_Other_Tales",
+    "Robert_Louis_Stevenson_Treasure_Island",
+)
+PASSAGE_CHARS = 1200
+PASSAGES_PER_STORY = 0.35  # of an epoch
 
 
-def read_stories(path: Path) -> list[str]:
-    """The complete stories of a TinyStories text file, with typewriter quotes and single line breaks."""
+def plain_text(path: Path) -> str:
+    """A text file with typewriter quotes, in ASCII."""
     text = path.read_text(encoding="utf-8").translate(PLAIN_QUOTES)
-    text = "".join(c for c in text if c == "\n" or " " <= c <= "~")
+    return "".join(c for c in text if c == "\n" or " " <= c <= "~")
+
+
+def read_stories(corpora: Path) -> list[str]:
+    """The complete stories of the TinyStories file, with single line breaks."""
+    text = plain_text(corpora / "tinystories_valid_1.6MB.txt")
     stories = (re.sub(r"\s*\n\s*", "\n", s.strip()) for s in text.split(END)[1:-1])
     return [s for s in stories if len(s) > 100]
+
+
+def read_passages(corpora: Path) -> list[str]:
+    """The books' paragraphs, some neighbours together at a time."""
+    passages = []
+    for name in BOOKS:
+        text = re.sub(r"[_*]", "", plain_text(corpora / "books" / f"{name}.md"))
+        part = ""
+        for paragraph in text.split("\n\n"):
+            line = re.sub(r"\s+", " ", paragraph).strip()
+            if not line or line.startswith(("#", "---")):
+                continue
+            part += line + "\n"
+            if len(part) > PASSAGE_CHARS:
+                passages.append(part.strip())
+                part = ""
+    return passages
 
 
 def split_stories(stories: list[str], held_out: float, seed: int) -> tuple[list[str], list[str]]:
@@ -45,7 +84,7 @@ def split_stories(stories: list[str], held_out: float, seed: int) -> tuple[list[
     return order[n_held:], order[:n_held]
 
 
-def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer with GPT-2's byte alphabet and word pattern; specials have ids 0, 1, 2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -57,7 +96,7 @@ def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     chats = [f"user\n{request}" for request in REQUESTS] + ["assistant\n"]
-    tokenizer.train_from_iterator(stories + chats * 50, trainer)
+    tokenizer.train_from_iterator(texts + chats * 50, trainer)
     return tokenizer
 
 
@@ -105,10 +144,14 @@ def chat_text(story: str, topics: Topics, rng: random.Random) -> str:
     return f"{IM_START}user\n{request}{IM_END}\n{IM_START}assistant\n{story}{IM_END}\n"
 
 
-def token_stream(stories: list[str], topics: Topics, tokenizer: Tokenizer, rng: random.Random) -> np.ndarray:
-    """All stories in a random order, plain or as chats, each opened by END, as one (tokens,) i64 array."""
-    order = rng.sample(stories, len(stories))
-    texts = [END + (chat_text(s, topics, rng) if rng.random() < CHAT_SHARE else s) for s in order]
+def token_stream(
+    stories: list[str], topics: Topics, tokenizer: Tokenizer, rng: random.Random, passages: list[str] | None = None
+) -> np.ndarray:
+    """All stories, plain or as chats, and some passages, each opened by END, in a random order: (tokens,) i64."""
+    texts = [END + (chat_text(s, topics, rng) if rng.random() < CHAT_SHARE else s) for s in stories]
+    if passages:
+        texts += [END + p for p in rng.sample(passages, min(len(passages), int(PASSAGES_PER_STORY * len(stories))))]
+    rng.shuffle(texts)
     ids = [i for e in tokenizer.encode_batch(texts) for i in e.ids]
     return np.array([*ids, tokenizer.token_to_id(END)], dtype=np.int64)
 

@@ -1,13 +1,12 @@
-"""Train the embedded story model on a CPU.
+"""Train the embedded models on a CPU: tales-moe, a mixture of experts, and tales-draft, a small dense model.
 
-    python tools/train/train_stories.py --out build/stories \\
-        --corpus ../shared/data/corpora/tinystories_valid_1.6MB.txt
+    python tools/train/train_tales.py --model moe --corpora ../shared/data/corpora --out build/tales-moe
 
-Needs torch==2.13.0, numpy and tokenizers. Writes to --out: tokenizer.json, losses.csv, last.pt (to resume
-from) and best.pt (lowest held-out loss; what export_stories.py reads). The same command again resumes. The
+Needs torch==2.13.0, numpy and tokenizers. Writes to --out: tokenizer.json (or takes --tokenizer), losses.csv, last.pt
+(to resume from) and best.pt (lowest held-out loss; what export_tales.py reads). The same command again resumes. The
 learning rate warms up, stays constant, and falls linearly to zero over the last part of --steps, so that a
 stopped run (SIGTERM or Ctrl-C saves first) may be resumed with another --steps without a jump. The same seed
-gives the same losses on the same machine.
+and number of threads give the same losses on the same machine.
 """
 
 import argparse
@@ -22,21 +21,23 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from story_data import Topics, read_stories, split_stories, token_stream, train_tokenizer, windows
-from story_model import StoryConfig, StoryModel, next_token_loss
+from tales_data import Topics, read_passages, read_stories, split_stories, token_stream, train_tokenizer, windows
+from tales_model import CONFIGS, TalesModel, next_token_loss
 from tokenizers import Tokenizer
 
 
 def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--corpus", type=Path, required=True)
+    p.add_argument("--model", choices=CONFIGS, required=True)
+    p.add_argument("--corpora", type=Path, required=True)
+    p.add_argument("--tokenizer", type=Path, help="take this one, so that two models share it")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--steps", type=int, default=3000)
     p.add_argument("--batch-tokens", type=int, default=2048)
-    p.add_argument("--peak-rate", type=float, default=3e-3)
+    p.add_argument("--peak-rate", type=float, default=2e-3)
     p.add_argument("--warmup-steps", type=int, default=60)
     p.add_argument("--decay-share", type=float, default=0.4, help="last share of the steps, rate falling to 0")
-    p.add_argument("--dropout", type=float, default=0.05)
+    p.add_argument("--dropout", type=float, default=0.1)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--held-out", type=float, default=0.05)
     p.add_argument("--eval-every", type=int, default=100)
@@ -53,7 +54,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def training_rows(
-    stories: list[str], topics: Topics, tokenizer: Tokenizer, args: argparse.Namespace
+    stories: list[str], passages: list[str], topics: Topics, tokenizer: Tokenizer, args: argparse.Namespace
 ) -> Iterator[np.ndarray]:
     """Endless batches. Each epoch reorders the stories and draws anew which are chats and what they ask.
 
@@ -61,23 +62,23 @@ def training_rows(
     """
     epoch = 0
     while True:
-        stream = token_stream(stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch))
+        stream = token_stream(stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch), passages)
         length = 512 if epoch % 3 == 2 else 256
         yield from windows(stream, args.batch_tokens // length, length)
         epoch += 1
 
 
 @torch.no_grad()
-def held_out_loss(model: StoryModel, rows: list[np.ndarray]) -> float:
+def held_out_loss(model: TalesModel, rows: list[np.ndarray]) -> float:
     model.eval()
-    losses = [next_token_loss(model, torch.from_numpy(r)).item() for r in rows]
+    losses = [next_token_loss(model, torch.from_numpy(r))[0].item() for r in rows]
     model.train()
     return sum(losses) / len(losses)
 
 
-def make_optimizer(model: StoryModel, args: argparse.Namespace) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]
+def make_optimizer(model: TalesModel, args: argparse.Namespace) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": args.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -101,9 +102,11 @@ def open_log(path: Path, step: int) -> TextIO:
     return path.open("a", newline="", encoding="utf-8")
 
 
-def prepare_tokenizer(path: Path, stories: list[str], vocab_size: int) -> Tokenizer:
-    if not path.exists():
-        train_tokenizer(stories, vocab_size).save(str(path))
+def prepare_tokenizer(path: Path, given: Path | None, texts: list[str], vocab_size: int) -> Tokenizer:
+    if given is not None:
+        path.write_bytes(given.read_bytes())
+    elif not path.exists():
+        train_tokenizer(texts, vocab_size).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
@@ -112,16 +115,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    config = StoryConfig()
+    config = CONFIGS[args.model]
 
-    train_stories, held_stories = split_stories(read_stories(args.corpus), args.held_out, args.seed)
-    tokenizer = prepare_tokenizer(args.out / "tokenizer.json", train_stories, config.vocab_size)
+    train_stories, held_stories = split_stories(read_stories(args.corpora), args.held_out, args.seed)
+    passages = read_passages(args.corpora)
+    tokenizer = prepare_tokenizer(
+        args.out / "tokenizer.json", args.tokenizer, train_stories * 2 + passages, config.vocab_size
+    )
     topics = Topics(train_stories)
     held_stream = token_stream(held_stories, topics, tokenizer, random.Random(args.seed))
     held_rows = list(windows(held_stream, 4, 256))
     print(f"{len(train_stories)} stories, {len(held_stories)} held out ({len(held_stream)} tokens)", flush=True)
+    print(f"{len(passages)} passages of books", flush=True)
 
-    model = StoryModel(config, args.dropout)
+    model = TalesModel(config, args.dropout)
     optimizer = make_optimizer(model, args)
     step, best = 0, float("inf")
     last = args.out / "last.pt"
@@ -130,7 +137,7 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, best = state["step"], state["best"]
-    rows_of = training_rows(train_stories, topics, tokenizer, args)
+    rows_of = training_rows(train_stories, passages, topics, tokenizer, args)
     for _ in range(step):
         next(rows_of)
 
@@ -151,9 +158,9 @@ def main() -> None:
         torch.manual_seed(args.seed * 1_000_003 + step)  # dropout depends on the step alone, resumed or not
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
-        loss = next_token_loss(model, torch.from_numpy(next(rows_of)))
+        loss, extra = next_token_loss(model, torch.from_numpy(next(rows_of)))
         optimizer.zero_grad()
-        loss.backward()
+        (loss + extra).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

@@ -1,6 +1,6 @@
-"""Turn a checkpoint of train_stories.py into a GGUF file with tokenizer, chat template and description.
+"""Turn a checkpoint of train_tales.py into a GGUF file with tokenizer, chat template and description.
 
-    python tools/train/export_stories.py --run build/stories --output edgerun/embedded/stories.gguf
+    python tools/train/export_tales.py --run build/tales-moe --output edgerun/embedded/tales-moe.gguf
 
 Needs torch and tokenizers (reading the checkpoint) and edgerun (writing the file).
 """
@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from story_data import END, IM_END, SPECIALS
-from story_model import StoryConfig
+from tales_data import END, IM_END, SPECIALS
+from tales_model import TalesConfig
 
 from edgerun.formats.gguf import GgmlType, GgufWriter
 from edgerun.formats.quants import quantize
 
-NAME = "edgerun stories"
 DESCRIPTION = (
-    "A 1.3 M parameter storyteller, trained from scratch for edgerun on TinyStories texts. "
+    "A small storyteller, trained from scratch for edgerun on TinyStories texts and public-domain tales. "
     "It tells very short children's stories and does nothing else."
 )
 CHAT_TEMPLATE = (
@@ -33,28 +32,31 @@ NORMAL_TOKEN, CONTROL_TOKEN = 1, 3  # the token types of llama.cpp
 MOSTLY_Q8_0 = 7  # the file type of llama.cpp
 
 
-def add_description(w: GgufWriter, config: StoryConfig, n_parameters: int) -> None:
+def add_description(w: GgufWriter, arch: str, config: TalesConfig, name: str, n_parameters: int) -> None:
     w.add("general.type", "model")
-    w.add("general.name", NAME)
-    w.add("general.basename", "stories")
+    w.add("general.name", name)
+    w.add("general.basename", name)
     w.add("general.description", DESCRIPTION)
     w.add("general.license", "Apache-2.0")
     w.add("general.languages", ["en"])
     w.add("general.size_label", f"{n_parameters / 1e6:.1f}M")
     w.add("general.file_type", MOSTLY_Q8_0)
     w.add("general.quantization_version", 2)
-    w.add("llama.block_count", config.n_layers)
-    w.add("llama.context_length", config.context_length)
-    w.add("llama.embedding_length", config.d_model)
-    w.add("llama.feed_forward_length", config.d_ff)
-    w.add("llama.attention.head_count", config.n_heads)
-    w.add("llama.attention.head_count_kv", config.n_kv_heads)
-    w.add("llama.attention.key_length", config.head_dim)
-    w.add("llama.attention.value_length", config.head_dim)
-    w.add("llama.attention.layer_norm_rms_epsilon", config.norm_eps)
-    w.add("llama.rope.dimension_count", config.head_dim)
-    w.add("llama.rope.freq_base", config.rope_base)
-    w.add("llama.vocab_size", config.vocab_size)
+    w.add(f"{arch}.block_count", config.n_layers)
+    w.add(f"{arch}.context_length", config.context_length)
+    w.add(f"{arch}.embedding_length", config.d_model)
+    w.add(f"{arch}.feed_forward_length", config.d_ff)
+    w.add(f"{arch}.attention.head_count", config.n_heads)
+    w.add(f"{arch}.attention.head_count_kv", config.n_kv_heads)
+    w.add(f"{arch}.attention.key_length", config.head_dim)
+    w.add(f"{arch}.attention.value_length", config.head_dim)
+    w.add(f"{arch}.attention.layer_norm_rms_epsilon", config.norm_eps)
+    w.add(f"{arch}.rope.freq_base", config.rope_base)
+    w.add(f"{arch}.vocab_size", config.vocab_size)
+    if config.n_experts:
+        w.add(f"{arch}.expert_count", config.n_experts)
+        w.add(f"{arch}.expert_used_count", config.n_used)
+        w.add(f"{arch}.expert_feed_forward_length", config.d_ff)
 
 
 def add_tokenizer(w: GgufWriter, tokenizer: dict[str, Any], vocab_size: int) -> None:
@@ -79,19 +81,20 @@ def add_tokenizer(w: GgufWriter, tokenizer: dict[str, Any], vocab_size: int) -> 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", type=Path, required=True, help="the --out directory of train_stories.py")
+    p.add_argument("--run", type=Path, required=True, help="the --out directory of train_tales.py")
     p.add_argument("--output", type=Path, required=True)
     args = p.parse_args()
 
     state = torch.load(args.run / "best.pt", weights_only=True, map_location="cpu")
-    config = StoryConfig(**state["config"])
+    config = TalesConfig(**state["config"])
     weights = {name: tensor.float().numpy() for name, tensor in state["model"].items()}
     tokenizer = json.loads((args.run / "tokenizer.json").read_text(encoding="utf-8"))
-    with GgufWriter(args.output, "llama") as w:
-        add_description(w, config, sum(x.size for x in weights.values()))
+    arch = "qwen3moe" if config.n_experts else "qwen3"
+    with GgufWriter(args.output, arch) as w:
+        add_description(w, arch, config, args.output.stem, sum(x.size for x in weights.values()))
         add_tokenizer(w, tokenizer, config.vocab_size)
         for name, x in weights.items():
-            if x.ndim == 1:
+            if x.ndim == 1 or "ffn_gate_inp" in name:
                 w.add_tensor(name, x, GgmlType.F32)
             else:
                 w.add_tensor(name, quantize(x, GgmlType.Q8_0), GgmlType.Q8_0)

@@ -1,0 +1,138 @@
+"""Plans: everything accounted for, never over the budget, monotonous, and refusals that name what would do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun.device import MemoryLimits
+from edgerun.errors import DoesNotFitError
+from edgerun.formats.gguf import GgmlType, TensorInfo
+from edgerun.kernels.layout import PackedSizes
+from edgerun.models.families import FAMILIES
+from edgerun.models.spec import ModelSpec, RopeScaling
+from edgerun.planning import plan_memory, process_budget
+from edgerun.weights import make_catalog
+
+MIB, GIB = 1 << 20, 1 << 30
+SIZES = PackedSizes(8)
+
+
+def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlType.Q4_0):
+    """(catalog, spec) of a model of this shape, with no file behind it."""
+    hd = d // heads
+    shapes = {"token_embd.weight": (vocab, d), "output.weight": (vocab, d), "output_norm.weight": (d,)}
+    for layer in range(layers):
+        b = f"blk.{layer}."
+        shapes |= {b + "attn_norm.weight": (d,), b + "ffn_norm.weight": (d,)}
+        shapes |= {b + "attn_q.weight": (d, d), b + "attn_output.weight": (d, d)}
+        shapes |= {b + "attn_k.weight": (kv * hd, d), b + "attn_v.weight": (kv * hd, d)}
+        if experts:
+            shapes[b + "ffn_gate_inp.weight"] = (experts, d)
+            for part, shape in (("gate", (ff, d)), ("up", (ff, d)), ("down", (d, ff))):
+                shapes[f"{b}ffn_{part}_exps.weight"] = (experts, *shape)
+        else:
+            shapes |= {f"{b}ffn_{part}.weight": (ff, d) for part in ("gate", "up")}
+            shapes[b + "ffn_down.weight"] = (d, ff)
+    tensors = {}
+    for name, shape in shapes.items():
+        kind = GgmlType.F32 if len(shape) == 1 else type
+        n_bytes = kind.row_bytes(shape[-1])
+        for dim in shape[:-1]:
+            n_bytes *= dim
+        tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
+    scaling = RopeScaling()
+    spec = ModelSpec(
+        arch, FAMILIES[arch], layers, d, ff, heads, kv, hd, hd, vocab, 4096, 1e-5, hd, 1e4, scaling,
+        experts, used, ff, 0, 1.0, 0, 0.0, 0.0,
+    )  # fmt: skip
+    return make_catalog(tensors, layers), spec
+
+
+OLMOE = header("olmoe", 16, 2048, 1024, 16, 16, 50304, experts=64, used=8)
+LLAMA_7B = header("llama", 32, 4096, 11008, 32, 32, 32000)
+
+
+def plan(model, budget, context=512):
+    catalog, spec = model
+    return plan_memory(
+        "m.gguf",
+        catalog,
+        spec,
+        SIZES,
+        context=context,
+        budget_bytes=budget,
+        runtime_bytes=100 * MIB,
+        limited="--memory",
+    )
+
+
+@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B], ids=["olmoe", "llama-7b"])
+@settings(max_examples=80, deadline=None)
+@given(budget=st.integers(100 * MIB, 8 * GIB), context=st.integers(1, 4096))
+def test_never_over_the_budget(model, budget, context):
+    try:
+        made = plan(model, budget, context)
+    except DoesNotFitError as error:
+        floor = re.search(r"at least ([\d.]+) (MiB|GiB)", str(error))
+        assert floor is not None
+        needed = float(floor[1]) * {"MiB": MIB, "GiB": GIB}[floor[2]]
+        assert needed > budget * 0.99
+        plan(model, int(needed * 1.02), context)  # what it asks for does
+        return
+    assert made.total_bytes <= budget
+    assert made.floor_bytes <= budget
+    assert made.ledger().taken_bytes == made.total_bytes
+    assert made.kv_bytes == model[1].kv_bytes(context)
+    assert 0 <= made.cached_share <= 1
+    if made.mode == "experts":
+        assert made.slots >= 2 * model[1].n_experts_used
+    if made.mode == "layers":
+        assert 0 <= made.pinned <= made.layers - 2
+
+
+@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B], ids=["olmoe", "llama-7b"])
+def test_more_memory_keeps_more(model):
+    shares = [plan(model, budget * 256 * MIB).cached_share for budget in range(6, 24)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.6
+    assert shares[-1] == 1.0
+
+
+def test_modes():
+    assert plan(OLMOE, 8 * GIB).mode == plan(LLAMA_7B, 8 * GIB).mode == "resident"
+    assert plan(OLMOE, 2 * GIB).mode == "experts"
+    assert plan(LLAMA_7B, 2 * GIB).mode == "layers"
+
+
+def test_a_refusal_names_what_lowers_it():
+    with pytest.raises(DoesNotFitError, match=r"a context of \d+ would do") as caught:
+        plan(LLAMA_7B, GIB, context=4096)
+    assert "(--memory)" in str(caught.value)
+    smaller = int(re.search(r"a context of (\d+)", str(caught.value))[1])
+    assert plan(LLAMA_7B, GIB, smaller).mode == "layers"
+    with pytest.raises(DoesNotFitError, match="give it more memory, or take a smaller model"):
+        plan(LLAMA_7B, 200 * MIB, 256)
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory", "private", "expected"),
+    [
+        (GIB, MemoryLimits(8 * GIB, 6 * GIB), 0, (GIB, "--memory")),
+        (7 * GIB, MemoryLimits(8 * GIB, 6 * GIB), 0, (6 * GIB, "what is available")),
+        (None, MemoryLimits(8 * GIB, 6 * GIB, 2 * GIB), 0, (2 * GIB, "this process's memory limit")),
+        (None, MemoryLimits(8 * GIB, GIB, 2 * GIB), GIB // 2, (3 * GIB // 2, "this process's memory limit")),
+        (3 * GIB, MemoryLimits(8 * GIB, GIB, 2 * GIB), 0, (GIB, "this process's memory limit")),
+    ],
+)
+def test_budget(asked, memory, private, expected):
+    assert process_budget(asked, memory, private) == expected
+
+
+def test_others_keep_a_little():
+    budget, whose = process_budget(None, MemoryLimits(8 * GIB, 6 * GIB), 0)
+    assert 5 * GIB < budget < 6 * GIB
+    assert whose == "what is available"

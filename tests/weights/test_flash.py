@@ -1,0 +1,140 @@
+"""The reader: right bytes from any place, what is urgent first, errors to who asked."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun.errors import ReadError
+from edgerun.weights import flash
+from edgerun.weights.flash import DEMAND, PREDICTED, FlashReader, Piece
+from tests.weights.faulty_disk import failing_reads
+
+SIZE = 300_001
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flash") / "bytes"
+    content = np.random.default_rng(1).integers(0, 256, SIZE).astype(np.uint8)
+    path.write_bytes(content.tobytes())
+    return path, content
+
+
+def ask(offset, n_bytes, results, name="x"):
+    return Piece(0, offset, n_bytes, name, lambda view: results.put((name, view.copy())), results.put)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 70_000)), min_size=1, max_size=12),
+    threads=st.integers(1, 4),
+    direct=st.booleans(),
+)
+def test_any_range(file, ranges, threads, direct):
+    path, content = file
+    results = SimpleQueue()
+    with closing(FlashReader([path], threads=threads, direct=direct)) as reader:
+        wanted = {}
+        for i, (offset, size) in enumerate(ranges):
+            size = min(size, SIZE - offset)
+            wanted[i] = content[offset : offset + size]
+            assert np.array_equal(reader.read_now(0, offset, size, "now"), wanted[i])
+            reader.submit([ask(offset, size, results, i)], i % 2)
+        for _ in ranges:
+            name, view = results.get(timeout=5)
+            assert np.array_equal(view, wanted[name])
+
+
+def test_past_the_end(file):
+    results = SimpleQueue()
+    with closing(FlashReader([file[0]])) as reader:
+        reader.submit([ask(SIZE - 10, 11, results, "blk.7.x")], DEMAND)
+        error = results.get(timeout=5)
+    assert isinstance(error, ReadError)
+    assert "ends within blk.7.x" in str(error)
+
+
+def held_reader(path):
+    """A reader with one thread, which waits inside its first piece until the event is set."""
+    reader, go, inside = FlashReader([path], threads=1), threading.Event(), threading.Event()
+
+    def wait(view):
+        inside.set()
+        go.wait(5)
+
+    reader.submit([Piece(0, 0, 10, "first", wait, lambda error: None)], DEMAND)
+    assert inside.wait(5)
+    return reader, go
+
+
+def test_demand_goes_first_and_promoted_is_demand(file):
+    reader, go = held_reader(file[0])
+    with closing(reader):
+        results = SimpleQueue()
+        guesses = [ask(100 * i, 10, results, f"guess {i}") for i in range(3)]
+        reader.submit(guesses, PREDICTED)
+        reader.submit([ask(0, 10, results, "needed")], DEMAND)
+        reader.promote(guesses[2:])
+        assert reader.waiting == 4
+        go.set()
+        assert [results.get(timeout=5)[0] for _ in range(4)] == ["guess 2", "needed", "guess 0", "guess 1"]
+
+
+def test_cancelled_is_not_delivered(file):
+    reader, go = held_reader(file[0])
+    with closing(reader):
+        results = SimpleQueue()
+        pieces = [ask(0, 10, results, name) for name in "abc"]
+        reader.submit(pieces, PREDICTED)
+        assert reader.cancel(pieces[1:]) == {id(piece) for piece in pieces[1:]}
+        assert reader.cancel(pieces[1:]) == set()
+        go.set()
+        assert results.get(timeout=5)[0] == "a"
+    assert results.empty()
+
+
+def test_an_error_in_one_piece_does_not_stop_the_others(file, monkeypatch):
+    failing_reads(monkeypatch, lambda offset: offset == 4096)
+    results = SimpleQueue()
+    with closing(FlashReader([file[0]], threads=2, direct=False)) as reader:
+        reader.submit([ask(4096 * i, 100, results, f"piece {i}") for i in range(4)], DEMAND)
+        got = [results.get(timeout=5) for _ in range(4)]
+        assert reader.stats.errors == 1
+    assert sorted(each[0] for each in got if isinstance(each, tuple)) == ["piece 0", "piece 2", "piece 3"]
+    assert [str(each) for each in got if isinstance(each, Exception)] == [
+        f"{file[0]}: piece 1 cannot be read: Input/output error"
+    ]
+
+
+def test_no_direct_reads_where_the_file_system_refuses_them(file, monkeypatch):
+    path, content = file
+    real = flash.os.open
+
+    def refusing(path, flags, *more):
+        if flags & flash.os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(flash.os, "open", refusing)
+    with closing(FlashReader([path])) as reader:
+        assert not reader.is_direct
+        assert np.array_equal(reader.read_now(0, 5, 1000, "x"), content[5:1005])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ReadError, match="cannot be opened: No such file"):
+        FlashReader([tmp_path / "nothing"])
+
+
+def test_closed(file):
+    reader = FlashReader([file[0]])
+    reader.close()
+    with pytest.raises(ReadError, match="closed"):
+        reader.submit([ask(0, 1, SimpleQueue())], DEMAND)

@@ -1,0 +1,225 @@
+"""Streamed equals resident, byte for byte, whatever fits, whenever reads land, and after whatever went wrong."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing, contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgerun.errors import Cancelled, ReadError, UsageError
+from edgerun.formats.gguf import open_gguf
+from edgerun.models import Decoder, load_spec
+from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
+from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed
+from edgerun.weights.streamed_layers import spread
+from tests.models.instances import INSTANCES, tokens_of, write
+from tests.weights.faulty_disk import failing_reads, healthy_reads, slow_reads
+
+EXPERT_MODELS = [name for name, each in INSTANCES.items() if each.experts]
+DENSE_MODELS = [name for name, each in INSTANCES.items() if not each.experts]
+PROMPT = 25  # tokens of a prompt; the rest one by one
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, kernels):
+    """name -> (open file, spec, what the resident model says to the tokens)."""
+    folder, known = tmp_path_factory.mktemp("models"), {}
+
+    def get(name):
+        if name not in known:
+            gguf = open_gguf(write(INSTANCES[name], folder / f"{name}.gguf"))
+            spec = load_spec(gguf)
+            known[name] = gguf, spec, run(Decoder(spec, ResidentStore(gguf, spec, kernels), kernels), name)
+        return known[name]
+
+    yield get
+    for gguf, _, _ in known.values():
+        gguf.close()
+
+
+def run(decoder, name):
+    """Logits of the prompt and of every token after it."""
+    tokens = tokens_of(INSTANCES[name])
+    cache = decoder.new_cache(128)
+    rows = [decoder.forward(tokens[:PROMPT], cache, logits="all")]
+    rows += [decoder.forward([token], cache) for token in tokens[PROMPT:]]
+    return np.concatenate(rows)
+
+
+@contextmanager
+def streamed(models, name, kernels, **options):
+    """A decoder over a streaming store."""
+    gguf, spec, expected = models(name)
+    kind = StreamedExpertStore if INSTANCES[name].experts else StreamedLayerStore
+    with closing(kind(gguf, spec, kernels, **options)) as store:
+        yield Decoder(spec, store, kernels), store, expected
+
+
+POLICIES = {
+    "decayed": lambda spec: DecayedFrequency(spec.n_layers, spec.n_experts),
+    "lru": lambda spec: LeastRecentlyUsed(spec.n_layers, spec.n_experts),
+}
+
+
+@pytest.mark.parametrize("name", EXPERT_MODELS)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_experts(models, kernels, name, data):
+    _, spec, _ = models(name)
+    options = {
+        "slots": data.draw(st.integers(2, spec.n_layers * spec.n_experts), "slots"),
+        "wave_tokens": data.draw(st.sampled_from([2, 7, 256]), "wave"),
+        "predict": data.draw(st.booleans(), "predict"),
+        "reader_threads": data.draw(st.integers(1, 4), "threads"),
+        "direct": data.draw(st.booleans(), "direct"),
+        "eviction": POLICIES[data.draw(st.sampled_from(list(POLICIES)), "policy")](spec),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        slow_reads(patch, data.draw(st.integers(0, 999), "delays"))
+        with streamed(models, name, kernels, **options) as (decoder, store, expected):
+            assert np.array_equal(run(decoder, name), expected)
+            stats = store.statistics()
+            assert stats["hits"] + stats["late"] + stats["misses"] > 0
+            assert np.array_equal(run(decoder, name), expected), "and again with what is cached"
+
+
+@pytest.mark.parametrize("name", DENSE_MODELS)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_layers(models, kernels, name, data):
+    _, spec, _ = models(name)
+    pinned = data.draw(st.lists(st.integers(0, spec.n_layers - 1), unique=True), "pinned")
+    buffers, wave = data.draw(st.integers(2, 4), "buffers"), data.draw(st.sampled_from([2, 7, 256]), "wave")
+    with pytest.MonkeyPatch.context() as patch:
+        slow_reads(patch, data.draw(st.integers(0, 999), "delays"))
+        with streamed(models, name, kernels, pinned=pinned, buffers=buffers, wave_tokens=wave) as (
+            decoder,
+            _,
+            expected,
+        ):
+            assert np.array_equal(run(decoder, name), expected)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen2moe", "llama", "llama-Q4_0"])
+def test_cancelled_prompts_leave_no_trace(models, kernels, name):
+    options = {"slots": 6} if INSTANCES[name].experts else {"pinned": [1]}
+    with streamed(models, name, kernels, wave_tokens=256, **options) as (decoder, _, expected):
+        tokens = tokens_of(INSTANCES[name])
+        for after in range(0, 12, 3):
+            cache, calls = decoder.new_cache(128), 0
+
+            def cancelled(after=after):
+                nonlocal calls
+                calls += 1
+                return calls > after
+
+            try:
+                decoder.forward(tokens[:PROMPT], cache, cancelled=cancelled)
+            except Cancelled:
+                assert cache.length == 0
+        assert np.array_equal(run(decoder, name), expected)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "llama"])
+def test_a_dying_disk_is_an_error_that_names_the_tensor_and_may_pass(models, kernels, name, monkeypatch):
+    gguf, _, _ = models(name)
+    part = "ffn_down_exps" if INSTANCES[name].experts else "ffn_down"
+    info = gguf.tensors[f"blk.1.{part}.weight"]
+    options = {"slots": 6, "predict": False} if INSTANCES[name].experts else {"pinned": []}
+    with streamed(models, name, kernels, wave_tokens=256, direct=False, **options) as (decoder, _, expected):
+        run(decoder, name)  # what is cached now does not fail
+        failing_reads(monkeypatch, lambda offset: info.offset - 4096 < offset < info.offset + info.n_bytes)
+        with pytest.raises(ReadError, match=r"blk\.\d\.\w+.weight cannot be read: Input/output error"):
+            for _ in range(20):
+                run(decoder, name)
+        healthy_reads(monkeypatch)
+        assert np.array_equal(run(decoder, name), expected)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "llama"])
+@pytest.mark.parametrize("how", ["cut", "touched"])
+def test_a_file_changed_while_in_use(tmp_path, kernels, name, how):
+    path = write(INSTANCES[name], tmp_path / "m.gguf")
+    options = {"slots": 4, "predict": False} if INSTANCES[name].experts else {"pinned": []}
+    kind = StreamedExpertStore if INSTANCES[name].experts else StreamedLayerStore
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        with closing(kind(gguf, spec, kernels, wave_tokens=256, **options)) as store:
+            decoder = Decoder(spec, store, kernels)
+            run(decoder, name)
+            if how == "cut":
+                os.truncate(path, path.stat().st_size // 2)
+            else:
+                os.utime(path, ns=(0, 0))
+            with pytest.raises(ReadError, match="changed while in use"):
+                run(decoder, name)
+
+
+def test_a_truncated_file_is_refused_when_it_is_read(tmp_path, kernels):
+    path = write(INSTANCES["llama"], tmp_path / "m.gguf")
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        os.truncate(path, gguf.tensors["blk.2.ffn_down.weight"].offset + 100)
+        with pytest.raises(ReadError, match="the file ends within"):
+            StreamedLayerStore(gguf, spec, kernels, pinned=[0, 1, 2], wave_tokens=256)
+
+
+def test_closing_in_the_middle_of_a_layer(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=6, wave_tokens=256) as (_, store, _):
+        batches = store.experts(0, np.arange(8, dtype=np.int32))
+        next(batches)
+        store.expect(1, np.arange(8, dtype=np.int32))
+    with pytest.raises(ReadError, match="closed"):
+        list(store.experts(2, np.arange(8, dtype=np.int32)))
+
+
+def test_an_abandoned_layer_gives_its_slots_back(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=5, wave_tokens=256) as (decoder, store, expected):
+        for layer in (0, 1, 2):
+            batches = store.experts(layer, np.arange(8, dtype=np.int32))
+            next(batches)
+            batches.close()
+        assert np.array_equal(run(decoder, "olmoe"), expected)
+
+
+def test_a_start_with_known_scores_begins_warm(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=12, wave_tokens=256) as (decoder, store, _):
+        run(decoder, "olmoe")
+        scores = store.scores.copy()
+    with streamed(models, "olmoe", kernels, slots=12, wave_tokens=256, scores=scores) as (decoder, store, expected):
+        hottest = {divmod(int(key), 8) for key in np.argsort(-scores.reshape(-1), kind="stable")[:12]}
+        while len(store.cache.resident()) < 12:
+            pass
+        assert set(store.cache.resident()) == hottest
+        assert np.array_equal(run(decoder, "olmoe"), expected)
+
+
+def test_hints_begin_reads_that_are_then_hits(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=24, wave_tokens=256) as (_, store, _):
+        store.expect(1, np.array([2, 5], np.int32))
+        while len(store.cache.resident()) < 2:
+            pass
+        assert [[each.id for each in batch] for batch in store.experts(1, np.array([2, 5], np.int32))] == [[2, 5]]
+        stats = store.statistics()
+        assert (stats["hits"], stats["misses"], stats["predicted"], stats["predicted_used"]) == (2, 0, 2, 2)
+
+
+def test_which_layers_stay():
+    assert spread(8, 0) == []
+    assert spread(8, 8) == list(range(8))
+    for pinned in range(9):
+        assert len(spread(8, pinned)) == pinned
+    assert spread(8, 4) == [1, 3, 5, 7]
+
+
+def test_the_wrong_way_to_stream(models, kernels):
+    gguf, spec, _ = models("olmoe")
+    with pytest.raises(UsageError, match="by its experts"):
+        StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=256)
+    gguf, spec, _ = models("llama")
+    with pytest.raises(UsageError, match="two buffers"):
+        StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=256, buffers=1)
