@@ -46,15 +46,15 @@ def load_engine(
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
         n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
-        memory_bytes = _memory_bytes(memory)
-        plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes, kernels=kernels)  # refuse early
+        n_bytes = memory_bytes(memory)
+        plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=kernels)  # refuse early
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
-        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes, kernels=impl)
+        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
         stack.callback(close_store)
         engine = Engine(
@@ -122,7 +122,7 @@ def _checked_threads(threads: int | Literal["auto"]) -> int | None:
     return threads
 
 
-def _memory_bytes(memory: int | str) -> int | None:
+def memory_bytes(memory: int | str) -> int | None:
     """Of the whole process; None: what is there."""
     if memory == "auto":
         return None

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from edgerun.cli.options import ModelOptions, json_option, model_options
+from edgerun.cli.options import ModelOptions, json_option, model_options, streaming_options
 from edgerun.cli.output import print_table
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
 
 
@@ -30,6 +31,7 @@ from edgerun.cli.stats import streaming_line
 @click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after every fed token (.npy, f32).")
 @click.option("--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds.")
 @model_options
+@streaming_options
 @json_option
 def command(
     model: str,
@@ -44,6 +46,7 @@ def command(
     kernels: str,
     memory: str,
     prefetch: bool,
+    record_routing: Path | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL: a prompt of -p tokens, then -n tokens fed one at a time; nothing is sampled.
@@ -61,7 +64,7 @@ def command(
         path = find_model(model, bars)
         started = time.perf_counter()
         options = ModelOptions(context or len(fed), threads, kernels, memory, prefetch)
-        with load_model(path, options, bars) as llm:
+        with load_model(path, options, bars) as llm, recorded_routing(llm, record_routing):
             load_s = time.perf_counter() - started
             chosen, plan = kernels_of(llm), llm.engine.plan
             runs = run_bench(

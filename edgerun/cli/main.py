@@ -23,6 +23,7 @@ COMMANDS = {
     "list": ("list_models", "List the models that are here."),
     "show": ("show", "Describe a model file."),
     "rm": ("rm", "Delete downloaded models."),
+    "plan": ("plan", "Will a model fit, and how fast will it be."),
     "bench": ("bench", "Measure how fast a model is."),
     "doctor": ("doctor", "Check this machine and prepare the kernels."),
     "convert": ("convert", "Make a GGUF file from a checkpoint."),

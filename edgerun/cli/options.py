@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -31,13 +32,7 @@ class ModelOptions:
 
 
 def model_options(function: F) -> F:
-    """-c, -t, --memory, --no-prefetch, --kernels."""
-    function = click.option(
-        "--prefetch/--no-prefetch",
-        default=True,
-        show_default=True,
-        help="Of a model larger than memory: read weights before they are surely needed.",
-    )(function)
+    """-c, -t, --memory, --kernels."""
     function = click.option(
         "--memory",
         metavar="SIZE|auto",
@@ -62,6 +57,22 @@ def model_options(function: F) -> F:
         "--context",
         type=click.IntRange(min=1),
         help="Tokens that prompt and reply may have together.  [default: the model's, at most 4096]",
+    )(function)
+
+
+def streaming_options(function: F) -> F:
+    """--no-prefetch, --record-routing."""
+    function = click.option(
+        "--record-routing",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write which experts each token used (JSON), for `edgerun plan --routing`.",
+    )(function)
+    return click.option(
+        "--prefetch/--no-prefetch",
+        default=True,
+        show_default=True,
+        help="Of a model larger than memory: read weights before they are surely needed.",
     )(function)
 
 

@@ -10,8 +10,16 @@ from typing import Any
 import click
 
 from edgerun.cli.loading import find_model, load_model
-from edgerun.cli.options import ModelOptions, json_option, model_options, sampling_from, sampling_options
+from edgerun.cli.options import (
+    ModelOptions,
+    json_option,
+    model_options,
+    sampling_from,
+    sampling_options,
+    streaming_options,
+)
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stdin import Stdin, checked_text
 
 DEFAULT_MODEL = "default"
@@ -24,6 +32,7 @@ DEFAULT_MODEL = "default"
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the model's chat format.")
 @sampling_options
 @model_options
+@streaming_options
 @click.option("--stats", is_flag=True, help="Report counts and rates on stderr.")
 @json_option
 def command(
@@ -36,6 +45,7 @@ def command(
     kernels: str,
     memory: str,
     prefetch: bool,
+    record_routing: Path | None,
     stats: bool,
     as_json: bool,
     **sampling: Any,
@@ -62,7 +72,8 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        with load_model(path, ModelOptions(context, threads, kernels, memory, prefetch), bars) as llm:
+        model_opts = ModelOptions(context, threads, kernels, memory, prefetch)
+        with load_model(path, model_opts, bars) as llm, recorded_routing(llm, record_routing):
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk

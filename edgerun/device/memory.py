@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.device.cgroup import controller_folders, read_number, read_table
+
+_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ def process_memory() -> ProcessMemory:
 
     info = psutil.Process().memory_info()
     return ProcessMemory(int(info.rss), int(info.rss) - int(getattr(info, "shared", 0)))
+
+
+def give_back_free_memory() -> None:
+    """Have the C library return what was freed and it still holds; where there is no way to ask, nothing happens."""
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _used_bytes(folder: Path) -> int:

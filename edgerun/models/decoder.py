@@ -17,13 +17,12 @@ from edgerun.errors import Cancelled, UsageError
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
+from edgerun.models.footprint import CHUNK, EXPERT_ROWS, activation_bytes
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
-CHUNK = 256  # tokens of a prompt that pass the layers together
-_EXPERT_ROWS = 1024  # rows of intermediate results of experts at a time
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
 
 
@@ -80,6 +79,7 @@ class Decoder:
         output_norm = store.vector("output_norm")
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
+        self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self._single = _Scratch(spec, 1)
         self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
         self._several: dict[int, _Scratch] = {}
@@ -193,12 +193,16 @@ class Decoder:
         wave = self.store.wave_tokens or CHUNK
         try:
             for part in chunks(len(tokens), wave):
-                x = self._wave(tokens[part], cache, cancelled)
+                with self.store.lend(activation_bytes(self.spec, part.stop - part.start)):
+                    x = self._wave(tokens[part], cache, cancelled)
                 cache.advance(len(x))
                 done.append((part.start, x))
         except BaseException:
             cache.truncate(before)
             raise
+        finally:
+            if self.store.wave_tokens:  # memory is short: it is needed for weights now
+                self._several.clear()
         return done
 
     def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool] | None) -> F32:
@@ -342,6 +346,8 @@ class Decoder:
             renormalise=spec.family.renormalise,
             scale=spec.expert_scale,
         )
+        if self.on_routing is not None:
+            self.on_routing(layer, ids)
         uses: I32 | None = None
         if tokens == 1:
             slots_of = {expert: self._slot[slot] for slot, expert in enumerate(ids[0].tolist())}
@@ -449,7 +455,7 @@ def _bounded(experts: list[Expert], slots_of: dict[int, I32]) -> Iterator[list[E
     rows = 0
     for expert in experts:
         more = len(slots_of[expert.id])
-        if some and rows + more > _EXPERT_ROWS:
+        if some and rows + more > EXPERT_ROWS:
             yield some
             some, rows = [], 0
         some.append(expert)

@@ -14,6 +14,7 @@ from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.models import ModelSpec
+from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
@@ -24,10 +25,9 @@ Mode = Literal["resident", "experts", "layers"]
 READER_THREADS = 3
 BUFFERS = 2  # layers of the window
 GROWTH_BYTES = 40 << 20  # the tokenizer's tables, templates, Python's own: what a running process adds to a loaded one
-_CHUNK = 256  # tokens of a prompt that are computed together
-_EXPERT_ROWS = 1024  # rows of experts' intermediate results at a time
 _MOST_WAVE = 4096  # tokens of a prompt that pass a layer together
-_WAVE_SHARE = 0.06  # of the budget that a wave may take
+_WAVE_SHARE = 0.06  # of the budget that a wave may take when layers stream
+_LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
 _SMALLEST_CONTEXT = 256  # not worth advising less
 _PAGE = 4096
 
@@ -117,7 +117,7 @@ def plan_memory(
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
     fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context) + _margin(budget_bytes)
-    least = activation_bytes(spec, _CHUNK)
+    least = activation_bytes(spec, CHUNK)
     common = {
         "budget_bytes": budget_bytes,
         "runtime_bytes": runtime_bytes + GROWTH_BYTES,
@@ -148,11 +148,11 @@ def plan_memory(
         )
     if budget_bytes < floor:
         raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
-    wave = _wave_tokens(spec, budget_bytes, budget_bytes - floor + least)
-    active = activation_bytes(spec, wave)
-    if n_experts:
+    if n_experts:  # a wave borrows slots for as long as it takes: decoding needs little
+        active = activation_bytes(spec, 1)
         rest = budget_bytes - (fixed + active + reader + outside + sum(layer_bytes))
         slots = min(rest // slot, n_experts * len(layer_bytes))
+        wave = _wave_tokens(spec, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest))
         return MemoryPlan(
             mode="experts",
             dense_bytes=outside + sum(layer_bytes),
@@ -167,6 +167,8 @@ def plan_memory(
             layers=len(layer_bytes),
             **common,
         )
+    wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), budget_bytes - floor + least))
+    active = activation_bytes(spec, wave)
     rest = budget_bytes - (fixed + active + reader + outside + window)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     return MemoryPlan(
@@ -181,21 +183,6 @@ def plan_memory(
         layers=len(layer_bytes),
         **common,
     )
-
-
-def activation_bytes(spec: ModelSpec, wave_tokens: int) -> int:
-    """What a wave of a prompt takes at most, with the quantised copies and attention's scratch."""
-    d, heads, kv = spec.d_model, spec.n_heads, spec.n_kv_heads
-    qkv = heads * spec.head_dim_k + kv * (spec.head_dim_k + spec.head_dim_v)
-    ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
-    chunk = min(_CHUNK, wave_tokens)
-    chunk_floats = chunk * (4 * d + 2 * qkv + heads * spec.head_dim_v + 4 * ff)
-    wave_floats = 2 * wave_tokens * d
-    if spec.n_experts:
-        rows = min(_EXPERT_ROWS, wave_tokens * spec.n_experts_used)
-        wave_floats += wave_tokens * (spec.n_experts_used * d + 2 * spec.n_experts + d)
-        wave_floats += rows * (2 * spec.d_ff_expert + 3 * d)
-    return int(1.15 * 4 * (chunk_floats + wave_floats)) + 8 * spec.vocab_size + (4 << 20)
 
 
 def process_budget(asked_bytes: int | None, memory: MemoryLimits, private_bytes: int) -> tuple[int, str]:
@@ -235,12 +222,11 @@ def _margin(budget_bytes: int) -> int:
     return (16 << 20) + budget_bytes // 64
 
 
-def _wave_tokens(spec: ModelSpec, budget_bytes: int, left_bytes: int) -> int:
-    """As many tokens as a share of the budget allows: every expert is read once a wave."""
-    most = min(_WAVE_SHARE * budget_bytes, left_bytes)
-    wave = _CHUNK
-    while wave < _MOST_WAVE and activation_bytes(spec, wave + _CHUNK) <= most:
-        wave += _CHUNK
+def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
+    """As many tokens as these bytes allow: every expert is read once a wave."""
+    wave = CHUNK
+    while wave < _MOST_WAVE and activation_bytes(spec, wave + CHUNK) <= most_bytes:
+        wave += CHUNK
     return wave
 
 

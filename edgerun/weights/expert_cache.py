@@ -10,16 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
+from edgerun.device import give_back_free_memory
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import I32, Expert, Matrix
+from edgerun.weights.arena import Arena
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 from edgerun.weights.eviction import Eviction
-from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece, aligned_memory
+from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
 from edgerun.weights.tensor_reader import TensorReader
 
 _PART_ALIGNMENT = 64
@@ -74,7 +77,7 @@ class ExpertCache:
         self._n_experts = catalog.n_experts
         self._layouts = [_layout(layer.experts, reader) for layer in catalog.layers]
         self.slot_bytes = slot_bytes(catalog, reader)
-        self._arena = aligned_memory(slots * self.slot_bytes)
+        self._arena = Arena(slots * self.slot_bytes)
         self._matrices: dict[tuple[int, int], tuple[Matrix, Matrix, Matrix]] = {}
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # a slot may have become free
@@ -197,6 +200,29 @@ class ExpertCache:
                     for entry in self._claim(layer, [i]):
                         self._reader.flash.submit(entry.pieces, BACKGROUND)
 
+    @contextmanager
+    def lend(self, n_bytes: int) -> Iterator[None]:
+        """Give the memory of some slots, the least wanted ones, back to the system for a while."""
+        lent: list[int] = []
+        with self._lock:
+            for layer in range(len(self._expected)):
+                self._end_expectations(layer, set())
+            count = min(-(-n_bytes // self.slot_bytes), self.slots - 2)
+            while len(self._free) < count:
+                self._evict(count - len(self._free))
+                if len(self._free) < count:
+                    self._changed.wait()  # the others are being filled
+            lent = [self._free.pop() for _ in range(count)]
+        for slot in lent:
+            self._arena.release(slot * self.slot_bytes, self.slot_bytes)
+        try:
+            yield
+        finally:
+            give_back_free_memory()
+            with self._lock:
+                self._free += lent
+                self._changed.notify_all()
+
     def resident(self) -> list[tuple[int, int]]:
         """(layer, id) of what is complete."""
         with self._lock:
@@ -280,7 +306,7 @@ class ExpertCache:
             base, made = slot * self.slot_bytes, []
             for part, offset, size in layout.parts:
                 info = self._catalog.layers[layer].experts[part]
-                memory = self._arena[base + offset : base + offset + size]
+                memory = self._arena.bytes[base + offset : base + offset + size]
                 made.append(self._reader.kernels.matrix_in(memory, info.type, info.shape[1], info.shape[2]))
             known = self._matrices[slot, layout.number] = (made[0], made[1], made[2])
         return known

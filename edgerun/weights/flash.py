@@ -9,7 +9,6 @@ SSD (design measurements; io_uring added nothing), pieces are 256 KiB to 4 MiB.
 from __future__ import annotations
 
 import heapq
-import mmap
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import ReadError
+from edgerun.weights.arena import Arena
 
 U8 = NDArray[np.uint8]
 
@@ -115,7 +115,7 @@ class FlashReader:
 
     def read_now(self, file: int, offset: int, n_bytes: int, what: str) -> U8:
         """Read on the calling thread, past the queue: for small things (a row of the embedding)."""
-        staging = aligned_memory(n_bytes + 2 * ALIGNMENT)
+        staging = Arena(n_bytes + 2 * ALIGNMENT).bytes
         return self._files[file].read(offset, n_bytes, staging, what)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class FlashReader:
             file.close()
 
     def _work(self) -> None:
-        staging = aligned_memory(PIECE_BYTES + 2 * ALIGNMENT)
+        staging = Arena(PIECE_BYTES + 2 * ALIGNMENT).bytes
         while True:
             with self._wake:
                 while not self._queue and not self._stopped:
@@ -195,12 +195,6 @@ class WeightFile:
         os.close(self._fd)
 
 
-def aligned_memory(n_bytes: int) -> U8:
-    """(n_bytes rounded up to whole pages,) u8 that begins at a page; zero, and not there until it is written."""
-    size = max(ALIGNMENT, -(-n_bytes // ALIGNMENT) * ALIGNMENT)
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
-
-
 def _open(path: Path, direct: bool) -> tuple[int, bool]:
     flag: Any = getattr(os, "O_DIRECT", 0)
     if direct and flag:
@@ -210,7 +204,7 @@ def _open(path: Path, direct: bool) -> tuple[int, bool]:
             fd = -1  # tmpfs and others refuse the flag when opening
         if fd >= 0:
             try:
-                os.preadv(fd, [aligned_memory(ALIGNMENT).data], 0)  # others take it and refuse to read
+                os.preadv(fd, [Arena(ALIGNMENT).bytes.data], 0)  # others take it and refuse to read
             except OSError:
                 os.close(fd)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,6 +66,11 @@ class WeightStore(Protocol):
 
     def expect(self, layer: int, ids: I32) -> None:
         """A hint that these will be asked for, likeliest first; never blocks, may be ignored."""
+        ...
+
+    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+        """Within, the caller may take this much memory that the store could use: a prompt's activations, at the cost
+        of cached weights. As much of it as there is; a plan sees to it that it suffices."""
         ...
 
     def statistics(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 import numpy as np
@@ -88,6 +89,9 @@ class StreamedExpertStore:
 
     def expect(self, layer: int, ids: I32) -> None:
         self.cache.expect(layer, ids.tolist())
+
+    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+        return self.cache.lend(n_bytes)
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `CacheStats` and `ReadStats`."""

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,8 +21,9 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.weights.arena import Arena
 from edgerun.weights.catalog import LayerTensors, make_catalog
-from edgerun.weights.flash import DEMAND, FlashReader, Piece, aligned_memory
+from edgerun.weights.flash import DEMAND, FlashReader, Piece
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights
 from edgerun.weights.tensor_reader import DenseLoader, TensorReader
@@ -112,7 +114,7 @@ class StreamedLayerStore:
             ]
             loader.run(events)
             size = max((_packed_bytes(catalog.layers[layer], kernels) for layer in self._order), default=0)
-            self._buffers = [aligned_memory(size) for _ in range(buffers)] if self._order else []
+            self._buffers = [Arena(size).bytes for _ in range(buffers)] if self._order else []
             self._weights: dict[tuple[int, int], LayerWeights] = {}
             self._loads: list[_Load | None] = [None] * len(self._buffers)  # of each buffer
             self._current = -1  # the buffer whose layer is being used
@@ -159,6 +161,10 @@ class StreamedLayerStore:
 
     def expect(self, layer: int, ids: I32) -> None:
         """The order is known."""
+
+    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+        """Memory for activations was set aside."""
+        return contextlib.nullcontext()
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `WindowStats` and `ReadStats`."""

@@ -1,0 +1,128 @@
+"""What a model would need and do here, before it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerun import paths
+from edgerun.api.loading import choose_context, find_model, memory_bytes
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, ignore
+from edgerun.models import ModelSpec
+from edgerun.planning import MemoryPlan
+from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, save_rates
+from edgerun.planning.speed import Speed, predict_speed
+from edgerun.units import format_size
+from edgerun.weights.eviction import DecayedFrequency, hit_rate
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A memory plan with the speed to expect. `advice`: what would make it faster, or nothing."""
+
+    name: str
+    context: int
+    memory: MemoryPlan
+    speed: Speed
+    rates: Rates
+    advice: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "model": self.name,
+            "context": self.context,
+            "mode": self.memory.mode,
+            "accounts_bytes": dict(self.memory.accounts()),
+            "memory": asdict(self.memory),
+            "cached_share": self.memory.cached_share,
+            "speed": asdict(self.speed),
+            "rates": asdict(self.rates),
+            "advice": self.advice,
+        }
+
+
+def plan_model(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    memory: int | str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    kernels: str = "auto",
+    routing: Sequence[Sequence[Sequence[int]]] | None = None,
+    measure: bool = False,
+    events: EventSink = ignore,
+) -> ModelPlan:
+    """Plan a model from its header. Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how
+    often the cache will have them; `measure`: the machine's rates anew.
+
+    Raises DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
+    """
+    from edgerun.api.weights import plan_weights
+    from edgerun.formats.gguf import open_gguf
+    from edgerun.kernels import load_sizes
+    from edgerun.models import load_spec
+    from edgerun.weights import make_catalog
+
+    path = find_model(model, events)
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
+        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes(memory), kernels=kernels)
+        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        piece = min(
+            (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
+        )
+        rates = _rates(path, piece or (4 << 20), None if threads == "auto" else threads, kernels, measure, events)
+        hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
+        speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
+    return ModelPlan(path.stem, n_context, plan, speed, rates, _advice(plan, spec.kv_bytes(n_context)))
+
+
+def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
+    """Hits that a cache of so many experts has on this routing, after its first third."""
+    widest = max(i for token in routing for layer in token for i in layer)
+    if len(routing[0]) != spec.n_layers or widest >= spec.n_experts:
+        raise UsageError(
+            f"the routing is of {len(routing[0])} layers and at least {widest + 1} experts, "
+            f"the model has {spec.n_layers} layers of {spec.n_experts}"
+        )
+    policy = DecayedFrequency(spec.n_layers, spec.n_experts)
+    return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
+
+
+def _rates(path: Path, piece_bytes: int, threads: int | None, kernels: str, measure: bool, events: EventSink) -> Rates:
+    """Kept ones where they are; the disk is measured for pieces of another size too."""
+    from edgerun.kernels import load_kernels
+
+    kept = paths.cache_dir() / f"rates-{kernels}-{threads or 'auto'}.json"
+    known = None if measure else load_rates(kept)
+    if known is None or not 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
+        if known is None:
+            impl = load_kernels(kernels, threads=threads, events=events)
+            try:
+                decode, prompt = measure_kernels(impl)
+            finally:
+                impl.close()
+        else:
+            decode, prompt = known.decode_bytes_per_s, known.prompt_ops_per_s
+        size = path.stat().st_size
+        piece_bytes = min(piece_bytes, size // 4)
+        known = Rates(decode, prompt, measure_disk(path, piece_bytes), piece_bytes)
+        with contextlib.suppress(OSError):  # measured again next time
+            save_rates(kept, known)
+    return known
+
+
+def _advice(plan: MemoryPlan, kv_bytes: int) -> str:
+    if plan.mode == "resident":
+        return ""
+    if kv_bytes > plan.cache_bytes // 4:
+        return f"a smaller --context frees memory for weights: its KV cache takes {format_size(kv_bytes)}"
+    if plan.mode == "experts" and plan.cached_share < 0.5:
+        return "more --memory, or a smaller quantisation, raises the share of experts that are cached"
+    return ""

@@ -1,0 +1,87 @@
+"""`edgerun plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgerun.cli.options import json_option, model_options
+from edgerun.cli.output import print_json, print_pairs
+from edgerun.cli.progress import ProgressBars
+from edgerun.cli.routing import read_routing
+
+
+@click.command(short_help="Will a model fit, and how fast will it be.")
+@click.argument("model", default="default")
+@model_options
+@click.option(
+    "--routing",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Expect the cache hits that this recorded routing has (`edgerun run --record-routing FILE`).",
+)
+@click.option("--measure", is_flag=True, help="Measure this machine's rates anew.")
+@json_option
+def command(
+    model: str,
+    context: int | None,
+    threads: int | None,
+    kernels: str,
+    memory: str,
+    routing: Path | None,
+    measure: bool,
+    as_json: bool,
+) -> None:
+    """Say what of MODEL will be kept where in the memory that there is (or --memory), and how fast it will run here.
+
+    Only the header is read, and nothing is loaded. The machine's rates are measured the first time and kept. Exits
+    with 4 when the model does not fit, naming the smallest --memory that would do.
+    """
+    from edgerun.api.planning import plan_model
+    from edgerun.cli.loading import find_model
+
+    with ProgressBars() as bars:
+        path = find_model(model, bars)
+        bars.waiting("measuring this machine")
+        made = plan_model(
+            path,
+            context=context,
+            memory=memory,
+            threads="auto" if threads is None else threads,
+            kernels=kernels,
+            routing=None if routing is None else read_routing(routing),
+            measure=measure,
+            events=bars,
+        )
+        bars.arrived()
+    if as_json:
+        print_json(made.as_dict())
+        return
+    print_pairs(_lines(made))
+
+
+def _lines(made: Any) -> dict[str, str]:
+    from edgerun.units import format_size
+
+    plan, speed = made.memory, made.speed
+    how = {
+        "resident": "all in memory",
+        "experts": f"{plan.slots} of {plan.all_experts} experts cached ({100 * plan.cached_share:.0f} %), "
+        "the others streamed",
+        "layers": f"{plan.pinned} of {plan.layers} layers kept, the others streamed",
+    }[plan.mode]
+    lines = {"model": made.name, "how": how, "context": f"{made.context} tokens"}
+    lines |= {name: format_size(n_bytes) for name, n_bytes in plan.accounts() if n_bytes}
+    lines |= {
+        "together": f"{format_size(plan.total_bytes)} of {format_size(plan.budget_bytes)}",
+        "least that would do": format_size(plan.floor_bytes),
+    }
+    if plan.mode != "resident":
+        lines["expected hits"] = f"{100 * speed.hit_rate:.0f} %, {speed.read_bytes_per_token / 1e6:.0f} MB read a token"
+    lines["decode"] = f"about {speed.decode_tok_s:.1f} tokens/s"
+    lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
+    if made.advice:
+        lines["advice"] = made.advice
+    return lines

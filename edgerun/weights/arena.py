@@ -1,0 +1,22 @@
+"""One large piece of memory, page-aligned, of which parts can be given back to the system and used again."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Arena:
+    """`bytes` (n_bytes rounded up to whole pages,) u8, zero; memory is taken page by page when it is written."""
+
+    def __init__(self, n_bytes: int) -> None:
+        size = max(mmap.PAGESIZE, -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+
+    def release(self, offset: int, n_bytes: int) -> None:
+        """Give a range of whole pages back; it reads as zeros until it is written again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, offset, n_bytes)
