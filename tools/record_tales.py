@@ -3,8 +3,9 @@
     python tools/record_tales.py [--models DIR] [--output DIR]
 
 For tales-moe and tales-draft: the tokens of a prompt and the logits after every eighth of them, the greedy text of
-five prompts, and the perplexity of tests/models/tales/held_out.txt, which was written for this and is in no corpus.
-tests/models/test_tales.py compares edgerun with it.
+prompts, and the perplexity of tests/models/tales/held_out.txt, which was written for this and is in no corpus.
+tests/models/test_tales.py compares edgerun with it. Where two tokens are all but equally likely, rounding decides the
+text: of twelve prompts the five with the largest smallest lead are kept, first of those that reach 100 tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +26,19 @@ REQUESTS = (
     "Tell me a story about a fox and a lantern.",
     "Write a short story about a dog and a ball.",
     "Can you tell me a story about a bird?",
+    "Tell me a story about a boat, a girl and a fish.",
+    "Please tell me about a cat.",
+    "Tell me a story.",
 )
-OPENINGS = ("Once upon a time, there was a little", "Tom and his mom went to the park. They saw a big")
+OPENINGS = (
+    "Once upon a time, there was a little",
+    "Tom and his mom went to the park. They saw a big",
+    "The old king had three sons, and the youngest",
+    "One day, a small mouse found",
+    "Lily was sad because",
+    "The bear looked at the moon and",
+)
+N_KEPT = 5  # of the prompts: those along which first and second token are never close
 N_GREEDY = 100
 N_LOGITS = 64
 N_CONTEXT = 512  # what the models were trained for
@@ -116,6 +128,7 @@ def record(path: Path, output: Path) -> None:
         texts.append({"prompt": prompt, "ids": ids, "text": oracle.text(ids), "smallest_lead": round(lead, 5)})
         print(f"{path.stem}: {len(ids)} tokens, smallest lead {lead:.5f}: {prompt!r}")
     rows = oracle.logits(held_out[:N_LOGITS])[7::8].astype(np.float32)
+    texts = sorted(texts, key=lambda t: (len(t["ids"]) < N_GREEDY, -t["smallest_lead"]))[:N_KEPT]
     np.save(output / f"{path.stem}.npy", rows)
     golden = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
