@@ -1,7 +1,14 @@
 """What the machine has: processor cores and features, memory and its limits."""
 
 from edgerun.device.cpu import cpu_features, cpu_name, default_threads, physical_cores, usable_cpus
-from edgerun.device.memory import MemoryLimits, ProcessMemory, give_back_free_memory, memory_limits, process_memory
+from edgerun.device.memory import (
+    MemoryLimits,
+    ProcessMemory,
+    give_back_free_memory,
+    memory_limits,
+    peak_bytes,
+    process_memory,
+)
 
 __all__ = [
     "MemoryLimits",
@@ -11,6 +18,7 @@ __all__ = [
     "default_threads",
     "give_back_free_memory",
     "memory_limits",
+    "peak_bytes",
     "physical_cores",
     "process_memory",
     "usable_cpus",

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerun.device.cgroup import controller_folders, read_number, read_table
+from edgerun.device.cgroup import controller_folders, read_number, read_table, read_text
 
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
@@ -65,6 +65,19 @@ def process_memory() -> ProcessMemory:
 
     info = psutil.Process().memory_info()
     return ProcessMemory(int(info.rss), int(info.rss) - int(getattr(info, "shared", 0)))
+
+
+def peak_bytes() -> int:
+    """The most that this process has held at a time. (`ru_maxrss` would do, but Linux counts in it what the process
+    was before it became this program.)"""
+    status = read_text(Path("/proc/self/status"))
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    import resource
+    import sys
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) << (0 if sys.platform == "darwin" else 10)
 
 
 def give_back_free_memory() -> None:

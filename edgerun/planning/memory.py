@@ -116,13 +116,12 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _PAGE) * _PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context) + _margin(budget_bytes)
+    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context)
     least = activation_bytes(spec, CHUNK)
     common = {
         "budget_bytes": budget_bytes,
         "runtime_bytes": runtime_bytes + GROWTH_BYTES,
         "kv_bytes": spec.kv_bytes(context),
-        "margin_bytes": _margin(budget_bytes),
     }
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
     everything = outside + sum(layer_bytes) + bank
@@ -133,8 +132,8 @@ def plan_memory(
     else:
         window = BUFFERS * max(layer_bytes)
         floor = fixed + least + reader + outside + min(window, sum(layer_bytes))
-    resident = fixed + least + everything + largest
-    floor = min(floor, resident)
+    resident = _with_margin(fixed + least + everything + largest)
+    floor = min(_with_margin(floor), resident)
     if budget_bytes >= resident:
         return MemoryPlan(
             mode="resident",
@@ -142,15 +141,17 @@ def plan_memory(
             activation_bytes=least,
             reader_bytes=largest,
             cache_bytes=0,
+            margin_bytes=_margin(resident),
             floor_bytes=floor,
             wave_tokens=0,
             **common,
         )
     if budget_bytes < floor:
         raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
+    margin = _margin(budget_bytes)
     if n_experts:  # a wave borrows slots for as long as it takes: decoding needs little
         active = activation_bytes(spec, 1)
-        rest = budget_bytes - (fixed + active + reader + outside + sum(layer_bytes))
+        rest = budget_bytes - margin - (fixed + active + reader + outside + sum(layer_bytes))
         slots = min(rest // slot, n_experts * len(layer_bytes))
         wave = _wave_tokens(spec, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest))
         return MemoryPlan(
@@ -159,6 +160,7 @@ def plan_memory(
             activation_bytes=active,
             reader_bytes=reader,
             cache_bytes=slots * slot,
+            margin_bytes=margin,
             floor_bytes=floor,
             wave_tokens=wave,
             slots=slots,
@@ -167,9 +169,9 @@ def plan_memory(
             layers=len(layer_bytes),
             **common,
         )
-    wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), budget_bytes - floor + least))
+    wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), (budget_bytes - floor) * 63 // 64 + least))
     active = activation_bytes(spec, wave)
-    rest = budget_bytes - (fixed + active + reader + outside + window)
+    rest = budget_bytes - margin - (fixed + active + reader + outside + window)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     return MemoryPlan(
         mode="layers",
@@ -177,6 +179,7 @@ def plan_memory(
         activation_bytes=active,
         reader_bytes=reader,
         cache_bytes=window,
+        margin_bytes=margin,
         floor_bytes=floor,
         wave_tokens=wave,
         pinned=pinned,
@@ -220,6 +223,11 @@ def _rounded(n_bytes: int) -> int:
 def _margin(budget_bytes: int) -> int:
     """For page tables, and for what an allocator holds back."""
     return (16 << 20) + budget_bytes // 64
+
+
+def _with_margin(n_bytes: int) -> int:
+    """The smallest budget that has so much beside its margin."""
+    return (n_bytes + (16 << 20)) * 64 // 63 + 2
 
 
 def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device import peak_bytes
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.weights.statistics import summary
@@ -141,7 +141,7 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
         "decode_tok_s": _mean(decode),
         "decode_p50_ms": _percentile_ms(warm, 50),
         "decode_p95_ms": _percentile_ms(warm, 95),
-        "max_rss_mib": usage.ru_maxrss >> (20 if sys.platform == "darwin" else 10),
+        "max_rss_mib": peak_bytes() >> 20,
         "major_faults": usage.ru_majflt,
         "read_mib": usage.ru_inblock >> 11,
         "repetitions": len(runs),

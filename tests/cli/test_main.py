@@ -24,12 +24,15 @@ from edgerun.errors import (
 
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
-    "--context --threads --kernels --stats --json EDGERUN_KERNELS",
+    "--context --threads --kernels --stats --json EDGERUN_KERNELS "
+    "--memory EDGERUN_MEMORY --no-prefetch --record-routing",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
-    "bench": "--prompt --decode --repetitions --ids --logits --threads --kernels --json",
+    "plan": "--memory --context --routing --measure --kernels --json",
+    "bench": "--memory --no-prefetch --record-routing --prompt --decode --repetitions --ids --logits --threads "
+    "--kernels --json",
     "doctor": "--json --kernels --threads",
     "convert": "--tokenizer --quant --json",
     "quantize": "--type --json",

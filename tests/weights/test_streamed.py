@@ -223,3 +223,16 @@ def test_the_wrong_way_to_stream(models, kernels):
     gguf, spec, _ = models("llama")
     with pytest.raises(UsageError, match="two buffers"):
         StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=256, buffers=1)
+
+
+def test_lent_memory_is_free_meanwhile_and_used_again(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=20, wave_tokens=256) as (decoder, store, expected):
+        run(decoder, "olmoe")
+        store.expect(2, np.arange(8, dtype=np.int32))
+        with store.lend(12 * store.cache.slot_bytes - 5):
+            assert len(store.cache.resident()) <= 8
+            assert np.array_equal(run(decoder, "olmoe"), expected), "with the few that are left"
+            with store.lend(100 * store.cache.slot_bytes):
+                assert len(store.cache.resident()) <= 2, "all but two"
+        assert np.array_equal(run(decoder, "olmoe"), expected)
+        assert len(store.cache.resident()) > 8

@@ -1,0 +1,97 @@
+"""Models larger than memory, edgerun and llama.cpp in turn under the same hard cap. Needs root and control groups.
+
+python benchmarks/streaming.py MODEL.gguf --cap 2G --llamacpp-python VENV/bin/python [-p 0] [-n 90] [-r 3]
+    [--routing TRACE.json]   (what a synthetic file replays: plan predicts with its hits)
+
+Prints medians, their ratio, what `edgerun plan` predicted, and the share of the law's bound that was reached:
+min(1 / compute time, disk rate / bytes missing a token), the disk measured just before and after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from capped import run_capped
+from side_by_side import LLAMA_CPP
+
+from edgerun.planning.rates import measure_disk
+from edgerun.units import format_size, parse_size_bytes
+
+
+def report_of(command: list[str], cap: int) -> dict[str, Any]:
+    """The JSON that a command prints under the cap, with the kernel's peak."""
+    done = run_capped(command, cap)
+    if done.code:
+        raise SystemExit(f"{command[0]} failed ({done.code}): {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    if done.peak_bytes > cap:
+        raise SystemExit(f"the kernel counted {done.peak_bytes} bytes, more than the cap of {cap}")
+    return {**found, "peak_mib": done.peak_bytes >> 20}
+
+
+def median(runs: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(float(run.get(key) or 0.0) for run in runs)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--cap", required=True)
+    parser.add_argument("--llamacpp-python", help="interpreter with llama-cpp-python; without it edgerun runs alone")
+    parser.add_argument("-p", "--prompt", type=int, default=0)
+    parser.add_argument("-n", "--decode", type=int, default=90)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--routing", type=Path)
+    parser.add_argument("--piece-kib", type=int, default=1152, help="size of the disk probe's reads")
+    parser.add_argument("--options", default="", help="more options of `edgerun bench`, e.g. --no-prefetch")
+    a = parser.parse_args()
+    cap = parse_size_bytes(a.cap)
+    edgerun = [sys.executable, "-m", "edgerun"]
+    limits = ["-t", str(a.threads), "-c", str(max(64, a.prompt + a.decode))]
+    bench = [*edgerun, "bench", str(a.model), "-r", "1", "--json", *limits, *a.options.split()]
+    bench += ["-p", str(a.prompt), "-n", str(a.decode)]
+    theirs = [a.llamacpp_python, "-c", LLAMA_CPP, str(a.model), str(a.prompt), str(a.decode), str(a.threads), "mmap"]
+    ours_runs, their_runs, disk = [], [], []
+    for _ in range(a.repetitions):
+        if a.llamacpp_python:
+            their_runs.append(report_of(theirs, cap))
+        before = measure_disk(a.model, a.piece_kib << 10)
+        ours_runs.append(report_of(bench, cap))
+        disk.append((before + measure_disk(a.model, a.piece_kib << 10)) / 2)
+    plan = [*edgerun, "plan", str(a.model), "--json", "--measure", "--memory", a.cap, *limits]
+    if a.routing is not None:
+        plan += ["--routing", str(a.routing)]
+    planned = json.loads(subprocess.run(plan, capture_output=True, text=True, check=True).stdout)["speed"]
+    print(
+        f"{a.model.name}, cap {format_size(cap)}, medians of {a.repetitions}, disk {statistics.median(disk) / 1e9:.2f} GB/s"
+    )
+    for key in ("prompt_tok_s", "decode_tok_s", "decode_p50_ms", "decode_p95_ms", "load_s", "peak_mib"):
+        mine = median(ours_runs, key)
+        line = f"{key:14s} edgerun {mine:9.2f}"
+        if their_runs and median(their_runs, key):
+            line += f"   llama.cpp {median(their_runs, key):9.2f}   ratio {mine / median(their_runs, key):5.2f}"
+        print(line)
+    if a.decode and "read_bytes_per_token" in ours_runs[0]:
+        shares = [
+            run["decode_tok_s"] / min(rate / max(1.0, run["read_bytes_per_token"]), 1 / planned["compute_s_per_token"])
+            for run, rate in zip(ours_runs, disk, strict=True)
+        ]
+        print(
+            f"hits {100 * median(ours_runs, 'hit_rate'):.1f} %, {median(ours_runs, 'read_bytes_per_token') / 1e6:.1f} MB/token"
+        )
+        print(f"share of the bound {statistics.median(shares):.2f}")
+    print(
+        f"planned        decode {planned['decode_tok_s']:.2f} tok/s, first of 256 tokens {planned['first_token_s']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

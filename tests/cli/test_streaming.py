@@ -1,0 +1,152 @@
+"""Models larger than the memory they are given, as a user runs them: same numbers, within the limit, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli.conftest import Program, Run
+from edgerun.formats.gguf import GgmlType, GgufWriter
+
+MIB = 1 << 20
+LAYERS, D, FF, VOCAB = 8, 512, 512, 640
+
+
+def big_model(path: Path, *, experts: int) -> Path:
+    """A model of 150 MiB and more with random Q4_0 weights: a mixture (olmoe) or dense (llama)."""
+    rng = np.random.default_rng(5)
+    arch, layers, ff = ("olmoe", LAYERS, FF) if experts else ("llama", 40, 4096)
+    with GgufWriter(path, arch) as w:
+        for key, value in {
+            "block_count": layers, "context_length": 256, "embedding_length": D, "feed_forward_length": ff,
+            "attention.head_count": 8, "attention.head_count_kv": 8, "attention.layer_norm_rms_epsilon": 1e-5,
+        }.items():  # fmt: skip
+            w.add(f"{arch}.{key}", value)
+        if experts:
+            w.add(f"{arch}.expert_count", experts)
+            w.add(f"{arch}.expert_used_count", 4)
+
+        def matrix(name: str, *shape: int) -> None:
+            blocks = rng.integers(0, 256, (int(np.prod(shape)) // 32, 18), dtype=np.uint8)
+            blocks[:, :2] = np.frombuffer(np.float16(0.3 / shape[-1] ** 0.5).tobytes(), np.uint8)
+            w.add_tensor(name, blocks.reshape(*shape[:-1], -1), GgmlType.Q4_0, shape)
+
+        def ones(name: str, n: int) -> None:
+            w.add_tensor(name, np.ones(n, np.float32), GgmlType.F32)
+
+        matrix("token_embd.weight", VOCAB, D)
+        matrix("output.weight", VOCAB, D)
+        ones("output_norm.weight", D)
+        for layer in range(layers):
+            b = f"blk.{layer}."
+            ones(b + "attn_norm.weight", D)
+            ones(b + "ffn_norm.weight", D)
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                matrix(f"{b}{part}.weight", D, D)
+            if experts:
+                ones(b + "attn_q_norm.weight", D)
+                ones(b + "attn_k_norm.weight", D)
+                router = rng.standard_normal((experts, D)).astype(np.float32) * np.float32(D**-0.5)
+                w.add_tensor(b + "ffn_gate_inp.weight", router, GgmlType.F32)
+            kind = "_exps" if experts else ""
+            front = (experts,) if experts else ()
+            matrix(f"{b}ffn_gate{kind}.weight", *front, ff, D)
+            matrix(f"{b}ffn_up{kind}.weight", *front, ff, D)
+            matrix(f"{b}ffn_down{kind}.weight", *front, D, ff)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return big_model(tmp_path_factory.mktemp("big") / "mixture.gguf", experts=48)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return big_model(tmp_path_factory.mktemp("big") / "dense.gguf", experts=0)
+
+
+def floor_mib(program: Program, path: Path) -> int:
+    """The smallest memory that a refusal names, in MiB."""
+    refused = program("bench", path, "-p", 40, "-n", 12, "-r", 1, "--memory", "60M", "-c", 64)
+    assert refused.returncode == 4
+    named = re.search(r"at least ([\d.]+) MiB", refused.stderr)
+    assert named is not None, refused.stderr
+    return int(float(named[1])) + 1
+
+
+@pytest.mark.parametrize("which", ["mixture", "dense"])
+def test_the_same_logits_in_less_memory(
+    program: Program, which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(which)
+    reports: list[dict[str, Any]] = []
+    least = floor_mib(program, path)
+    for name, memory in (("whole", "auto"), ("some", f"{least + 40}M"), ("least", f"{least + 4}M")):
+        arguments = ("-p", 40, "-n", 12, "-r", 1, "-c", 64, "--memory", memory, "--json")
+        done = program("bench", path, *arguments, "--logits", tmp_path / f"{name}.npy")
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+    whole, *capped = reports
+    assert whole["memory"]["mode"] == "resident"
+    for report in capped:
+        assert report["memory"]["mode"] == {"mixture": "experts", "dense": "layers"}[which]
+        assert report["max_rss_mib"] * MIB <= report["memory"]["budget_bytes"], "within what it was given"
+        assert sum(report["memory"]["accounts_bytes"].values()) <= report["memory"]["budget_bytes"]
+        assert report["max_rss_mib"] < whole["max_rss_mib"] - 50
+        assert 0 <= report["hit_rate"] <= 1
+    expected = np.load(tmp_path / "whole.npy")
+    assert np.abs(expected).max() > 0.1
+    for name in ("some", "least"):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected), "bit for bit"
+
+
+def test_routing_is_recorded_and_replayed_in_a_plan(run: Run, mixture: Path, dense: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "routing.json"
+    done = run("bench", mixture, "-p", 10, "-n", 20, "-r", 1, "--record-routing", trace, "--json")
+    assert done.exit_code == 0, done.stderr
+    routing = json.loads(trace.read_text())
+    assert np.array(routing).shape == (30, LAYERS, 4)
+    floor = json.loads(run("plan", mixture, "--json").stdout)["memory"]["floor_bytes"]
+    limit = f"{floor // MIB + 60}M"
+    planned = [
+        json.loads(run("plan", mixture, "--memory", limit, *more, "--json").stdout)
+        for more in ((), ("--routing", trace))
+    ]
+    assert all(each["mode"] == "experts" and 0 < each["speed"]["hit_rate"] < 1 for each in planned)
+    assert planned[0]["speed"]["hit_rate"] != planned[1]["speed"]["hit_rate"]
+    assert run("bench", dense, "-p", 4, "-n", 0, "--record-routing", trace).exit_code == 2
+    for wrong in ("[", "[]", "[[1]]", '[[["a"]]]', json.dumps([routing[0], routing[0][1:]])):
+        trace.write_text(wrong)
+        assert run("plan", mixture, "--memory", limit, "--routing", trace).exit_code == 1
+    trace.write_text(json.dumps([[[0]]]))
+    assert run("plan", mixture, "--memory", limit, "--routing", trace).exit_code == 2
+
+
+def test_plan_says_what_is_kept_where(run: Run, dense: Path, mixture: Path) -> None:
+    shown = run("plan", dense)
+    assert shown.exit_code == 0, shown.stderr
+    assert "all in memory" in shown.stdout and "tokens/s" in shown.stdout
+    floor = json.loads(run("plan", mixture, "--json").stdout)["memory"]["floor_bytes"]
+    limit = f"{floor // MIB + 30}M"
+    shown = run("plan", mixture, "--memory", limit)
+    assert re.search(r"\d+ of 384 experts cached", shown.stdout)
+    assert "expected hits" in shown.stdout
+    report = json.loads(run("plan", mixture, "--memory", limit, "--json").stdout)
+    assert sum(report["accounts_bytes"].values()) <= report["memory"]["budget_bytes"]
+    refused = run("plan", mixture, "--memory", "64M")
+    assert (refused.exit_code, refused.stdout) == (4, "")
+    assert "at least" in refused.stderr
+    assert run("plan", mixture, "--memory", "plenty").exit_code == 2
+
+
+def test_a_reply_says_how_it_was_streamed(program: Program, mixture: Path) -> None:
+    least = floor_mib(program, mixture)
+    done = program("bench", mixture, "-p", 8, "-n", 6, "-r", 1, "-c", 64, "--memory", f"{least + 8}M", "--no-prefetch")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"streamed: cache hits \d+ %, [\d.]+ MB/token, stalled [\d.]+ ms/token", done.stdout)
