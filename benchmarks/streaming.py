@@ -70,9 +70,8 @@ def main() -> None:
     if a.routing is not None:
         plan += ["--routing", str(a.routing)]
     planned = json.loads(subprocess.run(plan, capture_output=True, text=True, check=True).stdout)["speed"]
-    print(
-        f"{a.model.name}, cap {format_size(cap)}, medians of {a.repetitions}, disk {statistics.median(disk) / 1e9:.2f} GB/s"
-    )
+    rate = statistics.median(disk) / 1e9
+    print(f"{a.model.name}, cap {format_size(cap)}, medians of {a.repetitions}, disk {rate:.2f} GB/s")
     for key in ("prompt_tok_s", "decode_tok_s", "decode_p50_ms", "decode_p95_ms", "load_s", "peak_mib"):
         mine = median(ours_runs, key)
         line = f"{key:14s} edgerun {mine:9.2f}"
@@ -84,13 +83,10 @@ def main() -> None:
             run["decode_tok_s"] / min(rate / max(1.0, run["read_bytes_per_token"]), 1 / planned["compute_s_per_token"])
             for run, rate in zip(ours_runs, disk, strict=True)
         ]
-        print(
-            f"hits {100 * median(ours_runs, 'hit_rate'):.1f} %, {median(ours_runs, 'read_bytes_per_token') / 1e6:.1f} MB/token"
-        )
+        missing = median(ours_runs, "read_bytes_per_token") / 1e6
+        print(f"hits {100 * median(ours_runs, 'hit_rate'):.1f} %, {missing:.1f} MB/token")
         print(f"share of the bound {statistics.median(shares):.2f}")
-    print(
-        f"planned        decode {planned['decode_tok_s']:.2f} tok/s, first of 256 tokens {planned['first_token_s']:.2f} s"
-    )
+    print(f"planned: decode {planned['decode_tok_s']:.2f} tok/s, 256 tokens in {planned['first_token_s']:.2f} s")
 
 
 if __name__ == "__main__":
