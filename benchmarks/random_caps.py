@@ -27,7 +27,7 @@ def main() -> None:
     for number in range(a.runs):
         model = rng.choice(a.models)
         cap = int(rng.uniform(0.15, 1.3) * (model.stat().st_size + 150 * MIB)) // MIB * MIB
-        context, prompt = rng.choice([64, 256, 1024]), rng.choice([1, 30, 60])
+        context, prompt = rng.choice([64, 128, 256]), rng.choice([1, 30, 60])
         command = [sys.executable, "-m", "edgerun", "bench", str(model), "-r", "1", "--json"]
         command += ["-p", str(prompt), "-n", "4", "-c", str(context)]
         done = run_capped(command, cap)
