@@ -16,7 +16,8 @@ from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, READER_THREADS
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
-from edgerun.weights.hot_set import load_scores, model_digest, save_scores
+from edgerun.weights.hot_set import load_scores, save_scores
+from edgerun.weights.identity import header_digest
 from edgerun.weights.streamed_layers import spread
 
 _KERNELS_BYTES = 64 << 20  # of LLVM and the compiled kernels, before they are loaded and can be measured
@@ -79,7 +80,7 @@ def open_store(
 
 
 def _profile_path(gguf: GgufFile) -> Path:
-    return paths.cache_dir() / "hot" / f"{model_digest(gguf)}.npz"
+    return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.npz"
 
 
 def _keep(store: StreamedExpertStore, profile: Path) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "show": ("show", "Describe a model file."),
     "rm": ("rm", "Delete downloaded models."),
     "plan": ("plan", "Will a model fit, and how fast will it be."),
+    "pack": ("pack", "Lay a model out on disk for faster streaming."),
     "bench": ("bench", "Measure how fast a model is."),
     "doctor": ("doctor", "Check this machine and prepare the kernels."),
     "convert": ("convert", "Make a GGUF file from a checkpoint."),

@@ -75,6 +75,11 @@ class Kernels(Protocol):
         ...
 
     @property
+    def layout_name(self) -> str:
+        """Of packed matrices: bytes packed under one name can be used by all kernels of that name."""
+        ...
+
+    @property
     def row_group(self) -> int:
         """Rows that lie interleaved: `pack_rows` wants to begin at a multiple of it."""
         ...

@@ -32,6 +32,7 @@ class ReferenceKernels:
     threads = 1
     recordable = False
     row_group = 1
+    layout_name = "gguf"
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Nothing is compiled."""

@@ -207,7 +207,11 @@ class SimdKernels:
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
-        return Matrix(rows, cols, type, f"r{lanes}", out, address(out))
+        return Matrix(rows, cols, type, self.layout_name, out, address(out))
+
+    @property
+    def layout_name(self) -> str:
+        return f"r{self._isa.lanes}"
 
     @property
     def row_group(self) -> int:
@@ -221,7 +225,7 @@ class SimdKernels:
             return self._reference.matrix_in(memory, type, rows, cols)
         if memory.size != self.packed_bytes(type, rows, cols) or not memory.flags.c_contiguous:
             raise UsageError(f"{memory.size} bytes are not the {self.packed_bytes(type, rows, cols)} of the matrix")
-        return Matrix(rows, cols, type, f"r{self._isa.lanes}", memory, address(memory))
+        return Matrix(rows, cols, type, self.layout_name, memory, address(memory))
 
     def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
         if w.layout == "gguf":

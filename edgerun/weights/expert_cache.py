@@ -17,15 +17,14 @@ from queue import SimpleQueue
 import numpy as np
 
 from edgerun.device import give_back_free_memory
-from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import I32, Expert, Matrix
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import EXPERT_PARTS, Catalog
+from edgerun.weights.blocks import block_bytes, slot_blocks
+from edgerun.weights.catalog import Catalog
 from edgerun.weights.eviction import Eviction
 from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
 from edgerun.weights.tensor_reader import TensorReader
 
-_PART_ALIGNMENT = 64
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
 
 
@@ -75,8 +74,8 @@ class ExpertCache:
         self._reader = reader
         self._eviction = eviction
         self._n_experts = catalog.n_experts
-        self._layouts = [_layout(layer.experts, reader) for layer in catalog.layers]
-        self.slot_bytes = slot_bytes(catalog, reader)
+        self._layouts = slot_blocks(catalog, reader.kernels)
+        self.slot_bytes = block_bytes(self._layouts)
         self._arena = Arena(slots * self.slot_bytes)
         self._matrices: dict[tuple[int, int], tuple[Matrix, Matrix, Matrix]] = {}
         self._lock = threading.Lock()
@@ -87,6 +86,7 @@ class ExpertCache:
         self._locked = np.ones(slots, bool)  # may not be evicted: in use, on its way, expected or empty
         self._expected: list[list[_Entry]] = [[] for _ in catalog.layers]
         self._waiting_predicted = 0
+        self._lent = 0
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -207,12 +207,13 @@ class ExpertCache:
         with self._lock:
             for layer in range(len(self._expected)):
                 self._end_expectations(layer, set())
-            count = min(-(-n_bytes // self.slot_bytes), self.slots - 2)
+            count = min(-(-n_bytes // self.slot_bytes), self.slots - self._lent - 2)
             while len(self._free) < count:
                 self._evict(count - len(self._free))
                 if len(self._free) < count:
                     self._changed.wait()  # the others are being filled
-            lent = [self._free.pop() for _ in range(count)]
+            lent = [self._free.pop() for _ in range(max(0, count))]
+            self._lent += len(lent)
         for slot in lent:
             self._arena.release(slot * self.slot_bytes, self.slot_bytes)
         try:
@@ -221,6 +222,7 @@ class ExpertCache:
             give_back_free_memory()
             with self._lock:
                 self._free += lent
+                self._lent -= len(lent)
                 self._changed.notify_all()
 
     def resident(self) -> list[tuple[int, int]]:
@@ -304,10 +306,9 @@ class ExpertCache:
         known = self._matrices.get((slot, layout.number))
         if known is None:
             base, made = slot * self.slot_bytes, []
-            for part, offset, size in layout.parts:
-                info = self._catalog.layers[layer].experts[part]
+            for info, offset, size in layout.parts:
                 memory = self._arena.bytes[base + offset : base + offset + size]
-                made.append(self._reader.kernels.matrix_in(memory, info.type, info.shape[1], info.shape[2]))
+                made.append(self._reader.kernels.matrix_in(memory, info.type, *info.shape[-2:]))
             known = self._matrices[slot, layout.number] = (made[0], made[1], made[2])
         return known
 
@@ -318,10 +319,16 @@ class ExpertCache:
         def failed(error: Exception) -> None:
             self._landed(entry, error)
 
-        infos, expert = self._catalog.layers[entry.layer].experts, entry.expert
-        for part, matrix in zip(EXPERT_PARTS, (expert.gate, expert.up, expert.down), strict=True):
-            info = infos[part]
-            entry.pieces += self._reader.pieces(info, expert.id * info.shape[1], matrix, done, failed)
+        expert, base = entry.expert, entry.slot * self.slot_bytes
+        entry.pieces = self._reader.block_pieces(
+            self._layouts[entry.layer],
+            entry.layer * self._n_experts + expert.id,
+            expert.id,
+            self._arena.bytes[base : base + self.slot_bytes],
+            (expert.gate, expert.up, expert.down),
+            done,
+            failed,
+        )
         entry.left = len(entry.pieces)
 
     # -- readers ------------------------------------------------------------------------------------------------
@@ -362,32 +369,3 @@ class ExpertCache:
                     self._free.append(entry.slot)
                 elif not entry.expected:
                     self._locked[entry.slot] = False
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where a layer's three matrices stand in a slot: (part, offset, bytes). Layers alike share a number."""
-
-    number: int
-    parts: tuple[tuple[str, int, int], ...]
-    n_bytes: int
-
-
-_NUMBERS: dict[tuple[object, ...], int] = {}
-
-
-def _layout(experts: dict[str, TensorInfo], reader: TensorReader) -> _Layout:
-    parts, offset = [], 0
-    for part in EXPERT_PARTS if experts else ():
-        info = experts[part]
-        size = reader.kernels.packed_bytes(info.type, info.shape[1], info.shape[2])
-        parts.append((part, offset, size))
-        offset += -(-size // _PART_ALIGNMENT) * _PART_ALIGNMENT
-    kind = tuple((part, info.type, info.shape[1:]) for part, info in experts.items())
-    return _Layout(_NUMBERS.setdefault(kind, len(_NUMBERS)), tuple(parts), offset)
-
-
-def slot_bytes(catalog: Catalog, reader: TensorReader) -> int:
-    """Of the largest expert, in whole pages."""
-    largest = max(_layout(layer.experts, reader).n_bytes for layer in catalog.layers)
-    return -(-largest // 4096) * 4096

@@ -33,7 +33,8 @@ DEMAND, PREDICTED, BACKGROUND = 0, 1, 2  # priorities: smaller is sooner
 @dataclass(frozen=True)
 class Piece:
     """A range of a file, and who takes its bytes. `deliver` runs on a reader's thread; its view is valid until it
-    returns. `failed` is called instead when the bytes cannot be had. `what` is named in errors."""
+    returns. `failed` is called instead when the bytes cannot be had. `what` is named in errors. `target`: read to this
+    memory; it, the offset and the size must be aligned, and the size is not bounded by PIECE_BYTES."""
 
     file: int
     offset: int
@@ -41,6 +42,7 @@ class Piece:
     what: str
     deliver: Callable[[U8], None]
     failed: Callable[[Exception], None]
+    target: U8 | None = None
 
 
 @dataclass
@@ -140,7 +142,8 @@ class FlashReader:
                 piece = heapq.heappop(self._queue)[2]
             began = time.perf_counter()
             try:
-                view = self._files[piece.file].read(piece.offset, piece.n_bytes, staging, piece.what)
+                memory = staging if piece.target is None else piece.target
+                view = self._files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
                 took = time.perf_counter() - began
                 piece.deliver(view)
             except Exception as error:  # noqa: BLE001 - a reader must live on; the error goes to who asked

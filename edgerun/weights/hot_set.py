@@ -7,7 +7,6 @@ read, written beside its place and renamed, so that a crash leaves the old one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import zipfile
@@ -15,16 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
-
-
-def model_digest(gguf: GgufFile) -> str:
-    """Of the header: names, shapes, types and places of all tensors, and the files' sizes."""
-    digest = hashlib.sha256(f"{gguf.architecture} {gguf.file_bytes}".encode())
-    for info in gguf.tensors.values():
-        digest.update(f"{info.name} {info.shape} {info.type.name} {info.part} {info.offset}\n".encode())
-    return digest.hexdigest()[:24]
 
 
 def load_scores(path: Path, layers: int, experts: int) -> F32 | None:

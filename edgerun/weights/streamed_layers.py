@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
+from edgerun.formats.packfile import pack_path
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import LayerTensors, make_catalog
+from edgerun.weights.blocks import block_bytes, layer_blocks
+from edgerun.weights.catalog import make_catalog
 from edgerun.weights.flash import DEMAND, FlashReader, Piece
+from edgerun.weights.packing import find_pack
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights
 from edgerun.weights.tensor_reader import DenseLoader, TensorReader
-
-_ALIGNMENT = 64
 
 
 @dataclass
@@ -104,16 +105,20 @@ class StreamedLayerStore:
         kernels.prepare(catalog.types())
         self._order = [layer for layer in range(spec.n_layers) if layer not in set(pinned)]
         with contextlib.ExitStack() as stack:
-            self.flash = FlashReader(gguf.paths, threads=reader_threads, direct=direct)
+            pack = find_pack(gguf, catalog, kernels)
+            files = [*gguf.paths, pack_path(gguf.path)] if pack else gguf.paths
+            self.flash = FlashReader(files, threads=reader_threads, direct=direct)
             stack.callback(self.flash.close)
-            self._reader = TensorReader(gguf, kernels, self.flash)
+            self.packed = pack is not None
+            self._reader = TensorReader(gguf, kernels, self.flash, pack)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
             self._layers = [
                 loader.layer(layer, matrices=number in pinned) for number, layer in enumerate(catalog.layers)
             ]
             loader.run(events)
-            size = max((_packed_bytes(catalog.layers[layer], kernels) for layer in self._order), default=0)
+            self._layouts = layer_blocks(catalog, kernels)
+            size = block_bytes([self._layouts[layer] for layer in self._order])
             self._buffers = [Arena(size).bytes for _ in range(buffers)] if self._order else []
             self._weights: dict[tuple[int, int], LayerWeights] = {}
             self._loads: list[_Load | None] = [None] * len(self._buffers)  # of each buffer
@@ -188,9 +193,15 @@ class StreamedLayerStore:
         if self._find(layer) is not None:  # fewer streamed layers than buffers: all are here
             return
         load = self._loads[buffer] = _Load(layer, self._weights_in(buffer, layer))
-        for part, info in self._catalog.layers[layer].matrices.items():
-            target = load.weights.matrices[part]
-            load.pieces += self._reader.pieces(info, 0, target, load.landed, load.failed)
+        load.pieces = self._reader.block_pieces(
+            self._layouts[layer],
+            layer,
+            0,
+            self._buffers[buffer],
+            tuple(load.weights.matrices.values()),
+            load.landed,
+            load.failed,
+        )
         load.left = len(load.pieces)
         self.flash.submit(load.pieces, DEMAND)
 
@@ -210,20 +221,13 @@ class StreamedLayerStore:
         """The layer's weights with its matrices in a buffer."""
         known = self._weights.get((buffer, layer))
         if known is None:
-            kernels, offset = self._reader.kernels, 0
             known = LayerWeights(vectors=self._layers[layer].vectors)
-            for part, info in self._catalog.layers[layer].matrices.items():
-                size = kernels.packed_bytes(info.type, *info.shape)
+            names = self._catalog.layers[layer].matrices
+            for part, (info, offset, size) in zip(names, self._layouts[layer].parts, strict=True):
                 memory = self._buffers[buffer][offset : offset + size]
-                known.matrices[part] = kernels.matrix_in(memory, info.type, *info.shape)
-                offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+                known.matrices[part] = self._reader.kernels.matrix_in(memory, info.type, *info.shape)
             self._weights[buffer, layer] = known
         return known
-
-
-def _packed_bytes(layer: LayerTensors, kernels: Kernels) -> int:
-    sizes = [kernels.packed_bytes(info.type, *info.shape) for info in layer.matrices.values()]
-    return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
 
 
 def spread(layers: int, pinned: int) -> list[int]:

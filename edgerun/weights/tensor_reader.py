@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 import numpy as np
@@ -11,20 +11,55 @@ from numpy.typing import NDArray
 from edgerun.errors import ReadError
 from edgerun.events import EventSink, Progress
 from edgerun.formats.gguf import GgufFile, TensorInfo
+from edgerun.formats.packfile import PackHeader
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, U8, Kernels, Matrix
+from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.catalog import Catalog, LayerTensors
-from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
+from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Piece
 from edgerun.weights.store import LayerWeights
 
 
 class TensorReader:
     """A model's tensors through a `FlashReader`. Thread-safe but for `embedding_rows`."""
 
-    def __init__(self, gguf: GgufFile, kernels: Kernels, flash: FlashReader) -> None:
+    def __init__(self, gguf: GgufFile, kernels: Kernels, flash: FlashReader, pack: PackHeader | None = None) -> None:
         self.flash = flash
         self.kernels = kernels
         self._file = {path: index for index, path in enumerate(gguf.paths)}
+        self._pack = pack  # of the flash reader's last file
+
+    def block_pieces(
+        self,
+        layout: BlockLayout,
+        block: int,
+        index: int,
+        memory: U8,
+        matrices: Sequence[Matrix],
+        done: Callable[[int], None],
+        failed: Callable[[Exception], None],
+    ) -> list[Piece]:
+        """What must be read to fill a block in `memory`: of the pack file, where it is number `block`, or else of
+        the tensors, of which it is expert `index` (0 for a layer). Callbacks as of `pieces`."""
+        if self._pack is None:
+            pieces = []
+            for (info, _, _), matrix in zip(layout.parts, matrices, strict=True):
+                pieces += self.pieces(info, index * matrix.rows, matrix, done, failed)
+            return pieces
+        start, what = self._pack.offset(block), f"block {block} of the pack file"
+        used = -(-layout.n_bytes // ALIGNMENT) * ALIGNMENT
+        return [
+            Piece(
+                len(self._file),
+                start + low,
+                min(PIECE_BYTES, used - low),
+                what,
+                lambda view: done(view.size),
+                failed,
+                memory[low : min(used, low + PIECE_BYTES)],
+            )
+            for low in range(0, used, PIECE_BYTES)
+        ]
 
     def pieces(
         self,

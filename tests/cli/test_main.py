@@ -30,6 +30,7 @@ OPTIONS = {
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
+    "pack": "--kernels --json EDGERUN_KERNELS",
     "plan": "--memory --context --routing --measure --kernels --json",
     "bench": "--memory --no-prefetch --record-routing --prompt --decode --repetitions --ids --logits --threads "
     "--kernels --json",

@@ -145,6 +145,24 @@ def test_plan_says_what_is_kept_where(run: Run, dense: Path, mixture: Path) -> N
     assert run("plan", mixture, "--memory", "plenty").exit_code == 2
 
 
+def test_packed_and_then_streamed_from_the_pack(program: Program, mixture: Path, tmp_path: Path) -> None:
+    logits = []
+    limits = ("-p", 8, "-n", 6, "-r", 1, "-c", 64, "--memory", f"{floor_mib(program, mixture) + 8}M", "--json")
+    for name in ("raw", "packed"):
+        done = program("bench", mixture, *limits, "--logits", tmp_path / f"{name}.npy")
+        assert done.returncode == 0, done.stderr
+        logits.append(np.load(tmp_path / f"{name}.npy"))
+        if name == "raw":
+            packed = program("pack", mixture, "--json")
+            assert packed.returncode == 0, packed.stderr
+            said = json.loads(packed.stdout)
+            assert (said["kind"], Path(said["path"]).stat().st_size) == ("experts", said["n_bytes"])
+    assert np.array_equal(*logits)
+    assert "384 experts" in program("pack", mixture).stdout, "verified again"
+    Path(said["path"]).unlink()
+    assert program("pack", mixture.parent / "none.gguf").returncode == 3
+
+
 def test_a_reply_says_how_it_was_streamed(program: Program, mixture: Path) -> None:
     least = floor_mib(program, mixture)
     done = program("bench", mixture, "-p", 8, "-n", 6, "-r", 1, "-c", 64, "--memory", f"{least + 8}M", "--no-prefetch")

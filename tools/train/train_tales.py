@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--tokenizer", type=Path, help="take this one, so that two models share it")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--steps", type=int, default=3000)
+    p.add_argument("--stop-at", type=int, help="stop after this step of --steps, to compare losses or to go on later")
     p.add_argument("--batch-tokens", type=int, default=2048)
     p.add_argument("--peak-rate", type=float, default=2e-3)
     p.add_argument("--warmup-steps", type=int, default=60)
@@ -153,7 +154,8 @@ def main() -> None:
     writer = csv.writer(log)
 
     saved_at = time.monotonic()
-    while step < args.steps and not stopping:
+    last_step = min(args.steps, args.stop_at or args.steps)
+    while step < last_step and not stopping:
         started = time.monotonic()
         torch.manual_seed(args.seed * 1_000_003 + step)  # dropout depends on the step alone, resumed or not
         for group in optimizer.param_groups:
@@ -185,7 +187,7 @@ def main() -> None:
         rate = f"{optimizer.param_groups[0]['lr']:.6f}"
         writer.writerow([step, f"{loss.item():.5f}", "" if held is None else f"{held:.5f}", rate, f"{step_s:.3f}"])
         log.flush()
-        if time.monotonic() - saved_at > args.save_every_s or step == args.steps or stopping:
+        if time.monotonic() - saved_at > args.save_every_s or step == last_step or stopping:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
