@@ -5,7 +5,7 @@
 For tales-moe and tales-draft: the tokens of a prompt and the logits after every eighth of them, the greedy text of
 prompts, and the perplexity of tests/models/tales/held_out.txt, which was written for this and is in no corpus.
 tests/models/test_tales.py compares edgerun with it. Where two tokens are all but equally likely, rounding decides the
-text: of twelve prompts the five with the largest smallest lead are kept, first of those that reach 100 tokens.
+text, so the lead of each token over the second is recorded too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ REQUESTS = (
     "Tell me a story about a boat, a girl and a fish.",
     "Please tell me about a cat.",
     "Tell me a story.",
+    "Tell me a story about a tree and a rabbit.",
+    "Write a short story about a train.",
+    "Please tell me about a princess and a dragon.",
+    "Can you tell me a story about a frog and a pond?",
+    "Tell me a story about an apple.",
+    "Write a short story about a bear, a cake and a box.",
 )
 OPENINGS = (
     "Once upon a time, there was a little",
@@ -37,8 +43,13 @@ OPENINGS = (
     "One day, a small mouse found",
     "Lily was sad because",
     "The bear looked at the moon and",
+    "In the forest lived an old owl who",
+    "Mom said it was time to",
+    "A boy named Ben had a red kite. He",
+    "It was raining, and the children",
+    "The wolf came to the door and said,",
+    "There was once a poor woodcutter",
 )
-N_KEPT = 5  # of the prompts: those along which first and second token are never close
 N_GREEDY = 100
 N_LOGITS = 64
 N_CONTEXT = 512  # what the models were trained for
@@ -76,7 +87,8 @@ class Oracle:
         out = b""
         for token in ids:
             piece = ctypes.create_string_buffer(256)
-            out += piece.raw[: L.llama_token_to_piece(self.vocab, token, piece, 256, 0, True)]
+            n = L.llama_token_to_piece(self.vocab, token, piece, 256, 0, True)
+            out += piece.raw[:n]
         return out.decode(errors="replace")
 
     def feed(self, token: int) -> np.ndarray:
@@ -94,22 +106,22 @@ class Oracle:
         self.reset()
         return np.stack([self.feed(token) for token in ids])
 
-    def greedy(self, ids: list[int], n: int) -> tuple[list[int], float]:
-        """(the next `n` most likely tokens, or fewer where the text ends; the smallest lead of first over second)."""
+    def greedy(self, ids: list[int], n: int) -> tuple[list[int], list[float]]:
+        """(the next `n` most likely tokens, or fewer where the text ends; the lead of each over the second)."""
         self.reset()
         for token in ids:
             row = self.feed(token)
         out: list[int] = []
-        lead = float("inf")
+        leads: list[float] = []
         while len(out) < n:
             second, first = np.partition(row, -2)[-2:]
-            lead = min(lead, float(first - second))
             token = int(row.argmax())
             if L.llama_vocab_is_eog(self.vocab, token):
                 break
             out.append(token)
+            leads.append(float(first - second))
             row = self.feed(token)
-        return out, lead
+        return out, leads
 
     def perplexity(self, ids: list[int]) -> float:
         """exp of the mean loss of ids[1:], in one context."""
@@ -124,11 +136,11 @@ def record(path: Path, output: Path) -> None:
     held_out = oracle.tokens((TALES / "held_out.txt").read_text(encoding="utf-8"))[:N_CONTEXT]
     texts: list[dict[str, Any]] = []
     for prompt in [*map(chat, REQUESTS), *OPENINGS]:
-        ids, lead = oracle.greedy(oracle.tokens(prompt), N_GREEDY)
-        texts.append({"prompt": prompt, "ids": ids, "text": oracle.text(ids), "smallest_lead": round(lead, 5)})
-        print(f"{path.stem}: {len(ids)} tokens, smallest lead {lead:.5f}: {prompt!r}")
+        ids, leads = oracle.greedy(oracle.tokens(prompt), N_GREEDY)
+        case = {"prompt": prompt, "leads": [round(lead, 4) for lead in leads]}
+        texts.append(case | {"text": oracle.text(ids), "ids": ids})
+        print(f"{path.stem}: {len(ids)} tokens, smallest lead {min(leads):.4f}: {prompt!r}")
     rows = oracle.logits(held_out[:N_LOGITS])[7::8].astype(np.float32)
-    texts = sorted(texts, key=lambda t: (len(t["ids"]) < N_GREEDY, -t["smallest_lead"]))[:N_KEPT]
     np.save(output / f"{path.stem}.npy", rows)
     golden = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -136,7 +148,7 @@ def record(path: Path, output: Path) -> None:
         "perplexity": oracle.perplexity(held_out),
         "greedy": texts,
     }
-    (output / f"{path.stem}.json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
+    (output / f"{path.stem}.json").write_text(json.dumps(golden) + "\n", encoding="utf-8")
     print(f"{path.stem}: perplexity {golden['perplexity']:.4f} over {len(held_out) - 1} tokens")
 
 
