@@ -1,7 +1,7 @@
 """How fast a model will run with a memory plan on a machine of these rates.
 
 tokens/s <= min(1 / compute time, disk rate / bytes missing a token). Prediction and read-ahead turn the sum of the two
-times into their maximum, nearly: a part of the shorter one stays visible.
+times into their maximum, but reading takes processor time too: a part of the shorter one stays visible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from edgerun.planning.rates import Rates
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 
 _PROMPT_TOKENS = 256
-_VISIBLE = 0.15  # of the shorter of computing and reading that the longer one does not hide
+_VISIBLE = 0.6  # of the shorter of computing and reading that the longer does not hide: readers take processor time
+_EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.00025, 0.0005  # a token: choosing experts, and keeping the cache besides
 _DECODE_SHARE, _PROMPT_SHARE = 0.88, 0.8  # of the bare products' rates that whole models reach
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
@@ -60,6 +61,8 @@ def predict_speed(
             weights += used * float(np.prod(info.shape[1:]))
             stored_expert += info.n_bytes
     compute = active / (rates.decode_bytes_per_s * _DECODE_SHARE)
+    if spec.n_experts:
+        compute += spec.n_layers * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
     prompt_compute = 2 * weights / (rates.prompt_ops_per_s * _PROMPT_SHARE)
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
     if plan.mode == "experts":

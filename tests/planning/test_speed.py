@@ -33,7 +33,8 @@ def test_the_law():
     assert speed(OLMOE, 2 * GIB, replace(RATES, decode_bytes_per_s=50e9)).decode_tok_s < 1.2 * small.decode_tok_s
     whole = speed(OLMOE, 8 * GIB)
     assert (whole.hit_rate, whole.read_bytes_per_token, whole.read_s_per_token) == (1.0, 0.0, 0.0)
-    assert speed(OLMOE, 2 * GIB, hit_rate=1.0).decode_tok_s == pytest.approx(whole.decode_tok_s)
+    every = speed(OLMOE, 2 * GIB, hit_rate=1.0).decode_tok_s
+    assert 0.7 * whole.decode_tok_s < every < whole.decode_tok_s, "the cache costs a little even when it has all"
 
 
 def test_bytes_by_hand():
