@@ -25,6 +25,9 @@ from edgerun.weights.eviction import Eviction
 from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
 from edgerun.weights.tensor_reader import TensorReader
 
+_LEAST_PRECISION = 0.6  # of the reads that hints began, those that must have been of use; less costs more than it gains
+_MEMORY = 16  # reads over which that is averaged, layer by layer
+_RETRY = 32  # hints after which a layer whose hints were bad is given another chance
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
 
 
@@ -85,6 +88,8 @@ class ExpertCache:
         self._keys = np.zeros(slots, np.int64)  # of the expert in each slot
         self._locked = np.ones(slots, bool)  # may not be evicted: in use, on its way, expected or empty
         self._expected: list[list[_Entry]] = [[] for _ in catalog.layers]
+        self._precision = [1.0] * len(catalog.layers)
+        self._distrusted = [0] * len(catalog.layers)
         self._waiting_predicted = 0
         self._lent = 0
 
@@ -111,6 +116,7 @@ class ExpertCache:
                     entry.hinted = False
                     self._waiting_predicted -= entry.left
                     self.stats.predicted_used += 1
+                    self._precision[layer] += (1.0 - self._precision[layer]) / _MEMORY
                 if entry.left:
                     entry.waiter = landed
                     pending.append(entry)
@@ -170,7 +176,7 @@ class ExpertCache:
         """Begin reading these with what bandwidth is left over; they stay until the layer has been passed."""
         with self._lock:
             room = self.slots // 2 - sum(map(len, self._expected))  # the others must find slots too
-            if self._waiting_predicted > _MOST_PREDICTED or room <= 0:
+            if self._waiting_predicted > _MOST_PREDICTED or room <= 0 or not self._trusts(layer):
                 return
             table = self._table[layer]
             missing = []
@@ -281,6 +287,13 @@ class ExpertCache:
         self._locked[slot] = True
         self._free.append(slot)
 
+    def _trusts(self, layer: int) -> bool:
+        """Whether hints for this layer have been worth their reads; now and then they may show that they are again."""
+        if self._precision[layer] >= _LEAST_PRECISION:
+            return True
+        self._distrusted[layer] = (self._distrusted[layer] + 1) % _RETRY
+        return self._distrusted[layer] == 0
+
     def _end_expectations(self, layer: int, wanted: set[int]) -> None:
         """The layer is here: what was expected and is not wanted need not be read, or may leave."""
         expected, self._expected[layer] = self._expected[layer], []
@@ -288,6 +301,8 @@ class ExpertCache:
             entry.expected = False
             if entry.expert.id in wanted:
                 continue
+            if entry.hinted and wanted:
+                self._precision[layer] -= self._precision[layer] / _MEMORY
             if entry.left:
                 gone = self._reader.flash.cancel(entry.pieces)
                 self._waiting_predicted -= len(gone)
@@ -299,6 +314,7 @@ class ExpertCache:
                     self._waiting_predicted += len(again)
                     self._reader.flash.submit(again, PREDICTED)
             else:
+                entry.hinted = False
                 self._locked[entry.slot] = False
 
     def _slot_matrices(self, layer: int, slot: int) -> tuple[Matrix, Matrix, Matrix]:

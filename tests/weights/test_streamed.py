@@ -208,6 +208,22 @@ def test_hints_begin_reads_that_are_then_hits(models, kernels):
         assert (stats["hits"], stats["misses"], stats["predicted"], stats["predicted_used"]) == (2, 0, 2, 2)
 
 
+def test_hints_that_are_always_wrong_are_no_longer_followed(models, kernels):
+    with streamed(models, "olmoe", kernels, slots=8, wave_tokens=256) as (_, store, _):
+        for turn in range(200):
+            store.expect(1, np.array([turn % 4, 4 + turn % 3], np.int32))
+            list(store.experts(1, np.array([7], np.int32)))
+        stats = store.statistics()
+        assert 4 < stats["predicted"] < 60
+        assert stats["predicted_used"] == 0
+        before = stats["predicted"]
+        for turn in range(200):  # another layer's hints are right
+            wanted = np.array([turn % 8], np.int32)
+            store.expect(2, wanted)
+            list(store.experts(2, wanted))
+        assert store.statistics()["predicted"] > before
+
+
 def test_which_layers_stay():
     assert spread(8, 0) == []
     assert spread(8, 8) == list(range(8))
