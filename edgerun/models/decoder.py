@@ -7,58 +7,25 @@ time, d = d_model; all activations are f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, UsageError
-from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
-from edgerun.models.footprint import CHUNK, EXPERT_ROWS, activation_bytes
+from edgerun.models.footprint import CHUNK, activation_bytes
+from edgerun.models.mixture import bounded, likeliest
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
+from edgerun.models.scratch import Scratch
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
-
-
-class _Scratch:
-    """Buffers for T rows: made once for each T up to CHUNK that is in use, views of one allocation."""
-
-    def __init__(self, spec: ModelSpec, rows: int) -> None:
-        self.rows = rows
-        d, heads, kv = spec.d_model, spec.n_heads, spec.n_kv_heads
-        q, k, v = heads * spec.head_dim_k, kv * spec.head_dim_k, kv * spec.head_dim_v
-
-        def floats(cols: int) -> F32:
-            return np.empty((rows, cols), np.float32)
-
-        self.x, self.h, self.t = floats(d), floats(d), floats(d)
-        self.normed, self.logits = floats(d), np.empty((1, spec.vocab_size), np.float32)
-        self.qkv = floats(q + k + v)
-        if rows == 1:  # parts of one row are contiguous: nothing to take apart when a product fills them all
-            self.q, self.k, self.v = self.qkv[:, :q], self.qkv[:, q : q + k], self.qkv[:, q + k :]
-        else:
-            self.q, self.k, self.v = floats(q), floats(k), floats(v)
-        self.o = floats(heads * spec.head_dim_v)
-        self.q_heads = self.q.reshape(rows, heads, spec.head_dim_k)
-        self.k_heads = self.k.reshape(rows, kv, spec.head_dim_k)
-        self.v_heads = self.v.reshape(rows, kv, spec.head_dim_v)
-        self.o_heads = self.o.reshape(rows, heads, spec.head_dim_v)
-        self.q_rows, self.k_rows = self.q_heads.reshape(-1, spec.head_dim_k), self.k_heads.reshape(-1, spec.head_dim_k)
-        ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
-        self.gate_up = floats(2 * ff)
-        if rows == 1:
-            self.gate, self.up = self.gate_up[:, :ff], self.gate_up[:, ff:]
-        else:
-            self.gate, self.up = floats(ff), floats(ff)
-        if spec.n_experts:
-            self.router, self.ahead = floats(spec.n_experts), floats(spec.n_experts)
-            self.parts = np.empty((spec.n_experts_used if rows == 1 else 0, d), np.float32)
 
 
 class Decoder:
@@ -80,9 +47,9 @@ class Decoder:
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
-        self._single = _Scratch(spec, 1)
+        self._single = Scratch(spec, 1)
         self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
-        self._several: dict[int, _Scratch] = {}
+        self._several: dict[int, Scratch] = {}
         self._can_replay = kernels.recordable and store.fixed
         self._replay: DecodeReplay | None = None
 
@@ -225,16 +192,16 @@ class Decoder:
                 self._expert_layer(layer, weights, x, cancelled)
         return x
 
-    def _scratch(self, rows: int) -> _Scratch:
+    def _scratch(self, rows: int) -> Scratch:
         if rows == 1:
             return self._single
         if rows not in self._several:
             if len(self._several) > 1:  # a wave has whole chunks and a rest
                 self._several.clear()
-            self._several[rows] = _Scratch(self.spec, rows)
+            self._several[rows] = Scratch(self.spec, rows)
         return self._several[rows]
 
-    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: _Scratch, start: int) -> None:
+    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: Scratch, start: int) -> None:
         """x += attention(norm(x)), the rows being positions start and on."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         vectors, matrices = w.vectors, w.matrices
@@ -276,7 +243,7 @@ class Decoder:
             kernels.rms_norm(s.o, vectors["attn_sub_norm"], spec.norm_eps, s.o)
         self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
 
-    def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: _Scratch) -> None:
+    def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: Scratch) -> None:
         """x += feed-forward(norm(x)), the dense one."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, s.h)
@@ -360,10 +327,10 @@ class Decoder:
             uses = np.array([len(each) for each in slots], np.int32)
         batches = self.store.experts(layer, chosen, uses, tokens)
         if self._looks_ahead(layer):
-            self.store.expect(layer + 1, _likeliest(ahead, spec.n_experts_used))
+            self.store.expect(layer + 1, likeliest(ahead, spec.n_experts_used))
         rows = kernels.activations(h)
         for ready in batches:
-            for some in _bounded(ready, slots_of):
+            for some in bounded(ready, slots_of):
                 if tokens > 1 and cancelled is not None and cancelled():
                     raise Cancelled("stopped by the caller")
                 slots = [slots_of[expert.id] for expert in some]
@@ -402,7 +369,7 @@ class Decoder:
         if bias is not None:
             self.kernels.add(out, bias)
 
-    def _add_product(self, w: LayerWeights, name: str, inner: F32, x: F32, s: _Scratch, norm: str) -> None:
+    def _add_product(self, w: LayerWeights, name: str, inner: F32, x: F32, s: Scratch, norm: str) -> None:
         """x += inner @ w.T, through a bias, a scale or a norm where the model has one."""
         rows = self.kernels.activations(inner)
         plain = name + ".scale" not in w.vectors and name + ".bias" not in w.vectors
@@ -438,26 +405,3 @@ class Decoder:
         if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
             raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")
         return factors
-
-
-def _likeliest(logits: F32, k: int) -> I32:
-    """Router logits (T, experts) -> the experts among any row's first k, those wanted by most rows first."""
-    if len(logits) == 1:
-        return np.argsort(-logits[0])[:k].astype(np.int32)
-    top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
-    counts = np.bincount(top.reshape(-1), minlength=logits.shape[1])
-    return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].astype(np.int32)
-
-
-def _bounded(experts: list[Expert], slots_of: dict[int, I32]) -> Iterator[list[Expert]]:
-    """In pieces of so many rows that their intermediate results stay small."""
-    some: list[Expert] = []
-    rows = 0
-    for expert in experts:
-        more = len(slots_of[expert.id])
-        if some and rows + more > EXPERT_ROWS:
-            yield some
-            some, rows = [], 0
-        some.append(expert)
-        rows += more
-    yield some

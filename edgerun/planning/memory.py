@@ -18,7 +18,6 @@ from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
-from edgerun.weights.ledger import Ledger
 
 Mode = Literal["resident", "experts", "layers"]
 
@@ -40,7 +39,7 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is kept where. `slots`: experts that are cached; `pinned`: layers that stay; `wave_tokens`: of a prompt
+    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `pinned`: layers that stay; `wave_tokens`: of a prompt
     that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at this context."""
 
     mode: Mode
@@ -83,14 +82,6 @@ class MemoryPlan:
             ("margin", self.margin_bytes),
             ({"experts": "expert cache", "layers": "layer window"}.get(self.mode, "cache"), self.cache_bytes),
         ]
-
-    def ledger(self) -> Ledger:
-        """The plan as accounts."""
-        ledger = Ledger(self.budget_bytes)
-        for name, n_bytes in self.accounts():
-            if n_bytes:
-                ledger.take(name, n_bytes)
-        return ledger
 
 
 def plan_memory(

@@ -1,0 +1,33 @@
+"""Choices among experts that are not the router's: which to expect, and how many to compute together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgerun.kernels.interface import F32, I32, Expert
+from edgerun.models.footprint import EXPERT_ROWS
+
+
+def likeliest(logits: F32, k: int) -> I32:
+    """Router logits (T, experts) -> the experts among any row's first k, those wanted by most rows first."""
+    if len(logits) == 1:
+        return np.argsort(-logits[0])[:k].astype(np.int32)
+    top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    counts = np.bincount(top.reshape(-1), minlength=logits.shape[1])
+    return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].astype(np.int32)
+
+
+def bounded(experts: list[Expert], slots_of: dict[int, I32]) -> Iterator[list[Expert]]:
+    """In pieces of so many rows that their intermediate results stay small."""
+    some: list[Expert] = []
+    rows = 0
+    for expert in experts:
+        more = len(slots_of[expert.id])
+        if some and rows + more > EXPERT_ROWS:
+            yield some
+            some, rows = [], 0
+        some.append(expert)
+        rows += more
+    yield some
