@@ -39,8 +39,9 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `pinned`: layers that stay; `wave_tokens`: of a prompt
-    that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at this context."""
+    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `pinned`: layers that stay;
+    `wave_tokens`: of a prompt that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at
+    this context."""
 
     mode: Mode
     budget_bytes: int
