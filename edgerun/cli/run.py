@@ -23,6 +23,7 @@ from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stdin import Stdin, checked_text
 
 DEFAULT_MODEL = "default"
+_STORY = "Tell me a story."
 
 
 @click.command(short_help="Talk to a model, or have it continue a text.")
@@ -55,8 +56,8 @@ def command(
 
     On a terminal this is a chat; /help there lists its commands. With a PROMPT, or text on stdin (appended to
     PROMPT; - as PROMPT waits for it), the model answers that once: the result alone is on stdout. A model
-    without a chat template continues the text; without any text it begins one by itself, and so does the model
-    that comes with edgerun.
+    without a chat template continues the text; without any text it begins one by itself. The model that comes with
+    edgerun tells a story when it is asked nothing.
     """
     if model is not None and prompt is None and " " in model.strip() and not Path(model).exists():
         model, prompt = None, model  # no model's name has spaces: `edgerun run "Once upon a time"`
@@ -84,8 +85,8 @@ def command(
             from edgerun.cli.oneshot import Request, answer_once
 
             text = _joined(text, stdin.read_late())
-            if model is None and not text:
-                chats = False  # the model that comes with edgerun tells a story of its own accord
+            if model is None and not text and chats:
+                text = _STORY  # what the model that comes with edgerun is there for
             _check_text(text, chats, interactive)
             request = Request(text, chats=chats, system=system, options=options)
             answer_once(llm, request, bars, stats=stats, as_json=as_json, load_s=load_s)

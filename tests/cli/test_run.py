@@ -167,3 +167,11 @@ def test_a_prompt_alone_goes_to_the_packaged_model(
     assert run("run", "the in", *SHORT).stdout == expected
     assert run("run", *SHORT).stdout == run("run", base_model, *SHORT).stdout
     assert json.loads(run("list", "--json").stdout)["models"][0]["name"] == "default"
+
+
+def test_asked_nothing_the_embedded_model_tells_a_story_and_not_the_request(run: Run) -> None:
+    for seed in range(1, 4):
+        result = run("run", "-n", "12", "--seed", seed)
+        assert result.exit_code == 0, result.stderr
+        assert len(result.stdout.split()) > 5
+        assert not result.stdout.startswith(("user", "Tell me", "assistant"))
