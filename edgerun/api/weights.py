@@ -14,7 +14,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels, load_sizes
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
-from edgerun.planning.memory import BUFFERS, READER_THREADS
+from edgerun.planning.memory import BUFFERS, reader_threads
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
@@ -49,30 +49,34 @@ def open_store(
     if plan.mode == "resident":
         resident = ResidentStore(gguf, spec, kernels, events=events)
         return resident, resident.close
+    catalog = make_catalog(gguf.tensors, spec.n_layers)
+    threads, profile = reader_threads(catalog), _profile_path(gguf)
+    store: StreamedLayerStore | StreamedExpertStore
     if plan.mode == "layers":
-        layered = StreamedLayerStore(
+        store = StreamedLayerStore(
             gguf,
             spec,
             kernels,
             pinned=spread(plan.layers, plan.pinned),
             wave_tokens=plan.wave_tokens,
             buffers=BUFFERS,
-            reader_threads=READER_THREADS,
+            reader_threads=threads,
+            neuron_slots=plan.neuron_slots,
+            scores=load_scores(profile, spec.n_layers, catalog.n_neurons) if catalog.n_neurons else None,
             events=events,
         )
-        return layered, layered.close
-    profile = _profile_path(gguf)
-    store = StreamedExpertStore(
-        gguf,
-        spec,
-        kernels,
-        slots=plan.slots,
-        wave_tokens=plan.wave_tokens,
-        scores=load_scores(profile, spec.n_layers, spec.n_experts),
-        predict=prefetch,
-        reader_threads=READER_THREADS,
-        events=events,
-    )
+    else:
+        store = StreamedExpertStore(
+            gguf,
+            spec,
+            kernels,
+            slots=plan.slots,
+            wave_tokens=plan.wave_tokens,
+            scores=load_scores(profile, spec.n_layers, spec.n_experts),
+            predict=prefetch,
+            reader_threads=threads,
+            events=events,
+        )
     with ExitStack() as stack:
         stack.callback(store.close)
         stack.callback(_keep, store, profile)
@@ -83,8 +87,8 @@ def _profile_path(gguf: GgufFile) -> Path:
     return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.npz"
 
 
-def _keep(store: StreamedExpertStore, profile: Path) -> None:
+def _keep(store: StreamedExpertStore | StreamedLayerStore, profile: Path) -> None:
     scores = store.scores
-    if scores is not None and store.cache.stats.uses:
+    if scores is not None and scores.any():
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs the next start its warmth
             save_scores(profile, scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
-from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, RopeKind, RouterKind
+from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.layout import PackedSizes
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Expert",
     "Kernels",
     "Matrix",
+    "Neurons",
     "RopeKind",
     "RouterKind",
     "load_kernels",

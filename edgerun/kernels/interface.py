@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf.types import GgmlType
 
 F32 = NDArray[np.float32]
@@ -57,6 +58,32 @@ class Expert:
     gate: Matrix  # (expert_ff, d)
     up: Matrix  # (expert_ff, d)
     down: Matrix  # (d, expert_ff)
+
+
+NEURON_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0)
+NEURON_COLS = 32  # d must be a multiple
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """Some neurons of a gated feed-forward, each with its row of up and its row of down (transposed) side by side, as
+    GGUF blocks: what a neuron that does not fire never needs."""
+
+    ids: I32  # (n,) ascending: their columns of the gate
+    slots: I32  # (n,) rows of `memory`
+    memory: U8  # (rows, up row bytes + down row bytes), contiguous
+    up_type: GgmlType
+    down_type: GgmlType
+    cols: int  # d
+
+
+def check_neurons(what: str, type: GgmlType, cols: int) -> None:
+    """UnsupportedError unless neurons can be of this type and width."""
+    if type not in NEURON_TYPES or cols % NEURON_COLS:
+        known = ", ".join(each.name for each in NEURON_TYPES)
+        raise UnsupportedError(
+            f"{what}: neurons of {cols} {type.name}; they may be {known}, of a multiple of {NEURON_COLS}"
+        )
 
 
 class Kernels(Protocol):
@@ -119,6 +146,20 @@ class Kernels(Protocol):
         out: F32,  # (T * k, d)
     ) -> None:
         """out[slot] = down(activation(gate(x[row])) * up(x[row])): unweighted, so that order cannot matter."""
+        ...
+
+    def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
+        """As `prepare`, for neurons of these types."""
+        ...
+
+    def neurons_up(self, gate: F32, x: Activations, neurons: Neurons, activation: Activation, h: F32) -> None:
+        """h[t, i] = activation(gate[t, i]) * up_i(x[t]) for each id i, 0 where the gate did not fire (<= 0).
+        gate, h (T, ff); x (T, d); other columns of h stay. `activation` is relu or relu2."""
+        ...
+
+    def neurons_down(self, h: F32, neurons: Neurons, out: F32) -> None:
+        """out (T, d) += sum over the ids, ascending, of h[t, i] * down_i: zeros are skipped, so that a sum does not
+        depend on which silent neurons are named, nor on how the ids were divided into ascending calls."""
         ...
 
     def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:

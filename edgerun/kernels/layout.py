@@ -28,6 +28,7 @@ from edgerun.formats.gguf.types import GgmlType
 
 U8 = NDArray[np.uint8]
 
+NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
 BLOCK_COLS = {

@@ -115,6 +115,48 @@ class Ops:
         self.load_pairs_u8 = byte_pairs(False)
         self.load_pairs_i8 = byte_pairs(True)
 
+        def block_dot(nibbles: bool) -> Any:
+            """(address of 32 weights of a block, of 32 i8) -> L x i32 whose sum is their product's."""
+            wide = ir.VectorType(I32, 32)
+
+            def emit(b: Any, weights: Any, x: Any) -> Any:
+                if nibbles:
+                    small = simd._load(b, weights, ir.VectorType(I8, 16))
+                    low = b.and_(small, ir.Constant(small.type, [15] * 16))
+                    high = b.lshr(small, ir.Constant(small.type, [4] * 16))
+                    w = b.zext(shuffle(b, low, high, list(range(32))), wide)
+                    w = b.sub(w, ir.Constant(wide, [8] * 32))
+                else:
+                    w = b.sext(simd._load(b, weights, ir.VectorType(I8, 32)), wide)
+                product = b.mul(w, b.sext(simd._load(b, x, ir.VectorType(I8, 32)), wide))
+                total = shuffle(b, product, product, list(range(lanes)))
+                for first in range(lanes, 32, lanes):
+                    total = b.add(total, shuffle(b, product, product, list(range(first, first + lanes))))
+                return total
+
+            return function((types.int64, types.int64), int_vec, emit)
+
+        self.dot_nibbles, self.dot_bytes = block_dot(True), block_dot(False)
+
+        def small_floats(shift: int, mask: int, offset: int) -> Any:
+            """address of L bytes -> f32 of each: signed, or with a mask (byte >> shift & mask) - offset."""
+
+            def emit(b: Any, address: Any) -> Any:
+                small = simd._load(b, address, ir.VectorType(I8, lanes))
+                if not mask:
+                    return b.sitofp(b.sext(small, int_vec.llvm), float_vec.llvm)
+                if shift:
+                    small = b.lshr(small, ir.Constant(small.type, [shift] * lanes))
+                small = b.and_(small, ir.Constant(small.type, [mask] * lanes))
+                whole = b.sub(b.zext(small, int_vec.llvm), constant(int_vec, offset))
+                return b.sitofp(whole, float_vec.llvm)
+
+            return function((types.int64,), float_vec, emit)
+
+        self.load_bytes_as_floats = small_floats(0, 0, 0)
+        self.load_low_nibbles_as_floats = small_floats(0, 15, 8)
+        self.load_high_nibbles_as_floats = small_floats(4, 15, 8)
+
         def absolute(b: Any, a: Any) -> Any:
             call = simd.declare(b, f"llvm.abs.v{4 * lanes}i8", byte_vec.llvm, [byte_vec.llvm, simd.I1])
             return b.call(call, (a, ir.Constant(simd.I1, 0)))

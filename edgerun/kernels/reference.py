@@ -13,7 +13,19 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Activations, Expert, Matrix, RopeKind, RouterKind
+from edgerun.kernels.interface import (
+    F16,
+    F32,
+    I32,
+    U8,
+    Activation,
+    Activations,
+    Expert,
+    Matrix,
+    Neurons,
+    RopeKind,
+    RouterKind,
+)
 
 _ROWS = 512  # dequantised at a time: bounds the scratch memory
 
@@ -81,6 +93,24 @@ class ReferenceKernels:
             result = np.empty((len(row), expert.down.rows), np.float32)
             self.matmul(expert.down, PlainActivations(gate), result)
             out[slot] = result
+
+    def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
+        """Nothing is compiled."""
+
+    def neurons_up(self, gate: F32, x: Activations, neurons: Neurons, activation: Activation, h: F32) -> None:
+        up_bytes = neurons.up_type.row_bytes(neurons.cols)
+        for i, slot in zip(neurons.ids.tolist(), neurons.slots.tolist(), strict=True):
+            row = dequantize(neurons.memory[slot : slot + 1, :up_bytes], neurons.up_type)[0]
+            fired = activate(gate[:, i], activation)
+            products = np.add.reduce(x.x * row, axis=1)  # no BLAS: a row must not depend on its neighbours
+            h[:, i] = np.where(fired > 0, fired * products, np.float32(0))
+
+    def neurons_down(self, h: F32, neurons: Neurons, out: F32) -> None:
+        up_bytes = neurons.up_type.row_bytes(neurons.cols)
+        for i, slot in zip(neurons.ids.tolist(), neurons.slots.tolist(), strict=True):
+            row = dequantize(neurons.memory[slot : slot + 1, up_bytes:], neurons.down_type)[0]
+            fired = h[:, i] != 0
+            out[fired] += h[fired, i, None] * row
 
     def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
         tokens, k = weights.shape

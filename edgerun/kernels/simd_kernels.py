@@ -22,7 +22,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
 from edgerun.kernels.attention_layout import CHUNK, TILE, prompt_scratch_bytes
 from edgerun.kernels.compile import KernelCache
-from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, RopeKind, RouterKind
+from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.pool import ThreadPool
 from edgerun.kernels.program import Program, Recorder
@@ -409,6 +409,41 @@ class SimdKernels:
                 for i, (weights, target) in enumerate(jobs)
             ],
         )
+
+    def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
+        names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
+        if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
+            names.append("quantize_q8")
+        self._cache.prepare(dict.fromkeys(names), self._events)
+
+    def neurons_up(self, gate: F32, x: Any, neurons: Neurons, activation: Activation, h: F32) -> None:
+        (tokens, ff), n = gate.shape, len(neurons.ids)
+        if not n:
+            return
+        if h.shape != gate.shape or x.x.shape != (tokens, neurons.cols) or activation not in ("relu", "relu2"):
+            raise UsageError(f"neurons of {x.x.shape} under gates {gate.shape}, {activation}, into {h.shape}")
+        form = "f32" if neurons.up_type in (GgmlType.F32, GgmlType.F16) else "q8"
+        rows, stride, scales, scales_stride, _, _ = x.form(form)
+        arguments = (
+            *(address(gate), address(h), ff, tokens, address(neurons.ids), address(neurons.slots)),
+            *(address(neurons.memory), neurons.memory.shape[1], neurons.cols // 32),
+            *(rows, stride, scales, scales_stride, int(activation == "relu2")),
+        )
+        self._launch(f"neurons_up_{neurons.up_type.name.lower()}", arguments, n, max(1, min(64, n // 8)))
+
+    def neurons_down(self, h: F32, neurons: Neurons, out: F32) -> None:
+        (tokens, ff), n = h.shape, len(neurons.ids)
+        if not n:
+            return
+        if out.shape != (tokens, neurons.cols):
+            raise UsageError(f"neurons of {neurons.cols} columns into {out.shape}")
+        up_bytes = neurons.up_type.row_bytes(neurons.cols)
+        arguments = (
+            *(address(h), ff, tokens, address(neurons.ids), address(neurons.slots)),
+            *(address(neurons.memory) + up_bytes, neurons.memory.shape[1], n, address(out), neurons.cols),
+        )
+        items = -(-neurons.cols // layout.NEURON_SLICE)
+        self._launch(f"neurons_down_{neurons.down_type.name.lower()}", arguments, items, max(1, items // 16))
 
     def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
         tokens, k = weights.shape

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, UsageError
-from edgerun.kernels.interface import F32, I32, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, Activations, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
@@ -124,7 +124,8 @@ class Decoder:
         return self._capped(self._single.logits.copy())
 
     def record_decode(self, cache: KvCache, cut: Callable[[], None]) -> None:
-        """All launches of one token, for a recorder; `cut` is called wherever Python must decide (the experts)."""
+        """All launches of one token, for a recorder; `cut` is called once a layer where Python must decide (experts,
+        neurons)."""
         s = self._single
         for layer in range(self.spec.n_layers):
             w = self.store.dense(layer)
@@ -132,6 +133,10 @@ class Decoder:
             if self.spec.n_experts:
                 self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
                 self._routers(layer, w, s.h, s.router, s.ahead)
+                cut()
+            elif self.spec.sparse:
+                self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
+                self._product(w, "ffn_gate", self.kernels.activations(s.h), s.gate)
                 cut()
             else:
                 self._feed_forward(layer, w, s.x, s)
@@ -248,6 +253,10 @@ class Decoder:
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, s.h)
         rows = kernels.activations(s.h)
+        if spec.sparse:
+            self._product(w, "ffn_gate", rows, s.gate)
+            self._fired(layer, x, rows, s)
+            return
         if family.fused_gate_up:
             self._product(w, "ffn_up", rows, s.gate_up)
             if s.rows > 1:
@@ -257,10 +266,20 @@ class Decoder:
             kernels.matmul_many((w.matrices["ffn_gate"], w.matrices["ffn_up"]), rows, (s.gate, s.up))
             self._scale_and_bias(w.vectors, "ffn_gate", s.gate)
             self._scale_and_bias(w.vectors, "ffn_up", s.up)
-        kernels.gated(s.gate, s.up, family.activation, s.gate)
+        kernels.gated(s.gate, s.up, spec.activation, s.gate)
         if family.sub_norms:
             kernels.rms_norm(s.gate, w.vectors["ffn_sub_norm"], spec.norm_eps, s.gate)
         self._add_product(w, "ffn_down", s.gate, x, s, "post_ffw_norm")
+
+    def _fired(self, layer: int, x: F32, rows: Activations, s: Scratch) -> None:
+        """x += the neurons whose gate s.gate (T, ff) fired for any of the rows. `rows`: those of s.h."""
+        ids = np.flatnonzero((s.gate > 0).any(axis=0)).astype(np.int32)
+        for batch in self.store.neurons(layer, ids):
+            self.kernels.neurons_up(s.gate, rows, batch.ready, self.spec.activation, s.up)
+            rest = batch.rest()
+            if rest is not None:
+                self.kernels.neurons_up(s.gate, rows, rest, self.spec.activation, s.up)
+            self.kernels.neurons_down(s.up, batch.every, x)
 
     def _expert_layer(self, layer: int, w: LayerWeights, x: F32, cancelled: Callable[[], bool] | None) -> None:
         """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once."""
@@ -272,9 +291,12 @@ class Decoder:
         parts = np.empty((tokens * spec.n_experts_used, spec.d_model), np.float32)
         self._mixture(layer, w, x, h, router, ahead, parts, cancelled)
 
-    def decode_experts(self, layer: int) -> None:
-        """The experts of one token, between two recorded pieces."""
+    def decode_choice(self, layer: int) -> None:
+        """The experts or neurons of one token, between two recorded pieces."""
         s = self._single
+        if self.spec.sparse:
+            self._fired(layer, s.x, self.kernels.activations(s.h), s)
+            return
         self._mixture(layer, self.store.dense(layer), s.x, s.h, s.router, s.ahead, s.parts, None)
 
     def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: F32) -> None:
@@ -339,7 +361,7 @@ class Decoder:
                     if tokens > 1
                     else self._slot[:1] * len(some)
                 )
-                kernels.experts_ffn(some, rows, mine, slots, spec.family.activation, parts)
+                kernels.experts_ffn(some, rows, mine, slots, spec.activation, parts)
         kernels.combine(parts, weights, x, add=True)
         if spec.d_ff_shared:
             for part in chunks(tokens, CHUNK):
@@ -350,7 +372,7 @@ class Decoder:
         kernels, s = self.kernels, self._scratch(len(x))
         rows = kernels.activations(h)
         kernels.matmul_many((w.matrices["ffn_gate_shexp"], w.matrices["ffn_up_shexp"]), rows, (s.gate, s.up))
-        kernels.gated(s.gate, s.up, self.spec.family.activation, s.gate)
+        kernels.gated(s.gate, s.up, self.spec.activation, s.gate)
         kernels.matmul(w.matrices["ffn_down_shexp"], kernels.activations(s.gate), s.t)
         gate = 1.0 / (1.0 + np.exp(-(h * w.vectors["ffn_gate_inp_shexp"]).sum(axis=1)))  # row by row: no BLAS
         x += s.t * gate[:, None].astype(np.float32)

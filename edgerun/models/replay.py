@@ -48,7 +48,7 @@ class DecodeReplay:
             start = 0
             for layer, end in enumerate(self._cuts):
                 self._kernels.run_program(self._program, start, end)
-                self._decoder.decode_experts(layer)
+                self._decoder.decode_choice(layer)
                 start = end
             self._kernels.run_program(self._program, start)
 
@@ -57,7 +57,7 @@ class DecodeReplay:
 
         def experts() -> None:
             cut()
-            self._decoder.decode_experts(next(layers))
+            self._decoder.decode_choice(next(layers))
 
         self._decoder.record_decode(cache, experts)
 
@@ -67,7 +67,7 @@ class DecodeReplay:
             def experts() -> None:
                 self._cuts.append(len(recorder))
                 with recorder.paused():
-                    self._decoder.decode_experts(len(self._cuts) - 1)
+                    self._decoder.decode_choice(len(self._cuts) - 1)
 
             self._decoder.record_decode(cache, experts)
         if recorder.spoilt:

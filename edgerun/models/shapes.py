@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufFile
+from edgerun.kernels.interface import check_neurons
 from edgerun.models.spec import ModelSpec, read_spec
 
+_NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
 _NO_WEIGHTS = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
 
 
@@ -37,7 +39,8 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             shapes["ffn_gate_inp_shexp"] = (d,)
     else:
         ff = spec.d_ff
-        shapes |= {"ffn_up": (2 * ff if f.fused_gate_up else ff, d), "ffn_down": (d, ff)}
+        down = {"ffn_down_t": (ff, d)} if spec.sparse else {"ffn_down": (d, ff)}
+        shapes |= {"ffn_up": (2 * ff if f.fused_gate_up else ff, d), **down}
         if not f.fused_gate_up:
             shapes["ffn_gate"] = (ff, d)
     return shapes
@@ -66,3 +69,5 @@ def check_tensors(gguf: GgufFile, spec: ModelSpec) -> None:
             raise FormatError(f"{gguf.path}: {name} is {tuple(info.shape)}; the metadata says {shape}")
         if info.type in _NO_WEIGHTS:
             raise UnsupportedError(f"{gguf.path}: {name} holds {info.type.name}, not weights")
+        if spec.sparse and name.endswith(_NEURON_ROWS):
+            check_neurons(f"{gguf.path}: {name}", info.type, shape[1])

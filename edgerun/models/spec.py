@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import Activation
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
@@ -70,6 +71,8 @@ class ModelSpec:
     sliding_window: int
     attention_softcap: float
     logit_softcap: float
+    activation: Activation = "silu"
+    sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
 
     def window(self, layer: int) -> int:
         """How many positions this layer sees, 0 for all."""
@@ -159,6 +162,9 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     eps = n.real("attention.layer_norm_rms_epsilon", 1e-5)
     if base <= 1.0 or not 0.0 < eps < 1.0:
         raise FormatError(f"impossible numbers: rope base {base}, norm epsilon {eps}")
+    sparse = "blk.0.ffn_down_t.weight" in gguf.tensors
+    if sparse and (n_experts or family.fused_gate_up or family.sub_norms or family.post_norms):
+        raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
@@ -190,7 +196,23 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
         sliding_window=n.integer("attention.sliding_window", 0, 0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
+        activation=_activation(n, family, sparse),
+        sparse=sparse,
     )
+
+
+def _activation(n: _Numbers, family: Family, sparse: bool) -> Activation:
+    """What the file says, or the family has; a file of neurons without a word is a ReLU model (PowerInfer's)."""
+    said = n.text("hidden_activation", "relu" if sparse else family.activation)
+    known: tuple[Activation, ...] = get_args(Activation)
+    found = next((each for each in known if each == said), None)
+    if found is None:
+        raise UnsupportedError(f"the activation {said!r} is not supported; edgerun knows {', '.join(known)}")
+    if sparse and found not in ("relu", "relu2"):
+        raise FormatError(
+            f"the file holds ffn_down_t, for neurons that mostly do not fire; with {found} all of them do"
+        )
+    return found
 
 
 def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:

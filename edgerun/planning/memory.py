@@ -21,12 +21,12 @@ from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
 
 Mode = Literal["resident", "experts", "layers"]
 
-READER_THREADS = 3
 BUFFERS = 2  # layers of the window
 GROWTH_BYTES = 40 << 20  # the tokenizer's tables, templates, Python's own: what a running process adds to a loaded one
 _MOST_WAVE = 4096  # tokens of a prompt that pass a layer together
 _WAVE_SHARE = 0.06  # of the budget that a wave may take when layers stream
 _LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
+_LEAST_NEURONS = 16  # of so many, one must have a slot
 _SMALLEST_CONTEXT = 256  # not worth advising less
 _PAGE = 4096
 
@@ -59,6 +59,9 @@ class MemoryPlan:
     all_experts: int = 0
     pinned: int = 0
     layers: int = 0
+    neuron_slots: int = 0  # of each layer, where feed-forwards are sparse
+    all_neurons: int = 0  # of a layer
+    neuron_cache_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -82,6 +85,7 @@ class MemoryPlan:
             ("read buffers", self.reader_bytes),
             ("margin", self.margin_bytes),
             ({"experts": "expert cache", "layers": "layer window"}.get(self.mode, "cache"), self.cache_bytes),
+            *([("neuron cache", self.neuron_cache_bytes)] if self.neuron_slots else []),
         ]
 
 
@@ -116,14 +120,17 @@ def plan_memory(
         "kv_bytes": spec.kv_bytes(context),
     }
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
-    everything = outside + sum(layer_bytes) + bank
-    reader = READER_THREADS * (PIECE_BYTES + 2 * ALIGNMENT)
+    neuron_bytes = [each.neuron_bytes for each in catalog.layers]
+    everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
+    reader = reader_threads(catalog) * (PIECE_BYTES + 2 * ALIGNMENT)
+    least_neurons = -(-catalog.n_neurons // _LEAST_NEURONS)
     if n_experts:
         smallest = slot * (2 * spec.n_experts_used + 2)
         floor = fixed + least + reader + outside + sum(layer_bytes) + smallest
     else:
         window = BUFFERS * max(layer_bytes)
-        floor = fixed + least + reader + outside + min(window, sum(layer_bytes))
+        neurons = least_neurons * sum(neuron_bytes)
+        floor = fixed + least + reader + outside + neurons + min(window, sum(layer_bytes))
     resident = _with_margin(fixed + least + everything + largest)
     floor = min(_with_margin(floor), resident)
     if budget_bytes >= resident:
@@ -163,8 +170,12 @@ def plan_memory(
         )
     wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), (budget_bytes - floor) * 63 // 64 + least))
     active = activation_bytes(spec, wave)
-    rest = budget_bytes - margin - (fixed + active + reader + outside + window)
+    rest = budget_bytes - margin - (fixed + active + reader + outside + window + neurons)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
+    kept = least_neurons
+    if neurons:  # what every token reads stays first, then what only some tokens need
+        rest -= pinned * max(layer_bytes)
+        kept = min(catalog.n_neurons, kept + rest // sum(neuron_bytes))
     return MemoryPlan(
         mode="layers",
         dense_bytes=outside + pinned * max(layer_bytes),
@@ -176,8 +187,16 @@ def plan_memory(
         wave_tokens=wave,
         pinned=pinned,
         layers=len(layer_bytes),
+        neuron_slots=kept,
+        all_neurons=catalog.n_neurons,
+        neuron_cache_bytes=kept * sum(neuron_bytes),
         **common,
     )
+
+
+def reader_threads(catalog: Catalog) -> int:
+    """Reads in flight: many small ones where neurons are read one by one."""
+    return 8 if catalog.n_neurons else 3
 
 
 def process_budget(asked_bytes: int | None, memory: MemoryLimits, private_bytes: int) -> tuple[int, str]:
@@ -196,7 +215,8 @@ def process_budget(asked_bytes: int | None, memory: MemoryLimits, private_bytes:
 
 
 def _all_infos(catalog: Catalog) -> list[TensorInfo]:
-    return [i for layer in catalog.layers for i in (*layer.matrices.values(), *layer.experts.values())]
+    layers = catalog.layers
+    return [i for each in layers for i in (*each.matrices.values(), *each.experts.values(), *each.neurons.values())]
 
 
 def _matrices_bytes(layer: LayerTensors, sizes: Sizes) -> int:

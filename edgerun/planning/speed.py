@@ -27,6 +27,9 @@ _HITS_FEW = (0.0, 0.2, 0.315, 0.475, 0.6, 0.745, 0.855, 0.935, 0.985, 1.0)
 _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
 
+# Of sparse feed-forwards: the share of neurons that fire, and what reading one costs in bytes read at once.
+_FIRING, _NEURON_COST = 0.12, 4.0
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -49,12 +52,16 @@ def predict_speed(
     used = spec.n_experts_used
     active = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
     weights = float(np.prod(catalog.head.shape)) / _PROMPT_TOKENS  # of a prompt only the last token has logits
-    stored_expert = stored_dense = 0.0
+    stored_expert = stored_dense = stored_neurons = 0.0
     for layer in catalog.layers:
         for info in layer.matrices.values():
             active += sizes.packed_bytes(info.type, *info.shape)
             weights += float(np.prod(info.shape))
             stored_dense += info.n_bytes
+        for info in layer.neurons.values():
+            active += int(_FIRING * info.n_bytes)
+            weights += _FIRING * float(np.prod(info.shape))
+            stored_neurons += info.n_bytes
         for part in EXPERT_PARTS if layer.experts else ():
             info = layer.experts[part]
             active += used * sizes.packed_bytes(info.type, *info.shape[1:])
@@ -74,6 +81,10 @@ def predict_speed(
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = prompt_missing = (1 - hits) * stored_dense
+        if plan.all_neurons:
+            kept = plan.neuron_slots / plan.all_neurons
+            missing += _FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
+            prompt_missing += stored_neurons * (1 - kept)
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Kernels
-from edgerun.weights.catalog import EXPERT_PARTS, Catalog
+from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog
 
 _ALIGNMENT = 64
 _PAGE = 4096
@@ -19,6 +19,22 @@ class BlockLayout:
     parts: tuple[tuple[TensorInfo, int, int], ...]
     n_bytes: int
     number: int
+    neurons: tuple[TensorInfo, ...] = ()  # up and transposed down, which a pack file holds row by row after the parts
+
+    @property
+    def neurons_offset(self) -> int:
+        """Of the first neuron in a pack file's block."""
+        return _paged(self.n_bytes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of a pack file's block: the parts, then every neuron's two rows."""
+        return self.neurons_offset + sum(info.row_bytes for info in self.neurons) * self.n_neurons
+
+    @property
+    def n_neurons(self) -> int:
+        """How many; 0: none."""
+        return self.neurons[0].shape[0] if self.neurons else 0
 
 
 def slot_blocks(catalog: Catalog, kernels: Kernels) -> list[BlockLayout]:
@@ -28,12 +44,23 @@ def slot_blocks(catalog: Catalog, kernels: Kernels) -> list[BlockLayout]:
 
 def layer_blocks(catalog: Catalog, kernels: Kernels) -> list[BlockLayout]:
     """Of the matrices of every layer."""
-    return _blocks([list(layer.matrices.values()) for layer in catalog.layers], kernels)
+    layouts = _blocks([list(layer.matrices.values()) for layer in catalog.layers], kernels)
+    neurons = [tuple(layer.neurons[part] for part in NEURON_PARTS if layer.neurons) for layer in catalog.layers]
+    return [replace(layout, neurons=each) for layout, each in zip(layouts, neurons, strict=True)]
 
 
 def block_bytes(layouts: list[BlockLayout]) -> int:
-    """Of the largest, in whole pages."""
-    return -(-max((layout.n_bytes for layout in layouts), default=1) // _PAGE) * _PAGE
+    """Of the largest in memory, in whole pages."""
+    return _paged(max((layout.n_bytes for layout in layouts), default=1))
+
+
+def stored_block_bytes(layouts: list[BlockLayout]) -> int:
+    """Of the largest in a pack file, in whole pages."""
+    return _paged(max((layout.stored_bytes for layout in layouts), default=1))
+
+
+def _paged(n_bytes: int) -> int:
+    return -(-n_bytes // _PAGE) * _PAGE
 
 
 def _blocks(layers: list[list[TensorInfo]], kernels: Kernels) -> list[BlockLayout]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 
+NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -20,6 +21,12 @@ class LayerTensors:
     vectors: dict[str, TensorInfo] = field(default_factory=dict)
     matrices: dict[str, TensorInfo] = field(default_factory=dict)  # (rows, cols)
     experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys EXPERT_PARTS or none
+    neurons: dict[str, TensorInfo] = field(default_factory=dict)  # (ff, d), keys NEURON_PARTS or none
+
+    @property
+    def neuron_bytes(self) -> int:
+        """Of one neuron, both rows."""
+        return sum(info.row_bytes for info in self.neurons.values())
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,20 @@ class Catalog:
         return next((each.experts[EXPERT_PARTS[0]].shape[0] for each in self.layers if each.experts), 0)
 
     @property
+    def n_neurons(self) -> int:
+        """Neurons of a layer that has some; 0: its feed-forward is matrices."""
+        return next((each.neurons[NEURON_PARTS[0]].shape[0] for each in self.layers if each.neurons), 0)
+
+    def neuron_types(self) -> list[GgmlType]:
+        """Of the rows of neurons, each once."""
+        return list(dict.fromkeys(info.type for layer in self.layers for info in layer.neurons.values()))
+
+    @property
     def n_bytes(self) -> int:
         """Of all that is multiplied or added: an embedding that is not the head too is only looked up."""
         infos = [self.head, *self.outside.values()]
         for layer in self.layers:
-            infos += [*layer.vectors.values(), *_matrices(layer)]
+            infos += [*layer.vectors.values(), *_matrices(layer), *layer.neurons.values()]
         return sum(info.n_bytes for info in infos)
 
     def types(self) -> list[GgmlType]:
@@ -78,6 +94,10 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
         else:
             raise FormatError(f"{name}: unexpected shape {info.shape}")
     for number, layer in enumerate(layers):
+        if "ffn_down_t" in layer.matrices:
+            if "ffn_up" not in layer.matrices or layer.matrices["ffn_up"].shape != layer.matrices["ffn_down_t"].shape:
+                raise FormatError(f"blk.{number}: ffn_down_t needs an ffn_up of its own shape")
+            layer.neurons.update((part, layer.matrices.pop(part)) for part in NEURON_PARTS)
         counts = {info.shape[0] for info in layer.experts.values()}
         if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
             raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")

@@ -13,7 +13,7 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.formats.packfile import PAGE, SUM_BYTES, PackHeader, checksum, decode_header, pack_path, read_header
 from edgerun.kernels.interface import U8, Kernels
-from edgerun.weights.blocks import BlockLayout, block_bytes, layer_blocks, slot_blocks
+from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, stored_block_bytes
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.identity import content_digest
 
@@ -22,7 +22,7 @@ def pack_header(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeade
     """What the pack file of this model, for these kernels, says of itself."""
     kind, layouts = block_layouts(catalog, kernels)
     blocks = len(layouts) * (catalog.n_experts or 1)
-    return PackHeader(content_digest(gguf), kernels.layout_name, kind, block_bytes(layouts), blocks)
+    return PackHeader(content_digest(gguf), kernels.layout_name, kind, stored_block_bytes(layouts), blocks)
 
 
 def block_layouts(catalog: Catalog, kernels: Kernels) -> tuple[str, list[BlockLayout]]:
@@ -105,8 +105,11 @@ def _images(
                 raw = gguf.raw(info.name)
                 matrix = kernels.matrix_in(image[offset : offset + size], info.type, *info.shape[-2:])
                 kernels.pack_rows(raw[i] if catalog.n_experts else raw, matrix, 0)
+            if layout.neurons:
+                rows = [gguf.raw(info.name) for info in layout.neurons]
+                image[layout.neurons_offset : layout.stored_bytes] = np.hstack(rows).reshape(-1)
             yield layer * per_layer + i, image
-        for info, _, _ in layout.parts:
+        for info in (*(info for info, _, _ in layout.parts), *layout.neurons):
             gguf.release(info.name)
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
-from edgerun.weights.catalog import EXPERT_PARTS, LayerTensors, make_catalog
-from edgerun.weights.store import LayerWeights
+from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
+from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, LayerTensors, make_catalog
+from edgerun.weights.store import LayerWeights, NeuronBatch
 
 
 class HasLayers(Protocol):
@@ -46,6 +46,9 @@ class ResidentStore:
         self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
         self._layers: list[LayerWeights] = []
         self._experts: list[list[Expert]] = []
+        self._neurons = [self._take_neurons(layer) for layer in catalog.layers]
+        if any(self._neurons):
+            kernels.prepare_neurons(catalog.neuron_types())
         for layer in catalog.layers:
             self._layers.append(self._take(layer))
             self._experts.append(self._take_experts(layer))
@@ -67,6 +70,12 @@ class ResidentStore:
     def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
         mine = self._experts[layer]
         yield [mine[i] for i in ids]
+
+    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+        mine = self._neurons[layer]
+        assert mine is not None  # the decoder asks where the file has them
+        some = Neurons(ids, ids, mine.memory, mine.up_type, mine.down_type, mine.cols)
+        yield NeuronBatch(some, lambda: None, some)
 
     def expect(self, layer: int, ids: I32) -> None:
         """Everything is here already."""
@@ -95,6 +104,18 @@ class ResidentStore:
             packed.append([self._kernels.pack(raw[i], info.type, info.shape[2]) for i in range(info.shape[0])])
             self._finish(info)
         return [Expert(i, *matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
+
+    def _take_neurons(self, layer: LayerTensors) -> Neurons | None:
+        if not layer.neurons:
+            return None
+        up, down = (layer.neurons[part] for part in NEURON_PARTS)
+        memory = np.empty((up.shape[0], layer.neuron_bytes), np.uint8)
+        memory[:, : up.row_bytes] = self._gguf.raw(up.name)
+        self._finish(up)
+        memory[:, up.row_bytes :] = self._gguf.raw(down.name)
+        self._finish(down)
+        every = np.arange(up.shape[0], dtype=np.int32)
+        return Neurons(every, every, memory, up.type, down.type, up.shape[1])
 
     def _floats(self, info: TensorInfo) -> F32:
         floats = np.ascontiguousarray(dequantize(self._gguf.raw(info.name), info.type).reshape(-1))

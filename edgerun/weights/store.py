@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.kernels.interface import F32, I32, Expert, Matrix
+from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,16 @@ class LayerWeights:
 
     matrices: dict[str, Matrix] = field(default_factory=dict)
     vectors: dict[str, F32] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NeuronBatch:
+    """Neurons with ascending ids: those that can be read, `rest`, which waits for the others, and all of them, to be
+    read after that."""
+
+    ready: Neurons
+    rest: Callable[[], Neurons | None]
+    every: Neurons
 
 
 class WeightStore(Protocol):
@@ -62,6 +72,11 @@ class WeightStore(Protocol):
 
         All that is missing is asked for at once, before the first batch is taken. A batch may be used until the
         next one is taken, or the iterator ends or is closed."""
+        ...
+
+    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+        """The neurons `ids` (unique, ascending) of a sparse feed-forward, in ascending batches of as many as fit. A
+        batch may be used until the next one is taken, or the iterator ends or is closed."""
         ...
 
     def expect(self, layer: int, ids: I32) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.formats.packfile import pack_path
@@ -20,7 +21,7 @@ from edgerun.weights.expert_cache import ExpertCache
 from edgerun.weights.flash import FlashReader
 from edgerun.weights.packing import find_pack
 from edgerun.weights.resident import HasLayers
-from edgerun.weights.store import LayerWeights
+from edgerun.weights.store import LayerWeights, NeuronBatch
 from edgerun.weights.tensor_reader import DenseLoader, TensorReader
 
 
@@ -91,6 +92,9 @@ class StreamedExpertStore:
 
     def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
         return self.cache.get(layer, ids, np.ones(len(ids), np.int32) if uses is None else uses, tokens)
+
+    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+        raise UsageError("the neurons of experts are not streamed one by one")
 
     def expect(self, layer: int, ids: I32) -> None:
         self.cache.expect(layer, ids.tolist())

@@ -25,10 +25,11 @@ from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
 from edgerun.weights.catalog import make_catalog
-from edgerun.weights.flash import DEMAND, FlashReader, Piece
+from edgerun.weights.flash import PREDICTED, FlashReader, Piece
+from edgerun.weights.neuron_cache import NeuronCache
 from edgerun.weights.packing import find_pack
 from edgerun.weights.resident import HasLayers
-from edgerun.weights.store import LayerWeights
+from edgerun.weights.store import LayerWeights, NeuronBatch
 from edgerun.weights.tensor_reader import DenseLoader, TensorReader
 
 
@@ -75,7 +76,9 @@ class _Load:
 class StreamedLayerStore:
     """`WeightStore` over a GGUF file of which only `pinned` layers and `buffers` (at least two) more fit.
 
-    wave_tokens: of a prompt that pass a layer together. Raises ReadError when the file cannot be read.
+    wave_tokens: of a prompt that pass a layer together. neuron_slots: neurons of each layer that are kept where
+    feed-forwards are sparse; `scores`: an earlier run's, to begin with those that were hot then.
+    Raises ReadError when the file cannot be read.
     """
 
     fixed = False
@@ -92,6 +95,8 @@ class StreamedLayerStore:
         buffers: int = 2,
         reader_threads: int = 3,
         direct: bool = True,
+        neuron_slots: int = 0,
+        scores: F32 | None = None,
         events: EventSink = ignore,
     ) -> None:
         catalog = make_catalog(gguf.tensors, spec.n_layers)
@@ -103,6 +108,10 @@ class StreamedLayerStore:
         self.stats = WindowStats()
         self._catalog = catalog
         kernels.prepare(catalog.types())
+        if catalog.n_neurons:
+            if neuron_slots < 1:
+                raise UsageError("a sparse feed-forward needs slots for its neurons")
+            kernels.prepare_neurons(catalog.neuron_types())
         self._order = [layer for layer in range(spec.n_layers) if layer not in set(pinned)]
         with contextlib.ExitStack() as stack:
             pack = find_pack(gguf, catalog, kernels)
@@ -118,6 +127,7 @@ class StreamedLayerStore:
             ]
             loader.run(events)
             self._layouts = layer_blocks(catalog, kernels)
+            self._neurons = NeuronCache(self._layouts, self._reader, neuron_slots, scores) if neuron_slots else None
             size = block_bytes([self._layouts[layer] for layer in self._order])
             self._buffers = [Arena(size).bytes for _ in range(buffers)] if self._order else []
             self._weights: dict[tuple[int, int], LayerWeights] = {}
@@ -152,6 +162,7 @@ class StreamedLayerStore:
             self.stats.ready += 1
         else:
             began = time.perf_counter()
+            self.flash.promote(load.pieces)
             load.here.wait()
             self.stats.waited += 1
             self.stats.stall_s += time.perf_counter() - began
@@ -160,6 +171,15 @@ class StreamedLayerStore:
             raise load.error
         self._current = buffer
         return load.weights
+
+    @property
+    def scores(self) -> F32 | None:
+        """How often each neuron fired lately, (layers, neurons) f32; None where feed-forwards are matrices."""
+        return self._neurons.scores if self._neurons is not None else None
+
+    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+        assert self._neurons is not None  # the decoder asks where the file has them
+        return self._neurons.get(layer, ids)
 
     def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
         raise UsageError("this model has no experts")
@@ -173,7 +193,8 @@ class StreamedLayerStore:
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `WindowStats` and `ReadStats`."""
-        return {**asdict(self.stats), **{f"read_{k}": v for k, v in asdict(self.flash.stats).items()}}
+        neurons = asdict(self._neurons.stats) if self._neurons is not None else {}
+        return {**asdict(self.stats), **neurons, **{f"read_{k}": v for k, v in asdict(self.flash.stats).items()}}
 
     def close(self) -> None:
         self._close.close()
@@ -203,7 +224,7 @@ class StreamedLayerStore:
             load.failed,
         )
         load.left = len(load.pieces)
-        self.flash.submit(load.pieces, DEMAND)
+        self.flash.submit(load.pieces, PREDICTED)  # of the running layer, neurons that have fired go first
 
     def _restart(self, layer: int) -> None:
         """Read from this layer on: the window was somewhere else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from queue import SimpleQueue
 
 import numpy as np
@@ -13,11 +14,13 @@ from edgerun.events import EventSink, Progress
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.packfile import PackHeader
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.interface import F32, U8, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, U8, Kernels, Matrix
 from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Piece
 from edgerun.weights.store import LayerWeights
+
+GAP_BYTES = 16 << 10  # between rows that are read together: skipping less costs a disk more than reading it
 
 
 class TensorReader:
@@ -88,6 +91,38 @@ class TensorReader:
             pieces.append(Piece(file, offset, rows * row_bytes, info.name, deliver, failed))
         return pieces
 
+    def neuron_pieces(
+        self,
+        layout: BlockLayout,
+        block: int,
+        ids: I32,
+        slots: I32,
+        memory: U8,
+        done: Callable[[int], None],
+        failed: Callable[[Exception], None],
+    ) -> list[Piece]:
+        """What must be read to fill rows `slots` of `memory` (rows, neuron bytes) with the neurons `ids` (ascending) of
+        a layer: neighbours, and what lies closer than `GAP_BYTES`, in one read. Callbacks as of `pieces`."""
+        if self._pack is not None:
+            base = self._pack.offset(block) + layout.neurons_offset
+            sources = [(len(self._file), base, memory.shape[1], f"neurons of block {block} of the pack file")]
+        else:
+            sources = [(self._file[info.path], info.offset, info.row_bytes, info.name) for info in layout.neurons]
+        pieces, column = [], 0
+        for file, base, width, what in sources:
+            target = memory[:, column : column + width]
+            column += width
+            for low, high in _runs(ids, width):
+                first, here = int(ids[low]), ids[low:high] - ids[low]
+
+                def deliver(view: U8, low: int = low, high: int = high, here: I32 = here, target: U8 = target) -> None:
+                    target[slots[low:high]] = view.reshape(-1, target.shape[1])[here]
+                    done(view.size)
+
+                n_bytes = (int(here[-1]) + 1) * width
+                pieces.append(Piece(file, base + first * width, n_bytes, what, deliver, failed))
+        return pieces
+
     def vector(self, info: TensorInfo) -> F32:
         """A whole small tensor, dequantised, (n,) f32."""
         raw = self.flash.read_now(self._file[info.path], info.offset, info.n_bytes, info.name)
@@ -105,6 +140,18 @@ class TensorReader:
             raw[at : at + len(run)] = part.reshape(len(run), info.row_bytes)
             at += len(run)
         return np.ascontiguousarray(dequantize(raw[place], info.type))
+
+
+def _runs(ids: I32, width: int) -> list[tuple[int, int]]:
+    """Ascending ids of rows of `width` bytes -> (low, high) of each stretch of `ids` that is read at once."""
+    far = np.flatnonzero(np.diff(ids) > 1 + GAP_BYTES // width) + 1
+    runs, most = [], max(1, PIECE_BYTES // width)
+    for low, high in pairwise([0, *far.tolist(), len(ids)]):
+        while low < high:
+            end = low + int(np.searchsorted(ids[low:high], ids[low] + most))
+            runs.append((low, end))
+            low = end
+    return runs
 
 
 class DenseLoader:

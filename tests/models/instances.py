@@ -38,6 +38,7 @@ class Instance:
     biases: tuple[str, ...] = ()
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
+    sparse: bool = False  # ReLU, down transposed
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +92,13 @@ QUANTISED = [
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED}
+SPARSE = [  # llama.cpp has no such models: these have no golden figures
+    Instance("relu", "llama", ff=320, sparse=True, biases=("ffn_gate",)),
+    Instance("relu2-Q4_0", "llama", GgmlType.Q4_0, ff=320, sparse=True, metadata={"hidden_activation": "relu2"}),
+    Instance("relu-Q8_0", "qwen2", GgmlType.Q8_0, ff=320, sparse=True, biases=_QKV_BIAS),
+    Instance("relu-F16", "llama", GgmlType.F16, ff=320, sparse=True),
+]
+INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE}
 
 
 def spec_of(i: Instance) -> ModelSpec:
@@ -120,6 +127,7 @@ def spec_of(i: Instance) -> ModelSpec:
         sliding_window=i.window,
         attention_softcap=0.0,
         logit_softcap=0.0,
+        sparse=i.sparse,
     )
 
 

@@ -21,7 +21,7 @@ from tests.models.instances import INSTANCES, tokens_of, write
 from tests.weights.test_streamed import run
 
 
-@pytest.fixture(params=["olmoe-Q8_0", "qwen3moe-small-Q4_0", "llama-Q4_K", "gemma2"])
+@pytest.fixture(params=["olmoe-Q8_0", "qwen3moe-small-Q4_0", "llama-Q4_K", "gemma2", "relu", "relu2-Q4_0"])
 def model(request, tmp_path):
     return request.param, write(INSTANCES[request.param], tmp_path / "model.gguf")
 
@@ -29,7 +29,7 @@ def model(request, tmp_path):
 def store_of(name, gguf, spec, kernels):
     if INSTANCES[name].experts:
         return StreamedExpertStore(gguf, spec, kernels, slots=7, wave_tokens=256)
-    return StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256)
+    return StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256, neuron_slots=100 * spec.sparse)
 
 
 def test_streamed_from_a_pack_is_the_same(model, kernels):

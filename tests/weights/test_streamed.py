@@ -16,11 +16,12 @@ from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed
 from edgerun.weights.streamed_layers import spread
-from tests.models.instances import INSTANCES, tokens_of, write
+from tests.models.instances import INSTANCES, SPARSE, tokens_of, write
 from tests.weights.faulty_disk import failing_reads, healthy_reads, slow_reads
 
 EXPERT_MODELS = [name for name, each in INSTANCES.items() if each.experts]
 DENSE_MODELS = [name for name, each in INSTANCES.items() if not each.experts]
+SPARSE_MODELS = [instance.name for instance in SPARSE]
 PROMPT = 25  # tokens of a prompt; the rest one by one
 
 
@@ -96,17 +97,27 @@ def test_layers(models, kernels, name, data):
     buffers, wave = data.draw(st.integers(2, 4), "buffers"), data.draw(st.sampled_from([2, 7, 256]), "wave")
     with pytest.MonkeyPatch.context() as patch:
         slow_reads(patch, data.draw(st.integers(0, 999), "delays"))
-        with streamed(models, name, kernels, pinned=pinned, buffers=buffers, wave_tokens=wave) as (
-            decoder,
-            _,
-            expected,
-        ):
+        options = {"pinned": pinned, "buffers": buffers, "wave_tokens": wave}
+        if name in SPARSE_MODELS:
+            options["neuron_slots"] = data.draw(st.integers(1, 320), "slots")
+        with streamed(models, name, kernels, **options) as (decoder, store, expected):
             assert np.array_equal(run(decoder, name), expected)
+            if name in SPARSE_MODELS:
+                stats = store.statistics()
+                assert stats["neuron_hits"] + stats["neuron_misses"] > 0
+                assert np.array_equal(run(decoder, name), expected), "and again with what is cached"
 
 
-@pytest.mark.parametrize("name", ["olmoe", "qwen2moe", "llama", "llama-Q4_0"])
+def tight(name):
+    """Options of a store with little room."""
+    if INSTANCES[name].experts:
+        return {"slots": 6, "predict": False}
+    return {"pinned": [], "neuron_slots": 40 if name in SPARSE_MODELS else 0}
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen2moe", "llama", "llama-Q4_0", "relu2-Q4_0"])
 def test_cancelled_prompts_leave_no_trace(models, kernels, name):
-    options = {"slots": 6} if INSTANCES[name].experts else {"pinned": [1]}
+    options = tight(name) | ({"predict": True} if INSTANCES[name].experts else {"pinned": [1]})
     with streamed(models, name, kernels, wave_tokens=256, **options) as (decoder, _, expected):
         tokens = tokens_of(INSTANCES[name])
         for after in range(0, 12, 3):
@@ -124,13 +135,12 @@ def test_cancelled_prompts_leave_no_trace(models, kernels, name):
         assert np.array_equal(run(decoder, name), expected)
 
 
-@pytest.mark.parametrize("name", ["olmoe", "llama"])
+@pytest.mark.parametrize("name", ["olmoe", "llama", "relu-Q8_0"])
 def test_a_dying_disk_is_an_error_that_names_the_tensor_and_may_pass(models, kernels, name, monkeypatch):
     gguf, _, _ = models(name)
-    part = "ffn_down_exps" if INSTANCES[name].experts else "ffn_down"
+    part = "ffn_down_exps" if INSTANCES[name].experts else "ffn_down_t" if name in SPARSE_MODELS else "ffn_down"
     info = gguf.tensors[f"blk.1.{part}.weight"]
-    options = {"slots": 6, "predict": False} if INSTANCES[name].experts else {"pinned": []}
-    with streamed(models, name, kernels, wave_tokens=256, direct=False, **options) as (decoder, _, expected):
+    with streamed(models, name, kernels, wave_tokens=256, direct=False, **tight(name)) as (decoder, _, expected):
         run(decoder, name)  # what is cached now does not fail
         failing_reads(monkeypatch, lambda offset: info.offset - 4096 < offset < info.offset + info.n_bytes)
         with pytest.raises(ReadError, match=r"blk\.\d\.\w+.weight cannot be read: Input/output error"):
@@ -140,15 +150,14 @@ def test_a_dying_disk_is_an_error_that_names_the_tensor_and_may_pass(models, ker
         assert np.array_equal(run(decoder, name), expected)
 
 
-@pytest.mark.parametrize("name", ["olmoe", "llama"])
+@pytest.mark.parametrize("name", ["olmoe", "llama", "relu"])
 @pytest.mark.parametrize("how", ["cut", "touched"])
 def test_a_file_changed_while_in_use(tmp_path, kernels, name, how):
     path = write(INSTANCES[name], tmp_path / "m.gguf")
-    options = {"slots": 4, "predict": False} if INSTANCES[name].experts else {"pinned": []}
     kind = StreamedExpertStore if INSTANCES[name].experts else StreamedLayerStore
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        with closing(kind(gguf, spec, kernels, wave_tokens=256, **options)) as store:
+        with closing(kind(gguf, spec, kernels, wave_tokens=256, **tight(name))) as store:
             decoder = Decoder(spec, store, kernels)
             run(decoder, name)
             if how == "cut":
@@ -222,6 +231,33 @@ def test_hints_that_are_always_wrong_are_no_longer_followed(models, kernels):
             store.expect(2, wanted)
             list(store.experts(2, wanted))
         assert store.statistics()["predicted"] > before
+
+
+def test_neurons_that_fire_often_stay(models, kernels):
+    """Read once, kept, and known to the next start."""
+    gguf, spec, _ = models("relu-F16")
+    options = {"pinned": [], "wave_tokens": 256, "neuron_slots": 250}
+    with streamed(models, "relu-F16", kernels, **options) as (decoder, store, expected):
+        run(decoder, "relu-F16")
+        first = store.statistics()
+        run(decoder, "relu-F16")
+        second = store.statistics()
+        assert second["neuron_misses"] - first["neuron_misses"] < first["neuron_misses"]
+        scores = store.scores.copy()
+    with streamed(models, "relu-F16", kernels, scores=scores, **options) as (decoder, store, expected):
+        before = store.statistics()["read_n_bytes"]
+        assert np.array_equal(run(decoder, "relu-F16"), expected)
+        assert store.statistics()["neuron_misses"] < first["neuron_misses"]
+        assert before > 0
+
+
+def test_closing_in_the_middle_of_a_sparse_layer(models, kernels, monkeypatch):
+    slow_reads(monkeypatch, 3, most_s=0.01)
+    with streamed(models, "relu", kernels, pinned=[], wave_tokens=256, neuron_slots=64) as (decoder, store, expected):
+        batches = store.neurons(1, np.arange(64, dtype=np.int32))
+        next(batches)
+        batches.close()
+        assert np.array_equal(run(decoder, "relu"), expected)
 
 
 def test_which_layers_stay():

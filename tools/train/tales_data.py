@@ -4,10 +4,11 @@ import collections
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from fables import Fable, tell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END, IM_START, IM_END = SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -27,6 +28,8 @@ REQUESTS = (
     "Please tell me about {}.",
 )
 CHAT_SHARE = 0.4
+CHAT_SHARE_BESIDE_FABLES = 0.1  # a request should bring a story that keeps to it
+FABLE_CHAT_SHARE = 0.9
 BOOKS = (  # public-domain tales for children, beside the stories
     "Hans_Christian_Andersen_Andersen_s_Fairy_Tales",
     "Hans_Christian_Andersen_The_Little_Mermaid",
@@ -135,7 +138,11 @@ def chat_text(story: str, topics: Topics, rng: random.Random) -> str:
     """The story as the answer to a request that names one to three of its own things."""
     words = topics.of(story, rng.choice((1, 2, 2, 3)))
     rng.shuffle(words)
-    named = [f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in words]
+    return answered([f"{'an' if w[0] in 'aeiou' else 'a'} {w}" for w in words], story, rng)
+
+
+def answered(named: Sequence[str], story: str, rng: random.Random) -> str:
+    """A chat: a request that names these things, and the story."""
     if not named or rng.random() < 0.05:
         request = "Tell me a story."
     else:
@@ -144,13 +151,31 @@ def chat_text(story: str, topics: Topics, rng: random.Random) -> str:
     return f"{IM_START}user\n{request}{IM_END}\n{IM_START}assistant\n{story}{IM_END}\n"
 
 
+def fable_stream(n: int, tokenizer: Tokenizer, rng: random.Random) -> np.ndarray:
+    """`n` fables as token_stream gives them: (tokens,) i64."""
+    ids = [i for e in tokenizer.encode_batch(fable_texts(n, rng)) for i in e.ids]
+    return np.array([*ids, tokenizer.token_to_id(END)], dtype=np.int64)
+
+
+def fable_texts(n: int, rng: random.Random) -> list[str]:
+    fables: list[Fable] = [tell(rng) for _ in range(n)]
+    return [END + (answered(f.asked, f.text, rng) if rng.random() < FABLE_CHAT_SHARE else f.text) for f in fables]
+
+
 def token_stream(
-    stories: list[str], topics: Topics, tokenizer: Tokenizer, rng: random.Random, passages: list[str] | None = None
+    stories: list[str],
+    topics: Topics,
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    passages: list[str] | None = None,
+    fables: int = 0,
 ) -> np.ndarray:
-    """All stories, plain or as chats, and some passages, each opened by END, in a random order: (tokens,) i64."""
-    texts = [END + (chat_text(s, topics, rng) if rng.random() < CHAT_SHARE else s) for s in stories]
+    """All stories, plain or as chats, some passages, and new fables, each opened by END, shuffled: (tokens,) i64."""
+    share = CHAT_SHARE_BESIDE_FABLES if fables else CHAT_SHARE
+    texts = [END + (chat_text(s, topics, rng) if rng.random() < share else s) for s in stories]
     if passages:
         texts += [END + p for p in rng.sample(passages, min(len(passages), int(PASSAGES_PER_STORY * len(stories))))]
+    texts += fable_texts(fables, rng)
     rng.shuffle(texts)
     ids = [i for e in tokenizer.encode_batch(texts) for i in e.ids]
     return np.array([*ids, tokenizer.token_to_id(END)], dtype=np.int64)

@@ -32,7 +32,7 @@ class TalesConfig:
 CONFIGS = {
     "moe": TalesConfig(),
     "draft": TalesConfig(
-        n_layers=3, d_model=128, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, n_experts=0, n_used=0
+        n_layers=4, d_model=128, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=512, n_experts=0, n_used=0
     ),
 }
 

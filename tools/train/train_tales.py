@@ -2,9 +2,9 @@
 
     python tools/train/train_tales.py --model moe --corpora ../shared/data/corpora --out build/tales-moe
 
-Needs torch==2.13.0, numpy and tokenizers. Writes to --out: tokenizer.json (or takes --tokenizer), losses.csv, last.pt
-(to resume from) and best.pt (lowest held-out loss; what export_tales.py reads). The same command again resumes. The
-learning rate warms up, stays constant, and falls linearly to zero over the last part of --steps, so that a
+Needs torch==2.13.0, numpy, tokenizers and pyyaml. Writes to --out: tokenizer.json (or takes --tokenizer), losses.csv,
+last.pt (to resume from) and best.pt (lowest held-out loss; what export_tales.py reads). The same command again resumes.
+The learning rate warms up, stays constant, and falls linearly to zero over the last part of --steps, so that a
 stopped run (SIGTERM or Ctrl-C saves first) may be resumed with another --steps without a jump. The same seed
 and number of threads give the same losses on the same machine.
 """
@@ -21,7 +21,16 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from tales_data import Topics, read_passages, read_stories, split_stories, token_stream, train_tokenizer, windows
+from tales_data import (
+    Topics,
+    fable_stream,
+    read_passages,
+    read_stories,
+    split_stories,
+    token_stream,
+    train_tokenizer,
+    windows,
+)
 from tales_model import CONFIGS, TalesModel, next_token_loss
 from tokenizers import Tokenizer
 
@@ -32,6 +41,8 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--corpora", type=Path, required=True)
     p.add_argument("--tokenizer", type=Path, help="take this one, so that two models share it")
     p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--begin-with", type=Path, help="weights to begin with: another run's best.pt")
+    p.add_argument("--fables", type=float, default=0.0, help="stories told by fables.py for every story of the corpus")
     p.add_argument("--steps", type=int, default=3000)
     p.add_argument("--stop-at", type=int, help="stop after this step of --steps, to compare losses or to go on later")
     p.add_argument("--batch-tokens", type=int, default=2048)
@@ -61,9 +72,9 @@ def training_rows(
 
     Every third epoch uses windows of 512 tokens, the others 256: cheaper, and long contexts are still learnt.
     """
-    epoch = 0
+    epoch, n_fables = 0, int(args.fables * len(stories))
     while True:
-        stream = token_stream(stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch), passages)
+        stream = token_stream(stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch), passages, n_fables)
         length = 512 if epoch % 3 == 2 else 256
         yield from windows(stream, args.batch_tokens // length, length)
         epoch += 1
@@ -96,7 +107,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def open_log(path: Path, step: int) -> TextIO:
     """The loss file, ready for the row after `step`; later rows, of lost steps, are dropped."""
-    lines = ["step,train_loss,held_out_loss,learning_rate,step_s"]
+    lines = ["step,train_loss,held_out_loss,fable_loss,learning_rate,step_s"]
     if step:
         lines = path.read_text(encoding="utf-8").splitlines()[: step + 1]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -126,6 +137,7 @@ def main() -> None:
     topics = Topics(train_stories)
     held_stream = token_stream(held_stories, topics, tokenizer, random.Random(args.seed))
     held_rows = list(windows(held_stream, 4, 256))
+    fable_rows = list(windows(fable_stream(100, tokenizer, random.Random(args.seed)), 4, 256)) if args.fables else []
     print(f"{len(train_stories)} stories, {len(held_stories)} held out ({len(held_stream)} tokens)", flush=True)
     print(f"{len(passages)} passages of books", flush=True)
 
@@ -138,6 +150,8 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, best = state["step"], state["best"]
+    elif args.begin_with is not None:
+        model.load_state_dict(torch.load(args.begin_with, weights_only=True)["model"])
     rows_of = training_rows(train_stories, passages, topics, tokenizer, args)
     for _ in range(step):
         next(rows_of)
@@ -168,15 +182,14 @@ def main() -> None:
         step += 1
         step_s = time.monotonic() - started
 
-        held: float | None = None
+        held, fable = None, None
         if step % args.eval_every == 0 or step == args.steps:
             held = held_out_loss(model, held_rows)
-            print(
-                f"step {step}: train {loss.item():.3f}, held out {held:.3f}, {step_s:.2f} s a step",
-                flush=True,
-            )
-            if held < best:
-                best = held
+            fable = held_out_loss(model, fable_rows) if fable_rows else None
+            report = f"held out {held:.3f}" + (f", fables {fable:.3f}" if fable is not None else "")
+            print(f"step {step}: train {loss.item():.3f}, {report}, {step_s:.2f} s a step", flush=True)
+            if held + (fable or 0.0) < best:
+                best = held + (fable or 0.0)
                 weights = {
                     "model": model.state_dict(),
                     "config": asdict(config),
@@ -185,7 +198,8 @@ def main() -> None:
                 }
                 save(args.out / "best.pt", weights)
         rate = f"{optimizer.param_groups[0]['lr']:.6f}"
-        writer.writerow([step, f"{loss.item():.5f}", "" if held is None else f"{held:.5f}", rate, f"{step_s:.3f}"])
+        measured = ["" if x is None else f"{x:.5f}" for x in (held, fable)]
+        writer.writerow([step, f"{loss.item():.5f}", *measured, rate, f"{step_s:.3f}"])
         log.flush()
         if time.monotonic() - saved_at > args.save_every_s or step == last_step or stopping:
             state = {
