@@ -25,7 +25,8 @@ from edgerun.weights.arena import Arena
 
 U8 = NDArray[np.uint8]
 
-ALIGNMENT = 4096  # what O_DIRECT asks of offsets, sizes and memory
+ALIGNMENT = 4096  # what O_DIRECT asks of offsets, sizes and memory at most
+_SECTOR = 512  # and at least
 PIECE_BYTES = 4 << 20
 DEMAND, PREDICTED, BACKGROUND = 0, 1, 2  # priorities: smaller is sooner
 
@@ -161,7 +162,8 @@ class WeightFile:
     def __init__(self, path: Path, direct: bool) -> None:
         self._path = path
         try:
-            self._fd, self.direct = _open(path, direct)
+            self._fd, self._grain = _open(path, direct)
+            self.direct = self._grain > 0
             status = os.fstat(self._fd)
         except OSError as error:
             raise ReadError(f"{path}: cannot be opened: {error.strerror or error}") from error
@@ -169,8 +171,9 @@ class WeightFile:
 
     def read(self, offset: int, n_bytes: int, staging: U8, what: str) -> U8:
         """Bytes offset .. offset + n_bytes as a view of `staging` (aligned, two blocks larger). ReadError."""
-        low = offset // ALIGNMENT * ALIGNMENT
-        size = -(-(offset + n_bytes - low) // ALIGNMENT) * ALIGNMENT
+        grain = self._grain or ALIGNMENT
+        low = offset // grain * grain
+        size = -(-(offset + n_bytes - low) // grain) * grain
         done = 0
         try:
             status = os.fstat(self._fd)
@@ -181,7 +184,7 @@ class WeightFile:
                 if got <= 0:
                     break
                 done += got
-                if done % ALIGNMENT and done < offset + n_bytes - low:
+                if done % grain and done < offset + n_bytes - low:
                     break  # only the end of a file gives a crooked number
         except ReadError:
             raise
@@ -198,7 +201,8 @@ class WeightFile:
         os.close(self._fd)
 
 
-def _open(path: Path, direct: bool) -> tuple[int, bool]:
+def _open(path: Path, direct: bool) -> tuple[int, int]:
+    """(descriptor, what offsets and sizes must be multiples of for O_DIRECT; 0: it is not used)."""
     flag: Any = getattr(os, "O_DIRECT", 0)
     if direct and flag:
         try:
@@ -206,16 +210,21 @@ def _open(path: Path, direct: bool) -> tuple[int, bool]:
         except OSError:
             fd = -1  # tmpfs and others refuse the flag when opening
         if fd >= 0:
-            try:
-                os.preadv(fd, [Arena(ALIGNMENT).bytes.data], 0)  # others take it and refuse to read
-            except OSError:
-                os.close(fd)
-            else:
-                return fd, True
+            memory = Arena(ALIGNMENT).bytes
+            for grain in (
+                _SECTOR,
+                ALIGNMENT,
+            ):  # small rows are read whole sectors, not whole pages, where it is allowed
+                try:
+                    os.preadv(fd, [memory[:grain].data], grain)
+                except OSError:
+                    continue  # others take the flag and refuse to read
+                return fd, grain
+            os.close(fd)
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    return fd, False
+    return fd, 0
 
 
 def _forget(fd: int, offset: int, n_bytes: int) -> None:

@@ -20,7 +20,7 @@ from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Piece
 from edgerun.weights.store import LayerWeights
 
-GAP_BYTES = 16 << 10  # between rows that are read together: skipping less costs a disk more than reading it
+GAP_BYTES = 32 << 10  # between rows that are read together: skipping less costs a disk more than reading it
 
 
 class TensorReader:

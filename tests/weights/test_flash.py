@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 from contextlib import closing
 from queue import SimpleQueue
@@ -126,6 +128,29 @@ def test_no_direct_reads_where_the_file_system_refuses_them(file, monkeypatch):
     with closing(FlashReader([path])) as reader:
         assert not reader.is_direct
         assert np.array_equal(reader.read_now(0, 5, 1000, "x"), content[5:1005])
+
+
+@pytest.mark.parametrize("grain", [512, 4096, 0])
+def test_sectors_where_they_are_allowed_pages_or_the_cache_elsewhere(file, monkeypatch, grain):
+    path, content = file
+    real, sizes = os.preadv, []
+
+    def picky(fd, buffers, offset):
+        n = sum(len(each) for each in buffers)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            if not grain or n % grain or offset % grain:
+                raise OSError(22, "Invalid argument")
+            sizes.append(n)
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(flash.os, "preadv", picky)
+    with closing(FlashReader([path])) as reader:
+        if reader.is_direct != bool(grain):
+            pytest.skip("the temporary folder's file system reads directly in its own way")
+        assert np.array_equal(reader.read_now(0, 5, 1000, "x"), content[5:1005])
+        assert np.array_equal(reader.read_now(0, 5000, 3000, "x"), content[5000:8000])
+    if grain:
+        assert sizes[-1] == -(-(5000 % grain + 3000) // grain) * grain
 
 
 def test_a_missing_file(tmp_path):

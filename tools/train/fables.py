@@ -84,7 +84,10 @@ class Cast:
             friends = lists["fearsome"]
         friends = [w for w in friends if w != self.kind]
         self.friend, self.friend2 = rng.sample(friends, 2)
-        self.thing = rng.choice([w for w in lists[plot.thing] if w not in (self.kind, self.friend)])
+        things = lists[plot.thing]
+        if plot.thing == "things":  # sometimes what other plots are about
+            things = things + lists["shine"] + lists["loud"] + lists["ride"] + lists["food"]
+        self.thing = rng.choice([w for w in things if w not in (self.kind, self.friend)])
         self.place = rng.choice(lists[plot.place])
         self.adjective = rng.choice([a for a in lists["adjectives"] if a not in self.thing])
         he, him, his = ("she", "her", "her") if girl else ("he", "him", "his")
