@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.convert.hf_families import FAMILIES, Family
+from edgerun.convert.hf_families import FAMILIES, SPARSE_ACTIVATIONS, Family
 from edgerun.errors import FormatError, UnsupportedError
 
 
@@ -35,6 +35,11 @@ class HfConfig:
     rope: Mapping[str, Any] = field(default_factory=dict)  # type, factor ... of full attention
     rope_base: float = 10000.0
     tied_head: bool = True
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its neurons mostly do not fire: up and down are then stored row by row of a neuron."""
+        return self.family.sparse and self.raw.get("hidden_act") in SPARSE_ACTIVATIONS
 
     @property
     def rope_dims(self) -> int:
@@ -125,6 +130,8 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
         for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
             if raw.get(f"{theirs}_logit_softcapping"):
                 values[key] = _number(raw, f"{theirs}_logit_softcapping", 0.0)
+    if c.sparse:
+        values["hidden_activation"] = raw["hidden_act"]
     return values | _rope_scaling(c)
 
 
@@ -176,6 +183,8 @@ def _refuse(family: Family, read: _Reader) -> None:
     """What a config may ask for and GGUF's architecture cannot do."""
     for key, only in family.requires.items():
         value = read.config.get(key, only[0])
+        if key == "hidden_act" and family.sparse and value in SPARSE_ACTIVATIONS:
+            continue
         if value not in only:
             raise UnsupportedError(
                 f"{read.where}: {key} is {value!r}; GGUF's {family.architecture} means {only[0]!r} by definition"

@@ -51,14 +51,18 @@ class Family:
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not by head_dim
     local_rope_base: float = 10000.0  # of layers with a sliding window, fixed in the architecture
     biases: bool = False
+    sparse: bool = False  # may be a ReLU model, whose feed-forward is stored neuron by neuron
     defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
+SPARSE_ACTIVATIONS = ("relu", "relu2")
 _SILU = {"hidden_act": ("silu", "swish")}
 _MOE_STEP: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([],)}
 
-_LLAMA = Family("llama", {**_PRE_NORMS, **_ATTENTION, **_MLP}, permute_qk=True, biases=True, requires=_SILU)
+_LLAMA = Family(
+    "llama", {**_PRE_NORMS, **_ATTENTION, **_MLP}, permute_qk=True, biases=True, sparse=True, requires=_SILU
+)
 _GEMMA3 = Family(
     "gemma3",
     {**_GEMMA_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
@@ -95,8 +99,8 @@ FAMILIES: dict[str, Family] = {
         permute_qk=True,
         requires=_SILU,
     ),
-    "qwen2": Family("qwen2", {**_PRE_NORMS, **_ATTENTION, **_MLP}, biases=True, requires=_SILU),
-    "qwen3": Family("qwen3", {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}, requires=_SILU),
+    "qwen2": Family("qwen2", {**_PRE_NORMS, **_ATTENTION, **_MLP}, biases=True, sparse=True, requires=_SILU),
+    "qwen3": Family("qwen3", {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}, sparse=True, requires=_SILU),
     "qwen2_moe": Family(
         "qwen2moe",
         {**_PRE_NORMS, **_ATTENTION, "mlp.gate": "ffn_gate_inp", **_SHARED},

@@ -113,6 +113,12 @@ def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, use
     if c.family.norm_plus_one and len(wanted.shape) == 1:
         return from_array(wanted.name, model.array(theirs) + np.float32(1))
     shape = wanted.shape
+    if c.sparse and short == "ffn_down":
+        if wanted.name.endswith(".bias"):
+            raise UnsupportedError(f"{theirs}: a sparse feed-forward with a bias on its result is not supported")
+        return _transposed(model, theirs, wanted, type_)
+    if c.sparse and wanted.name.endswith("ffn_up.bias"):
+        raise UnsupportedError(f"{theirs}: a sparse feed-forward with a bias on up is not supported")
     if short == "ffn_gate_inp_shexp":
         shape = shape[1:]  # GGUF keeps the one row as a vector
     return Source(wanted.name, shape, type_, lambda start, stop: model.rows(theirs, start, stop))
@@ -150,6 +156,20 @@ def _permuted(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: GgmlT
         return model.rows(theirs, first, last)[order[start:stop] - first]
 
     return Source(wanted.name, wanted.shape, type_, rows)
+
+
+def _transposed(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: GgmlType) -> Source:
+    """down, (d, ff), as (ff, d): a row is what one neuron adds. Held whole while it is written."""
+    held: list[NDArray[np.float32]] = []
+    rows, cols = wanted.shape
+
+    def take(start: int, stop: int) -> NDArray[np.float32]:
+        if not held:
+            held.append(np.ascontiguousarray(model.rows(theirs, 0, rows).T))
+        return held[0][start:stop]
+
+    name = wanted.name.replace("ffn_down", "ffn_down_t")
+    return Source(name, (cols, rows), type_, take, done=held.clear)
 
 
 def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:

@@ -34,7 +34,7 @@ def convert_huggingface(
             for key, value in hyperparameters(config).items():
                 writer.add(f"{architecture}.{key}", value)
             vocabulary.write(writer)
-            emitter = Emitter(writer, quant, tied_head)
+            emitter = Emitter(writer, quant, tied_head, sparse=config.sparse)
             for tensor in sources:
                 emitter.add(tensor)
             emitter.notes += _notes(config, dropped)
@@ -43,6 +43,11 @@ def convert_huggingface(
 
 def _notes(config: HfConfig, dropped: list[str]) -> list[str]:
     notes = []
+    if config.sparse:
+        notes.append(
+            f"a {config.raw['hidden_act']} model: down is stored transposed (ffn_down_t), so that neurons that "
+            "do not fire need not be read; other programs do not know this"
+        )
     if dropped:
         notes.append(f"{len(dropped)} added tokens have no row in the embedding and were left out: {dropped[:3]}")
     if config.raw.get("sliding_window") and not config.family.sliding_window:

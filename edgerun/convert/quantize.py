@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgerun.convert.report import Report
-from edgerun.convert.tensors import Emitter, Source, file_type, parse_quant
+from edgerun.convert.tensors import Emitter, Source, file_type, is_sparse, parse_quant
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
@@ -33,7 +33,9 @@ def quantize_gguf(src: str | Path, out: str | Path, type: str | GgmlType, *, eve
             _copy_metadata(model, writer)
             writer.add("general.file_type", file_type(wanted, ()))
             writer.add("general.quantization_version", 2)
-            emitter = Emitter(writer, wanted, tied_head="output.weight" not in model.tensors)
+            emitter = Emitter(
+                writer, wanted, tied_head="output.weight" not in model.tensors, sparse=is_sparse(model.tensors)
+            )
             for info in model.tensors.values():
                 emitter.add(_source(model, info))
         again = sorted({info.type.name for info in model.tensors.values()} - _UNQUANTISED - {wanted.name})

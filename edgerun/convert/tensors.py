@@ -33,6 +33,13 @@ QUANT_TYPES = (
 # general.file_type: llama.h's LLAMA_FTYPE_* (K-quants as their "small" mixes, which are nearest to pure)
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32}
 _PIECE_BYTES = 4 << 20
+_NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
+_OF_NEURONS = {
+    GgmlType.Q4_K: GgmlType.Q4_0,
+    GgmlType.Q5_K: GgmlType.Q8_0,
+    GgmlType.Q6_K: GgmlType.Q8_0,
+    GgmlType.BF16: GgmlType.F16,
+}
 _NOT_WEIGHTS = (GgmlType.F64, GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64)
 
 
@@ -78,15 +85,23 @@ def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or not name.endswith(".weight") or "_norm." in name or "ffn_gate_inp" in name
 
 
-def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool) -> GgmlType:
+def is_sparse(tensors: Iterable[str]) -> bool:
+    """Whether these tensors are of a model whose feed-forward is stored neuron by neuron."""
+    return any(name.endswith(".ffn_down_t.weight") for name in tensors)
+
+
+def choose_type(
+    name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool, sparse: bool = False
+) -> GgmlType:
     """The type of a weight when the file is to be `wanted`.
 
     The head (or the embedding that serves as one) is Q6_K in files of 4 and 5 bits, as llama.cpp does.
-    Rows that are no whole blocks: Q8_0 for the 256-weight types, F16 when that does not fit either.
+    Rows that are no whole blocks: Q8_0 for the 256-weight types, F16 when that does not fit either. Rows of neurons
+    (`sparse`) come in few types: the nearest.
     """
     if stays_f32(name, shape):
         return GgmlType.F32
-    chosen = wanted
+    chosen = _OF_NEURONS.get(wanted, wanted) if sparse and name.endswith(_NEURON_ROWS) else wanted
     if is_head and wanted in (GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q5_K):
         chosen = GgmlType.Q6_K
     for type_ in (chosen, GgmlType.Q8_0, GgmlType.F16):
@@ -102,6 +117,7 @@ class Emitter:
     writer: GgufWriter
     wanted: GgmlType | None
     tied_head: bool
+    sparse: bool = False
     types: Counter[str] = field(default_factory=Counter)
     fallbacks: list[Fallback] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -118,11 +134,18 @@ class Emitter:
         if source.type in _NOT_WEIGHTS:
             return source.type
         if self.wanted is None:
-            return GgmlType.F32 if stays_f32(source.name, source.shape) else source.type
+            if stays_f32(source.name, source.shape):
+                return GgmlType.F32
+            neurons = self.sparse and source.name.endswith(_NEURON_ROWS)
+            return _OF_NEURONS.get(source.type, source.type) if neurons else source.type
         is_head = source.name == ("token_embd.weight" if self.tied_head else "output.weight")
-        type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head)
+        type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head, sparse=self.sparse)
+        reason = ""
         if not stays_f32(source.name, source.shape) and source.shape[-1] % self.wanted.block_size:
             reason = f"rows of {source.shape[-1]} weights are no whole blocks of {self.wanted.block_size}"
+        elif self.sparse and source.name.endswith(_NEURON_ROWS) and type_ != self.wanted:
+            reason = "neurons that are used one by one do not come in that type"
+        if reason:
             self.fallbacks.append(Fallback(source.name, self.wanted.name, type_.name, reason))
         return type_
 

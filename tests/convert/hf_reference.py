@@ -119,7 +119,8 @@ def ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
         return experts(config, w, x, f"{p}block_sparse_moe.", ("w1", "w3", "w2"), renormalise=True)
     names = ("gate_proj", "up_proj", "down_proj")
     if "num_experts" not in config:
-        return gated(w, f"{p}mlp.", names, x, gelu if kind.startswith("gemma") else silu)
+        activation = {"relu": relu, "relu2": lambda x: relu(x) ** 2}.get(config.get("hidden_act", ""), silu)
+        return gated(w, f"{p}mlp.", names, x, gelu if kind.startswith("gemma") else activation)
     out = experts(config, w, x, f"{p}mlp.", names, renormalise=config["norm_topk_prob"])
     if "shared_expert_intermediate_size" in config:
         opened = 1 / (1 + np.exp(-x @ w[f"{p}mlp.shared_expert_gate.weight"].T))
@@ -155,6 +156,10 @@ def gated(w: dict[str, Array], p: str, names: tuple[str, ...], x: Array, activat
 
 def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
 
 
 def gelu(x: Array) -> Array:

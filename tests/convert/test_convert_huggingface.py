@@ -341,7 +341,7 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
         ({"intermediate_size": 65}, FormatError, "by config.json it is"),
         ({"num_key_value_heads": 3}, FormatError, "do not share"),
         ({"vocab_size": 63}, FormatError, "by config.json it is"),
-        ({"hidden_act": "relu"}, UnsupportedError, "hidden_act is 'relu'"),
+        ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised already"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedError, "'dynamic'"),
         ({"rope_scaling": [1]}, FormatError, "not an object"),
@@ -458,3 +458,12 @@ def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
         holder[key] = kept
     assert any(outcomes)
     assert not all(outcomes)
+
+
+def test_a_sparse_model_with_biases_where_neurons_have_none(tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path, "llama", hidden_act="relu")
+    for part, rows in (("up_proj", 64), ("down_proj", 32)):
+        name = f"model.layers.0.mlp.{part}.bias"
+        write_safetensors(tmp_path / "model.safetensors", weights | {name: np.zeros(rows, np.float32)})
+        with pytest.raises(UnsupportedError, match="bias on"):
+            convert(tmp_path)

@@ -72,6 +72,20 @@ def test_every_type(tmp_path: Path, type_: GgmlType) -> None:
         assert report.n_bytes == g.n_bytes
 
 
+@pytest.mark.parametrize(("wanted", "neurons"), [("Q4_0", "Q4_0"), ("Q4_K", "Q4_0"), ("Q6_K", "Q8_0"), ("BF16", "F16")])
+def test_neurons_come_in_few_types(tmp_path: Path, wanted: str, neurons: str) -> None:
+    with GgufWriter(tmp_path / "in.gguf", "llama") as w:
+        w.add("llama.block_count", 1)
+        for name in ("token_embd", "blk.0.ffn_gate", "blk.0.ffn_up", "blk.0.ffn_down_t"):
+            w.add_tensor(f"{name}.weight", WEIGHTS["token_embd.weight"], GgmlType.F32)
+    report = quantize_gguf(tmp_path / "in.gguf", tmp_path / "out.gguf", wanted)
+    with open_gguf(tmp_path / "out.gguf") as g:
+        types = {name: info.type.name for name, info in g.tensors.items()}
+    assert types["blk.0.ffn_up.weight"] == types["blk.0.ffn_down_t.weight"] == neurons
+    assert types["blk.0.ffn_gate.weight"] == wanted
+    assert len(report.fallbacks) == (0 if wanted == neurons else 2)
+
+
 def test_metadata_is_carried_over(tmp_path: Path) -> None:
     quantize_gguf(write_model(tmp_path / "in.gguf"), tmp_path / "out.gguf", GgmlType.Q8_0)
     with open_gguf(tmp_path / "in.gguf") as a, open_gguf(tmp_path / "out.gguf") as b:
