@@ -21,7 +21,7 @@ from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import bounded, likeliest
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
-from edgerun.models.scratch import Scratch
+from edgerun.models.scratch import MOST_AHEAD, Scratch
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
@@ -286,7 +286,7 @@ class Decoder:
         tokens, spec = len(x), self.spec
         h = np.empty_like(x)
         self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
-        router, ahead = np.empty((2, tokens, spec.n_experts), np.float32)
+        router, *ahead = np.empty((1 + MOST_AHEAD, tokens, spec.n_experts), np.float32)
         self._routers(layer, w, h, router, ahead)
         parts = np.empty((tokens * spec.n_experts_used, spec.d_model), np.float32)
         self._mixture(layer, w, x, h, router, ahead, parts, cancelled)
@@ -299,17 +299,18 @@ class Decoder:
             return
         self._mixture(layer, self.store.dense(layer), s.x, s.h, s.router, s.ahead, s.parts, None)
 
-    def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: F32) -> None:
-        """This layer's router logits (T, experts) and, for a store that reads ahead, those of the next layer's router
+    def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: list[F32]) -> None:
+        """This layer's router logits (T, experts) and, for a store that reads ahead, those of the next layers' routers
         for the same input: the residual stream changes little from layer to layer, so they mostly name the experts
-        that the next layer will choose."""
-        rows = self.kernels.activations(h)
-        self.kernels.matmul(w.matrices["ffn_gate_inp"], rows, router)
-        if self._looks_ahead(layer):
-            self.kernels.matmul(self.store.dense(layer + 1).matrices["ffn_gate_inp"], rows, ahead)
+        that these layers will choose."""
+        later = [self.store.dense(each).matrices["ffn_gate_inp"] for each in self._later(layer, len(h))]
+        outs = [router, *ahead[: len(later)]]
+        self.kernels.matmul_many([w.matrices["ffn_gate_inp"], *later], self.kernels.activations(h), outs)
 
-    def _looks_ahead(self, layer: int) -> bool:
-        return self.store.wants_hints and layer + 1 < self.spec.n_layers
+    def _later(self, layer: int, tokens: int) -> range:
+        """The layers whose routers are asked beside this one's; a prompt needs nearly all experts of the next anyway."""
+        ahead = min(self.store.lookahead, MOST_AHEAD if tokens == 1 else 1)
+        return range(layer + 1, min(layer + 1 + ahead, self.spec.n_layers))
 
     def _mixture(
         self,
@@ -318,7 +319,7 @@ class Decoder:
         x: F32,
         h: F32,
         router: F32,
-        ahead: F32,
+        ahead: list[F32],
         parts: F32,
         cancelled: Callable[[], bool] | None,
     ) -> None:
@@ -337,6 +338,7 @@ class Decoder:
         )
         if self.on_routing is not None:
             self.on_routing(layer, ids)
+        self.store.routed(layer, ids)
         uses: I32 | None = None
         if tokens == 1:
             slots_of = {expert: self._slot[slot] for slot, expert in enumerate(ids[0].tolist())}
@@ -348,8 +350,8 @@ class Decoder:
             slots_of = dict(zip(chosen.tolist(), slots, strict=True))
             uses = np.array([len(each) for each in slots], np.int32)
         batches = self.store.experts(layer, chosen, uses, tokens)
-        if self._looks_ahead(layer):
-            self.store.expect(layer + 1, likeliest(ahead, spec.n_experts_used))
+        for later, logits in zip(self._later(layer, tokens), ahead, strict=False):
+            self.store.expect(later, likeliest(logits, spec.n_experts_used), later - layer)
         rows = kernels.activations(h)
         for ready in batches:
             for some in bounded(ready, slots_of):

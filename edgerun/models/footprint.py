@@ -18,6 +18,6 @@ def activation_bytes(spec: ModelSpec, wave_tokens: int) -> int:
     wave_floats = 2 * wave_tokens * d
     if spec.n_experts:
         rows = min(EXPERT_ROWS, wave_tokens * spec.n_experts_used)
-        wave_floats += wave_tokens * (spec.n_experts_used * d + 2 * spec.n_experts + d)
+        wave_floats += wave_tokens * (spec.n_experts_used * d + 3 * spec.n_experts + d)
         wave_floats += rows * (2 * spec.d_ff_expert + 3 * d)
     return int(1.15 * 4 * (chunk_floats + wave_floats)) + 8 * spec.vocab_size + (4 << 20)

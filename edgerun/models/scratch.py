@@ -7,6 +7,8 @@ import numpy as np
 from edgerun.kernels.interface import F32
 from edgerun.models.spec import ModelSpec
 
+MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
+
 
 class Scratch:
     """Buffers for T rows: made once for each T up to CHUNK that is in use, views of one allocation."""
@@ -39,5 +41,6 @@ class Scratch:
         else:
             self.gate, self.up = floats(ff), floats(ff)
         if spec.n_experts:
-            self.router, self.ahead = floats(spec.n_experts), floats(spec.n_experts)
+            self.router = floats(spec.n_experts)
+            self.ahead = [floats(spec.n_experts) for _ in range(MOST_AHEAD)]
             self.parts = np.empty((spec.n_experts_used if rows == 1 else 0, d), np.float32)

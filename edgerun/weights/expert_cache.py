@@ -172,8 +172,10 @@ class ExpertCache:
         finally:
             self._release([entry for entry in everyone if entry.users])
 
-    def expect(self, layer: int, ids: Sequence[int]) -> None:
+    def expect(self, layer: int, ids: Sequence[int], *, only_when_idle: bool = False) -> None:
         """Begin reading these with what bandwidth is left over; they stay until the layer has been passed."""
+        if only_when_idle and self._reader.flash.waiting:
+            return
         with self._lock:
             room = self.slots // 2 - sum(map(len, self._expected))  # the others must find slots too
             if self._waiting_predicted > _MOST_PREDICTED or room <= 0 or not self._trusts(layer):

@@ -33,7 +33,7 @@ class ResidentStore:
     """
 
     fixed = True
-    wants_hints = False
+    lookahead = 0
     wave_tokens = 0
 
     def __init__(self, gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore) -> None:
@@ -77,7 +77,10 @@ class ResidentStore:
         some = Neurons(ids, ids, mine.memory, mine.up_type, mine.down_type, mine.cols)
         yield NeuronBatch(some, lambda: None, some)
 
-    def expect(self, layer: int, ids: I32) -> None:
+    def routed(self, layer: int, ids: I32) -> None:
+        """There is nothing to learn."""
+
+    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         """Everything is here already."""
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:

@@ -41,8 +41,8 @@ class WeightStore(Protocol):
         ...
 
     @property
-    def wants_hints(self) -> bool:
-        """Whether `expect` does anything with what it is told, so that guessing is worth its time."""
+    def lookahead(self) -> int:
+        """For how many layers ahead `expect` does anything with what it is told, so that guessing is worth its time."""
         ...
 
     @property
@@ -79,8 +79,13 @@ class WeightStore(Protocol):
         batch may be used until the next one is taken, or the iterator ends or is closed."""
         ...
 
-    def expect(self, layer: int, ids: I32) -> None:
-        """A hint that these will be asked for, likeliest first; never blocks, may be ignored."""
+    def routed(self, layer: int, ids: I32) -> None:
+        """What a layer's router chose for each token, (T, used), to learn from; `experts` is called next."""
+        ...
+
+    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
+        """A hint that these will be asked for, likeliest first, by a router `distance` layers ahead of the one that is
+        being computed; never blocks, may be ignored."""
         ...
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:

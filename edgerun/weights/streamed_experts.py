@@ -20,6 +20,7 @@ from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
 from edgerun.weights.flash import FlashReader
 from edgerun.weights.packing import find_pack
+from edgerun.weights.predictor import ROUTER, ROUTER_TWO_AHEAD, SOURCES, ExpertPredictor
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights, NeuronBatch
 from edgerun.weights.tensor_reader import DenseLoader, TensorReader
@@ -50,7 +51,7 @@ class StreamedExpertStore:
         direct: bool = True,
         events: EventSink = ignore,
     ) -> None:
-        self.wants_hints = predict
+        self.lookahead = 2 if predict else 0
         self.wave_tokens = wave_tokens
         self._catalog = catalog = make_catalog(gguf.tensors, spec.n_layers)
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
@@ -66,6 +67,7 @@ class StreamedExpertStore:
             self._outside, self._head = loader.outside(), loader.head()
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
+            self._predictor: ExpertPredictor | None = None
             self.cache = ExpertCache(catalog, self._reader, self._eviction, slots)
             if scores is not None:
                 order = np.argsort(-scores.reshape(-1), kind="stable")
@@ -79,6 +81,9 @@ class StreamedExpertStore:
         return getattr(self._eviction, "scores", None)
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
+        if self._predictor is not None:
+            for layer, expected in self._predictor.begin(ids):
+                self.cache.expect(layer, expected.tolist())
         return self._reader.rows(self._catalog.embedding, ids)
 
     def head(self) -> Matrix:
@@ -96,8 +101,30 @@ class StreamedExpertStore:
     def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
         raise UsageError("the neurons of experts are not streamed one by one")
 
-    def expect(self, layer: int, ids: I32) -> None:
-        self.cache.expect(layer, ids.tolist())
+    def routed(self, layer: int, ids: I32) -> None:
+        if self.lookahead and self._predictor is None:  # only now is it known how many experts are used
+            layers, vocab = len(self._catalog.layers), self._catalog.embedding.shape[0]
+            self._predictor = ExpertPredictor(layers, self._catalog.n_experts, ids.shape[1], vocab)
+        if self._predictor is not None:
+            self._predictor.chosen(layer, ids)
+
+    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
+        if self._predictor is None:
+            self.cache.expect(layer, ids.tolist())
+            return
+        self._predictor.hear(layer, ids, ROUTER if distance == 1 else ROUTER_TWO_AHEAD)
+        best = self._predictor.best(layer)
+        if best is not None:
+            self.cache.expect(layer, best.tolist(), only_when_idle=distance > 1)
+
+    def prediction_accuracy(self) -> dict[str, list[float]]:
+        """Of each source, layer by layer: the share of the experts chosen lately that it had named."""
+        if self._predictor is None:
+            return {}
+        return {
+            source: [round(each, 3) for each in row]
+            for source, row in zip(SOURCES, self._predictor.accuracy.tolist(), strict=True)
+        }
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:
         return self.cache.lend(n_bytes)

@@ -82,7 +82,7 @@ class StreamedLayerStore:
     """
 
     fixed = False
-    wants_hints = False
+    lookahead = 0
 
     def __init__(
         self,
@@ -184,7 +184,10 @@ class StreamedLayerStore:
     def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
         raise UsageError("this model has no experts")
 
-    def expect(self, layer: int, ids: I32) -> None:
+    def routed(self, layer: int, ids: I32) -> None:
+        """There is nothing to learn."""
+
+    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         """The order is known."""
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:

@@ -1,0 +1,87 @@
+"""Which experts a layer is going to choose, said before it is known, by whoever has been right about that layer.
+
+Four sources. The next layer's router, and the one after it, applied to this layer's input (the residual stream changes
+little from layer to layer): right about most layers of most models, wrong where a layer rewrites the stream, and mute
+about the first. The token itself: the first layers choose by little else, so what they chose when it last came is a
+good guess. Affinity (ExFlow): which experts followed, in earlier tokens, on those that the layer before has chosen.
+
+Every guess is compared with what comes, followed or not, and for each layer the source with the best record speaks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerun.kernels.interface import F32, I32
+
+ROUTER, ROUTER_TWO_AHEAD, TOKEN, AFFINITY = range(4)
+SOURCES = ("router", "router two ahead", "token", "affinity")
+TOKEN_LAYERS = 2  # that a token's last choices are kept of
+_LEAST_ACCURACY = 0.5  # a guess that is more often wrong is not worth a read
+_MEMORY = 32  # tokens over which a record is averaged
+_PRIOR = (0.8, 0.6, 0.3, 0.3)  # routers are believed until they err; statistics must earn it
+_GOOD_ROUTER = 0.9  # where it is as good as this, affinity is only looked at every so often
+_SOMETIMES = 8
+
+
+class ExpertPredictor:
+    """For a model of these numbers. One thread uses it."""
+
+    def __init__(self, layers: int, experts: int, used: int, vocab: int) -> None:
+        self.accuracy: F32 = np.repeat(np.array(_PRIOR, np.float32)[:, None], layers, axis=1)  # (sources, layers)
+        self._used = used
+        self._last: I32 = np.zeros((vocab, min(TOKEN_LAYERS, layers), used), np.int32)  # id + 1; 0: never seen
+        self._after: F32 = np.zeros((layers, experts, experts), np.float32)  # [layer, before, then]: how often
+        self._guesses: list[dict[int, I32]] = [{} for _ in range(layers)]
+        self._tokens: I32 = np.zeros(0, np.int32)
+        self._before: I32 = np.zeros((0, used), np.int32)
+        self._count = 0
+
+    def begin(self, tokens: I32) -> list[tuple[int, I32]]:
+        """Tokens enter the first layer: what to expect of the layers that choose by the token, [(layer, ids)]."""
+        self._tokens = tokens
+        self._count += 1
+        for guesses in self._guesses:
+            guesses.clear()
+        if len(tokens) != 1:
+            return []
+        told = []
+        for layer, seen in enumerate(self._last[tokens[0]]):
+            if seen[0]:
+                self._guesses[layer][TOKEN] = seen - 1
+                ids = self.best(layer)
+                if ids is not None:
+                    told.append((layer, ids))
+        return told
+
+    def hear(self, layer: int, ids: I32, source: int = ROUTER) -> None:
+        """A router's guess, likeliest first."""
+        self._guesses[layer][source] = ids
+
+    def best(self, layer: int) -> I32 | None:
+        """The guess of the source with the best record, or None when none is good enough."""
+        guesses, record = self._guesses[layer], self.accuracy[:, layer]
+        source = max(guesses, key=record.__getitem__, default=None)
+        return guesses[source] if source is not None and record[source] >= _LEAST_ACCURACY else None
+
+    def chosen(self, layer: int, ids: I32) -> None:
+        """What the layer's router chose for each token, (T, used): judge the guesses, and learn."""
+        if len(ids) != len(self._tokens):  # a later part of a prompt's wave is not told apart
+            return
+        if len(ids) == 1:
+            real = set(ids[0].tolist())
+            for source, guess in self._guesses[layer].items():
+                right = len(real.intersection(guess.tolist())) / self._used
+                self.accuracy[source, layer] += (right - self.accuracy[source, layer]) / _MEMORY
+        if layer < self._last.shape[1]:
+            self._last[self._tokens, layer] = ids + 1
+        if layer:
+            np.add.at(self._after[layer], (self._before[:, :, None], ids[:, None, :]), np.float32(1.0))
+        self._before = ids
+        after = layer + 1
+        if len(ids) == 1 and after < len(self._after):
+            sure = self.accuracy[ROUTER, after] >= _GOOD_ROUTER
+            if not sure or self._count % _SOMETIMES == 0:
+                likely = self._after[after, ids[0]].sum(axis=0)
+                if likely.any():
+                    self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: self._used].astype(np.int32)
