@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan
-from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, save_rates
+from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, probe_file, save_rates
 from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
 from edgerun.weights.eviction import DecayedFrequency, hit_rate
@@ -30,12 +31,14 @@ class ModelPlan:
     speed: Speed
     rates: Rates
     advice: str
+    download_bytes: int = 0  # of a model that is not here yet
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
             "model": self.name,
             "context": self.context,
+            "download_bytes": self.download_bytes,
             "mode": self.memory.mode,
             "accounts_bytes": dict(self.memory.accounts()),
             "memory": asdict(self.memory),
@@ -57,10 +60,11 @@ def plan_model(
     measure: bool = False,
     events: EventSink = ignore,
 ) -> ModelPlan:
-    """Plan a model from its header. Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how
-    often the cache will have them; `measure`: the machine's rates anew.
+    """Plan a model from its header, which is fetched alone where the model is not here.
 
-    Raises DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
+    Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how often the cache will have them;
+    `measure`: the machine's rates anew. Raises DoesNotFitError with the smallest memory that would do, and what `LLM`
+    raises for names and files.
     """
     from edgerun.api.weights import plan_weights
     from edgerun.formats.gguf import open_gguf
@@ -68,8 +72,7 @@ def plan_model(
     from edgerun.models import load_spec
     from edgerun.weights import make_catalog
 
-    path = find_model(model, events)
-    with open_gguf(path) as gguf:
+    with _header(model, events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
         n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes(memory), kernels=kernels)
@@ -77,10 +80,35 @@ def plan_model(
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
-        rates = _rates(path, piece or (4 << 20), None if threads == "auto" else threads, kernels, measure, events)
+        piece = piece or (4 << 20)
+        known = None if threads == "auto" else threads
+        rates = _rates(None if download_bytes else path, piece, known, kernels, measure, events)
         hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
-    return ModelPlan(path.stem, n_context, plan, speed, rates, _advice(plan, spec.kv_bytes(n_context)))
+    advice = _advice(plan, spec.kv_bytes(n_context))
+    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes)
+
+
+@contextlib.contextmanager
+def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
+    """A file with the model's header, and what is to be downloaded: 0 when the file is the model."""
+    path = Path(model).expanduser()
+    if isinstance(model, Path) or path.exists():
+        yield find_model(model, events), 0
+        return
+    from edgerun.hub.cache import find_cached
+    from edgerun.hub.header import fetch_header
+    from edgerun.hub.resolve import locate
+
+    found = locate(model)
+    if not isinstance(found, Path):
+        cached = find_cached(found)
+        if cached is None:
+            with tempfile.TemporaryDirectory(prefix="edgerun-header-") as folder:
+                yield fetch_header(found, Path(folder), events=events)
+            return
+        found = cached.paths[0]
+    yield found, 0
 
 
 def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
@@ -95,8 +123,11 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(path: Path, piece_bytes: int, threads: int | None, kernels: str, measure: bool, events: EventSink) -> Rates:
-    """Kept ones where they are; the disk is measured for pieces of another size too."""
+def _rates(
+    path: Path | None, piece_bytes: int, threads: int | None, kernels: str, measure: bool, events: EventSink
+) -> Rates:
+    """Kept ones where they are; the disk is measured for pieces of another size too, with the model's file or (None)
+    one of its own."""
     from edgerun.kernels import load_kernels
 
     kept = paths.cache_dir() / f"rates-{kernels}-{threads or 'auto'}.json"
@@ -110,9 +141,13 @@ def _rates(path: Path, piece_bytes: int, threads: int | None, kernels: str, meas
                 impl.close()
         else:
             decode, prompt = known.decode_bytes_per_s, known.prompt_ops_per_s
-        size = path.stat().st_size
-        piece_bytes = min(piece_bytes, size // 4)
-        known = Rates(decode, prompt, measure_disk(path, piece_bytes), piece_bytes)
+        if path is None:
+            with probe_file(kept.parent) as probe:
+                disk = measure_disk(probe, piece_bytes)
+        else:
+            piece_bytes = min(piece_bytes, path.stat().st_size // 4)
+            disk = measure_disk(path, piece_bytes)
+        known = Rates(decode, prompt, disk, piece_bytes)
         with contextlib.suppress(OSError):  # measured again next time
             save_rates(kept, known)
     return known

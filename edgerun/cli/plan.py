@@ -36,17 +36,16 @@ def command(
 ) -> None:
     """Say what of MODEL will be kept where in the memory that there is (or --memory), and how fast it will run here.
 
-    Only the header is read, and nothing is loaded. The machine's rates are measured the first time and kept. Exits
-    with 4 when the model does not fit, naming the smallest --memory that would do.
+    Only the header is read, from the hub where MODEL is not here, and nothing is loaded. The machine's rates are
+    measured the first time and kept. Exits with 4 when the model does not fit, naming the smallest --memory that would
+    do.
     """
     from edgerun.api.planning import plan_model
-    from edgerun.cli.loading import find_model
 
     with ProgressBars() as bars:
-        path = find_model(model, bars)
         bars.waiting("measuring this machine")
         made = plan_model(
-            path,
+            model,
             context=context,
             memory=memory,
             threads="auto" if threads is None else threads,
@@ -73,6 +72,8 @@ def _lines(made: Any) -> dict[str, str]:
         "layers": f"{plan.pinned} of {plan.layers} layers kept, the others streamed",
     }[plan.mode]
     lines = {"model": made.name, "how": how, "context": f"{made.context} tokens"}
+    if made.download_bytes:
+        lines["to download"] = format_size(made.download_bytes)
     lines |= {name: format_size(n_bytes) for name, n_bytes in plan.accounts() if n_bytes}
     lines |= {
         "together": f"{format_size(plan.total_bytes)} of {format_size(plan.budget_bytes)}",

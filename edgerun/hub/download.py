@@ -44,13 +44,13 @@ def pull(
     """
     wanted = as_repo_name(name) if isinstance(name, str) else name
     root = cache_dir or default_cache_dir()
-    with _translated(wanted.repo, endpoint), _our_way():
-        chosen = choose(candidates(_list_files(wanted.repo, endpoint)), wanted)
+    with at_hub(wanted.repo, endpoint), _our_way():
+        chosen = choose(candidates(list_files(wanted.repo, endpoint)), wanted)
         paths = [_fetch(wanted.repo, file, root, endpoint, events) for file in chosen.files]
     return paths[0]
 
 
-def _list_files(repo: str, endpoint: str | None) -> list[str]:
+def list_files(repo: str, endpoint: str | None) -> list[str]:
     """Paths in the repository. Mirrors of the hub may lack one of the two ways to ask for them."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -83,7 +83,7 @@ def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: Event
         blob.parent.mkdir(parents=True, exist_ok=True)
         lock = root / ".locks" / folder.name / f"{etag}.edgerun.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with _utils().WeakFileLock(lock):
+        with hub_utils().WeakFileLock(lock):
             if not blob.exists():
                 _fetch_blob(repo, file, metadata, blob, endpoint, events)
     return Path(hf_hub_download(repo, file, cache_dir=root, endpoint=endpoint))
@@ -95,7 +95,7 @@ def _fetch_blob(repo: str, file: str, metadata: Any, blob: Path, endpoint: str |
 
     part = blob.with_name(blob.name + ".edgerun-part")
     source = hf_hub_url(repo, file, endpoint=endpoint)
-    headers = _utils().build_hf_headers()
+    headers = hub_utils().build_hf_headers()
     if urlsplit(metadata.location).netloc != urlsplit(source).netloc:
         headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
     with part.open("a+b") as raw:
@@ -183,7 +183,7 @@ def _our_way() -> Iterator[None]:
     at a time, which on a slow line is too much to lose and too long without progress."""
     from huggingface_hub import constants
 
-    utils = _utils()
+    utils = hub_utils()
     chunk, constants.DOWNLOAD_CHUNK_SIZE = constants.DOWNLOAD_CHUNK_SIZE, _CHUNK_BYTES
     shown, verbosity = not utils.are_progress_bars_disabled(), utils.logging.get_verbosity()
     utils.disable_progress_bars()
@@ -197,13 +197,13 @@ def _our_way() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _utils() -> Any:
+def hub_utils() -> Any:
     """huggingface_hub.utils; what is public there is not marked as exported for type checkers."""
     return import_module("huggingface_hub.utils")
 
 
 @contextmanager
-def _translated(repo: str, endpoint: str | None) -> Iterator[None]:
+def at_hub(repo: str, endpoint: str | None) -> Iterator[None]:
     """huggingface_hub's errors, and those of the HTTP library under it, as ours."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

@@ -308,7 +308,7 @@ class Decoder:
         self.kernels.matmul_many([w.matrices["ffn_gate_inp"], *later], self.kernels.activations(h), outs)
 
     def _later(self, layer: int, tokens: int) -> range:
-        """The layers whose routers are asked beside this one's; a prompt needs nearly all experts of the next anyway."""
+        """The layers whose routers are asked beside this one's; a prompt needs nearly all of the next's anyway."""
         ahead = min(self.store.lookahead, MOST_AHEAD if tokens == 1 else 1)
         return range(layer + 1, min(layer + 1 + ahead, self.spec.n_layers))
 

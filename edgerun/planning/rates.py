@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -79,6 +80,19 @@ def measure_disk(path: Path, piece_bytes: int) -> float:
         return count * piece_bytes / (time.perf_counter() - began)
     finally:
         reader.close()
+
+
+@contextlib.contextmanager
+def probe_file(folder: Path) -> Iterator[Path]:
+    """A file of 384 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    block = np.random.default_rng(0).bytes(PIECE_BYTES)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".probe") as file:
+        for _ in range(_PROBE_BYTES // PIECE_BYTES):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        yield Path(file.name)
 
 
 def load_rates(path: Path) -> Rates | None:

@@ -28,6 +28,7 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     damaged: bool = False
     cdn: str | None = None  # where downloads are redirected to, as the real hub does
+    whole_only: bool = False  # knows no ranges
     only_tree: bool = False  # a mirror that lists files by /tree only
     authorised: list[str] = field(default_factory=list)  # Host headers of requests with a token
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -118,12 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         if self.hub.damaged:
             content = bytes(len(content))
-        status, start = 200, 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if wanted:
+        status, start, end = 200, 0, len(content)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted and not self.hub.whole_only:
             status, start = 206, int(wanted[1])
-            headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        self._send(status, content[start:], headers, with_body)
+            end = min(end, int(wanted[2]) + 1) if wanted[2] else end
+            headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        self._send(status, content[start:end], headers, with_body)
 
     def _refused(self, repo: str, with_body: bool) -> bool:
         if repo in self.hub.gated:
