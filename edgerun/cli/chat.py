@@ -10,7 +10,7 @@ import click
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
 from edgerun.cli.output import note, print_chunk
 from edgerun.cli.progress import ProgressBars
-from edgerun.cli.stats import stats_line
+from edgerun.cli.stats import ReplyMeter, measures_line, stats_line
 from edgerun.errors import EdgerunError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Chat:
         self.options = options
         self.stats = stats
         self.last: Completion | None = None
+        self.measures: dict[str, float] = {}  # of the last reply
         self.leaving = False
         self._llm = llm
         self._session = llm.session()
@@ -69,8 +70,19 @@ class Chat:
         system = self.system
         self._session.clear()
         self._last_text = self.last = None
+        self.measures = {}
         if system is not None:
             self.system = system
+
+    def meter(self) -> ReplyMeter:
+        """For the next reply."""
+        return ReplyMeter(self._llm)
+
+    def last_stats(self) -> str:
+        """Of the last reply, for people. UsageError before the first."""
+        if self.last is None:
+            raise UsageError("no reply yet")
+        return f"{stats_line(self.last)}\n{measures_line(self.measures)}"
 
     def reply(self, text: str, cancel: CancelToken) -> Iterator[Chunk]:
         """Answer a message, or continue a text."""
@@ -116,14 +128,16 @@ def talk(chat: Chat, bars: ProgressBars) -> None:
 
 def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
     """Print the reply as it comes; Ctrl-C ends it and keeps what came."""
-    said = ""
+    said, meter = "", chat.meter()
     with cancelled_by_ctrl_c() as cancel:
         bars.waiting("reading")
         try:
             for chunk in chat.reply(text, cancel):
                 bars.arrived()
+                meter.arrived()
                 said = print_chunk(chunk) or said
-                chat.last = chunk.completion or chat.last
+                if chunk.completion is not None:
+                    chat.last, chat.measures = chunk.completion, meter.measures(chunk.completion)
         finally:
             bars.arrived()
         if not said.endswith("\n"):
@@ -133,4 +147,4 @@ def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
     elif chat.last is not None and chat.last.finish_reason == "length":
         note("(the reply is as long as it may be)")
     if chat.stats and chat.last is not None:
-        note(stats_line(chat.last))
+        note(chat.last_stats())

@@ -11,7 +11,6 @@ import click
 
 from edgerun.cli.options import SAMPLING_NAMES
 from edgerun.cli.output import note, print_pairs
-from edgerun.cli.stats import stats_line
 from edgerun.errors import EdgerunError, FormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def _stats(chat: Chat, rest: str) -> None:
     elif chat.last is None:
         click.echo("(no reply yet)")
     else:
-        click.echo(stats_line(chat.last))
+        click.echo(chat.last_stats())
 
 
 def _save(chat: Chat, rest: str) -> None:

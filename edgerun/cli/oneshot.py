@@ -11,9 +11,8 @@ import click
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
 from edgerun.cli.output import note, print_chunk, print_json
 from edgerun.cli.progress import ProgressBars
-from edgerun.cli.stats import stats_dict, stats_line, streaming_line
+from edgerun.cli.stats import ReplyMeter, measures_line, stats_dict, stats_line
 from edgerun.errors import Cancelled, UsageError
-from edgerun.weights.statistics import summary
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk
@@ -32,26 +31,25 @@ class Request:
 def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float) -> None:
     """Print the reply as it comes, or as one JSON object. Raises Cancelled after Ctrl-C."""
     completion, said = None, ""
-    before = llm.engine.decoder.store.statistics()
+    meter = ReplyMeter(llm)
     with cancelled_by_ctrl_c() as cancel:
         bars.waiting("reading")
         for chunk in _stream(llm, request, cancel):
             bars.arrived()
+            meter.arrived()
             if not as_json:
                 said = print_chunk(chunk) or said
             completion = chunk.completion or completion
     assert completion is not None, "a stream ends with its completion"
-    tokens = completion.usage.prompt_tokens - completion.usage.reused_tokens + completion.usage.completion_tokens
-    streaming = summary(before, llm.engine.decoder.store.statistics(), tokens)
+    measures = meter.measures(completion)
     if as_json:
         answer = {"text": completion.text, "finish_reason": completion.finish_reason, "seed": completion.seed}
-        print_json({"model": llm.name, **answer, **stats_dict(completion, load_s), **streaming})
+        print_json({"model": llm.name, **answer, **stats_dict(completion, load_s), **measures})
     elif not said.endswith("\n"):
         click.echo()
     if stats:
         note(stats_line(completion, load_s))
-        if streaming:
-            note(streaming_line(streaming))
+        note(measures_line(measures))
     if completion.finish_reason == "cancelled":
         raise Cancelled("interrupted")
 

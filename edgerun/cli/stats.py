@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
 from typing import TYPE_CHECKING, Any
 
+from edgerun.device import peak_bytes
+
 if TYPE_CHECKING:
-    from edgerun.api import Completion
+    from collections.abc import Mapping
+
+    from edgerun.api import LLM, Completion
+
+
+class ReplyMeter:
+    """Watches one reply: `arrived` is called with every piece of it."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._store = llm.engine.decoder.store
+        self._before = self._store.statistics()
+        self._times: list[float] = []
+
+    def arrived(self) -> None:
+        """A piece of the reply is here."""
+        self._times.append(time.perf_counter())
+
+    def measures(self, completion: Completion) -> dict[str, float]:
+        """Latencies of tokens, peak memory, and what `weights.statistics.summary` has of a streamed model."""
+        from edgerun.weights.statistics import summary
+
+        usage = completion.usage
+        tokens = usage.prompt_tokens - usage.reused_tokens + usage.completion_tokens
+        out: dict[str, float] = {}
+        gaps = sorted(1e3 * (b - a) for a, b in zip(self._times, self._times[1:], strict=False))
+        if gaps:
+            out["token_p50_ms"] = round(statistics.median(gaps), 2)
+            out["token_p95_ms"] = round(gaps[int(0.95 * (len(gaps) - 1))], 2)
+        peak = peak_bytes()
+        if peak:
+            out["peak_mib"] = peak >> 20
+        return out | summary(self._before, self._store.statistics(), tokens)
 
 
 def stats_dict(completion: Completion, load_s: float | None = None) -> dict[str, Any]:
@@ -39,10 +73,25 @@ def stats_line(completion: Completion, load_s: float | None = None) -> str:
     return "; ".join(parts)
 
 
+def measures_line(measures: Mapping[str, Any]) -> str:
+    """What `ReplyMeter.measures` has, for people: one line, or two for a streamed model."""
+    parts = []
+    if "token_p50_ms" in measures:
+        parts.append(f"a token takes {measures['token_p50_ms']:.0f} ms (p95 {measures['token_p95_ms']:.0f})")
+    if "peak_mib" in measures:
+        parts.append(f"peak memory {measures['peak_mib']} MiB")
+    lines = ["; ".join(parts)] if parts else []
+    if "hit_rate" in measures:
+        lines.append(streaming_line(measures))
+    return "\n".join(lines)
+
+
 def streaming_line(streaming: Mapping[str, Any]) -> str:
     """What `weights.statistics.summary` has of a streamed model."""
+    neurons = [f"neurons {100 * streaming['neuron_hit_rate']:.0f} %"] if "neuron_hit_rate" in streaming else []
     parts = [
         f"cache hits {100 * streaming['hit_rate']:.0f} %",
+        *neurons,
         f"{streaming['read_bytes_per_token'] / 1e6:.1f} MB/token",
         f"stalled {1e3 * streaming['stall_s_per_token']:.1f} ms/token",
     ]

@@ -26,4 +26,7 @@ def summary(before: Mapping[str, float], after: Mapping[str, float], tokens: int
             out["prediction_precision"] = change["predicted_used"] / change["predicted"]
     else:
         out["hit_rate"] = change["ready"] / max(1, change["ready"] + change["waited"])
+    if change.get("neuron_hits") or change.get("neuron_misses"):
+        out["neuron_hit_rate"] = change["neuron_hits"] / (change["neuron_hits"] + change["neuron_misses"])
+        out["stall_s_per_token"] += change["neuron_stall_s"] / tokens
     return out

@@ -209,6 +209,9 @@ def test_a_chat_on_a_terminal(terminal: Terminal, user_home: Path, tmp_path: Pat
     terminal.send("half a line\x03")
     terminal.expect("/bye leaves")
     terminal.expect(">>>")
+    terminal.send("/stats\r")
+    terminal.expect("peak memory")
+    terminal.expect(">>>")
     path = tmp_path / "chat.json"
     terminal.send(f"/save {path}\r")
     terminal.expect("saved")
