@@ -123,21 +123,26 @@ class Decoder:
             return None
         return self._capped(self._single.logits.copy())
 
-    def record_decode(self, cache: KvCache, cut: Callable[[], None]) -> None:
-        """All launches of one token, for a recorder; `cut` is called once a layer where Python must decide (experts,
-        neurons)."""
+    def record_decode(self, cache: KvCache, cut: Callable[[Callable[[int], None], int], None]) -> None:
+        """All launches of one token, for a recorder. Where Python must decide (experts, neurons), `cut` is called with
+        what decides and its layer."""
         s = self._single
         for layer in range(self.spec.n_layers):
             w = self.store.dense(layer)
+            if self.spec.family.early_router:
+                self._routers(layer, w, s.x, s.router, s.ahead)
+                if self.store.lookahead:
+                    cut(self._announce, layer)
             self._attention(layer, w, s.x, cache, s, cache.length)
             if self.spec.n_experts:
                 self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
-                self._routers(layer, w, s.h, s.router, s.ahead)
-                cut()
+                if not self.spec.family.early_router:
+                    self._routers(layer, w, s.h, s.router, s.ahead)
+                cut(self._decode_experts, layer)
             elif self.spec.sparse:
                 self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
                 self._product(w, "ffn_gate", self.kernels.activations(s.h), s.gate)
-                cut()
+                cut(self._decode_neurons, layer)
             else:
                 self._feed_forward(layer, w, s.x, s)
         self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
@@ -185,6 +190,11 @@ class Decoder:
         parts = chunks(len(x), CHUNK)
         for layer in range(self.spec.n_layers):
             weights: LayerWeights | None = None
+            routed: tuple[F32, list[F32]] | None = None
+            if self.spec.family.early_router:
+                weights = self.store.dense(layer)
+                routed = self._route_wave(layer, weights, x)
+                self.store.expect(layer, likeliest(routed[0], self.spec.n_experts_used), 0)
             for part in parts:
                 if cancelled is not None and cancelled():
                     raise Cancelled("stopped by the caller")
@@ -194,7 +204,7 @@ class Decoder:
                 if not self.spec.n_experts:
                     self._feed_forward(layer, weights, x[part], scratch)
             if self.spec.n_experts and weights is not None:
-                self._expert_layer(layer, weights, x, cancelled)
+                self._expert_layer(layer, weights, x, routed, cancelled)
         return x
 
     def _scratch(self, rows: int) -> Scratch:
@@ -229,8 +239,9 @@ class Decoder:
             kernels.rms_norm(s.k, vectors["attn_k_norm"], spec.norm_eps, s.k)
         window = spec.window(layer)
         cos, sin = (self._local_rope if window else self._rope).at(start, len(x))
-        kernels.rope(s.q_heads, cos, sin, family.rope)
-        kernels.rope(s.k_heads, cos, sin, family.rope)
+        if spec.rotates(layer):
+            kernels.rope(s.q_heads, cos, sin, family.rope)
+            kernels.rope(s.k_heads, cos, sin, family.rope)
         keys, values = cache.keys(layer), cache.values(layer)
         kernels.kv_write(keys, s.k_heads, start)
         kernels.kv_write(values, s.v_heads, start)
@@ -281,22 +292,41 @@ class Decoder:
                 self.kernels.neurons_up(s.gate, rows, rest, self.spec.activation, s.up)
             self.kernels.neurons_down(s.up, batch.every, x)
 
-    def _expert_layer(self, layer: int, w: LayerWeights, x: F32, cancelled: Callable[[], bool] | None) -> None:
-        """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once."""
+    def _route_wave(self, layer: int, w: LayerWeights, h: F32) -> tuple[F32, list[F32]]:
+        """Router logits (T, experts) for all rows of a wave: this layer's, and those of later layers."""
+        router, *ahead = np.empty((1 + MOST_AHEAD, len(h), self.spec.n_experts), np.float32)
+        self._routers(layer, w, h, router, ahead)
+        return router, ahead
+
+    def _expert_layer(
+        self,
+        layer: int,
+        w: LayerWeights,
+        x: F32,
+        routed: tuple[F32, list[F32]] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once. `routed`: what an early
+        router said."""
         tokens, spec = len(x), self.spec
         h = np.empty_like(x)
         self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
-        router, *ahead = np.empty((1 + MOST_AHEAD, tokens, spec.n_experts), np.float32)
-        self._routers(layer, w, h, router, ahead)
+        router, ahead = routed or self._route_wave(layer, w, h)
         parts = np.empty((tokens * spec.n_experts_used, spec.d_model), np.float32)
         self._mixture(layer, w, x, h, router, ahead, parts, cancelled)
 
-    def decode_choice(self, layer: int) -> None:
-        """The experts or neurons of one token, between two recorded pieces."""
+    def _decode_neurons(self, layer: int) -> None:
+        """The neurons of one token, between two recorded pieces."""
         s = self._single
-        if self.spec.sparse:
-            self._fired(layer, s.x, self.kernels.activations(s.h), s)
-            return
+        self._fired(layer, s.x, self.kernels.activations(s.h), s)
+
+    def _announce(self, layer: int) -> None:
+        """One token's experts are known before the layer's attention: they can be read meanwhile."""
+        self.store.expect(layer, likeliest(self._single.router, self.spec.n_experts_used), 0)
+
+    def _decode_experts(self, layer: int) -> None:
+        """The experts of one token, between two recorded pieces."""
+        s = self._single
         self._mixture(layer, self.store.dense(layer), s.x, s.h, s.router, s.ahead, s.parts, None)
 
     def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: list[F32]) -> None:
@@ -332,7 +362,7 @@ class Decoder:
         ids, weights = kernels.route(
             router,
             spec.n_experts_used,
-            spec.family.router,
+            spec.router,
             renormalise=spec.family.renormalise,
             scale=spec.expert_scale,
         )

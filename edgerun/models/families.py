@@ -27,7 +27,11 @@ class Family:
     scaled_embedding: bool = False  # times sqrt(d_model)
     router: RouterKind = "softmax"
     renormalise: bool = True  # the chosen experts' weights sum to one
+    early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
+    window_after: bool = False  # of every n layers all but the first
+    window_optional: bool = False  # a file may have no window
+    rope_in_window: bool = False  # layers that see everything are not rotated
     local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
 
@@ -57,6 +61,15 @@ FAMILIES: dict[str, Family] = {
         window_pattern=6,
         local_rope_base=10000.0,
         wide_scale_layers=62,
+    ),
+    "smallthinker": Family(
+        rope="neox",
+        activation="relu",
+        early_router=True,
+        window_pattern=4,
+        window_after=True,
+        window_optional=True,
+        rope_in_window=True,
     ),
     "bitnet": Family(rope="neox", sub_norms=True),
 }

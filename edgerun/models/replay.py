@@ -7,6 +7,7 @@ experts must be chosen the recording is cut into pieces; what cannot be recorded
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,45 +32,37 @@ class DecodeReplay:
         self._kernels: Any = decoder.kernels
         self._program: Any = None
         self._eager = False
-        self._cuts: list[int] = []
+        self._cuts: list[tuple[int, Callable[[int], None], int]] = []  # launches before it, what decides, its layer
         spec = decoder.spec
         self._windows = np.array([spec.window(layer) for layer in range(spec.n_layers)], np.int64)
+        self._rotated = np.array([spec.rotates(layer) for layer in range(spec.n_layers)], bool)
         self._local_layer = int(np.argmax(self._windows > 0)) if self._windows.any() else 0
         self._global_layer = int(np.argmax(self._windows == 0))
 
     def run(self, cache: KvCache) -> None:
         """Compute one token at cache.length; logits are left in the decoder's scratch."""
         if self._eager:
-            self._compute(cache, lambda: None)
+            self._decoder.record_decode(cache, lambda decide, layer: decide(layer))
         elif self._program is None:
             self._record(cache)
         else:
             self._patch(cache)
             start = 0
-            for layer, end in enumerate(self._cuts):
+            for end, decide, layer in self._cuts:
                 self._kernels.run_program(self._program, start, end)
-                self._decoder.decode_choice(layer)
+                decide(layer)
                 start = end
             self._kernels.run_program(self._program, start)
-
-    def _compute(self, cache: KvCache, cut: Any) -> None:
-        layers = iter(range(self._decoder.spec.n_layers))
-
-        def experts() -> None:
-            cut()
-            self._decoder.decode_choice(next(layers))
-
-        self._decoder.record_decode(cache, experts)
 
     def _record(self, cache: KvCache) -> None:
         with self._kernels.record() as recorder:
 
-            def experts() -> None:
-                self._cuts.append(len(recorder))
+            def cut(decide: Callable[[int], None], layer: int) -> None:
+                self._cuts.append((len(recorder), decide, layer))
                 with recorder.paused():
-                    self._decoder.decode_choice(len(self._cuts) - 1)
+                    decide(layer)
 
-            self._decoder.record_decode(cache, experts)
+            self._decoder.record_decode(cache, cut)
         if recorder.spoilt:
             self._eager = True
             return
@@ -118,5 +111,5 @@ class DecodeReplay:
         if not self._windows.any():
             return cos, sin
         local = [row.ctypes.data for row in self._decoder.rope_row(self._local_layer, position)]
-        windowed = np.repeat(self._windows > 0, 2)
+        windowed = np.repeat(self._windows[self._rotated] > 0, 2)
         return np.where(windowed, local[0], cos), np.where(windowed, local[1], sin)

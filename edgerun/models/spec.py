@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import Activation
+from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
@@ -28,6 +28,7 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "expert_feed_forward_length": 1 << 22,
     "expert_shared_feed_forward_length": 1 << 22,
     "attention.sliding_window": 1 << 28,
+    "expert_gating_func": 1 << 16,
     "rope.scaling.original_context_length": 1 << 28,
 }
 
@@ -72,12 +73,20 @@ class ModelSpec:
     attention_softcap: float
     logit_softcap: float
     activation: Activation = "silu"
+    router: RouterKind = "softmax"
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
 
     def window(self, layer: int) -> int:
         """How many positions this layer sees, 0 for all."""
         pattern = self.family.window_pattern
-        return self.sliding_window if pattern and layer % pattern < pattern - 1 else 0
+        if not pattern:
+            return 0
+        sees_all = 0 if self.family.window_after else pattern - 1
+        return self.sliding_window if layer % pattern != sees_all else 0
+
+    def rotates(self, layer: int) -> bool:
+        """Whether this layer's queries and keys are rotated."""
+        return not (self.family.rope_in_window and self.sliding_window) or self.window(layer) > 0
 
     @property
     def attention_scale(self) -> float:
@@ -156,7 +165,7 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     if n_experts and not 1 <= used <= n_experts:
         raise FormatError(f"cannot use {used} of {n_experts} experts")
     d_ff = n.integer("feed_forward_length", 0, 0)
-    if family.window_pattern and n.integer("attention.sliding_window", 0, 0) == 0:
+    if family.window_pattern and not family.window_optional and n.integer("attention.sliding_window", 0, 0) == 0:
         raise FormatError(f"the file lacks {architecture}.attention.sliding_window")
     base = n.real("rope.freq_base", 10000.0)
     eps = n.real("attention.layer_norm_rms_epsilon", 1e-5)
@@ -197,6 +206,7 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
         activation=_activation(n, family, sparse),
+        router=_router(n, family),
         sparse=sparse,
     )
 
@@ -213,6 +223,15 @@ def _activation(n: _Numbers, family: Family, sparse: bool) -> Activation:
             f"the file holds ffn_down_t, for neurons that mostly do not fire; with {found} all of them do"
         )
     return found
+
+
+def _router(n: _Numbers, family: Family) -> RouterKind:
+    """llama.cpp's expert_gating_func, where the file says one."""
+    kinds: dict[int, RouterKind] = {0: family.router, 1: "softmax", 2: "sigmoid", 3: "softmax_topk"}
+    said = n.integer("expert_gating_func", 0, 0)
+    if said not in kinds:
+        raise UnsupportedError(f"the gating function {said} of its experts is not supported")
+    return kinds[said]
 
 
 def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:

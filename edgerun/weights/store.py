@@ -85,7 +85,7 @@ class WeightStore(Protocol):
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         """A hint that these will be asked for, likeliest first, by a router `distance` layers ahead of the one that is
-        being computed; never blocks, may be ignored."""
+        being computed; 0: they will be, the router has chosen. Never blocks, may be ignored."""
         ...
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:

@@ -109,7 +109,7 @@ class StreamedExpertStore:
             self._predictor.chosen(layer, ids)
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
-        if self._predictor is None:
+        if self._predictor is None or distance == 0:
             self.cache.expect(layer, ids.tolist())
             return
         self._predictor.hear(layer, ids, ROUTER if distance == 1 else ROUTER_TWO_AHEAD)

@@ -46,6 +46,7 @@ def _gemma(name: str, arch: str, **more: Any) -> Instance:
     return Instance(name, arch, layers=7, window=12, tied=True, **more)
 
 
+_SIGMOID = {"expert_gating_func": 2}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
 PLAIN = [
     Instance("llama", "llama"),
@@ -81,6 +82,10 @@ PLAIN = [
         metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     Instance("bitnet", "bitnet", tied=True),
+    Instance(
+        "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
+    ),
+    Instance("smallthinker-softmax", "smallthinker", layers=4, experts=8, used=3, metadata={"expert_gating_func": 1}),
 ]
 QUANTISED = [
     Instance(f"llama-{type.name}", "llama", type, d=256, ff=512, heads=4, head_dim=64)
