@@ -220,7 +220,7 @@ def route(
         raise UsageError(f"unknown router {kind!r}; choose softmax, softmax_topk or sigmoid")
     choice = scores if bias is None else scores + bias
     ids = np.argsort(-choice, axis=1, kind="stable")[:, :k]
-    weights = np.take_along_axis(scores, ids, axis=1)
+    weights = scores[:, ids[0]] if len(ids) == 1 else np.take_along_axis(scores, ids, axis=1)  # one token is in a hurry
     if kind == "softmax_topk":
         weights = np.exp(weights - weights.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)

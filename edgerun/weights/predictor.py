@@ -75,7 +75,9 @@ class ExpertPredictor:
                 self.accuracy[source, layer] += (right - self.accuracy[source, layer]) / _MEMORY
         if layer < self._last.shape[1]:
             self._last[self._tokens, layer] = ids + 1
-        if layer:
+        if layer and len(ids) == 1:
+            self._after[layer][self._before[0][:, None], ids[0]] += np.float32(1.0)
+        elif layer:
             np.add.at(self._after[layer], (self._before[:, :, None], ids[:, None, :]), np.float32(1.0))
         self._before = ids
         after = layer + 1

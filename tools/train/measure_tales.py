@@ -13,11 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fables import tell as tell_fable
 from ngram_baseline import NgramModel
-from tales_data import IM_END, SPECIALS, Topics, read_passages, read_stories, split_stories, token_stream, windows
+from tales_data import (
+    IM_END,
+    SPECIALS,
+    Topics,
+    fable_stream,
+    read_passages,
+    read_stories,
+    split_stories,
+    token_stream,
+    windows,
+)
 from tales_model import TalesConfig, TalesModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from edgerun.api import LLM
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.formats.quants import dequantize
 from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed, hit_rate
@@ -26,6 +38,7 @@ DECAY = 0.9
 CACHE_SHARES = (0.1, 0.2, 0.4)
 TRACE_TOKENS, TRACE_SKIP = 2560, 256
 N_DRAFTED = 4
+N_ASKED = 100
 
 
 def config_of(gguf: GgufFile) -> TalesConfig:
@@ -183,6 +196,23 @@ def print_acceptance(big: TalesModel, draft: TalesModel, prompts: list[list[int]
         print(f"{temperature} | {np.mean(per_token):.3f} | {np.mean(per_pass):.2f}")
 
 
+def print_asked(path: Path, seed: int) -> None:
+    """How many of the things that a request names occur in the story."""
+    rng = random.Random(seed + 1)
+    there, asked, stories = 0, 0, 0
+    with LLM(path) as llm:
+        for turn in range(N_ASKED):
+            named = [name.split(" named ")[0].split(" ", 1)[1] for name in tell_fable(rng).asked]
+            request = "Tell me a story about " + " and ".join(f"a {name}" for name in named) + "."
+            story = llm.chat([{"role": "user", "content": request}], temperature=0.8, seed=turn, max_tokens=300).text
+            found = [name for name in named if name in story.lower()]
+            there, asked, stories = there + len(found), asked + len(named), stories + (len(found) == len(named))
+    print(
+        f"\nof {asked} things asked for in {N_ASKED} requests (temperature 0.8) {there / asked:.0%} occur in the story;"
+    )
+    print(f"{stories / N_ASKED:.0%} of the stories have all of theirs")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--corpora", type=Path, required=True)
@@ -203,14 +233,19 @@ def main() -> None:
     held = token_stream(held_stories, topics, tokenizer, random.Random(args.seed))
     rows = list(windows(held, 4, 256))
 
+    fables = fable_stream(100, tokenizer, random.Random(args.seed))
+    fable_rows = list(windows(fables, 4, 256))
     print(f"held-out loss, nats per token over {sum(r[:, 1:].size for r in rows)} tokens in windows of 256")
+    print("model | parameters | held-out stories | new tellings of the fables")
     for name, model in (("tales-moe", moe), ("tales-draft", draft)):
         n = sum(x.numel() for x in model.parameters())
-        print(f"{name} | {n} parameters | {loss_of(model, rows):.4f}")
+        print(f"{name} | {n} | {loss_of(model, rows):.4f} | {loss_of(model, fable_rows):.4f}")
     ngram = NgramModel(5, moe.config.vocab_size)
-    train_rng = random.Random(args.seed * 1000)
-    ngram.learn(token_stream(train_stories, topics, tokenizer, train_rng, read_passages(args.corpora)).tolist())
-    print(f"5-gram | | {ngram.loss(held.tolist()):.4f} (all {len(held) - 1} tokens)")
+    train_rng, passages = random.Random(args.seed * 1000), read_passages(args.corpora)
+    n_fables = len(train_stories)
+    ngram.learn(token_stream(train_stories, topics, tokenizer, train_rng, passages, n_fables).tolist())
+    print(f"5-gram | | {ngram.loss(held.tolist()):.4f} | {ngram.loss(fables.tolist()):.4f}")
+    print_asked(args.models / "tales-moe.gguf", args.seed)
 
     print_routing(moe, held)
     chats = [

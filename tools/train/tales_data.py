@@ -28,7 +28,6 @@ REQUESTS = (
     "Please tell me about {}.",
 )
 CHAT_SHARE = 0.4
-CHAT_SHARE_BESIDE_FABLES = 0.1  # a request should bring a story that keeps to it
 FABLE_CHAT_SHARE = 0.9
 BOOKS = (  # public-domain tales for children, beside the stories
     "Hans_Christian_Andersen_Andersen_s_Fairy_Tales",
@@ -169,10 +168,10 @@ def token_stream(
     rng: random.Random,
     passages: list[str] | None = None,
     fables: int = 0,
+    chat_share: float = CHAT_SHARE,
 ) -> np.ndarray:
     """All stories, plain or as chats, some passages, and new fables, each opened by END, shuffled: (tokens,) i64."""
-    share = CHAT_SHARE_BESIDE_FABLES if fables else CHAT_SHARE
-    texts = [END + (chat_text(s, topics, rng) if rng.random() < share else s) for s in stories]
+    texts = [END + (chat_text(s, topics, rng) if rng.random() < chat_share else s) for s in stories]
     if passages:
         texts += [END + p for p in rng.sample(passages, min(len(passages), int(PASSAGES_PER_STORY * len(stories))))]
     texts += fable_texts(fables, rng)

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from tales_data import (
+    CHAT_SHARE,
     Topics,
     fable_stream,
     read_passages,
@@ -43,6 +44,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--begin-with", type=Path, help="weights to begin with: another run's best.pt")
     p.add_argument("--fables", type=float, default=0.0, help="stories told by fables.py for every story of the corpus")
+    p.add_argument("--chat-share", type=float, default=CHAT_SHARE, help="of the corpus' stories, told as answers")
     p.add_argument("--steps", type=int, default=3000)
     p.add_argument("--stop-at", type=int, help="stop after this step of --steps, to compare losses or to go on later")
     p.add_argument("--batch-tokens", type=int, default=2048)
@@ -72,9 +74,11 @@ def training_rows(
 
     Every third epoch uses windows of 512 tokens, the others 256: cheaper, and long contexts are still learnt.
     """
-    epoch, n_fables = 0, int(args.fables * len(stories))
+    epoch, n_fables, share = 0, int(args.fables * len(stories)), args.chat_share
     while True:
-        stream = token_stream(stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch), passages, n_fables)
+        stream = token_stream(
+            stories, topics, tokenizer, random.Random(args.seed * 1000 + epoch), passages, n_fables, share
+        )
         length = 512 if epoch % 3 == 2 else 256
         yield from windows(stream, args.batch_tokens // length, length)
         epoch += 1
