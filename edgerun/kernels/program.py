@@ -28,6 +28,11 @@ class Recorder:
     def __len__(self) -> int:
         return len(self._launches)
 
+    @property
+    def is_paused(self) -> bool:
+        """Within `paused`."""
+        return self._paused
+
     def add(self, name: str, kernel: int, arguments: bytes, items: int, grain: int) -> None:
         """One launch."""
         if self._paused:
@@ -78,6 +83,11 @@ class Program:
     def find(self, name: str) -> I64:
         """Which launches are of the kernel `name`."""
         return np.array([i for i, each in enumerate(self._names) if each == name], np.int64)
+
+    def descriptors(self, launch: int, count: int) -> I64:
+        """The arguments of a product of `count` matrices, (count, 16) int64 (`matmul_driver`), to be changed."""
+        start = int(self._starts[launch]) + 16
+        return self._arguments[start : start + 16 * count].reshape(count, 16)
 
     def set(self, launches: I64, slot: int, values: Any) -> None:
         """Argument `slot` of these launches = values (one, or one for each)."""

@@ -19,15 +19,15 @@ from edgerun.weights import ResidentStore
 EMBEDDED = Path(edgerun.__file__).parent / "embedded"
 TALES = Path(__file__).parent / "tales"
 NAMES = ("tales-moe", "tales-draft")
-TIE = 0.1  # of a logit; a smaller lead may be turned over by rounding, the more so where it changes the routing
+TIE = 0.25  # of a logit; a smaller lead may be turned over by rounding, the more so where it changes the routing
 # Of the 24 recorded prompts, those with the largest leads whose 100 tokens came out equal. The others part at a tie.
 AGREED = {
     "tales-moe": (
         "about a fox and a lantern",
-        "about a bird?",
-        "Tell me a story.<",
-        "there was a little",
-        "In the forest lived",
+        "a boat, a girl and a fish",
+        "about a train",
+        "a princess and a dragon",
+        "a frog and a pond",
     ),
     "tales-draft": (
         "a boat, a girl and a fish",

@@ -18,17 +18,20 @@ LOWEST_STEP = 20  # before that the loss falls off the top
 Points = list[tuple[float, float]]
 
 
-def read(path: Path) -> tuple[Points, Points]:
-    """(step, smoothed training loss) and (step, held-out loss)."""
+def read(runs: str) -> tuple[Points, Points]:
+    """(step, smoothed training loss) and (step, held-out loss) of one run after the other."""
     train: Points = []
     held: Points = []
-    mean = 0.0
-    with path.open(encoding="utf-8", newline="") as file:
-        for n, row in enumerate(csv.DictReader(file), 1):
-            mean = SMOOTHING * mean + (1 - SMOOTHING) * float(row["train_loss"])
-            train.append((float(row["step"]), mean / (1 - SMOOTHING**n)))
-            if row["held_out_loss"]:
-                held.append((float(row["step"]), float(row["held_out_loss"])))
+    mean, n = 0.0, 0
+    for path in runs.split("+"):
+        before = n
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                n += 1
+                mean = SMOOTHING * mean + (1 - SMOOTHING) * float(row["train_loss"])
+                train.append((n, mean / (1 - SMOOTHING**n)))
+                if row["held_out_loss"]:
+                    held.append((before + float(row["step"]), float(row["held_out_loss"])))
     return [p for p in train if p[0] >= LOWEST_STEP], held
 
 
@@ -66,10 +69,13 @@ def draw(runs: dict[str, tuple[Points, Points]]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("losses", type=Path, nargs="+", help="each is named after its directory")
+    p.add_argument(
+        "losses", nargs="+", help="each is named after its (first) directory; A.csv+B.csv: B went on where A ended"
+    )
     p.add_argument("--output", type=Path, required=True)
     args = p.parse_args()
-    args.output.write_text(draw({path.parent.name: read(path) for path in args.losses}), encoding="utf-8")
+    runs = {Path(each.split("+")[0]).parent.name: read(each) for each in args.losses}
+    args.output.write_text(draw(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":
