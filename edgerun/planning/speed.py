@@ -17,7 +17,7 @@ from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 
 _PROMPT_TOKENS = 256
 _VISIBLE = 0.6  # of the shorter of computing and reading that the longer does not hide: readers take processor time
-_EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.00025, 0.0005  # a token: choosing experts, and keeping the cache besides
+_EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
 _DECODE_SHARE, _PROMPT_SHARE = 0.88, 0.8  # of the bare products' rates that whole models reach
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
@@ -28,7 +28,7 @@ _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
 
 # Of sparse feed-forwards: the share of neurons that fire, and what reading one costs in bytes read at once.
-_FIRING, _NEURON_COST = 0.12, 4.0
+_FIRING, _NEURON_COST = 0.1, 2.0
 
 
 @dataclass(frozen=True)

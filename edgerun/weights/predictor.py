@@ -29,6 +29,7 @@ class ExpertPredictor:
 
     def __init__(self, layers: int, experts: int, used: int, vocab: int) -> None:
         self.accuracy: F32 = np.repeat(np.array(_PRIOR, np.float32)[:, None], layers, axis=1)  # (sources, layers)
+        self.judged = np.zeros(self.accuracy.shape, np.int64)  # guesses that were compared with what came
         self._used = used
         self._last: I32 = np.zeros((vocab, min(TOKEN_LAYERS, layers), used), np.int32)  # id + 1; 0: never seen
         self._after: F32 = np.zeros((layers, experts, experts), np.float32)  # [layer, before, then]: how often
@@ -72,6 +73,7 @@ class ExpertPredictor:
             real = set(ids[0].tolist())
             for source, guess in self._guesses[layer].items():
                 right = len(real.intersection(guess.tolist())) / self._used
+                self.judged[source, layer] += 1
                 self.accuracy[source, layer] += (right - self.accuracy[source, layer]) / _MEMORY
         if layer < self._last.shape[1]:
             self._last[self._tokens, layer] = ids + 1

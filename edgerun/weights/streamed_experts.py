@@ -117,13 +117,15 @@ class StreamedExpertStore:
         if best is not None:
             self.cache.expect(layer, best.tolist(), only_when_idle=distance > 1)
 
-    def prediction_accuracy(self) -> dict[str, list[float]]:
-        """Of each source, layer by layer: the share of the experts chosen lately that it had named."""
+    def prediction_accuracy(self) -> dict[str, list[float | None]]:
+        """Of each source, layer by layer: the share of the experts chosen lately that it had named; None: it was never
+        asked."""
         if self._predictor is None:
             return {}
+        rows = zip(SOURCES, self._predictor.accuracy.tolist(), self._predictor.judged.tolist(), strict=True)
         return {
-            source: [round(each, 3) for each in row]
-            for source, row in zip(SOURCES, self._predictor.accuracy.tolist(), strict=True)
+            source: [round(each, 3) if n else None for each, n in zip(shares, counts, strict=True)]
+            for source, shares, counts in rows
         }
 
     def lend(self, n_bytes: int) -> AbstractContextManager[None]:

@@ -30,14 +30,14 @@ AGREED = {
         "a frog and a pond",
     ),
     "tales-draft": (
-        "a boat, a girl and a fish",
-        "about a train",
-        "Lily was sad because",
-        "A boy named Ben",
-        "There was once a poor",
+        "about a fox and a lantern",
+        "about a bird?",
+        "Please tell me about a cat",
+        "a frog and a pond",
+        "a small mouse found",
     ),
 }
-PACKAGE_LIMIT_BYTES = 24_000_000
+PACKAGE_LIMIT_BYTES = 24 << 20
 
 
 def golden(name: str) -> dict[str, Any]:

@@ -94,4 +94,5 @@ def test_any_routing_is_survived(data):
             guess = predictor.best(layer)
             assert guess is None or (len(guess) == USED and (guess >= 0).all() and (guess < EXPERTS).all())
             predictor.chosen(layer, np.array([chosen] * len(tokens), np.int32))
+    assert (predictor.accuracy[predictor.judged == 0] > 0).all()
     assert ((predictor.accuracy >= 0) & (predictor.accuracy <= 1)).all()
