@@ -98,10 +98,10 @@ QUANTISED = [
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
-    Instance("relu", "llama", ff=320, sparse=True, biases=("ffn_gate",)),
-    Instance("relu2-Q4_0", "llama", GgmlType.Q4_0, ff=320, sparse=True, metadata={"hidden_activation": "relu2"}),
-    Instance("relu-Q8_0", "qwen2", GgmlType.Q8_0, ff=320, sparse=True, biases=_QKV_BIAS),
-    Instance("relu-F16", "llama", GgmlType.F16, ff=320, sparse=True),
+    Instance("relu", "llama", ff=96, sparse=True, biases=("ffn_gate",)),
+    Instance("relu2-Q4_0", "llama", GgmlType.Q4_0, ff=96, sparse=True, metadata={"hidden_activation": "relu2"}),
+    Instance("relu-Q8_0", "qwen2", GgmlType.Q8_0, ff=96, sparse=True, biases=_QKV_BIAS),
+    Instance("relu-F16", "llama", GgmlType.F16, ff=96, sparse=True),
 ]
 INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE}
 

@@ -29,7 +29,7 @@ def model(request, tmp_path):
 def store_of(name, gguf, spec, kernels):
     if INSTANCES[name].experts:
         return StreamedExpertStore(gguf, spec, kernels, slots=7, wave_tokens=256)
-    return StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256, neuron_slots=100 * spec.sparse)
+    return StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256, neuron_slots=30 * spec.sparse)
 
 
 def test_streamed_from_a_pack_is_the_same(model, kernels):

@@ -99,7 +99,7 @@ def test_layers(models, kernels, name, data):
         slow_reads(patch, data.draw(st.integers(0, 999), "delays"))
         options = {"pinned": pinned, "buffers": buffers, "wave_tokens": wave}
         if name in SPARSE_MODELS:
-            options["neuron_slots"] = data.draw(st.integers(1, 320), "slots")
+            options["neuron_slots"] = data.draw(st.integers(5, 96), "slots")
         with streamed(models, name, kernels, **options) as (decoder, store, expected):
             assert np.array_equal(run(decoder, name), expected)
             if name in SPARSE_MODELS:
@@ -112,7 +112,7 @@ def tight(name):
     """Options of a store with little room."""
     if INSTANCES[name].experts:
         return {"slots": 6, "predict": False}
-    return {"pinned": [], "neuron_slots": 40 if name in SPARSE_MODELS else 0}
+    return {"pinned": [], "neuron_slots": 20 if name in SPARSE_MODELS else 0}
 
 
 @pytest.mark.parametrize("name", ["olmoe", "qwen2moe", "llama", "llama-Q4_0", "relu2-Q4_0"])
@@ -236,7 +236,7 @@ def test_hints_that_are_always_wrong_are_no_longer_followed(models, kernels):
 def test_neurons_that_fire_often_stay(models, kernels):
     """Read once, kept, and known to the next start."""
     gguf, spec, _ = models("relu-F16")
-    options = {"pinned": [], "wave_tokens": 256, "neuron_slots": 250}
+    options = {"pinned": [], "wave_tokens": 256, "neuron_slots": 75}
     with streamed(models, "relu-F16", kernels, **options) as (decoder, store, expected):
         run(decoder, "relu-F16")
         first = store.statistics()
@@ -253,8 +253,8 @@ def test_neurons_that_fire_often_stay(models, kernels):
 
 def test_closing_in_the_middle_of_a_sparse_layer(models, kernels, monkeypatch):
     slow_reads(monkeypatch, 3, most_s=0.01)
-    with streamed(models, "relu", kernels, pinned=[], wave_tokens=256, neuron_slots=64) as (decoder, store, expected):
-        batches = store.neurons(1, np.arange(64, dtype=np.int32))
+    with streamed(models, "relu", kernels, pinned=[], wave_tokens=256, neuron_slots=32) as (decoder, store, expected):
+        batches = store.neurons(1, np.arange(32, dtype=np.int32))
         next(batches)
         batches.close()
         assert np.array_equal(run(decoder, "relu"), expected)
