@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _thread
-import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -158,14 +158,14 @@ def test_cancel_during_a_prompt(folder: Path) -> None:
 
 
 @pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Python drops an interrupt that lands in a callback of the garbage collector, and hypothesis has one."""
-    gc.disable()
+def interrupts() -> Iterator[None]:
+    """A process that a shell started in the background ignores Ctrl-C, and Python with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    gc.enable()
+    signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("no_collector")
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_during_a_prompt(folder: Path) -> None:
     path = make_tiny_model(folder / "interrupted.gguf", context=65536)
     with LLM(path, kernels=KERNELS, context=65536) as llm:
