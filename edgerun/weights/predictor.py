@@ -30,7 +30,7 @@ class ExpertPredictor:
 
     def __init__(self, layers: int, experts: int, used: int, vocab: int) -> None:
         self.accuracy: F32 = np.repeat(np.array(_PRIOR, np.float32)[:, None], layers, axis=1)  # (sources, layers)
-        self.judged: NDArray[np.int64] = np.zeros(self.accuracy.shape, np.int64)  # guesses that were compared with what came
+        self.judged: NDArray[np.int64] = np.zeros(self.accuracy.shape, np.int64)  # guesses compared
         self._used = used
         self._last: I32 = np.zeros((vocab, min(TOKEN_LAYERS, layers), used), np.int32)  # id + 1; 0: never seen
         self._after: F32 = np.zeros((layers, experts, experts), np.float32)  # [layer, before, then]: how often
