@@ -34,6 +34,20 @@ class NeuronStats:
     neuron_stall_s: float = 0.0
 
 
+class _Reading:
+    """Pieces on their way, and what became of them."""
+
+    def __init__(self) -> None:
+        self.landed: SimpleQueue[int | Exception] = SimpleQueue()
+        self.left = 0
+
+    def take(self) -> Exception | None:
+        """Wait for one."""
+        result = self.landed.get()
+        self.left -= 1
+        return result if isinstance(result, Exception) else None
+
+
 class NeuronCache:
     """`slots` neurons of every layer. `scores` (layers, neurons): an earlier run's, whose hottest are read at once.
 
@@ -61,7 +75,8 @@ class NeuronCache:
         for layer in range(len(layouts)) if scores is not None else ():
             hottest = np.argsort(-self.scores[layer], kind="stable")[: self.slots]
             hot = np.sort(hottest[self.scores[layer][hottest] > 0]).astype(np.int32)
-            self._wait(layer, hot, *self._read(layer, hot))
+            reading = _Reading()
+            self._finish(layer, hot, self._read(layer, hot, hot[:0], reading), reading)
 
     def get(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
         """See `WeightStore.neurons`."""
@@ -72,58 +87,58 @@ class NeuronCache:
             yield from self._batch(layer, ids[low : low + self.slots])
 
     def _batch(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
-        here = self._slot_of[layer, ids] >= 0
+        slots = self._slot_of[layer, ids]
+        here = slots >= 0
         missing = ids[~here]
         self.stats.neuron_hits += len(ids) - len(missing)
         self.stats.neuron_misses += len(missing)
-        if not len(missing):
-            every = self._neurons(layer, ids)
-            yield NeuronBatch(every, lambda: None, every)
-            return
-        ready = self._neurons(layer, ids[here])
-        landed, outstanding = self._read(layer, missing, ids[here])
-        every = self._neurons(layer, ids)
-
-        def rest() -> Neurons:
-            nonlocal outstanding
-            waiting, outstanding = outstanding, 0
-            began = time.perf_counter()
-            self._wait(layer, missing, landed, waiting)
-            self.stats.neuron_stall_s += time.perf_counter() - began
-            return self._neurons(layer, missing)
-
+        reading = _Reading()
         try:
-            yield NeuronBatch(ready, rest, every)
-        finally:
-            if outstanding:  # the caller gave up: what a thread has begun must land before its slot is used again
-                self._wait(layer, missing, landed, outstanding)
+            slots[~here] = self._read(layer, missing, slots[here], reading)
+            every = self._neurons(layer, ids, slots)
+            ready = every if here.all() else self._neurons(layer, ids[here], slots[here])
 
-    def _read(self, layer: int, missing: I32, kept: I32 | None = None) -> tuple[SimpleQueue[int | Exception], int]:
-        """Give `missing` the slots of those that fired least, but for `kept`, and begin to read them."""
+            def rest() -> Neurons | None:
+                if not len(missing):
+                    return None
+                began = time.perf_counter()
+                self._finish(layer, missing, slots[~here], reading)
+                self.stats.neuron_stall_s += time.perf_counter() - began
+                return self._neurons(layer, missing, slots[~here])
+
+            yield NeuronBatch(ready, rest, every)
+        finally:  # the caller may give up, or be interrupted: what a thread has begun must land before its slot is used
+            while reading.left:
+                reading.take()
+
+    def _read(self, layer: int, missing: I32, kept: I32, reading: _Reading) -> I32:
+        """Take the slots of those that fired least, but for the slots `kept`, and begin to read `missing` to them.
+        Nobody is there until `_finish`."""
+        if not len(missing):
+            return missing
         table, owner = self._slot_of[layer], self._owner[layer]
         value = np.where(owner >= 0, self.scores[layer, owner], np.float32(-1.0))
-        if kept is not None:
-            value[table[kept]] = np.inf
-        slots = np.argpartition(value, len(missing) - 1)[: len(missing)].astype(np.int32) if len(missing) else missing
+        value[kept] = np.inf
+        slots = np.argpartition(value, len(missing) - 1)[: len(missing)].astype(np.int32)
         gone = owner[slots]
         table[gone[gone >= 0]] = -1
-        owner[slots], table[missing] = missing, slots
-        landed: SimpleQueue[int | Exception] = SimpleQueue()
+        owner[slots] = -1
         pieces = self._reader.neuron_pieces(
-            self._layouts[layer], layer, missing, slots, self._memory[layer], landed.put, landed.put
+            self._layouts[layer], layer, missing, slots, self._memory[layer], reading.landed.put, reading.landed.put
         )
         self._reader.flash.submit(pieces, DEMAND)
-        return landed, len(pieces)
+        reading.left = len(pieces)
+        return slots
 
-    def _wait(self, layer: int, missing: I32, landed: SimpleQueue[int | Exception], pieces: int) -> None:
-        results = [landed.get() for _ in range(pieces)]
-        error = next((each for each in results if isinstance(each, Exception)), None)
-        if error is not None:  # whoever asks next tries again
-            self._owner[layer, self._slot_of[layer, missing]] = -1
-            self._slot_of[layer, missing] = -1
+    def _finish(self, layer: int, missing: I32, slots: I32, reading: _Reading) -> None:
+        """Wait for what `_read` began. After an error whoever asks next tries again."""
+        error: Exception | None = None
+        while reading.left:
+            error = reading.take() or error
+        if error is not None:
             raise error
+        self._owner[layer, slots], self._slot_of[layer, missing] = missing, slots
 
-    def _neurons(self, layer: int, ids: I32) -> Neurons:
+    def _neurons(self, layer: int, ids: I32, slots: I32) -> Neurons:
         up, down = self._layouts[layer].neurons
-        slots = self._slot_of[layer, ids]
         return Neurons(ids, slots, self._memory[layer], up.type, down.type, up.shape[1])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgerun.errors import Cancelled, ReadError, UsageError
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import Decoder, load_spec
-from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
+from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, neuron_cache
 from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed
 from edgerun.weights.streamed_layers import spread
 from tests.models.instances import INSTANCES, SPARSE, tokens_of, write
@@ -258,6 +258,25 @@ def test_closing_in_the_middle_of_a_sparse_layer(models, kernels, monkeypatch):
         next(batches)
         batches.close()
         assert np.array_equal(run(decoder, "relu"), expected)
+
+
+def test_an_interrupt_while_neurons_are_read(models, kernels, monkeypatch):
+    """What was not waited for is not taken for there."""
+    with streamed(models, "relu-Q8_0", kernels, pinned=[], wave_tokens=256, neuron_slots=96) as (decoder, _, expected):
+        real = neuron_cache._Reading.take
+        turns = iter(range(1000))
+
+        def interrupted(reading):
+            if next(turns) == 2:
+                raise KeyboardInterrupt
+            return real(reading)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(neuron_cache._Reading, "take", interrupted)
+            slow_reads(patch, 3, most_s=0.02)
+            with pytest.raises(KeyboardInterrupt):
+                run(decoder, "relu-Q8_0")
+        assert np.array_equal(run(decoder, "relu-Q8_0"), expected)
 
 
 def test_which_layers_stay():
