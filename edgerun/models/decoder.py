@@ -19,6 +19,7 @@ from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import bounded, likeliest
+from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.scratch import MOST_AHEAD, Scratch
@@ -47,6 +48,7 @@ class Decoder:
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
+        self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         self._single = Scratch(spec, 1)
         self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
         self._several: dict[int, Scratch] = {}
@@ -187,27 +189,27 @@ class Decoder:
         x = self.store.embedding(tokens)
         if self.spec.family.scaled_embedding:
             self.kernels.scale(x, self.spec.d_model**0.5)
+        if self.prompt_backend is not None:
+            self.prompt_backend.run(PromptWalk(self, x, cache, cancelled))
+            return x
         parts = chunks(len(x), CHUNK)
         for layer in range(self.spec.n_layers):
             weights: LayerWeights | None = None
-            routed: tuple[F32, list[F32]] | None = None
-            if self.spec.family.early_router:
-                weights = self.store.dense(layer)
-                routed = self._route_wave(layer, weights, x)
-                self.store.expect(layer, likeliest(routed[0], self.spec.n_experts_used), 0)
+            routed = self.route_early(layer, x) if self.spec.family.early_router else None
             for part in parts:
                 if cancelled is not None and cancelled():
                     raise Cancelled("stopped by the caller")
                 weights = weights or self.store.dense(layer)
-                scratch = self._scratch(part.stop - part.start)
+                scratch = self.scratch(part.stop - part.start)
                 self._attention(layer, weights, x[part], cache, scratch, cache.length + part.start)
                 if not self.spec.n_experts:
                     self._feed_forward(layer, weights, x[part], scratch)
-            if self.spec.n_experts and weights is not None:
-                self._expert_layer(layer, weights, x, routed, cancelled)
+            if self.spec.n_experts:
+                self.expert_layer(layer, x, routed, cancelled)
         return x
 
-    def _scratch(self, rows: int) -> Scratch:
+    def scratch(self, rows: int) -> Scratch:
+        """Buffers for so many rows."""
         if rows == 1:
             return self._single
         if rows not in self._several:
@@ -231,6 +233,15 @@ class Decoder:
             kernels.matmul_many((matrices["attn_q"], matrices["attn_k"], matrices["attn_v"]), rows, (s.q, s.k, s.v))
             for name, out in (("attn_q", s.q), ("attn_k", s.k), ("attn_v", s.v)):
                 self._scale_and_bias(vectors, name, out)
+        self.attend(layer, vectors, cache, s, start)
+        if family.sub_norms:
+            kernels.rms_norm(s.o, vectors["attn_sub_norm"], spec.norm_eps, s.o)
+        self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
+
+    def attend(self, layer: int, vectors: dict[str, F32], cache: KvCache, s: Scratch, start: int) -> None:
+        """s.o = attention of the queries s.q over the cache and over s.k and s.v, which are written to it; the rows are
+        positions start and on."""
+        spec, family, kernels = self.spec, self.spec.family, self.kernels
         if family.qk_norm == "head":
             kernels.rms_norm(s.q_rows, vectors["attn_q_norm"], spec.norm_eps, s.q_rows)
             kernels.rms_norm(s.k_rows, vectors["attn_k_norm"], spec.norm_eps, s.k_rows)
@@ -238,7 +249,7 @@ class Decoder:
             kernels.rms_norm(s.q, vectors["attn_q_norm"], spec.norm_eps, s.q)
             kernels.rms_norm(s.k, vectors["attn_k_norm"], spec.norm_eps, s.k)
         window = spec.window(layer)
-        cos, sin = (self._local_rope if window else self._rope).at(start, len(x))
+        cos, sin = (self._local_rope if window else self._rope).at(start, s.rows)
         if spec.rotates(layer):
             kernels.rope(s.q_heads, cos, sin, family.rope)
             kernels.rope(s.k_heads, cos, sin, family.rope)
@@ -255,9 +266,6 @@ class Decoder:
             softcap=spec.attention_softcap,
             window=window,
         )
-        if family.sub_norms:
-            kernels.rms_norm(s.o, vectors["attn_sub_norm"], spec.norm_eps, s.o)
-        self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
 
     def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: Scratch) -> None:
         """x += feed-forward(norm(x)), the dense one."""
@@ -298,17 +306,22 @@ class Decoder:
         self._routers(layer, w, h, router, ahead)
         return router, ahead
 
-    def _expert_layer(
+    def route_early(self, layer: int, x: F32) -> tuple[F32, list[F32]]:
+        """What the router before a layer's attention says of all rows of a wave; their experts are asked for."""
+        routed = self._route_wave(layer, self.store.dense(layer), x)
+        self.store.expect(layer, likeliest(routed[0], self.spec.n_experts_used), 0)
+        return routed
+
+    def expert_layer(
         self,
         layer: int,
-        w: LayerWeights,
         x: F32,
         routed: tuple[F32, list[F32]] | None,
         cancelled: Callable[[], bool] | None,
     ) -> None:
         """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once. `routed`: what an early
         router said."""
-        tokens, spec = len(x), self.spec
+        tokens, spec, w = len(x), self.spec, self.store.dense(layer)
         h = np.empty_like(x)
         self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
         router, ahead = routed or self._route_wave(layer, w, h)
@@ -401,7 +414,7 @@ class Decoder:
 
     def _shared_expert(self, w: LayerWeights, x: F32, h: F32) -> None:
         """x += the expert that every token uses, weighted by a gate of its own."""
-        kernels, s = self.kernels, self._scratch(len(x))
+        kernels, s = self.kernels, self.scratch(len(x))
         rows = kernels.activations(h)
         kernels.matmul_many((w.matrices["ffn_gate_shexp"], w.matrices["ffn_up_shexp"]), rows, (s.gate, s.up))
         kernels.gated(s.gate, s.up, self.spec.activation, s.gate)

@@ -1,0 +1,64 @@
+"""The seam for prompt backends: where a prompt's dense products are computed when it is not by our kernels.
+
+A backend gets a wave of a prompt to walk through all layers, in whatever order serves it. Attention, keys and values
+and experts stay with the decoder; embeddings and head are outside. The cache is the decoder's own, so decoding goes on
+from it without moving anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from edgerun.errors import Cancelled
+from edgerun.kernels.interface import F32
+from edgerun.kv import KvCache
+
+if TYPE_CHECKING:
+    from edgerun.models.decoder import Decoder
+
+
+class PromptBackend(Protocol):
+    """Runs the layers of a prompt."""
+
+    @property
+    def name(self) -> str:
+        """What computes: a provider and a scheme."""
+        ...
+
+    def run(self, walk: PromptWalk) -> None:
+        """All layers over walk.x, in place. Exceptions leave nothing running."""
+        ...
+
+
+class PromptWalk:
+    """What the decoder does for a backend while it walks. x (tokens, d): the wave's residual stream."""
+
+    def __init__(self, decoder: Decoder, x: F32, cache: KvCache, cancelled: Callable[[], bool] | None) -> None:
+        self.x = x
+        self.decoder = decoder
+        self.spec = decoder.spec
+        self._cache = cache
+        self._cancelled = cancelled
+        self._routed: tuple[F32, list[F32]] | None = None
+
+    def check(self) -> None:
+        """Raises Cancelled when the caller wants to stop."""
+        if self._cancelled is not None and self._cancelled():
+            raise Cancelled("stopped by the caller")
+
+    def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
+        """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer must
+        have been here before."""
+        decoder, s = self.decoder, self.decoder.scratch(len(q))
+        s.q[:], s.k[:], s.v[:] = q, k, v
+        decoder.attend(layer, decoder.store.dense(layer).vectors, self._cache, s, self._cache.length + first)
+        return s.o.copy()
+
+    def route(self, layer: int) -> None:
+        """Where the family's router is early: to be called before a layer's first rows go in."""
+        self._routed = self.decoder.route_early(layer, self.x)
+
+    def experts(self, layer: int) -> None:
+        """Of a mixture, once all rows of the layer have come out: x += the experts."""
+        self.decoder.expert_layer(layer, self.x, self._routed, self._cancelled)

@@ -1,0 +1,201 @@
+"""A prompt's dense products on an ONNX Runtime device; attention, experts and what grids cut off on the CPU beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from edgerun.kernels.interface import F32
+from edgerun.models import ModelSpec
+from edgerun.models.prompt import PromptWalk
+from edgerun.prefill.build import BuiltModel
+from edgerun.prefill.hadamard import rotate
+from edgerun.prefill.ladder import rungs
+from edgerun.prefill.layer_files import GraphFile, weights_name
+from edgerun.prefill.observe import add_result, normed
+from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
+from edgerun.prefill.sessions import Sessions
+from edgerun.prefill.shadow import ShadowWeights, excess, map_shadow
+from edgerun.prefill.stages import ProductName, Segment, products_of, segments_of
+
+
+@dataclass
+class _Chunk:
+    """Rows of a wave on their way through the layers. `values`: what the last graphs gave, by name; `shadow`: what has
+    to be added to results, by name."""
+
+    rows: slice
+    size: int  # of the graphs that take them; 0: as many as there are
+    values: dict[str, F32] = field(default_factory=dict)
+    shadow: dict[str, F32] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One chunk in one layer."""
+
+    walk: PromptWalk
+    chunk: _Chunk
+    layer: int
+
+    @property
+    def x(self) -> F32:
+        """Its rows of the residual stream, to be changed in place."""
+        return self.walk.x[self.chunk.rows]
+
+
+class OnnxBackend:
+    """`models.prompt.PromptBackend`. overlap: device and CPU work at once, on different chunks or products."""
+
+    def __init__(self, spec: ModelSpec, built: BuiltModel, sessions: Sessions, *, overlap: bool = True) -> None:
+        self._spec = spec
+        self._built = built
+        self._sessions = sessions
+        self._overlap = overlap
+        self._products = products_of(spec)
+        self._shadows: dict[tuple[int, str], ShadowWeights] = {}
+        self.timeline = Timeline()
+
+    @property
+    def name(self) -> str:
+        built = self._built
+        return f"{self._sessions.device.name}:{built.scheme.name}{':rotated' if built.rotated else ''}"
+
+    @property
+    def built(self) -> BuiltModel:
+        """What it runs."""
+        return self._built
+
+    def close(self) -> None:
+        """Give back what the provider holds."""
+        self._sessions.close()
+        self._shadows.clear()
+
+    def run(self, walk: PromptWalk) -> None:
+        if self._built.rotated:
+            walk.x[:] = rotate(walk.x)
+        whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
+        if self._overlap and walk.decoder.store.fixed:
+            run_tasks(self._tasks(walk, whole, range(self._spec.n_layers)), self.timeline)
+        else:  # weights come layer by layer: nobody may run ahead
+            for layer in range(self._spec.n_layers):
+                run_tasks(self._tasks(walk, whole, range(layer, layer + 1)), self.timeline, overlap=self._overlap)
+        if self._built.rotated:
+            walk.x[:] = rotate(walk.x)
+
+    # -- the graph of tasks -------------------------------------------------------------------------------------
+
+    def _tasks(self, walk: PromptWalk, whole: list[_Chunk], layers: range) -> list[Task]:
+        tasks: list[Task] = []
+
+        def add(side: Side, kind: str, run: Callable[[], None], after: Sequence[Task]) -> Task:
+            tasks.append(Task(side, kind, run, tuple(after)))
+            return tasks[-1]
+
+        ends: list[list[Task]] = [[] for _ in whole]  # of every chunk: what its next task waits for
+        for layer in layers:
+            shadowed = self._built.layers[layer].ranges.shadowed
+            first, second = segments_of(self._spec, shadowed)
+            if self._spec.family.early_router:
+                ends = [[add("cpu", "route", partial(walk.route, layer), ends[0])]] * len(whole)
+            attended: list[Task] = []
+            for index, chunk in enumerate(whole):
+                work = _Work(walk, chunk, layer)
+                after = [add("backend", f"qkv {chunk.size}", partial(self._compute, work, first), ends[index])]
+                if "qkv" in shadowed:
+                    after.append(add("cpu", "shadow qkv", partial(self._shadow, work, "qkv"), ends[index]))
+                attended = [add("cpu", f"attend {chunk.rows.start}", partial(self._attend, work), after + attended)]
+                end = attended
+                for segment in second:
+                    after = [add("backend", f"{segment.name} {chunk.size}", partial(self._compute, work, segment), end)]
+                    if segment.raw:
+                        (product,) = segment.products
+                        after.append(add("cpu", f"shadow {product}", partial(self._shadow, work, product), end))
+                        after = [add("cpu", f"join {product}", partial(self._join, work, product), after)]
+                    end = after
+                ends[index] = end
+            if self._spec.n_experts:
+                every = [task for end in ends for task in end]
+                ends = [[add("cpu", "experts", partial(walk.experts, layer), every)]] * len(whole)
+        return tasks
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    def _compute(self, work: _Work, segment: Segment) -> None:
+        """On the device: a segment's graph for one chunk."""
+        chunk = work.chunk
+        rows = chunk.rows.stop - chunk.rows.start
+        values = {"x": work.x, **chunk.values}
+        feeds = {name: _padded(values[name], chunk.size) for name in segment.inputs}
+        results = self._sessions.run(GraphFile(work.layer, segment, chunk.size), feeds)
+        for name, value in results.items():
+            if name == "x_out":
+                work.x[:] = value[:rows]
+            else:
+                chunk.values[name] = value[:rows]
+
+    def _attend(self, work: _Work) -> None:
+        work.walk.check()
+        self._add_shadow(work, "qkv")
+        q, k, v = (work.chunk.values.pop(name) for name in ("q", "k", "v"))
+        work.chunk.values["o"] = work.walk.attend(work.layer, work.chunk.rows.start, q, k, v)
+
+    def _shadow(self, work: _Work, name: ProductName) -> None:
+        """What the product's grid cuts off, multiplied."""
+        product = self._products[name]
+        inner = {"x": work.x, **work.chunk.values}[{"o": "o", "down": "h"}.get(name, "x")]
+        inner = normed(work.walk.decoder.kernels, self._spec, self._vectors(work), product, inner)
+        found = excess(inner, self._built.layers[work.layer].ranges.kept[name])
+        if found is not None:
+            cols, beyond = found
+            for part in product.parts:
+                weights = self._shadow_weights(work.layer, f"{name}.{part.out}")
+                work.chunk.shadow[part.out] = (beyond @ weights.columns(cols)) * self._factor(work, part.tensor)
+
+    def _join(self, work: _Work, name: ProductName) -> None:
+        """What follows a product whose graph ends with it."""
+        self._add_shadow(work, name)
+        kernels, values = work.walk.decoder.kernels, work.chunk.values
+        if name == "gate_up":
+            gate, up = (np.ascontiguousarray(values.pop(out)) for out in ("gate", "up"))
+            values["h"] = np.empty_like(gate)
+            kernels.gated(gate, up, self._spec.activation, values["h"])
+        else:
+            t = np.array(values.pop("t"))
+            add_result(kernels, self._spec, self._vectors(work), self._products[name], t, work.x)
+
+    def _add_shadow(self, work: _Work, name: ProductName) -> None:
+        for part in self._products[name].parts:
+            added = work.chunk.shadow.pop(part.out, None)
+            if added is not None:
+                work.chunk.values[part.out] = work.chunk.values[part.out] + added
+
+    def _vectors(self, work: _Work) -> dict[str, F32]:
+        vectors = work.walk.decoder.store.dense(work.layer).vectors
+        if not self._built.rotated:
+            return vectors
+        ones = np.ones(self._spec.d_model, np.float32)  # a rotated stream's norms have moved into the matrices
+        return {**vectors, "attn_norm": ones, "ffn_norm": ones}
+
+    def _factor(self, work: _Work, tensor: str) -> np.float32:
+        scale = work.walk.decoder.store.dense(work.layer).vectors.get(tensor + ".scale")
+        return np.float32(1.0 if scale is None else scale[0])
+
+    def _shadow_weights(self, layer: int, key: str) -> ShadowWeights:
+        if (layer, key) not in self._shadows:
+            stored = self._built.layers[layer].stored
+            path = self._built.folder / weights_name(layer)
+            self._shadows[layer, key] = map_shadow(path, stored[key], stored[f"{key}.scale"])
+        return self._shadows[layer, key]
+
+
+def _padded(value: F32, size: int) -> F32:
+    """(size, cols): zero rows after the others. 0: as it is."""
+    if not size or len(value) == size:
+        return np.ascontiguousarray(value)
+    out = np.zeros((size, value.shape[1]), np.float32)
+    out[: len(value)] = value
+    return out

@@ -1,0 +1,23 @@
+"""How a prompt is cut for graphs of fixed sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgerun.models.chunks import chunks
+from edgerun.models.footprint import CHUNK
+
+LADDER = (32, 128, 256)
+
+
+def rungs(tokens: int, sizes: Sequence[int]) -> list[tuple[slice, int]]:
+    """Rows and the size of the graph that takes them: the largest repeatedly, then the smallest that fits, padded.
+    A size of 0 takes any number."""
+    if 0 in sizes:
+        return [(part, 0) for part in chunks(tokens, CHUNK)]
+    largest = max(sizes)
+    cut = [(slice(low, low + largest), largest) for low in range(0, tokens - largest + 1, largest)]
+    done = len(cut) * largest
+    if done < tokens:
+        cut.append((slice(done, tokens), min(size for size in sizes if size >= tokens - done)))
+    return cut

@@ -1,0 +1,131 @@
+"""A layer on disk: one file of weights, page-aligned so that it can be mapped, and its small graphs beside it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import F32
+from edgerun.models import ModelSpec
+from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
+from edgerun.prefill.ranges import LayerRanges
+from edgerun.prefill.schemes import Scheme
+from edgerun.prefill.stages import Segment, products_of, segments_of
+from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One graph. `tokens`: 0 for any number."""
+
+    layer: int
+    segment: Segment
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"layer-{self.layer:03d}-{self.segment.name}-{self.tokens or 'any'}.onnx"
+
+
+def weights_name(layer: int) -> str:
+    """Of a layer's weight file."""
+    return f"layer-{layer:03d}.weights"
+
+
+def write_layer(
+    folder: Path,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    layer: int,
+    scheme: Scheme,
+    ranges: LayerRanges,
+    sizes: Iterable[int],
+    *,
+    rotated: bool = False,
+) -> dict[str, Stored]:
+    """Write a layer's weights and the graphs of all its segments for each number of tokens in `sizes` (0: any); returns
+    where the weights lie. Nothing has its final name before it is whole."""
+    reader = LayerReader(gguf, spec, layer, rotated=rotated)
+    constants = _write_weights(folder / weights_name(layer), reader, spec, scheme)
+    first, second = segments_of(spec, ranges.shadowed)
+    for segment in (first, *second):
+        for tokens in sizes:
+            file = GraphFile(layer, segment, tokens)
+            model = build_graph(spec, segment, scheme, constants, ranges.kept, tokens or None)
+            replace_file(folder / file.name, [model])
+    return dict(constants.stored)
+
+
+def _write_weights(path: Path, reader: LayerReader, spec: ModelSpec, scheme: Scheme) -> LayerConstants:
+    stored: dict[str, Stored] = {}
+    vectors: dict[str, F32] = {}
+    factors: dict[str, float] = {}
+    pieces: list[NDArray[Any] | bytes] = []
+    end = 0
+
+    def keep(name: str, type: str, shape: tuple[int, ...], data: NDArray[Any]) -> None:
+        nonlocal end
+        gap = -end % _PAGE
+        pieces.extend((bytes(gap), data))
+        stored[name] = Stored(type, shape, end + gap, data.nbytes)
+        end += gap + data.nbytes
+
+    for product in products_of(spec).values():
+        norm = reader.norm(product)
+        if norm is not None:
+            vectors[product.norm] = norm
+        if product.post_norm:
+            weight = reader.vector(product.post_norm)
+            assert weight is not None
+            vectors[product.post_norm] = weight
+        for part in product.parts:
+            key, made = f"{product.name}.{part.out}", reader.part(product, part)
+            if made.bias is not None:
+                vectors[f"{key}.bias"] = made.bias
+            if made.scale != 1.0:
+                factors[key] = made.scale
+            _narrowed(keep, key, made, scheme)
+    replace_file(path, pieces)
+    return LayerConstants(path.name, stored, vectors, factors)
+
+
+def _narrowed(keep: Any, key: str, part: PartWeights, scheme: Scheme) -> None:
+    shape = part.matrix.shape
+    if scheme.weights == "f32":
+        keep(key, "FLOAT", shape, part.matrix)
+    elif scheme.weights == "f16":
+        keep(key, "FLOAT16", shape, part.matrix.astype(np.float16))
+    else:
+        block = scheme.block if scheme.block and shape[0] % scheme.block == 0 else 0
+        integers, scale = narrow(part.matrix, scheme.bits, block)
+        if scheme.weights == "i8":
+            keep(key, "INT8", shape, integers)
+        else:
+            keep(key, "INT4", shape, pack_nibbles(integers))
+        keep(f"{key}.scale", "FLOAT", scale.shape, np.ascontiguousarray(scale))
+
+
+def replace_file(path: Path, pieces: list[Any]) -> None:
+    """Write beside its place and rename, so that a crash leaves nothing half-written under the name."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for piece in pieces:
+                file.write(piece if isinstance(piece, bytes) else memoryview(np.ascontiguousarray(piece)).cast("B"))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,67 @@
+"""The ranges of a model's activations on a text, by running it there once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgerun.errors import UsageError
+from edgerun.kernels.interface import F32
+from edgerun.models import Decoder
+from edgerun.prefill.hadamard import rotate
+from edgerun.prefill.observe import KernelLayers
+from edgerun.prefill.ranges import Extremes, LayerRanges
+from edgerun.prefill.stages import ProductName, products_of
+
+MOST_TOKENS = 512
+
+
+def profile_ranges(
+    decoder: Decoder, ids: Sequence[int], *, shadow: bool = True, rotated: bool = False
+) -> list[LayerRanges]:
+    """Of every layer, what its products see of these tokens (at most 512 of them are used). `shadow`: grids may end
+    before the outliers do; `rotated`: as seen through `hadamard.rotate`."""
+    if len(ids) < 2:
+        raise UsageError("ranges need a text of at least two tokens")
+    seen: dict[tuple[int, str], Extremes] = {}
+
+    def see(layer: int, product: ProductName, inner: F32, results: dict[str, F32]) -> None:
+        turned = rotated and product in ("qkv", "gate_up")
+        for name, values in (
+            (product, _unit(decoder, layer, product, inner) if turned else inner),
+            *(
+                (f"{product}.{out}", rotate(values) if rotated and out == "t" else values)
+                for out, values in results.items()
+            ),
+        ):
+            if (layer, name) not in seen:
+                seen[layer, name] = Extremes(values.shape[1])
+            seen[layer, name].see(values)
+
+    before, decoder.prompt_backend = decoder.prompt_backend, KernelLayers(see)
+    try:
+        some = ids[:MOST_TOKENS]
+        decoder.forward(some, decoder.new_cache(len(some)), logits="none")
+    finally:
+        decoder.prompt_backend = before
+    return [_layer(seen, layer, tuple(products_of(decoder.spec)), shadow) for layer in range(decoder.spec.n_layers)]
+
+
+def _unit(decoder: Decoder, layer: int, product: ProductName, inner: F32) -> F32:
+    """A rotated stream's normed rows: their weight has moved into the matrix."""
+    weight = decoder.store.dense(layer).vectors[products_of(decoder.spec)[product].norm]
+    return rotate(np.divide(inner, weight, out=np.zeros_like(inner), where=weight != 0))
+
+
+def _layer(
+    seen: dict[tuple[int, str], Extremes], layer: int, products: tuple[ProductName, ...], shadow: bool
+) -> LayerRanges:
+    kept, shadowed = {}, []
+    for product in products:
+        extremes = seen[layer, product]
+        kept[product], cut = extremes.clipped() if shadow else (extremes.whole(), False)
+        if cut:
+            shadowed.append(product)
+    kept |= {name: each.whole() for (of, name), each in seen.items() if of == layer and "." in name}
+    return LayerRanges(kept, tuple(shadowed))

@@ -1,0 +1,223 @@
+"""ONNX Runtime's execution providers: which devices are here, what each needs, and why one refuses.
+
+Providers come as plugins (a package with a library that is registered) or inside the onnxruntime wheel of a platform.
+`KNOWN` says of each what its graphs must be like; `find_devices` says what this machine has. A session is opened with
+the CPU fallback off, so a graph runs where it was meant to run or an error says why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edgerun.errors import UnsupportedError, UsageError
+
+
+@dataclass(frozen=True)
+class ProviderKind:
+    """ep: its name in ONNX Runtime. plugin: the package that brings its library, "" for one inside onnxruntime's wheel.
+    static: graphs must have fixed shapes. schemes: those worth trying, best first. narrow_results: quantised products
+    want their results rounded too. context: it can write compiled graphs (EPContext). options: for every session."""
+
+    name: str
+    ep: str
+    plugin: str = ""
+    extra: str = ""
+    static: bool = True
+    schemes: tuple[str, ...] = ("w8a8",)
+    narrow_results: bool = False
+    context: bool = False
+    platforms: tuple[str, ...] = ("Linux", "Windows", "Darwin")
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+KNOWN = {
+    each.name: each
+    for each in (
+        ProviderKind("ort", "CPUExecutionProvider", static=False, schemes=("w8a8", "fp32", "w4a16", "w8a16")),
+        ProviderKind(
+            "openvino",
+            "OpenVINOExecutionProvider",
+            plugin="onnxruntime_ep_openvino",
+            extra="openvino",
+            schemes=("w8a8", "fp32", "fp16"),
+            context=True,
+            platforms=("Linux", "Windows"),
+        ),
+        ProviderKind(
+            "qnn",
+            "QNNExecutionProvider",
+            plugin="onnxruntime_qnn",
+            extra="qnn",
+            schemes=("w8a16", "w8a8", "w4a16"),
+            narrow_results=True,
+            context=True,
+            platforms=("Linux", "Windows"),
+            options={"htp_performance_mode": "burst", "htp_graph_finalization_optimization_mode": "3"},
+        ),
+        ProviderKind("coreml", "CoreMLExecutionProvider", schemes=("fp16", "fp32"), platforms=("Darwin",)),
+        ProviderKind("webgpu", "WebGpuExecutionProvider", plugin="onnxruntime_ep_webgpu", schemes=("fp16", "fp32")),
+        ProviderKind("dml", "DmlExecutionProvider", schemes=("fp16", "w8a8"), platforms=("Windows",)),
+        ProviderKind("vitisai", "VitisAIExecutionProvider", context=True, platforms=("Windows",)),
+        ProviderKind("xnnpack", "XnnpackExecutionProvider", schemes=("fp32", "w8a8"), platforms=("Linux", "Android")),
+        ProviderKind("nnapi", "NnapiExecutionProvider", schemes=("w8a8", "fp16"), platforms=("Android",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that runs graphs. `type`: cpu, gpu or npu; `handle`: ONNX Runtime's device, None for a provider that is
+    only known by name."""
+
+    kind: ProviderKind
+    type: str
+    vendor: str
+    version: str
+    handle: Any = None
+
+    @property
+    def name(self) -> str:
+        """As the user names it."""
+        return f"{self.kind.name}-{self.type}"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A provider without a device here, and what would bring one."""
+
+    name: str
+    reason: str
+
+
+def runtime() -> Any:
+    """The onnxruntime module. UnsupportedError, saying what to install, when it is not here."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UnsupportedError(f"onnxruntime cannot be loaded ({error}): pip install 'edgerun[onnx]'") from None
+    return onnxruntime
+
+
+@lru_cache(maxsize=1)
+def find_devices() -> tuple[tuple[Device, ...], tuple[Absent, ...]]:
+    """All devices, the CPU first, and why other providers have none. Loads the providers' libraries."""
+    ort = runtime()
+    built_in = set(ort.get_available_providers())
+    failed = {kind.name: reason for kind in KNOWN.values() if (reason := _register(ort, kind))}
+    devices, absent = [], []
+    for kind in KNOWN.values():
+        mine = [d for d in ort.get_ep_devices() if d.ep_name in (kind.ep, kind.plugin)]
+        if mine:
+            devices += [
+                Device(kind, d.device.type.name.lower(), d.ep_vendor, dict(d.ep_metadata).get("version", ""), d)
+                for d in mine
+            ]
+        elif kind.ep in built_in:
+            devices.append(Device(kind, "cpu" if kind.name in ("ort", "xnnpack") else "any", "", ort.__version__))
+        else:
+            absent.append(Absent(kind.name, failed.get(kind.name) or _why(kind)))
+    devices.sort(key=lambda device: device.kind.name != "ort")
+    return tuple(devices), tuple(absent)
+
+
+def device_named(name: str) -> Device:
+    """A device by "PROVIDER" or "PROVIDER-TYPE". UsageError, saying why, when it is not here."""
+    devices, absent = find_devices()
+    for device in devices:
+        if name in (device.name, device.kind.name):
+            return device
+    for each in absent:
+        if name.split("-")[0] == each.name:
+            raise UsageError(f"no device for the prompt backend {name!r}: {each.reason}")
+    known = ", ".join(dict.fromkeys(device.name for device in devices))
+    raise UsageError(f"unknown prompt backend {name!r}; this machine has {known}")
+
+
+def session_options(device: Device, threads: int, *, fallback: bool, mapped: bool) -> Any:
+    """For one device. `mapped`: weights are used where they are mapped, not copied into another layout."""
+    ort = runtime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not fallback and device.kind.name != "ort":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if device.kind.name == "ort":
+        # u8 x s8 saturates where the processor has no dot product of its own: ask for the exact kernels there
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+    elif device.handle is not None:
+        options.add_provider_for_devices([device.handle], dict(device.kind.options))
+    return options
+
+
+def open_session(device: Device, model: Path, threads: int, *, fallback: bool = False, mapped: bool = True) -> Any:
+    """An InferenceSession. UnsupportedError with the provider's own words when it does not take the graph."""
+    ort = runtime()
+    options = session_options(device, threads, fallback=fallback, mapped=mapped)
+    named = [device.kind.ep] if device.handle is None else None
+    if device.kind.name == "ort":
+        named = ["CPUExecutionProvider"]
+    elif named and fallback:
+        named.append("CPUExecutionProvider")
+    try:
+        return ort.InferenceSession(str(model), options, **({"providers": named} if named else {}))
+    except Exception as error:  # noqa: BLE001 - providers raise what they like; all of it means that they refuse
+        raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
+
+
+def compile_graph(device: Device, model: Path, out: Path) -> None:
+    """Write the provider's own compiled form of a graph (an EPContext node and what belongs to it). UnsupportedError
+    with the provider's own words when it does not take the graph."""
+    ort = runtime()
+    options = session_options(device, 0, fallback=False, mapped=True)
+    try:
+        ort.ModelCompiler(options, str(model)).compile_to_file(str(out))
+    except Exception as error:  # noqa: BLE001 - as above
+        raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
+
+
+def _register(ort: Any, kind: ProviderKind) -> str:
+    """Load a plugin's library; what went wrong, or nothing."""
+    if not kind.plugin:
+        return ""
+    if importlib.util.find_spec(kind.plugin) is None:
+        return "" if kind.ep in ort.get_available_providers() else _why(kind)
+    try:
+        library = importlib.import_module(kind.plugin).get_library_path()
+        with contextlib.suppress(Exception):  # registered already, by whoever uses onnxruntime beside us
+            ort.register_execution_provider_library(kind.plugin, library)
+            return ""
+        if any(d.ep_name in (kind.ep, kind.plugin) for d in ort.get_ep_devices()):
+            return ""
+        ort.register_execution_provider_library(kind.plugin, library)
+    except Exception as error:  # noqa: BLE001 - a library that cannot be loaded may fail in any way
+        return f"{kind.plugin} is installed, but its library cannot be used: {_first_line(error)}"
+    return ""
+
+
+def _why(kind: ProviderKind) -> str:
+    system = platform.system()
+    if system not in kind.platforms:
+        return f"only on {', '.join(kind.platforms)}"
+    if kind.plugin and importlib.util.find_spec(kind.plugin) is not None:
+        return f"{kind.plugin} is installed, but finds no device of its vendor in this machine"
+    if kind.extra:
+        return f"not installed: pip install 'edgerun[{kind.extra}]'"
+    if kind.plugin:
+        return f"not installed: pip install {kind.plugin.replace('_', '-')}"
+    return "not part of the onnxruntime that is installed"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__

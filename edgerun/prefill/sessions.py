@@ -1,0 +1,104 @@
+"""The sessions of a built model on one device, opened when they are first needed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import ReadError, UnsupportedError
+from edgerun.events import EventSink, Progress, ignore
+from edgerun.kernels.interface import F32
+from edgerun.models import ModelSpec
+from edgerun.prefill.build import BuiltModel
+from edgerun.prefill.layer_files import GraphFile
+from edgerun.prefill.providers import Device, compile_graph, open_session
+
+
+class Sessions:
+    """keep_layers: so many layers' sessions stay open, the least recently used go; 0: all.
+
+    mapped: weights stay where they are mapped from the file (and can be dropped by the system), else a provider may
+    copy them into a layout of its own: faster, and a second copy in memory.
+    """
+
+    def __init__(
+        self,
+        built: BuiltModel,
+        device: Device,
+        *,
+        threads: int,
+        fallback: bool = False,
+        mapped: bool = True,
+        keep_layers: int = 0,
+    ) -> None:
+        self._built = built
+        self.device = device
+        self._threads = threads
+        self._fallback = fallback
+        self._mapped = mapped
+        self._keep = keep_layers
+        self._open: OrderedDict[int, dict[GraphFile, Any]] = OrderedDict()
+
+    def run(self, graph: GraphFile, feeds: Mapping[str, F32]) -> dict[str, F32]:
+        """Results by name. ReadError when the provider fails while it runs."""
+        session = self.get(graph)
+        try:
+            results = session.run(list(graph.segment.outputs), dict(feeds))
+        except Exception as error:  # noqa: BLE001 - providers raise what they like
+            raise ReadError(f"{self.device.name} failed in {graph.name}: {str(error)[:400]}") from None
+        return {name: np.asarray(value) for name, value in zip(graph.segment.outputs, results, strict=True)}
+
+    def get(self, graph: GraphFile) -> Any:
+        """The open session. UnsupportedError when the device does not take the graph."""
+        mine = self._open.get(graph.layer)
+        if mine is None:
+            mine = self._open[graph.layer] = {}
+            while self._keep and len(self._open) > self._keep:
+                self._open.popitem(last=False)
+        self._open.move_to_end(graph.layer)
+        if graph not in mine:
+            mine[graph] = self._session(graph)
+        return mine[graph]
+
+    def open_all(self, spec: ModelSpec, events: EventSink = ignore) -> None:
+        """All of them now, so that a refusal comes before any prompt. Only the first layer's if few are kept."""
+        graphs = [g for g in self._built.graphs(spec) if not self._keep or g.layer < self._keep]
+        for done, graph in enumerate(graphs):
+            events(Progress("open prompt graphs", done, len(graphs), "graphs"))
+            self.get(graph)
+        events(Progress("open prompt graphs", len(graphs), len(graphs), "graphs"))
+
+    def close(self) -> None:
+        """Give back what providers hold."""
+        self._open.clear()
+
+    def _session(self, graph: GraphFile) -> Any:
+        path = self._built.folder / graph.name
+        if not path.is_file():
+            raise ReadError(f"{path} is gone; delete the folder, and it is made again")
+        if self.device.kind.context and self.device.handle is not None:
+            compiled = self._compiled(graph, path)
+            try:
+                return self._opened(compiled)
+            except UnsupportedError:  # of another version of the provider, or damaged: once more from the graph
+                compiled.unlink(missing_ok=True)
+                return self._opened(self._compiled(graph, path))
+        return self._opened(path)
+
+    def _opened(self, path: Path) -> Any:
+        return open_session(self.device, path, self._threads, fallback=self._fallback, mapped=self._mapped)
+
+    def _compiled(self, graph: GraphFile, path: Path) -> Path:
+        """The provider's own form of a graph, kept beside it."""
+        folder = self._built.folder / f"{self.device.name}-{self.device.version or 'any'}"
+        out = folder / graph.name
+        if not out.is_file():
+            folder.mkdir(exist_ok=True, mode=0o700)
+            temporary = folder / f"tmp-{graph.name}"
+            compile_graph(self.device, path, temporary)
+            temporary.replace(out)
+        return out

@@ -1,0 +1,92 @@
+"""A layer's weights as a prompt backend needs them: dequantised from the GGUF file, rotated where asked, narrowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.formats.gguf import GgufFile
+from edgerun.formats.quants import dequantize
+from edgerun.kernels.interface import F32
+from edgerun.models import ModelSpec
+from edgerun.prefill.hadamard import rotate
+from edgerun.prefill.stages import Part, Product
+
+I8 = NDArray[np.int8]
+
+
+@dataclass(frozen=True, eq=False)
+class PartWeights:
+    """One part of a product: (cols, rows) f32, a bias (rows,) and a factor."""
+
+    matrix: F32
+    bias: F32 | None
+    scale: float
+
+
+class LayerReader:
+    """One layer's tensors. `rotated`: for a residual stream that goes through `hadamard.rotate`."""
+
+    def __init__(self, gguf: GgufFile, spec: ModelSpec, layer: int, *, rotated: bool = False) -> None:
+        self._gguf = gguf
+        self._spec = spec
+        self._prefix = f"blk.{layer}."
+        self._rotated = rotated
+
+    def vector(self, name: str) -> F32 | None:
+        """f32, or None where the file has none."""
+        for end in (".weight", ""):
+            info = self._gguf.tensors.get(self._prefix + name + end)
+            if info is not None:
+                return np.asarray(dequantize(self._gguf.raw(info.name), info.type), np.float32).reshape(-1)
+        return None
+
+    def norm(self, product: Product) -> F32 | None:
+        """The weight of the norm before a product (cols,); None: no norm. Of a rotated stream it is all ones."""
+        if not product.norm:
+            return None
+        weight = self.vector(product.norm)
+        assert weight is not None  # shapes.check_tensors
+        return np.ones_like(weight) if self._reads_stream(product) else weight
+
+    def part(self, product: Product, part: Part) -> PartWeights:
+        """Dequantised and rotated."""
+        info = self._gguf.tensors[f"{self._prefix}{part.tensor}.weight"]
+        rows = slice(part.first, part.first + part.rows)
+        matrix = np.asarray(dequantize(self._gguf.raw(info.name)[rows], info.type), np.float32)  # (rows, cols)
+        bias = self.vector(part.tensor + ".bias")
+        scale = self.vector(part.tensor + ".scale")
+        if bias is not None:
+            bias = bias[rows]
+        if self._reads_stream(product):
+            weight = self.vector(product.norm)
+            assert weight is not None
+            matrix = rotate(matrix * weight)
+        elif self._rotated:
+            matrix = rotate(matrix, axis=0)
+            bias = None if bias is None else rotate(bias)
+        return PartWeights(np.ascontiguousarray(matrix.T), bias, 1.0 if scale is None else float(scale[0]))
+
+    def _reads_stream(self, product: Product) -> bool:
+        return self._rotated and product.name in ("qkv", "gate_up")
+
+
+def narrow(matrix: F32, bits: int, block: int) -> tuple[I8, F32]:
+    """(cols, rows) f32 -> integers of `bits` as int8 and their scales: (rows,), or (cols / block, rows) with a block.
+    Symmetric; of 8 bits -127 to 127."""
+    cols, rows = matrix.shape
+    most = float((1 << (bits - 1)) - 1)
+    grouped = matrix.reshape(cols // block, block, rows) if block else matrix.reshape(1, cols, rows)
+    scale = np.maximum(np.abs(grouped).max(axis=1, keepdims=True) / most, np.float32(1e-12)).astype(np.float32)
+    integers = np.clip(np.rint(grouped / scale), -most, most).astype(np.int8).reshape(cols, rows)
+    return integers, scale[:, 0, :] if block else scale[0, 0]
+
+
+def pack_nibbles(integers: I8) -> NDArray[np.uint8]:
+    """ONNX's int4: two a byte, the first in the low half."""
+    flat = integers.reshape(-1).astype(np.uint8) & 15
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return (flat[::2] | flat[1::2] << 4).astype(np.uint8)
