@@ -33,7 +33,14 @@ class TokenGenerated:
     seconds: float
 
 
-Event = Progress | PromptProcessed | TokenGenerated
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user would want to know: what was chosen, or could not be, and why."""
+
+    text: str
+
+
+Event = Progress | Notice | PromptProcessed | TokenGenerated
 EventSink = Callable[[Event], None]
 
 

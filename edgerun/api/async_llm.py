@@ -52,6 +52,8 @@ class AsyncLLM:
         memory: int | str = "auto",
         prefetch: bool = True,
         kernels: str = "auto",
+        prefill: str = "auto",
+        tpot_s: float | None = None,
         seed: int | None = None,
         events: EventSink = ignore,
     ) -> None:
@@ -63,6 +65,8 @@ class AsyncLLM:
             memory=memory,
             prefetch=prefetch,
             kernels=kernels,
+            prefill=prefill,
+            tpot_s=tpot_s,
             seed=seed,
             events=events,
         )

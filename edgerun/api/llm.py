@@ -47,6 +47,10 @@ class LLM(OpenAIMethods):
         is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
         fetched before they are surely needed.
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
+    prefill: what computes a prompt's dense products: "kernels", a backend as "ort-cpu:w7a8" or "openvino-npu", or
+        "auto", what `edgerun calibrate` found best for this model here (the kernels where it was not asked).
+    tpot_s: while one session's prompt is processed, others wait for their next token no longer than this (needs
+        `edgerun calibrate`); None: a bound that follows from the model's size.
     seed: makes calls that name no seed of their own reproducible, as a sequence.
     events: called with `edgerun.events` while loading and generating.
 
@@ -62,6 +66,8 @@ class LLM(OpenAIMethods):
         memory: int | str = "auto",
         prefetch: bool = True,
         kernels: str = "auto",
+        prefill: str = "auto",
+        tpot_s: float | None = None,
         seed: int | None = None,
         events: EventSink = ignore,
     ) -> None:
@@ -72,6 +78,8 @@ class LLM(OpenAIMethods):
             memory=memory,
             prefetch=prefetch,
             kernels=kernels,
+            prefill=prefill,
+            tpot_s=tpot_s,
             seed=seed,
             events=events,
         )

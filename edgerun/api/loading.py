@@ -28,6 +28,8 @@ def load_engine(
     memory: int | str = "auto",
     prefetch: bool = True,
     kernels: str = "auto",
+    prefill: str = "auto",
+    tpot_s: float | None = None,
     seed: int | None = None,
     events: EventSink = ignore,
 ) -> tuple[Engine, Path, Callable[[], None]]:
@@ -35,6 +37,7 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
+    from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within
     from edgerun.api.weights import open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels
@@ -57,15 +60,22 @@ def load_engine(
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
         stack.callback(close_store)
+        decoder = Decoder(spec, store, impl, context=n_context)
+        close_backend = attach_backend(prefill, gguf, decoder, tokenizer, plan, events=events)
+        if close_backend is not None:
+            stack.callback(close_backend)
+        step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        if tpot_s is not None:
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, decoder), tpot_s))
         engine = Engine(
-            Decoder(spec, store, impl, context=n_context),
+            decoder,
             tokenizer,
             context=n_context,
             template=template,
             no_tokenizer=no_tokenizer,
             no_template=no_template,
             seed=seed,
-            step_tokens=plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers),
+            step_tokens=step_tokens,
             plan=plan,
             events=events,
         )

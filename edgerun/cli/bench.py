@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgerun.cli.options import ModelOptions, json_option, model_options, streaming_options
+from edgerun.cli.options import ModelOptions, json_option, model_options, prompt_options, streaming_options
 from edgerun.cli.output import print_table
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
@@ -32,6 +32,7 @@ from edgerun.cli.stats import streaming_line
 @click.option("--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds.")
 @model_options
 @streaming_options
+@prompt_options
 @json_option
 def command(
     model: str,
@@ -47,6 +48,7 @@ def command(
     memory: str,
     prefetch: bool,
     record_routing: Path | None,
+    prefill: str,
     as_json: bool,
 ) -> None:
     """Measure MODEL: a prompt of -p tokens, then -n tokens fed one at a time; nothing is sampled.
@@ -63,7 +65,7 @@ def command(
     with ProgressBars() as bars:
         path = find_model(model, bars)
         started = time.perf_counter()
-        options = ModelOptions(context or len(fed), threads, kernels, memory, prefetch)
+        options = ModelOptions(context or len(fed), threads, kernels, memory, prefetch, prefill)
         with load_model(path, options, bars) as llm, recorded_routing(llm, record_routing):
             load_s = time.perf_counter() - started
             chosen, plan = kernels_of(llm), llm.engine.plan

@@ -39,17 +39,73 @@ _FEATURES = (
     envvar="EDGERUN_KERNELS",
     help="Which to prepare.",
 )
+@click.option("--providers", is_flag=True, help="Only list what could process prompts here, and why others cannot.")
 @threads_option
 @json_option
-def command(kernels: str, threads: int | None, as_json: bool) -> None:
-    """Say what edgerun finds here: processor, memory and its limits, directories, versions; and compile all
-    kernels, so that no later start has to."""
+def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -> None:
+    """Say what edgerun finds here: processor, memory and its limits, directories, versions; compile all kernels, so
+    that no later start has to; and, where onnxruntime is installed, calibrate prompts of the default model once."""
+    if providers:
+        found = _providers()
+        if as_json:
+            print_json(found)
+        else:
+            _print_providers(found)
+        return
     with ProgressBars() as bars:
         report = _examine(kernels, threads, bars)
+        report["prefill"] = _prefill(kernels, threads, bars)
     if as_json:
         print_json(report)
         return
     _print(report)
+
+
+def _providers() -> dict[str, Any]:
+    from edgerun.prefill.providers import find_devices, runtime
+
+    devices, absent = find_devices()
+    return {
+        "onnxruntime": str(runtime().__version__),
+        "devices": [
+            {
+                "backend": device.name,
+                "type": device.type,
+                "vendor": device.vendor,
+                "version": device.version,
+                "schemes": list(device.kind.schemes),
+                "static_shapes": device.kind.static,
+                "runs": not device.compiles_only,
+            }
+            for device in devices
+        ],
+        "absent": {each.name: each.reason for each in absent},
+    }
+
+
+def _print_providers(found: dict[str, Any]) -> None:
+    lines = {"kernels": "edgerun's own, always here"}
+    for each in found["devices"]:
+        about = " ".join(filter(None, (each["vendor"], each["version"])))
+        runs = "" if each["runs"] else "; only compiles here: its NPU is not in this machine"
+        lines[each["backend"]] = f"{about}; {', '.join(each['schemes'])}{runs}"
+    print_pairs(lines | {name: f"no: {reason}" for name, reason in found["absent"].items()})
+
+
+def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
+    """What prompts of the default model run on, calibrated if it was not yet."""
+    from edgerun.api.prefill import calibrate_model
+    from edgerun.errors import EdgerunError
+    from edgerun.hub import embedded_model
+
+    model = embedded_model()
+    if model is None:
+        return "not calibrated: no default model"
+    try:
+        found = calibrate_model(model, threads="auto" if threads is None else threads, kernels=kernels, events=bars)
+    except EdgerunError as error:
+        return f"kernels: {error}"
+    return f"{found.choice}: {found.why}"
 
 
 def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str, Any]:
@@ -118,6 +174,7 @@ def _print(report: dict[str, Any]) -> None:
             "cache": folders["cache"],
             "data": folders["data"],
             "models": f"{folders['models']} ({report['models']['downloaded']} downloaded)",
+            "prompts": report["prefill"],
             "default model": report["models"]["default"] or "not packaged with this build",
         }
     )

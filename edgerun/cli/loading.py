@@ -35,6 +35,7 @@ def load_model(name: str | Path, options: ModelOptions, events: EventSink) -> LL
         memory=options.memory,
         prefetch=options.prefetch,
         kernels=options.kernels,
+        prefill=options.prefill,
         events=events,
     )
 

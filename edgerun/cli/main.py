@@ -25,6 +25,7 @@ COMMANDS = {
     "rm": ("rm", "Delete downloaded models."),
     "plan": ("plan", "Will a model fit, and how fast will it be."),
     "pack": ("pack", "Lay a model out on disk for faster streaming."),
+    "calibrate": ("calibrate", "Find the best way to process prompts here."),
     "bench": ("bench", "Measure how fast a model is."),
     "doctor": ("doctor", "Check this machine and prepare the kernels."),
     "convert": ("convert", "Make a GGUF file from a checkpoint."),

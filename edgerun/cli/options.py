@@ -29,6 +29,7 @@ class ModelOptions:
     kernels: str
     memory: str = "auto"
     prefetch: bool = True
+    prefill: str = "auto"
 
 
 def model_options(function: F) -> F:
@@ -73,6 +74,19 @@ def streaming_options(function: F) -> F:
         default=True,
         show_default=True,
         help="Of a model larger than memory: read weights before they are surely needed.",
+    )(function)
+
+
+def prompt_options(function: F) -> F:
+    """--prefill."""
+    return click.option(
+        "--prefill",
+        metavar="auto|kernels|BACKEND[:SCHEME]",
+        default="auto",
+        show_default=True,
+        envvar="EDGERUN_PREFILL",
+        show_envvar=True,
+        help="What computes prompts: ours, or a backend that `edgerun doctor --providers` lists; auto: as calibrated.",
     )(function)
 
 

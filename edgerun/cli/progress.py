@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import click
 
-from edgerun.events import Event, Progress
+from edgerun.events import Event, Notice, Progress
 from edgerun.units import format_size
 
 _PATIENCE_S = 0.5  # a task shorter than this shows nothing
@@ -41,6 +41,8 @@ class ProgressBars:
             self._stop()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            click.echo(event.text, err=True)
         if not isinstance(event, Progress):
             return
         with self._lock:

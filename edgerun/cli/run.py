@@ -14,6 +14,7 @@ from edgerun.cli.options import (
     ModelOptions,
     json_option,
     model_options,
+    prompt_options,
     sampling_from,
     sampling_options,
     streaming_options,
@@ -34,6 +35,7 @@ _STORY = "Tell me a story."
 @sampling_options
 @model_options
 @streaming_options
+@prompt_options
 @click.option("--stats", is_flag=True, help="Report counts and rates on stderr.")
 @json_option
 def command(
@@ -47,6 +49,7 @@ def command(
     memory: str,
     prefetch: bool,
     record_routing: Path | None,
+    prefill: str,
     stats: bool,
     as_json: bool,
     **sampling: Any,
@@ -73,7 +76,7 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        model_opts = ModelOptions(context, threads, kernels, memory, prefetch)
+        model_opts = ModelOptions(context, threads, kernels, memory, prefetch, prefill)
         with load_model(path, model_opts, bars) as llm, recorded_routing(llm, record_routing):
             load_s = time.perf_counter() - started
             if interactive:

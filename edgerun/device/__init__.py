@@ -1,6 +1,7 @@
 """What the machine has: processor cores and features, memory and its limits."""
 
 from edgerun.device.cpu import cpu_features, cpu_name, default_threads, physical_cores, usable_cpus
+from edgerun.device.energy import EnergyMeter
 from edgerun.device.memory import (
     MemoryLimits,
     ProcessMemory,
@@ -11,6 +12,7 @@ from edgerun.device.memory import (
 )
 
 __all__ = [
+    "EnergyMeter",
     "MemoryLimits",
     "ProcessMemory",
     "cpu_features",

@@ -74,6 +74,11 @@ class Engine:
             raise UnsupportedError(f"text needs a tokenizer: {self._no_tokenizer}; only logits(ids) works")
         return self._tokenizer
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be given to it."""
+        return self._tokenizer is not None
+
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
         return Context(self.decoder, self._lock, self.context, step_tokens=self._step_tokens)

@@ -189,7 +189,7 @@ class Decoder:
         x = self.store.embedding(tokens)
         if self.spec.family.scaled_embedding:
             self.kernels.scale(x, self.spec.d_model**0.5)
-        if self.prompt_backend is not None:
+        if self.prompt_backend is not None and len(x) >= self.prompt_backend.least_tokens:
             self.prompt_backend.run(PromptWalk(self, x, cache, cancelled))
             return x
         parts = chunks(len(x), CHUNK)

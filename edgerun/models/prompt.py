@@ -26,6 +26,11 @@ class PromptBackend(Protocol):
         """What computes: a provider and a scheme."""
         ...
 
+    @property
+    def least_tokens(self) -> int:
+        """Shorter prompts are left to the kernels."""
+        ...
+
     def run(self, walk: PromptWalk) -> None:
         """All layers over walk.x, in place. Exceptions leave nothing running."""
         ...
@@ -48,8 +53,8 @@ class PromptWalk:
             raise Cancelled("stopped by the caller")
 
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
-        """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer must
-        have been here before."""
+        """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
+        must have been here before."""
         decoder, s = self.decoder, self.decoder.scratch(len(q))
         s.q[:], s.k[:], s.v[:] = q, k, v
         decoder.attend(layer, decoder.store.dense(layer).vectors, self._cache, s, self._cache.length + first)

@@ -1,4 +1,4 @@
-"""A prompt's dense products on an ONNX Runtime device; attention, experts and what grids cut off on the CPU beside it."""
+"""A prompt's dense products on an ONNX Runtime device; attention, experts and what grids cut off on the CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class _Work:
 class OnnxBackend:
     """`models.prompt.PromptBackend`. overlap: device and CPU work at once, on different chunks or products."""
 
-    def __init__(self, spec: ModelSpec, built: BuiltModel, sessions: Sessions, *, overlap: bool = True) -> None:
+    def __init__(
+        self, spec: ModelSpec, built: BuiltModel, sessions: Sessions, *, overlap: bool = True, least_tokens: int = 16
+    ) -> None:
+        self.least_tokens = least_tokens
         self._spec = spec
         self._built = built
         self._sessions = sessions
@@ -77,14 +80,18 @@ class OnnxBackend:
     def run(self, walk: PromptWalk) -> None:
         if self._built.rotated:
             walk.x[:] = rotate(walk.x)
-        whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
         if self._overlap and walk.decoder.store.fixed:
-            run_tasks(self._tasks(walk, whole, range(self._spec.n_layers)), self.timeline)
+            self.run_layers(walk, range(self._spec.n_layers))
         else:  # weights come layer by layer: nobody may run ahead
             for layer in range(self._spec.n_layers):
-                run_tasks(self._tasks(walk, whole, range(layer, layer + 1)), self.timeline, overlap=self._overlap)
+                self.run_layers(walk, range(layer, layer + 1))
         if self._built.rotated:
             walk.x[:] = rotate(walk.x)
+
+    def run_layers(self, walk: PromptWalk, layers: range) -> None:
+        """Some layers, of a stream that is rotated already where it has to be."""
+        whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
+        run_tasks(self._tasks(walk, whole, layers), self.timeline, overlap=self._overlap)
 
     # -- the graph of tasks -------------------------------------------------------------------------------------
 

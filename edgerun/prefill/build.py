@@ -14,8 +14,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_args
 
-from edgerun.errors import ReadError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
@@ -23,7 +23,7 @@ from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.layer_files import GraphFile, replace_file, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import check_supported, segments_of
+from edgerun.prefill.stages import ProductName, check_supported, segments_of
 from edgerun.weights.identity import content_digest
 
 _VERSION = 1  # of what this code writes
@@ -138,10 +138,7 @@ def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
     """What a record says; None when there is none, or one that does not fit the weight file: it is made again."""
     try:
         said = json.loads(_record(folder, index).read_text(encoding="utf-8"))
-        ranges = LayerRanges(
-            {str(name): (float(low), float(high)) for name, (low, high) in said["ranges"]["kept"].items()},
-            tuple(said["ranges"]["shadowed"]),
-        )
+        ranges = parse_ranges(said["ranges"])
         stored = {
             str(name): Stored(
                 str(each["type"]), tuple(int(n) for n in each["shape"]), int(each["offset"]), int(each["n_bytes"])
@@ -156,8 +153,10 @@ def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
     return BuiltLayer(ranges, stored)
 
 
-def check_whole(built: BuiltModel, spec: ModelSpec) -> None:
-    """ReadError naming the first graph file that is gone."""
-    for graph in built.graphs(spec):
-        if not (built.folder / graph.name).is_file():
-            raise ReadError(f"{built.folder / graph.name} is gone; delete the folder, and it is made again")
+def parse_ranges(said: Any) -> LayerRanges:
+    """From JSON. ValueError, KeyError, TypeError or AttributeError for anything else."""
+    shadowed: list[ProductName] = [known for known in get_args(ProductName) if known in said["shadowed"]]
+    if len(shadowed) != len(said["shadowed"]):
+        raise ValueError("an unknown product")
+    kept = {str(name): (float(low), float(high)) for name, (low, high) in said["kept"].items()}
+    return LayerRanges(kept, tuple(shadowed))

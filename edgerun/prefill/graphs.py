@@ -220,8 +220,8 @@ def _part(g: _Graph, product: ProductName, part: Part, value: str) -> str:
     result = g.node("MatMul", value, g.weight(key))
     if scheme.activations == "f16":
         result = g.node("Cast", result, to=1)
-    if scheme.results == "u16":
-        result = g.rounded(result, key, "u16")
+    if scheme.results != "f32":
+        result = g.rounded(result, key, scheme.results)
     factor = g.constants.factors.get(key, 1.0)
     if factor != 1.0:
         result = g.node("Mul", result, g.constant(f"{key}.factor", np.array(factor, np.float32)))

@@ -19,7 +19,7 @@ from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.stages import Segment, products_of, segments_of
-from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles
+from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles, same_nibbles
 
 _PAGE = 4096
 
@@ -108,8 +108,11 @@ def _narrowed(keep: Any, key: str, part: PartWeights, scheme: Scheme) -> None:
         keep(key, "FLOAT16", shape, part.matrix.astype(np.float16))
     else:
         block = scheme.block if scheme.block and shape[0] % scheme.block == 0 else 0
-        integers, scale = narrow(part.matrix, scheme.bits, block)
-        if scheme.weights == "i8":
+        if scheme.weights == "i4" and block == 32 and part.q4_0 is not None:
+            integers, scale = same_nibbles(part.q4_0)
+        else:
+            integers, scale = narrow(part.matrix, scheme.bits, block)
+        if scheme.weights in ("i8", "i7"):
             keep(key, "INT8", shape, integers)
         else:
             keep(key, "INT4", shape, pack_nibbles(integers))
@@ -122,7 +125,7 @@ def replace_file(path: Path, pieces: list[Any]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in pieces:
-                file.write(piece if isinstance(piece, bytes) else memoryview(np.ascontiguousarray(piece)).cast("B"))
+                file.write(piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

@@ -23,15 +23,20 @@ See = Callable[[int, ProductName, F32, dict[str, F32]], None]
 class KernelLayers:
     """`PromptBackend` that tells `see` (layer, product, its input after the norm, its results before what follows)."""
 
-    name = "cpu, product by product"
+    name = "kernels, product by product"
+    least_tokens = 1
 
     def __init__(self, see: See) -> None:
         self._see = see
 
     def run(self, walk: PromptWalk) -> None:
+        self.run_layers(walk, range(walk.spec.n_layers))
+
+    def run_layers(self, walk: PromptWalk, layers: range) -> None:
+        """Some layers."""
         spec, kernels = walk.spec, walk.decoder.kernels
         products = products_of(spec)
-        for layer in range(spec.n_layers):
+        for layer in layers:
             weights = walk.decoder.store.dense(layer)
             if spec.family.early_router:
                 walk.route(layer)

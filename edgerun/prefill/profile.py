@@ -9,6 +9,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.kernels.interface import F32
 from edgerun.models import Decoder
+from edgerun.prefill.graphs import Range
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.ranges import Extremes, LayerRanges
@@ -57,7 +58,8 @@ def _unit(decoder: Decoder, layer: int, product: ProductName, inner: F32) -> F32
 def _layer(
     seen: dict[tuple[int, str], Extremes], layer: int, products: tuple[ProductName, ...], shadow: bool
 ) -> LayerRanges:
-    kept, shadowed = {}, []
+    kept: dict[str, Range] = {}
+    shadowed: list[ProductName] = []
     for product in products:
         extremes = seen[layer, product]
         kept[product], cut = extremes.clipped() if shadow else (extremes.whole(), False)

@@ -24,7 +24,8 @@ from edgerun.errors import UnsupportedError, UsageError
 class ProviderKind:
     """ep: its name in ONNX Runtime. plugin: the package that brings its library, "" for one inside onnxruntime's wheel.
     static: graphs must have fixed shapes. schemes: those worth trying, best first. narrow_results: quantised products
-    want their results rounded too. context: it can write compiled graphs (EPContext). options: for every session."""
+    want their results rounded too, and one scale a channel. context: it can write compiled graphs (EPContext).
+    accelerator: a CPU that it names only compiles for it. options: for every session."""
 
     name: str
     ep: str
@@ -34,6 +35,7 @@ class ProviderKind:
     schemes: tuple[str, ...] = ("w8a8",)
     narrow_results: bool = False
     context: bool = False
+    accelerator: bool = False
     platforms: tuple[str, ...] = ("Linux", "Windows", "Darwin")
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,7 +43,7 @@ class ProviderKind:
 KNOWN = {
     each.name: each
     for each in (
-        ProviderKind("ort", "CPUExecutionProvider", static=False, schemes=("w8a8", "fp32", "w4a16", "w8a16")),
+        ProviderKind("ort", "CPUExecutionProvider", static=False, schemes=("w7a8", "w8a8", "fp32", "w4a16")),
         ProviderKind(
             "openvino",
             "OpenVINOExecutionProvider",
@@ -59,6 +61,7 @@ KNOWN = {
             schemes=("w8a16", "w8a8", "w4a16"),
             narrow_results=True,
             context=True,
+            accelerator=True,
             platforms=("Linux", "Windows"),
             options={"htp_performance_mode": "burst", "htp_graph_finalization_optimization_mode": "3"},
         ),
@@ -82,6 +85,16 @@ class Device:
     vendor: str
     version: str
     handle: Any = None
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether its sessions hold weights of their own; the CPU's use them where they are mapped."""
+        return self.kind.name != "ort"
+
+    @property
+    def compiles_only(self) -> bool:
+        """Its library is here and compiles graphs, but what runs them is not."""
+        return self.kind.accelerator and self.type == "cpu"
 
     @property
     def name(self) -> str:
@@ -133,6 +146,8 @@ def device_named(name: str) -> Device:
     devices, absent = find_devices()
     for device in devices:
         if name in (device.name, device.kind.name):
+            if device.compiles_only:
+                raise UsageError(f"{name} can compile for its NPU on this machine, but there is none to run on")
             return device
     for each in absent:
         if name.split("-")[0] == each.name:
@@ -141,8 +156,17 @@ def device_named(name: str) -> Device:
     raise UsageError(f"unknown prompt backend {name!r}; this machine has {known}")
 
 
-def session_options(device: Device, threads: int, *, fallback: bool, mapped: bool) -> Any:
-    """For one device. `mapped`: weights are used where they are mapped, not copied into another layout."""
+def session_options(
+    device: Device,
+    threads: int,
+    *,
+    fallback: bool = False,
+    mapped: bool = True,
+    exact: bool = True,
+    more: Mapping[str, str] | None = None,
+) -> Any:
+    """For one device. `mapped`: weights are used where they are mapped, not copied into another layout. `exact`: u8 x
+    s8 must not saturate where the processor has no dot product of its own. `more`: options of the provider."""
     ort = runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -150,40 +174,51 @@ def session_options(device: Device, threads: int, *, fallback: bool, mapped: boo
     if not fallback and device.kind.name != "ort":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if device.kind.name == "ort":
-        # u8 x s8 saturates where the processor has no dot product of its own: ask for the exact kernels there
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if exact:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _share_arena(ort)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
     elif device.handle is not None:
-        options.add_provider_for_devices([device.handle], dict(device.kind.options))
+        options.add_provider_for_devices([device.handle], {**device.kind.options, **(more or {})})
     return options
 
 
-def open_session(device: Device, model: Path, threads: int, *, fallback: bool = False, mapped: bool = True) -> Any:
+def open_session(device: Device, model: Path, options: Any, *, fallback: bool = False) -> Any:
     """An InferenceSession. UnsupportedError with the provider's own words when it does not take the graph."""
     ort = runtime()
-    options = session_options(device, threads, fallback=fallback, mapped=mapped)
-    named = [device.kind.ep] if device.handle is None else None
+    more: dict[str, Any] = {}
     if device.kind.name == "ort":
-        named = ["CPUExecutionProvider"]
-    elif named and fallback:
-        named.append("CPUExecutionProvider")
+        # product and residual made one float product would hide the narrow one
+        more = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["MatMulAddFusion"]}
+    elif device.handle is None:
+        more = {"providers": [device.kind.ep, *(["CPUExecutionProvider"] if fallback else [])]}
     try:
-        return ort.InferenceSession(str(model), options, **({"providers": named} if named else {}))
+        return ort.InferenceSession(str(model), options, **more)
     except Exception as error:  # noqa: BLE001 - providers raise what they like; all of it means that they refuse
         raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
 
 
-def compile_graph(device: Device, model: Path, out: Path) -> None:
-    """Write the provider's own compiled form of a graph (an EPContext node and what belongs to it). UnsupportedError
-    with the provider's own words when it does not take the graph."""
+def compile_graph(device: Device, model: Path, out: Path, more: Mapping[str, str] | None = None) -> None:
+    """Write the provider's own compiled form of a graph: an EPContext node with all that belongs to it in one file.
+    `more`: options of the provider, as the chip to compile for. UnsupportedError with the provider's own words when it
+    does not take the graph."""
     ort = runtime()
-    options = session_options(device, 0, fallback=False, mapped=True)
+    options = session_options(device, 0, more=more)
     try:
-        ort.ModelCompiler(options, str(model)).compile_to_file(str(out))
+        compiler = ort.ModelCompiler(options, str(model), embed_compiled_data_into_model=True)
+        compiler.compile_to_file(str(out))
     except Exception as error:  # noqa: BLE001 - as above
         raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
+
+
+@lru_cache(maxsize=1)
+def _share_arena(ort: Any) -> None:
+    """One arena for the activations of all sessions: they run one after the other."""
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _register(ort: Any, kind: ProviderKind) -> str:

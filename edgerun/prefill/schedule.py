@@ -1,9 +1,10 @@
 """Two sides work at once: the backend on its device, our kernels on the CPU.
 
-A prompt's work is a graph of tasks. Each side takes, of its tasks whose predecessors are done, the one with the longest
-way still behind it (list scheduling by critical path), so that chunk c of one layer runs on the device while the CPU
-does the attention of chunk c - 1 or what other products' grids cut off. Costs are measured as it goes: a kind of task is
-expected to take what its last ones took. Results do not depend on the order: tasks touch only what their edges say.
+A prompt's work is a graph of tasks. Each side takes, of its tasks whose predecessors are done, the one with the
+longest way still behind it (list scheduling by critical path), so that chunk c of one layer runs on the device while
+the CPU does the attention of chunk c - 1 or what other products' grids cut off. Costs are measured as it goes: a kind
+of task is expected to take what its last ones took. Results do not depend on the order: tasks touch only what their
+edges say.
 """
 
 from __future__ import annotations

@@ -10,14 +10,16 @@ from edgerun.errors import UsageError
 
 @dataclass(frozen=True)
 class Scheme:
-    """weights: f32, f16, i8 (one scale an output channel) or i4 (one scale for `block` inputs of a channel; 0: for all).
+    """weights: f32, f16, i8 (one scale an output channel), i7 (the same, -63 to 63: pairs of products with u8 stay
+    below 2^15, where processors without a dot product saturate) or i4 (a scale for `block` inputs of a channel; 0: for
+    all).
     activations: f32, f16, or u8 / u16 with one scale and zero point for the tensor, found out on a text.
     results: what a quantised product's result is rounded to; "f32": it is not."""
 
     name: str
-    weights: Literal["f32", "f16", "i8", "i4"]
+    weights: Literal["f32", "f16", "i8", "i7", "i4"]
     activations: Literal["f32", "f16", "u8", "u16"]
-    results: Literal["f32", "u16"] = "f32"
+    results: Literal["f32", "u8", "u16"] = "f32"
     block: int = 0
 
     @property
@@ -28,7 +30,7 @@ class Scheme:
     @property
     def bits(self) -> int:
         """Of a weight."""
-        return {"f32": 32, "f16": 16, "i8": 8, "i4": 4}[self.weights]
+        return {"f32": 32, "f16": 16, "i8": 8, "i7": 7, "i4": 4}[self.weights]
 
 
 SCHEMES = {
@@ -37,6 +39,7 @@ SCHEMES = {
         Scheme("fp32", "f32", "f32"),
         Scheme("fp16", "f16", "f16"),
         Scheme("w8a8", "i8", "u8"),
+        Scheme("w7a8", "i7", "u8"),
         Scheme("w8a16", "i8", "u16"),
         Scheme("w4a16", "i4", "u16", block=32),
     )

@@ -15,7 +15,7 @@ from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
-from edgerun.prefill.providers import Device, compile_graph, open_session
+from edgerun.prefill.providers import Device, compile_graph, open_session, session_options
 
 
 class Sessions:
@@ -90,7 +90,9 @@ class Sessions:
         return self._opened(path)
 
     def _opened(self, path: Path) -> Any:
-        return open_session(self.device, path, self._threads, fallback=self._fallback, mapped=self._mapped)
+        exact = self._built.scheme.weights == "i8"
+        options = session_options(self.device, self._threads, fallback=self._fallback, mapped=self._mapped, exact=exact)
+        return open_session(self.device, path, options, fallback=self._fallback)
 
     def _compiled(self, graph: GraphFile, path: Path) -> Path:
         """The provider's own form of a graph, kept beside it."""

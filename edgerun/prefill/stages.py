@@ -18,6 +18,7 @@ from typing import Literal
 
 from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
+from edgerun.prefill.schemes import Scheme
 
 ProductName = Literal["qkv", "o", "gate_up", "down"]
 
@@ -82,7 +83,7 @@ def check_supported(spec: ModelSpec) -> None:
     """UnsupportedError for models whose layers are not such products."""
     if spec.sparse:
         raise UnsupportedError(
-            "a sparse feed-forward computes only neurons that fire; prompt backends compute all: use the kernels (--prefill kernels)"
+            "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"
         )
 
 
@@ -114,7 +115,7 @@ def products_of(spec: ModelSpec) -> dict[ProductName, Product]:
 
 
 def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[Segment, list[Segment]]:
-    """The graphs of both halves of a layer. The first one's results are its product's, so a shadow of theirs needs no cut."""
+    """The graphs of both halves of a layer. The first gives its product's results: their shadow needs no cut."""
     alone = set(shadowed)
     out: list[Segment] = []
     together: list[ProductName] = []
@@ -129,3 +130,9 @@ def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[
     if together:
         out.append(Segment(tuple(together)))
     return Segment(("qkv",)), out
+
+
+def weights_bytes(spec: ModelSpec, scheme: Scheme) -> int:
+    """Of all layers' products, without their scales."""
+    weights = sum(product.cols * part.rows for product in products_of(spec).values() for part in product.parts)
+    return spec.n_layers * weights * (8 if scheme.bits == 7 else scheme.bits) // 8

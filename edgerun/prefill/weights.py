@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.formats.gguf import GgufFile
+from edgerun.formats.gguf import GgmlType, GgufFile
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
@@ -19,11 +19,13 @@ I8 = NDArray[np.int8]
 
 @dataclass(frozen=True, eq=False)
 class PartWeights:
-    """One part of a product: (cols, rows) f32, a bias (rows,) and a factor."""
+    """One part of a product: (cols, rows) f32, a bias (rows,) and a factor. `q4_0`: the file's rows (rows, row_bytes),
+    where they are of this type and not rotated."""
 
     matrix: F32
     bias: F32 | None
     scale: float
+    q4_0: NDArray[np.uint8] | None = None
 
 
 class LayerReader:
@@ -55,7 +57,8 @@ class LayerReader:
         """Dequantised and rotated."""
         info = self._gguf.tensors[f"{self._prefix}{part.tensor}.weight"]
         rows = slice(part.first, part.first + part.rows)
-        matrix = np.asarray(dequantize(self._gguf.raw(info.name)[rows], info.type), np.float32)  # (rows, cols)
+        raw = self._gguf.raw(info.name)[rows]
+        matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)
         bias = self.vector(part.tensor + ".bias")
         scale = self.vector(part.tensor + ".scale")
         if bias is not None:
@@ -67,7 +70,8 @@ class LayerReader:
         elif self._rotated:
             matrix = rotate(matrix, axis=0)
             bias = None if bias is None else rotate(bias)
-        return PartWeights(np.ascontiguousarray(matrix.T), bias, 1.0 if scale is None else float(scale[0]))
+        same = raw if info.type == GgmlType.Q4_0 and not self._rotated else None
+        return PartWeights(np.ascontiguousarray(matrix.T), bias, 1.0 if scale is None else float(scale[0]), same)
 
     def _reads_stream(self, product: Product) -> bool:
         return self._rotated and product.name in ("qkv", "gate_up")
@@ -82,6 +86,15 @@ def narrow(matrix: F32, bits: int, block: int) -> tuple[I8, F32]:
     scale = np.maximum(np.abs(grouped).max(axis=1, keepdims=True) / most, np.float32(1e-12)).astype(np.float32)
     integers = np.clip(np.rint(grouped / scale), -most, most).astype(np.int8).reshape(cols, rows)
     return integers, scale[:, 0, :] if block else scale[0, 0]
+
+
+def same_nibbles(raw: NDArray[np.uint8]) -> tuple[I8, F32]:
+    """Q4_0 rows (rows, row_bytes) as int4 with blocks of 32: the very same numbers, (cols, rows) and (cols / 32, rows)."""
+    blocks = raw.reshape(len(raw), -1, 18)  # f16 scale, 16 bytes: weights 0-15 low, 16-31 high
+    scale = blocks[:, :, :2].copy().view(np.float16)[:, :, 0].astype(np.float32)
+    nibbles = blocks[:, :, 2:]
+    integers = np.concatenate((nibbles & 15, nibbles >> 4), axis=-1).astype(np.int8) - np.int8(8)
+    return np.ascontiguousarray(integers.reshape(len(raw), -1).T), np.ascontiguousarray(scale.T)
 
 
 def pack_nibbles(integers: I8) -> NDArray[np.uint8]:

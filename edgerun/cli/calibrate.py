@@ -1,0 +1,112 @@
+"""`edgerun calibrate`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from edgerun.cli.options import KERNEL_NAMES, json_option, threads_option
+from edgerun.cli.output import print_json, print_table
+from edgerun.cli.progress import ProgressBars
+
+
+@click.command(short_help="Find the best way to process prompts here.")
+@click.argument("model", default="default")
+@click.option(
+    "--objective",
+    type=click.Choice(("auto", "latency", "energy")),
+    default="auto",
+    show_default=True,
+    help="What to choose by; auto is latency.",
+)
+@click.option(
+    "--most-error",
+    type=click.FloatRange(min=0),
+    help="Accept backends that change the logits by at most this share.  [default: 0.03]",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="BACKEND[:SCHEME]",
+    help="Measure this one; may be repeated.  [default: all that are here]",
+)
+@click.option(
+    "--memory", metavar="SIZE|auto", default="auto", show_default=True, envvar="EDGERUN_MEMORY", show_envvar=True
+)
+@click.option("--kernels", type=click.Choice(KERNEL_NAMES), default="auto", envvar="EDGERUN_KERNELS", show_envvar=True)
+@threads_option
+@json_option
+def command(
+    model: str,
+    objective: Any,
+    most_error: float | None,
+    backends: tuple[str, ...],
+    memory: str,
+    kernels: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast this machine processes prompts of MODEL: with edgerun's own kernels, and on every NPU, GPU or
+    CPU that ONNX Runtime has a provider for; what each changes in the results; and what weights it keeps.
+
+    The choice is kept and used from then on (`--prefill auto`). Needs onnxruntime: pip install 'edgerun[onnx]'.
+    """
+    from edgerun.api.prefill import calibrate_model
+
+    with ProgressBars() as bars:
+        found = calibrate_model(
+            model,
+            memory=memory,
+            threads="auto" if threads is None else threads,
+            kernels=kernels,
+            objective=objective,
+            most_error=most_error,
+            backends=backends,
+            events=bars,
+        )
+    if as_json:
+        print_json(
+            {
+                "choice": found.choice,
+                "why": found.why,
+                "least_tokens": found.least_tokens,
+                "made_with": found.made_with,
+                "rows": [
+                    {**asdict(row), "prompt_s": row.prompt_s if math.isfinite(row.prompt_s) else None}
+                    for row in found.rows
+                ],
+            }
+        )
+        return
+    print_calibration(found)
+
+
+def print_calibration(found: Any) -> None:
+    """A table, what was chosen, and why others refused."""
+    from edgerun.units import format_size
+
+    print_table(
+        ["backend", "tokens", "ms", "tokens/s", "joules", "error", "weights"],
+        [
+            [
+                row.backend,
+                str(row.tokens),
+                f"{row.prompt_s * 1e3:.0f}",
+                f"{row.tokens / row.prompt_s:.0f}",
+                "-" if row.joules is None else f"{row.joules:.1f}",
+                f"{row.error:.4f}" if row.error else "-",
+                f"{format_size(row.weights_bytes)}{'' if row.copied else ', mapped'}" if row.weights_bytes else "-",
+            ]
+            for row in found.rows
+            if not row.refused
+        ],
+        right=["tokens", "ms", "tokens/s", "joules", "error"],
+    )
+    for row in found.rows:
+        if row.refused:
+            click.echo(f"{row.backend}: {row.refused}", err=True)
+    click.echo(f"chosen: {found.choice} ({found.why})")

@@ -1,0 +1,51 @@
+"""Which prompt backend: "auto", "kernels", or DEVICE[:SCHEME][:rotate][:no-shadow] as "ort-cpu:w8a8:rotate"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edgerun.errors import UsageError
+from edgerun.prefill.providers import Device, ProviderKind, device_named
+from edgerun.prefill.schemes import Scheme, scheme_named
+
+KERNELS, AUTO = "kernels", "auto"
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """One way to run a prompt's dense products."""
+
+    device: Device
+    scheme: Scheme
+    rotated: bool = False
+    shadow: bool = True
+
+    @property
+    def text(self) -> str:
+        """As the user names it."""
+        more = (":rotate" if self.rotated else "") + ("" if self.shadow else ":no-shadow")
+        return f"{self.device.name}:{self.scheme.name}{more}"
+
+
+def parse_choice(text: str) -> PromptChoice:
+    """UsageError for what is unknown, or not on this machine."""
+    name, *rest = text.split(":")
+    device = device_named(name)
+    flags = {"rotate", "no-shadow"}
+    unknown = [each for each in rest[1:] if each not in flags]
+    scheme = device.kind.schemes[0]
+    if rest and rest[0] not in flags:
+        scheme = rest[0]
+    elif rest:
+        rest = ["", *rest]
+    if unknown:
+        raise UsageError(f"unknown {unknown[0]!r} in {text!r}; after the scheme may come rotate and no-shadow")
+    wanted = fit_scheme(device.kind, scheme_named(scheme))
+    return PromptChoice(device, wanted, rotated="rotate" in rest, shadow="no-shadow" not in rest)
+
+
+def fit_scheme(kind: ProviderKind, scheme: Scheme) -> Scheme:
+    """The scheme as this provider takes it."""
+    if not kind.narrow_results or not scheme.quantises_activations:
+        return scheme
+    return replace(scheme, results="u8" if scheme.activations == "u8" else "u16", block=0)
