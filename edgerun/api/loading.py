@@ -65,6 +65,8 @@ def load_engine(
         if close_backend is not None:
             stack.callback(close_backend)
         step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        if decoder.prompt_backend is not None and not plan.wave_tokens:
+            step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if tpot_s is not None:
             step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, decoder), tpot_s))
         engine = Engine(

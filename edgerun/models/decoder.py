@@ -169,7 +169,7 @@ class Decoder:
         before = cache.length
         cache.reserve(len(tokens))
         done: list[tuple[int, F32]] = []
-        wave = self.store.wave_tokens or CHUNK
+        wave = self.store.wave_tokens or (self.prompt_backend.wave_tokens if self.prompt_backend else CHUNK)
         try:
             for part in chunks(len(tokens), wave):
                 with self.store.lend(activation_bytes(self.spec, part.stop - part.start)):

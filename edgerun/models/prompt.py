@@ -31,6 +31,11 @@ class PromptBackend(Protocol):
         """Shorter prompts are left to the kernels."""
         ...
 
+    @property
+    def wave_tokens(self) -> int:
+        """Of a prompt that should pass a layer together, so that there is always something to do for all sides."""
+        ...
+
     def run(self, walk: PromptWalk) -> None:
         """All layers over walk.x, in place. Exceptions leave nothing running."""
         ...

@@ -13,7 +13,7 @@ from edgerun.models import ModelSpec
 from edgerun.models.prompt import PromptWalk
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.hadamard import rotate
-from edgerun.prefill.ladder import rungs
+from edgerun.prefill.ladder import LADDER, rungs
 from edgerun.prefill.layer_files import GraphFile, weights_name
 from edgerun.prefill.observe import add_result, normed
 from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
@@ -54,6 +54,7 @@ class OnnxBackend:
         self, spec: ModelSpec, built: BuiltModel, sessions: Sessions, *, overlap: bool = True, least_tokens: int = 16
     ) -> None:
         self.least_tokens = least_tokens
+        self.wave_tokens = 2 * max(LADDER)  # two chunks: one on the device while the CPU has the other
         self._spec = spec
         self._built = built
         self._sessions = sessions
@@ -159,7 +160,7 @@ class OnnxBackend:
         if found is not None:
             cols, beyond = found
             for part in product.parts:
-                weights = self._shadow_weights(work.layer, f"{name}.{part.out}")
+                weights = self._shadow_weights(work.layer, name, part.out)
                 work.chunk.shadow[part.out] = (beyond @ weights.columns(cols)) * self._factor(work, part.tensor)
 
     def _join(self, work: _Work, name: ProductName) -> None:
@@ -191,11 +192,12 @@ class OnnxBackend:
         scale = work.walk.decoder.store.dense(work.layer).vectors.get(tensor + ".scale")
         return np.float32(1.0 if scale is None else scale[0])
 
-    def _shadow_weights(self, layer: int, key: str) -> ShadowWeights:
+    def _shadow_weights(self, layer: int, product: ProductName, out: str) -> ShadowWeights:
+        key = f"{product}.{out}"
         if (layer, key) not in self._shadows:
-            stored = self._built.layers[layer].stored
-            path = self._built.folder / weights_name(layer)
-            self._shadows[layer, key] = map_shadow(path, stored[key], stored[f"{key}.scale"])
+            mine, path = self._built.layers[layer], self._built.folder / weights_name(layer)
+            outliers = mine.ranges.outliers[product]
+            self._shadows[layer, key] = map_shadow(path, mine.stored, key, outliers)
         return self._shadows[layer, key]
 
 

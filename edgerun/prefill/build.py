@@ -73,7 +73,7 @@ def folder_name(
         asdict(scheme),
         list(sizes),
         rotated,
-        [[sorted(each.kept.items()), each.shadowed] for each in ranges],
+        [[sorted(each.kept.items()), sorted(each.outliers.items())] for each in ranges],
     ]
     return f"{gguf.path.stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
 
@@ -155,8 +155,9 @@ def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
 
 def parse_ranges(said: Any) -> LayerRanges:
     """From JSON. ValueError, KeyError, TypeError or AttributeError for anything else."""
-    shadowed: list[ProductName] = [known for known in get_args(ProductName) if known in said["shadowed"]]
-    if len(shadowed) != len(said["shadowed"]):
+    names: tuple[ProductName, ...] = get_args(ProductName)
+    outliers = {name: tuple(int(i) for i in said["outliers"][name]) for name in names if name in said["outliers"]}
+    if len(outliers) != len(said["outliers"]):
         raise ValueError("an unknown product")
     kept = {str(name): (float(low), float(high)) for name, (low, high) in said["kept"].items()}
-    return LayerRanges(kept, tuple(shadowed))
+    return LayerRanges(kept, outliers)

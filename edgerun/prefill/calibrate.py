@@ -48,9 +48,9 @@ _TURNS = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One backend and number of tokens. `prompt_s`: of the whole model; `error`: relative change of the last logits from
-    the kernels', for a whole model; `weights_bytes`: its own copy on disk, `copied`: also in memory; `refused`: why
-    there are no numbers."""
+    """One backend and number of tokens. `prompt_s`: of the whole model; `error`: relative change of the last logits
+    from the kernels', for a whole model; `weights_bytes`: its own copy on disk, `copied`: also in memory; `refused`:
+    why there are no numbers."""
 
     backend: str
     tokens: int
@@ -83,6 +83,7 @@ class _Mixed:
     """A backend for some layers, our kernels for the others; counts the former's seconds and joules."""
 
     least_tokens = 1
+    wave_tokens = max(LADDER)
 
     def __init__(self, backend: OnnxBackend, layers: Sequence[int], meter: EnergyMeter) -> None:
         self._meter = meter

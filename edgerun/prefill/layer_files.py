@@ -57,7 +57,7 @@ def write_layer(
     """Write a layer's weights and the graphs of all its segments for each number of tokens in `sizes` (0: any); returns
     where the weights lie. Nothing has its final name before it is whole."""
     reader = LayerReader(gguf, spec, layer, rotated=rotated)
-    constants = _write_weights(folder / weights_name(layer), reader, spec, scheme)
+    constants = _write_weights(folder / weights_name(layer), reader, spec, scheme, ranges)
     first, second = segments_of(spec, ranges.shadowed)
     for segment in (first, *second):
         for tokens in sizes:
@@ -67,7 +67,9 @@ def write_layer(
     return dict(constants.stored)
 
 
-def _write_weights(path: Path, reader: LayerReader, spec: ModelSpec, scheme: Scheme) -> LayerConstants:
+def _write_weights(
+    path: Path, reader: LayerReader, spec: ModelSpec, scheme: Scheme, ranges: LayerRanges
+) -> LayerConstants:
     stored: dict[str, Stored] = {}
     vectors: dict[str, F32] = {}
     factors: dict[str, float] = {}
@@ -96,6 +98,10 @@ def _write_weights(path: Path, reader: LayerReader, spec: ModelSpec, scheme: Sch
             if made.scale != 1.0:
                 factors[key] = made.scale
             _narrowed(keep, key, made, scheme)
+            outliers = ranges.outliers.get(product.name)
+            if outliers:  # what is cut off of them is large: a narrow weight's error would be, too
+                exact = np.ascontiguousarray(made.matrix[list(outliers)])
+                keep(f"{key}.exact", "FLOAT", exact.shape, exact)
     replace_file(path, pieces)
     return LayerConstants(path.name, stored, vectors, factors)
 

@@ -25,6 +25,7 @@ class KernelLayers:
 
     name = "kernels, product by product"
     least_tokens = 1
+    wave_tokens = CHUNK
 
     def __init__(self, see: See) -> None:
         self._see = see

@@ -37,10 +37,11 @@ def open_backend(
     *,
     threads: int,
     keep_layers: int = 0,
+    overlap: bool = True,
     events: EventSink = ignore,
 ) -> OnnxBackend:
     """Build what is missing under `root` and open all sessions. `ids`: a text that ranges are found on; `keep_layers`:
-    of how many layers sessions stay open (0: all). Raises UnsupportedError when the model or the device refuses."""
+    of how many layers sessions stay open (0: all). `overlap`: device and CPU work at once. Raises UnsupportedError when the model or the device refuses."""
     built = build(gguf, decoder, choice, ids, root, events=events)
     sessions = Sessions(built, choice.device, threads=threads, keep_layers=keep_layers)
     try:
@@ -48,7 +49,7 @@ def open_backend(
     except BaseException:
         sessions.close()
         raise
-    return OnnxBackend(decoder.spec, built, sessions)
+    return OnnxBackend(decoder.spec, built, sessions, overlap=overlap)
 
 
 def build(

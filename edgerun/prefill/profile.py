@@ -59,11 +59,11 @@ def _layer(
     seen: dict[tuple[int, str], Extremes], layer: int, products: tuple[ProductName, ...], shadow: bool
 ) -> LayerRanges:
     kept: dict[str, Range] = {}
-    shadowed: list[ProductName] = []
+    outliers: dict[ProductName, tuple[int, ...]] = {}
     for product in products:
         extremes = seen[layer, product]
-        kept[product], cut = extremes.clipped() if shadow else (extremes.whole(), False)
-        if cut:
-            shadowed.append(product)
+        kept[product], beyond = extremes.clipped() if shadow else (extremes.whole(), ())
+        if beyond:
+            outliers[product] = beyond
     kept |= {name: each.whole() for (of, name), each in seen.items() if of == layer and "." in name}
-    return LayerRanges(kept, tuple(shadowed))
+    return LayerRanges(kept, outliers)

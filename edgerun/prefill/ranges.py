@@ -1,7 +1,7 @@
 """What values activations take on a text, and where a narrow grid for them should end.
 
 A tensor-wide grid of 255 steps is spoilt by a few channels that are far larger than the rest (mllm-NPU, Xu et al.
-2025). The rule: channels are sorted by their largest magnitude; if leaving out at most `MOST_CHANNELS` of them makes
+2025). The rule: channels are sorted by their largest magnitude; if leaving out at most `most_channels` of them makes
 the rest smaller by `LEAST_GAIN`, the grid ends where the rest does and the product is *shadowed*: what is cut off is
 computed on the CPU and added (`shadow.py`). Else the grid covers everything and nothing is cut.
 """
@@ -17,17 +17,26 @@ from edgerun.kernels.interface import F32
 from edgerun.prefill.graphs import Range
 from edgerun.prefill.stages import ProductName
 
-MOST_CHANNELS = 0.02
 LEAST_GAIN = 2.0
 
 
 @dataclass(frozen=True)
 class LayerRanges:
-    """`kept`: (low, high) of each product's input by its name, and of results by "PRODUCT.OUT"; `shadowed`: products
-    whose input goes beyond."""
+    """`kept`: (low, high) of each product's input by its name, and of results by "PRODUCT.OUT"; `outliers`: of products
+    whose input goes beyond, the channels that do."""
 
     kept: Mapping[str, Range] = field(default_factory=dict)
-    shadowed: tuple[ProductName, ...] = ()
+    outliers: Mapping[ProductName, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def shadowed(self) -> tuple[ProductName, ...]:
+        """Products whose grid leaves something out."""
+        return tuple(self.outliers)
+
+
+def most_channels(channels: int) -> int:
+    """How many may be left out: few enough that multiplying them apart costs next to nothing."""
+    return max(8, channels // 50)
 
 
 class Extremes:
@@ -46,17 +55,18 @@ class Extremes:
         """Of all channels."""
         return float(min(self.low.min(), 0.0)), float(max(self.high.max(), 0.0))
 
-    def clipped(self) -> tuple[Range, bool]:
-        """The range to keep by the rule above, and whether it leaves channels out."""
+    def clipped(self) -> tuple[Range, tuple[int, ...]]:
+        """The range to keep by the rule above, and the channels that it leaves out."""
         size = np.maximum(np.abs(self.low), np.abs(self.high))
         order = np.argsort(size)
-        most = max(1, int(MOST_CHANNELS * len(size)))
+        most = min(most_channels(len(size)), len(size) - 1)
         ordered = size[order]
         # leave out as few as bring the gain: the largest step down among the last channels
         tail = ordered[-most - 1 :]
         ratios = tail[1:] / np.maximum(tail[:-1], np.float32(1e-12))
         at = int(np.argmax(ratios))
         rest = order[: len(order) - most + at]
-        if not len(rest) or size[order[-1]] < LEAST_GAIN * ordered[len(rest) - 1] or ratios[at] < LEAST_GAIN**0.5:
-            return self.whole(), False
-        return (float(min(self.low[rest].min(), 0.0)), float(max(self.high[rest].max(), 0.0))), True
+        if ordered[-1] < LEAST_GAIN * ordered[len(rest) - 1] or ratios[at] < LEAST_GAIN**0.5:
+            return self.whole(), ()
+        kept = float(min(self.low[rest].min(), 0.0)), float(max(self.high[rest].max(), 0.0))
+        return kept, tuple(sorted(int(channel) for channel in order[len(rest) :]))

@@ -1,12 +1,13 @@
 """What a narrow grid cut off, computed on the CPU: (x - clip(x))[:, cols] @ W[cols, :] (mllm-NPU's shadow execution).
 
-The columns are those in which anything was cut off in this chunk, so nothing is lost whatever the text; their weights
-are the backend's own narrow ones, read from the layer's mapped file, where a column of the product's input lies in one
-piece.
+The columns are those in which anything was cut off in this chunk, so nothing is lost whatever the text. Weights of the
+channels that were expected to go beyond are kept in f32; those of others are the backend's own narrow ones, read from
+the layer's mapped file, where a column of the product's input lies in one piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,19 @@ class ShadowWeights:
     integers: NDArray[np.uint8]  # (cols, row bytes), mapped
     scale: F32  # (rows,) or (blocks, rows)
     nibbles: bool
+    exact: F32  # (outliers, rows), mapped
+    outliers: NDArray[np.intp]  # ascending
 
     def columns(self, cols: NDArray[np.intp]) -> F32:
-        """(n, rows) f32."""
+        """(n, rows) f32 of ascending columns."""
+        known = np.isin(cols, self.outliers)
+        out = np.empty((len(cols), self.exact.shape[1]), np.float32)
+        out[known] = self.exact[np.searchsorted(self.outliers, cols[known])]
+        if not known.all():
+            out[~known] = self._narrow(cols[~known])
+        return out
+
+    def _narrow(self, cols: NDArray[np.intp]) -> F32:
         raw = self.integers[cols]
         if self.nibbles:
             low, high = raw << 4, raw & 0xF0
@@ -40,14 +51,19 @@ class ShadowWeights:
         return values * self.scale[cols // (len(self.integers) // len(self.scale))]
 
 
-def map_shadow(path: Path, stored: Stored, scale: Stored) -> ShadowWeights:
-    """ReadError when the file is shorter than it must be."""
-    if path.stat().st_size < max(stored.offset + stored.n_bytes, scale.offset + scale.n_bytes):
+def map_shadow(path: Path, stored: Mapping[str, Stored], key: str, outliers: Sequence[int]) -> ShadowWeights:
+    """Of "PRODUCT.OUT". ReadError when the file is shorter than it must be."""
+    weights, scale, exact = (stored[key + part] for part in ("", ".scale", ".exact"))
+    if path.stat().st_size < max(each.offset + each.n_bytes for each in (weights, scale, exact)):
         raise ReadError(f"{path} is shorter than its graphs say; delete its folder, and it is made again")
     memory = np.memmap(path, np.uint8, mode="r")
-    integers = memory[stored.offset : stored.offset + stored.n_bytes].reshape(stored.shape[0], -1)
-    scales = memory[scale.offset : scale.offset + scale.n_bytes].view(np.float32).reshape(scale.shape)
-    return ShadowWeights(integers, np.array(scales), stored.type == "INT4")
+
+    def floats(of: Stored) -> F32:
+        return memory[of.offset : of.offset + of.n_bytes].view(np.float32).reshape(of.shape)
+
+    integers = memory[weights.offset : weights.offset + weights.n_bytes].reshape(weights.shape[0], -1)
+    channels = np.array(outliers, np.intp)
+    return ShadowWeights(integers, np.array(floats(scale)), weights.type == "INT4", floats(exact), channels)
 
 
 def excess(x: F32, kept: Range) -> tuple[NDArray[np.intp], F32] | None:

@@ -89,7 +89,7 @@ def narrow(matrix: F32, bits: int, block: int) -> tuple[I8, F32]:
 
 
 def same_nibbles(raw: NDArray[np.uint8]) -> tuple[I8, F32]:
-    """Q4_0 rows (rows, row_bytes) as int4 with blocks of 32: the very same numbers, (cols, rows) and (cols / 32, rows)."""
+    """Q4_0 rows (rows, row_bytes) as int4 in blocks of 32: the very same numbers, (cols, rows), (cols / 32, rows)."""
     blocks = raw.reshape(len(raw), -1, 18)  # f16 scale, 16 bytes: weights 0-15 low, 16-31 high
     scale = blocks[:, :, :2].copy().view(np.float16)[:, :, 0].astype(np.float32)
     nibbles = blocks[:, :, 2:]
