@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgerun import paths
 from edgerun.api.loading import choose_context, find_model, memory_bytes
+from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.models import ModelSpec
@@ -19,6 +20,9 @@ from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kern
 from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
 from edgerun.weights.eviction import DecayedFrequency, hit_rate
+
+if TYPE_CHECKING:
+    from edgerun.prefill.calibrate import Calibration
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class ModelPlan:
     rates: Rates
     advice: str
     download_bytes: int = 0  # of a model that is not here yet
+    prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -46,6 +51,7 @@ class ModelPlan:
             "speed": asdict(self.speed),
             "rates": asdict(self.rates),
             "advice": self.advice,
+            "prefill": self.prefill,
         }
 
 
@@ -85,8 +91,14 @@ def plan_model(
         rates = _rates(None if download_bytes else path, piece, known, kernels, measure, events)
         hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
+        calibrated = None if download_bytes else kept_calibration(gguf)
+    prefill = ""
+    if calibrated is not None:
+        prefill = f"{calibrated.choice} ({calibrated.why})"
+        if plan.mode == "resident":
+            speed = _measured_prompt(speed, calibrated)
     advice = _advice(plan, spec.kv_bytes(n_context))
-    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes)
+    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill)
 
 
 @contextlib.contextmanager
@@ -109,6 +121,16 @@ def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
             return
         found = cached.paths[0]
     yield found, 0
+
+
+def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
+    """The prompt's rate as it was measured, of chunks as large as the prediction's prompt or the next smaller ones."""
+    rows = [row for row in calibrated.rows if row.backend == calibrated.choice and row.tokens <= speed.prompt_tokens]
+    if not rows:
+        return speed
+    row = max(rows, key=lambda row: row.tokens)
+    rate = row.tokens / row.prompt_s
+    return replace(speed, prompt_tok_s=rate, first_token_s=speed.prompt_tokens / rate)
 
 
 def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:

@@ -59,15 +59,21 @@ def attach_backend(
 
 def known_calibration(gguf: GgufFile, decoder: Decoder) -> Calibration | None:
     """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
+    found = kept_calibration(gguf)
+    if found is None:
+        return None
+    from edgerun.prefill.calibrate import made_with
+
+    return found if found.made_with == made_with(decoder) else None
+
+
+def kept_calibration(gguf: GgufFile) -> Calibration | None:
+    """What was last measured for this model, whatever with; None: nothing."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
-    from edgerun.prefill.calibrate import calibration_path, load_calibration, made_with
+    from edgerun.prefill.calibrate import calibration_path, load_calibration
 
-    kept = calibration_path(prefill_dir(), gguf)
-    if not kept.is_file():
-        return None
-    found = load_calibration(kept)
-    return found if found is not None and found.made_with == made_with(decoder) else None
+    return load_calibration(calibration_path(prefill_dir(), gguf))
 
 
 def calibrate_model(

@@ -83,6 +83,8 @@ def _lines(made: Any) -> dict[str, str]:
         lines["expected hits"] = f"{100 * speed.hit_rate:.0f} %, {speed.read_bytes_per_token / 1e6:.0f} MB read a token"
     lines["decode"] = f"about {speed.decode_tok_s:.1f} tokens/s"
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
+    if made.prefill:
+        lines["prompts on"] = made.prefill
     if made.advice:
         lines["advice"] = made.advice
     return lines

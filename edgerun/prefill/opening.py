@@ -41,7 +41,8 @@ def open_backend(
     events: EventSink = ignore,
 ) -> OnnxBackend:
     """Build what is missing under `root` and open all sessions. `ids`: a text that ranges are found on; `keep_layers`:
-    of how many layers sessions stay open (0: all). `overlap`: device and CPU work at once. Raises UnsupportedError when the model or the device refuses."""
+    of how many layers sessions stay open (0: all); `overlap`: device and CPU work at once. Raises UnsupportedError when
+    the model or the device refuses."""
     built = build(gguf, decoder, choice, ids, root, events=events)
     sessions = Sessions(built, choice.device, threads=threads, keep_layers=keep_layers)
     try:
