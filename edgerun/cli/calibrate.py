@@ -53,7 +53,7 @@ def command(
     """Measure how fast this machine processes prompts of MODEL: with edgerun's own kernels, and on every NPU, GPU or
     CPU that ONNX Runtime has a provider for; what each changes in the results; and what weights it keeps.
 
-    The choice is kept and used from then on (`--prefill auto`). Needs onnxruntime: pip install 'edgerun[onnx]'.
+    The choice is kept and used from then on (`--prefill auto`).
     """
     from edgerun.api.prefill import calibrate_model
 

@@ -44,7 +44,7 @@ _FEATURES = (
 @json_option
 def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -> None:
     """Say what edgerun finds here: processor, memory and its limits, directories, versions; compile all kernels, so
-    that no later start has to; and, where onnxruntime is installed, calibrate prompts of the default model once."""
+    that no later start has to; and calibrate prompts of the default model once."""
     if providers:
         found = _providers()
         if as_json:

@@ -115,7 +115,7 @@ def runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UnsupportedError(f"onnxruntime cannot be loaded ({error}): pip install 'edgerun[onnx]'") from None
+        raise UnsupportedError(f"onnxruntime cannot be loaded ({error}): pip install onnxruntime onnx") from None
     return onnxruntime
 
 
