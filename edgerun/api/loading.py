@@ -37,7 +37,7 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
-    from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within
+    from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within, wanted_backend
     from edgerun.api.weights import open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels
@@ -57,18 +57,23 @@ def load_engine(
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
+        wanted = wanted_backend(prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
+        reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
+        if reserved:
+            plan = plan_weights(
+                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved
+            )
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
         stack.callback(close_store)
         decoder = Decoder(spec, store, impl, context=n_context)
-        close_backend = attach_backend(prefill, gguf, decoder, tokenizer, plan, events=events)
-        if close_backend is not None:
-            stack.callback(close_backend)
+        if wanted is not None:
+            stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, decoder), tpot_s))
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), tpot_s))
         engine = Engine(
             decoder,
             tokenizer,

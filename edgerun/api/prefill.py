@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +11,15 @@ from edgerun import paths
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
-from edgerun.models import Decoder
+from edgerun.kernels import Kernels
+from edgerun.models import Decoder, ModelSpec
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
 
 if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
     from edgerun.prefill.calibrate import Calibration
+    from edgerun.prefill.choice import PromptChoice
 
 
 def prefill_dir() -> Path:
@@ -24,47 +27,73 @@ def prefill_dir() -> Path:
     return paths.cache_dir() / "prefill"
 
 
+@dataclass(frozen=True)
+class WantedBackend:
+    """What prompts shall run on. `calibration`: it was chosen by this one, and the kernels will do as well."""
+
+    choice: PromptChoice
+    calibration: Calibration | None = None
+
+    def reserve_bytes(self, spec: ModelSpec, plan: MemoryPlan) -> int:
+        """Of a streamed model's memory, which is all spoken for otherwise."""
+        from edgerun.prefill.stages import scratch_bytes
+
+        return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
+
+
+def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: EventSink) -> WantedBackend | None:
+    """What `prefill` names, or None for our kernels. UsageError for a backend that is unknown or not here.
+
+    "auto": what `calibrate_model` chose for this model with these versions on this machine, the kernels where it was
+    not asked; a Notice where its choice is not here any more."""
+    if prefill == "kernels":
+        return None
+    found = known_calibration(gguf, kernels) if prefill == "auto" else None
+    if prefill == "auto" and (found is None or found.choice == "kernels"):
+        return None
+    from edgerun.prefill.choice import parse_choice
+
+    try:
+        return WantedBackend(parse_choice(prefill if found is None else found.choice), found)
+    except EdgerunError as error:
+        if found is None:
+            raise
+        events(Notice(f"prompts run on the kernels, not on {found.choice} as calibrated: {error}"))
+        return None
+
+
 def attach_backend(
-    prefill: str,
+    wanted: WantedBackend,
     gguf: GgufFile,
     decoder: Decoder,
     tokenizer: Any,
     plan: MemoryPlan,
     *,
     events: EventSink = ignore,
-) -> Callable[[], None] | None:
-    """Give the decoder the prompt backend that `prefill` names; returns what closes it, or None for our kernels.
-
-    "auto": what `calibrate_model` chose for this model on this machine; where it was not asked, the kernels, and where
-    its choice cannot be opened any more, the kernels too, with a Notice. Anything else that cannot be used raises."""
-    if prefill == "kernels":
-        return None
-    auto = prefill == "auto"
-    found = known_calibration(gguf, decoder) if auto else None
-    if auto and (found is None or found.choice == "kernels"):
-        return None
-    wanted = prefill if found is None else found.choice
+) -> Callable[[], None]:
+    """Give the decoder its prompt backend; returns what closes it. A backend that calibration chose and that cannot be
+    opened leaves the kernels in charge, with a Notice; one that was asked for raises."""
     try:
-        backend = _open(wanted, gguf, decoder, tokenizer, plan, events)
+        backend = _open(wanted.choice, gguf, decoder, tokenizer, plan, events)
     except EdgerunError as error:
-        if not auto:
+        if wanted.calibration is None:
             raise
-        events(Notice(f"prompts run on the kernels, not on {wanted} as calibrated: {error}"))
-        return None
-    if found is not None:
-        backend.least_tokens = max(1, found.least_tokens)
+        events(Notice(f"prompts run on the kernels, not on {wanted.choice.text} as calibrated: {error}"))
+        return lambda: None
+    if wanted.calibration is not None:
+        backend.least_tokens = max(1, wanted.calibration.least_tokens)
     decoder.prompt_backend = backend
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, decoder: Decoder) -> Calibration | None:
+def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
     """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
     found = kept_calibration(gguf)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
 
-    return found if found.made_with == made_with(decoder) else None
+    return found if found.made_with == made_with(kernels) else None
 
 
 def kept_calibration(gguf: GgufFile) -> Calibration | None:
@@ -130,18 +159,16 @@ def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:
 
 
 def _open(
-    wanted: str, gguf: GgufFile, decoder: Decoder, tokenizer: Any, plan: MemoryPlan, events: EventSink
+    choice: PromptChoice, gguf: GgufFile, decoder: Decoder, tokenizer: Any, plan: MemoryPlan, events: EventSink
 ) -> OnnxBackend:
-    from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids, open_backend
     from edgerun.prefill.stages import weights_bytes
 
-    choice = parse_choice(wanted)
     copy_bytes, room_bytes = weights_bytes(decoder.spec, choice.scheme), _room_bytes(plan)
     if choice.device.copies_weights and copy_bytes > room_bytes:
         raise DoesNotFitError(
-            f"{wanted} keeps its own copy of the weights, {format_size(copy_bytes)}, and {format_size(room_bytes)} are "
-            "left: give it more --memory, or use --prefill kernels"
+            f"{choice.text} keeps its own copy of the weights, {format_size(copy_bytes)}, and there are "
+            f"{format_size(room_bytes)} left: give it more --memory, or use --prefill kernels"
         )
     ids = calibration_ids(decoder.spec.vocab_size, None if tokenizer is None else tokenizer.encode)
     return open_backend(

@@ -24,10 +24,16 @@ _KERNELS_BYTES = 64 << 20  # of LLVM and the compiled kernels, before they are l
 
 
 def plan_weights(
-    gguf: GgufFile, spec: ModelSpec, *, context: int, memory_bytes: int | None, kernels: Kernels | str
+    gguf: GgufFile,
+    spec: ModelSpec,
+    *,
+    context: int,
+    memory_bytes: int | None,
+    kernels: Kernels | str,
+    reserved_bytes: int = 0,
 ) -> MemoryPlan:
     """How this process will hold the model. Before the kernels are loaded (their name is given) what they take is
-    estimated. Raises DoesNotFitError."""
+    estimated. `reserved_bytes`: of the budget, for others. Raises DoesNotFitError."""
     used = process_memory()
     budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
     return plan_memory(
@@ -37,7 +43,7 @@ def plan_weights(
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
         budget_bytes=budget,
-        runtime_bytes=used.resident_bytes + (_KERNELS_BYTES if isinstance(kernels, str) else 0),
+        runtime_bytes=used.resident_bytes + reserved_bytes + (_KERNELS_BYTES if isinstance(kernels, str) else 0),
         limited=limited,
     )
 

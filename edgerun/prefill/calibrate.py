@@ -23,7 +23,7 @@ from edgerun.device import EnergyMeter
 from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import F32
+from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.prefill.backend import OnnxBackend
@@ -144,15 +144,15 @@ def calibrate(
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
     events(Progress("calibrate", len(candidates) + 1, len(candidates) + 1, "backends"))
     choice, why, least = _choose(rows, room_bytes, objective, most_error)
-    return Calibration(made_with(decoder), tuple(rows), choice, why, least)
+    return Calibration(made_with(decoder.kernels), tuple(rows), choice, why, least)
 
 
-def made_with(decoder: Decoder) -> dict[str, str]:
+def made_with(kernels: Kernels) -> dict[str, str]:
     """What a calibration holds for."""
     devices, _ = find_devices()
     return {
         "onnxruntime": str(runtime().__version__),
-        "kernels": f"{decoder.kernels.name} x{decoder.kernels.threads}",
+        "kernels": f"{kernels.name} x{kernels.threads}",
         **{device.name: device.version for device in devices},
     }
 

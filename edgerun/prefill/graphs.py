@@ -9,7 +9,7 @@ depend on values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,9 @@ class LayerConstants:
     """Where a layer's constants lie: `stored` by "PRODUCT.OUT" and "PRODUCT.OUT.scale", small vectors by name."""
 
     file: str
-    stored: Mapping[str, Stored]
-    vectors: Mapping[str, NDArray[np.float32]]
-    factors: Mapping[str, float] = field(default_factory=dict)
+    stored: dict[str, Stored]
+    vectors: dict[str, NDArray[np.float32]]
+    factors: dict[str, float]
 
 
 def build_graph(

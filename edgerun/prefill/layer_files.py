@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
@@ -70,19 +69,37 @@ def write_layer(
 def _write_weights(
     path: Path, reader: LayerReader, spec: ModelSpec, scheme: Scheme, ranges: LayerRanges
 ) -> LayerConstants:
-    stored: dict[str, Stored] = {}
-    vectors: dict[str, F32] = {}
-    factors: dict[str, float] = {}
-    pieces: list[NDArray[Any] | bytes] = []
+    constants = LayerConstants(path.name, {}, {}, {})
+    replace_file(path, _placed(constants.stored, _weights(reader, spec, scheme, ranges, constants)))
+    return constants
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """To be stored."""
+
+    name: str
+    type: str  # of onnx.TensorProto
+    shape: tuple[int, ...]
+    data: NDArray[Any]
+
+
+def _placed(stored: dict[str, Stored], constants: Iterable[_Constant]) -> Iterator[NDArray[Any] | bytes]:
+    """A file's pieces, page-aligned; tells `stored` where each constant lies."""
     end = 0
-
-    def keep(name: str, type: str, shape: tuple[int, ...], data: NDArray[Any]) -> None:
-        nonlocal end
+    for each in constants:
         gap = -end % _PAGE
-        pieces.extend((bytes(gap), data))
-        stored[name] = Stored(type, shape, end + gap, data.nbytes)
-        end += gap + data.nbytes
+        stored[each.name] = Stored(each.type, each.shape, end + gap, each.data.nbytes)
+        end += gap + each.data.nbytes
+        yield bytes(gap)
+        yield each.data
 
+
+def _weights(
+    reader: LayerReader, spec: ModelSpec, scheme: Scheme, ranges: LayerRanges, constants: LayerConstants
+) -> Iterator[_Constant]:
+    """A layer's, one by one; small vectors and factors go to `constants`."""
+    vectors = constants.vectors
     for product in products_of(spec).values():
         norm = reader.norm(product)
         if norm is not None:
@@ -96,22 +113,20 @@ def _write_weights(
             if made.bias is not None:
                 vectors[f"{key}.bias"] = made.bias
             if made.scale != 1.0:
-                factors[key] = made.scale
-            _narrowed(keep, key, made, scheme)
+                constants.factors[key] = made.scale
+            yield from _narrowed(key, made, scheme)
             outliers = ranges.outliers.get(product.name)
             if outliers:  # what is cut off of them is large: a narrow weight's error would be, too
                 exact = np.ascontiguousarray(made.matrix[list(outliers)])
-                keep(f"{key}.exact", "FLOAT", exact.shape, exact)
-    replace_file(path, pieces)
-    return LayerConstants(path.name, stored, vectors, factors)
+                yield _Constant(f"{key}.exact", "FLOAT", exact.shape, exact)
 
 
-def _narrowed(keep: Any, key: str, part: PartWeights, scheme: Scheme) -> None:
+def _narrowed(key: str, part: PartWeights, scheme: Scheme) -> Iterator[_Constant]:
     shape = part.matrix.shape
     if scheme.weights == "f32":
-        keep(key, "FLOAT", shape, part.matrix)
+        yield _Constant(key, "FLOAT", shape, part.matrix)
     elif scheme.weights == "f16":
-        keep(key, "FLOAT16", shape, part.matrix.astype(np.float16))
+        yield _Constant(key, "FLOAT16", shape, part.matrix.astype(np.float16))
     else:
         block = scheme.block if scheme.block and shape[0] % scheme.block == 0 else 0
         if scheme.weights == "i4" and block == 32 and part.q4_0 is not None:
@@ -119,13 +134,13 @@ def _narrowed(keep: Any, key: str, part: PartWeights, scheme: Scheme) -> None:
         else:
             integers, scale = narrow(part.matrix, scheme.bits, block)
         if scheme.weights in ("i8", "i7"):
-            keep(key, "INT8", shape, integers)
+            yield _Constant(key, "INT8", shape, integers)
         else:
-            keep(key, "INT4", shape, pack_nibbles(integers))
-        keep(f"{key}.scale", "FLOAT", scale.shape, np.ascontiguousarray(scale))
+            yield _Constant(key, "INT4", shape, pack_nibbles(integers))
+        yield _Constant(f"{key}.scale", "FLOAT", scale.shape, scale)
 
 
-def replace_file(path: Path, pieces: list[Any]) -> None:
+def replace_file(path: Path, pieces: Iterable[NDArray[Any] | bytes]) -> None:
     """Write beside its place and rename, so that a crash leaves nothing half-written under the name."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:

@@ -132,6 +132,13 @@ def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[
     return Segment(("qkv",)), out
 
 
+def scratch_bytes(spec: ModelSpec, scheme: Scheme) -> int:
+    """What building the graphs of a layer takes at a time, and what running one takes that is mapped: its weights
+    twice, the largest part in f32, and activations."""
+    parts = [product.cols * part.rows for product in products_of(spec).values() for part in product.parts]
+    return 2 * weights_bytes(spec, scheme) // spec.n_layers + 5 * max(parts) + (64 << 20)
+
+
 def weights_bytes(spec: ModelSpec, scheme: Scheme) -> int:
     """Of all layers' products, without their scales."""
     weights = sum(product.cols * part.rows for product in products_of(spec).values() for part in product.parts)

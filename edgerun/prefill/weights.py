@@ -16,6 +16,8 @@ from edgerun.prefill.stages import Part, Product
 
 I8 = NDArray[np.int8]
 
+_ROWS_AT_ONCE = 256  # bounds the scratch memory of narrowing
+
 
 @dataclass(frozen=True, eq=False)
 class PartWeights:
@@ -71,7 +73,7 @@ class LayerReader:
             matrix = rotate(matrix, axis=0)
             bias = None if bias is None else rotate(bias)
         same = raw if info.type == GgmlType.Q4_0 and not self._rotated else None
-        return PartWeights(np.ascontiguousarray(matrix.T), bias, 1.0 if scale is None else float(scale[0]), same)
+        return PartWeights(matrix.T, bias, 1.0 if scale is None else float(scale[0]), same)
 
     def _reads_stream(self, product: Product) -> bool:
         return self._rotated and product.name in ("qkv", "gate_up")
@@ -82,10 +84,15 @@ def narrow(matrix: F32, bits: int, block: int) -> tuple[I8, F32]:
     Symmetric; of 8 bits -127 to 127."""
     cols, rows = matrix.shape
     most = float((1 << (bits - 1)) - 1)
-    grouped = matrix.reshape(cols // block, block, rows) if block else matrix.reshape(1, cols, rows)
-    scale = np.maximum(np.abs(grouped).max(axis=1, keepdims=True) / most, np.float32(1e-12)).astype(np.float32)
-    integers = np.clip(np.rint(grouped / scale), -most, most).astype(np.int8).reshape(cols, rows)
-    return integers, scale[:, 0, :] if block else scale[0, 0]
+    groups = cols // block if block else 1
+    integers, scale = np.empty((cols, rows), np.int8), np.empty((groups, rows), np.float32)
+    for low in range(0, rows, _ROWS_AT_ONCE):
+        some = slice(low, low + _ROWS_AT_ONCE)
+        part = np.ascontiguousarray(matrix[:, some]).reshape(groups, cols // groups, -1)
+        scale[:, some] = np.maximum(np.abs(part).max(axis=1) / most, np.float32(1e-12))
+        part /= scale[:, None, some]
+        integers[:, some] = np.clip(np.rint(part, out=part), -most, most, out=part).reshape(cols, -1)
+    return integers, scale if block else scale[0]
 
 
 def same_nibbles(raw: NDArray[np.uint8]) -> tuple[I8, F32]:
