@@ -61,6 +61,7 @@ class LayerReader:
         rows = slice(part.first, part.first + part.rows)
         raw = self._gguf.raw(info.name)[rows]
         matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)
+        self._gguf.release(info.name)  # its pages of the file
         bias = self.vector(part.tensor + ".bias")
         scale = self.vector(part.tensor + ".scale")
         if bias is not None:
