@@ -71,6 +71,11 @@ def address(array: Any) -> int:
         return int(array.__array_interface__["data"][0])
 
 
+def _aligned(array: Any) -> int:
+    """The first whole cache line of an array: a vector on two lines takes twice as long."""
+    return -(-address(array) // 64) * 64
+
+
 @cache  # never dropped: kernels hold the addresses
 def _constants(*values: float) -> tuple[int, Any]:
     """f32 constants that kernels read by address, and the array that keeps them alive."""
@@ -148,7 +153,7 @@ class SimdKernels:
         self._arguments: Any = np.zeros(1 << 16, np.uint8)
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
-        self._tile_scratch = np.empty(prompt_scratch_bytes(isa.lanes) * threads, np.uint8)
+        self._tile_scratch = np.empty(prompt_scratch_bytes(isa.lanes) * threads + 64, np.uint8)
         self._busy = np.zeros(threads + 1, np.int64)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -304,7 +309,8 @@ class SimdKernels:
         item = 0
         slot_bytes = prompt_scratch_bytes(self._isa.lanes)
         struct.pack_into(
-            *("4q", self._arguments, 0, len(descriptors), address(self._tile_scratch), slot_bytes, address(self._busy))
+            *("4q", self._arguments, 0, len(descriptors)),
+            *(_aligned(self._tile_scratch), slot_bytes, address(self._busy)),
         )
         for index, (groups, *rest) in enumerate(descriptors):
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)

@@ -53,8 +53,11 @@ def build_tiled_matmul(ops: Ops, sizes: BlockBytes, unpacked: int, one: Any, unp
             xa, xb, xc = x0 + t * dx, x0 + second * dx, x0 + third * dx
             sa, sb, sc = s0 + t * ds, s0 + second * ds, s0 + third * ds
             ca, cb, cc = c0 + t * dc, c0 + second * dc, c0 + third * dc
-            weights = w
+            weights, following = w, TOKENS * dx
             for _ in range(blocks):
+                prefetch(int64(xa + following))  # rows lie too far apart for the hardware to see it coming
+                prefetch(int64(xb + following))
+                prefetch(int64(xc + following))
                 tile((weights, sums, xa, xb, xc, sa, sb, sc, ca, cb, cc))
                 weights += both
                 xa += quants_bytes

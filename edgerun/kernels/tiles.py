@@ -60,6 +60,10 @@ class _Tile:
             return splat(self.builder, self.load(base, offset, FLOAT), self.ops.lanes)
         return self.builder.bitcast(splat(self.builder, self.load(base, offset, I32), self.ops.lanes), kind)
 
+    def keep_order(self) -> None:
+        """What was loaded stays here: LLVM would ask for all of a block at once, and run out of registers."""
+        self.builder.fence("seq_cst", "singlethread")
+
     def float_vector(self) -> Any:
         return ir.VectorType(FLOAT, self.ops.lanes)
 
@@ -106,12 +110,14 @@ def legacy_tile(ops: Ops, group_bytes: int, *, wide: bool) -> Any:
         tile = _Tile.of(b, ops, arguments, group_bytes)
         totals: dict[tuple[int, int], Any] = dict.fromkeys(_CELLS)
         for v in range(count):
+            tile.keep_order()
             weights = tile.all_weights(v * vector, kind)
             for token in range(TOKENS):
                 x = tile.everywhere(tile.quants[token], 4 * v, kind)
                 for group in range(GROUPS):
                     product = (add_pairs if wide else mul_pairs)(b, weights[group], x)
                     totals[token, group] = _plus(b, totals[token, group], product)
+        tile.keep_order()
         scales = tile.all_weights(count * vector, floats_t)
         for token in range(TOKENS):
             factor = tile.everywhere(tile.scales[token], 0, floats_t)
@@ -147,6 +153,7 @@ def superblock_tile(ops: Ops, group_bytes: int, *, run: int, halves: bool) -> An
         for first in range(0, 64, run):
             totals: dict[tuple[int, int], Any] = dict.fromkeys(_CELLS)
             for v in range(first, first + run):
+                tile.keep_order()
                 weights = tile.all_weights(v * vector, bytes_t)
                 for token in range(TOKENS):
                     x = tile.everywhere(tile.quants[token], 4 * v, bytes_t)
@@ -158,12 +165,14 @@ def superblock_tile(ops: Ops, group_bytes: int, *, run: int, halves: bool) -> An
                 dots[token, group] = _plus(b, dots[token, group], scaled)
         corrections: dict[tuple[int, int], Any] = dict.fromkeys(_CELLS)
         for v in range(8 if halves else 4):
+            tile.keep_order()
             mins = tile.all_weights(mins_at + v * vector, pairs_t)
             for token in range(TOKENS):
                 sums = tile.everywhere(tile.offsets[token], 4 * v + (0 if halves else 32), pairs_t)
                 for group in range(GROUPS):
                     product = add_pairs(b, mins[group], sums)
                     corrections[token, group] = _plus(b, corrections[token, group], product)
+        tile.keep_order()
         d = tile.all_weights(d_at, floats_t)
         dmin = None if halves else tile.all_weights(d_at + vector, floats_t)
         for token in range(TOKENS):
