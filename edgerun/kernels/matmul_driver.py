@@ -83,7 +83,7 @@ def build_matmul(ops: Ops, sizes: BlockBytes, one: Any, prompt: Any) -> Any:
     def matmul(arguments: int, low: int, high: int) -> None:
         count = load_i64(int64(arguments))
         busy, slot = load_i64(int64(arguments + 24)), int64(-1)
-        d = int64(arguments + 128)
+        d: Any = int64(arguments + 128)
         index = 0
         for item in range(low, high):
             while index + 1 < count and load_i64(int64(d + 128)) <= item:

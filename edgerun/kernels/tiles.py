@@ -18,7 +18,7 @@ from edgerun.kernels.ops import Ops, add_pairs_emitter, declare_fma, mul_pairs_e
 from edgerun.kernels.simd import FLOAT, I8, I16, I32, I64, function, splat
 from edgerun.kernels.tile_layout import GROUPS, TOKENS
 
-_ARGUMENTS = types.UniTuple(types.int64, 2 + 3 * TOKENS)
+_ARGUMENTS: Any = types.UniTuple(types.int64, 2 + 3 * TOKENS)  # type: ignore[no-untyped-call]
 _CELLS = [(token, group) for token in range(TOKENS) for group in range(GROUPS)]
 
 
