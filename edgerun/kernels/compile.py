@@ -35,7 +35,6 @@ SOURCES = {
     "pool_work": "pool_kernels",
     "pool_program": "pool_kernels",
     "quantize_q8": "quantize_kernels",
-    "quantize_q16": "quantize_kernels",
     "quantize_q8k": "quantize_kernels",
     "matmul_q4_0": "legacy_kernels",
     "matmul_q8_0": "legacy_kernels",

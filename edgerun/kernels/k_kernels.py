@@ -1,8 +1,7 @@
 """Q4_K, Q5_K and Q6_K products over activations in blocks of 256 (int8, one f32 scale, sums; see `quantize_kernels`).
 
 Sums of a block's activations: sixteen i16 over 16 each, then eight i16 over 32 each. The packed layouts are drawn
-in `layout.py`, the unpacked ones in `tiles.py`. All of a superblock is exact integer arithmetic; a lane of i32 stays
-below 2^26.
+in `layout.py`. All of a superblock is exact integer arithmetic; a lane of i32 stays below 2^26.
 """
 
 from __future__ import annotations
@@ -11,35 +10,10 @@ from typing import Any
 
 from numba import int64, njit
 
-from edgerun.kernels.matmul_driver import BlockBytes
+from edgerun.kernels.matmul_driver import build_matmul
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.tile_driver import build_tiled_matmul
-from edgerun.kernels.tiles import superblock_tile
 
 SUMS_BYTES = 48  # of a block: (16 + 8) i16
-
-
-def _sizes(weights: int) -> BlockBytes:
-    return BlockBytes(weights, quants=256, many_quants=256, scales=4, sums=SUMS_BYTES)
-
-
-def _head_unpacker(ops: Ops) -> Any:
-    """(q, w, mins at) -> None: scales, mins, d and dmin of Q4_K and Q5_K to their places behind the codes."""
-    lanes, vec = ops.lanes, 4 * ops.lanes
-    load_scales, load_pairs, load_halves = ops.load_scales_u8, ops.load_pairs_u8, ops.load_halves
-    store, store_floats = ops.store_pairs, ops.store_floats
-
-    @njit(forceinline=True)
-    def unpack_head(q: int, w: int, mins_at: int) -> None:
-        w += 64 * vec
-        for j in range(8):
-            store(int64(w + j * vec), load_scales(int64(q + 4 * lanes + j * lanes)))
-        for j in range(4):
-            store(int64(w + (8 + j) * vec), load_pairs(int64(q + mins_at + 2 * j * lanes)))
-        store_floats(int64(w + 12 * vec), load_halves(int64(q)))
-        store_floats(int64(w + 13 * vec), load_halves(int64(q + 2 * lanes)))
-
-    return unpack_head
 
 
 def _finish(ops: Ops) -> Any:
@@ -84,13 +58,22 @@ def build_matmul_q4_k(ops: Ops) -> Any:
     load, splat4, load_scales = ops.load_bytes, ops.splat4, ops.load_scales_u8
     low, high, mul_pairs, add_pairs = ops.low_nibbles, ops.high_nibbles, ops.mul_pairs, ops.add_pairs
     plus16, plus, zero = ops.add_i16, ops.add_i32, ops.zero_ints
-    finish, min_sums, unpack_head, store = _finish(ops), _min_sums(ops), _head_unpacker(ops), ops.store_bytes
-    unpacked = 78 * vec
+    finish, min_sums = _finish(ops), _min_sums(ops)
     scales_at, mins_at, nibbles_at = 4 * lanes, 12 * lanes, 20 * lanes
 
     @njit(forceinline=True)
     def pair(lo: Any, hi: Any, x: int) -> Any:
         return plus16(mul_pairs(lo, splat4(int64(x))), mul_pairs(hi, splat4(int64(x + 16))))
+
+    @njit(forceinline=True)
+    def pair4(q: int, x: int, dx: int) -> Any:
+        v = load(int64(q))
+        lo, hi = low(v), high(v)
+        return pair(lo, hi, x), pair(lo, hi, x + dx), pair(lo, hi, x + 2 * dx), pair(lo, hi, x + 3 * dx)
+
+    @njit(forceinline=True)
+    def plus4(a: Any, b: Any) -> Any:
+        return plus16(a[0], b[0]), plus16(a[1], b[1]), plus16(a[2], b[2]), plus16(a[3], b[3])
 
     @njit(forceinline=True)
     def one(acc: Any, q: int, x: int, s: int, c: int) -> Any:
@@ -107,20 +90,30 @@ def build_matmul_q4_k(ops: Ops) -> Any:
         return finish(acc, dot, min_sums(q + mins_at, c), q, s)
 
     @njit(forceinline=True)
-    def unpack(q: int, w: int) -> None:
-        unpack_head(q, w, mins_at)
+    def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
+        d0, d1, d2, d3 = zero(), zero(), zero(), zero()
         v = q + nibbles_at
-        for _ in range(8):
-            for _ in range(4):
-                a = load(int64(v))
-                store(int64(w), low(a))
-                store(int64(w + 4 * vec), high(a))
-                v += vec
-                w += vec
-            w += 4 * vec
+        for j in range(8):
+            total = pair4(v, x, dx)
+            total = plus4(total, pair4(v + vec, x + 4, dx))
+            total = plus4(total, pair4(v + 2 * vec, x + 8, dx))
+            total = plus4(total, pair4(v + 3 * vec, x + 12, dx))
+            scale = load_scales(int64(q + scales_at + j * lanes))
+            d0 = plus(d0, add_pairs(total[0], scale))
+            d1 = plus(d1, add_pairs(total[1], scale))
+            d2 = plus(d2, add_pairs(total[2], scale))
+            d3 = plus(d3, add_pairs(total[3], scale))
+            v += 4 * vec
+            x += 32
+        m = q + mins_at
+        return (
+            finish(acc[0], d0, min_sums(m, c), q, s),
+            finish(acc[1], d1, min_sums(m, c + dc), q, s + ds),
+            finish(acc[2], d2, min_sums(m, c + 2 * dc), q, s + 2 * ds),
+            finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
+        )
 
-    tile = superblock_tile(ops, unpacked, run=8, halves=False)
-    return build_tiled_matmul(ops, _sizes(148 * lanes), unpacked, one, unpack, tile)
+    return build_matmul(ops, 148 * lanes, 256, 4, SUMS_BYTES, one, four)
 
 
 def build_matmul_q5_k(ops: Ops) -> Any:
@@ -132,8 +125,7 @@ def build_matmul_q5_k(ops: Ops) -> Any:
     plus16, plus, zero = ops.add_i16, ops.add_i32, ops.zero_ints
     fifth0, fifth1, fifth2, fifth3 = (ops.bit_field(t - 4, 16) for t in range(4))
     fifth4, fifth5, fifth6, fifth7 = (ops.bit_field(t - 4, 16) for t in range(4, 8))
-    finish, min_sums, unpack_head, store = _finish(ops), _min_sums(ops), _head_unpacker(ops), ops.store_bytes
-    unpacked = 78 * vec
+    finish, min_sums = _finish(ops), _min_sums(ops)
     scales_at, mins_at, high_at, nibbles_at = 4 * lanes, 12 * lanes, 20 * lanes, 52 * lanes
 
     @njit(forceinline=True)
@@ -182,26 +174,33 @@ def build_matmul_q5_k(ops: Ops) -> Any:
         return finish(acc, dot, min_sums(q + mins_at, c), q, s)
 
     @njit(forceinline=True)
-    def unpack(q: int, w: int) -> None:
-        unpack_head(q, w, mins_at)
+    def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
+        d0, d1, d2, d3 = zero(), zero(), zero(), zero()
         v = q + nibbles_at
         for j in range(8):
             bits = load(int64(q + high_at + j * vec))
-            codes = first_half(v, bits)
-            store(int64(w), codes[0])
-            store(int64(w + 4 * vec), codes[1])
-            store(int64(w + vec), codes[2])
-            store(int64(w + 5 * vec), codes[3])
-            codes = second_half(v + 2 * vec, bits)
-            store(int64(w + 2 * vec), codes[0])
-            store(int64(w + 6 * vec), codes[1])
-            store(int64(w + 3 * vec), codes[2])
-            store(int64(w + 7 * vec), codes[3])
+            scale = load_scales(int64(q + scales_at + j * lanes))
+            w = first_half(v, bits)
+            d0 = add_half(d0, w, x, scale)
+            d1 = add_half(d1, w, x + dx, scale)
+            d2 = add_half(d2, w, x + 2 * dx, scale)
+            d3 = add_half(d3, w, x + 3 * dx, scale)
+            w = second_half(v + 2 * vec, bits)
+            d0 = add_half(d0, w, x + 8, scale)
+            d1 = add_half(d1, w, x + dx + 8, scale)
+            d2 = add_half(d2, w, x + 2 * dx + 8, scale)
+            d3 = add_half(d3, w, x + 3 * dx + 8, scale)
             v += 4 * vec
-            w += 8 * vec
+            x += 32
+        m = q + mins_at
+        return (
+            finish(acc[0], d0, min_sums(m, c), q, s),
+            finish(acc[1], d1, min_sums(m, c + dc), q, s + ds),
+            finish(acc[2], d2, min_sums(m, c + 2 * dc), q, s + 2 * ds),
+            finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
+        )
 
-    tile = superblock_tile(ops, unpacked, run=4, halves=False)
-    return build_tiled_matmul(ops, _sizes(180 * lanes), unpacked, one, unpack, tile)
+    return build_matmul(ops, 180 * lanes, 256, 4, SUMS_BYTES, one, four)
 
 
 def build_matmul_q6_k(ops: Ops) -> Any:
@@ -220,9 +219,7 @@ def build_matmul_q6_k(ops: Ops) -> Any:
     bits0, bits1, bits2, bits3 = (ops.bit_field(2 * t - 4, 48) for t in range(4))
     load_pairs, splat2 = ops.load_pairs_i8, ops.splat2
     load_halves, splat_load, to_floats, fma, times = ops.load_halves, ops.splat_load, ops.to_floats, ops.fma, ops.mul
-    store, store_pairs, store_floats = ops.store_bytes, ops.store_pairs, ops.store_floats
     scales_at, high_at, nibbles_at = 2 * lanes, 18 * lanes, 82 * lanes
-    unpacked = 89 * vec
 
     @njit(forceinline=True)
     def weights(v: int, bits: Any) -> Any:
@@ -268,28 +265,31 @@ def build_matmul_q6_k(ops: Ops) -> Any:
         return finish(acc, dot, q, s, c)
 
     @njit(forceinline=True)
-    def unpack(q: int, w: int) -> None:
-        for j in range(8):
-            scales = load_pairs(int64(q + scales_at + 2 * j * lanes))
-            store_pairs(int64(w + (64 + 2 * j) * vec), dup_even(scales))
-            store_pairs(int64(w + (65 + 2 * j) * vec), dup_odd(scales))
-            store_pairs(int64(w + (80 + j) * vec), scales)
-        store_floats(int64(w + 88 * vec), load_halves(int64(q)))
-        v, h = q + nibbles_at, q + high_at
+    def four(acc: Any, q: int, x: int, dx: int, s: int, ds: int, c: int, dc: int) -> Any:
+        d0, d1, d2, d3 = zero(), zero(), zero(), zero()
+        v, h, p = q + nibbles_at, q + high_at, q + scales_at
         for _ in range(8):
-            codes = weights(v, load(int64(h)))
-            store(int64(w), codes[0])
-            store(int64(w + 4 * vec), codes[1])
-            store(int64(w + vec), codes[2])
-            store(int64(w + 5 * vec), codes[3])
-            codes = weights(v + 2 * vec, load(int64(h + vec)))
-            store(int64(w + 2 * vec), codes[0])
-            store(int64(w + 6 * vec), codes[1])
-            store(int64(w + 3 * vec), codes[2])
-            store(int64(w + 7 * vec), codes[3])
+            scales = load_pairs(int64(p))
+            first, second = dup_even(scales), dup_odd(scales)
+            w = weights(v, load(int64(h)))
+            d0 = add_quad(d0, w, x, first, second)
+            d1 = add_quad(d1, w, x + dx, first, second)
+            d2 = add_quad(d2, w, x + 2 * dx, first, second)
+            d3 = add_quad(d3, w, x + 3 * dx, first, second)
+            w = weights(v + 2 * vec, load(int64(h + vec)))
+            d0 = add_quad(d0, w, x + 8, first, second)
+            d1 = add_quad(d1, w, x + dx + 8, first, second)
+            d2 = add_quad(d2, w, x + 2 * dx + 8, first, second)
+            d3 = add_quad(d3, w, x + 3 * dx + 8, first, second)
             v += 4 * vec
             h += 2 * vec
-            w += 8 * vec
+            p += 2 * lanes
+            x += 32
+        return (
+            finish(acc[0], d0, q, s, c),
+            finish(acc[1], d1, q, s + ds, c + dc),
+            finish(acc[2], d2, q, s + 2 * ds, c + 2 * dc),
+            finish(acc[3], d3, q, s + 3 * ds, c + 3 * dc),
+        )
 
-    tile = superblock_tile(ops, unpacked, run=2, halves=True)
-    return build_tiled_matmul(ops, _sizes(210 * lanes), unpacked, one, unpack, tile)
+    return build_matmul(ops, 210 * lanes, 256, 4, SUMS_BYTES, one, four)

@@ -22,8 +22,6 @@ class Ops:
         byte_vec, pair_vec = vector(I8, 4 * lanes), vector(I16, 2 * lanes)
         int_vec, float_vec = vector(I32, lanes), vector(FLOAT, lanes)
         self.load_bytes = loader(byte_vec)
-        self.store_bytes = simd.storer(byte_vec)
-        self.store_pairs = simd.storer(pair_vec)
         self.load_floats = loader(float_vec)
         self.store_floats = simd.storer(float_vec)
         self.load_floats_masked = simd.masked_loader(float_vec)
@@ -45,7 +43,6 @@ class Ops:
         self.splat4 = function(  # four bytes of memory in every lane
             (types.int64,), byte_vec, lambda b, a: b.bitcast(splat(b, simd._load(b, a, I32), lanes), byte_vec.llvm)
         )
-        self.splat1 = function((types.int64,), int_vec, lambda b, a: splat(b, simd._load(b, a, I32), lanes))
         self.splat2 = function(  # two i16 of memory in every lane
             (types.int64,), pair_vec, lambda b, a: b.bitcast(splat(b, simd._load(b, a, I32), lanes), pair_vec.llvm)
         )
@@ -77,13 +74,6 @@ class Ops:
             return function((byte_vec,), byte_vec, emit)
 
         self.bit_field = bit_field
-
-        def widen(first: int) -> Any:
-            """bytes -> bytes `first` and `first` + 1 of every lane as i16."""
-            chosen = [4 * (i // 2) + first + i % 2 for i in range(2 * lanes)]
-            return function((byte_vec,), pair_vec, lambda b, a: b.sext(shuffle(b, a, a, chosen), pair_vec.llvm))
-
-        self.widen_low, self.widen_high = widen(0), widen(2)
         self.or_bytes = function((byte_vec, byte_vec), byte_vec, lambda b, a, c: b.or_(a, c))
         self.add_i16 = function((pair_vec, pair_vec), pair_vec, lambda b, a, c: b.add(a, c))
         self.add_i32 = function((int_vec, int_vec), int_vec, lambda b, a, c: b.add(a, c))
@@ -186,8 +176,8 @@ class Ops:
                 return b.select(b.icmp_signed("<", w, zero), b.sub(zero, x), x)
 
         self.with_sign = function((byte_vec, byte_vec), byte_vec, with_sign)  # x where w >= 0, -x where w < 0
-        self.mul_pairs = function((byte_vec, byte_vec), pair_vec, mul_pairs_emitter(isa))
-        self.add_pairs = function((pair_vec, pair_vec), int_vec, add_pairs_emitter(isa))
+        self.mul_pairs = function((byte_vec, byte_vec), pair_vec, _mul_pairs(isa))
+        self.add_pairs = function((pair_vec, pair_vec), int_vec, _add_pairs(isa))
         self.dup_even = function(  # the first i16 of every pair in both places
             (pair_vec,), pair_vec, lambda b, a: shuffle(b, a, a, [i // 2 * 2 for i in range(2 * lanes)])
         )
@@ -234,16 +224,11 @@ class Ops:
 
         self.to_ints = function((float_vec,), int_vec, lambda b, a: b.fptosi(a, int_vec.llvm))
 
-        def store_small(element: Any) -> Any:
-            """(address, L x i32) -> None: as narrower integers."""
+        def store_small(b: Any, address: Any, value: Any) -> None:
+            small = b.trunc(value, ir.VectorType(I8, lanes))
+            b.store(small, b.inttoptr(address, small.type.as_pointer())).align = 1
 
-            def emit(b: Any, address: Any, value: Any) -> None:
-                small = b.trunc(value, ir.VectorType(element, lanes))
-                b.store(small, b.inttoptr(address, small.type.as_pointer())).align = 1
-
-            return function((types.int64, int_vec), types.void, emit)
-
-        self.store_as_i8, self.store_as_i16 = store_small(I8), store_small(I16)
+        self.store_as_i8 = function((types.int64, int_vec), types.void, store_small)
 
         def store_halves(b: Any, address: Any, value: Any) -> None:
             small = b.fptrunc(value, ir.VectorType(HALF, lanes))
@@ -281,8 +266,7 @@ def declare_fma(b: Any, lanes: int) -> Any:
     return simd.declare(b, f"llvm.fma.v{lanes}f32", vec, [vec] * 3)
 
 
-def mul_pairs_emitter(isa: Isa) -> simd.Emit:
-    """(u8, s8) -> i16, neighbouring products added."""
+def _mul_pairs(isa: Isa) -> simd.Emit:
     lanes = isa.lanes
     bytes_t, pairs_t = ir.VectorType(I8, 4 * lanes), ir.VectorType(I16, 2 * lanes)
     names = {"avx2": "llvm.x86.avx2.pmadd.ub.sw", "avx512": "llvm.x86.avx512.pmaddubs.w.512"}
@@ -298,8 +282,7 @@ def mul_pairs_emitter(isa: Isa) -> simd.Emit:
     return plain
 
 
-def add_pairs_emitter(isa: Isa) -> simd.Emit:
-    """(i16, i16) -> i32, neighbouring products added."""
+def _add_pairs(isa: Isa) -> simd.Emit:
     lanes = isa.lanes
     pairs_t, ints_t = ir.VectorType(I16, 2 * lanes), ir.VectorType(I32, lanes)
     names = {"avx2": "llvm.x86.avx2.pmadd.wd", "avx512": "llvm.x86.avx512.pmaddw.d.512"}

@@ -1,4 +1,4 @@
-"""Activations to int8 (or i16): per block of 32 for Q4_0 and Q8_0 weights, per block of 256 for K-quants.
+"""Activations to int8: per block of 32 for Q4_0 and Q8_0 weights, per block of 256 for K-quants.
 
 Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
 Rounding is to nearest even, the scale is max |x| / 127 in f32.
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import float32, int16, int32, int64, njit
+from numba import float32, int16, int64, njit
 
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_i64, store_f32, store_i16, store_i32
+from edgerun.kernels.simd import load_i64, store_f32, store_i16
 
 
-def _helpers(ops: Ops, store_small: Any, quant_bytes: int) -> Any:
+def _helpers(ops: Ops) -> Any:
     lanes = ops.lanes
     load, magnitude, maximum, max_floats = ops.load_floats, ops.magnitude, ops.maximum, ops.max_floats
-    times, rounded, to_ints, splat = ops.mul, ops.round, ops.to_ints, ops.splat
+    times, rounded, to_ints, store_small, splat = ops.mul, ops.round, ops.to_ints, ops.store_as_i8, ops.splat
     plus, zero, zero_ints, sum_ints = ops.add_i32, ops.zero_floats, ops.zero_ints, ops.sum_ints
 
     @njit(forceinline=True)
@@ -34,7 +34,7 @@ def _helpers(ops: Ops, store_small: Any, quant_bytes: int) -> Any:
         factor = splat(inverse)
         for i in range(0, n, lanes):
             value = to_ints(rounded(times(load(int64(x + 4 * i)), factor)))
-            store_small(int64(q + i * quant_bytes), value)
+            store_small(int64(q + i), value)
             total = plus(total, value)
         return sum_ints(total)
 
@@ -42,19 +42,10 @@ def _helpers(ops: Ops, store_small: Any, quant_bytes: int) -> Any:
 
 
 def build_quantize_q8(ops: Ops) -> Any:
-    """sums: i32 per block, -8 * (sum of quants): what Q4_0's codes are too high by."""
-    return _quantize_32(ops, ops.store_as_i8, 1)
+    """sums: f32 per block, 8 * (sum of quants) * scale: what Q4_0's offset takes off."""
+    peak, write = _helpers(ops)
 
-
-def build_quantize_q16(ops: Ops) -> Any:
-    """The same numbers, as i16: for prompts over Q8_0 weights."""
-    return _quantize_32(ops, ops.store_as_i16, 2)
-
-
-def _quantize_32(ops: Ops, store_small: Any, quant_bytes: int) -> Any:
-    peak, write = _helpers(ops, store_small, quant_bytes)
-
-    def quantize_32(arguments: int, low: int, high: int) -> None:
+    def quantize_q8(arguments: int, low: int, high: int) -> None:
         x, cols = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         quants, scales = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
         sums = load_i64(int64(arguments + 32))
@@ -66,16 +57,16 @@ def _quantize_32(ops: Ops, store_small: Any, quant_bytes: int) -> Any:
                 top = peak(block, 32)
                 inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
                 scale = top / float32(127.0)
-                total = write(block, quants + at * 32 * quant_bytes, 32, inverse)
+                total = write(block, quants + at * 32, 32, inverse)
                 store_f32(int64(scales + at * 4), scale)
-                store_i32(int64(sums + at * 4), int32(-8 * total))
+                store_f32(int64(sums + at * 4), float32(8 * total) * scale)
 
-    return quantize_32, kernel_signature()
+    return quantize_q8, kernel_signature()
 
 
 def build_quantize_q8k(ops: Ops) -> Any:
     """sums per block: sixteen i16 over 16 quants each, then eight i16 over 32 each."""
-    peak, write = _helpers(ops, ops.store_as_i8, 1)
+    peak, write = _helpers(ops)
 
     def quantize_q8k(arguments: int, low: int, high: int) -> None:
         x, cols = load_i64(int64(arguments)), load_i64(int64(arguments + 8))

@@ -186,7 +186,6 @@ store_u8 = _store_scalar(I8, types.uint8)
 store_u16 = _store_scalar(I16, types.uint16)
 store_u32 = _store_scalar(I32, types.uint32)
 store_i16 = _store_scalar(I16, types.int16)
-store_i32 = _store_scalar(I32, types.int32)
 
 
 def _store_half(b: Any, address: Any, value: Any) -> None:

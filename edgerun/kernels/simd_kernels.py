@@ -21,30 +21,29 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
-from edgerun.kernels.attention_layout import CHUNK, TILE, attention_scratch_bytes
+from edgerun.kernels.attention_layout import CHUNK, TILE, prompt_scratch_bytes
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.pool import ThreadPool
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
-from edgerun.kernels.tile_layout import GROUPS, TOKENS_AT_ONCE, prompt_scratch_bytes
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
-_MATMUL = {  # the kernel, and the form of the activations: of one token, of several
-    GgmlType.Q4_0: ("matmul_q4_0", "q8", "q8"),
-    GgmlType.Q8_0: ("matmul_q8_0", "q8", "q16"),
-    GgmlType.Q4_K: ("matmul_q4_k", "q8k", "q8k"),
-    GgmlType.Q5_K: ("matmul_q5_k", "q8k", "q8k"),
-    GgmlType.Q6_K: ("matmul_q6_k", "q8k", "q8k"),
-    GgmlType.F32: ("matmul_f32", "f32", "f32"),
-    GgmlType.F16: ("matmul_f16", "f32", "f32"),
-    GgmlType.BF16: ("matmul_bf16", "f32", "f32"),
+_MATMUL = {
+    GgmlType.Q4_0: ("matmul_q4_0", "q8"),
+    GgmlType.Q8_0: ("matmul_q8_0", "q8"),
+    GgmlType.Q4_K: ("matmul_q4_k", "q8k"),
+    GgmlType.Q5_K: ("matmul_q5_k", "q8k"),
+    GgmlType.Q6_K: ("matmul_q6_k", "q8k"),
+    GgmlType.F32: ("matmul_f32", "f32"),
+    GgmlType.F16: ("matmul_f16", "f32"),
+    GgmlType.BF16: ("matmul_bf16", "f32"),
 }
 _PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _MATMUL}
-_QUANT_BYTES = {"q8": 1, "q16": 2, "q8k": 1}
 _ALWAYS = (
     "pool_run",
     "pool_work",
@@ -71,11 +70,6 @@ def address(array: Any) -> int:
         return int(array.__array_interface__["data"][0])
 
 
-def _aligned(array: Any) -> int:
-    """The first whole cache line of an array: a vector on two lines takes twice as long."""
-    return -(-address(array) // 64) * 64
-
-
 @cache  # never dropped: kernels hold the addresses
 def _constants(*values: float) -> tuple[int, Any]:
     """f32 constants that kernels read by address, and the array that keeps them alive."""
@@ -86,9 +80,9 @@ def _constants(*values: float) -> tuple[int, Any]:
 @lru_cache(maxsize=256)
 def _form_layout(kind: str, tokens: int, cols: int) -> tuple[int, int, int, int, int, int]:
     """Of quantised rows: offset of scales, of sums, size in bytes, and a row's bytes of scales, of sums, ..."""
-    block, sums_bytes = (256, 48) if kind == "q8k" else (32, 4)
+    block, sums_bytes = (32, 4) if kind == "q8" else (256, 48)
     blocks = cols // block
-    scales_at = -(-tokens * cols * _QUANT_BYTES[kind] // 64) * 64
+    scales_at = -(-tokens * cols // 64) * 64
     sums_at = scales_at + -(-tokens * blocks * 4 // 64) * 64
     return scales_at, sums_at, sums_at + tokens * blocks * sums_bytes, blocks * 4, blocks * sums_bytes, blocks
 
@@ -108,7 +102,7 @@ class Rows:
         self._arrays: list[Any] = []
 
     def form(self, kind: str) -> tuple[int, int, int, int, int, int]:
-        """(quants, stride, scales, stride, sums, stride) for "q8", "q16", "q8k" or "f32" (then only the first two)."""
+        """(quants, stride, scales, stride, sums, stride) for "q8", "q8k" or "f32" (then only the first two)."""
         known = self._forms.get(kind)
         if known is None:
             known = self._make(kind)
@@ -125,10 +119,9 @@ class Rows:
         self._arrays.append(memory)
         if self._kernels._recorder is not None:
             self._kernels._recorder.keep(memory)
-        self._kernels._launch(
-            f"quantize_{kind}", (address(self.x), cols, base, base + scales_at, base + sums_at), tokens, 8
-        )
-        return base, cols * _QUANT_BYTES[kind], base + scales_at, scales_bytes, base + sums_at, sums_bytes
+        name = "quantize_q8" if kind == "q8" else "quantize_q8k"
+        self._kernels._launch(name, (address(self.x), cols, base, base + scales_at, base + sums_at), tokens, 8)
+        return base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes
 
 
 class SimdKernels:
@@ -153,7 +146,6 @@ class SimdKernels:
         self._arguments: Any = np.zeros(1 << 16, np.uint8)
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
-        self._tile_scratch = np.empty(prompt_scratch_bytes(isa.lanes) * threads + 64, np.uint8)
         self._busy = np.zeros(threads + 1, np.int64)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -170,8 +162,9 @@ class SimdKernels:
         names = ["attention_prompt", "combine"]
         for type in types:
             if type in _MATMUL:
-                matmul, *forms = _MATMUL[type]
-                names += [_PACK[type], matmul, *(f"quantize_{form}" for form in forms if form != "f32")]
+                matmul, form = _MATMUL[type]
+                names.append(_PACK[type])
+                names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
         self._cache.prepare(dict.fromkeys(names), self._events)
 
     def close(self) -> None:
@@ -272,20 +265,19 @@ class SimdKernels:
                     continue
                 if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows) or not out.flags.c_contiguous:
                     check_matmul(w, x.x[first : first + tokens], out)
-                name, single, several = _MATMUL[w.type]
-                quants, dq, scales, ds, sums, dc = x.form(single if tokens == 1 else several)
+                name, form = _MATMUL[w.type]
+                quants, dq, scales, ds, sums, dc = x.form(form)
                 blocks = w.cols // layout.BLOCK_COLS[w.type]
                 stride = 4 * w.rows
                 weights, target = w.address, address(out)
-                for low in range(0, max(tokens - 1, min(tokens, 1)), TOKENS_AT_ONCE):  # a rest of one joins the last
-                    row, rest = first + low, tokens - low
-                    count = rest if rest <= TOKENS_AT_ONCE + 1 else TOKENS_AT_ONCE
+                for low in range(0, tokens, _TOKENS_AT_ONCE):
+                    row = first + low
                     by_kernel.setdefault(name, []).append(
                         (
-                            -(-w.rows // (lanes if tokens == 1 else GROUPS * lanes)),
+                            -(-w.rows // lanes),
                             weights,
                             target + low * stride,
-                            count,
+                            min(_TOKENS_AT_ONCE, tokens - low),
                             blocks,
                             w.rows,
                             stride,
@@ -307,11 +299,7 @@ class SimdKernels:
             self._arguments = np.zeros(2 * needed, np.uint8)
             self._at = address(self._arguments)
         item = 0
-        slot_bytes = prompt_scratch_bytes(self._isa.lanes)
-        struct.pack_into(
-            *("4q", self._arguments, 0, len(descriptors)),
-            *(_aligned(self._tile_scratch), slot_bytes, address(self._busy)),
-        )
+        struct.pack_into("q", self._arguments, 0, len(descriptors))
         for index, (groups, *rest) in enumerate(descriptors):
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
             item += groups
@@ -578,7 +566,7 @@ class SimdKernels:
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
                 return
-            slot_bytes = attention_scratch_bytes(dim, dim_v, group, self._isa.lanes)
+            slot_bytes = prompt_scratch_bytes(dim, dim_v, group, self._isa.lanes)
             scratch = self._floats(slot_bytes // 4 * self.threads)
             head = (*head, 0, end, constants, scratch, address(out))
             tail = (tokens, window, address(self._busy), slot_bytes, start)
