@@ -39,7 +39,7 @@ def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
 
 @pytest.mark.parametrize("type", NATIVE, ids=lambda t: t.name)
 @pytest.mark.parametrize("rows", [64, 37])
-@pytest.mark.parametrize("tokens", [1, 4, 7, 130])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 7, 129, 130])
 def test_native_formats(simd, type, rows, tokens):
     rng = np.random.default_rng(int(type) * 1000 + rows + tokens)
     cols = 512 if layout.BLOCK_COLS[type] > 1 else 100

@@ -1,0 +1,162 @@
+"""Products of packed weights, by format, shape and number of tokens, against what this processor's units can do.
+
+python benchmarks/gemm.py [--formats Q8_0,Q4_0] [--shapes 2048x2048] [--tokens 1,256] [--threads 2] [--json]
+
+The peak is measured in the same run: a loop of nothing but the two instructions of the 8-bit dot product with their
+addition, one of the 4-bit dot product (which adds in 16 bits), and one of fused multiply-adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba import int64, njit
+
+from edgerun.device.cpu import default_threads
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels import load_kernels
+from edgerun.kernels.codegen import object_code
+from edgerun.kernels.compile import _new_engine
+from edgerun.kernels.isa import choose
+from edgerun.kernels.matmul_driver import kernel_signature
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import load_i64, store_f32
+
+FORMATS = "Q8_0,Q4_0,Q4_K,Q5_K,Q6_K,F16"
+STEPS = 4096  # of an item of a peak loop, eight independent sums each
+EIGHT_BIT, FOUR_BIT, FLOAT = "8-bit", "4-bit", "float"
+BOUND = {"Q8_0": EIGHT_BIT, "F32": FLOAT, "F16": FLOAT, "BF16": FLOAT}  # others: FOUR_BIT
+
+
+def build_peak(ops: Ops, kind: str) -> Any:
+    """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight products with their additions."""
+    vec, load, ones = 4 * ops.lanes, ops.load_bytes, ops.ones
+    mul, pairs, plus16, plus = ops.mul_pairs, ops.add_pairs, ops.add_i16, ops.add_i32
+    to_floats, sum_floats, load_floats, fma = ops.to_floats, ops.sum_floats, ops.load_floats, ops.fma
+    start = {EIGHT_BIT: ops.zero_ints, FOUR_BIT: ops.zero_pairs, FLOAT: ops.zero_floats}[kind]
+
+    if kind == EIGHT_BIT:
+
+        @njit(forceinline=True)
+        def step(total: Any, w: Any, x: int) -> Any:
+            return plus(total, pairs(mul(w, load(int64(x))), ones()))
+    elif kind == FOUR_BIT:
+
+        @njit(forceinline=True)
+        def step(total: Any, w: Any, x: int) -> Any:
+            return plus16(total, mul(w, load(int64(x))))
+    else:
+
+        @njit(forceinline=True)
+        def step(total: Any, w: Any, x: int) -> Any:
+            return fma(w, load_floats(int64(x)), total)
+
+    @njit(forceinline=True)
+    def result(total: Any) -> Any:
+        if kind == EIGHT_BIT:
+            return sum_floats(to_floats(total))
+        if kind == FOUR_BIT:
+            return sum_floats(to_floats(pairs(total, ones())))
+        return sum_floats(total)
+
+    read = load_floats if kind == FLOAT else load
+
+    def peak(arguments: int, low: int, high: int) -> None:
+        operands, out = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        w = read(int64(operands))
+        for _ in range(low, high):
+            a, b, c, d = start(), start(), start(), start()
+            e, f, g, h = start(), start(), start(), start()
+            for i in range(STEPS):
+                x = operands + (i & 3) * 8 * vec
+                a, b = step(a, w, x), step(b, w, x + vec)
+                c, d = step(c, w, x + 2 * vec), step(d, w, x + 3 * vec)
+                e, f = step(e, w, x + 4 * vec), step(f, w, x + 5 * vec)
+                g, h = step(g, w, x + 6 * vec), step(h, w, x + 7 * vec)
+            total = result(a) + result(b) + result(c) + result(d) + result(e) + result(f) + result(g) + result(h)
+            store_f32(int64(out), total)
+
+    return peak, kernel_signature()
+
+
+def best_seconds(run: Callable[[], object], seconds: float) -> float:
+    """The fastest of the runs that fit in `seconds`: what others do on the machine only ever adds."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
+    """Giga-operations a second (a product and its addition are two) of all threads, for every kind of loop."""
+    isa = choose(kernels.name)
+    operands, out = np.zeros(4096, np.uint8), np.zeros(16, np.float32)
+    arguments = np.array([operands.ctypes.data, out.ctypes.data], np.int64)
+    items = 8 * kernels.threads
+    peaks = {}
+    for kind, products in ((EIGHT_BIT, 4 * isa.lanes), (FOUR_BIT, 4 * isa.lanes), (FLOAT, isa.lanes)):
+        engine: Any = _new_engine()
+        code = object_code(lambda ops, kind=kind: build_peak(ops, kind), "peak", isa)  # type: ignore[misc]
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        kernel = engine.get_function_address("peak")
+        taken = best_seconds(lambda: kernels._pool.run(kernel, arguments.ctypes.data, items, 1), seconds)  # noqa: B023
+        peaks[kind] = 2 * products * 8 * STEPS * items / taken / 1e9
+    return peaks
+
+
+def measure(kernels: Any, type: GgmlType, rows: int, cols: int, tokens: int, seconds: float) -> float:
+    """Seconds of one product, its activations already quantised."""
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (rows, type.row_bytes(cols)), dtype=np.uint8)  # bits of any kind take the same time
+    w = kernels.pack(raw, type, cols)
+    x = kernels.activations(rng.standard_normal((tokens, cols)).astype(np.float32))
+    out = np.empty((tokens, rows), np.float32)
+    kernels.matmul(w, x, out)
+    return best_seconds(lambda: kernels.matmul(w, x, out), seconds)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default=FORMATS)
+    parser.add_argument("--shapes", default="2048x2048,2048x5632", help="rows x columns")
+    parser.add_argument("--tokens", default="1,32,256")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each measurement")
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    kernels: Any = load_kernels(arguments.kernels, threads=arguments.threads)
+    peaks = measure_peaks(kernels, arguments.seconds)
+    if not arguments.json:
+        shown = ", ".join(f"{kind} {value:.0f}" for kind, value in peaks.items())
+        print(f"{kernels.name}, {kernels.threads} threads; peak in GOP/s: {shown}")
+    results = []
+    for name in arguments.formats.split(","):
+        for shape in arguments.shapes.split(","):
+            rows, cols = map(int, shape.split("x"))
+            for tokens in map(int, arguments.tokens.split(",")):
+                taken = measure(kernels, GgmlType[name], rows, cols, tokens, arguments.seconds)
+                rate = 2 * rows * cols * tokens / taken / 1e9
+                share = rate / peaks[BOUND.get(name, FOUR_BIT)]
+                results.append(
+                    {"format": name, "rows": rows, "cols": cols, "tokens": tokens, "gop_s": rate, "share": share}
+                )
+                if not arguments.json:
+                    print(f"{name:5} {shape:>11} {tokens:5} tokens  {rate:6.0f} GOP/s  {share:5.0%} of the peak")
+    if arguments.json:
+        print(json.dumps({"kernels": kernels.name, "threads": kernels.threads, "peak": peaks, "results": results}))
+    kernels.close()
+
+
+if __name__ == "__main__":
+    main()
