@@ -5,8 +5,9 @@ python benchmarks/streaming.py MODEL.gguf --cap 2G --llamacpp-python VENV/bin/py
 
 Every run of edgerun begins with an empty cache, or (--warm) with the hot set that a first, uncounted run has kept.
 Prints medians, their ratio, what `edgerun plan` predicted, and the share of the law's bound that was reached:
-min(1 / compute time, disk rate / bytes missing a token), the disk measured just before and after each run. The plan
-is compared with each run at the disk rate of that run too: what is left then is not the disk's.
+min(1 / compute time, disk rate / bytes missing a token). The plan is made just before and after each run, the machine
+measured anew, and compared with that run; also at the disk rate that the run reached: what is left then is not the
+disk's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from side_by_side import LLAMA_CPP
 from edgerun.api.weights import hot_set_path
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import load_spec
-from edgerun.planning.rates import measure_disk
 from edgerun.planning.speed import token_s
 from edgerun.units import format_size, parse_size_bytes
 
@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--routing", type=Path)
     parser.add_argument("--warm", action="store_true", help="begin with the hot set that a run before has kept")
-    parser.add_argument("--piece-kib", type=int, default=1152, help="size of the disk probe's reads")
     parser.add_argument("--options", default="", help="more options of `edgerun bench`, e.g. --no-prefetch")
     a = parser.parse_args()
     cap = parse_size_bytes(a.cap)
@@ -67,7 +66,7 @@ def main() -> None:
     bench = [*edgerun, "bench", str(a.model), "-r", "1", "--json", *limits, *a.options.split()]
     bench += ["-p", str(a.prompt), "-n", str(a.decode)]
     theirs = [a.llamacpp_python, "-c", LLAMA_CPP, str(a.model), str(a.prompt), str(a.decode), str(a.threads), "mmap"]
-    ours_runs, their_runs, disk = [], [], []
+    ours_runs, their_runs, plans, disk = [], [], [], []
     if a.warm:
         report_of(bench, cap)
     for _ in range(a.repetitions):
@@ -75,10 +74,12 @@ def main() -> None:
             their_runs.append(report_of(theirs, cap))
         if not a.warm:
             forget_hot_set(a.model)
-        before = measure_disk(a.model, a.piece_kib << 10)
+        around = [plan(edgerun, a, limits)]
         ours_runs.append(report_of(bench, cap))
-        disk.append((before + measure_disk(a.model, a.piece_kib << 10)) / 2)
-    said = plan(edgerun, a, limits)
+        around.append(plan(edgerun, a, limits))
+        plans.append(around)
+        disk.append(statistics.fmean(said["rates"]["disk_bytes_per_s"] for said in around))
+    said = plans[-1][-1]
     planned = said["speed"]
     rate = statistics.median(disk) / 1e9
     start = "warm" if a.warm else "from empty"
@@ -90,20 +91,23 @@ def main() -> None:
             line += f"   llama.cpp {median(their_runs, key):9.2f}   ratio {mine / median(their_runs, key):5.2f}"
         print(line)
     if a.decode and "read_bytes_per_token" in ours_runs[0]:
-        shares, probed, reached = [], [], []
-        for run, rate in zip(ours_runs, disk, strict=True):
+        shares: list[float] = []
+        probed: list[float] = []
+        reached: list[float] = []
+        for run, rate, around in zip(ours_runs, disk, plans, strict=True):
             reading = max(1.0, run["read_bytes_per_token"]) / rate
-            shares.append(run["decode_tok_s"] * max(reading, planned["compute_s_per_token"]))
-            probed.append(predicted(a.model, said, rate) / run["decode_tok_s"])
-            reached.append(predicted(a.model, said, run.get("disk_bytes_per_s", rate)) / run["decode_tok_s"])
+            computing = statistics.fmean(each["speed"]["compute_s_per_token"] for each in around)
+            shares.append(run["decode_tok_s"] * max(reading, computing))
+            for ratios, disk_rate in ((probed, None), (reached, run.get("disk_bytes_per_s", rate))):
+                expected = statistics.fmean(predicted(a.model, each, disk_rate) for each in around)
+                ratios.append(expected / run["decode_tok_s"])
         missing = median(ours_runs, "read_bytes_per_token") / 1e6
         print(f"hits {100 * median(ours_runs, 'hit_rate'):.1f} %, {missing:.1f} MB/token, "
               f"stalls {1e3 * median(ours_runs, 'stall_s_per_token'):.1f} ms/token")  # fmt: skip
         print(f"share of the bound {statistics.median(shares):.2f}")
         print(f"while it read, the disk gave {median(ours_runs, 'disk_bytes_per_s') / 1e9:.2f} GB/s")
-        for how, ratios in (("probed around", probed), ("reached in", reached)):
-            line = ", ".join(f"{each:.2f}" for each in ratios)
-            print(f"planned / measured, at the disk rate {how} each run: {line}")
+        for how, ratios in (("", probed), (" at the disk rate reached in the run", reached)):
+            print(f"planned / measured{how}: {', '.join(f'{each:.2f}' for each in ratios)}")
     print(f"planned: decode {planned['decode_tok_s']:.2f} tok/s, 256 tokens in {planned['first_token_s']:.2f} s; "
           f"hits {100 * planned['hit_rate']:.1f} %, {planned['read_bytes_per_token'] / 1e6:.1f} MB/token, computing "
           f"{1e3 * planned['compute_s_per_token']:.1f} ms, disk {said['rates']['disk_bytes_per_s'] / 1e9:.2f} GB/s, "
@@ -123,9 +127,11 @@ def plan(edgerun: list[str], a: argparse.Namespace, limits: list[str]) -> dict[s
     return found
 
 
-def predicted(model: Path, said: dict[str, Any], disk_bytes_per_s: float) -> float:
-    """Tokens/s that the plan `said` would have named for a disk of this rate."""
+def predicted(model: Path, said: dict[str, Any], disk_bytes_per_s: float | None) -> float:
+    """Tokens/s that the plan `said` names, or would have named for a disk of this rate."""
     speed = said["speed"]
+    if disk_bytes_per_s is None:
+        return float(speed["decode_tok_s"])
     with open_gguf(model) as gguf:
         spec = load_spec(gguf)
     used = spec.n_experts_used if said["mode"] == "experts" else 0
