@@ -20,7 +20,7 @@ def summary(before: Mapping[str, float], after: Mapping[str, float], tokens: int
         "read_bytes_per_token": change["read_n_bytes"] / tokens,
         "stall_s_per_token": change["stall_s"] / tokens,
     }
-    if change["read_busy_s"] > 0:
+    if change.get("read_busy_s", 0) > 0:
         out["disk_bytes_per_s"] = change["read_n_bytes"] / change["read_busy_s"]
     if "hits" in change:
         uses = max(1, change["hits"] + change["late"] + change["misses"])
