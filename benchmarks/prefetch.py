@@ -11,6 +11,7 @@ always right, since nothing changes its residual stream: --right makes some of t
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -36,12 +37,12 @@ class Misled(StreamedExpertStore):
     def __init__(self, *arguments: Any, right: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._right = right
-        self._rng = np.random.default_rng(1)
+        self._rng = random.Random(1)
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
-        wrong = self._rng.random(len(ids)) >= self._right
-        told = np.where(wrong, self._rng.integers(0, self._catalog.n_experts, len(ids)), ids)
-        super().expect(layer, np.unique(told).astype(np.int32), distance)
+        chance, experts = self._rng.random, self._catalog.n_experts
+        told = [i if chance() < self._right else int(chance() * experts) for i in ids.tolist()]
+        super().expect(layer, np.array(list(dict.fromkeys(told)), np.int32), distance)
 
 
 def main() -> None:

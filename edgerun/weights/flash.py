@@ -162,9 +162,10 @@ class FlashReader:
 
     def _read_ended(self) -> None:
         with self._wake:
+            now = time.perf_counter()
+            self.stats.busy_s += now - self._busy_since  # told at once: reading may never pause
+            self._busy_since = now
             self._under_way -= 1
-            if not self._under_way:
-                self.stats.busy_s += time.perf_counter() - self._busy_since
 
 
 class WeightFile:
