@@ -56,7 +56,7 @@ def open_store(
         resident = ResidentStore(gguf, spec, kernels, events=events)
         return resident, resident.close
     catalog = make_catalog(gguf.tensors, spec.n_layers)
-    threads, profile = reader_threads(catalog), _profile_path(gguf)
+    threads, profile = reader_threads(catalog), hot_set_path(gguf)
     store: StreamedLayerStore | StreamedExpertStore
     if plan.mode == "layers":
         store = StreamedLayerStore(
@@ -89,7 +89,8 @@ def open_store(
         return store, stack.pop_all().close
 
 
-def _profile_path(gguf: GgufFile) -> Path:
+def hot_set_path(gguf: GgufFile) -> Path:
+    """Where what was hot in runs of a model is kept."""
     return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.npz"
 
 

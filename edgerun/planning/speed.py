@@ -1,12 +1,15 @@
 """How fast a model will run with a memory plan on a machine of these rates.
 
-tokens/s <= min(1 / compute time, disk rate / bytes missing a token). Prediction and read-ahead turn the sum of the two
-times into their maximum, but reading takes processor time too: a part of the shorter one stays visible.
+tokens/s <= min(1 / compute time, disk rate / bytes missing a token). Reading ahead turns the sum of the two times into
+their maximum, but only layer by layer: guesses reach a layer or two ahead, so a layer that misses three experts waits
+for the disk, though the disk is idle for the next ones, which miss none. So the maximum is taken for every number of
+misses that a layer can have, weighted by how likely it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
@@ -16,7 +19,11 @@ from edgerun.planning.rates import Rates
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 
 _PROMPT_TOKENS = 256
-_VISIBLE = 0.6  # of the shorter of computing and reading that the longer does not hide: readers take processor time
+_VISIBLE = (
+    0.2  # of the shorter of computing and reading that the longer does not hide: what comes last is yet to compute
+)
+_PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
+_PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
 _EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
 _DECODE_SHARE, _PROMPT_SHARE = 0.88, 0.8  # of the bare products' rates that whole models reach
 
@@ -85,11 +92,12 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += _FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += stored_neurons * (1 - kept)
+    compute += missing / (rates.decode_bytes_per_s * _PACKING)
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
-    first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read)
+    first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
     return Speed(
-        decode_tok_s=1 / _overlapped(compute, read),
+        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used if plan.mode == "experts" else 0),
         prompt_tok_s=_PROMPT_TOKENS / first,
         first_token_s=first,
         prompt_tokens=_PROMPT_TOKENS,
@@ -100,5 +108,21 @@ def predict_speed(
     )
 
 
-def _overlapped(a: float, b: float) -> float:
-    return max(a, b) + _VISIBLE * min(a, b)
+def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int) -> float:
+    """Seconds a token when computing it takes `compute_s` and reading what is missing `read_s`, on average.
+
+    used: experts of a layer, each there with a chance of `hit_rate`; 0: the same is read for every token, in order.
+    """
+    if not used or hit_rate >= 1:
+        return _overlapped(compute_s, read_s, _VISIBLE)
+    layer_s, miss = compute_s / layers, 1 - hit_rate
+    expert_s = read_s / (layers * used * miss)
+    chances = [comb(used, count) * miss**count * hit_rate ** (used - count) for count in range(used + 1)]
+    return layers * sum(
+        chance * _overlapped(layer_s, count * expert_s, _VISIBLE) for count, chance in enumerate(chances)
+    )
+
+
+def _overlapped(a: float, b: float, visible: float) -> float:
+    """Seconds of two things at the same time, of the shorter of which a share stays visible."""
+    return max(a, b) + visible * min(a, b)

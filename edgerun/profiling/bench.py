@@ -147,7 +147,13 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
         "repetitions": len(runs),
         "prompt_tok_s_sd": _deviation(prompt),
         "decode_tok_s_sd": _deviation(decode),
-    } | {key: round(statistics.fmean(run.streaming[key] for run in runs), 6) for key in runs[0].streaming}
+    } | _streaming(runs)
+
+
+def _streaming(runs: Sequence[BenchRun]) -> dict[str, float]:
+    """Means over the runs that have a figure: one that read nothing has no disk rate."""
+    keys = dict.fromkeys(key for run in runs for key in run.streaming)
+    return {key: round(statistics.fmean(run.streaming[key] for run in runs if key in run.streaming), 6) for key in keys}
 
 
 def _mean(values: Sequence[float]) -> float | None:

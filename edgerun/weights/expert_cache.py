@@ -247,6 +247,8 @@ class ExpertCache:
 
     def _claim_for(self, layer: int, later: list[int], landed: SimpleQueue[_Entry]) -> list[_Entry]:
         """Begin reading as many of `later` as there are slots; those are taken off the list."""
+        if not later:
+            return []
         entries = self._claim(layer, later)
         del later[: len(entries)]
         for entry in entries:

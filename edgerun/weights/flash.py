@@ -48,11 +48,11 @@ class Piece:
 
 @dataclass
 class ReadStats:
-    """What was read so far. Busy seconds are those of all threads together."""
+    """What was read so far."""
 
     reads: int = 0
     n_bytes: int = 0
-    busy_s: float = 0.0
+    busy_s: float = 0.0  # in which at least one read was under way
     errors: int = 0
 
 
@@ -69,6 +69,8 @@ class FlashReader:
         self._order = 0
         self._wake = threading.Condition()
         self._stopped = False
+        self._under_way = 0  # reads
+        self._busy_since = 0.0
         self.staging_bytes = threads * (PIECE_BYTES + 2 * ALIGNMENT)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgerun-read-{index + 1}", daemon=True)
@@ -141,11 +143,15 @@ class FlashReader:
                 if self._stopped:
                     return
                 piece = heapq.heappop(self._queue)[2]
-            began = time.perf_counter()
+                if not self._under_way:
+                    self._busy_since = time.perf_counter()
+                self._under_way += 1
             try:
                 memory = staging if piece.target is None else piece.target
-                view = self._files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
-                took = time.perf_counter() - began
+                try:
+                    view = self._files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
+                finally:
+                    self._read_ended()
                 piece.deliver(view)
             except Exception as error:  # noqa: BLE001 - a reader must live on; the error goes to who asked
                 self.stats.errors += 1
@@ -153,7 +159,13 @@ class FlashReader:
                 continue
             self.stats.reads += 1  # a lost update between threads only blurs a statistic
             self.stats.n_bytes += piece.n_bytes
-            self.stats.busy_s += took
+
+    def _read_ended(self) -> None:
+        with self._wake:
+            now = time.perf_counter()
+            self.stats.busy_s += now - self._busy_since  # told at once: reading may never pause
+            self._busy_since = now
+            self._under_way -= 1
 
 
 class WeightFile:

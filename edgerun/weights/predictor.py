@@ -21,8 +21,8 @@ TOKEN_LAYERS = 2  # that a token's last choices are kept of
 _LEAST_ACCURACY = 0.5  # a guess that is more often wrong is not worth a read
 _MEMORY = 32  # tokens over which a record is averaged
 _PRIOR = (0.8, 0.6, 0.3, 0.3)  # routers are believed until they err; statistics must earn it
-_GOOD_ROUTER = 0.9  # where it is as good as this, affinity is only looked at every so often
-_SOMETIMES = 8
+_GOOD_ROUTER = 0.9  # where it is as good as this, guesses are judged and affinity is learned only every so often:
+_SOMETIMES = 8  # that takes a tenth of what Python takes of a token
 
 
 class ExpertPredictor:
@@ -70,23 +70,27 @@ class ExpertPredictor:
         """What the layer's router chose for each token, (T, used): judge the guesses, and learn."""
         if len(ids) != len(self._tokens):  # a later part of a prompt's wave is not told apart
             return
-        if len(ids) == 1:
+        if layer < self._last.shape[1]:
+            self._last[self._tokens, layer] = ids + 1
+        before, self._before = self._before, ids
+        if len(ids) > 1:
+            if layer:
+                np.add.at(self._after[layer], (before[:, :, None], ids[:, None, :]), np.float32(1.0))
+            return
+        if not self._is_sure(layer):
             real = set(ids[0].tolist())
             for source, guess in self._guesses[layer].items():
                 right = len(real.intersection(guess.tolist())) / self._used
                 self.judged[source, layer] += 1
                 self.accuracy[source, layer] += (right - self.accuracy[source, layer]) / _MEMORY
-        if layer < self._last.shape[1]:
-            self._last[self._tokens, layer] = ids + 1
-        if layer and len(ids) == 1:
-            self._after[layer][self._before[0][:, None], ids[0]] += np.float32(1.0)
-        elif layer:
-            np.add.at(self._after[layer], (self._before[:, :, None], ids[:, None, :]), np.float32(1.0))
-        self._before = ids
+            if layer:
+                self._after[layer][before[0][:, None], ids[0]] += np.float32(1.0)
         after = layer + 1
-        if len(ids) == 1 and after < len(self._after):
-            sure = self.accuracy[ROUTER, after] >= _GOOD_ROUTER
-            if not sure or self._count % _SOMETIMES == 0:
-                likely = self._after[after, ids[0]].sum(axis=0)
-                if likely.any():
-                    self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: self._used].astype(np.int32)
+        if after < len(self._after) and not self._is_sure(after):
+            likely = self._after[after, ids[0]].sum(axis=0)
+            if likely.any():
+                self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: self._used].astype(np.int32)
+
+    def _is_sure(self, layer: int) -> bool:
+        """Whether a layer's router is so good that this token need not be compared with it."""
+        return bool(self._count % _SOMETIMES) and bool(self.accuracy[ROUTER, layer] >= _GOOD_ROUTER)

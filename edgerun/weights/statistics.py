@@ -10,7 +10,8 @@ def summary(before: Mapping[str, float], after: Mapping[str, float], tokens: int
     does not stream.
 
     hit_rate: experts (or layers) that were ready when asked for; late_rate: that had been asked for before and were
-    on their way; prediction_precision: of the reads that hints began, those whose expert was then used.
+    on their way; disk_bytes_per_s: while at least one read was under way; prediction_precision: of the reads that hints
+    began, those whose expert was then used.
     """
     if not after or not tokens:
         return {}
@@ -19,6 +20,8 @@ def summary(before: Mapping[str, float], after: Mapping[str, float], tokens: int
         "read_bytes_per_token": change["read_n_bytes"] / tokens,
         "stall_s_per_token": change["stall_s"] / tokens,
     }
+    if change.get("read_busy_s", 0) > 0:
+        out["disk_bytes_per_s"] = change["read_n_bytes"] / change["read_busy_s"]
     if "hits" in change:
         uses = max(1, change["hits"] + change["late"] + change["misses"])
         out |= {"hit_rate": change["hits"] / uses, "late_rate": change["late"] / uses}

@@ -9,7 +9,7 @@ import pytest
 
 from edgerun.errors import FormatError
 from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, save_rates
-from edgerun.planning.speed import predict_speed
+from edgerun.planning.speed import predict_speed, token_s
 from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, plan
 
 RATES = Rates(25e9, 300e9, 1e9, 1 << 20)
@@ -35,6 +35,26 @@ def test_the_law():
     assert (whole.hit_rate, whole.read_bytes_per_token, whole.read_s_per_token) == (1.0, 0.0, 0.0)
     every = speed(OLMOE, 2 * GIB, hit_rate=1.0).decode_tok_s
     assert 0.7 * whole.decode_tok_s < every < whole.decode_tok_s, "the cache costs a little even when it has all"
+
+
+def test_misses_come_layer_by_layer():
+    """Four layers of one expert that is missing every other time: computing takes 1 s a layer, reading 3 s."""
+    assert token_s(4.0, 6.0, 0.5, 4, 1) == pytest.approx(4 * (0.5 * 1 + 0.5 * (3 + 0.2 * 1)))
+    assert token_s(4.0, 0.0, 1.0, 4, 1) == 4.0, "nothing is missing"
+    assert token_s(1.0, 6.0, 0.5, 4, 0) == pytest.approx(6 + 0.2 * 1), "in order: the disk never waits"
+    for hits in (0.1, 0.5, 0.9, 0.99):
+        for compute, read in ((1.0, 0.1), (1.0, 1.0), (1.0, 10.0)):
+            takes = token_s(compute, read, hits, 16, 8)
+            assert max(compute, read) <= takes < compute + read
+            assert token_s(compute, read, hits, 16, 1) >= takes * 0.9999, (
+                "the more experts, the more even is what is missing"
+            )
+
+
+def test_what_is_read_is_packed_by_the_same_cores():
+    some, none = (speed(OLMOE, 2 * GIB, hit_rate=rate) for rate in (0.5, 1.0))
+    packing = some.compute_s_per_token - none.compute_s_per_token
+    assert packing == pytest.approx(some.read_bytes_per_token / (0.2 * RATES.decode_bytes_per_s))
 
 
 def test_bytes_by_hand():

@@ -69,3 +69,11 @@ def test_report_of_one_run_without_prompt_or_decode() -> None:
     assert report["decode_tok_s"] == 2.0 and report["decode_tok_s_sd"] is None
     report = bench_report([BenchRun(4, 2.0, ())], threads=1, load_s=0)
     assert report["decode_tok_s"] is None and report["decode_p50_ms"] is None and report["prompt_tok_s"] == 2.0
+
+
+def test_report_of_runs_of_which_one_read_nothing() -> None:
+    reading = BenchRun(1, 1.0, (0.5,), {"hit_rate": 0.5, "disk_bytes_per_s": 1e9, "prediction_precision": 1.0})
+    idle = BenchRun(1, 1.0, (0.5,), {"hit_rate": 1.0})
+    for runs in ([reading, idle], [idle, reading]):
+        report = bench_report(runs, threads=1, load_s=0)
+        assert (report["hit_rate"], report["disk_bytes_per_s"], report["prediction_precision"]) == (0.75, 1e9, 1.0)

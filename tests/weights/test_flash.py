@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from contextlib import closing
 from queue import SimpleQueue
 
@@ -163,3 +164,22 @@ def test_closed(file):
     reader.close()
     with pytest.raises(ReadError, match="closed"):
         reader.submit([ask(0, 1, SimpleQueue())], DEMAND)
+
+
+def test_busy_seconds_are_of_the_disk_not_of_each_thread(file, monkeypatch):
+    """Four reads of 50 ms, two at a time, then nothing for a while: 100 ms."""
+    real, results = os.preadv, SimpleQueue()
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return real(*arguments)
+
+    with closing(FlashReader([file[0]], threads=2)) as reader:
+        monkeypatch.setattr(os, "preadv", slow)
+        reader.submit([ask(4096 * i, 4096, results) for i in range(4)], DEMAND)
+        results.get(timeout=5)
+        assert reader.stats.busy_s > 0.045, "counted while others are still read"
+        for _ in range(3):
+            results.get(timeout=5)
+        time.sleep(0.2)
+        assert 0.095 <= reader.stats.busy_s < 0.19

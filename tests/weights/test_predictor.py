@@ -67,6 +67,25 @@ def test_a_good_router_is_believed_from_the_start():
     assert predictor.best(2) is None, "guesses are of one token"
 
 
+def test_a_good_router_is_compared_only_every_so_often_and_found_out_when_it_errs():
+    predictor, rng = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB), np.random.default_rng(0)
+
+    def steps(count, off):
+        for _ in range(count):
+            token = int(rng.integers(VOCAB))
+            real = by_token(token)
+            step(predictor, token, real, [(each + off) % EXPERTS for each in real])
+
+    steps(100, 0)
+    assert (predictor.accuracy[ROUTER, 1:] > 0.9).all()
+    before = predictor.judged[ROUTER].copy()
+    steps(80, 0)
+    assert (predictor.judged[ROUTER, 1:] - before[1:] == 10).all()
+    steps(400, 1)
+    assert (predictor.accuracy[ROUTER, 1:] < 0.1).all()
+    assert (predictor.accuracy[AFFINITY, 2:] > 0.9).all(), "learned as soon as it was needed"
+
+
 def test_prompts_teach_too():
     predictor = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB)
     predictor.accuracy[TOKEN] = 1.0
