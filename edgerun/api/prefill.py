@@ -39,17 +39,19 @@ def attach_backend(
     its choice cannot be opened any more, the kernels too, with a Notice. Anything else that cannot be used raises."""
     if prefill == "kernels":
         return None
-    auto = prefill == "auto"
-    found = known_calibration(gguf, decoder) if auto else None
-    if auto and (found is None or found.choice == "kernels"):
-        return None
-    wanted = prefill if found is None else found.choice
+    auto, wanted, found = prefill == "auto", prefill, None
     try:
+        if auto:
+            found = known_calibration(gguf, decoder)
+            if found is None or found.choice == "kernels":
+                return None
+            wanted = found.choice
         backend = _open(wanted, gguf, decoder, tokenizer, plan, events)
-    except EdgerunError as error:
+    except (EdgerunError, OSError) as error:
         if not auto:
             raise
-        events(Notice(f"prompts run on the kernels, not on {wanted} as calibrated: {error}"))
+        on = "" if found is None else f" on {wanted}"
+        events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
     if found is not None:
         backend.least_tokens = max(1, found.least_tokens)

@@ -120,8 +120,9 @@ def _narrowed(keep: Any, key: str, part: PartWeights, scheme: Scheme) -> None:
 
 
 def replace_file(path: Path, pieces: list[Any]) -> None:
-    """Write beside its place and rename, so that a crash leaves nothing half-written under the name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    """Write beside its place and rename, so that a crash leaves nothing half-written under the name. Until then its
+    name begins with who is writing."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{os.getpid()}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in pieces:
