@@ -81,11 +81,13 @@ def calibrate_model(
     objective: Literal["auto", "latency", "energy"] = "auto",
     most_error: float | None = None,
     backends: tuple[str, ...] = (),
+    again: bool = True,
     events: EventSink = ignore,
 ) -> Calibration:
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
-    by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted. Other
-    options as of `LLM`. UnsupportedError when onnxruntime is not installed."""
+    by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
+    False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
+    onnxruntime is not installed."""
     from edgerun.api.loading import load_engine
     from edgerun.formats.gguf import open_gguf
     from edgerun.prefill.calibrate import MOST_ERROR, calibrate, calibration_path, save_calibration
@@ -101,6 +103,8 @@ def calibrate_model(
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
+            if not again and (kept := known_calibration(gguf, decoder)) is not None:
+                return kept
             found = calibrate(
                 gguf,
                 decoder,

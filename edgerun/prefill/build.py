@@ -100,7 +100,8 @@ def build_model(
         return found
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in folder.glob("*.tmp"):
-        if not psutil.pid_exists(int(left.name.split("-")[0])):  # another builder may be at work
+        writer = left.name.partition("-")[0]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer))):  # another builder may be at work
             left.unlink(missing_ok=True)
     layers = []
     for index in range(spec.n_layers):

@@ -265,7 +265,7 @@ def test_no_room_is_an_error_and_leaves_no_rubbish(models, tmp_path, monkeypatch
         patched.setattr(layer_files.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             build(model, tmp_path)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("llama-fp32-*")
     assert not names(folder)
     check(model, build(model, tmp_path))
 
