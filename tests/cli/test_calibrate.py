@@ -77,7 +77,7 @@ def test_calibrating_what_is_refused(run: Run, tmp_path: Path) -> None:
 def test_a_rotated_backend_is_measured_rotated(tmp_path: Path) -> None:
     """Outliers in the norms: their error is seen without rotation, and not with it."""
     from edgerun.api.prefill import calibrate_model
-    from prefill.planting import write_planted
+    from tests.prefill.planting import write_planted
 
     model = write_planted(tmp_path / "planted.gguf", ("norms",), 60.0)
     names = ("ort-cpu:w8a8:no-shadow", "ort-cpu:w8a8:rotate:no-shadow")
