@@ -88,8 +88,9 @@ def calibrate_model(
     by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
     False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
     onnxruntime is not installed."""
-    from edgerun.api.loading import load_engine
+    from edgerun.api.loading import find_model, load_engine
     from edgerun.formats.gguf import open_gguf
+    from edgerun.models import load_spec
     from edgerun.prefill.calibrate import MOST_ERROR, calibrate, calibration_path, save_calibration
     from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids
@@ -97,8 +98,11 @@ def calibrate_model(
 
     runtime()
     chosen = [parse_choice(text) for text in backends] or None
+    path = find_model(model, events)
+    with open_gguf(path) as gguf:
+        context = min(512, load_spec(gguf).context_length)
     engine, path, release = load_engine(
-        model, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=512, events=events
+        path, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=context, events=events
     )
     try:
         with open_gguf(path) as gguf:

@@ -175,7 +175,9 @@ def compiling(monkeypatch) -> tuple[Device, list[str]]:
         compiled.append(path.name)
         whole = onnx.load(path)  # with its weights, from beside it
         onnx.save(whole, out)
-        real(device, out, out.with_name("checked"))  # onnxruntime's compiler takes it too
+        checked = out.with_name("checked.onnx")
+        real(device, out, checked)  # onnxruntime's compiler takes it too
+        checked.unlink()
 
     monkeypatch.setattr(sessions, "compile_graph", compile_graph)
     return replace(device, kind=replace(device.kind, context=True), version="1.0"), compiled
