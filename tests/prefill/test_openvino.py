@@ -41,8 +41,10 @@ def test_a_prompt_and_decoding_after_it(models, tmp_path, openvino, name):
     np.testing.assert_allclose(runs[1], runs[0], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("fp16", 0.01), ("w8a8", 0.07)])
+@pytest.mark.parametrize(("scheme", "most"), [("fp16", 0.01), ("w8a16", 0.03), ("", 0.07)])
 def test_narrow_schemes(models, tmp_path, openvino, scheme, most):
+    """ "": its best one. On a processor without an int8 dot product that is not w8a8: pairs of products saturate."""
+    scheme = scheme or openvino.kind.schemes[0]
     model, ids = models("llama"), tokens(100)
     want = model.logits(ids)
     built = build(model, tmp_path, scheme, (32, 128))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edgerun.errors import UnsupportedError
@@ -31,12 +32,15 @@ def htp() -> tuple[Device, dict[str, str]]:
 
 
 def compile_layer(htp, model, built: BuiltModel, out: Path) -> int:
-    """All graphs of the first layer; returns their bytes. UnsupportedError where one is refused."""
+    """All graphs of the first layer, each whole on the NPU; returns their bytes. UnsupportedError where one is
+    refused."""
     device, chip = htp
     graphs = [each for each in built.graphs(model.spec) if each.layer == 0]
     out.mkdir()
     for graph in graphs:
         compile_graph(device, built.folder / graph.name, out / graph.name, chip)
+        (node,) = onnx.load(out / graph.name).graph.node
+        assert node.op_type == "EPContext", "nothing is left to another provider"
     return sum((out / graph.name).stat().st_size for graph in graphs)
 
 
