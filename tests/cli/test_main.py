@@ -32,7 +32,8 @@ OPTIONS = {
     "rm": "--json",
     "pack": "--kernels --json EDGERUN_KERNELS",
     "plan": "--memory --context --routing --measure --kernels --json",
-    "calibrate": "--objective --most-error --backend --memory --kernels --threads --json EDGERUN_KERNELS EDGERUN_MEMORY",
+    "calibrate": "--objective --most-error --backend --memory --kernels --threads --json "
+    "EDGERUN_KERNELS EDGERUN_MEMORY",
     "bench": "--memory --no-prefetch --record-routing --prompt --decode --repetitions --ids --logits --threads "
     "--kernels --json",
     "doctor": "--json --kernels --threads --providers",
