@@ -36,9 +36,11 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "huggingface" / "hub"))
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cache = Path(platformdirs.user_cache_dir("edgerun"))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    _KERNEL_CACHE.mkdir(parents=True, exist_ok=True)
-    cache.symlink_to(_KERNEL_CACHE)
+    cache.mkdir(parents=True)
+    (_KERNEL_CACHE / "kernels").mkdir(parents=True, exist_ok=True)
+    (cache / "kernels").symlink_to(_KERNEL_CACHE / "kernels")
+    for rates in _KERNEL_CACHE.glob("rates-*.json"):  # measured once
+        (cache / rates.name).symlink_to(rates)
     return home
 
 

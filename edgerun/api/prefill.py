@@ -48,17 +48,19 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
     not asked; a Notice where its choice is not here any more."""
     if prefill == "kernels":
         return None
-    found = known_calibration(gguf, kernels) if prefill == "auto" else None
-    if prefill == "auto" and (found is None or found.choice == "kernels"):
-        return None
     from edgerun.prefill.choice import parse_choice
 
+    if prefill != "auto":
+        return WantedBackend(parse_choice(prefill))
+    on = ""
     try:
-        return WantedBackend(parse_choice(prefill if found is None else found.choice), found)
+        found = known_calibration(gguf, kernels)
+        if found is None or found.choice == "kernels":
+            return None
+        on = f" on {found.choice}"
+        return WantedBackend(parse_choice(found.choice), found)
     except EdgerunError as error:
-        if found is None:
-            raise
-        events(Notice(f"prompts run on the kernels, not on {found.choice} as calibrated: {error}"))
+        events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
 
 
@@ -75,7 +77,7 @@ def attach_backend(
     opened leaves the kernels in charge, with a Notice; one that was asked for raises."""
     try:
         backend = _open(wanted.choice, gguf, decoder, tokenizer, plan, events)
-    except EdgerunError as error:
+    except (EdgerunError, OSError) as error:
         if wanted.calibration is None:
             raise
         events(Notice(f"prompts run on the kernels, not on {wanted.choice.text} as calibrated: {error}"))
@@ -114,13 +116,16 @@ def calibrate_model(
     objective: Literal["auto", "latency", "energy"] = "auto",
     most_error: float | None = None,
     backends: tuple[str, ...] = (),
+    again: bool = True,
     events: EventSink = ignore,
 ) -> Calibration:
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
-    by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted. Other
-    options as of `LLM`. UnsupportedError when onnxruntime is not installed."""
-    from edgerun.api.loading import load_engine
+    by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
+    False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
+    onnxruntime is not installed."""
+    from edgerun.api.loading import find_model, load_engine
     from edgerun.formats.gguf import open_gguf
+    from edgerun.models import load_spec
     from edgerun.prefill.calibrate import MOST_ERROR, calibrate, calibration_path, save_calibration
     from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids
@@ -128,12 +133,17 @@ def calibrate_model(
 
     runtime()
     chosen = [parse_choice(text) for text in backends] or None
+    path = find_model(model, events)
+    with open_gguf(path) as gguf:
+        context = min(512, load_spec(gguf).context_length)
     engine, path, release = load_engine(
-        model, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=512, events=events
+        path, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=context, events=events
     )
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
+            if not again and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+                return kept
             found = calibrate(
                 gguf,
                 decoder,

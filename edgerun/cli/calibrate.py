@@ -90,7 +90,7 @@ def print_calibration(found: Any) -> None:
     from edgerun.units import format_size
 
     print_table(
-        ["backend", "tokens", "ms", "tokens/s", "joules", "error", "weights"],
+        ["BACKEND", "TOKENS", "MS", "TOKENS/S", "JOULES", "ERROR", "WEIGHTS"],
         [
             [
                 row.backend,
@@ -104,7 +104,7 @@ def print_calibration(found: Any) -> None:
             for row in found.rows
             if not row.refused
         ],
-        right=["tokens", "ms", "tokens/s", "joules", "error"],
+        right=["TOKENS", "MS", "TOKENS/S", "JOULES", "ERROR"],
     )
     for row in found.rows:
         if row.refused:

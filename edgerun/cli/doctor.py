@@ -102,8 +102,10 @@ def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
     if model is None:
         return "not calibrated: no default model"
     try:
-        found = calibrate_model(model, threads="auto" if threads is None else threads, kernels=kernels, events=bars)
-    except EdgerunError as error:
+        found = calibrate_model(
+            model, threads="auto" if threads is None else threads, kernels=kernels, again=False, events=bars
+        )
+    except (EdgerunError, OSError) as error:
         return f"kernels: {error}"
     return f"{found.choice}: {found.why}"
 

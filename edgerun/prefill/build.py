@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
+
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
@@ -98,7 +100,9 @@ def build_model(
         return found
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in folder.glob("*.tmp"):
-        left.unlink(missing_ok=True)
+        writer = left.name.partition("-")[0]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer))):  # another builder may be at work
+            left.unlink(missing_ok=True)
     layers = []
     for index in range(spec.n_layers):
         events(Progress("build prompt graphs", index, spec.n_layers, "layers"))

@@ -29,6 +29,7 @@ from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
+from edgerun.prefill.hadamard import check_rotatable, rotate
 from edgerun.prefill.ladder import LADDER
 from edgerun.prefill.layer_files import replace_file, write_layer
 from edgerun.prefill.observe import KernelLayers
@@ -100,11 +101,16 @@ class _Mixed:
             if layer not in self._layers:
                 self._kernels.run_layers(walk, one)
                 continue
+            turned = self._backend.built.rotated
+            if turned:
+                walk.x[:] = rotate(walk.x)
             self._meter.joules()
             began = time.perf_counter()
             self._backend.run_layers(walk, one)
             self.seconds += time.perf_counter() - began
             spent = self._meter.joules()
+            if turned:
+                walk.x[:] = rotate(walk.x)
             if spent is not None:
                 self.joules = (self.joules or 0.0) + spent
 
@@ -251,19 +257,21 @@ def _candidate(
     rows = []
     with tempfile.TemporaryDirectory(prefix="edgerun-calibrate-") as folder:
         try:
-            ranges = [LayerRanges()] * spec.n_layers
+            if choice.rotated:
+                check_rotatable(spec)
+            ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
-                ranges = profile_ranges(decoder, ids, shadow=choice.shadow)
+                ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=rotated)
             layers = [
-                BuiltLayer(ranges[i], write_layer(Path(folder), gguf, spec, i, choice.scheme, ranges[i], sizes))
-                for i in sample
+                BuiltLayer(r, write_layer(Path(folder), gguf, spec, i, choice.scheme, r, sizes, rotated=rotated))
+                for i, r in ((i, ranges[i]) for i in sample)
             ]
             by_layer = dict(zip(sample, layers, strict=True))
             built = BuiltModel(
                 Path(folder),
                 choice.scheme,
                 sizes,
-                False,
+                rotated,
                 tuple(by_layer.get(i, layers[-1]) for i in range(spec.n_layers)),
             )
             sessions = Sessions(built, choice.device, threads=threads)

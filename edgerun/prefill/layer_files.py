@@ -141,8 +141,9 @@ def _narrowed(key: str, part: PartWeights, scheme: Scheme) -> Iterator[_Constant
 
 
 def replace_file(path: Path, pieces: Iterable[NDArray[Any] | bytes]) -> None:
-    """Write beside its place and rename, so that a crash leaves nothing half-written under the name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    """Write beside its place and rename, so that a crash leaves nothing half-written under the name. Until then its
+    name begins with who is writing."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{os.getpid()}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in pieces:

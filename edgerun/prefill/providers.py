@@ -49,7 +49,7 @@ KNOWN = {
             "OpenVINOExecutionProvider",
             plugin="onnxruntime_ep_openvino",
             extra="openvino",
-            schemes=("w8a8", "fp32", "fp16"),
+            schemes=("w7a8", "w8a8", "fp32", "fp16"),  # w8a8 saturates on CPUs without a dot product
             context=True,
             platforms=("Linux", "Windows"),
         ),
@@ -189,12 +189,12 @@ def session_options(
 def open_session(device: Device, model: Path, options: Any, *, fallback: bool = False) -> Any:
     """An InferenceSession. UnsupportedError with the provider's own words when it does not take the graph."""
     ort = runtime()
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"enable_fallback": 0}  # Python's own: it prints, and tries the CPU when a provider fails
     if device.kind.name == "ort":
         # product and residual made one float product would hide the narrow one
-        more = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["MatMulAddFusion"]}
+        more |= {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["MatMulAddFusion"]}
     elif device.handle is None:
-        more = {"providers": [device.kind.ep, *(["CPUExecutionProvider"] if fallback else [])]}
+        more |= {"providers": [device.kind.ep, *(["CPUExecutionProvider"] if fallback else [])]}
     try:
         return ort.InferenceSession(str(model), options, **more)
     except Exception as error:  # noqa: BLE001 - providers raise what they like; all of it means that they refuse

@@ -25,16 +25,18 @@ from edgerun.errors import (
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
     "--context --threads --kernels --stats --json EDGERUN_KERNELS "
-    "--memory EDGERUN_MEMORY --no-prefetch --record-routing",
+    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --prefill",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
     "pack": "--kernels --json EDGERUN_KERNELS",
     "plan": "--memory --context --routing --measure --kernels --json",
+    "calibrate": "--objective --most-error --backend --memory --kernels --threads --json "
+    "EDGERUN_KERNELS EDGERUN_MEMORY",
     "bench": "--memory --no-prefetch --record-routing --prompt --decode --repetitions --ids --logits --threads "
     "--kernels --json",
-    "doctor": "--json --kernels --threads",
+    "doctor": "--json --kernels --threads --providers",
     "convert": "--tokenizer --quant --json",
     "quantize": "--type --json",
     "tokenize": "--json",
@@ -49,6 +51,8 @@ HEAVY = {
     "rich",
     "prompt_toolkit",
     "yaml",
+    "onnx",
+    "onnxruntime",
 }
 
 

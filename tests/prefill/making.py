@@ -1,0 +1,99 @@
+"""Tiny models, and decoders whose prompts run on ONNX Runtime's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from edgerun.formats.gguf import GgufFile, open_gguf
+from edgerun.kernels import Kernels
+from edgerun.models import Decoder, ModelSpec, load_spec
+from edgerun.prefill.backend import OnnxBackend
+from edgerun.prefill.build import BuiltModel, build_model
+from edgerun.prefill.profile import profile_ranges
+from edgerun.prefill.providers import device_named
+from edgerun.prefill.ranges import LayerRanges
+from edgerun.prefill.schemes import Scheme, scheme_named
+from edgerun.prefill.sessions import Sessions
+from edgerun.weights import ResidentStore
+from tests.models.instances import INSTANCES, VOCAB, Instance, write
+
+DENSE_F32 = [n for n, i in INSTANCES.items() if i.type.name == "F32" and not i.experts and not i.sparse]
+EXPERTS_F32 = [n for n, i in INSTANCES.items() if i.type.name == "F32" and i.experts]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An open file and a decoder that has all of its weights."""
+
+    gguf: GgufFile
+    spec: ModelSpec
+    decoder: Decoder
+
+    def logits(self, ids: Sequence[int], decoder: Decoder | None = None) -> np.ndarray:
+        """Of all tokens (n, vocab), on a cache of their own."""
+        decoder = decoder or self.decoder
+        out = decoder.forward(ids, decoder.new_cache(len(ids)), logits="all")
+        assert out is not None
+        return out
+
+
+def load(instance: Instance, path: Path, kernels: Kernels) -> Model:
+    """Write and open an instance."""
+    gguf = open_gguf(path if path.exists() else write(instance, path))
+    spec = load_spec(gguf)
+    return Model(gguf, spec, Decoder(spec, ResidentStore(gguf, spec, kernels), kernels))
+
+
+def tokens(n: int, seed: int = 7) -> list[int]:
+    """Some of the instances' vocabulary."""
+    return [int(i) for i in np.random.default_rng(seed).integers(0, VOCAB, n)]
+
+
+def ranges_of(model: Model, scheme: Scheme, *, shadow: bool = True, rotated: bool = False) -> list[LayerRanges]:
+    """Seen on 120 tokens, where the scheme needs any."""
+    if not scheme.quantises_activations:
+        return [LayerRanges()] * model.spec.n_layers
+    return profile_ranges(model.decoder, tokens(120), shadow=shadow, rotated=rotated)
+
+
+def build(
+    model: Model,
+    folder: Path,
+    scheme: str | Scheme = "fp32",
+    sizes: Sequence[int] = (0,),
+    *,
+    shadow: bool = True,
+    rotated: bool = False,
+) -> BuiltModel:
+    """A model's graphs: of any size, or of a ladder as static providers get it."""
+    known = scheme if isinstance(scheme, Scheme) else scheme_named(scheme)
+    ranges = ranges_of(model, known, shadow=shadow, rotated=rotated)
+    return build_model(folder, model.gguf, model.spec, known, ranges, sizes, rotated=rotated)
+
+
+def ort_backend(model: Model, built: BuiltModel, *, overlap: bool = True, least_tokens: int = 2) -> OnnxBackend:
+    """`built` on the CPU; it runs static graphs as well."""
+    device = device_named("ort")
+    sizes_known = replace(device, kind=replace(device.kind, static=0 not in built.sizes))
+    sessions = Sessions(built, sizes_known, threads=2)
+    return OnnxBackend(model.spec, built, sessions, overlap=overlap, least_tokens=least_tokens)
+
+
+@contextmanager
+def attached(backend: OnnxBackend, decoder: Decoder) -> Iterator[OnnxBackend]:
+    """The decoder's prompts run on the backend meanwhile."""
+    decoder.prompt_backend = backend
+    try:
+        yield backend
+    finally:
+        decoder.prompt_backend = None
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    """Size of the difference, as a share of `want`."""
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
