@@ -25,7 +25,7 @@ from edgerun.cli.progress import ProgressBars
 @click.option(
     "--most-error",
     type=click.FloatRange(min=0),
-    help="Accept backends that change the logits by at most this share.  [default: 0.03]",
+    help="Accept backends that change the logits by at most this share.  [default: 0.05]",
 )
 @click.option(
     "--backend",

@@ -22,6 +22,7 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
+from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, replace_file, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
@@ -94,6 +95,8 @@ def build_model(
     """The folder under `root`, made if it is not there. `ranges`: of every layer, empty ones where the scheme does not
     narrow activations. Raises UnsupportedError for models that have no such graphs, OSError when there is no room."""
     check_supported(spec)
+    if rotated:
+        check_rotatable(spec)
     folder = root / folder_name(gguf, scheme, ranges, sizes, rotated)
     found = _open(folder, scheme, sizes, rotated, spec.n_layers)
     if found is not None:

@@ -16,7 +16,6 @@ from edgerun.models import Decoder
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltModel, build_model, parse_ranges
 from edgerun.prefill.choice import PromptChoice
-from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.ladder import LADDER
 from edgerun.prefill.layer_files import replace_file
 from edgerun.prefill.profile import MOST_TOKENS, profile_ranges
@@ -65,8 +64,6 @@ def build(
 ) -> BuiltModel:
     """The model's folder for a choice: graphs of the ladder, or of any size where the device takes them."""
     check_supported(decoder.spec)
-    if choice.rotated:
-        check_rotatable(decoder.spec)
     ranges = [LayerRanges()] * decoder.spec.n_layers
     if choice.scheme.quantises_activations:
         ranges = _ranges(gguf, decoder, choice, ids, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ class Sessions:
         out = folder / graph.name
         if not out.is_file():
             folder.mkdir(exist_ok=True, mode=0o700)
-            temporary = folder / f"tmp-{graph.name}"
+            temporary = folder / f"{os.getpid()}-{graph.name}"
             compile_graph(self.device, path, temporary)
             temporary.replace(out)
         return out

@@ -89,7 +89,7 @@ def narrow(matrix: F32, bits: int, block: int) -> tuple[I8, F32]:
     integers, scale = np.empty((cols, rows), np.int8), np.empty((groups, rows), np.float32)
     for low in range(0, rows, _ROWS_AT_ONCE):
         some = slice(low, low + _ROWS_AT_ONCE)
-        part = np.ascontiguousarray(matrix[:, some]).reshape(groups, cols // groups, -1)
+        part = np.array(matrix[:, some], order="C").reshape(groups, cols // groups, -1)
         scale[:, some] = np.maximum(np.abs(part).max(axis=1) / most, np.float32(1e-12))
         part /= scale[:, None, some]
         integers[:, some] = np.clip(np.rint(part, out=part), -most, most, out=part).reshape(cols, -1)

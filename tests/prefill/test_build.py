@@ -113,9 +113,9 @@ def test_a_whole_folder_is_used_as_it_is(models, tmp_path):
         lambda folder: (folder / "layer-001.json").write_bytes(b"\xff\x00"),
         lambda folder: (folder / "layer-001.json").write_text("[]"),
         lambda folder: (folder / "layer-001.json").write_text(
-            '{"ranges": {"kept": {}, "shadowed": ["x"]}, "stored": {}}'
+            '{"ranges": {"kept": {}, "outliers": {"x": [1]}}, "stored": {}}'
         ),
-        lambda folder: (folder / "layer-001.json").write_text('{"ranges": {"kept": {}, "shadowed": []}, "stored": {}}'),
+        lambda folder: (folder / "layer-001.json").write_text('{"ranges": {"kept": {}, "outliers": {}}, "stored": {}}'),
         lambda folder: (folder / "layer-001.json").unlink(),
         lambda folder: (folder / "layer-001.weights").unlink(),
         lambda folder: os.truncate(folder / "layer-001.weights", 5000),
@@ -187,7 +187,7 @@ def test_what_differs_has_another_folder(models, tmp_path):
     ]
     assert len(set(folders)) == len(folders)
     same_grid = ranges_of(llama, SCHEMES["w8a8"])
-    wider = [type(each)({k: (2 * a, 2 * b) for k, (a, b) in each.kept.items()}, each.shadowed) for each in same_grid]
+    wider = [type(each)({k: (2 * a, 2 * b) for k, (a, b) in each.kept.items()}, each.outliers) for each in same_grid]
     builds = [build_model(tmp_path, llama.gguf, llama.spec, SCHEMES["w8a8"], r, (0,)) for r in (same_grid, wider)]
     assert builds[0].folder != builds[1].folder, "ranges lie in the graphs"
 

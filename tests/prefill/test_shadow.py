@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from edgerun.errors import ReadError, UnsupportedError
 from edgerun.prefill.graphs import Stored
 from edgerun.prefill.hadamard import check_rotatable, rotate
-from edgerun.prefill.ranges import Extremes
+from edgerun.prefill.ranges import Extremes, most_channels
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.shadow import excess, map_shadow
 from edgerun.prefill.weights import narrow, pack_nibbles
@@ -77,8 +77,8 @@ def test_shadow_mends_what_outliers_spoil(planted, tmp_path, weights):
 
     def of_activations(model: Model, shadow: bool) -> float:
         results = []
-        for scheme, shadowed in ((wide, False), (narrow, shadow)):
-            built = build(model, tmp_path, scheme, (128,), shadow=shadowed)
+        for scheme in (wide, narrow):
+            built = build(model, tmp_path, scheme, (128,), shadow=shadow)
             with attached(ort_backend(model, built), model.decoder):
                 results.append(model.logits(ids))
         return relative(results[1], results[0])
@@ -93,7 +93,7 @@ def test_the_whole_error_with_and_without(planted, tmp_path):
     """From the kernels' logits, int8 weights and all."""
     plain = error(planted(), tmp_path)
     spoilt, mended = (error(planted(*EVERY), tmp_path, shadow=shadow) for shadow in (False, True))
-    assert plain < mended < 2 * plain < 0.5 * spoilt
+    assert mended < 1.3 * plain and spoilt > 4 * plain
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,10 +122,10 @@ def test_rotation_leaves_other_outliers_to_the_shadow(planted, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["w8a16", "w4a16"])
 def test_shadow_of_wide_activations(planted, tmp_path, scheme):
-    """Cut off or not, 65535 steps are enough: the shadow must neither help nor harm. Also of int4 weights."""
+    """65535 steps are enough for the activations, but narrow weights that meet large ones cost: outliers' are exact."""
     with_shadow = error(planted(*EVERY), tmp_path, scheme)
     without = error(planted(*EVERY), tmp_path, scheme, shadow=False)
-    assert with_shadow == pytest.approx(without, rel=0.1)
+    assert with_shadow < without
 
 
 def test_a_text_with_more_outliers_than_were_seen(planted, tmp_path):
@@ -178,19 +178,19 @@ def extremes(rows: list[list[float]]) -> Extremes:
 
 def test_the_clipping_rule():
     ordinary = list(np.linspace(0.5, 1.0, 99))
-    assert extremes([[*ordinary, 50.0]]).clipped() == ((0.0, 1.0), True)
-    assert extremes([[*ordinary, -50.0], [*(-x for x in ordinary), 0.0]]).clipped() == ((-1.0, 1.0), True)
-    # two outliers of a hundred channels may be left out, three may not
-    assert extremes([[*ordinary[:98], 40.0, 50.0]]).clipped()[1]
-    assert extremes([[*ordinary[:97], 40.0, 45.0, 50.0]]).clipped() == ((0.0, 50.0), False)
+    assert extremes([[*ordinary, 50.0]]).clipped() == ((0.0, 1.0), (99,))
+    assert extremes([[*ordinary, -50.0], [*(-x for x in ordinary), 0.0]]).clipped() == ((-1.0, 1.0), (99,))
+    # eight outliers of a hundred channels may be left out, nine may not
+    assert extremes([[50.0] * 8 + ordinary[7:]]).clipped() == ((0.0, 1.0), tuple(range(8)))
+    assert extremes([[50.0] * 9 + ordinary[8:]]).clipped() == ((0.0, 50.0), ())
     # a gain of less than two is not worth it
-    assert extremes([[*ordinary, 1.9]]).clipped() == ((0.0, pytest.approx(1.9)), False)
-    assert extremes([[*ordinary, 2.1]]).clipped() == ((0.0, 1.0), True)
+    assert extremes([[*ordinary, 1.9]]).clipped() == ((0.0, pytest.approx(1.9)), ())
+    assert extremes([[*ordinary, 2.1]]).clipped() == ((0.0, 1.0), (99,))
     # a channel counts by its largest magnitude, over all rows
-    assert extremes([[*ordinary, 0.1], [*ordinary, -9.0]]).clipped() == ((0.0, 1.0), True)
+    assert extremes([[*ordinary, 0.1], [*ordinary, -9.0]]).clipped() == ((0.0, 1.0), (99,))
     # no outliers, and nothing at all
-    assert extremes([ordinary]).clipped() == ((0.0, 1.0), False)
-    assert extremes([[0.0] * 64]).clipped() == ((0.0, 0.0), False)
+    assert extremes([ordinary]).clipped() == ((0.0, 1.0), ())
+    assert extremes([[0.0] * 64]).clipped() == ((0.0, 0.0), ())
     # zero belongs to every range: padding is zeros
     assert extremes([[3.0] * 60]).whole() == (0.0, 3.0)
     assert extremes([[-3.0] * 60]).whole() == (-3.0, 0.0)
@@ -202,13 +202,14 @@ def test_the_clipping_rule():
 def test_clipping_leaves_out_few_and_gains(rows):
     seen = Extremes(rows.shape[1])
     seen.see(rows)
-    (low, high), cut = seen.clipped()
+    (low, high), channels = seen.clipped()
     assert low <= 0 <= high
-    if not cut:
+    if not channels:
         assert (low, high) == seen.whole()
         return
     outside = ((rows < low) | (rows > high)).any(axis=0)
-    assert 1 <= outside.sum() <= max(1, int(0.02 * rows.shape[1]))
+    assert set(np.flatnonzero(outside)) <= set(channels)
+    assert 1 <= outside.sum() <= len(channels) <= most_channels(rows.shape[1])
     assert np.abs(rows).max() >= 2 * max(-low, high) * (1 - 1e-6)
 
 
@@ -235,21 +236,27 @@ def test_what_cannot_be_rotated(models):
 
 @pytest.mark.parametrize(("bits", "block"), [(8, 0), (7, 0), (4, 0), (4, 32)])
 def test_shadow_weights_are_the_backends(tmp_path, bits, block):
-    """What is read back from the file is what was narrowed, column by column."""
+    """What is read back from the file is what was narrowed, column by column; of known outliers what there was."""
     matrix = np.random.default_rng(1).standard_normal((64, 10)).astype(np.float32)
     integers, scale = narrow(matrix, bits, block)
     data = pack_nibbles(integers) if bits == 4 else integers.view(np.uint8).reshape(-1)
     path = tmp_path / "weights"
-    path.write_bytes(data.tobytes() + scale.tobytes())
-    stored = Stored("INT4" if bits == 4 else "INT8", integers.shape, 0, data.nbytes)
-    scales = Stored("FLOAT", scale.shape, data.nbytes, scale.nbytes)
+    exact = matrix[[5, 32]]
+    path.write_bytes(data.tobytes() + scale.tobytes() + exact.tobytes())
+    stored = {
+        "o.t": Stored("INT4" if bits == 4 else "INT8", integers.shape, 0, data.nbytes),
+        "o.t.scale": Stored("FLOAT", scale.shape, data.nbytes, scale.nbytes),
+        "o.t.exact": Stored("FLOAT", exact.shape, data.nbytes + scale.nbytes, exact.nbytes),
+    }
     cols = np.array([0, 31, 32, 63])
     expected = integers * (np.repeat(scale, 32, axis=0) if block else scale)
-    np.testing.assert_array_equal(map_shadow(path, stored, scales).columns(cols), expected[cols].astype(np.float32))
+    weights = map_shadow(path, stored, "o.t", (5, 32)).columns(cols)
+    np.testing.assert_array_equal(weights[[0, 1, 3]], expected[[0, 31, 63]].astype(np.float32))
+    np.testing.assert_array_equal(weights[2], matrix[32])
     np.testing.assert_allclose(expected, matrix, atol=float(scale.max()) * 0.51)
     path.write_bytes(data.tobytes())
     with pytest.raises(ReadError, match=f"{path.name} is shorter"):
-        map_shadow(path, stored, scales)
+        map_shadow(path, stored, "o.t", (5, 32))
 
 
 def test_outliers_are_where_they_were_planted(planted):
@@ -261,3 +268,11 @@ def test_outliers_are_where_they_were_planted(planted):
         model.logits(tokens(30))
     for product in ("qkv", "gate_up"):
         assert np.abs(seen[product]).max(axis=0).argmax() == CHANNEL
+
+
+def test_narrowing_leaves_the_weights_alone():
+    """Exact weights of outliers are taken from them afterwards. (It once worked in place on small contiguous ones.)"""
+    matrix = np.random.default_rng(1).standard_normal((64, 10)).astype(np.float32)
+    before = matrix.copy()
+    narrow(matrix, 8, 0)
+    assert np.array_equal(matrix, before)
