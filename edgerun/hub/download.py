@@ -94,10 +94,7 @@ def _fetch_blob(repo: str, file: str, metadata: Any, blob: Path, endpoint: str |
     from huggingface_hub.file_download import http_get
 
     part = blob.with_name(blob.name + ".edgerun-part")
-    source = hf_hub_url(repo, file, endpoint=endpoint)
-    headers = hub_utils().build_hf_headers()
-    if urlsplit(metadata.location).netloc != urlsplit(source).netloc:
-        headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
+    headers = headers_for(metadata.location, hf_hub_url(repo, file, endpoint=endpoint))
     with part.open("a+b") as raw:
         sink = _Sink(raw, f"download {Path(file).name}", metadata.size, events)
         if metadata.size is not None and sink.n_bytes > metadata.size:
@@ -115,6 +112,14 @@ def _fetch_blob(repo: str, file: str, metadata: Any, blob: Path, endpoint: str |
         part.unlink()
         raise NetworkError(f"{repo}/{file} arrived damaged (its SHA-256 is another); pull it again")
     part.replace(blob)
+
+
+def headers_for(location: str, source: str) -> dict[str, Any]:
+    """Of a request to where the hub at `source` says that a file lies."""
+    headers: dict[str, Any] = hub_utils().build_hf_headers()
+    if urlsplit(location).netloc != urlsplit(source).netloc:
+        headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
+    return headers
 
 
 class _Sink:

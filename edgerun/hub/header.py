@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from edgerun.errors import EdgerunError, NetworkError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import open_gguf
-from edgerun.hub.download import at_hub, hub_utils, list_files
+from edgerun.hub.download import at_hub, headers_for, hub_utils, list_files
 from edgerun.hub.names import RepoName, candidates, choose
 
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 1 << 28  # a vocabulary of 150,000 takes 6 MB
@@ -61,9 +60,7 @@ class _Part:
         self.path = folder / Path(file).name
         self._name = f"{repo}/{file}"
         self._location: Any = metadata.location
-        self._headers = hub_utils().build_hf_headers()
-        if urlsplit(metadata.location).netloc != urlsplit(source).netloc:
-            self._headers.pop("authorization", None)  # a signed address elsewhere: the token is not for it
+        self._headers = headers_for(metadata.location, source)
         with self.path.open("wb") as out:
             out.truncate(self.size)
 

@@ -92,7 +92,9 @@ class OnnxBackend:
     def run_layers(self, walk: PromptWalk, layers: range) -> None:
         """Some layers, of a stream that is rotated already where it has to be."""
         whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
-        run_tasks(self._tasks(walk, whole, layers), self.timeline, overlap=self._overlap)
+        alone = len(whole) == 1 and not any(self._built.layers[layer].ranges.outliers for layer in layers)
+        tasks = self._tasks(walk, whole, layers)
+        run_tasks(tasks, self.timeline, overlap=self._overlap and not alone)  # one chain of tasks overlaps with nothing
 
     # -- the graph of tasks -------------------------------------------------------------------------------------
 

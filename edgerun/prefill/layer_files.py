@@ -34,7 +34,12 @@ class GraphFile:
     @property
     def name(self) -> str:
         """Of the file."""
-        return f"layer-{self.layer:03d}-{self.segment.name}-{self.tokens or 'any'}.onnx"
+        return f"{self.ladder_name}-{self.tokens or 'any'}.onnx"
+
+    @property
+    def ladder_name(self) -> str:
+        """Of this graph and those for other numbers of tokens."""
+        return f"layer-{self.layer:03d}-{self.segment.name}"
 
 
 def weights_name(layer: int) -> str:

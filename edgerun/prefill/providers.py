@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +19,16 @@ from typing import Any
 
 from edgerun.errors import UnsupportedError, UsageError
 
+_SHARE = "ep.share_ep_contexts"
+
 
 @dataclass(frozen=True)
 class ProviderKind:
     """ep: its name in ONNX Runtime. plugin: the package that brings its library, "" for one inside onnxruntime's wheel.
     static: graphs must have fixed shapes. schemes: those worth trying, best first. narrow_results: quantised products
     want their results rounded too, and one scale a channel. context: it can write compiled graphs (EPContext).
-    accelerator: a CPU that it names only compiles for it. options: for every session."""
+    accelerator: a CPU that it names only compiles for it. options: for every session. sharing: options with which
+    compiled graphs of one ladder share their weights; none: they cannot."""
 
     name: str
     ep: str
@@ -38,6 +41,7 @@ class ProviderKind:
     accelerator: bool = False
     platforms: tuple[str, ...] = ("Linux", "Windows", "Darwin")
     options: Mapping[str, str] = field(default_factory=dict)
+    sharing: Mapping[str, str] = field(default_factory=dict)
 
 
 KNOWN = {
@@ -64,6 +68,7 @@ KNOWN = {
             accelerator=True,
             platforms=("Linux", "Windows"),
             options={"htp_performance_mode": "burst", "htp_graph_finalization_optimization_mode": "3"},
+            sharing={"enable_htp_weight_sharing": "1"},
         ),
         ProviderKind("coreml", "CoreMLExecutionProvider", schemes=("fp16", "fp32"), platforms=("Darwin",)),
         ProviderKind("webgpu", "WebGpuExecutionProvider", plugin="onnxruntime_ep_webgpu", schemes=("fp16", "fp32")),
@@ -163,10 +168,12 @@ def session_options(
     fallback: bool = False,
     mapped: bool = True,
     exact: bool = True,
+    share: bool = False,
     more: Mapping[str, str] | None = None,
 ) -> Any:
     """For one device. `mapped`: weights are used where they are mapped, not copied into another layout. `exact`: u8 x
-    s8 must not saturate where the processor has no dot product of its own. `more`: options of the provider."""
+    s8 must not saturate where the processor has no dot product of its own. `share`: the graph was compiled with others
+    and has its weights where they are. `more`: options of the provider."""
     ort = runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -182,6 +189,8 @@ def session_options(
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
     elif device.handle is not None:
+        if share:
+            options.add_session_config_entry(_SHARE, "1")
         options.add_provider_for_devices([device.handle], {**device.kind.options, **(more or {})})
     return options
 
@@ -205,11 +214,23 @@ def compile_graph(device: Device, model: Path, out: Path, more: Mapping[str, str
     """Write the provider's own compiled form of a graph: an EPContext node with all that belongs to it in one file.
     `more`: options of the provider, as the chip to compile for. UnsupportedError with the provider's own words when it
     does not take the graph."""
-    ort = runtime()
-    options = session_options(device, 0, more=more)
+    _compile(device, model, out, session_options(device, 0, more=more), embed=True)
+
+
+def compile_ladder(device: Device, models: Sequence[Path], folder: Path, more: Mapping[str, str] | None = None) -> None:
+    """Compile graphs that differ in their number of tokens to the same names in `folder`, with one file of weights for
+    all of them, where the provider can (`ProviderKind.sharing`). Otherwise as `compile_graph`."""
+    for index, model in enumerate(models):
+        options = session_options(device, 0, more={**device.kind.sharing, **(more or {})})
+        options.add_session_config_entry(_SHARE, "1")
+        if index == len(models) - 1:
+            options.add_session_config_entry("ep.stop_share_ep_contexts", "1")
+        _compile(device, model, folder / model.name, options, embed=False)
+
+
+def _compile(device: Device, model: Path, out: Path, options: Any, *, embed: bool) -> None:
     try:
-        compiler = ort.ModelCompiler(options, str(model), embed_compiled_data_into_model=True)
-        compiler.compile_to_file(str(out))
+        runtime().ModelCompiler(options, str(model), embed_compiled_data_into_model=embed).compile_to_file(str(out))
     except Exception as error:  # noqa: BLE001 - as above
         raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
 

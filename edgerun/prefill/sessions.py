@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
-from edgerun.prefill.providers import Device, compile_graph, open_session, session_options
+from edgerun.prefill.providers import Device, compile_graph, compile_ladder, open_session, session_options
 
 
 class Sessions:
@@ -78,30 +82,55 @@ class Sessions:
         self._open.clear()
 
     def _session(self, graph: GraphFile) -> Any:
+        path = self._path(graph)
+        if not self.device.kind.context or self.device.handle is None:
+            return self._opened(path)
+        compiled = self._compiled(graph)
+        try:
+            return self._opened(compiled)
+        except UnsupportedError:  # of another version of the provider, or damaged: once more from the graph
+            if self.device.kind.sharing:
+                shutil.rmtree(compiled.parent)
+            else:
+                compiled.unlink(missing_ok=True)
+            return self._opened(self._compiled(graph))
+
+    def _path(self, graph: GraphFile) -> Path:
         path = self._built.folder / graph.name
         if not path.is_file():
             raise ReadError(f"{path} is gone; delete the folder, and it is made again")
-        if self.device.kind.context and self.device.handle is not None:
-            compiled = self._compiled(graph, path)
-            try:
-                return self._opened(compiled)
-            except UnsupportedError:  # of another version of the provider, or damaged: once more from the graph
-                compiled.unlink(missing_ok=True)
-                return self._opened(self._compiled(graph, path))
-        return self._opened(path)
+        return path
 
     def _opened(self, path: Path) -> Any:
-        exact = self._built.scheme.weights == "i8"
-        options = session_options(self.device, self._threads, fallback=self._fallback, mapped=self._mapped, exact=exact)
+        options = session_options(
+            self.device,
+            self._threads,
+            fallback=self._fallback,
+            mapped=self._mapped,
+            exact=self._built.scheme.weights == "i8",
+            share=bool(self.device.kind.sharing),
+        )
         return open_session(self.device, path, options, fallback=self._fallback)
 
-    def _compiled(self, graph: GraphFile, path: Path) -> Path:
-        """The provider's own form of a graph, kept beside it."""
+    def _compiled(self, graph: GraphFile) -> Path:
+        """The provider's own form of a graph, kept beside it; where graphs of a ladder can share their weights, made
+        for all of them at once."""
         folder = self._built.folder / f"{self.device.name}-{self.device.version or 'any'}"
-        out = folder / graph.name
-        if not out.is_file():
-            folder.mkdir(exist_ok=True, mode=0o700)
-            temporary = folder / f"{os.getpid()}-{graph.name}"
-            compile_graph(self.device, path, temporary)
-            temporary.replace(out)
-        return out
+        folder.mkdir(exist_ok=True, mode=0o700)
+        if not self.device.kind.sharing:
+            out = folder / graph.name
+            if not out.is_file():
+                temporary = folder / f"{os.getpid()}-{graph.name}"
+                compile_graph(self.device, self._path(graph), temporary)
+                temporary.replace(out)
+            return out
+        together = folder / graph.ladder_name
+        if not together.is_dir():
+            ladder = [self._path(replace(graph, tokens=tokens)) for tokens in self._built.sizes]
+            with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
+                made = Path(temporary_folder) / "made"
+                made.mkdir()
+                compile_ladder(self.device, ladder, made)
+                with contextlib.suppress(OSError):  # another process was faster
+                    made.rename(together)
+        return together / graph.name

@@ -15,7 +15,9 @@ from edgerun.formats.packfile import PAGE, SUM_BYTES, PackHeader, checksum, deco
 from edgerun.kernels.interface import U8, Kernels
 from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, stored_block_bytes
 from edgerun.weights.catalog import Catalog, make_catalog
+from edgerun.weights.flash import FlashReader
 from edgerun.weights.identity import content_digest
+from edgerun.weights.tensor_reader import TensorReader
 
 
 def pack_header(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader:
@@ -42,6 +44,13 @@ def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader 
     except (OSError, FormatError):
         return None  # the model itself does as well
     return header if header == pack_header(gguf, catalog, kernels) else None
+
+
+def open_reader(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: int, direct: bool) -> TensorReader:
+    """Of the model and of the pack file beside it, where there is one that fits; `close` its `flash`."""
+    pack = find_pack(gguf, catalog, kernels)
+    files = [*gguf.paths, pack_path(gguf.path)] if pack else gguf.paths
+    return TensorReader(gguf, kernels, FlashReader(files, threads=threads, direct=direct), pack)
 
 
 def write_pack(

@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
-from edgerun.formats.packfile import pack_path
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.catalog import make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
-from edgerun.weights.flash import FlashReader
-from edgerun.weights.packing import find_pack
+from edgerun.weights.packing import open_reader
 from edgerun.weights.predictor import ROUTER, ROUTER_TWO_AHEAD, SOURCES, ExpertPredictor
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights, NeuronBatch
-from edgerun.weights.tensor_reader import DenseLoader, TensorReader
+from edgerun.weights.tensor_reader import DenseLoader
 
 
 class StreamedExpertStore:
@@ -57,12 +55,9 @@ class StreamedExpertStore:
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
         kernels.prepare(catalog.types())
         with contextlib.ExitStack() as stack:
-            pack = find_pack(gguf, catalog, kernels)
-            files = [*gguf.paths, pack_path(gguf.path)] if pack else gguf.paths
-            self.flash = FlashReader(files, threads=reader_threads, direct=direct)
+            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct)
+            self.flash, self.packed = self._reader.flash, self._reader.packed
             stack.callback(self.flash.close)
-            self.packed = pack is not None
-            self._reader = TensorReader(gguf, kernels, self.flash, pack)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
             self._layers = [loader.layer(layer) for layer in catalog.layers]

@@ -20,17 +20,16 @@ from numpy.typing import NDArray
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
-from edgerun.formats.packfile import pack_path
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
 from edgerun.weights.catalog import make_catalog
-from edgerun.weights.flash import PREDICTED, FlashReader, Piece
+from edgerun.weights.flash import PREDICTED, Piece
 from edgerun.weights.neuron_cache import NeuronCache
-from edgerun.weights.packing import find_pack
+from edgerun.weights.packing import open_reader
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import LayerWeights, NeuronBatch
-from edgerun.weights.tensor_reader import DenseLoader, TensorReader
+from edgerun.weights.tensor_reader import DenseLoader
 
 
 @dataclass
@@ -114,12 +113,9 @@ class StreamedLayerStore:
             kernels.prepare_neurons(catalog.neuron_types())
         self._order = [layer for layer in range(spec.n_layers) if layer not in set(pinned)]
         with contextlib.ExitStack() as stack:
-            pack = find_pack(gguf, catalog, kernels)
-            files = [*gguf.paths, pack_path(gguf.path)] if pack else gguf.paths
-            self.flash = FlashReader(files, threads=reader_threads, direct=direct)
+            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct)
+            self.flash, self.packed = self._reader.flash, self._reader.packed
             stack.callback(self.flash.close)
-            self.packed = pack is not None
-            self._reader = TensorReader(gguf, kernels, self.flash, pack)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
             self._layers = [

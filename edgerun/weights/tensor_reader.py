@@ -32,6 +32,11 @@ class TensorReader:
         self._file = {path: index for index, path in enumerate(gguf.paths)}
         self._pack = pack  # of the flash reader's last file
 
+    @property
+    def packed(self) -> bool:
+        """Whether blocks come from a pack file."""
+        return self._pack is not None
+
     def block_pieces(
         self,
         layout: BlockLayout,

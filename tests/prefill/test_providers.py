@@ -205,7 +205,38 @@ def test_compiled_graphs_are_kept_and_made_again(models, tmp_path, monkeypatch):
     assert compiled[6:] == [compiled[0]], "made again, that one only"
     run(replace(device, version="2.0"))
     assert len(compiled) == 13 and (built.folder / "ort-cpu-2.0").is_dir(), "another version, another folder"
-    assert not [path.name for path in folder.iterdir() if path.name.startswith("tmp-")]
+    assert not [path.name for path in folder.iterdir() if not path.name.startswith("layer-")]
+
+
+def test_a_ladder_is_compiled_together(models, tmp_path, monkeypatch):
+    from edgerun.prefill.backend import OnnxBackend
+
+    model, ids = models("llama"), tokens(150)
+    want = model.logits(ids)
+    built = build(model, tmp_path, sizes=(32, 128))
+    device = device_named("ort")
+    device = replace(device, kind=replace(device.kind, context=True, sharing={"share": "1"}), version="1.0")
+    made = []
+
+    def compile_ladder(device, paths, folder, more=None):
+        made.append([path.name for path in paths])
+        for path in paths:
+            onnx.save(onnx.load(path), folder / path.name)
+
+    monkeypatch.setattr(sessions, "compile_ladder", compile_ladder)
+
+    def run() -> None:
+        with attached(OnnxBackend(model.spec, built, Sessions(built, device, threads=1)), model.decoder):
+            np.testing.assert_allclose(model.logits(ids), want, atol=1e-3)
+
+    run()
+    assert len(made) == 6 and made[0] == ["layer-000-qkv-32.onnx", "layer-000-qkv-128.onnx"]
+    run()
+    assert len(made) == 6, "kept"
+    (built.folder / "ort-cpu-1.0" / "layer-000-qkv" / made[0][1]).write_bytes(b"of another age")
+    run()
+    assert made[6:] == [made[0]], "made again, that ladder only"
+    assert len(list((built.folder / "ort-cpu-1.0").iterdir())) == 6, "nothing else is left"
 
 
 def test_a_compiler_that_refuses(models, tmp_path, monkeypatch):
@@ -331,6 +362,19 @@ def test_a_copy_of_the_weights_must_fit(path, monkeypatch):
     calibrated(path, "ort-cpu:w8a8")
     name, _, notices = opened(path)
     assert name is None and "own copy of the weights" in notices[0]
+
+
+def test_others_wait_no_longer_than_was_stated(path):
+    with pytest.raises(UsageError, match="run `edgerun calibrate`"):
+        LLM(path, tpot_s=0.5)
+    kept = calibrated(path, "kernels")
+    found = load_calibration(kept)
+    rows = tuple(Row("kernels", tokens, tokens / 100) for tokens in (32, 128, 256))
+    save_calibration(kept, replace(found, rows=rows))
+    for tpot_s, step in ((9.0, 256), (2.0, 128), (1.28, 128), (0.5, 32), (0.1, 2)):
+        with LLM(path, tpot_s=tpot_s) as llm:
+            assert llm.engine._step_tokens == step
+            assert llm.logits(tokens(100)).shape == (100, llm.vocab_size)
 
 
 def test_nothing_of_onnx_is_imported_without_need(path, user_home):

@@ -11,7 +11,7 @@ from edgerun.errors import UnsupportedError
 from edgerun.models.families import FAMILIES
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.choice import fit_scheme
-from edgerun.prefill.providers import Device, compile_graph, find_devices
+from edgerun.prefill.providers import Device, compile_graph, compile_ladder, find_devices
 from edgerun.prefill.schemes import SCHEMES
 from tests.models.instances import INSTANCES
 from tests.prefill.making import build
@@ -71,3 +71,23 @@ def test_what_it_cannot_do_is_said(models, tmp_path, htp):
     built = build(model, tmp_path / "built", "w4a16", (TOKENS,))
     with pytest.raises(UnsupportedError, match="qnn-cpu refuses layer-000-.*: ."):
         compile_layer(htp, model, built, tmp_path / "compiled")
+
+
+def test_a_ladder_shares_its_weights(tmp_path, kernels, htp):
+    from tests.prefill.making import load
+
+    device, chip = htp
+    model = load(WIDE, write_planted(tmp_path / "model.gguf", (), 1.0), kernels)
+    built = build(model, tmp_path / "built", fit_scheme(device.kind, SCHEMES["w8a16"]), (32, 128, 256))
+    ladder = [each for each in built.graphs(model.spec) if each.layer == 0 and "down" in each.name]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    together.mkdir()
+    alone.mkdir()
+    compile_ladder(device, [built.folder / each.name for each in ladder], together, chip)
+    for each in ladder:
+        compile_graph(device, built.folder / each.name, alone / each.name, chip)
+    (weights,) = together.glob("*.bin")
+    named = {str(onnx.load(together / each.name).graph.node[0].attribute) for each in ladder}
+    assert len(named) == 3 and all(weights.name in text for text in named), "all three take theirs from it"
+    separate = sum((alone / each.name).stat().st_size for each in ladder)
+    assert weights.stat().st_size < 0.6 * separate
