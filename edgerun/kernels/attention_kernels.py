@@ -188,15 +188,22 @@ def build_attention_prompt(ops: Ops) -> Any:
     """
     lanes = ops.lanes
     load, load_halves, store, fma = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma
+    load_apart = ops.load_halves_apart
     store_masked, splat_load = ops.store_floats_masked, ops.splat_load
     zero, plus, minus, times, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat, ops.exp
     sum_floats, max_floats, maximum, softcapped = ops.sum_floats, ops.max_floats, ops.maximum, _softcapped(ops)
 
     @njit(forceinline=True)
     def turn_keys(k: int, n: int, dim: int, out: int) -> None:
-        for p in range(n):
+        p = 0
+        while p + lanes <= n:
             for i in range(dim):
-                store_f32(int64(out + (i * KEYS + p) * 4), load_f16(int64(k + (p * dim + i) * 2)))
+                turned = load_apart(int64(k + (p * dim + i) * 2), int64(dim * 2))
+                store(int64(out + (i * KEYS + p) * 4), turned)
+            p += lanes
+        for rest in range(p, n):
+            for i in range(dim):
+                store_f32(int64(out + (i * KEYS + rest) * 4), load_f16(int64(k + (rest * dim + i) * 2)))
         for i in range(dim):
             for p in range(n, KEYS):
                 store_f32(int64(out + (i * KEYS + p) * 4), float32(0.0))
@@ -327,8 +334,13 @@ def build_attention_prompt(ops: Ops) -> Any:
                     for i in range(4):
                         rr = min(r + i, count - 1)
                         source = q + ((t0 + rr // group) * heads + kv_head * group + rr % group) * dim * 4
-                        for j in range(dim):
+                        j = 0
+                        while j + lanes <= dim:
+                            store(int64(gather + (i * dim + j) * 4), load(int64(source + 4 * j)))
+                            j += lanes
+                        while j < dim:
                             store_f32(int64(gather + (i * dim + j) * 4), load_f32(int64(source + 4 * j)))
+                            j += 1
                     scores_of(gather, dim * 4, keys, dim, scores)
                     f0 = float32(1.0)
                     f1 = float32(1.0)

@@ -32,6 +32,17 @@ class Ops:
             float_vec,
             lambda b, a: b.fpext(simd._load(b, a, ir.VectorType(HALF, lanes)), float_vec.llvm),
         )
+
+        def halves_apart(b: Any, address: Any, stride: Any) -> Any:
+            small = ir.Constant(ir.VectorType(I16, lanes), ir.Undefined)
+            for lane in range(lanes):
+                small = b.insert_element(small, simd._load(b, address, I16), ir.Constant(I32, lane))
+                address = b.add(address, stride)
+            return b.fpext(b.bitcast(small, ir.VectorType(HALF, lanes)), float_vec.llvm)
+
+        self.load_halves_apart = function(
+            (types.int64, types.int64), float_vec, halves_apart
+        )  # L x f16, a stride apart
         self.load_bfloats = function(  # L x bf16 -> f32: its upper half
             (types.int64,),
             float_vec,
