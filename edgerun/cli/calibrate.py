@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -69,18 +67,7 @@ def command(
             events=bars,
         )
     if as_json:
-        print_json(
-            {
-                "choice": found.choice,
-                "why": found.why,
-                "least_tokens": found.least_tokens,
-                "made_with": found.made_with,
-                "rows": [
-                    {**asdict(row), "prompt_s": row.prompt_s if math.isfinite(row.prompt_s) else None}
-                    for row in found.rows
-                ],
-            }
-        )
+        print_json(found.as_dict())
         return
     print_calibration(found)
 

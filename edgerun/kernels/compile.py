@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -26,6 +24,7 @@ import llvmlite.binding as llvm
 
 from edgerun.events import EventSink, Progress
 from edgerun.kernels.isa import Isa, host_features
+from edgerun.paths import replace_file
 
 SYMBOL = "edgerun_kernel"
 
@@ -138,12 +137,4 @@ def _read(path: Path) -> bytes | None:
 def _write(path: Path, code: bytes) -> None:
     """Atomically; a cache that cannot be written only costs the next start its time."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, [hashlib.sha256(code).digest(), code])

@@ -7,7 +7,8 @@ from it without moving anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from edgerun.errors import Cancelled
@@ -39,6 +40,16 @@ class PromptBackend(Protocol):
     def run(self, walk: PromptWalk) -> None:
         """All layers over walk.x, in place. Exceptions leave nothing running."""
         ...
+
+
+@contextlib.contextmanager
+def on_backend(decoder: Decoder, backend: PromptBackend | None) -> Iterator[None]:
+    """For a while prompts run there; None: on the kernels."""
+    before, decoder.prompt_backend = decoder.prompt_backend, backend
+    try:
+        yield
+    finally:
+        decoder.prompt_backend = before
 
 
 class PromptWalk:

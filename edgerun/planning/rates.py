@@ -22,6 +22,7 @@ import numpy as np
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels
+from edgerun.paths import replace_file
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
 
 _ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
@@ -109,13 +110,4 @@ def load_rates(path: Path) -> Rates | None:
 
 def save_rates(path: Path, rates: Rates) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(asdict(rates), file)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    replace_file(path, [json.dumps(asdict(rates)).encode()])

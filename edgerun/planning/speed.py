@@ -19,9 +19,8 @@ from edgerun.planning.rates import Rates
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 
 _PROMPT_TOKENS = 256
-_VISIBLE = (
-    0.2  # of the shorter of computing and reading that the longer does not hide: what comes last is yet to compute
-)
+# Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
+_VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
 _PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
 _EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides

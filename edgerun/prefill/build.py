@@ -21,9 +21,10 @@ import psutil
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
+from edgerun.paths import replace_file
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
-from edgerun.prefill.layer_files import GraphFile, replace_file, weights_name, write_layer
+from edgerun.prefill.layer_files import GraphFile, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.stages import ProductName, check_supported, segments_of
@@ -39,6 +40,11 @@ class BuiltLayer:
     ranges: LayerRanges
     stored: dict[str, Stored]
 
+    @property
+    def n_bytes(self) -> int:
+        """Of its weight file."""
+        return max(each.offset + each.n_bytes for each in self.stored.values())
+
 
 @dataclass(frozen=True)
 class BuiltModel:
@@ -53,7 +59,7 @@ class BuiltModel:
     @property
     def n_bytes(self) -> int:
         """Of the weights on disk, mapped or copied when they are used."""
-        return sum(max(s.offset + s.n_bytes for s in layer.stored.values()) for layer in self.layers)
+        return sum(layer.n_bytes for layer in self.layers)
 
     def graphs(self, spec: ModelSpec) -> list[GraphFile]:
         """All graph files."""
@@ -152,12 +158,12 @@ def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
             )
             for name, each in said["stored"].items()
         }
-        end = max(each.offset + each.n_bytes for each in stored.values())
-        if (folder / weights_name(index)).stat().st_size != end:
+        layer = BuiltLayer(ranges, stored)
+        if (folder / weights_name(index)).stat().st_size != layer.n_bytes:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return BuiltLayer(ranges, stored)
+    return layer
 
 
 def parse_ranges(said: Any) -> LayerRanges:

@@ -12,8 +12,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,13 +26,14 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
-from edgerun.models.prompt import PromptBackend, PromptWalk
+from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
+from edgerun.paths import replace_file
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
 from edgerun.prefill.hadamard import check_rotatable, rotate
 from edgerun.prefill.ladder import LADDER
-from edgerun.prefill.layer_files import replace_file, write_layer
+from edgerun.prefill.layer_files import write_layer
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.profile import profile_ranges
 from edgerun.prefill.providers import Device, find_devices, runtime
@@ -73,6 +75,11 @@ class Calibration:
     choice: str
     why: str
     least_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON: no time is null."""
+        rows = [{**asdict(row), "prompt_s": row.prompt_s if math.isfinite(row.prompt_s) else None} for row in self.rows]
+        return {**asdict(self), "rows": rows}
 
     def step_tokens(self, tpot_s: float) -> int:
         """The largest measured chunk of the chosen backend that takes no longer; 0: none does."""
@@ -143,9 +150,14 @@ def calibrate(
     try:
         check_supported(decoder.spec)
         sample = sorted({0, decoder.spec.n_layers // 2})
+
+        @cache
+        def ranges_for(shadow: bool, rotated: bool) -> list[LayerRanges]:
+            return profile_ranges(decoder, ids, shadow=shadow, rotated=rotated)
+
         for done, candidate in enumerate(candidates):
             events(Progress("calibrate", done + 1, len(candidates) + 1, "backends"))
-            rows += _candidate(gguf, decoder, candidate, ids, want, sample, threads, meter)
+            rows += _candidate(gguf, decoder, candidate, ids, want, sample, ranges_for, threads, meter)
     except EdgerunError as error:
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
     events(Progress("calibrate", len(candidates) + 1, len(candidates) + 1, "backends"))
@@ -170,9 +182,7 @@ def calibration_path(root: Path, gguf: GgufFile) -> Path:
 
 def save_calibration(path: Path, found: Calibration) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    rows = [{**asdict(row), "prompt_s": row.prompt_s if math.isfinite(row.prompt_s) else None} for row in found.rows]
-    replace_file(path, [json.dumps({**asdict(found), "rows": rows}, indent=1).encode()])
+    replace_file(path, [json.dumps(found.as_dict(), indent=1).encode()])
 
 
 def load_calibration(path: Path) -> Calibration | None:
@@ -216,13 +226,10 @@ def _candidates(devices: Sequence[Device]) -> list[PromptChoice]:
 
 def _kernels(decoder: Decoder, ids: Sequence[int], meter: EnergyMeter) -> tuple[list[Row], F32]:
     rows = []
-    before, decoder.prompt_backend = decoder.prompt_backend, None
-    try:
+    with on_backend(decoder, None):
         for tokens in LADDER:
             seconds, joules, logits = _timed(decoder, ids[:tokens], meter)
             rows.append(Row(KERNELS, tokens, seconds, joules))
-    finally:
-        decoder.prompt_backend = before
     return rows, logits
 
 
@@ -248,6 +255,7 @@ def _candidate(
     ids: Sequence[int],
     want: F32,
     sample: Sequence[int],
+    ranges_for: Callable[[bool, bool], list[LayerRanges]],
     threads: int,
     meter: EnergyMeter,
 ) -> list[Row]:
@@ -261,7 +269,7 @@ def _candidate(
                 check_rotatable(spec)
             ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
-                ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=rotated)
+                ranges = ranges_for(choice.shadow, rotated)
             layers = [
                 BuiltLayer(r, write_layer(Path(folder), gguf, spec, i, choice.scheme, r, sizes, rotated=rotated))
                 for i, r in ((i, ranges[i]) for i in sample)
@@ -288,7 +296,7 @@ def _candidate(
                 if tokens == max(LADDER):
                     error = float(np.linalg.norm(logits - want) / np.linalg.norm(want)) * math.sqrt(scale)
                 whole = None if joules is None else joules * scale
-                n_bytes = int(scale * sum(_end(layer) for layer in layers))
+                n_bytes = int(scale * sum(layer.n_bytes for layer in layers))
                 rows.append(Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied))
             sessions.close()
         except (EdgerunError, OSError) as refusal:
@@ -296,16 +304,9 @@ def _candidate(
     return rows
 
 
-def _end(layer: BuiltLayer) -> int:
-    return max(each.offset + each.n_bytes for each in layer.stored.values())
-
-
 def _with(decoder: Decoder, backend: PromptBackend, ids: Sequence[int]) -> F32:
-    before, decoder.prompt_backend = decoder.prompt_backend, backend
-    try:
+    with on_backend(decoder, backend):
         logits = decoder.forward(ids, decoder.new_cache(len(ids)))
-    finally:
-        decoder.prompt_backend = before
     assert logits is not None  # the last ones were asked for
     return logits
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
+from edgerun.paths import replace_file
 from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
@@ -89,7 +88,7 @@ class _Constant:
     data: NDArray[Any]
 
 
-def _placed(stored: dict[str, Stored], constants: Iterable[_Constant]) -> Iterator[NDArray[Any] | bytes]:
+def _placed(stored: dict[str, Stored], constants: Iterable[_Constant]) -> Iterator[bytes | memoryview]:
     """A file's pieces, page-aligned; tells `stored` where each constant lies."""
     end = 0
     for each in constants:
@@ -97,7 +96,7 @@ def _placed(stored: dict[str, Stored], constants: Iterable[_Constant]) -> Iterat
         stored[each.name] = Stored(each.type, each.shape, end + gap, each.data.nbytes)
         end += gap + each.data.nbytes
         yield bytes(gap)
-        yield each.data
+        yield np.ascontiguousarray(each.data).data
 
 
 def _weights(
@@ -143,19 +142,3 @@ def _narrowed(key: str, part: PartWeights, scheme: Scheme) -> Iterator[_Constant
         else:
             yield _Constant(key, "INT4", shape, pack_nibbles(integers))
         yield _Constant(f"{key}.scale", "FLOAT", scale.shape, scale)
-
-
-def replace_file(path: Path, pieces: Iterable[NDArray[Any] | bytes]) -> None:
-    """Write beside its place and rename, so that a crash leaves nothing half-written under the name. Until then its
-    name begins with who is writing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{os.getpid()}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -13,11 +13,11 @@ import numpy as np
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import Decoder
+from edgerun.paths import replace_file
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltModel, build_model, parse_ranges
 from edgerun.prefill.choice import PromptChoice
 from edgerun.prefill.ladder import LADDER
-from edgerun.prefill.layer_files import replace_file
 from edgerun.prefill.profile import MOST_TOKENS, profile_ranges
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.sessions import Sessions
@@ -99,6 +99,5 @@ def _ranges(
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there, or damaged: found out anew
     ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=choice.rotated)
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace_file(path, [json.dumps([asdict(each) for each in ranges]).encode()])
     return ranges

@@ -9,6 +9,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.kernels.interface import F32
 from edgerun.models import Decoder
+from edgerun.models.prompt import on_backend
 from edgerun.prefill.graphs import Range
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.observe import KernelLayers
@@ -40,12 +41,9 @@ def profile_ranges(
                 seen[layer, name] = Extremes(values.shape[1])
             seen[layer, name].see(values)
 
-    before, decoder.prompt_backend = decoder.prompt_backend, KernelLayers(see)
-    try:
-        some = ids[:MOST_TOKENS]
+    some = ids[:MOST_TOKENS]
+    with on_backend(decoder, KernelLayers(see)):
         decoder.forward(some, decoder.new_cache(len(some)), logits="none")
-    finally:
-        decoder.prompt_backend = before
     return [_layer(seen, layer, tuple(products_of(decoder.spec)), shadow) for layer in range(decoder.spec.n_layers)]
 
 

@@ -165,37 +165,34 @@ def session_options(
     device: Device,
     threads: int,
     *,
-    fallback: bool = False,
-    mapped: bool = True,
     exact: bool = True,
     share: bool = False,
     more: Mapping[str, str] | None = None,
 ) -> Any:
-    """For one device. `mapped`: weights are used where they are mapped, not copied into another layout. `exact`: u8 x
-    s8 must not saturate where the processor has no dot product of its own. `share`: the graph was compiled with others
-    and has its weights where they are. `more`: options of the provider."""
+    """For one device; on ONNX Runtime's CPU weights stay mapped. `exact`: u8 x s8 must not saturate where
+    the processor has no dot product of its own. `share`: the graph was compiled with others and has its weights where
+    they are. `more`: options of the provider."""
     ort = runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if not fallback and device.kind.name != "ort":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if device.kind.name == "ort":
         if exact:
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         _share_arena(ort)
         options.add_session_config_entry("session.use_env_allocators", "1")
-        if mapped:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-    elif device.handle is not None:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if device.handle is not None:
         if share:
             options.add_session_config_entry(_SHARE, "1")
         options.add_provider_for_devices([device.handle], {**device.kind.options, **(more or {})})
     return options
 
 
-def open_session(device: Device, model: Path, options: Any, *, fallback: bool = False) -> Any:
+def open_session(device: Device, model: Path, options: Any) -> Any:
     """An InferenceSession. UnsupportedError with the provider's own words when it does not take the graph."""
     ort = runtime()
     more: dict[str, Any] = {"enable_fallback": 0}  # Python's own: it prints, and tries the CPU when a provider fails
@@ -203,7 +200,7 @@ def open_session(device: Device, model: Path, options: Any, *, fallback: bool = 
         # product and residual made one float product would hide the narrow one
         more |= {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["MatMulAddFusion"]}
     elif device.handle is None:
-        more |= {"providers": [device.kind.ep, *(["CPUExecutionProvider"] if fallback else [])]}
+        more |= {"providers": [device.kind.ep]}
     try:
         return ort.InferenceSession(str(model), options, **more)
     except Exception as error:  # noqa: BLE001 - providers raise what they like; all of it means that they refuse

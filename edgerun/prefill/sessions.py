@@ -24,11 +24,7 @@ from edgerun.prefill.providers import Device, compile_graph, compile_ladder, ope
 
 
 class Sessions:
-    """keep_layers: so many layers' sessions stay open, the least recently used go; 0: all.
-
-    mapped: weights stay where they are mapped from the file (and can be dropped by the system), else a provider may
-    copy them into a layout of its own: faster, and a second copy in memory.
-    """
+    """keep_layers: so many layers' sessions stay open, the least recently used go; 0: all."""
 
     def __init__(
         self,
@@ -36,15 +32,11 @@ class Sessions:
         device: Device,
         *,
         threads: int,
-        fallback: bool = False,
-        mapped: bool = True,
         keep_layers: int = 0,
     ) -> None:
         self._built = built
         self.device = device
         self._threads = threads
-        self._fallback = fallback
-        self._mapped = mapped
         self._keep = keep_layers
         self._open: OrderedDict[int, dict[GraphFile, Any]] = OrderedDict()
 
@@ -105,12 +97,10 @@ class Sessions:
         options = session_options(
             self.device,
             self._threads,
-            fallback=self._fallback,
-            mapped=self._mapped,
             exact=self._built.scheme.weights == "i8",
             share=bool(self.device.kind.sharing),
         )
-        return open_session(self.device, path, options, fallback=self._fallback)
+        return open_session(self.device, path, options)
 
     def _compiled(self, graph: GraphFile) -> Path:
         """The provider's own form of a graph, kept beside it; where graphs of a ladder can share their weights, made

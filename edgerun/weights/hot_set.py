@@ -6,15 +6,14 @@ read, written beside its place and renamed, so that a crash leaves the old one.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
+import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from edgerun.kernels.interface import F32
+from edgerun.paths import replace_file
 
 
 def load_scores(path: Path, layers: int, experts: int) -> F32 | None:
@@ -30,13 +29,6 @@ def load_scores(path: Path, layers: int, experts: int) -> F32 | None:
 
 def save_scores(path: Path, scores: F32) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, scores=scores.astype(np.float32))
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    content = io.BytesIO()
+    np.savez(content, scores=scores.astype(np.float32))
+    replace_file(path, [content.getvalue()])
