@@ -10,8 +10,10 @@ from typing import Any
 
 from numba import int64, njit
 
+from edgerun.kernels.layout import WIDE_TOKENS
 from edgerun.kernels.matmul_driver import build_matmul
 from edgerun.kernels.ops import Ops
+from edgerun.kernels.spread_kernels import Wide, on_eight
 
 SUMS_BYTES = 48  # of a block: (16 + 8) i16
 
@@ -50,6 +52,54 @@ def _min_sums(ops: Ops) -> Any:
         return plus(a, b)
 
     return min_sums
+
+
+def _wide_finish(ops: Ops) -> Any:
+    """`_finish` for eight tokens, and products 0 again."""
+    load_halves, load_floats, to_floats, load_mins = ops.load_halves, ops.load_floats, ops.to_floats, ops.load_pairs_u8
+    fma, times, minus, plus, add_pairs = ops.fma, ops.mul, ops.sub, ops.add_i32, ops.add_pairs
+    load_pairs, load_ints, store_ints, store_floats = ops.load_pairs, ops.load_ints, ops.store_ints, ops.store_floats
+    zero, lanes, vec = ops.zero_ints, ops.lanes, 4 * ops.lanes
+    word = WIDE_TOKENS * vec
+
+    @njit(forceinline=True)
+    def finish(sums: int, products: int, q: int, s: int) -> None:
+        scale, min_scale = load_halves(int64(q)), load_halves(int64(q + 2 * lanes))
+        m = q + 12 * lanes
+        m0, m1 = load_mins(int64(m)), load_mins(int64(m + 2 * lanes))
+        m2, m3 = load_mins(int64(m + 4 * lanes)), load_mins(int64(m + 6 * lanes))
+        for at in range(0, word, vec):
+            c = s + word + at
+            a = plus(add_pairs(m0, load_pairs(int64(c))), add_pairs(m1, load_pairs(int64(c + word))))
+            b = plus(add_pairs(m2, load_pairs(int64(c + 2 * word))), add_pairs(m3, load_pairs(int64(c + 3 * word))))
+            dot = load_ints(int64(products + at))
+            value = minus(times(to_floats(dot), scale), times(to_floats(plus(a, b)), min_scale))
+            store_floats(int64(sums + at), fma(value, load_floats(int64(s + at)), load_floats(int64(sums + at))))
+            store_ints(int64(products + at), zero())
+
+    return finish
+
+
+def _add_products(ops: Ops, product: Any) -> Any:
+    """product(total, scale) of eight tokens added to the eight i32 vectors at an address."""
+    vec, plus, load, store = 4 * ops.lanes, ops.add_i32, ops.load_ints, ops.store_ints
+
+    @njit(forceinline=True)
+    def add(into: int, total: Any, scale: Any) -> None:
+        store(int64(into), plus(load(int64(into)), product(total, scale)))
+
+    @njit(forceinline=True)
+    def eight(into: int, t: Any, scale: Any) -> None:
+        add(into, t[0], scale)
+        add(into + vec, t[1], scale)
+        add(into + 2 * vec, t[2], scale)
+        add(into + 3 * vec, t[3], scale)
+        add(into + 4 * vec, t[4], scale)
+        add(into + 5 * vec, t[5], scale)
+        add(into + 6 * vec, t[6], scale)
+        add(into + 7 * vec, t[7], scale)
+
+    return eight
 
 
 def build_matmul_q4_k(ops: Ops) -> Any:
@@ -113,7 +163,24 @@ def build_matmul_q4_k(ops: Ops) -> Any:
             finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
         )
 
-    return build_matmul(ops, 148 * lanes, 256, 4, SUMS_BYTES, one, four)
+    none, add, word = ops.zero_pairs, _add_products(ops, add_pairs), WIDE_TOKENS * vec
+
+    @njit(forceinline=True)
+    def nibbles(total: Any, lo: Any, hi: Any, x: int) -> Any:
+        return plus16(plus16(total, mul_pairs(lo, load(int64(x)))), mul_pairs(hi, load(int64(x + 4 * word))))
+
+    totals = on_eight(vec, nibbles)
+
+    @njit(forceinline=True)
+    def tile(into: int, q: int, x: int, step: int, aside: int) -> None:
+        total = (none(), none(), none(), none(), none(), none(), none(), none())
+        for i in range(4):
+            v = load(int64(q + nibbles_at + (4 * step + i) * vec))
+            total = totals(total, low(v), high(v), x + i * word)
+        add(into, total, load_scales(int64(q + scales_at + step * lanes)))
+
+    wide = Wide(tile, _wide_finish(ops), first_sum=8, sum_words=4)
+    return build_matmul(ops, 148 * lanes, 256, 4, SUMS_BYTES, one, four, wide)
 
 
 def build_matmul_q5_k(ops: Ops) -> Any:
@@ -200,7 +267,29 @@ def build_matmul_q5_k(ops: Ops) -> Any:
             finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
         )
 
-    return build_matmul(ops, 180 * lanes, 256, 4, SUMS_BYTES, one, four)
+    none, add, word = ops.zero_pairs, _add_products(ops, add_pairs), WIDE_TOKENS * vec
+
+    @njit(forceinline=True)
+    def wide_pair(lo: Any, hi: Any, x: int) -> Any:
+        return plus16(mul_pairs(lo, load(int64(x))), mul_pairs(hi, load(int64(x + 4 * word))))
+
+    @njit(forceinline=True)
+    def wide_quad(total: Any, w: Any, _: int, x: int) -> Any:
+        return plus16(total, plus16(wide_pair(w[0], w[1], x), wide_pair(w[2], w[3], x + word)))
+
+    quads = on_eight(vec, wide_quad)
+
+    @njit(forceinline=True)
+    def tile(into: int, q: int, x: int, step: int, aside: int) -> None:
+        v = q + nibbles_at + 4 * step * vec
+        bits = load(int64(q + high_at + step * vec))
+        scale = load_scales(int64(q + scales_at + step * lanes))
+        start = (none(), none(), none(), none(), none(), none(), none(), none())
+        add(into, quads(start, first_half(v, bits), 0, x), scale)
+        add(into, quads(start, second_half(v + 2 * vec, bits), 0, x + 2 * word), scale)
+
+    wide = Wide(tile, _wide_finish(ops), first_sum=8, sum_words=4)
+    return build_matmul(ops, 180 * lanes, 256, 4, SUMS_BYTES, one, four, wide)
 
 
 def build_matmul_q6_k(ops: Ops) -> Any:
@@ -292,4 +381,38 @@ def build_matmul_q6_k(ops: Ops) -> Any:
             finish(acc[3], d3, q, s + 3 * ds, c + 3 * dc),
         )
 
-    return build_matmul(ops, 210 * lanes, 256, 4, SUMS_BYTES, one, four)
+    word, load_words, load_floats, store_floats = WIDE_TOKENS * vec, ops.load_pairs, ops.load_floats, ops.store_floats
+    none, load_ints, store_ints = ops.zero_pairs, ops.load_ints, ops.store_ints
+
+    @njit(forceinline=True)
+    def two(total: Any, a: Any, b: Any, x: int) -> Any:
+        return plus16(total, plus16(mul_pairs(a, load(int64(x))), mul_pairs(b, load(int64(x + word)))))
+
+    twos, add = on_eight(vec, two), _add_products(ops, add_pairs)
+
+    @njit(forceinline=True)
+    def tile(into: int, q: int, x: int, step: int, aside: int) -> None:
+        v, h = q + nibbles_at + 4 * step * vec, q + high_at + 2 * step * vec
+        scales = load_pairs(int64(q + scales_at + 2 * step * lanes))
+        start = (none(), none(), none(), none(), none(), none(), none(), none())
+        for half in range(2):
+            w = weights(v + 2 * half * vec, load(int64(h + half * vec)))
+            at = x + 2 * half * word
+            add(into, twos(start, w[0], w[2], at), dup_even(scales))
+            add(into, twos(start, w[1], w[3], at + 4 * word), dup_odd(scales))
+
+    @njit(forceinline=True)
+    def wide_finish(sums: int, products: int, q: int, s: int) -> None:
+        scale = load_halves(int64(q))
+        for at in range(0, word, vec):
+            beyond = zero()
+            for j in range(8):
+                sixteen = load_words(int64(s + (1 + j) * word + at))
+                beyond = plus(beyond, add_pairs(load_pairs(int64(q + scales_at + 2 * j * lanes)), sixteen))
+            value = to_floats(minus(load_ints(int64(products + at)), shift5(beyond)))
+            acc = load_floats(int64(sums + at))
+            store_floats(int64(sums + at), fma(times(value, scale), load_floats(int64(s + at)), acc))
+            store_ints(int64(products + at), zero())
+
+    wide = Wide(tile, wide_finish, sum_words=8)
+    return build_matmul(ops, 210 * lanes, 256, 4, SUMS_BYTES, one, four, wide)

@@ -28,6 +28,9 @@ from edgerun.formats.gguf.types import GgmlType
 
 U8 = NDArray[np.uint8]
 
+TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
+WIDE_TOKENS = 8  # that share a spread slab: see `spread_kernels`
+_SLAB_WORDS = 24  # at most, of a slab's 32 columns with their scale and sums
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
@@ -57,6 +60,17 @@ def packed_bytes(type: GgmlType, rows: int, cols: int, lanes: int) -> int:
     """Size of a packed matrix."""
     groups = -(-rows // lanes)
     return groups * (cols // BLOCK_COLS[type]) * BLOCK_BYTES[type] * lanes
+
+
+def wide_groups(lanes: int) -> int:
+    """How many groups of rows share a spread slab."""
+    return 256 // lanes
+
+
+def wide_scratch_bytes(lanes: int) -> int:
+    """Of a thread for a product of many tokens: a slab, products, what is kept beside weights, and sums."""
+    eight, groups = WIDE_TOKENS * 4 * lanes, wide_groups(lanes)
+    return _SLAB_WORDS * eight + groups * (eight + eight + TOKENS_AT_ONCE // WIDE_TOKENS * eight)
 
 
 class PackedSizes:

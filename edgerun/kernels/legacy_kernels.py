@@ -9,8 +9,10 @@ from typing import Any
 
 from numba import int64, njit
 
+from edgerun.kernels.layout import WIDE_TOKENS
 from edgerun.kernels.matmul_driver import build_matmul
 from edgerun.kernels.ops import Ops
+from edgerun.kernels.spread_kernels import Wide, add_eight, on_eight
 
 
 def build_matmul_q4_0(ops: Ops) -> Any:
@@ -66,11 +68,37 @@ def build_matmul_q4_0(ops: Ops) -> Any:
             finish(acc[3], total[3], scale, s + 3 * ds, c + 3 * dc),
         )
 
-    return build_matmul(ops, 2 * lanes + 4 * vec, 32, 4, 4, one, four)
+    load_floats, zero, word = ops.load_floats, ops.zero_pairs, WIDE_TOKENS * vec
+
+    @njit(forceinline=True)
+    def dot(total: Any, lo: Any, hi: Any, x: int) -> Any:
+        return plus(plus(total, mul_pairs(lo, load(int64(x)))), mul_pairs(hi, load(int64(x + 4 * word))))
+
+    @njit(forceinline=True)
+    def scaled(acc: Any, total: Any, scale: Any, s: int) -> Any:
+        value = minus(times(to_floats(add_pairs(total, ones())), load_floats(int64(s))), load_floats(int64(s + word)))
+        return fma(value, scale, acc)
+
+    dots, add = on_eight(vec, dot), add_eight(ops, scaled)
+
+    @njit(forceinline=True)
+    def tile(sums: int, q: int, x: int, step: int, aside: int) -> None:
+        total = (zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero())
+        for i in range(4):
+            v = load(int64(q + 2 * lanes + i * vec))
+            total = dots(total, low(v), high(v), x + i * word)
+        add(sums, total, load_halves(int64(q)), x + 8 * word)
+
+    return build_matmul(ops, 2 * lanes + 4 * vec, 32, 4, 4, one, four, Wide(tile, sum_words=1))
 
 
 def build_matmul_q8_0(ops: Ops) -> Any:
-    """|w| as u8 times x with w's sign: exact, since 2 * 128 * 127 = 32512 < 32768 (one pair a lane, then i32)."""
+    """|w| as u8 times x with w's sign: exact, since 2 * 128 * 127 = 32512 < 32768 (one pair a lane, then i32).
+
+    Eight tokens at a time x goes through an exclusive or with w's sign instead, which more units of a processor can do
+    than `psignb`: it gives -x - 1 for negative w, so the product misses |w| there. The sum of these is the same for all
+    tokens: what is kept aside. (A pair is at least 2 * 128 * -128 = -32768, at most 2 * 128 * 127.)
+    """
     lanes, vec = ops.lanes, 4 * ops.lanes
     load, splat4, splat_load, load_halves = ops.load_bytes, ops.splat4, ops.splat_load, ops.load_halves
     absolute, with_sign, mul_pairs, add_pairs = ops.abs, ops.with_sign, ops.mul_pairs, ops.add_pairs
@@ -128,4 +156,45 @@ def build_matmul_q8_0(ops: Ops) -> Any:
             finish(acc[3], total[3], scale, s + 3 * ds),
         )
 
-    return build_matmul(ops, 2 * lanes + 8 * vec, 32, 4, 4, one, four)
+    negative, either, minus, plus16 = ops.negative, ops.xor_bytes, ops.sub_i32, ops.add_i16
+    load_ints, load_floats, word = ops.load_ints, ops.load_floats, WIDE_TOKENS * vec
+    zero, zero_pairs, in_turn = ops.zero_ints, ops.zero_pairs, ops.in_turn
+
+    @njit(forceinline=True)
+    def missed(q: int) -> Any:
+        total = zero_pairs()
+        for i in range(8):
+            w = load(int64(q + 2 * lanes + i * vec))
+            total = plus16(total, mul_pairs(absolute(w), negative(w)))
+        return minus(zero(), add_pairs(total, ones()))
+
+    @njit(forceinline=True)
+    def masked(total: Any, size: Any, mask: Any, x: int) -> Any:
+        return in_turn(plus(total, add_pairs(mul_pairs(size, either(load(int64(x)), mask)), ones())))
+
+    @njit(forceinline=True)
+    def scaled(acc: Any, total: Any, scale: Any, s: int) -> Any:
+        return fma(times(to_floats(total), load_floats(int64(s))), scale, acc)
+
+    dots, add = on_eight(vec, masked), add_eight(ops, scaled)
+
+    @njit(forceinline=True)
+    def row(total: Any, v: int, x: int) -> Any:
+        w = load(int64(v))
+        return dots(total, absolute(w), negative(w), x)
+
+    @njit(forceinline=True)
+    def tile(sums: int, q: int, x: int, step: int, aside: int) -> None:
+        start = load_ints(int64(aside))
+        total = (start, start, start, start, start, start, start, start)
+        v = q + 2 * lanes
+        for _ in range(2):
+            total = row(total, v, x)
+            total = row(total, v + vec, x + word)
+            total = row(total, v + 2 * vec, x + 2 * word)
+            total = row(total, v + 3 * vec, x + 3 * word)
+            v += 4 * vec
+            x += 4 * word
+        add(sums, total, load_halves(int64(q)), x)
+
+    return build_matmul(ops, 2 * lanes + 8 * vec, 32, 4, 4, one, four, Wide(tile, aside=missed))

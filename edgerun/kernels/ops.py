@@ -22,7 +22,9 @@ class Ops:
         byte_vec, pair_vec = vector(I8, 4 * lanes), vector(I16, 2 * lanes)
         int_vec, float_vec = vector(I32, lanes), vector(FLOAT, lanes)
         self.load_bytes = loader(byte_vec)
+        self.load_pairs, self.load_ints = loader(pair_vec), loader(int_vec)
         self.load_floats = loader(float_vec)
+        self.store_bytes, self.store_ints = simd.storer(byte_vec), simd.storer(int_vec)
         self.store_floats = simd.storer(float_vec)
         self.load_floats_masked = simd.masked_loader(float_vec)
         self.store_floats_masked = simd.masked_storer(float_vec)
@@ -85,10 +87,15 @@ class Ops:
             return function((byte_vec,), byte_vec, emit)
 
         self.bit_field = bit_field
+        self.xor_bytes = function((byte_vec, byte_vec), byte_vec, lambda b, a, c: b.xor(a, c))
+        self.negative = function(  # 255 where a < 0, else 0
+            (byte_vec,), byte_vec, lambda b, a: b.sext(b.icmp_signed("<", a, constant(byte_vec, 0)), byte_vec.llvm)
+        )
         self.or_bytes = function((byte_vec, byte_vec), byte_vec, lambda b, a, c: b.or_(a, c))
         self.add_i16 = function((pair_vec, pair_vec), pair_vec, lambda b, a, c: b.add(a, c))
         self.add_i32 = function((int_vec, int_vec), int_vec, lambda b, a, c: b.add(a, c))
         self.sub_i32 = function((int_vec, int_vec), int_vec, lambda b, a, c: b.sub(a, c))
+        self.in_turn = function((int_vec,), int_vec, _in_turn(isa, int_vec))
         self.shl_i32 = lambda bits: function((int_vec,), int_vec, lambda b, a: b.shl(a, constant(int_vec, bits)))
         self.to_floats = function((int_vec,), float_vec, lambda b, a: b.sitofp(a, float_vec.llvm))
         self.mul = function((float_vec, float_vec), float_vec, lambda b, a, c: b.fmul(a, c))
@@ -269,6 +276,15 @@ class Ops:
             return b.select(tiny, const(0.0), value)
 
         self.exp = function((float_vec,), float_vec, exp)
+
+
+def _in_turn(isa: Isa, vec: simd.Vector) -> simd.Emit:
+    """The value itself, by no instruction, but LLVM does not look through it: it cannot regroup a sum, for which it
+    would keep so many products that registers run out."""
+    if isa.dot == "llvm":
+        return lambda b, a: a
+    kind = ir.FunctionType(vec.llvm, [vec.llvm])
+    return lambda b, a: b.call(ir.InlineAsm(kind, "", "=x,0"), [a])
 
 
 def declare_fma(b: Any, lanes: int) -> Any:

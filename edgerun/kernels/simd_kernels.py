@@ -30,7 +30,6 @@ from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-_TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
 _MATMUL = {
@@ -147,6 +146,9 @@ class SimdKernels:
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
         self._busy = np.zeros(threads + 1, np.int64)
+        self._wide_bytes = layout.wide_scratch_bytes(isa.lanes)
+        self._wide_scratch = np.empty(self._wide_bytes * threads + 64, np.uint8)
+        self._product_head = (address(self._busy), -(-address(self._wide_scratch) // 64) * 64, self._wide_bytes)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
 
@@ -270,14 +272,14 @@ class SimdKernels:
                 blocks = w.cols // layout.BLOCK_COLS[w.type]
                 stride = 4 * w.rows
                 weights, target = w.address, address(out)
-                for low in range(0, tokens, _TOKENS_AT_ONCE):
+                for low in range(0, tokens, layout.TOKENS_AT_ONCE):
                     row = first + low
                     by_kernel.setdefault(name, []).append(
                         (
                             -(-w.rows // lanes),
                             weights,
                             target + low * stride,
-                            min(_TOKENS_AT_ONCE, tokens - low),
+                            min(layout.TOKENS_AT_ONCE, tokens - low),
                             blocks,
                             w.rows,
                             stride,
@@ -299,11 +301,12 @@ class SimdKernels:
             self._arguments = np.zeros(2 * needed, np.uint8)
             self._at = address(self._arguments)
         item = 0
-        struct.pack_into("q", self._arguments, 0, len(descriptors))
+        _STRUCTS[4].pack_into(self._arguments, 0, len(descriptors), *self._product_head)
         for index, (groups, *rest) in enumerate(descriptors):
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
             item += groups
-        grain = max(1, min(16, item // (self.threads * 8)))
+        many = any(rest[2] >= layout.WIDE_TOKENS for _, *rest in descriptors)  # groups that share a slab of tokens
+        grain = max(1, min(layout.wide_groups(self._isa.lanes) if many else 16, item // (self.threads * 8)))
         kernel = self._cache.address(name)
         if self._recorder is not None:
             self._recorder.add(name, kernel, bytes(self._arguments[: 128 * (len(descriptors) + 1)]), item, grain)

@@ -61,6 +61,29 @@ def test_native_formats(simd, type, rows, tokens):
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
 
 
+@pytest.mark.parametrize("type", [t for t in NATIVE if layout.BLOCK_COLS[t] > 1], ids=lambda t: t.name)
+@pytest.mark.parametrize("tokens", [8, 13, 128, 150])
+@pytest.mark.parametrize("cols", [256, 768])
+def test_eight_tokens_at_a_time(simd, type, tokens, cols):
+    """Enough rows for spread slabs, the last group not full: the same bits as token by token, and added where asked."""
+    rng = np.random.default_rng(int(type) * 1000 + tokens + cols)
+    rows = 16 * 24 * simd.row_group - 3
+    raw = random_blocks(rng, rows, cols, type)
+    w = simd.pack(raw, type, cols)
+    x = (rng.standard_normal((tokens, cols)) * np.exp(rng.standard_normal((1, cols)))).astype(np.float32)
+    out = np.full((tokens, rows), np.nan, np.float32)
+    simd._wide_scratch[:] = 0xAB
+    simd.matmul(w, simd.activations(x), out)
+    assert (simd._wide_scratch != 0xAB).any(), "slabs were used"
+    row = np.empty((1, rows), np.float32)
+    for token in (0, 7, tokens // 8 * 8 - 1, tokens - 1):
+        simd.matmul(w, simd.activations(x[token : token + 1].copy()), row)
+        assert np.array_equal(row[0], out[token])
+    twice = out.copy()
+    simd.matmul(w, simd.activations(x), twice, add=True)
+    assert np.array_equal(twice, out + out)
+
+
 @pytest.mark.parametrize("type", OTHERS, ids=lambda t: t.name)
 def test_every_other_format_runs(simd, type):
     rng = np.random.default_rng(int(type))
@@ -72,11 +95,13 @@ def test_every_other_format_runs(simd, type):
     np.testing.assert_allclose(out, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("eights", [False, True])
 @pytest.mark.parametrize("type", [GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q6_K, GgmlType.Q5_K, GgmlType.Q4_K])
-def test_extremes_do_not_saturate(simd, type):
+def test_extremes_do_not_saturate(simd, type, eights):
     """The largest codes against activations all at +-127: the bound that each kernel claims."""
     rng = np.random.default_rng(3)
-    raw = random_blocks(rng, 16, 256, type)
+    rows, tokens = (16 * 24 * simd.row_group, 8) if eights else (16, 5)
+    raw = random_blocks(rng, rows, 256, type)
     if type == GgmlType.Q8_0:
         raw.reshape(-1, 34)[:, 2:] = 128  # -128
     elif type == GgmlType.Q4_0:
@@ -87,8 +112,8 @@ def test_extremes_do_not_saturate(simd, type):
     else:
         raw.reshape(-1, type.block_bytes)[:, 4:] = 255
     for sign in (1.0, -1.0):
-        x = np.full((5, 256), sign, np.float32)
-        out = np.empty((5, 16), np.float32)
+        x = np.full((tokens, 256), sign, np.float32)
+        out = np.empty((tokens, rows), np.float32)
         simd.matmul(simd.pack(raw, type, 256), simd.activations(x), out)
         want = x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T
         np.testing.assert_allclose(out, want, rtol=1e-5)
