@@ -84,6 +84,7 @@ def attach_backend(
         return lambda: None
     if wanted.calibration is not None:
         backend.least_tokens = max(1, wanted.calibration.least_tokens)
+        backend.expert_rows = wanted.calibration.expert_rows or backend.expert_rows
     decoder.prompt_backend = backend
     return backend.close
 
@@ -174,8 +175,9 @@ def _open(
     from edgerun.prefill.opening import calibration_ids, open_backend
     from edgerun.prefill.stages import weights_bytes
 
-    copy_bytes, room_bytes = weights_bytes(decoder.spec, choice.scheme), _room_bytes(plan)
-    if choice.device.copies_weights and copy_bytes > room_bytes:
+    copy_bytes = weights_bytes(decoder.spec, choice.scheme, experts=choice.experts)
+    room_bytes = _room_bytes(plan)  # mapped experts would take turns in it
+    if (choice.device.copies_weights or choice.experts) and copy_bytes > room_bytes:
         raise DoesNotFitError(
             f"{choice.text} keeps its own copy of the weights, {format_size(copy_bytes)}, and there are "
             f"{format_size(room_bytes)} left: give it more --memory, or use --prefill kernels"

@@ -81,7 +81,7 @@ def prompt_options(function: F) -> F:
     """--prefill."""
     return click.option(
         "--prefill",
-        metavar="auto|kernels|BACKEND[:SCHEME]",
+        metavar="auto|kernels|BACKEND[:SCHEME][:experts]",
         default="auto",
         show_default=True,
         envvar="EDGERUN_PREFILL",

@@ -18,7 +18,7 @@ from edgerun.kernels.interface import F32, I32, Activations, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
-from edgerun.models.mixture import bounded, likeliest
+from edgerun.models.mixture import RoutedRows, bounded, likeliest
 from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
@@ -321,12 +321,18 @@ class Decoder:
     ) -> None:
         """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once. `routed`: what an early
         router said."""
-        tokens, spec, w = len(x), self.spec, self.store.dense(layer)
+        rows = self.route_rows(layer, x, routed)
+        self.compute_experts(rows, rows.chosen, cancelled)
+        self.combine_experts(rows, x)
+
+    def route_rows(self, layer: int, x: F32, routed: tuple[F32, list[F32]] | None) -> RoutedRows:
+        """Which experts each row of x (T, d) goes to."""
+        spec, w = self.spec, self.store.dense(layer)
         h = np.empty_like(x)
         self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
         router, ahead = routed or self._route_wave(layer, w, h)
-        parts = np.empty((tokens * spec.n_experts_used, spec.d_model), np.float32)
-        self._mixture(layer, w, x, h, router, ahead, parts, cancelled)
+        parts = np.empty((len(x) * spec.n_experts_used, spec.d_model), np.float32)
+        return self._routed_rows(layer, h, router, ahead, parts)
 
     def _decode_neurons(self, layer: int) -> None:
         """The neurons of one token, between two recorded pieces."""
@@ -340,7 +346,9 @@ class Decoder:
     def _decode_experts(self, layer: int) -> None:
         """The experts of one token, between two recorded pieces."""
         s = self._single
-        self._mixture(layer, self.store.dense(layer), s.x, s.h, s.router, s.ahead, s.parts, None)
+        rows = self._routed_rows(layer, s.h, s.router, s.ahead, s.parts)
+        self.compute_experts(rows, rows.chosen, None)
+        self.combine_experts(rows, s.x)
 
     def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: list[F32]) -> None:
         """This layer's router logits (T, experts) and, for a store that reads ahead, those of the next layers' routers
@@ -355,24 +363,10 @@ class Decoder:
         ahead = min(self.store.lookahead, MOST_AHEAD if tokens == 1 else 1)
         return range(layer + 1, min(layer + 1 + ahead, self.spec.n_layers))
 
-    def _mixture(
-        self,
-        layer: int,
-        w: LayerWeights,
-        x: F32,
-        h: F32,
-        router: F32,
-        ahead: list[F32],
-        parts: F32,
-        cancelled: Callable[[], bool] | None,
-    ) -> None:
-        """x (T, d) += sum of the experts that `router` (T, experts) chooses for h (T, d), and of the shared one.
-
-        Each result waits in its own row of `parts` and all are summed in the router's order, so the order in which
-        experts become ready cannot change a bit.
-        """
-        spec, kernels, tokens = self.spec, self.kernels, len(x)
-        ids, weights = kernels.route(
+    def _routed_rows(self, layer: int, h: F32, router: F32, ahead: list[F32], parts: F32) -> RoutedRows:
+        """What `router` (T, experts) chooses for h (T, d)."""
+        spec = self.spec
+        ids, weights = self.kernels.route(
             router,
             spec.n_experts_used,
             spec.router,
@@ -382,35 +376,37 @@ class Decoder:
         if self.on_routing is not None:
             self.on_routing(layer, ids)
         self.store.routed(layer, ids)
-        uses: I32 | None = None
-        if tokens == 1:
+        if len(h) == 1:
             slots_of = {expert: self._slot[slot] for slot, expert in enumerate(ids[0].tolist())}
-            chosen = np.sort(ids[0])
         else:
             order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
             chosen, first = np.unique(ids.reshape(-1)[order], return_index=True)
-            slots = np.split(order, first[1:])
-            slots_of = dict(zip(chosen.tolist(), slots, strict=True))
-            uses = np.array([len(each) for each in slots], np.int32)
-        batches = self.store.experts(layer, chosen, uses, tokens)
-        for later, logits in zip(self._later(layer, tokens), ahead, strict=False):
-            self.store.expect(later, likeliest(logits, spec.n_experts_used), later - layer)
-        rows = kernels.activations(h)
+            slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
+        return RoutedRows(layer, h, weights, slots_of, ahead, parts)
+
+    def compute_experts(self, routed: RoutedRows, some: I32, cancelled: Callable[[], bool] | None) -> None:
+        """The results of some of the chosen experts (ascending) into `routed.parts`."""
+        tokens, slots_of, used = len(routed.h), routed.slots_of, self.spec.n_experts_used
+        uses = np.array([len(slots_of[expert]) for expert in some.tolist()], np.int32) if tokens > 1 else None
+        batches = self.store.experts(routed.layer, some, uses, tokens)
+        for later, logits in zip(self._later(routed.layer, tokens), routed.ahead, strict=False):
+            self.store.expect(later, likeliest(logits, self.spec.n_experts_used), later - routed.layer)
+        rows = self.kernels.activations(routed.h)
         for ready in batches:
-            for some in bounded(ready, slots_of):
+            for experts in bounded(ready, slots_of):
                 if tokens > 1 and cancelled is not None and cancelled():
                     raise Cancelled("stopped by the caller")
-                slots = [slots_of[expert.id] for expert in some]
-                mine = (
-                    [slot // np.int32(spec.n_experts_used) for slot in slots]
-                    if tokens > 1
-                    else self._slot[:1] * len(some)
-                )
-                kernels.experts_ffn(some, rows, mine, slots, spec.activation, parts)
-        kernels.combine(parts, weights, x, add=True)
-        if spec.d_ff_shared:
-            for part in chunks(tokens, CHUNK):
-                self._shared_expert(w, x[part], h[part])
+                slots = [slots_of[expert.id] for expert in experts]
+                mine = [slot // np.int32(used) for slot in slots] if tokens > 1 else self._slot[:1] * len(experts)
+                self.kernels.experts_ffn(experts, rows, mine, slots, self.spec.activation, routed.parts)
+
+    def combine_experts(self, routed: RoutedRows, x: F32) -> None:
+        """x (T, d) += the sum of each row's experts, and the shared one."""
+        self.kernels.combine(routed.parts, routed.weights, x, add=True)
+        if self.spec.d_ff_shared:
+            w = self.store.dense(routed.layer)
+            for part in chunks(len(x), CHUNK):
+                self._shared_expert(w, x[part], routed.h[part])
 
     def _shared_expert(self, w: LayerWeights, x: F32, h: F32) -> None:
         """x += the expert that every token uses, weighted by a gate of its own."""

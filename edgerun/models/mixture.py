@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgerun.kernels.interface import F32, I32, Expert
 from edgerun.models.footprint import EXPERT_ROWS
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedRows:
+    """What a layer's router chose. A slot is row * experts used + place among its row's choices; each expert's results
+    wait in `parts`, by slot, and all are summed in the router's order: so the order in which experts become ready, or
+    who computes them, cannot change a sum."""
+
+    layer: int
+    h: F32  # (T, d), what experts are fed
+    weights: F32  # (T, used)
+    slots_of: dict[int, I32]  # expert -> slots, ascending
+    ahead: list[F32]  # logits of the next layers' routers
+    parts: F32  # (T * used, d)
+
+    @property
+    def chosen(self) -> I32:
+        """Experts, ascending."""
+        return np.array(sorted(self.slots_of), np.int32)
+
+    @property
+    def used(self) -> int:
+        """Experts of a row."""
+        return int(self.weights.shape[1])
 
 
 def likeliest(logits: F32, k: int) -> I32:

@@ -1,8 +1,8 @@
 """The seam for prompt backends: where a prompt's dense products are computed when it is not by our kernels.
 
 A backend gets a wave of a prompt to walk through all layers, in whatever order serves it. Attention, keys and values
-and experts stay with the decoder; embeddings and head are outside. The cache is the decoder's own, so decoding goes on
-from it without moving anything.
+and the choice of experts stay with the decoder, as do those experts that a backend leaves to it; embeddings and head
+are outside. The cache is the decoder's own, so decoding goes on from it without moving anything.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from edgerun.errors import Cancelled
-from edgerun.kernels.interface import F32
+from edgerun.kernels.interface import F32, I32
 from edgerun.kv import KvCache
+from edgerun.models.mixture import RoutedRows
 
 if TYPE_CHECKING:
     from edgerun.models.decoder import Decoder
@@ -83,3 +84,15 @@ class PromptWalk:
     def experts(self, layer: int) -> None:
         """Of a mixture, once all rows of the layer have come out: x += the experts."""
         self.decoder.expert_layer(layer, self.x, self._routed, self._cancelled)
+
+    def route_rows(self, layer: int) -> RoutedRows:
+        """The first of three steps that `experts` makes: which rows go where."""
+        return self.decoder.route_rows(layer, self.x, self._routed)
+
+    def compute_experts(self, routed: RoutedRows, some: I32) -> None:
+        """The second: some experts (ascending) into `routed.parts`; the others' are up to the caller."""
+        self.decoder.compute_experts(routed, some, self._cancelled)
+
+    def combine_experts(self, routed: RoutedRows) -> None:
+        """The third: x += the sum."""
+        self.decoder.combine_experts(routed, self.x)

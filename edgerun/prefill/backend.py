@@ -1,4 +1,8 @@
-"""A prompt's dense products on an ONNX Runtime device; attention, experts and what grids cut off on the CPU."""
+"""A prompt's dense products on an ONNX Runtime device; attention and what grids cut off on the CPU.
+
+Experts run on both: those that many rows of a wave chose on the device, where it was built for that, the others
+meanwhile on the CPU. Which is which depends on the number of rows alone, so results do not depend on speeds.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,21 @@ from functools import partial
 
 import numpy as np
 
-from edgerun.kernels.interface import F32
+from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
+from edgerun.models.mixture import RoutedRows
 from edgerun.models.prompt import PromptWalk
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.hadamard import rotate
-from edgerun.prefill.ladder import LADDER, rungs
+from edgerun.prefill.ladder import LADDER, padded, rungs
 from edgerun.prefill.layer_files import GraphFile, weights_name
 from edgerun.prefill.observe import add_result, normed
 from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.shadow import ShadowWeights, excess, map_shadow
-from edgerun.prefill.stages import ProductName, Segment, products_of, segments_of
+from edgerun.prefill.stages import EXPERT, ProductName, Segment, products_of, segments_of
+
+EXPERT_ROWS = 16  # of a wave that make an expert worth a graph's run where nobody measured it
 
 
 @dataclass
@@ -47,13 +54,50 @@ class _Work:
         return self.walk.x[self.chunk.rows]
 
 
+@dataclass(eq=False)
+class _Experts:
+    """A mixture layer's experts on their way."""
+
+    walk: PromptWalk
+    layer: int
+    routed: RoutedRows | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _ExpertRows:
+    """Some of the rows that chose an expert."""
+
+    walk: PromptWalk
+    routed: RoutedRows
+    slots: I32
+    size: int  # of the graph that takes them; 0: as many as there are
+
+    def rows(self) -> F32:
+        """What the graph is fed."""
+        self.walk.check()
+        return padded(self.routed.h[self.slots // self.routed.used], self.size)
+
+    def take(self, result: F32) -> None:
+        """What it gave."""
+        self.routed.parts[self.slots] = result[: len(self.slots)]
+
+
 class OnnxBackend:
-    """`models.prompt.PromptBackend`. overlap: device and CPU work at once, on different chunks or products."""
+    """`models.prompt.PromptBackend`. overlap: device and CPU work at once, on different chunks or products;
+    expert_rows: an expert with as many rows of a wave is the device's, if its graph was built."""
 
     def __init__(
-        self, spec: ModelSpec, built: BuiltModel, sessions: Sessions, *, overlap: bool = True, least_tokens: int = 16
+        self,
+        spec: ModelSpec,
+        built: BuiltModel,
+        sessions: Sessions,
+        *,
+        overlap: bool = True,
+        least_tokens: int = 16,
+        expert_rows: int = EXPERT_ROWS,
     ) -> None:
         self.least_tokens = least_tokens
+        self.expert_rows = expert_rows
         self.wave_tokens = 2 * max(LADDER)  # two chunks: one on the device while the CPU has the other
         self._spec = spec
         self._built = built
@@ -66,7 +110,8 @@ class OnnxBackend:
     @property
     def name(self) -> str:
         built = self._built
-        return f"{self._sessions.device.name}:{built.scheme.name}{':rotated' if built.rotated else ''}"
+        more = (":rotated" if built.rotated else "") + (":experts" if built.experts else "")
+        return f"{self._sessions.device.name}:{built.scheme.name}{more}"
 
     @property
     def built(self) -> BuiltModel:
@@ -92,7 +137,8 @@ class OnnxBackend:
     def run_layers(self, walk: PromptWalk, layers: range) -> None:
         """Some layers, of a stream that is rotated already where it has to be."""
         whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
-        alone = len(whole) == 1 and not any(self._built.layers[layer].ranges.outliers for layer in layers)
+        two_sided = self._built.experts or any(self._built.layers[layer].ranges.outliers for layer in layers)
+        alone = len(whole) == 1 and not two_sided
         tasks = self._tasks(walk, whole, layers)
         run_tasks(tasks, self.timeline, overlap=self._overlap and not alone)  # one chain of tasks overlaps with nothing
 
@@ -129,7 +175,16 @@ class OnnxBackend:
                 ends[index] = end
             if self._spec.n_experts:
                 every = [task for end in ends for task in end]
-                ends = [[add("cpu", "experts", partial(walk.experts, layer), every)]] * len(whole)
+                if self._built.experts:
+                    mixture = _Experts(walk, layer)
+                    routed = [add("cpu", "choose", partial(self._choose, mixture), every)]
+                    both = [
+                        add("backend", "experts there", partial(self._experts_there, mixture), routed),
+                        add("cpu", "experts here", partial(self._experts_here, mixture), routed),
+                    ]
+                    ends = [[add("cpu", "combine", partial(self._combine, mixture), both)]] * len(whole)
+                else:
+                    ends = [[add("cpu", "experts", partial(walk.experts, layer), every)]] * len(whole)
         return tasks
 
     # -- tasks --------------------------------------------------------------------------------------------------
@@ -139,13 +194,44 @@ class OnnxBackend:
         chunk = work.chunk
         rows = chunk.rows.stop - chunk.rows.start
         values = {"x": work.x, **chunk.values}
-        feeds = {name: _padded(values[name], chunk.size) for name in segment.inputs}
+        feeds = {name: padded(values[name], chunk.size) for name in segment.inputs}
         results = self._sessions.run(GraphFile(work.layer, segment, chunk.size), feeds)
         for name, value in results.items():
             if name == "x_out":
                 work.x[:] = value[:rows]
             else:
                 chunk.values[name] = value[:rows]
+
+    @staticmethod
+    def _choose(mixture: _Experts) -> None:
+        mixture.routed = mixture.walk.route_rows(mixture.layer)
+
+    def _is_there(self, routed: RoutedRows, expert: int) -> bool:
+        return len(routed.slots_of[expert]) >= self.expert_rows
+
+    def _experts_there(self, mixture: _Experts) -> None:
+        """On the device: those with many rows."""
+        routed = mixture.routed
+        assert routed is not None  # chosen before
+        jobs = []
+        for expert, slots in routed.slots_of.items():
+            if self._is_there(routed, expert):
+                for rows, size in rungs(len(slots), self._built.sizes):
+                    job = _ExpertRows(mixture.walk, routed, slots[rows], size)
+                    jobs.append((GraphFile(mixture.layer, EXPERT, size, expert), job.rows, job.take))
+        self._sessions.run_experts(jobs)
+
+    def _experts_here(self, mixture: _Experts) -> None:
+        routed = mixture.routed
+        assert routed is not None  # chosen before
+        few = [expert for expert in routed.chosen.tolist() if not self._is_there(routed, expert)]
+        if few:
+            mixture.walk.compute_experts(routed, np.array(few, np.int32))
+
+    @staticmethod
+    def _combine(mixture: _Experts) -> None:
+        assert mixture.routed is not None  # chosen before
+        mixture.walk.combine_experts(mixture.routed)
 
     def _attend(self, work: _Work) -> None:
         work.walk.check()
@@ -201,12 +287,3 @@ class OnnxBackend:
             outliers = mine.ranges.outliers[product]
             self._shadows[layer, key] = map_shadow(path, mine.stored, key, outliers)
         return self._shadows[layer, key]
-
-
-def _padded(value: F32, size: int) -> F32:
-    """(size, cols): zero rows after the others. 0: as it is."""
-    if not size or len(value) == size:
-        return np.ascontiguousarray(value)
-    out = np.zeros((size, value.shape[1]), np.float32)
-    out[: len(value)] = value
-    return out

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,26 +24,28 @@ from edgerun.models import ModelSpec
 from edgerun.paths import replace_file
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
-from edgerun.prefill.layer_files import GraphFile, weights_name, write_layer
+from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_experts, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import ProductName, check_supported, segments_of
+from edgerun.prefill.stages import EXPERT, ProductName, check_supported, segments_of
 from edgerun.weights.identity import content_digest
 
-_VERSION = 1  # of what this code writes
+_VERSION = 2  # of what this code writes
 
 
 @dataclass(frozen=True)
 class BuiltLayer:
-    """`stored`: where the constants lie in the layer's weight file."""
+    """`stored`: where the constants lie in the layer's weight file; `experts`: in that of its experts, if they are to
+    run there too."""
 
     ranges: LayerRanges
     stored: dict[str, Stored]
+    experts: dict[str, Stored] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
-        """Of its weight file."""
-        return max(each.offset + each.n_bytes for each in self.stored.values())
+        """Of its weight files."""
+        return _end(self.stored) + _end(self.experts)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class BuiltModel:
     sizes: tuple[int, ...]
     rotated: bool
     layers: tuple[BuiltLayer, ...]
+    experts: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -62,16 +65,18 @@ class BuiltModel:
         return sum(layer.n_bytes for layer in self.layers)
 
     def graphs(self, spec: ModelSpec) -> list[GraphFile]:
-        """All graph files."""
+        """All graph files but those of experts, which are alike: of these the first one's."""
         found = []
         for index, layer in enumerate(self.layers):
             first, second = segments_of(spec, layer.ranges.shadowed)
             found += [GraphFile(index, segment, tokens) for segment in (first, *second) for tokens in self.sizes]
+            if self.experts:
+                found += [GraphFile(index, EXPERT, tokens, 0) for tokens in self.sizes]
         return found
 
 
 def folder_name(
-    gguf: GgufFile, scheme: Scheme, ranges: Sequence[LayerRanges], sizes: Sequence[int], rotated: bool
+    gguf: GgufFile, scheme: Scheme, ranges: Sequence[LayerRanges], sizes: Sequence[int], rotated: bool, experts: bool
 ) -> str:
     """Of a model's folder."""
     depends = [
@@ -82,6 +87,7 @@ def folder_name(
         asdict(scheme),
         list(sizes),
         rotated,
+        experts,
         [[sorted(each.kept.items()), sorted(each.outliers.items())] for each in ranges],
     ]
     return f"{gguf.path.stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
@@ -96,15 +102,17 @@ def build_model(
     sizes: Sequence[int],
     *,
     rotated: bool = False,
+    experts: bool = False,
     events: EventSink = ignore,
 ) -> BuiltModel:
     """The folder under `root`, made if it is not there. `ranges`: of every layer, empty ones where the scheme does not
-    narrow activations. Raises UnsupportedError for models that have no such graphs, OSError when there is no room."""
-    check_supported(spec)
+    narrow activations; `experts`: graphs for these too. Raises UnsupportedError for models that have no such graphs,
+    OSError when there is no room."""
+    check_supported(spec, experts=experts)
     if rotated:
         check_rotatable(spec)
-    folder = root / folder_name(gguf, scheme, ranges, sizes, rotated)
-    found = _open(folder, scheme, sizes, rotated, spec.n_layers)
+    folder = root / folder_name(gguf, scheme, ranges, sizes, rotated, experts)
+    found = _open(folder, scheme, sizes, rotated, experts, spec.n_layers)
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,11 +127,14 @@ def build_model(
         if layer is None:
             stored = write_layer(folder, gguf, spec, index, scheme, ranges[index], sizes, rotated=rotated)
             layer = BuiltLayer(ranges[index], stored)
+            if experts:
+                also = write_experts(folder, gguf, spec, index, scheme, ranges[index], sizes)
+                layer = BuiltLayer(ranges[index], stored, also)
             replace_file(_record(folder, index), [json.dumps(asdict(layer)).encode()])
         layers.append(layer)
     replace_file(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
     events(Progress("build prompt graphs", spec.n_layers, spec.n_layers, "layers"))
-    return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(layers))
+    return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(layers), experts)
 
 
 def remove_built(folder: Path) -> None:
@@ -133,14 +144,16 @@ def remove_built(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open(folder: Path, scheme: Scheme, sizes: Sequence[int], rotated: bool, n_layers: int) -> BuiltModel | None:
+def _open(
+    folder: Path, scheme: Scheme, sizes: Sequence[int], rotated: bool, experts: bool, n_layers: int
+) -> BuiltModel | None:
     if not (folder / "model.json").is_file():
         return None
     layers = [_read_layer(folder, index) for index in range(n_layers)]
     whole = [layer for layer in layers if layer is not None]
     if len(whole) < n_layers:
         return None
-    return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(whole))
+    return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(whole), experts)
 
 
 def _record(folder: Path, layer: int) -> Path:
@@ -151,19 +164,28 @@ def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
     """What a record says; None when there is none, or one that does not fit the weight file: it is made again."""
     try:
         said = json.loads(_record(folder, index).read_text(encoding="utf-8"))
-        ranges = parse_ranges(said["ranges"])
-        stored = {
-            str(name): Stored(
-                str(each["type"]), tuple(int(n) for n in each["shape"]), int(each["offset"]), int(each["n_bytes"])
-            )
-            for name, each in said["stored"].items()
-        }
-        layer = BuiltLayer(ranges, stored)
-        if (folder / weights_name(index)).stat().st_size != layer.n_bytes:
+        layer = BuiltLayer(parse_ranges(said["ranges"]), _parse_stored(said["stored"]), _parse_stored(said["experts"]))
+        if (folder / weights_name(index)).stat().st_size != _end(layer.stored):
+            return None
+        if layer.experts and (folder / experts_name(index)).stat().st_size != _end(layer.experts):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return layer
+
+
+def _end(stored: dict[str, Stored]) -> int:
+    """Of a file of constants."""
+    return max((each.offset + each.n_bytes for each in stored.values()), default=0)
+
+
+def _parse_stored(said: Any) -> dict[str, Stored]:
+    return {
+        str(name): Stored(
+            str(each["type"]), tuple(int(n) for n in each["shape"]), int(each["offset"]), int(each["n_bytes"])
+        )
+        for name, each in said.items()
+    }
 
 
 def parse_ranges(said: Any) -> LayerRanges:

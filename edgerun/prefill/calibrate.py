@@ -25,22 +25,24 @@ from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
-from edgerun.models import Decoder
+from edgerun.models import Decoder, ModelSpec
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
 from edgerun.paths import replace_file
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
+from edgerun.prefill.expert_rows import least_expert_rows
 from edgerun.prefill.hadamard import check_rotatable, rotate
 from edgerun.prefill.ladder import LADDER
-from edgerun.prefill.layer_files import write_layer
+from edgerun.prefill.layer_files import write_experts, write_layer
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.profile import profile_ranges
 from edgerun.prefill.providers import Device, find_devices, runtime
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
-from edgerun.prefill.stages import check_supported
+from edgerun.prefill.stages import check_supported, weights_bytes
+from edgerun.units import format_size
 from edgerun.weights.identity import content_digest
 
 Objective = Literal["auto", "latency", "energy"]
@@ -53,7 +55,7 @@ _TURNS = 2
 class Row:
     """One backend and number of tokens. `prompt_s`: of the whole model; `error`: relative change of the last logits
     from the kernels', for a whole model; `weights_bytes`: its own copy on disk, `copied`: also in memory; `refused`:
-    why there are no numbers."""
+    why there are no numbers; `expert_rows`: rows of a wave from which an expert is faster there than on the kernels."""
 
     backend: str
     tokens: int
@@ -63,6 +65,7 @@ class Row:
     weights_bytes: int = 0
     copied: bool = False
     refused: str = ""
+    expert_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Calibration:
         """Everything, for JSON: no time is null."""
         rows = [{**asdict(row), "prompt_s": row.prompt_s if math.isfinite(row.prompt_s) else None} for row in self.rows]
         return {**asdict(self), "rows": rows}
+
+    @property
+    def expert_rows(self) -> int:
+        """Of the choice; 0: its experts run on the kernels."""
+        return max((row.expert_rows for row in self.rows if row.backend == self.choice), default=0)
 
     def step_tokens(self, tpot_s: float) -> int:
         """The largest measured chunk of the chosen backend that takes no longer; 0: none does."""
@@ -144,7 +152,7 @@ def calibrate(
     if len(ids) < max(LADDER):
         ids = [ids[i % len(ids)] for i in range(max(LADDER))]
     if candidates is None:
-        candidates = _candidates(find_devices()[0])
+        candidates = _candidates(find_devices()[0], experts=bool(decoder.spec.n_experts))
     events(Progress("calibrate", 0, len(candidates) + 1, "backends"))
     rows, want = _kernels(decoder, ids, meter)
     try:
@@ -152,11 +160,16 @@ def calibrate(
         sample = sorted({0, decoder.spec.n_layers // 2})
 
         @cache
-        def ranges_for(shadow: bool, rotated: bool) -> list[LayerRanges]:
-            return profile_ranges(decoder, ids, shadow=shadow, rotated=rotated)
+        def ranges_for(shadow: bool, rotated: bool, experts: bool) -> list[LayerRanges]:
+            return profile_ranges(decoder, ids, shadow=shadow, rotated=rotated, experts=experts)
 
         for done, candidate in enumerate(candidates):
             events(Progress("calibrate", done + 1, len(candidates) + 1, "backends"))
+            copy_bytes = weights_bytes(decoder.spec, candidate.scheme, experts=True)
+            if candidate.experts and copy_bytes > room_bytes:
+                reason = f"with experts it keeps {format_size(copy_bytes)} more, and {format_size(room_bytes)} are left"
+                rows += [Row(candidate.text, max(LADDER), refused=reason)]
+                continue
             rows += _candidate(gguf, decoder, candidate, ids, want, sample, ranges_for, threads, meter)
     except EdgerunError as error:
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
@@ -212,15 +225,18 @@ def _row(said: dict[str, Any]) -> Row:
         int(said["weights_bytes"]),
         bool(said["copied"]),
         str(said["refused"]),
+        int(said["expert_rows"]),
     )
 
 
-def _candidates(devices: Sequence[Device]) -> list[PromptChoice]:
+def _candidates(devices: Sequence[Device], *, experts: bool) -> list[PromptChoice]:
+    """Every device with its schemes, and the best of these for experts too where there are any."""
     return [
-        PromptChoice(device, fit_scheme(device.kind, scheme_named(scheme)))
+        PromptChoice(device, fit_scheme(device.kind, scheme_named(scheme)), experts=also)
         for device in devices
         if not device.compiles_only
         for scheme in device.kind.schemes
+        for also in ((False, True) if experts and scheme == device.kind.schemes[0] else (False,))
     ]
 
 
@@ -255,7 +271,7 @@ def _candidate(
     ids: Sequence[int],
     want: F32,
     sample: Sequence[int],
-    ranges_for: Callable[[bool, bool], list[LayerRanges]],
+    ranges_for: Callable[[bool, bool, bool], list[LayerRanges]],
     threads: int,
     meter: EnergyMeter,
 ) -> list[Row]:
@@ -269,11 +285,8 @@ def _candidate(
                 check_rotatable(spec)
             ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
-                ranges = ranges_for(choice.shadow, rotated)
-            layers = [
-                BuiltLayer(r, write_layer(Path(folder), gguf, spec, i, choice.scheme, r, sizes, rotated=rotated))
-                for i, r in ((i, ranges[i]) for i in sample)
-            ]
+                ranges = ranges_for(choice.shadow, rotated, choice.experts)
+            layers = [_built_layer(Path(folder), gguf, spec, i, choice, ranges[i], sizes) for i in sample]
             by_layer = dict(zip(sample, layers, strict=True))
             built = BuiltModel(
                 Path(folder),
@@ -281,9 +294,13 @@ def _candidate(
                 sizes,
                 rotated,
                 tuple(by_layer.get(i, layers[-1]) for i in range(spec.n_layers)),
+                choice.experts,
             )
             sessions = Sessions(built, choice.device, threads=threads)
             backend = OnnxBackend(spec, built, sessions)
+            least = 0
+            if choice.experts:
+                least = backend.expert_rows = least_expert_rows(decoder, sessions, sample[0], sizes, threads)
             scale = spec.n_layers / len(sample)
             for tokens in LADDER:
                 best, joules, logits = math.inf, None, want
@@ -297,11 +314,27 @@ def _candidate(
                     error = float(np.linalg.norm(logits - want) / np.linalg.norm(want)) * math.sqrt(scale)
                 whole = None if joules is None else joules * scale
                 n_bytes = int(scale * sum(layer.n_bytes for layer in layers))
-                rows.append(Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied))
+                row = Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied, expert_rows=least)
+                rows.append(row)
             sessions.close()
         except (EdgerunError, OSError) as refusal:
             rows = [Row(choice.text, max(LADDER), copied=copied, refused=str(refusal))]
     return rows
+
+
+def _built_layer(
+    folder: Path,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    layer: int,
+    choice: PromptChoice,
+    ranges: LayerRanges,
+    sizes: Sequence[int],
+) -> BuiltLayer:
+    stored = write_layer(folder, gguf, spec, layer, choice.scheme, ranges, sizes, rotated=choice.rotated)
+    if not choice.experts:
+        return BuiltLayer(ranges, stored)
+    return BuiltLayer(ranges, stored, write_experts(folder, gguf, spec, layer, choice.scheme, ranges, sizes))
 
 
 def _with(decoder: Decoder, backend: PromptBackend, ids: Sequence[int]) -> F32:

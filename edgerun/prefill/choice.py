@@ -1,4 +1,4 @@
-"""Which prompt backend: "auto", "kernels", or DEVICE[:SCHEME][:rotate][:no-shadow] as "ort-cpu:w8a8:rotate"."""
+"""Which prompt backend: "auto", "kernels", or DEVICE[:SCHEME][:rotate][:no-shadow][:experts], as "ort-cpu:w8a8"."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class PromptChoice:
     scheme: Scheme
     rotated: bool = False
     shadow: bool = True
+    experts: bool = False  # those with many rows of a prompt too, not only what all tokens go through
 
     @property
     def text(self) -> str:
         """As the user names it."""
         more = (":rotate" if self.rotated else "") + ("" if self.shadow else ":no-shadow")
+        more += ":experts" if self.experts else ""
         return f"{self.device.name}:{self.scheme.name}{more}"
 
 
@@ -31,7 +33,7 @@ def parse_choice(text: str) -> PromptChoice:
     """UsageError for what is unknown, or not on this machine."""
     name, *rest = text.split(":")
     device = device_named(name)
-    flags = {"rotate", "no-shadow"}
+    flags = {"rotate", "no-shadow", "experts"}
     unknown = [each for each in rest[1:] if each not in flags]
     scheme = device.kind.schemes[0]
     if rest and rest[0] not in flags:
@@ -39,9 +41,11 @@ def parse_choice(text: str) -> PromptChoice:
     elif rest:
         rest = ["", *rest]
     if unknown:
-        raise UsageError(f"unknown {unknown[0]!r} in {text!r}; after the scheme may come rotate and no-shadow")
+        raise UsageError(f"unknown {unknown[0]!r} in {text!r}; after the scheme may come rotate, no-shadow and experts")
     wanted = fit_scheme(device.kind, scheme_named(scheme))
-    return PromptChoice(device, wanted, rotated="rotate" in rest, shadow="no-shadow" not in rest)
+    return PromptChoice(
+        device, wanted, rotated="rotate" in rest, shadow="no-shadow" not in rest, experts="experts" in rest
+    )
 
 
 def fit_scheme(kind: ProviderKind, scheme: Scheme) -> Scheme:

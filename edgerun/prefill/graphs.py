@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgerun.models import ModelSpec
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import Part, Product, ProductName, Segment, products_of
+from edgerun.prefill.stages import Part, Product, ProductName, Segment, expert_products, products_of
 
 OPSET, IR_VERSION = 21, 10
 Range = tuple[float, float]
@@ -56,18 +56,18 @@ def build_graph(
     import onnx
 
     g = _Graph(scheme, constants, ranges)
-    products = products_of(spec)
+    products = {**products_of(spec), **expert_products(spec)}
     widths = {"x": spec.d_model, "o": products["o"].cols, "h": spec.d_ff}
     stream = "x"
     value = segment.inputs[0]
     for name in segment.products:
-        value = stream if name in ("qkv", "gate_up") else value
+        value = stream if name in ("qkv", "gate_up", "expert_in") else value
         results = _product(g, spec, products[name], value)
         raw = segment.raw and name == segment.products[-1]
         if raw or name == "qkv":
             for part in products[name].parts:
                 g.rename(results[part.out], part.out)
-        elif name == "gate_up":
+        elif name in ("gate_up", "expert_in"):
             value = _activated(g, spec, results["gate"], results["up"])
         else:
             added = results["t"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from edgerun.kernels.interface import F32
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK
 
@@ -21,3 +24,12 @@ def rungs(tokens: int, sizes: Sequence[int]) -> list[tuple[slice, int]]:
     if done < tokens:
         cut.append((slice(done, tokens), min(size for size in sizes if size >= tokens - done)))
     return cut
+
+
+def padded(rows: F32, size: int) -> F32:
+    """(size, cols): zero rows after the others. 0: as they are."""
+    if not size or len(rows) == size:
+        return np.ascontiguousarray(rows)
+    out = np.zeros((size, rows.shape[1]), np.float32)
+    out[: len(rows)] = rows
+    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgerun.paths import replace_file
 from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import Segment, products_of, segments_of
+from edgerun.prefill.stages import EXPERT, Segment, expert_products, products_of, segments_of
 from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles, same_nibbles
 
 _PAGE = 4096
@@ -24,11 +24,12 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class GraphFile:
-    """One graph. `tokens`: 0 for any number."""
+    """One graph. `tokens`: 0 for any number; `expert`: whose it is, if not all tokens'."""
 
     layer: int
     segment: Segment
     tokens: int
+    expert: int | None = None
 
     @property
     def name(self) -> str:
@@ -38,12 +39,53 @@ class GraphFile:
     @property
     def ladder_name(self) -> str:
         """Of this graph and those for other numbers of tokens."""
-        return f"layer-{self.layer:03d}-{self.segment.name}"
+        of = self.segment.name if self.expert is None else f"expert-{self.expert:04d}"
+        return f"layer-{self.layer:03d}-{of}"
 
 
 def weights_name(layer: int) -> str:
     """Of a layer's weight file."""
     return f"layer-{layer:03d}.weights"
+
+
+def experts_name(layer: int) -> str:
+    """Of the file with the weights of a layer's experts."""
+    return f"layer-{layer:03d}.experts"
+
+
+def of_expert(stored: Mapping[str, Stored], expert: int) -> dict[str, Stored]:
+    """One expert's constants of `write_experts`, by their names in its graph."""
+    prefix = f"{expert}/"
+    return {name[len(prefix) :]: each for name, each in stored.items() if name.startswith(prefix)}
+
+
+def write_experts(
+    folder: Path,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    layer: int,
+    scheme: Scheme,
+    ranges: LayerRanges,
+    sizes: Sequence[int],
+) -> dict[str, Stored]:
+    """As `write_layer`, of a layer's experts: a file of weights, graphs of each. Names begin with "EXPERT/"."""
+    reader = LayerReader(gguf, spec, layer)
+    path, stored = folder / experts_name(layer), dict[str, Stored]()
+
+    def constants() -> Iterator[_Constant]:
+        for expert in range(spec.n_experts):
+            for product in expert_products(spec).values():
+                for part in product.parts:
+                    made = reader.part(product, part, expert)
+                    yield from _narrowed(f"{expert}/{product.name}.{part.out}", made, scheme)
+
+    replace_file(path, _placed(stored, constants()))
+    for expert in range(spec.n_experts):
+        mine = LayerConstants(path.name, of_expert(stored, expert), {}, {})
+        for tokens in sizes:
+            model = build_graph(spec, EXPERT, scheme, mine, ranges.kept, tokens or None)
+            replace_file(folder / GraphFile(layer, EXPERT, tokens, expert).name, [model])
+    return stored
 
 
 def write_layer(

@@ -21,14 +21,16 @@ See = Callable[[int, ProductName, F32, dict[str, F32]], None]
 
 
 class KernelLayers:
-    """`PromptBackend` that tells `see` (layer, product, its input after the norm, its results before what follows)."""
+    """`PromptBackend` that tells `see` (layer, product, its input after the norm, its results before what follows).
+    experts: also what goes through them."""
 
     name = "kernels, product by product"
     least_tokens = 1
     wave_tokens = CHUNK
 
-    def __init__(self, see: See) -> None:
+    def __init__(self, see: See, *, experts: bool = False) -> None:
         self._see = see
+        self._experts = experts
 
     def run(self, walk: PromptWalk) -> None:
         self.run_layers(walk, range(walk.spec.n_layers))
@@ -53,8 +55,27 @@ class KernelLayers:
                     kernels.gated(both["gate"], both["up"], spec.activation, both["gate"])
                     out = self._product(kernels, spec, weights, layer, products["down"], both["gate"])
                     add_result(kernels, spec, weights.vectors, products["down"], out["t"], x)
-            if spec.n_experts:
+            if spec.n_experts and self._experts:
+                self._see_experts(walk, layer)
+            elif spec.n_experts:
                 walk.experts(layer)
+
+    def _see_experts(self, walk: PromptWalk, layer: int) -> None:
+        kernels, routed = walk.decoder.kernels, walk.route_rows(layer)
+        for batch in walk.decoder.store.experts(layer, routed.chosen):
+            for expert in batch:
+                walk.check()
+                slots = routed.slots_of[expert.id]
+                h = np.ascontiguousarray(routed.h[slots // routed.used])
+                gate, up = (np.empty((len(h), expert.gate.rows), np.float32) for _ in range(2))
+                kernels.matmul_many((expert.gate, expert.up), kernels.activations(h), (gate, up))
+                self._see(layer, "expert_in", h, {"gate": gate, "up": up})
+                kernels.gated(gate, up, walk.spec.activation, gate)
+                t = np.empty((len(h), walk.spec.d_model), np.float32)
+                kernels.matmul(expert.down, kernels.activations(gate), t)
+                self._see(layer, "expert_down", gate, {"t": t})
+                routed.parts[slots] = t
+        walk.combine_experts(routed)
 
     def _product(
         self, kernels: Kernels, spec: ModelSpec, weights: LayerWeights, layer: int, product: Product, inner: F32

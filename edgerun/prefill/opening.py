@@ -63,7 +63,7 @@ def build(
     events: EventSink = ignore,
 ) -> BuiltModel:
     """The model's folder for a choice: graphs of the ladder, or of any size where the device takes them."""
-    check_supported(decoder.spec)
+    check_supported(decoder.spec, experts=choice.experts)
     ranges = [LayerRanges()] * decoder.spec.n_layers
     if choice.scheme.quantises_activations:
         ranges = _ranges(gguf, decoder, choice, ids, root)
@@ -75,6 +75,7 @@ def build(
         ranges,
         sizes if choice.device.kind.static else (0,),
         rotated=choice.rotated,
+        experts=choice.experts,
         events=events,
     )
 
@@ -90,7 +91,7 @@ def _ranges(
     gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path
 ) -> list[LayerRanges]:
     """Found out once for a model and a text, and kept."""
-    depends = [content_digest(gguf), list(ids[:MOST_TOKENS]), choice.shadow, choice.rotated]
+    depends = [content_digest(gguf), list(ids[:MOST_TOKENS]), choice.shadow, choice.rotated, choice.experts]
     path = root / f"ranges-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
     try:
         kept = [parse_ranges(each) for each in json.loads(path.read_text(encoding="utf-8"))]
@@ -98,6 +99,6 @@ def _ranges(
             return kept
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there, or damaged: found out anew
-    ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=choice.rotated)
+    ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=choice.rotated, experts=choice.experts)
     replace_file(path, [json.dumps([asdict(each) for each in ranges]).encode()])
     return ranges

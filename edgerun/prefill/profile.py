@@ -20,10 +20,11 @@ MOST_TOKENS = 512
 
 
 def profile_ranges(
-    decoder: Decoder, ids: Sequence[int], *, shadow: bool = True, rotated: bool = False
+    decoder: Decoder, ids: Sequence[int], *, shadow: bool = True, rotated: bool = False, experts: bool = False
 ) -> list[LayerRanges]:
     """Of every layer, what its products see of these tokens (at most 512 of them are used). `shadow`: grids may end
-    before the outliers do; `rotated`: as seen through `hadamard.rotate`."""
+    before the outliers do; `rotated`: as seen through `hadamard.rotate`; `experts`: of these too, one range for all of
+    a layer, without outliers."""
     if len(ids) < 2:
         raise UsageError("ranges need a text of at least two tokens")
     seen: dict[tuple[int, str], Extremes] = {}
@@ -42,7 +43,7 @@ def profile_ranges(
             seen[layer, name].see(values)
 
     some = ids[:MOST_TOKENS]
-    with on_backend(decoder, KernelLayers(see)):
+    with on_backend(decoder, KernelLayers(see, experts=experts)):
         decoder.forward(some, decoder.new_cache(len(some)), logits="none")
     return [_layer(seen, layer, tuple(products_of(decoder.spec)), shadow) for layer in range(decoder.spec.n_layers)]
 
@@ -63,5 +64,5 @@ def _layer(
         kept[product], beyond = extremes.clipped() if shadow else (extremes.whole(), ())
         if beyond:
             outliers[product] = beyond
-    kept |= {name: each.whole() for (of, name), each in seen.items() if of == layer and "." in name}
+    kept |= {name: each.whole() for (of, name), each in seen.items() if of == layer and name not in kept}
     return LayerRanges(kept, outliers)

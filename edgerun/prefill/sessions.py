@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from edgerun.models import ModelSpec
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import Device, compile_graph, compile_ladder, open_session, session_options
+
+ExpertJob = tuple[GraphFile, Callable[[], F32], Callable[[F32], None]]  # its graph, what gives rows, what takes results
 
 
 class Sessions:
@@ -39,6 +42,25 @@ class Sessions:
         self._threads = threads
         self._keep = keep_layers
         self._open: OrderedDict[int, dict[GraphFile, Any]] = OrderedDict()
+        self._workers: ThreadPoolExecutor | None = None
+
+    def run_experts(self, jobs: Sequence[ExpertJob]) -> None:
+        """They are small and many: on a CPU each runs on one thread, several at once."""
+        for graph, _, _ in jobs:
+            self.get(graph)
+
+        def one(job: ExpertJob) -> None:
+            graph, rows, take = job
+            take(self.run(graph, {"x": rows()})["t"])
+
+        if self.device.kind.name != "ort" or self._threads == 1:
+            for job in jobs:
+                one(job)
+            return
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="edgerun-prompt-expert")
+        for _ in self._workers.map(one, jobs):
+            pass
 
     def run(self, graph: GraphFile, feeds: Mapping[str, F32]) -> dict[str, F32]:
         """Results by name. ReadError when the provider fails while it runs."""
@@ -71,12 +93,14 @@ class Sessions:
 
     def close(self) -> None:
         """Give back what providers hold."""
+        if self._workers is not None:
+            self._workers.shutdown()
         self._open.clear()
 
     def _session(self, graph: GraphFile) -> Any:
         path = self._path(graph)
         if not self.device.kind.context or self.device.handle is None:
-            return self._opened(path)
+            return self._opened(path, 1 if graph.expert is not None else self._threads)
         compiled = self._compiled(graph)
         try:
             return self._opened(compiled)
@@ -93,10 +117,10 @@ class Sessions:
             raise ReadError(f"{path} is gone; delete the folder, and it is made again")
         return path
 
-    def _opened(self, path: Path) -> Any:
+    def _opened(self, path: Path, threads: int = 0) -> Any:
         options = session_options(
             self.device,
-            self._threads,
+            threads or self._threads,
             exact=self._built.scheme.weights == "i8",
             share=bool(self.device.kind.sharing),
         )

@@ -7,7 +7,9 @@ A layer has two halves with attention between them, which always stays in our CP
 
 Each half is one static graph, unless a product is *shadowed*: its input must then be known on the CPU, which adds what
 the graph's narrow integers cut off, so the graph is cut before and after that product. A mixture's layer ends with the
-attention's output: experts stay on the CPU.
+attention's output; its experts are graphs of their own where they are wanted, one for each, of the rows routed to it:
+
+    expert   h -> gate, up -> activation -> down -> t
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
 from edgerun.prefill.schemes import Scheme
 
-ProductName = Literal["qkv", "o", "gate_up", "down"]
+ProductName = Literal["qkv", "o", "gate_up", "down", "expert_in", "expert_down"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Segment:
     def inputs(self) -> tuple[str, ...]:
         """What it is fed: x (tokens, d) is the residual stream, o attention's result, h the activated feed-forward."""
         first = self.products[0]
-        if first in ("qkv", "gate_up"):
+        if first in ("qkv", "gate_up", "expert_in"):
             return ("x",)
         own = "o" if first == "o" else "h"
         return (own,) if self.raw else (own, "x")
@@ -79,8 +81,13 @@ class Segment:
         return ("x_out",)
 
 
-def check_supported(spec: ModelSpec) -> None:
-    """UnsupportedError for models whose layers are not such products."""
+EXPERT = Segment(("expert_in", "expert_down"), raw=True)
+
+
+def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
+    """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
+    if experts and not spec.n_experts:
+        raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
     if spec.sparse:
         raise UnsupportedError(
             "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"
@@ -114,6 +121,18 @@ def products_of(spec: ModelSpec) -> dict[ProductName, Product]:
     return found
 
 
+def expert_products(spec: ModelSpec) -> dict[ProductName, Product]:
+    """Of every expert of a mixture; none for other models. Its input comes normed."""
+    if not spec.n_experts:
+        return {}
+    d, ff = spec.d_model, spec.d_ff_expert
+    gate_up = (Part("gate", "ffn_gate_exps", 0, ff), Part("up", "ffn_up_exps", 0, ff))
+    return {
+        "expert_in": Product("expert_in", d, gate_up),
+        "expert_down": Product("expert_down", ff, (Part("t", "ffn_down_exps", 0, d),)),
+    }
+
+
 def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[Segment, list[Segment]]:
     """The graphs of both halves of a layer. The first gives its product's results: their shadow needs no cut."""
     alone = set(shadowed)
@@ -139,7 +158,10 @@ def scratch_bytes(spec: ModelSpec, scheme: Scheme) -> int:
     return 2 * weights_bytes(spec, scheme) // spec.n_layers + 5 * max(parts) + (64 << 20)
 
 
-def weights_bytes(spec: ModelSpec, scheme: Scheme) -> int:
-    """Of all layers' products, without their scales."""
+def weights_bytes(spec: ModelSpec, scheme: Scheme, *, experts: bool = False) -> int:
+    """Of all layers' products, and their experts', without their scales."""
     weights = sum(product.cols * part.rows for product in products_of(spec).values() for part in product.parts)
+    if experts:
+        each = sum(product.cols * part.rows for product in expert_products(spec).values() for part in product.parts)
+        weights += spec.n_experts * each
     return spec.n_layers * weights * (8 if scheme.bits == 7 else scheme.bits) // 8

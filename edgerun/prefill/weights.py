@@ -55,11 +55,11 @@ class LayerReader:
         assert weight is not None  # shapes.check_tensors
         return np.ones_like(weight) if self._reads_stream(product) else weight
 
-    def part(self, product: Product, part: Part) -> PartWeights:
-        """Dequantised and rotated."""
+    def part(self, product: Product, part: Part, expert: int | None = None) -> PartWeights:
+        """Dequantised and rotated; of an expert, whose weights are one of a tensor's three dimensions."""
         info = self._gguf.tensors[f"{self._prefix}{part.tensor}.weight"]
         rows = slice(part.first, part.first + part.rows)
-        raw = self._gguf.raw(info.name)[rows]
+        raw = self._gguf.raw(info.name)[rows] if expert is None else self._gguf.raw(info.name)[expert]
         matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)
         self._gguf.release(info.name)  # its pages of the file
         bias = self.vector(part.tensor + ".bias")

@@ -59,8 +59,31 @@ def test_every_candidate_is_measured_or_refused(run: Run, tmp_path: Path) -> Non
     model = write(INSTANCES["qwen3moe"], tmp_path / "model.gguf")
     said = json.loads(run("calibrate", model, "--json").stdout)
     providers = json.loads(run("doctor", "--providers", "--json").stdout)
-    wanted = {f"{d['backend']}:{scheme}" for d in providers["devices"] if d["runs"] for scheme in d["schemes"]}
+    devices = [each for each in providers["devices"] if each["runs"]]
+    wanted = {f"{d['backend']}:{scheme}" for d in devices for scheme in d["schemes"]}
+    wanted |= {f"{d['backend']}:{d['schemes'][0]}:experts" for d in devices}
     assert {row["backend"] for row in said["rows"]} == wanted | {"kernels"}
+
+
+def test_experts_too(run: Run, user_home: Path, tmp_path: Path) -> None:
+    """Where a calibration says so, from as many rows on as it says; refused where they do not fit, or are not there."""
+    model = write(INSTANCES["qwen3moe-small-Q4_0"], tmp_path / "model.gguf")
+    assert run("calibrate", model, "--backend", "ort-cpu:w8a8:experts", "--most-error", "9").exit_code == 0
+    (kept,) = (user_home / "cache" / "edgerun" / "prefill").glob("calibration-*.json")
+    chosen = json.loads(kept.read_text())
+    rows = [row for row in chosen["rows"] if row["backend"] != "kernels"]
+    assert (
+        all(row["expert_rows"] in (8, 16, 32, 64, 128) for row in rows) or "faster on the kernels" in rows[0]["refused"]
+    )
+    assert all(row["weights_bytes"] > 8 * 3 * 256 * 256 for row in rows if not row["refused"]), "with experts"
+    measured = [{**chosen["rows"][-1], "backend": "ort-cpu:w8a8:experts", "refused": "", "expert_rows": 24}]
+    kept.write_text(json.dumps(chosen | {"choice": "ort-cpu:w8a8:experts", "least_tokens": 9, "rows": measured}))
+    with LLM(model) as llm:
+        backend = llm.engine.decoder.prompt_backend  # type: ignore[attr-defined]
+        assert (backend.name, backend.expert_rows) == ("ort-cpu:w8a8:experts", 24)
+
+    done = run("run", DRAFT, "-n", "4", "--prefill", "ort-cpu:w8a8:experts", "hello")
+    assert done.exit_code != 0 and "has no experts: leave out :experts" in done.stderr
 
 
 def test_calibrating_what_is_refused(run: Run, tmp_path: Path) -> None:

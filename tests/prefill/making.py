@@ -54,11 +54,13 @@ def tokens(n: int, seed: int = 7) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, VOCAB, n)]
 
 
-def ranges_of(model: Model, scheme: Scheme, *, shadow: bool = True, rotated: bool = False) -> list[LayerRanges]:
+def ranges_of(
+    model: Model, scheme: Scheme, *, shadow: bool = True, rotated: bool = False, experts: bool = False
+) -> list[LayerRanges]:
     """Seen on 120 tokens, where the scheme needs any."""
     if not scheme.quantises_activations:
         return [LayerRanges()] * model.spec.n_layers
-    return profile_ranges(model.decoder, tokens(120), shadow=shadow, rotated=rotated)
+    return profile_ranges(model.decoder, tokens(120), shadow=shadow, rotated=rotated, experts=experts)
 
 
 def build(
@@ -69,19 +71,22 @@ def build(
     *,
     shadow: bool = True,
     rotated: bool = False,
+    experts: bool = False,
 ) -> BuiltModel:
     """A model's graphs: of any size, or of a ladder as static providers get it."""
     known = scheme if isinstance(scheme, Scheme) else scheme_named(scheme)
-    ranges = ranges_of(model, known, shadow=shadow, rotated=rotated)
-    return build_model(folder, model.gguf, model.spec, known, ranges, sizes, rotated=rotated)
+    ranges = ranges_of(model, known, shadow=shadow, rotated=rotated, experts=experts)
+    return build_model(folder, model.gguf, model.spec, known, ranges, sizes, rotated=rotated, experts=experts)
 
 
-def ort_backend(model: Model, built: BuiltModel, *, overlap: bool = True, least_tokens: int = 2) -> OnnxBackend:
+def ort_backend(
+    model: Model, built: BuiltModel, *, overlap: bool = True, least_tokens: int = 2, expert_rows: int = 8
+) -> OnnxBackend:
     """`built` on the CPU; it runs static graphs as well."""
     device = device_named("ort")
     sizes_known = replace(device, kind=replace(device.kind, static=0 not in built.sizes))
     sessions = Sessions(built, sizes_known, threads=2)
-    return OnnxBackend(model.spec, built, sessions, overlap=overlap, least_tokens=least_tokens)
+    return OnnxBackend(model.spec, built, sessions, overlap=overlap, least_tokens=least_tokens, expert_rows=expert_rows)
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from tests.prefill.making import DENSE_F32, EXPERTS_F32, attached, build, ort_ba
 
 WITHIN = 1e-3
 PROMPT = 45
-QUICK = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SOME_FAMILIES = ["llama", "gemma3", "qwen2moe", "smallthinker"]
+QUICK = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("sizes", [(0,), LADDER], ids=["free", "ladder"])
@@ -66,7 +65,7 @@ LENGTHS = st.one_of(
 SIZES = st.one_of(st.just((0,)), st.sets(st.sampled_from(LADDER), min_size=1).map(lambda some: tuple(sorted(some))))
 
 
-@pytest.mark.parametrize("name", SOME_FAMILIES)
+@pytest.mark.parametrize("name", DENSE_F32 + EXPERTS_F32)
 @QUICK
 @given(length=LENGTHS, sizes=SIZES, more=st.integers(0, 40))
 def test_any_length_and_ladder(models, ladders, name, length, sizes, more):

@@ -274,6 +274,6 @@ def test_records_say_what_was_built(models, tmp_path):
     model = models("llama")
     built = build(model, tmp_path, "w8a8", (32,))
     said = json.loads((built.folder / "layer-002.json").read_text())
-    assert set(said) == {"ranges", "stored"}
+    assert set(said) == {"ranges", "stored", "experts"}
     assert said["stored"]["down.t"]["type"] == "INT8"
     assert built.graphs(model.spec)[-1] == GraphFile(2, built.graphs(model.spec)[-1].segment, 32)

@@ -52,7 +52,9 @@ def test_all_families_are_here():
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_a_layer_is_accepted(models, tmp_path, htp, name, scheme):
     model = models(name)
-    built = build(model, tmp_path / "built", fit_scheme(htp[0].kind, SCHEMES[scheme]), (TOKENS,))
+    mixture = model.spec.n_experts > 0
+    built = build(model, tmp_path / "built", fit_scheme(htp[0].kind, SCHEMES[scheme]), (TOKENS,), experts=mixture)
+    assert len(built.graphs(model.spec)) == model.spec.n_layers * (3 if mixture else 2)
     assert compile_layer(htp, model, built, tmp_path / "compiled") > 10_000
 
 
