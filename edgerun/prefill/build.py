@@ -7,10 +7,8 @@ contents depend on, so another model, scheme or version of this code never meets
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,13 +133,6 @@ def build_model(
     replace_file(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
     events(Progress("build prompt graphs", spec.n_layers, spec.n_layers, "layers"))
     return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(layers), experts)
-
-
-def remove_built(folder: Path) -> None:
-    """Delete a folder that proved unusable; it is made again."""
-    with contextlib.suppress(OSError):
-        (folder / "model.json").unlink()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,14 @@ class Sessions:
             return
         if self._workers is None:
             self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="edgerun-prompt-expert")
-        for _ in self._workers.map(one, jobs):
-            pass
+        futures = [self._workers.submit(one, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        finally:  # after an error no other is begun, and those that run are waited for
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def run(self, graph: GraphFile, feeds: Mapping[str, F32]) -> dict[str, F32]:
         """Results by name. ReadError when the provider fails while it runs."""
@@ -84,8 +90,9 @@ class Sessions:
         return mine[graph]
 
     def open_all(self, spec: ModelSpec, events: EventSink = ignore) -> None:
-        """All of them now, so that a refusal comes before any prompt. Only the first layer's if few are kept."""
-        graphs = [g for g in self._built.graphs(spec) if not self._keep or g.layer < self._keep]
+        """All of them now, so that a refusal comes before any prompt; where few are kept, the last ones stay. Of a
+        layer's experts only the first: their graphs are alike."""
+        graphs = self._built.graphs(spec)
         for done, graph in enumerate(graphs):
             events(Progress("open prompt graphs", done, len(graphs), "graphs"))
             self.get(graph)
@@ -95,6 +102,7 @@ class Sessions:
         """Give back what providers hold."""
         if self._workers is not None:
             self._workers.shutdown()
+            self._workers = None
         self._open.clear()
 
     def _session(self, graph: GraphFile) -> Any:

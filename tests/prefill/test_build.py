@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from edgerun import paths
-from edgerun.errors import EdgerunError, ReadError
+from edgerun.errors import EdgerunError, ReadError, UnsupportedError
 from edgerun.events import Progress
-from edgerun.prefill.build import build_model, remove_built
+from edgerun.prefill.build import build_model
 from edgerun.prefill.layer_files import GraphFile
+from edgerun.prefill.providers import device_named
 from edgerun.prefill.schemes import SCHEMES
+from edgerun.prefill.sessions import Sessions
 from tests.models.instances import INSTANCES, write
 from tests.prefill.making import attached, build, load, ort_backend, ranges_of, tokens
 
@@ -147,9 +150,19 @@ def test_a_graph_that_is_gone(models, tmp_path):
         backend._sessions.open_all(model.spec)
     with attached(backend, model.decoder), pytest.raises(ReadError, match=gone.name):
         model.logits(tokens(40))
-    remove_built(built.folder)
-    assert not built.folder.exists()
+    shutil.rmtree(built.folder)  # as the message says
     check(model, build(model, tmp_path))
+
+
+def test_a_later_layer_is_refused_before_any_prompt(models, tmp_path):
+    """Also where only one layer's sessions are kept open."""
+    model = models("llama")
+    built = build(model, tmp_path)
+    last = built.graphs(model.spec)[-1]
+    (built.folder / last.name).write_bytes(b"no graph")
+    sessions = Sessions(built, device_named("ort"), threads=2, keep_layers=1)
+    with pytest.raises(UnsupportedError, match=f"refuses {last.name}"):
+        sessions.open_all(model.spec)
 
 
 def test_a_graph_that_is_damaged(models, tmp_path):

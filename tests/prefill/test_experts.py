@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgerun.errors import Cancelled, UnsupportedError
+from edgerun.errors import Cancelled, ReadError, UnsupportedError
 from edgerun.models.prompt import PromptWalk
 from edgerun.prefill import expert_rows
 from edgerun.prefill.backend import OnnxBackend
@@ -123,6 +123,32 @@ def test_a_prompt_can_be_stopped(models, tmp_path, there):
             model.decoder.forward(ids, cache, cancelled=lambda: len(there) > 5)
         assert cache.length == 0
         assert len(there) < 12, "not all of them"
+        np.testing.assert_allclose(model.logits(ids), want, rtol=0, atol=WITHIN)
+
+
+def test_a_failure_leaves_nothing_running(models, tmp_path, monkeypatch):
+    model, ids = models("olmoe"), tokens(100)
+    want = model.logits(ids)
+    backend = ort_backend(model, build(model, tmp_path, experts=True), expert_rows=ALL)
+    run, running = Sessions.run, []
+
+    def fails(self, graph, feeds):
+        if graph.expert == 3:
+            raise ReadError("the device is gone")
+        if graph.expert is None:
+            return run(self, graph, feeds)
+        running.append(graph)
+        try:
+            return run(self, graph, feeds)
+        finally:
+            running.remove(graph)
+
+    with attached(backend, model.decoder):
+        with monkeypatch.context() as patched:
+            patched.setattr(Sessions, "run", fails)
+            with pytest.raises(ReadError, match="the device is gone"):
+                model.logits(ids)
+            assert not running
         np.testing.assert_allclose(model.logits(ids), want, rtol=0, atol=WITHIN)
 
 

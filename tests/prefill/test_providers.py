@@ -52,7 +52,7 @@ def test_choices():
         ("ort-npu", "unknown prompt backend 'ort-npu'"),
         ("ort-cpu:w2a2", "unknown scheme 'w2a2'; choose one of fp32, fp16, w8a8"),
         ("ort-cpu:", "unknown scheme ''"),
-        ("ort-cpu:w8a8:fast", "unknown 'fast' in 'ort-cpu:w8a8:fast'; after the scheme may come rotate, no-shadow and experts"),
+        ("ort-cpu:w8a8:fast", "unknown 'fast' in 'ort-cpu:w8a8:fast'; after the scheme may come rotate, no-shadow and"),
         ("ort-cpu:rotate:w8a8", "unknown 'w8a8'"),
         ("kernels:w8a8", "unknown prompt backend 'kernels'"),
     ],
