@@ -18,7 +18,7 @@ from typing import Any
 
 from numba import int64, njit
 
-from edgerun.kernels.layout import TOKENS_AT_ONCE, WIDE_TOKENS, wide_groups
+from edgerun.kernels.layout import TOKENS_AT_ONCE, WIDE_LEAST, WIDE_TOKENS, wide_groups
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_i64, prefetch, store_release
 
@@ -88,7 +88,7 @@ def build_eights(
     ops: Ops, wide: Wide, block_bytes: int, quants_bytes: int, scale_bytes: int, sums_bytes: int, put: Any
 ) -> Any:
     """eights(arguments, d, first, last) -> tokens: does those of the descriptor at d for the items first .. last - 1,
-    and says how many they were: all but the last few that make no eight, or none where too little shares a slab.
+    and says how many they were: all but a last few that make no eight, or none where too little shares a slab.
     put(address, sums, valid rows, add) stores a vector of results."""
     vec, lanes = 4 * ops.lanes, ops.lanes
     tile, splat4, store_bytes = wide.tile, ops.splat4, ops.store_bytes
@@ -100,14 +100,17 @@ def build_eights(
     finish, finishes = wide.finish, wide.finish is not None
 
     @njit(forceinline=True)
-    def spread(to: int, x: int, dx: int, words: int) -> None:
+    def spread(to: int, x: int, dx: int, words: int, tokens: int) -> None:
         for token in range(WIDE_TOKENS):
+            row = x + min(token, tokens - 1) * dx  # what is missing of eight is computed, and not stored
             for i in range(words):
-                store_bytes(int64(to + i * eight + token * vec), splat4(int64(x + token * dx + 4 * i)))
+                store_bytes(int64(to + i * eight + token * vec), splat4(int64(row + 4 * i)))
 
     @njit
     def eights(arguments: int, d: int, first: int, last: int) -> Any:
-        tokens = min(load_i64(int64(d + 24)), TOKENS_AT_ONCE) // WIDE_TOKENS * WIDE_TOKENS
+        tokens = min(load_i64(int64(d + 24)), TOKENS_AT_ONCE)
+        if tokens % WIDE_TOKENS < WIDE_LEAST:
+            tokens -= tokens % WIDE_TOKENS
         if tokens == 0 or last - first < LEAST_GROUPS:
             return 0
         busy, slot = load_i64(int64(arguments + 8)), 0
@@ -123,12 +126,14 @@ def build_eights(
         products = rest + (1 + sum_words) * eight
         asides = products + most_groups * eight
         sums = asides + most_groups * together * vec
+        turns = -(-tokens // WIDE_TOKENS) * together * steps
+        lines_at_once = -(-together * block_bytes // (64 * turns))
         for low in range(first - load_i64(d), last - load_i64(d), most_groups):
             groups = min(most_groups, last - load_i64(d) - low)
             base = load_i64(int64(d + 8)) + low * row_bytes
             for i in range(groups * WIDE_TOKENS):
                 store_floats(int64(products + i * vec), zero())
-            for i in range(groups * tokens):
+            for i in range(groups * (-(-tokens // WIDE_TOKENS) * WIDE_TOKENS)):
                 store_floats(int64(sums + i * vec), zero())
             for k in range(0, blocks, together):
                 some = min(together, blocks - k)
@@ -137,22 +142,25 @@ def build_eights(
                         for block in range(some):
                             at = asides + (group * together + block) * vec
                             store_ints(int64(at), aside(int64(base + group * row_bytes + (k + block) * block_bytes)))
-                line = together * block_bytes  # of the next weights: asked for one by one, nothing else foresees them
+                line = together * block_bytes  # of the next weights: asked for bit by bit, nothing else foresees them
                 for token in range(0, tokens, WIDE_TOKENS):
                     result = sums + token * groups * vec
                     for block in range(some):
-                        q = base + (k + block) * block_bytes
-                        spread(rest, s + token * ds + (k + block) * scale_bytes, ds, 1)
-                        spread(rest + eight, c + token * dc + (k + block) * sums_bytes + 4 * first_sum, dc, sum_words)
+                        q, left = base + (k + block) * block_bytes, tokens - token
+                        scale, beyond = s + token * ds + (k + block) * scale_bytes, c + token * dc + 4 * first_sum
+                        quants = x + token * dx + (k + block) * quants_bytes
+                        spread(rest, scale, ds, 1, left)
+                        spread(rest + eight, beyond + (k + block) * sums_bytes, dc, sum_words, left)
                         for step in range(steps):
-                            spread(slab, x + token * dx + (k + block) * quants_bytes + step * STEP, dx, _STEP_WORDS)
+                            spread(slab, quants + step * STEP, dx, _STEP_WORDS, left)
                             into = products if finishes else result
                             for group in range(groups):
                                 at = q + group * row_bytes
-                                prefetch(int64(at + line - block * block_bytes))
+                                for i in range(lines_at_once):
+                                    prefetch(int64(at + line + 64 * i - block * block_bytes))
                                 beside = asides + (group * together + block) * vec
                                 tile(int64(into + group * eight), int64(at), int64(slab), int64(step), int64(beside))
-                            line += 64
+                            line += 64 * lines_at_once
                         if finishes:
                             for group in range(groups):
                                 at, into = q + group * row_bytes, products + group * eight

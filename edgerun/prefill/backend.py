@@ -179,8 +179,8 @@ class OnnxBackend:
                     mixture = _Experts(walk, layer)
                     routed = [add("cpu", "choose", partial(self._choose, mixture), every)]
                     both = [
-                        add("backend", "experts there", partial(self._experts_there, mixture), routed),
-                        add("cpu", "experts here", partial(self._experts_here, mixture), routed),
+                        add("backend", "experts-there", partial(self._experts_there, mixture), routed),
+                        add("cpu", "experts-here", partial(self._experts_here, mixture), routed),
                     ]
                     ends = [[add("cpu", "combine", partial(self._combine, mixture), both)]] * len(whole)
                 else:

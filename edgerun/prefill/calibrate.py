@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,6 +39,7 @@ from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.profile import profile_ranges
 from edgerun.prefill.providers import Device, find_devices, runtime
 from edgerun.prefill.ranges import LayerRanges
+from edgerun.prefill.schedule import Timeline
 from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.stages import check_supported, weights_bytes
@@ -55,7 +56,8 @@ _TURNS = 2
 class Row:
     """One backend and number of tokens. `prompt_s`: of the whole model; `error`: relative change of the last logits
     from the kernels', for a whole model; `weights_bytes`: its own copy on disk, `copied`: also in memory; `refused`:
-    why there are no numbers; `expert_rows`: rows of a wave from which an expert is faster there than on the kernels."""
+    why there are no numbers; `expert_rows`: rows of a wave from which an expert is faster there than on the kernels;
+    `layer_s`: what each part of a layer takes there, and on the CPU beside it, by the names of its tasks."""
 
     backend: str
     tokens: int
@@ -66,6 +68,7 @@ class Row:
     copied: bool = False
     refused: str = ""
     expert_rows: int = 0
+    layer_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ class _Mixed:
         self.name = backend.name
         self.seconds = 0.0
         self.joules: float | None = None
+        backend.timeline = Timeline(cost=backend.timeline.cost)
+
+    @property
+    def layer_s(self) -> dict[str, float]:
+        """Of the last prompt, by kinds of tasks."""
+        return {kind: seconds / len(self._layers) for kind, seconds in self._backend.timeline.by_kind.items()}
 
     def run(self, walk: PromptWalk) -> None:
         for layer in range(walk.spec.n_layers):
@@ -226,6 +235,7 @@ def _row(said: dict[str, Any]) -> Row:
         bool(said["copied"]),
         str(said["refused"]),
         int(said["expert_rows"]),
+        {str(kind): float(seconds) for kind, seconds in said["layer_s"].items()},
     )
 
 
@@ -303,18 +313,18 @@ def _candidate(
                 least = backend.expert_rows = least_expert_rows(decoder, sessions, sample[0], sizes, threads)
             scale = spec.n_layers / len(sample)
             for tokens in LADDER:
-                best, joules, logits = math.inf, None, want
+                best, joules, logits, layer_s = math.inf, None, want, dict[str, float]()
                 for _ in range(_TURNS + 1):  # the first one opens sessions
                     mixed = _Mixed(backend, sample, meter)
                     logits = _with(decoder, mixed, ids[:tokens])
                     if mixed.seconds < best:
-                        best, joules = mixed.seconds, mixed.joules
+                        best, joules, layer_s = mixed.seconds, mixed.joules, mixed.layer_s
                 error = 0.0
                 if tokens == max(LADDER):
                     error = float(np.linalg.norm(logits - want) / np.linalg.norm(want)) * math.sqrt(scale)
                 whole = None if joules is None else joules * scale
                 n_bytes = int(scale * sum(layer.n_bytes for layer in layers))
-                row = Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied, expert_rows=least)
+                row = Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied, "", least, layer_s)
                 rows.append(row)
             sessions.close()
         except (EdgerunError, OSError) as refusal:

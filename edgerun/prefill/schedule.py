@@ -32,12 +32,14 @@ class Task:
 
 @dataclass
 class Timeline:
-    """Seconds. `cost`: what a task of each kind takes, a running mean."""
+    """Seconds. `cost`: what a task of each kind takes, a running mean; `by_kind`: what all of them took, by the first
+    word of the kind."""
 
     wall_s: float = 0.0
     backend_s: float = 0.0
     cpu_s: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
+    by_kind: dict[str, float] = field(default_factory=dict)
 
     @property
     def idle_s(self) -> dict[Side, float]:
@@ -50,6 +52,8 @@ class Timeline:
             self.backend_s += seconds
         else:
             self.cpu_s += seconds
+        kind = task.kind.split()[0]
+        self.by_kind[kind] = self.by_kind.get(kind, 0.0) + seconds
         self.cost[task.kind] = 0.7 * self.cost.get(task.kind, seconds) + 0.3 * seconds
 
 

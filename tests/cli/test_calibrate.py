@@ -32,6 +32,9 @@ def test_calibrate_then_run(run: Run, user_home: Path) -> None:
     assert [(row["backend"], row["tokens"]) for row in said["rows"]] == [(b, n) for b in backends for n in LADDER]
     for row in said["rows"]:
         assert row["prompt_s"] > 0 and not row["refused"]
+        if row["backend"] != "kernels":
+            assert set(row["layer_s"]) >= {"qkv", "attend"}
+            assert 0 < 0.5 * sum(row["layer_s"].values()) * 4 < row["prompt_s"], "four layers, both sides at once"
     errors = {row["backend"]: row["error"] for row in said["rows"] if row["tokens"] == 256}
     assert errors["kernels"] == 0
     assert 0 < errors["ort-cpu:fp32"] < 0.05 and 0 < errors["ort-cpu:w8a8"] < 0.1, "the kernels round too"

@@ -125,12 +125,20 @@ ERRORS = {"fp16": 0.002, "w8a16": 0.03, "w8a8": 0.07, "w7a8": 0.08, "w4a16": 0.4
 @pytest.mark.parametrize("scheme", ERRORS)
 @pytest.mark.parametrize("name", DENSE_F32)
 def test_narrow_schemes(models, tmp_path, name, scheme):
-    model, ids = models(name), tokens(PROMPT)
-    want = model.logits(ids)
-    with attached(ort_backend(model, build(model, tmp_path, scheme)), model.decoder):
-        got = model.logits(ids)
-    error = relative(got, want)
-    assert 1e-5 < error < ERRORS[scheme], "narrow, and no more than that"
+    model, ids, later = models(name), tokens(PROMPT), tokens(3, seed=9)
+    backend = ort_backend(model, build(model, tmp_path, scheme))
+    runs = []
+    for prompts_on in (None, backend):
+        model.decoder.prompt_backend = prompts_on
+        try:
+            cache = model.decoder.new_cache(64)
+            rows = [model.decoder.forward(ids, cache, logits="all")]
+            rows += [model.decoder.forward([token], cache) for token in later]
+        finally:
+            model.decoder.prompt_backend = None
+        runs.append(np.concatenate(rows))
+    assert 1e-5 < relative(runs[1][:PROMPT], runs[0][:PROMPT]) < ERRORS[scheme], "narrow, and no more than that"
+    assert relative(runs[1][PROMPT:], runs[0][PROMPT:]) < ERRORS[scheme], "decoding from these keys and values"
 
 
 def test_more_bits_err_less(models, tmp_path):
