@@ -30,7 +30,7 @@ U8 = NDArray[np.uint8]
 
 TOKENS_AT_ONCE = 128  # of a product: their quants stay in the second-level cache
 WIDE_TOKENS = 8  # that share a spread slab: see `spread_kernels`
-WIDE_LEAST = 7  # of them: fewer are faster by four and one by one
+WIDE_LEAST = 7  # of them, after the first eight: fewer are faster by four and one by one
 _SLAB_WORDS = 24  # at most, of a slab's 32 columns with their scale and sums
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing

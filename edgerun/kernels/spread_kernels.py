@@ -88,7 +88,8 @@ def build_eights(
     ops: Ops, wide: Wide, block_bytes: int, quants_bytes: int, scale_bytes: int, sums_bytes: int, put: Any
 ) -> Any:
     """eights(arguments, d, first, last) -> tokens: does those of the descriptor at d for the items first .. last - 1,
-    and says how many they were: all but a last few that make no eight, or none where too little shares a slab.
+    and says how many they were: all but a last few that make no eight. None, where few groups share a slab, or for a
+    single eight: there memory binds, and rows are read faster one after the other.
     put(address, sums, valid rows, add) stores a vector of results."""
     vec, lanes = 4 * ops.lanes, ops.lanes
     tile, splat4, store_bytes = wide.tile, ops.splat4, ops.store_bytes
@@ -111,7 +112,7 @@ def build_eights(
         tokens = min(load_i64(int64(d + 24)), TOKENS_AT_ONCE)
         if tokens % WIDE_TOKENS < WIDE_LEAST:
             tokens -= tokens % WIDE_TOKENS
-        if tokens == 0 or last - first < LEAST_GROUPS:
+        if tokens <= WIDE_TOKENS or last - first < LEAST_GROUPS:
             return 0
         busy, slot = load_i64(int64(arguments + 8)), 0
         while exchange(int64(busy + 8 * slot), int64(1)) != 0:
