@@ -13,6 +13,8 @@ from models.instances import INSTANCES, write
 import edgerun
 from cli.conftest import Run
 from edgerun import LLM
+from edgerun.api import prefill as api_prefill
+from edgerun.errors import DoesNotFitError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -68,7 +70,7 @@ def test_every_candidate_is_measured_or_refused(run: Run, tmp_path: Path) -> Non
     assert {row["backend"] for row in said["rows"]} == wanted | {"kernels"}
 
 
-def test_experts_too(run: Run, user_home: Path, tmp_path: Path) -> None:
+def test_experts_too(run: Run, user_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a calibration says so, from as many rows on as it says; refused where they do not fit, or are not there."""
     model = write(INSTANCES["qwen3moe-small-Q4_0"], tmp_path / "model.gguf")
     assert run("calibrate", model, "--backend", "ort-cpu:w8a8:experts", "--most-error", "9").exit_code == 0
@@ -84,6 +86,13 @@ def test_experts_too(run: Run, user_home: Path, tmp_path: Path) -> None:
     with LLM(model) as llm:
         backend = llm.engine.decoder.prompt_backend  # type: ignore[attr-defined]
         assert (backend.name, backend.expert_rows) == ("ort-cpu:w8a8:experts", 24)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api_prefill, "_room_bytes", lambda plan: 2_000_000)  # enough for all but the experts
+        with LLM(model, prefill="ort-cpu:w8a8"):
+            pass
+        with pytest.raises(DoesNotFitError, match=r"ort-cpu:w8a8:experts keeps its own copy .* --prefill kernels"):
+            LLM(model, prefill="ort-cpu:w8a8:experts")
 
     done = run("run", DRAFT, "-n", "4", "--prefill", "ort-cpu:w8a8:experts", "hello")
     assert done.exit_code != 0 and "has no experts: leave out :experts" in done.stderr
