@@ -173,11 +173,9 @@ def _open(
     choice: PromptChoice, gguf: GgufFile, decoder: Decoder, tokenizer: Any, plan: MemoryPlan, events: EventSink
 ) -> OnnxBackend:
     from edgerun.prefill.opening import calibration_ids, open_backend
-    from edgerun.prefill.stages import weights_bytes
 
-    copy_bytes = weights_bytes(decoder.spec, choice.scheme, experts=choice.experts)
-    room_bytes = _room_bytes(plan)  # mapped experts would take turns in it
-    if (choice.device.copies_weights or choice.experts) and copy_bytes > room_bytes:
+    copy_bytes, room_bytes = choice.copy_bytes(decoder.spec), _room_bytes(plan)
+    if copy_bytes > room_bytes:
         raise DoesNotFitError(
             f"{choice.text} keeps its own copy of the weights, {format_size(copy_bytes)}, and there are "
             f"{format_size(room_bytes)} left: give it more --memory, or use --prefill kernels"

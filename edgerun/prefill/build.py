@@ -22,7 +22,7 @@ from edgerun.models import ModelSpec
 from edgerun.paths import replace_file
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
-from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_experts, write_layer
+from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.stages import EXPERT, ProductName, check_supported, segments_of
@@ -123,11 +123,9 @@ def build_model(
         events(Progress("build prompt graphs", index, spec.n_layers, "layers"))
         layer = _read_layer(folder, index)
         if layer is None:
-            stored = write_layer(folder, gguf, spec, index, scheme, ranges[index], sizes, rotated=rotated)
-            layer = BuiltLayer(ranges[index], stored)
-            if experts:
-                also = write_experts(folder, gguf, spec, index, scheme, ranges[index], sizes)
-                layer = BuiltLayer(ranges[index], stored, also)
+            mine = ranges[index]
+            stored = write_layer(folder, gguf, spec, index, scheme, mine, sizes, rotated=rotated, experts=experts)
+            layer = BuiltLayer(mine, *stored)
             replace_file(_record(folder, index), [json.dumps(asdict(layer)).encode()])
         layers.append(layer)
     replace_file(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])

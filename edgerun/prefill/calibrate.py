@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
-from edgerun.models import Decoder, ModelSpec
+from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
 from edgerun.paths import replace_file
 from edgerun.prefill.backend import OnnxBackend
@@ -34,7 +34,7 @@ from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
 from edgerun.prefill.expert_rows import least_expert_rows
 from edgerun.prefill.hadamard import check_rotatable, rotate
 from edgerun.prefill.ladder import LADDER
-from edgerun.prefill.layer_files import write_experts, write_layer
+from edgerun.prefill.layer_files import write_layer
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.profile import profile_ranges
 from edgerun.prefill.providers import Device, find_devices, runtime
@@ -42,7 +42,7 @@ from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schedule import Timeline
 from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
-from edgerun.prefill.stages import check_supported, weights_bytes
+from edgerun.prefill.stages import check_supported
 from edgerun.units import format_size
 from edgerun.weights.identity import content_digest
 
@@ -174,7 +174,7 @@ def calibrate(
 
         for done, candidate in enumerate(candidates):
             events(Progress("calibrate", done + 1, len(candidates) + 1, "backends"))
-            copy_bytes = weights_bytes(decoder.spec, candidate.scheme, experts=True)
+            copy_bytes = candidate.copy_bytes(decoder.spec)
             if candidate.experts and copy_bytes > room_bytes:
                 reason = f"with experts it keeps {format_size(copy_bytes)} more, and {format_size(room_bytes)} are left"
                 rows += [Row(candidate.text, max(LADDER), refused=reason)]
@@ -296,7 +296,8 @@ def _candidate(
             ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
                 ranges = ranges_for(choice.shadow, rotated, choice.experts)
-            layers = [_built_layer(Path(folder), gguf, spec, i, choice, ranges[i], sizes) for i in sample]
+            write = partial(write_layer, Path(folder), gguf, spec, rotated=rotated, experts=choice.experts)
+            layers = [BuiltLayer(ranges[i], *write(i, choice.scheme, ranges[i], sizes)) for i in sample]
             by_layer = dict(zip(sample, layers, strict=True))
             built = BuiltModel(
                 Path(folder),
@@ -330,21 +331,6 @@ def _candidate(
         except (EdgerunError, OSError) as refusal:
             rows = [Row(choice.text, max(LADDER), copied=copied, refused=str(refusal))]
     return rows
-
-
-def _built_layer(
-    folder: Path,
-    gguf: GgufFile,
-    spec: ModelSpec,
-    layer: int,
-    choice: PromptChoice,
-    ranges: LayerRanges,
-    sizes: Sequence[int],
-) -> BuiltLayer:
-    stored = write_layer(folder, gguf, spec, layer, choice.scheme, ranges, sizes, rotated=choice.rotated)
-    if not choice.experts:
-        return BuiltLayer(ranges, stored)
-    return BuiltLayer(ranges, stored, write_experts(folder, gguf, spec, layer, choice.scheme, ranges, sizes))
 
 
 def _with(decoder: Decoder, backend: PromptBackend, ids: Sequence[int]) -> F32:

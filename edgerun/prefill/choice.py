@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgerun.errors import UsageError
+from edgerun.models import ModelSpec
 from edgerun.prefill.providers import Device, ProviderKind, device_named
 from edgerun.prefill.schemes import Scheme, scheme_named
+from edgerun.prefill.stages import weights_bytes
 
 KERNELS, AUTO = "kernels", "auto"
 
@@ -27,6 +29,13 @@ class PromptChoice:
         more = (":rotate" if self.rotated else "") + ("" if self.shadow else ":no-shadow")
         more += ":experts" if self.experts else ""
         return f"{self.device.name}:{self.scheme.name}{more}"
+
+    def copy_bytes(self, spec: ModelSpec) -> int:
+        """What must have room beside the kernels' weights: a copy in memory, or mapped experts, which would take turns
+        there; other mapped weights may come and go."""
+        if not (self.device.copies_weights or self.experts):
+            return 0
+        return weights_bytes(spec, self.scheme, experts=self.experts)
 
 
 def parse_choice(text: str) -> PromptChoice:

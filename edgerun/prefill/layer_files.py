@@ -53,41 +53,6 @@ def experts_name(layer: int) -> str:
     return f"layer-{layer:03d}.experts"
 
 
-def of_expert(stored: Mapping[str, Stored], expert: int) -> dict[str, Stored]:
-    """One expert's constants of `write_experts`, by their names in its graph."""
-    prefix = f"{expert}/"
-    return {name[len(prefix) :]: each for name, each in stored.items() if name.startswith(prefix)}
-
-
-def write_experts(
-    folder: Path,
-    gguf: GgufFile,
-    spec: ModelSpec,
-    layer: int,
-    scheme: Scheme,
-    ranges: LayerRanges,
-    sizes: Sequence[int],
-) -> dict[str, Stored]:
-    """As `write_layer`, of a layer's experts: a file of weights, graphs of each. Names begin with "EXPERT/"."""
-    reader = LayerReader(gguf, spec, layer)
-    path, stored = folder / experts_name(layer), dict[str, Stored]()
-
-    def constants() -> Iterator[_Constant]:
-        for expert in range(spec.n_experts):
-            for product in expert_products(spec).values():
-                for part in product.parts:
-                    made = reader.part(product, part, expert)
-                    yield from _narrowed(f"{expert}/{product.name}.{part.out}", made, scheme)
-
-    replace_file(path, _placed(stored, constants()))
-    for expert in range(spec.n_experts):
-        mine = LayerConstants(path.name, of_expert(stored, expert), {}, {})
-        for tokens in sizes:
-            model = build_graph(spec, EXPERT, scheme, mine, ranges.kept, tokens or None)
-            replace_file(folder / GraphFile(layer, EXPERT, tokens, expert).name, [model])
-    return stored
-
-
 def write_layer(
     folder: Path,
     gguf: GgufFile,
@@ -95,21 +60,43 @@ def write_layer(
     layer: int,
     scheme: Scheme,
     ranges: LayerRanges,
-    sizes: Iterable[int],
+    sizes: Sequence[int],
     *,
     rotated: bool = False,
-) -> dict[str, Stored]:
-    """Write a layer's weights and the graphs of all its segments for each number of tokens in `sizes` (0: any); returns
-    where the weights lie. Nothing has its final name before it is whole."""
+    experts: bool = False,
+) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Write a layer's weights and the graphs of all its segments for each number of tokens in `sizes` (0: any), and
+    those of its experts; returns where the weights lie, of experts by names that begin with "EXPERT/". Nothing has its
+    final name before it is whole."""
     reader = LayerReader(gguf, spec, layer, rotated=rotated)
     constants = _write_weights(folder / weights_name(layer), reader, spec, scheme, ranges)
     first, second = segments_of(spec, ranges.shadowed)
-    for segment in (first, *second):
-        for tokens in sizes:
-            file = GraphFile(layer, segment, tokens)
-            model = build_graph(spec, segment, scheme, constants, ranges.kept, tokens or None)
-            replace_file(folder / file.name, [model])
-    return dict(constants.stored)
+    graphs = [(GraphFile(layer, segment, tokens), constants) for segment in (first, *second) for tokens in sizes]
+    stored = dict[str, Stored]()
+    if experts:
+        path = folder / experts_name(layer)
+        replace_file(path, _placed(stored, _expert_weights(reader, spec, scheme)))
+        for expert in range(spec.n_experts):
+            mine = LayerConstants(path.name, _of_expert(stored, expert), {}, {})
+            graphs += [(GraphFile(layer, EXPERT, tokens, expert), mine) for tokens in sizes]
+    for file, known in graphs:
+        model = build_graph(spec, file.segment, scheme, known, ranges.kept, file.tokens or None)
+        replace_file(folder / file.name, [model])
+    return dict(constants.stored), stored
+
+
+def _expert_weights(reader: LayerReader, spec: ModelSpec, scheme: Scheme) -> Iterator[_Constant]:
+    for expert in range(spec.n_experts):
+        for product in expert_products(spec).values():
+            for part in product.parts:
+                made = reader.part(product, part, expert)
+                yield from _narrowed(f"{expert}/{product.name}.{part.out}", made, scheme)
+
+
+def _of_expert(stored: Mapping[str, Stored], expert: int) -> dict[str, Stored]:
+    """One expert's constants by their names in its graph."""
+    prefix = f"{expert}/"
+    return {name[len(prefix) :]: each for name, each in stored.items() if name.startswith(prefix)}
 
 
 def _write_weights(

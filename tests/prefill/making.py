@@ -12,6 +12,7 @@ import numpy as np
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec, load_spec
+from edgerun.models.prompt import PromptBackend, on_backend
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltModel, build_model
 from edgerun.prefill.profile import profile_ranges
@@ -40,6 +41,14 @@ class Model:
         out = decoder.forward(ids, decoder.new_cache(len(ids)), logits="all")
         assert out is not None
         return out
+
+    def decoded(self, backend: PromptBackend | None, ids: Sequence[int], later: Sequence[int]) -> np.ndarray:
+        """Logits (n + later, vocab) of a prompt on a backend (None: the kernels) and of tokens after it, one by one."""
+        with on_backend(self.decoder, backend):
+            cache = self.decoder.new_cache(len(ids) + len(later))
+            rows = [self.decoder.forward(ids, cache, logits="all")]
+            rows += [self.decoder.forward([token], cache) for token in later]
+        return np.concatenate(rows)
 
 
 def load(instance: Instance, path: Path, kernels: Kernels) -> Model:
@@ -92,11 +101,8 @@ def ort_backend(
 @contextmanager
 def attached(backend: OnnxBackend, decoder: Decoder) -> Iterator[OnnxBackend]:
     """The decoder's prompts run on the backend meanwhile."""
-    decoder.prompt_backend = backend
-    try:
+    with on_backend(decoder, backend):
         yield backend
-    finally:
-        decoder.prompt_backend = None
 
 
 def relative(got: np.ndarray, want: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgerun.errors import UnsupportedError
 from edgerun.formats.quants import dequantize
 from edgerun.models import Decoder
+from edgerun.models.prompt import on_backend
 from edgerun.prefill.ladder import LADDER, rungs
 from edgerun.prefill.weights import LayerReader, same_nibbles
 from edgerun.weights import StreamedExpertStore, StreamedLayerStore
@@ -28,17 +29,8 @@ QUICK = settings(max_examples=6, deadline=None, suppress_health_check=[HealthChe
 def test_a_prompt_and_decoding_after_it(models, tmp_path, name, sizes):
     model = models(name)
     ids, later = tokens(PROMPT), tokens(4, seed=9)
-    runs = []
     backend = ort_backend(model, build(model, tmp_path, sizes=sizes))
-    for prompts_on in (None, backend):
-        model.decoder.prompt_backend = prompts_on
-        try:
-            cache = model.decoder.new_cache(64)
-            rows = [model.decoder.forward(ids, cache, logits="all")]
-            rows += [model.decoder.forward([token], cache) for token in later]
-        finally:
-            model.decoder.prompt_backend = None
-        runs.append(np.concatenate(rows))
+    runs = [model.decoded(prompts_on, ids, later) for prompts_on in (None, backend)]
     assert backend.timeline.backend_s > 0, "the backend was used"
     np.testing.assert_allclose(runs[1], runs[0], rtol=0, atol=WITHIN)
 
@@ -74,15 +66,12 @@ def test_any_length_and_ladder(models, ladders, name, length, sizes, more):
     ids, then = tokens(length), tokens(more, seed=8)
     results = []
     for backend in (None, ladders(name, sizes)):
-        model.decoder.prompt_backend = backend
-        try:
+        with on_backend(model.decoder, backend):
             cache = model.decoder.new_cache(length + more + 1)
             rows = [model.decoder.forward(ids, cache, logits="all")]
             if then:
                 rows.append(model.decoder.forward(then, cache, logits="all"))
             rows.append(model.decoder.forward([5], cache))
-        finally:
-            model.decoder.prompt_backend = None
         results.append(np.concatenate(rows))
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=WITHIN)
 
@@ -127,16 +116,7 @@ ERRORS = {"fp16": 0.002, "w8a16": 0.03, "w8a8": 0.07, "w7a8": 0.08, "w4a16": 0.4
 def test_narrow_schemes(models, tmp_path, name, scheme):
     model, ids, later = models(name), tokens(PROMPT), tokens(3, seed=9)
     backend = ort_backend(model, build(model, tmp_path, scheme))
-    runs = []
-    for prompts_on in (None, backend):
-        model.decoder.prompt_backend = prompts_on
-        try:
-            cache = model.decoder.new_cache(64)
-            rows = [model.decoder.forward(ids, cache, logits="all")]
-            rows += [model.decoder.forward([token], cache) for token in later]
-        finally:
-            model.decoder.prompt_backend = None
-        runs.append(np.concatenate(rows))
+    runs = [model.decoded(prompts_on, ids, later) for prompts_on in (None, backend)]
     assert 1e-5 < relative(runs[1][:PROMPT], runs[0][:PROMPT]) < ERRORS[scheme], "narrow, and no more than that"
     assert relative(runs[1][PROMPT:], runs[0][PROMPT:]) < ERRORS[scheme], "decoding from these keys and values"
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgerun.errors import Cancelled, ReadError, UnsupportedError
-from edgerun.models.prompt import PromptWalk
+from edgerun.models.prompt import PromptWalk, on_backend
 from edgerun.prefill import expert_rows
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.expert_rows import least_expert_rows
@@ -215,11 +215,8 @@ def test_the_three_steps_are_the_whole(models):
             KernelLayers(lambda *seen: None).run(walk)
             walk.experts = whole  # type: ignore[method-assign]
 
-    model.decoder.prompt_backend = Steps()
-    try:
+    with on_backend(model.decoder, Steps()):
         assert np.array_equal(model.logits(ids), want)
-    finally:
-        model.decoder.prompt_backend = None
 
 
 def test_the_default_threshold_is_used(models, tmp_path):

@@ -27,16 +27,7 @@ def test_a_prompt_and_decoding_after_it(models, tmp_path, openvino, name):
     model, ids = models(name), tokens(45)
     built = build(model, tmp_path, "fp32", (32,))
     backend = OnnxBackend(model.spec, built, Sessions(built, openvino, threads=2))
-    runs = []
-    for prompts_on in (None, backend):
-        model.decoder.prompt_backend = prompts_on
-        try:
-            cache = model.decoder.new_cache(50)
-            rows = [model.decoder.forward(ids, cache, logits="all")]
-            rows += [model.decoder.forward([token], cache) for token in (3, 1, 4)]
-        finally:
-            model.decoder.prompt_backend = None
-        runs.append(np.concatenate(rows))
+    runs = [model.decoded(prompts_on, ids, (3, 1, 4)) for prompts_on in (None, backend)]
     assert backend.name == f"{openvino.name}:fp32"
     np.testing.assert_allclose(runs[1], runs[0], rtol=0, atol=1e-3)
 
