@@ -13,7 +13,7 @@ from numba import int64, njit
 from edgerun.kernels.layout import WIDE_TOKENS
 from edgerun.kernels.matmul_driver import build_matmul
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.spread_kernels import Wide, on_eight
+from edgerun.kernels.spread_kernels import Wide, add_eight, on_eight
 
 SUMS_BYTES = 48  # of a block: (16 + 8) i16
 
@@ -80,26 +80,15 @@ def _wide_finish(ops: Ops) -> Any:
     return finish
 
 
-def _add_products(ops: Ops, product: Any) -> Any:
-    """product(total, scale) of eight tokens added to the eight i32 vectors at an address."""
-    vec, plus, load, store = 4 * ops.lanes, ops.add_i32, ops.load_ints, ops.store_ints
+def _add_products(ops: Ops) -> Any:
+    """Totals of eight tokens, times a scale, added to the eight i32 vectors at an address: (into, totals, scale, 0)."""
+    plus, add_pairs = ops.add_i32, ops.add_pairs
 
     @njit(forceinline=True)
-    def add(into: int, total: Any, scale: Any) -> None:
-        store(int64(into), plus(load(int64(into)), product(total, scale)))
+    def product(acc: Any, total: Any, scale: Any, _: int) -> Any:
+        return plus(acc, add_pairs(total, scale))
 
-    @njit(forceinline=True)
-    def eight(into: int, t: Any, scale: Any) -> None:
-        add(into, t[0], scale)
-        add(into + vec, t[1], scale)
-        add(into + 2 * vec, t[2], scale)
-        add(into + 3 * vec, t[3], scale)
-        add(into + 4 * vec, t[4], scale)
-        add(into + 5 * vec, t[5], scale)
-        add(into + 6 * vec, t[6], scale)
-        add(into + 7 * vec, t[7], scale)
-
-    return eight
+    return add_eight(4 * ops.lanes, ops.load_ints, ops.store_ints, product)
 
 
 def build_matmul_q4_k(ops: Ops) -> Any:
@@ -163,7 +152,7 @@ def build_matmul_q4_k(ops: Ops) -> Any:
             finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
         )
 
-    none, add, word = ops.zero_pairs, _add_products(ops, add_pairs), WIDE_TOKENS * vec
+    none, add, word = ops.zero_pairs, _add_products(ops), WIDE_TOKENS * vec
 
     @njit(forceinline=True)
     def nibbles(total: Any, lo: Any, hi: Any, x: int) -> Any:
@@ -177,7 +166,7 @@ def build_matmul_q4_k(ops: Ops) -> Any:
         for i in range(4):
             v = load(int64(q + nibbles_at + (4 * step + i) * vec))
             total = totals(total, low(v), high(v), x + i * word)
-        add(into, total, load_scales(int64(q + scales_at + step * lanes)))
+        add(into, total, load_scales(int64(q + scales_at + step * lanes)), 0)
 
     wide = Wide(tile, _wide_finish(ops), first_sum=8, sum_words=4)
     return build_matmul(ops, 148 * lanes, 256, 4, SUMS_BYTES, one, four, wide)
@@ -267,7 +256,7 @@ def build_matmul_q5_k(ops: Ops) -> Any:
             finish(acc[3], d3, min_sums(m, c + 3 * dc), q, s + 3 * ds),
         )
 
-    none, add, word = ops.zero_pairs, _add_products(ops, add_pairs), WIDE_TOKENS * vec
+    none, add, word = ops.zero_pairs, _add_products(ops), WIDE_TOKENS * vec
 
     @njit(forceinline=True)
     def wide_pair(lo: Any, hi: Any, x: int) -> Any:
@@ -285,8 +274,8 @@ def build_matmul_q5_k(ops: Ops) -> Any:
         bits = load(int64(q + high_at + step * vec))
         scale = load_scales(int64(q + scales_at + step * lanes))
         start = (none(), none(), none(), none(), none(), none(), none(), none())
-        add(into, quads(start, first_half(v, bits), 0, x), scale)
-        add(into, quads(start, second_half(v + 2 * vec, bits), 0, x + 2 * word), scale)
+        add(into, quads(start, first_half(v, bits), 0, x), scale, 0)
+        add(into, quads(start, second_half(v + 2 * vec, bits), 0, x + 2 * word), scale, 0)
 
     wide = Wide(tile, _wide_finish(ops), first_sum=8, sum_words=4)
     return build_matmul(ops, 180 * lanes, 256, 4, SUMS_BYTES, one, four, wide)
@@ -388,7 +377,7 @@ def build_matmul_q6_k(ops: Ops) -> Any:
     def two(total: Any, a: Any, b: Any, x: int) -> Any:
         return plus16(total, plus16(mul_pairs(a, load(int64(x))), mul_pairs(b, load(int64(x + word)))))
 
-    twos, add = on_eight(vec, two), _add_products(ops, add_pairs)
+    twos, add = on_eight(vec, two), _add_products(ops)
 
     @njit(forceinline=True)
     def tile(into: int, q: int, x: int, step: int, aside: int) -> None:
@@ -398,8 +387,8 @@ def build_matmul_q6_k(ops: Ops) -> Any:
         for half in range(2):
             w = weights(v + 2 * half * vec, load(int64(h + half * vec)))
             at = x + 2 * half * word
-            add(into, twos(start, w[0], w[2], at), dup_even(scales))
-            add(into, twos(start, w[1], w[3], at + 4 * word), dup_odd(scales))
+            add(into, twos(start, w[0], w[2], at), dup_even(scales), 0)
+            add(into, twos(start, w[1], w[3], at + 4 * word), dup_odd(scales), 0)
 
     @njit(forceinline=True)
     def wide_finish(sums: int, products: int, q: int, s: int) -> None:

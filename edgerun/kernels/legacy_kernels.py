@@ -79,7 +79,7 @@ def build_matmul_q4_0(ops: Ops) -> Any:
         value = minus(times(to_floats(add_pairs(total, ones())), load_floats(int64(s))), load_floats(int64(s + word)))
         return fma(value, scale, acc)
 
-    dots, add = on_eight(vec, dot), add_eight(ops, scaled)
+    dots, add = on_eight(vec, dot), add_eight(vec, load_floats, ops.store_floats, scaled)
 
     @njit(forceinline=True)
     def tile(sums: int, q: int, x: int, step: int, aside: int) -> None:
@@ -176,7 +176,7 @@ def build_matmul_q8_0(ops: Ops) -> Any:
     def scaled(acc: Any, total: Any, scale: Any, s: int) -> Any:
         return fma(times(to_floats(total), load_floats(int64(s))), scale, acc)
 
-    dots, add = on_eight(vec, masked), add_eight(ops, scaled)
+    dots, add = on_eight(vec, masked), add_eight(vec, load_floats, ops.store_floats, scaled)
 
     @njit(forceinline=True)
     def row(total: Any, v: int, x: int) -> Any:

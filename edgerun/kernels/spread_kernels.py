@@ -62,9 +62,8 @@ def on_eight(vec: int, one: Any) -> Any:
     return eight
 
 
-def add_eight(ops: Ops, one: Any) -> Any:
-    """one(sum, total, a, s) -> sum for eight tokens: (address of sums, totals, a, s) -> None."""
-    vec, load, store = 4 * ops.lanes, ops.load_floats, ops.store_floats
+def add_eight(vec: int, load: Any, store: Any, one: Any) -> Any:
+    """one(sum, total, a, s) -> sum for eight tokens: (address of sums, totals, a, address of what goes with them)."""
 
     @njit(forceinline=True)
     def add(sums: int, total: Any, a: Any, s: int) -> None:
