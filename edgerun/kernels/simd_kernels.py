@@ -305,7 +305,7 @@ class SimdKernels:
         for index, (groups, *rest) in enumerate(descriptors):
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
             item += groups
-        many = any(rest[2] > layout.WIDE_TOKENS for _, *rest in descriptors)  # groups that share a slab of tokens
+        many = any(each[3] > layout.WIDE_TOKENS for each in descriptors)  # groups share slabs of tokens
         grain = max(1, min(layout.wide_groups(self._isa.lanes) if many else 16, item // (self.threads * 8)))
         kernel = self._cache.address(name)
         if self._recorder is not None:
