@@ -63,7 +63,7 @@ class KernelCache:
     def __init__(self, isa: Isa, directory: Path) -> None:
         self._isa = isa
         self._directory = directory
-        self._engine: Any = None
+        self._engines: list[Any] = []  # one an object, so that no symbol of one is seen by another
         self._addresses: dict[str, int] = {}
 
     def address(self, name: str) -> int:
@@ -89,12 +89,12 @@ class KernelCache:
         if code is None:
             code = _compile(name, self._isa)
             _write(self._path(name), code)
-        if self._engine is None:
-            self._engine = _new_engine()
         symbol = f"{SYMBOL}_{name}"
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        self._addresses[name] = self._engine.get_function_address(symbol)
+        engine = _new_engine()
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._engines.append(engine)
+        self._addresses[name] = engine.get_function_address(symbol)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}-{self._isa.name}-{machine_stamp()}.kernel"
