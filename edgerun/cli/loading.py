@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun.cli.options import ModelOptions
 from edgerun.events import EventSink
+from edgerun.paths import kind_of, user_path
 
 if TYPE_CHECKING:
     from edgerun.api import LLM
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 def find_model(name: str, events: EventSink) -> Path:
     """The file that `name` means, downloaded when it is not here. A path loads no hub code."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = user_path(name)
+    if kind_of(path) == "file":
         return path
     from edgerun.hub import resolve
 
