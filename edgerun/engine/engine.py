@@ -24,7 +24,7 @@ from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
-from edgerun.engine.sampler import F32
+from edgerun.engine.sampler import F32, check_finite
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.models.chunks import chunks
@@ -131,12 +131,14 @@ class Engine:
             )
 
     def logits(self, ids: Sequence[int], cancel: CancelSignal | None = None) -> F32:
-        """Logits (n, vocab) f32 of the token after each of `ids` (n,)."""
+        """Logits (n, vocab) f32 of the token after each of `ids` (n,). EdgerunError when they are not finite."""
         given = checked_ids("ids", ids, self.vocab_size)
         self.check_length(len(given))
         context = self.new_context()
         _, ticket = context.begin(given)
-        return context.feed(given, ticket, as_callable(cancel), logits="all")
+        logits = context.feed(given, ticket, as_callable(cancel), logits="all")
+        check_finite(logits)
+        return logits
 
     def score(self, prompt: Prompt, cancel: CancelSignal | None = None) -> Score:
         """Log-probabilities of a text's tokens, each after those before it."""
@@ -150,6 +152,7 @@ class Engine:
             targets = np.array(ids[part.start + 1 : part.stop + 1])
             fed = ids[part]
             logits = context.feed(fed, ticket, as_callable(cancel), logits="all")
+            check_finite(logits)
             top = logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(targets)), targets].astype(np.float64) - top[:, 0]
             np.subtract(logits, top, out=logits)
@@ -163,6 +166,7 @@ class Engine:
         self.check_length(len(ids))
         parts = self.new_context().hidden(ids, as_callable(cancel))
         mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(ids)
+        check_finite(mean)
         length = float(np.linalg.norm(mean))
         return np.asarray(mean / length if length > 0 else mean, dtype=np.float32)
 

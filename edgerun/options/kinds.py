@@ -257,13 +257,15 @@ def as_whole(value: object) -> int | None:
 
 def as_number(value: object) -> float | None:
     """A plain finite float of any real number, but not of True or False; None for anything else."""
+    if isinstance(value, bool):
+        return None
     whole = as_whole(value)
     try:
         if whole is not None:
             number = float(whole)
         elif isinstance(value, float):
             number = float.__float__(value)
-        elif isinstance(value, Real) and not isinstance(value, int):
+        elif isinstance(value, Real):
             number = float(value)
         else:
             return None

@@ -47,13 +47,13 @@ class LyingNumber(int):
 
 
 class Stubborn:
-    """An object all of whose methods fail."""
+    """An object whose methods fail: whoever looks at it must not be surprised."""
 
     def _fail(self, *arguments: Any) -> Any:
         raise RuntimeError("stubborn")
 
     __repr__ = __str__ = __len__ = __getitem__ = __int__ = __index__ = __float__ = __bool__ = _fail
-    __eq__ = __hash__ = __call__ = __fspath__ = __array__ = __contains__ = _fail  # type: ignore[assignment]
+    __eq__ = __hash__ = __fspath__ = __array__ = __contains__ = _fail  # type: ignore[assignment]
 
 
 def _deep(n: int) -> list[Any]:
@@ -105,6 +105,8 @@ def hostile() -> dict[str, Any]:
         "other lone surrogate": "a\ud800b",
         "300 letters": "x" * 300,
         "5000 letters": "x" * 5000,
+        "org of 300 letters": "x" * 300 + "/y",
+        "repository of 300 letters": "x/" + "y" * 300 + ":Q4_0",
         "300 digits": "9" * 300 + "G",
         "~nouser": "~no-such-user/x",
         "tilde": "~",

@@ -1,7 +1,7 @@
 """Every argument of every public call, with values that nobody should pass.
 
-The calls and their arguments are found by their signatures, so that a new one is tried too. What may come is an answer or
-an error of ours; and the model must answer afterwards as it did before.
+The calls and their arguments are found by their signatures, so that a new one is tried too. What may come is an answer
+or an error of ours; and the model must answer afterwards as it did before.
 """
 
 from __future__ import annotations
