@@ -70,7 +70,7 @@ class Whole(Kind):
         try:
             return self.check(name, int(text))
         except ValueError:  # UsageError is one too: the text is what the user wrote
-            raise refused(name, self.wanted, text) from None
+            raise refused(name, self.wanted.removesuffix(" or None"), text) from None  # left out, it is None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Number(Kind):
         try:
             return self.check(name, float(text))
         except ValueError:
-            raise refused(name, self.wanted, text) from None
+            raise refused(name, self.wanted.removesuffix(" or None"), text) from None  # left out, it is None
 
 
 @dataclass(frozen=True)
