@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,25 @@ from edgerun.errors import EdgerunError, NotFoundError, UsageError
 
 def cache_dir() -> Path:
     """Compiled kernels and other things that can be made again."""
-    return Path(platformdirs.user_cache_dir("edgerun"))
+    return _of_user(platformdirs.user_cache_dir, "cache")
 
 
 def data_dir() -> Path:
     """Chat history and saved sessions."""
-    return Path(platformdirs.user_data_dir("edgerun"))
+    return _of_user(platformdirs.user_data_dir, "data")
+
+
+def _of_user(folder: Callable[[str], str], kind: str) -> Path:
+    """The user's `folder`; for a user without a home (no HOME, no entry in the list of users) one of his own among the
+    temporary files."""
+    try:
+        found = folder("edgerun")
+    except RuntimeError:
+        found = "~"
+    if not found.startswith("~"):  # older versions of platformdirs leave it there
+        return Path(found)
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"edgerun-{user}" / kind
 
 
 def user_path(text: str | Path) -> Path:

@@ -62,7 +62,7 @@ def command(
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(loading_and_sampling)
     with ProgressBars() as bars:
-        path = find_model(model or DEFAULT_MODEL, bars)
+        path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
         _check_system(system, chats, raw)
