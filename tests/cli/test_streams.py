@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.conftest import Run
+
 EDGERUN = f"{shlex.quote(sys.executable)} -m edgerun"
 
 
@@ -19,9 +21,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=env)
 
 
-@pytest.mark.parametrize(
-    "command", ["list", "list --json", "--help", "--version", "show MODEL", "run MODEL hello -n 2"]
-)
+@pytest.mark.parametrize("command", ["--version", "run MODEL hello -n 2"])
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
 def test_closed_and_full_streams(command: str, closed: str, chat_model: Path) -> None:
     """A result that cannot be written is an error; a note that cannot is none."""
@@ -39,7 +39,7 @@ def test_wrong_usage_with_nowhere_to_say_it() -> None:
 
 def test_a_reader_that_leaves(chat_model: Path) -> None:
     done = shell(f"{EDGERUN} run {chat_model} hello -n 400 | head -c 3; echo ${{PIPESTATUS[0]}}")
-    assert "Traceback" not in done.stderr and done.stdout.endswith("\n") and done.stdout.split()[-1] in ("0", "1")
+    assert "Traceback" not in done.stderr and done.stdout[3:] in ("0\n", "1\n")
 
 
 HOMELESS = """
@@ -90,17 +90,21 @@ def test_a_signal_that_is_ignored_stays_so(chat_model: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["-t 100000", "-t 0", "-t x", f"--temperature {'9' * 400}", f"--seed {'9' * 400}", "-c -1", "--memory 1e400",
-     f"--memory {'9' * 400}G", "--prefill ''", "--top-k 1.5", "-n nan", "--record-routing ''"],
+    [("-t", "100000"), ("-t", "0"), ("-t", "x"), ("--temperature", "9" * 400), ("--seed", "9" * 400), ("-c", "-1"),
+     ("--memory", "1e400"), ("--memory", "9" * 400 + "G"), ("--prefill", ""), ("--top-k", "1.5"), ("-n", "nan")],
+    ids=lambda arguments: " ".join(arguments)[:20],
 )  # fmt: skip
-def test_options_out_of_bounds_are_usage(arguments: str, chat_model: Path) -> None:
-    done = shell(f"{EDGERUN} run {chat_model} hello {arguments}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr) < 1000
+def test_options_out_of_bounds_are_usage(run: Run, arguments: tuple[str, ...], chat_model: Path) -> None:
+    done = run("run", chat_model, "hello", *arguments)
+    assert done.exit_code == 2 and len(done.stderr) < 1000
+    assert isinstance(done.exception, SystemExit)
 
 
-@pytest.mark.parametrize("name", ["~nouser/x", "x" * 300, "x" * 5000, "a/" * 3000, "''", "$'\\xff'", "x/" + "y" * 300])
-@pytest.mark.parametrize("command", ["run", "show", "plan", "pull", "rm", "tokenize", "pack"])
-def test_names_that_name_nothing(command: str, name: str) -> None:
-    more = " hello" if command in ("run", "tokenize") else ""
-    done = shell(f"{EDGERUN} {command} {name}{more}")
-    assert "Traceback" not in done.stderr and done.returncode in (1, 2, 3, 5)
+NAMES = ["~nouser/x", "x" * 300, "x" * 5000, "a/" * 3000, "", "\0", "\udcff", "\ud800", "x/" + "y" * 300]
+
+
+@pytest.mark.parametrize("command", ["run", "show", "plan", "pull", "rm", "tokenize", "pack", "bench", "calibrate"])
+def test_names_that_name_nothing(run: Run, command: str) -> None:
+    for name in NAMES:
+        done = run(command, name, *(["hello"] if command in ("run", "tokenize") else []))
+        assert isinstance(done.exception, SystemExit) and done.exit_code in (1, 2, 3, 5), ascii(name)
