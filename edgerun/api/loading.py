@@ -83,6 +83,7 @@ def load_engine(
             no_template=no_template,
             seed=seed,
             step_tokens=step_tokens,
+            reuse_steps=decoder.prompt_backend is not None,
             plan=plan,
             events=events,
         )
