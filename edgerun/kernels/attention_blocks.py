@@ -24,10 +24,10 @@ LOWEST = -3.0e38
 
 
 def build_products(ops: Ops, load: Any, size: int) -> Any:
-    """four, two, one, single: sums over `steps` of rows of scalars a (f32, side by side) times vectors b (elements of
-    `size` bytes that `load` widens, `step` bytes from one to the next), for four rows and two vectors side by side,
-    two and four, one and four, one and one. A lane's sum is one chain from zero in the order of the steps, whichever
-    of them is used."""
+    """four, two, one, single, eight: sums over `steps` of rows of scalars a (f32, side by side) times vectors b
+    (elements of `size` bytes that `load` widens, `step` bytes from one to the next): of four rows and two vectors side
+    by side, two and four, one and four, one and one, one and eight. A lane's sum is one chain from zero in the order of
+    the steps, whichever of them is used; which it is, is a matter of how many chains keep the processor busy."""
     lanes, zero, fma, splat_load = ops.lanes, ops.zero_floats, ops.fma, ops.splat_load
     width = size * lanes
 
@@ -85,7 +85,24 @@ def build_products(ops: Ops, load: Any, size: int) -> Any:
             b += step
         return r
 
-    return four, two, one, single
+    @njit(forceinline=True)
+    def eight(a: int, steps: int, b: int, step: int) -> Any:
+        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
+        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
+        for at in range(0, 4 * steps, 4):
+            w = splat_load(int64(a + at))
+            r0 = fma(w, load(int64(b)), r0)
+            r1 = fma(w, load(int64(b + width)), r1)
+            r2 = fma(w, load(int64(b + 2 * width)), r2)
+            r3 = fma(w, load(int64(b + 3 * width)), r3)
+            s0 = fma(w, load(int64(b + 4 * width)), s0)
+            s1 = fma(w, load(int64(b + 5 * width)), s1)
+            s2 = fma(w, load(int64(b + 6 * width)), s2)
+            s3 = fma(w, load(int64(b + 7 * width)), s3)
+            b += step
+        return r0, r1, r2, r3, s0, s1, s2, s3
+
+    return four, two, one, single, eight
 
 
 def build_softmax(ops: Ops) -> Any:

@@ -43,54 +43,60 @@ def build_attention_decode(ops: Ops) -> Any:
     lanes = ops.lanes
     load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
     zero, softmax = ops.zero_floats, build_softmax(ops)
-    four, two, one, single = build_products(ops, ops.load_halves, 2)
+    four, two, one, single, eight = build_products(ops, ops.load_halves, 2)
 
     @njit(forceinline=True)
-    def put(scores: int, j: int, row: int, value: Any) -> None:
-        store(int64(scores + 4 * (row * KEYS + j)), value)
+    def put(scores: int, row: int, j: int, a: Any, b: Any) -> None:
+        """Scores of a row from position j on."""
+        at = scores + 4 * (row * KEYS + j)
+        store(int64(at), a)
+        store(int64(at + 4 * lanes), b)
 
     @njit(forceinline=True)
     def scores_of(rows: int, q: int, dq: int, keys: int, dim: int, begin: int, end: int, out: int) -> None:
-        step = 2 * KEYS
+        step, two_vectors = 2 * KEYS, 2 * lanes
         if rows == 4:
             for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
                 r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
-                put(out, j, 0, r[0])
-                put(out, j + lanes, 0, r[1])
-                put(out, j, 1, r[2])
-                put(out, j + lanes, 1, r[3])
-                put(out, j, 2, r[4])
-                put(out, j + lanes, 2, r[5])
-                put(out, j, 3, r[6])
-                put(out, j + lanes, 3, r[7])
-        elif rows == 2:
-            for j in range(begin // (4 * lanes) * (4 * lanes), end, 4 * lanes):
+                put(out, 0, j, r[0], r[1])
+                put(out, 1, j, r[2], r[3])
+                put(out, 2, j, r[4], r[5])
+                put(out, 3, j, r[6], r[7])
+            return
+        j = begin // (4 * lanes) * (4 * lanes)
+        if rows == 2:
+            while j < end:
                 r = two(q, q + dq, dim, keys + 2 * j, step)
-                put(out, j, 0, r[0])
-                put(out, j + lanes, 0, r[1])
-                put(out, j + 2 * lanes, 0, r[2])
-                put(out, j + 3 * lanes, 0, r[3])
-                put(out, j, 1, r[4])
-                put(out, j + lanes, 1, r[5])
-                put(out, j + 2 * lanes, 1, r[6])
-                put(out, j + 3 * lanes, 1, r[7])
-        else:
-            for j in range(begin // (4 * lanes) * (4 * lanes), end, 4 * lanes):
-                s = one(q, dim, keys + 2 * j, step)
-                put(out, j, 0, s[0])
-                put(out, j + lanes, 0, s[1])
-                put(out, j + 2 * lanes, 0, s[2])
-                put(out, j + 3 * lanes, 0, s[3])
+                put(out, 0, j, r[0], r[1])
+                put(out, 0, j + two_vectors, r[2], r[3])
+                put(out, 1, j, r[4], r[5])
+                put(out, 1, j + two_vectors, r[6], r[7])
+                j += 4 * lanes
+            return
+        while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
+            r = eight(q, dim, keys + 2 * j, step)
+            put(out, 0, j, r[0], r[1])
+            put(out, 0, j + two_vectors, r[2], r[3])
+            put(out, 0, j + 2 * two_vectors, r[4], r[5])
+            put(out, 0, j + 3 * two_vectors, r[6], r[7])
+            j += 8 * lanes
+        while j < end:
+            s = one(q, dim, keys + 2 * j, step)
+            put(out, 0, j, s[0], s[1])
+            put(out, 0, j + two_vectors, s[2], s[3])
+            j += 4 * lanes
 
     @njit(forceinline=True)
-    def gather(at: int, value: Any, factor: Any) -> None:
-        store(int64(at), fma(load(int64(at)), factor, value))
+    def gather(at: int, factor: Any, a: Any, b: Any) -> None:
+        store(int64(at), fma(load(int64(at)), factor, a))
+        store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
 
     @njit(forceinline=True)
     def rest(w: int, n: int, v: int, dim: int, i: int, out: int, factor: Any) -> None:
         """A row's dimensions from i on: by single vectors, then one by one."""
         while i + lanes <= dim:
-            gather(out + 4 * i, single(w, n, v + 2 * i, 2 * dim), factor)
+            at = int64(out + 4 * i)
+            store(at, fma(load(at), factor, single(w, n, v + 2 * i, 2 * dim)))
             i += lanes
         while i < dim:
             total = float32(0.0)
@@ -103,45 +109,43 @@ def build_attention_decode(ops: Ops) -> Any:
     @njit(forceinline=True)
     def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, size: int, f: Any) -> None:
         """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `size` bytes apart."""
-        dw, i = 4 * KEYS, 0
+        dw, pair, i = 4 * KEYS, 8 * lanes, 0
         if rows == 4:
             while i + 2 * lanes <= dim:
                 r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
-                gather(at, r[0], f[0])
-                gather(at + 4 * lanes, r[1], f[0])
-                gather(at + size, r[2], f[1])
-                gather(at + size + 4 * lanes, r[3], f[1])
-                gather(at + 2 * size, r[4], f[2])
-                gather(at + 2 * size + 4 * lanes, r[5], f[2])
-                gather(at + 3 * size, r[6], f[3])
-                gather(at + 3 * size + 4 * lanes, r[7], f[3])
+                gather(at, f[0], r[0], r[1])
+                gather(at + size, f[1], r[2], r[3])
+                gather(at + 2 * size, f[2], r[4], r[5])
+                gather(at + 3 * size, f[3], r[6], r[7])
                 i += 2 * lanes
-            rest(w + 3 * dw, n, v, dim, i, out + 3 * size, f[3])
-            rest(w + 2 * dw, n, v, dim, i, out + 2 * size, f[2])
             rest(w + dw, n, v, dim, i, out + size, f[1])
+            rest(w + 2 * dw, n, v, dim, i, out + 2 * size, f[2])
+            rest(w + 3 * dw, n, v, dim, i, out + 3 * size, f[3])
         elif rows == 2:
             while i + 4 * lanes <= dim:
                 r = two(w, w + dw, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
-                gather(at, r[0], f[0])
-                gather(at + 4 * lanes, r[1], f[0])
-                gather(at + 8 * lanes, r[2], f[0])
-                gather(at + 12 * lanes, r[3], f[0])
-                gather(at + size, r[4], f[1])
-                gather(at + size + 4 * lanes, r[5], f[1])
-                gather(at + size + 8 * lanes, r[6], f[1])
-                gather(at + size + 12 * lanes, r[7], f[1])
+                gather(at, f[0], r[0], r[1])
+                gather(at + pair, f[0], r[2], r[3])
+                gather(at + size, f[1], r[4], r[5])
+                gather(at + size + pair, f[1], r[6], r[7])
                 i += 4 * lanes
             rest(w + dw, n, v, dim, i, out + size, f[1])
         else:
+            while i + 8 * lanes <= dim:
+                r = eight(w, n, v + 2 * i, 2 * dim)
+                at = out + 4 * i
+                gather(at, f[0], r[0], r[1])
+                gather(at + pair, f[0], r[2], r[3])
+                gather(at + 2 * pair, f[0], r[4], r[5])
+                gather(at + 3 * pair, f[0], r[6], r[7])
+                i += 8 * lanes
             while i + 4 * lanes <= dim:
                 s = one(w, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
-                gather(at, s[0], f[0])
-                gather(at + 4 * lanes, s[1], f[0])
-                gather(at + 8 * lanes, s[2], f[0])
-                gather(at + 12 * lanes, s[3], f[0])
+                gather(at, f[0], s[0], s[1])
+                gather(at + pair, f[0], s[2], s[3])
                 i += 4 * lanes
         rest(w, n, v, dim, i, out, f[0])
 
@@ -193,9 +197,7 @@ def build_attention_decode(ops: Ops) -> Any:
                     if rows > 2:
                         f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * size)
                         f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * size)
-                    values_of(
-                        rows, scores + 4 * lowest, n - lowest, values, dim_v, part, size, (f0, f1, f2, f3)
-                    )
+                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, size, (f0, f1, f2, f3))
                     h += rows
         store_release(int64(busy + 8 * slot), int64(0))
 
@@ -244,7 +246,7 @@ def build_attention_prompt(ops: Ops) -> Any:
     load, load_halves, store, fma, times = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma, ops.mul
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
     softmax, join = build_softmax(ops), build_join(ops)
-    four, _, _, _ = build_products(ops, load, 4)
+    four, _, _, _, _ = build_products(ops, load, 4)
 
     @njit(forceinline=True)
     def widen_keys(k: int, dim: int, out: int) -> None:

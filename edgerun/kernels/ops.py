@@ -123,9 +123,7 @@ class Ops:
         self.within = function(  # (x, first, end, other) -> x in the lanes first .. end - 1, else the other
             (float_vec, types.int64, types.int64, types.float32), float_vec, within
         )
-        self.first_lane = function(
-            (float_vec,), types.float32, lambda b, a: b.extract_element(a, ir.Constant(I32, 0))
-        )
+        self.first_lane = function((float_vec,), types.float32, lambda b, a: b.extract_element(a, ir.Constant(I32, 0)))
 
         def scale_pairs(signed: bool) -> Any:
             """address of L bytes -> every byte as an i16 in both halves of its lane."""

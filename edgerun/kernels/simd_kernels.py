@@ -530,7 +530,9 @@ class SimdKernels:
         (tokens, heads, dim), dim_v, room = k.shape, v.shape[2], values.shape[1]
         fits = keys.shape == keys_shape(heads, room, dim) and values.shape[::2] == (heads, dim_v)
         if start < 0 or start + tokens > room or v.shape[:2] != (tokens, heads) or not fits:
-            raise UsageError(f"cannot write {k.shape}, {v.shape} at {start} of keys {keys.shape}, values {values.shape}")
+            raise UsageError(
+                f"cannot write {k.shape}, {v.shape} at {start} of keys {keys.shape}, values {values.shape}"
+            )
         cache = (address(keys), address(values), keys.strides[0], values.strides[0], start)
         arguments = (*cache, address(k), address(v), tokens, heads, dim, dim_v)
         self._launch("kv_write", arguments, heads, heads if tokens < 16 else 1)

@@ -8,7 +8,7 @@ import pytest
 
 from edgerun import LLM
 
-WORDS = "once upon a time there was little girl named Lily who loved to play in the park with her dog and ball".split()
+TEXT = "once upon a time there was little girl named Lily who loved to play in the park with her dog and ball"
 
 
 @pytest.fixture(scope="module", params=["tales", "tales-draft"])
@@ -20,7 +20,7 @@ def llm(request):
 def prompts(count: int) -> list[str]:
     """Texts of 1 to 90 words, so that they end on all sides of blocks and steps."""
     rng = random.Random(count)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 90))) for _ in range(count)]
+    return [" ".join(rng.choices(TEXT.split(), k=rng.randint(1, 90))) for _ in range(count)]
 
 
 def answer(completion):
@@ -42,8 +42,8 @@ def test_another_call_between(llm):
     options = {"max_tokens": 6, "seed": 3, "temperature": 1.0, "logprobs": 2}
     prompt = prompts(1)[0]
     first = llm.complete(prompt, **options)
-    for end in (1, 5, 40, len(prompt) // 2):
-        llm.complete(prompt[:end] + " ball", **options)
+    for other in (prompt[:1], prompt[:40] + " ball", prompt[: len(prompt) // 2], prompt + " ball", prompt):
+        llm.complete(other, **options)
         assert answer(llm.complete(prompt, **options)) == answer(first)
 
 

@@ -76,7 +76,9 @@ def test_however_it_is_cut(name, directory, kernels):
         check(decoder, eager, LONG_TOKENS if name in LONG else TOKENS)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K"]
+)
 def test_of_the_reference(name, directory):
     reference = ReferenceKernels()
     gguf, spec = open_instance(name, directory)
