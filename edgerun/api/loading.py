@@ -71,6 +71,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             no_template=no_template,
             seed=options.seed,
             step_tokens=step_tokens,
+            reuse_steps=decoder.prompt_backend is not None,
             plan=plan,
             events=events,
         )

@@ -179,7 +179,7 @@ def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:
     """Tokens of a prompt that take no longer than another session may be kept waiting. UsageError when nobody knows."""
     if found is None:
         raise UsageError("how long a chunk of a prompt takes is not known yet: run `edgerun calibrate` for this model")
-    return max(2, found.step_tokens(tpot_s))
+    return max(1, found.step_tokens(tpot_s))
 
 
 def _open(

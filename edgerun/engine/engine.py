@@ -38,6 +38,7 @@ class Engine:
     context: positions that a session has.
     seed: of the sequence of seeds for calls that name none; None: random.
     step_tokens: of a prompt that go through the model at once; then another session has its turn.
+    reuse_steps: what a session holds is used again in whole steps only (see `Context`).
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -53,6 +54,7 @@ class Engine:
         no_template: str = "the model has no chat template",
         seed: int | None = None,
         step_tokens: int = STEP_TOKENS,
+        reuse_steps: bool = False,
         plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
@@ -67,6 +69,7 @@ class Engine:
         self._no_template = no_template
         self._lock = FairLock()
         self._step_tokens = step_tokens
+        self._reuse_steps = reuse_steps
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._seeds_lock = threading.Lock()
 
@@ -88,7 +91,9 @@ class Engine:
 
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
-        return Context(self.decoder, self._lock, self.context, step_tokens=self._step_tokens)
+        return Context(
+            self.decoder, self._lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
+        )
 
     def with_seed(self, params: SamplingParams) -> SamplingParams:
         """`params`, with the next of the model's seeds when they have none and the model was given one."""
@@ -156,7 +161,8 @@ class Engine:
             top = logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(targets)), targets].astype(np.float64) - top[:, 0]
             np.subtract(logits, top, out=logits)
-            totals = np.exp(logits, out=logits).sum(axis=1, dtype=np.float64)
+            np.exp(logits, out=logits)
+            totals = np.array([row.sum(dtype=np.float64) for row in logits])  # all at once would add in another order
             logprobs.extend((chosen - np.log(totals)).tolist())
         return Score(tuple(ids), tuple(logprobs))
 
