@@ -15,6 +15,7 @@ from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, Message, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.models.chunks import chunks
@@ -79,6 +80,7 @@ class Engine:
         """Whether text can be given to it."""
         return self._tokenizer is not None
 
+    @told_as_shortage("making room for a new sequence")
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
         return Context(self.decoder, self._lock, self.context, step_tokens=self._step_tokens)
@@ -90,6 +92,7 @@ class Engine:
         with self._seeds_lock:
             return params.with_options({"seed": int(self._seeds.integers(1 << 32))})
 
+    @told_as_shortage("tokenizing a text")
     def encode(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
         """Text (special tokens in it are recognised) or ids -> ids. UsageError for what is neither."""
         if isinstance(prompt, str):
@@ -103,6 +106,7 @@ class Engine:
                 raise UsageError(f"token id {i} is not in the vocabulary of {self.vocab_size}")
         return ids
 
+    @told_as_shortage("writing a chat as tokens")
     def encode_chat(
         self,
         messages: Messages,
@@ -129,6 +133,7 @@ class Engine:
                 "shorten the prompt or load the model with a larger context"
             )
 
+    @told_as_shortage("computing the logits of a text")
     def logits(self, ids: Sequence[int], cancel: CancelSignal | None = None) -> F32:
         """Logits (n, vocab) f32 of the token after each of `ids` (n,)."""
         ids = self.encode(ids)
@@ -137,6 +142,7 @@ class Engine:
         _, ticket = context.begin(ids)
         return context.feed(ids, ticket, as_callable(cancel), logits="all")
 
+    @told_as_shortage("scoring a text")
     def score(self, prompt: Prompt, cancel: CancelSignal | None = None) -> Score:
         """Log-probabilities of a text's tokens, each after those before it."""
         ids = self.encode(prompt)
@@ -156,6 +162,7 @@ class Engine:
             logprobs.extend((chosen - np.log(totals)).tolist())
         return Score(tuple(ids), tuple(logprobs))
 
+    @told_as_shortage("embedding a text")
     def embed(self, prompt: Prompt, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """The mean of the final hidden states over all tokens, scaled to length 1: (d,) f32."""
         ids = self.encode(prompt)

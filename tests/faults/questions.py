@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,10 @@ IDS = [1, *range(255, 276)]
 
 @dataclass(frozen=True)
 class Given:
-    """What a caller hands over besides the question: who can stop it, who changes logits, and what is said to the
-    template."""
+    """What a caller hands over besides the question: who can stop it and who changes logits."""
 
     cancel: CancelSignal | None = None
     processors: tuple[Callable[..., Any], ...] = ()
-    messages: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -47,16 +45,18 @@ def complete(llm: LLM, given: Given) -> Answer:
 
 
 def chat(llm: LLM, given: Given) -> Answer:
-    messages = [*given.messages, {"role": "user", "content": TURNS[0]}]
+    messages = [{"role": "user", "content": TURNS[0]}]
     return said(llm.chat(messages, max_tokens=4, temperature=0.7, seed=5, logprobs=1, ignore_eos=True, **given.options))
 
 
 def session(llm: LLM, given: Given) -> Answer:
     """Three turns, the second taken back and asked again in a copy."""
-    talk = llm.session(messages=list(given.messages))
+    talk = llm.session()
     options: dict[str, Any] = {"max_tokens": 3, "temperature": 0.6, "logprobs": 1, "ignore_eos": True, **given.options}
     first = said(talk.chat(TURNS[0], seed=1, **options))
     second = said(talk.chat(TURNS[1], seed=2, **options))
+    if "cancelled" in (first[-1], second[-1]):
+        return (first, second)  # whose turns were not kept
     talk.undo()
     again = said(talk.fork().chat(TURNS[1], seed=2, **options))
     third = said(talk.chat(TURNS[2], seed=3, **options))

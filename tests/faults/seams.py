@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,9 @@ import numpy as np
 import edgerun
 from edgerun.errors import Cancelled, EdgerunError
 from edgerun.events import Event
+from edgerun.text import ChatTemplate
 from tests.faults.questions import Given
+from tests.faults.subjects import REFUSED
 from tests.interrupts import interrupts
 
 _HOME = str(Path(edgerun.__file__).parent)
@@ -204,22 +206,15 @@ def _sink_fails(shot: Shot, listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def _template_refuses(shot: Shot, listener: Listener) -> Iterator[None]:
-    """What a chat says breaks the n-th rendering: a message that the template language cannot hold."""
+    """At the shot a chat has a message more, which the model's template refuses (`raise_exception`)."""
+    render = ChatTemplate.render
 
-    class Message(dict[str, Any]):
-        def __getitem__(self, key: str) -> Any:
-            if key == "content" and shot.passes():
-                return object()
-            return super().__getitem__(key)
+    def rendered(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+        refused = [{"role": "user", "content": REFUSED}] if shot.passes() else []
+        return render(template, [*messages, *refused], **more)
 
-        def get(self, key: str, default: Any = None) -> Any:
-            return self.get(key, default)
-
-        def items(self) -> Any:
-            return [(key, self[key]) for key in self]
-
-    shot.given = Given(messages=(Message(role="system", content="hello"),))
-    yield
+    with mock.patch.object(ChatTemplate, "render", rendered):
+        yield
 
 
 def _eio() -> OSError:

@@ -16,7 +16,11 @@ from tests.models.instances import INSTANCES, write
 from tests.text.vocabularies import sentencepiece
 
 CONTEXT = 128
-TEMPLATE = "{% for m in messages %}<|user|>{{ m.role }} {{ m.content }}{% endfor %}"
+REFUSED = "refuse this"  # a message that the template does not like
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content == '" + REFUSED + "' %}{{ raise_exception('refused') }}{% endif %}"
+    "<|user|>{{ m.role }} {{ m.content }}{% endfor %}"
+)
 
 
 @dataclass(frozen=True)
