@@ -18,6 +18,7 @@ from edgerun.errors import Cancelled
 from edgerun.events import PromptProcessed, TokenGenerated
 
 
+@told_as_shortage("beginning a generation")
 def generate(
     engine: Engine,
     context: Context,
