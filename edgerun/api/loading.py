@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.engine import Engine
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.options import LoadOptions, as_text, refused
@@ -21,6 +22,7 @@ DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
 
 
+@told_as_shortage("loading the model")
 def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, Callable[[], None]]:
     """Open, check and load a model -> the engine, the file's path, and what releases it all.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import DoesNotFitError
+from edgerun.device.threads import start_all
 
 CONTROL_BYTES = 384
 _STOP, _AWAKE = 256 // 8, 320 // 8
@@ -48,14 +48,7 @@ class ThreadPool:
         self._finalizer = weakref.finalize(
             self, _stop, self._slots, self._asleep, self._sleeping, (self._memory, code), self._workers
         )
-        for started, worker in enumerate(self._workers):
-            try:
-                worker.start()
-            except RuntimeError as error:  # the system gives no more threads
-                self._finalizer()
-                raise DoesNotFitError(
-                    f"only {started + 1} of {threads} threads could be started: {error}; use fewer (threads)"
-                ) from error
+        start_all(self._workers, self._finalizer)
 
     def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
         """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device.threads import start_all
 from edgerun.errors import ReadError
 from edgerun.weights.arena import Arena
 
@@ -76,8 +77,7 @@ class FlashReader:
             threading.Thread(target=self._work, name=f"edgerun-read-{index + 1}", daemon=True)
             for index in range(threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        start_all(self._threads, self.close)
 
     @property
     def is_direct(self) -> bool:
@@ -130,7 +130,8 @@ class FlashReader:
             self._queue.clear()
             self._wake.notify_all()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
         for file in self._files:
             file.close()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
+from edgerun.engine import cancel
 from edgerun.engine.cancel import FairLock
 from edgerun.errors import Cancelled
+from tests.interrupts import interrupts
 
 
 def test_two_busy_threads_alternate() -> None:
@@ -73,7 +76,41 @@ def test_an_error_inside_releases() -> None:
 
 def test_a_thread_that_was_interrupted_before_its_release_can_go_on() -> None:
     lock = FairLock()
-    lock._acquire(lambda: False)  # what Ctrl-C between taking and releasing leaves behind
+    turn = cancel._Turn()  # what Ctrl-C between taking and releasing leaves behind while its traceback is kept
+    lock._acquire(turn, lambda: False)
     with lock.held():
         pass
     assert lock._owner is None
+
+
+def test_an_interrupt_before_any_line_leaves_the_lock_to_others() -> None:
+    """Ctrl-C at every point between asking for the lock and having released it: afterwards another thread gets it, and
+    then this one. The traceback is dropped, as it is when the exception was dealt with."""
+
+    def hold(lock: FairLock, at: int) -> int:
+        passed = 0
+
+        def strikes() -> bool:
+            nonlocal passed
+            passed += 1
+            return passed == at
+
+        with suppress(KeyboardInterrupt), interrupts(lambda file: file == cancel.__file__, strikes), lock.held():
+            pass
+        return passed
+
+    most = hold(FairLock(), 0)
+    assert most > 10
+    for at in range(1, most + 1):
+        lock, held = FairLock(), []
+
+        def take(lock: FairLock = lock, held: list[str] = held) -> None:
+            with lock.held():
+                held.append("held")
+
+        hold(lock, at)
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert held == ["held"], f"interrupted before line {at} of {most}"
+        assert hold(lock, 0) > 0
