@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgerun.engine import Engine
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.units import parse_size_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def load_engine(
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        for text in spec.unused:
+            events(Notice(text))
         n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
         n_bytes = memory_bytes(memory)
         plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=kernels)  # refuse early
@@ -69,7 +71,7 @@ def load_engine(
         decoder = Decoder(spec, store, impl, context=n_context)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
-        step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if tpot_s is not None:

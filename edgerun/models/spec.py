@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
-from edgerun.formats.gguf import GgufFile
+from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "block_count": 1024,
+    "nextn_predict_layers": 1024,
     "embedding_length": 1 << 20,
     "context_length": 1 << 28,
     "feed_forward_length": 1 << 22,
@@ -75,6 +76,8 @@ class ModelSpec:
     activation: Activation = "silu"
     router: RouterKind = "softmax"
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict, compare=False, repr=False)  # of the file, checked
+    unused: tuple[str, ...] = ()  # what the user should know of tensors that are not used
 
     def window(self, layer: int) -> int:
         """How many positions this layer sees, 0 for all."""
@@ -178,13 +181,17 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
     context = n.integer("context_length", 4096)
-    n_layers = n.integer("block_count")
-    if f"blk.{n_layers}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
-        raise FormatError(f"{architecture}.block_count is {n_layers}, but the file holds tensors of layer {n_layers}")
+    blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
+    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+        raise FormatError(
+            f"{architecture}.block_count is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)"
+        )
+    if further >= blocks:
+        raise FormatError(f"{architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
     return ModelSpec(
         architecture=architecture,
         family=family,
-        n_layers=n_layers,
+        n_layers=blocks - further,  # the last ones guess further tokens (MTP): see shapes.check_tensors
         d_model=d_model,
         d_ff=d_ff,
         n_heads=n_heads,
