@@ -21,7 +21,7 @@ from edgerun.engine.sampler import (
     pick,
     softmax,
 )
-from edgerun.errors import EdgerunError, UsageError
+from edgerun.errors import FormatError, UsageError
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Chooser:
             logits = self._edit(logits, ids)
         best = int(logits.argmax())
         if np.isnan(logits[best]):
-            raise EdgerunError("the model's logits are not numbers (NaN): its weights or its file are damaged")
+            raise FormatError("the model's logits are not numbers (NaN): its weights or its file are damaged")
         if np.isneginf(logits[best]):
             raise UsageError("every token is forbidden: logit_bias or a processor leaves nothing to choose from")
         token_id = best if params.temperature == 0 else self._sample(logits)

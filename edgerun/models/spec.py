@@ -111,11 +111,15 @@ class _Numbers:
 
     def _value(self, key: str) -> Any:
         value = self._metadata.get(f"{self._prefix}.{key}")
-        if isinstance(value, (list, tuple, np.ndarray)):
-            values = {float(v) for v in np.asarray(value).reshape(-1)}
-            if len(values) != 1:
-                raise UnsupportedError(f"{self._prefix}.{key} differs between layers: {sorted(values)[:8]}")
-            return np.asarray(value).reshape(-1)[0]
+        if isinstance(value, list):
+            raise FormatError(f"{self._prefix}.{key} must be a number, got {len(value)} strings")
+        if isinstance(value, np.ndarray):  # one a layer, all alike in the models that edgerun runs
+            values = np.unique(value)
+            if len(values) == 0:
+                raise FormatError(f"{self._prefix}.{key} must be a number, got an array of none")
+            if len(values) > 1:
+                raise UnsupportedError(f"{self._prefix}.{key} differs between layers: {values[:8].tolist()}")
+            return values[0].item()
         return value
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
@@ -167,6 +171,8 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     used = n.integer("expert_used_count", 0, 0)
     if n_experts and not 1 <= used <= n_experts:
         raise FormatError(f"cannot use {used} of {n_experts} experts")
+    if family.early_router and not n_experts:
+        raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
     d_ff = n.integer("feed_forward_length", 0, 0)
     if family.window_pattern and not family.window_optional and n.integer("attention.sliding_window", 0, 0) == 0:
         raise FormatError(f"the file lacks {architecture}.attention.sliding_window")
@@ -250,7 +256,7 @@ def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:
         raise UnsupportedError(f"rope scaling {kind!r} is not supported")
     if not 1e-3 <= factor <= 1e6:
         raise FormatError(f"impossible rope scaling factor {factor}")
-    return RopeScaling(
+    scaling = RopeScaling(
         kind=kind,
         factor=factor,
         original_context=n.integer("rope.scaling.original_context_length", context),
@@ -258,3 +264,11 @@ def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:
         beta_fast=n.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=n.real("rope.scaling.yarn_beta_slow", 1.0),
     )
+    for what, number in (
+        ("attention factor", scaling.attention_factor),
+        ("yarn_beta_fast", scaling.beta_fast),
+        ("yarn_beta_slow", scaling.beta_slow),
+    ):
+        if not 1e-3 <= number <= 1e6:
+            raise FormatError(f"impossible numbers: rope scaling {what} {number}")
+    return scaling
