@@ -420,7 +420,8 @@ _FRAGMENTS = (
     "{% macro f(a) %}{{ f(a) }}{% endmacro %}",
     "{{ f(1) }}", "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}",
     "{{ '%9999999d' % 1 }}", "{% set x = x ~ x %}", "{{ x | center(100000000) }}", "{% include 'x' %}",
-    "{{ messages[-1]['content'] * 9999 }}", "{{ 1 / 0 }}", "{{ undefined.a.b }}", "{{ (1, 2) | sum(start=[]) }}", "{%- ", " -%}", "{#", "#}", "{{", "}}",
+    "{{ messages[-1]['content'] * 9999 }}", "{{ 1 / 0 }}",
+    "{{ undefined.a.b }}", "{{ (1, 2) | sum(start=[]) }}", "{%- ", " -%}", "{#", "#}", "{{", "}}",
 )  # fmt: skip
 
 
