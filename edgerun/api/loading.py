@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgerun.engine import Engine
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.options import LoadOptions, as_text, refused
 from edgerun.paths import kind_of, user_path
 
@@ -39,6 +39,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        for text in spec.unused:
+            events(Notice(text))
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
         plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels)  # refuse early
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
@@ -59,7 +61,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         decoder = Decoder(spec, store, impl, context=n_context)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
-        step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if options.tpot_s is not None:

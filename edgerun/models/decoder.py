@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import Cancelled, UsageError
+from edgerun.errors import Cancelled, FormatError, UsageError
 from edgerun.kernels.interface import F32, I32, Activations, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
@@ -464,6 +464,6 @@ class Decoder:
         if factors is None:
             stretched = context > self.spec.rope_scaling.original_context
             factors = self.store.vector("rope_factors_long" if stretched else "rope_factors_short")
-        if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
-            raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")
+        if factors is not None and not ((factors > 0) & np.isfinite(factors)).all():
+            raise FormatError("the file's factors of the rotation are not all positive numbers")
         return factors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -24,6 +24,11 @@ class HasLayers(Protocol):
     @property
     def n_layers(self) -> int: ...
 
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """By their names in the file: all that the model uses, each checked to be of the shape it must have."""
+        ...
+
 
 class ResidentStore:
     """`WeightStore` over a GGUF file whose weights fit in memory.
@@ -40,7 +45,7 @@ class ResidentStore:
         self._gguf = gguf
         self._kernels = kernels
         self._events = events
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         self._done_bytes, self._total_bytes = 0, catalog.n_bytes
         self._embedding = catalog.embedding
         self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
@@ -55,7 +60,7 @@ class ResidentStore:
         self._head = self._pack(catalog.head)
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
-        rows = self._gguf.raw("token_embd.weight")[ids]
+        rows = self._gguf.raw(self._embedding.name)[ids]
         return np.ascontiguousarray(dequantize(rows, self._embedding.type))
 
     def head(self) -> Matrix:

@@ -51,7 +51,7 @@ class StreamedExpertStore:
     ) -> None:
         self.lookahead = 2 if predict else 0
         self.wave_tokens = wave_tokens
-        self._catalog = catalog = make_catalog(gguf.tensors, spec.n_layers)
+        self._catalog = catalog = make_catalog(spec.tensors, spec.n_layers)
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
         kernels.prepare(catalog.types())
         with contextlib.ExitStack() as stack:

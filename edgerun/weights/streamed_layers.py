@@ -98,7 +98,7 @@ class StreamedLayerStore:
         scores: F32 | None = None,
         events: EventSink = ignore,
     ) -> None:
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         if catalog.n_experts:
             raise UsageError("a mixture of experts is streamed by its experts, not by its layers")
         if buffers < 2:

@@ -81,6 +81,9 @@ class TensorReader:
         (all leading dimensions, cols). `done` (with its bytes) or `failed` is called once for each piece, on a
         reader's thread."""
         row_bytes, group = info.row_bytes, self.kernels.row_group
+        inside = first >= 0 and (first + target.rows) * row_bytes <= info.n_bytes
+        if not inside or (target.type, target.cols) != (info.type, info.shape[-1]):
+            raise ReadError(f"{info.name} {info.shape} has no rows {first} to {first + target.rows} of {target.cols}")
         step = max(1, PIECE_BYTES // row_bytes // group) * group
         if group * row_bytes > PIECE_BYTES:
             raise ReadError(f"{info.name}: rows of {row_bytes} bytes are longer than can be read at once")
