@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.cancel import FairLock, never
+from edgerun.engine.cancel import FairLock
 from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.events import never
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]

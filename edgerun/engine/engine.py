@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.cancel import CancelSignal, FairLock, never
+from edgerun.device.forks import call_after_fork
+from edgerun.engine.cancel import CancelSignal, FairLock
 from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, Message, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, ignore, never
 from edgerun.models.chunks import chunks
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
@@ -61,6 +62,11 @@ class Engine:
         self._lock = FairLock()
         self._step_tokens = step_tokens
         self._seeds = None if seed is None else np.random.default_rng(seed)
+        self._seeds_lock = threading.Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._seeds_lock = threading.Lock()
 
     def close(self, release: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ class KvCache:
         self.length = 0
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
         self._room = min(capacity, _FIRST_ROOM)
-        self._addresses: tuple[I64, I64, int, int] | None = None
+        self._addresses: tuple[I64, I64, I64, I64] | None = None
         self._keys = [np.zeros((kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
 
@@ -44,12 +44,13 @@ class KvCache:
         """(kv_heads, room, head_dim_v); valid until the next `reserve`."""
         return self._values[layer]
 
-    def addresses(self) -> tuple[I64, I64, int, int]:
+    def addresses(self) -> tuple[I64, I64, I64, I64]:
         """Of every layer's keys and values (n_layers,) and the bytes from head to head in each; until `reserve`."""
         if self._addresses is None:
             keys, values = ([array.ctypes.data for array in each] for each in (self._keys, self._values))
-            strides = self._keys[0].strides[0], self._values[0].strides[0]
-            self._addresses = (np.array(keys, np.int64), np.array(values, np.int64), *strides)
+            strides = ([array.strides[0] for array in each] for each in (self._keys, self._values))
+            k, v, k_stride, v_stride = (np.array(each, np.int64) for each in (keys, values, *strides))
+            self._addresses = (k, v, k_stride, v_stride)
         return self._addresses
 
     def reserve(self, tokens: int) -> None:
@@ -63,13 +64,15 @@ class KvCache:
         if needed <= self._room:
             return
         room = min(self.capacity, max(needed, 2 * self._room))
+        self._addresses = None  # at once: an interrupt or a lack of memory may leave some layers with the old room
         for arrays in (self._keys, self._values):
             for layer, old in enumerate(arrays):
+                if old.shape[1] >= room:
+                    continue
                 new = np.zeros((old.shape[0], room, old.shape[2]), np.float16)
                 new[:, : self.length] = old[:, : self.length]
                 arrays[layer] = new
         self._room = room
-        self._addresses = None
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""

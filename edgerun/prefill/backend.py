@@ -270,14 +270,14 @@ class OnnxBackend:
                 work.chunk.values[part.out] = work.chunk.values[part.out] + added
 
     def _vectors(self, work: _Work) -> dict[str, F32]:
-        vectors = work.walk.decoder.store.dense(work.layer).vectors
+        vectors = work.walk.decoder.store.vectors(work.layer)
         if not self._built.rotated:
             return vectors
         ones = np.ones(self._spec.d_model, np.float32)  # a rotated stream's norms have moved into the matrices
         return {**vectors, "attn_norm": ones, "ffn_norm": ones}
 
     def _factor(self, work: _Work, tensor: str) -> np.float32:
-        scale = work.walk.decoder.store.dense(work.layer).vectors.get(tensor + ".scale")
+        scale = work.walk.decoder.store.vectors(work.layer).get(tensor + ".scale")
         return np.float32(1.0 if scale is None else scale[0])
 
     def _shadow_weights(self, layer: int, product: ProductName, out: str) -> ShadowWeights:

@@ -31,7 +31,11 @@ def file(tmp_path_factory):
 
 
 def ask(offset, n_bytes, results, name="x"):
-    return Piece(0, offset, n_bytes, name, lambda view: results.put((name, view.copy())), results.put)
+    def landed(piece, error):
+        if error is not None:
+            results.put(error)
+
+    return Piece(0, offset, n_bytes, name, lambda view: results.put((name, view.copy())), landed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +76,7 @@ def held_reader(path):
         inside.set()
         go.wait(5)
 
-    reader.submit([Piece(0, 0, 10, "first", wait, lambda error: None)], DEMAND)
+    reader.submit([Piece(0, 0, 10, "first", wait, lambda piece, error: None)], DEMAND)
     assert inside.wait(5)
     return reader, go
 
