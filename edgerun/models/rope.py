@@ -47,14 +47,17 @@ class RopeTable:
     def __init__(self, angles: NDArray[np.float64], factor: float) -> None:
         self._angles = angles
         self._factor = factor
-        self._cos = np.empty((0, len(angles)), np.float32)
-        self._sin = self._cos
+        empty = np.empty((0, len(angles)), np.float32)
+        self._both = empty, empty  # replaced together, so that neither is ever without the other
 
     def at(self, start: int, tokens: int) -> tuple[F32, F32]:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
         end = start + tokens
-        if end > len(self._cos):
-            theta = np.arange(max(end, 2 * len(self._cos), _FIRST_POSITIONS))[:, None] * self._angles
-            self._cos = (np.cos(theta) * self._factor).astype(np.float32)
-            self._sin = (np.sin(theta) * self._factor).astype(np.float32)
-        return self._cos[start:end], self._sin[start:end]
+        known = len(self._both[0])
+        if end > known:
+            theta = np.arange(max(end, 2 * known, _FIRST_POSITIONS))[:, None] * self._angles
+            cos = (np.cos(theta) * self._factor).astype(np.float32)
+            sin = (np.sin(theta) * self._factor).astype(np.float32)
+            self._both = cos, sin
+        cos, sin = self._both
+        return cos[start:end], sin[start:end]

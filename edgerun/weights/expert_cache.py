@@ -354,8 +354,9 @@ class ExpertCache:
         self._lease = self._news = None
         free = []
         for slot, owner in enumerate(self._owners):
-            if owner is not None and not owner.missing:
+            if owner is not None:
                 owner.used = owner.expected = owner.hinted = False
+            if owner is not None and not owner.missing:
                 table = self._table[owner.layer]
                 if owner.doomed or owner.error is not None or table[owner.expert.id] is not None:
                     self._owners[slot] = owner = None

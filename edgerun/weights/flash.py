@@ -144,7 +144,8 @@ class FlashReader:
 
     def close(self) -> None:
         """Stop and join the threads. What waits lands with an error, what is being read is delivered first."""
-        self._finalizer()
+        _shut(self._shared, self._threads)
+        self._finalizer.detach()  # not before: Ctrl-C meanwhile leaves it to do the rest
 
     def after_fork(self) -> None:
         """See `device.forks`: to be called by those whose pieces these are, once they can be told that they failed."""
