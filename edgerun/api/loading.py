@@ -57,8 +57,8 @@ def load_engine(
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
-        wanted = wanted_backend(prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
+        wanted = wanted_backend(prefill, gguf, impl, plan.mode, events)
         reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
         if reserved:
             plan = plan_weights(
@@ -73,7 +73,7 @@ def load_engine(
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), tpot_s))
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl, plan.mode), tpot_s))
         engine = Engine(
             decoder,
             tokenizer,

@@ -91,7 +91,7 @@ def plan_model(
         rates = _rates(None if download_bytes else path, piece, known, kernels, measure, events)
         hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"

@@ -6,12 +6,14 @@ meanwhile on the CPU. Which is which depends on the number of rows alone, so res
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from edgerun.errors import UsageError
 from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
 from edgerun.models.mixture import RoutedRows
@@ -106,6 +108,7 @@ class OnnxBackend:
         self._products = products_of(spec)
         self._shadows: dict[tuple[int, str], ShadowWeights] = {}
         self.timeline = Timeline()
+        self._process = os.getpid()
 
     @property
     def name(self) -> str:
@@ -124,6 +127,10 @@ class OnnxBackend:
         self._shadows.clear()
 
     def run(self, walk: PromptWalk) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                "prompt backends do not outlive a fork: load the model in the child, or use --prefill kernels"
+            )
         if self._built.rotated:
             walk.x[:] = rotate(walk.x)
         if self._overlap and walk.decoder.store.fixed:

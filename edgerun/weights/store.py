@@ -14,6 +14,8 @@ from edgerun.errors import UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
 
+Mode = Literal["resident", "experts", "layers"]
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -61,8 +63,8 @@ class WeightStore(Protocol):
     Where there is something to wait for, `cancelled` is asked now and then; Cancelled is raised when it says so."""
 
     @property
-    def mode(self) -> Literal["resident", "experts", "layers"]:
-        """What stays in memory: everything, or all but these (`planning.MemoryPlan.mode`)."""
+    def mode(self) -> Mode:
+        """What stays in memory: everything, or all but these."""
         ...
 
     @property

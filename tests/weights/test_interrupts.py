@@ -115,14 +115,19 @@ def test_while_a_model_is_loaded(opened, kernels, name):
     gguf, spec, _ = opened(instance)
     interrupts = Interrupts("weights")
 
+    whole = []
+
     def load():
-        kind(gguf, spec, kernels, wave_tokens=256, **options).close()
+        whole.append(kind(gguf, spec, kernels, wave_tokens=256, **options))
 
     load()
+    whole.pop().close()
     gc.collect()
     threads, files = threading.active_count(), open_files()
     for n in interrupts.moments(load, 1):
         interrupts.at(n, load)
+        while whole:
+            whole.pop().close()
     for _ in range(100):  # the last to let go of a store may be one of its own threads, a moment later
         gc.collect()
         if (threading.active_count(), open_files()) == (threads, files):
