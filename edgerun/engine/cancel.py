@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled, UsageError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 
 
+@runtime_checkable
 class CancelSignal(Protocol):
     """Anything that says whether to stop: a `CancelToken`, a `threading.Event`."""
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from edgerun.errors import DoesNotFitError
+
 CONTROL_BYTES = 384
 _STOP, _AWAKE = 256 // 8, 320 // 8
 _SPINS = 20_000  # about 100 us of `pause`
@@ -43,7 +45,11 @@ class ThreadPool:
         self._workers: list[threading.Thread] = []
         self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, (self._memory, code), self._workers)
         self._started = False
-        self._start()
+        try:
+            self._start()
+        except DoesNotFitError:
+            self.close()
+            raise
 
     def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
         """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""
@@ -71,7 +77,12 @@ class ThreadPool:
             self._sleeping.append(False)
             state = (self._work, index, self._control, self._slots, self._asleep[index], self._sleeping)
             self._workers.append(threading.Thread(target=_work, args=state, name=f"edgerun-{index + 1}", daemon=True))
-            self._workers[index].start()
+            try:
+                self._workers[index].start()
+            except RuntimeError as error:  # the system gives no more threads
+                raise DoesNotFitError(
+                    f"only {index + 1} of {self.threads} threads could be started: {error}; use fewer (threads)"
+                ) from error
         self._started = True
 
     def _wake(self) -> None:
@@ -85,7 +96,8 @@ class ThreadPool:
 
     def close(self) -> None:
         """Stop and join the workers."""
-        self._finalizer()
+        _stop(self._slots, self._asleep, None, self._workers)
+        self._finalizer.detach()  # not before: Ctrl-C meanwhile leaves it to do the rest
 
 
 def _work(work: Any, index: int, control: int, slots: Any, lock: threading.Lock, sleeping: list[bool]) -> None:

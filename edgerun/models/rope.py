@@ -15,7 +15,7 @@ from edgerun.models.spec import RopeScaling
 
 F32 = NDArray[np.float32]
 
-_FIRST_POSITIONS = 512
+_POSITIONS = 512  # computed together
 
 
 def frequencies(
@@ -55,9 +55,19 @@ class RopeTable:
         end = start + tokens
         known = len(self._both[0])
         if end > known:
-            theta = np.arange(max(end, 2 * known, _FIRST_POSITIONS))[:, None] * self._angles
-            cos = (np.cos(theta) * self._factor).astype(np.float32)
-            sin = (np.sin(theta) * self._factor).astype(np.float32)
-            self._both = cos, sin
+            self._grow(max(end, 2 * known))
         cos, sin = self._both
         return cos[start:end], sin[start:end]
+
+    def _grow(self, positions: int) -> None:
+        """In arrays of one size, so that how numpy vectorises them cannot depend on when more were asked for."""
+        known_cos, known_sin = self._both
+        known = len(known_cos)
+        positions = -(-positions // _POSITIONS) * _POSITIONS
+        cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
+        cos[:known], sin[:known] = known_cos, known_sin
+        for first in range(known, positions, _POSITIONS):
+            theta = np.arange(first, first + _POSITIONS)[:, None] * self._angles
+            cos[first : first + _POSITIONS] = np.cos(theta) * self._factor
+            sin[first : first + _POSITIONS] = np.sin(theta) * self._factor
+        self._both = cos, sin

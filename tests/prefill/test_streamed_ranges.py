@@ -39,7 +39,7 @@ def opened(tmp_path, kernels):
 def streaming(gguf, spec, kernels):
     if spec.n_experts:
         return StreamedExpertStore(gguf, spec, kernels, slots=2 * spec.n_experts_used, wave_tokens=256)
-    return StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256)
+    return StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=256)
 
 
 @pytest.mark.parametrize("name", NAMES)

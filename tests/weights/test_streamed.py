@@ -311,18 +311,43 @@ def test_experts_that_no_router_could_choose(models, kernels, ids):
         pass
 
 
+@pytest.mark.parametrize("name", ["olmoe", "smallthinker", "qwen2moe"])
+@pytest.mark.parametrize("damaged", ["token_embd.weight", "blk.0.ffn_gate_inp.weight", "blk.1.attn_q.weight"])
+def test_a_damaged_mixture_says_so_and_never_waits(tmp_path, kernels, name, damaged):
+    """Routers that say NaN choose all the same, and the bits are the resident model's."""
+    path = write(INSTANCES[name], tmp_path / "m.gguf")
+    with open_gguf(path) as gguf:
+        info = gguf.tensors[damaged]
+    with path.open("r+b") as file:
+        file.seek(info.offset)
+        file.write(np.full(info.n_bytes // 4, np.nan, np.float32).tobytes())
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        expected = run(Decoder(spec, ResidentStore(gguf, spec, kernels), kernels), name)
+        assert np.isnan(expected).any()
+        for slots in (2, 2 * spec.n_experts_used + 2):
+            with closing(StreamedExpertStore(gguf, spec, kernels, slots=slots, wave_tokens=7)) as store:
+                decoder = Decoder(spec, store, kernels)
+                for _ in range(2):
+                    cache, tokens = decoder.new_cache(128), tokens_of(INSTANCES[name])
+                    rows = [decoder.forward(tokens[:PROMPT], cache, logits="all", cancelled=patience())]
+                    rows += [decoder.forward([token], cache, cancelled=patience(400)) for token in tokens[PROMPT:]]
+                    assert np.array_equal(np.concatenate(rows), expected, equal_nan=True)
+                check_whole(store)
+
+
 def test_expectations_give_way_when_all_slots_are_expected(models, kernels):
     """Two slots are left of six, and both hold what another layer is going to want."""
     with streamed(models, "olmoe", kernels, slots=6, wave_tokens=256) as (_, store, _):
         with store.lend(4 * store.cache.slot_bytes):
             for layer in (1, 2):
                 store.expect(layer, np.array([0, 1], np.int32))
-            with store.experts(0, np.array([4, 5], np.int32), cancelled=patience()) as batches:
+            with store.experts(0, np.array([4, 5], np.int32), cancelled=patience(100)) as batches:
                 assert sorted(each.id for batch in batches for each in batch) == [4, 5]
         check_whole(store)
 
 
-def patience(polls=100):
+def patience(polls=1000):
     """For what would wait for ever: cancels after five seconds."""
     answers = iter([False] * polls + [True])
     return lambda: next(answers)
