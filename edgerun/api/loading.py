@@ -49,8 +49,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
-        wanted = wanted_backend(options.prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
+        wanted = wanted_backend(options.prefill, gguf, impl, plan.mode, events)
         reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
         if reserved:
             plan = plan_weights(
@@ -65,7 +65,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if options.tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), options.tpot_s))
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl, plan.mode), options.tpot_s))
         engine = Engine(
             decoder,
             tokenizer,

@@ -90,7 +90,7 @@ def plan_model(
         rates = _rates(None if download_bytes else path, piece, given, anew)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(given.kernels), rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"

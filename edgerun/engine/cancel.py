@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled, UsageError
+from edgerun.events import never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,41 +42,26 @@ class CancelToken:
         return self._event.is_set()
 
 
-def never() -> bool:
-    """The answer of a call that cannot be cancelled."""
-    return False
-
-
-class _Turn:
-    """A thread's wish to hold a lock. Whoever holds the only references to it holds the lock: when they are gone, so is
-    the turn, whatever interrupted the code that should have released it."""
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-        self.gate = threading.Lock()
-        self.gate.acquire()
-
-
 class FairLock:
     """A lock that threads get in the order in which they asked.
 
-    `threading.Lock` lets a thread that releases it and asks again go first: one generation would starve the
-    others. A thread must not ask while it holds the lock; one that does was interrupted (Ctrl-C) just before
-    it could release, and goes on as the owner. Other threads get the lock then, too: it knows its owner by a weak
-    reference, and those who wait look now and then whether there is an owner still.
+    `threading.Lock` lets a thread that releases it and asks again go first: one generation would starve the others. A
+    thread must not ask while it holds the lock. A thread that Ctrl-C kept from giving it back has not got it any more:
+    neither for itself, when it asks again, nor for others, who see that it has left the block.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._owner: weakref.ref[_Turn] | None = None
+        self._owner: _Turn | None = None
         self._closed = False
-        self._waiting: deque[weakref.ref[_Turn]] = deque()
+        self._waiting: deque[_Turn] = deque()
+        call_after_fork(self)
 
     @contextmanager
     def held(self, cancelled: Callable[[], bool] = never) -> Iterator[None]:
         """Hold the lock in a `with` block. Raises Cancelled when `cancelled()` becomes true while waiting,
         UsageError when the lock was closed."""
-        turn = _Turn()
+        turn = _Turn(sys._getframe(2))  # whose block it is: this frame and contextlib's lie in between
         try:
             self._acquire(turn, cancelled)
             if self._closed:
@@ -91,34 +79,62 @@ class FairLock:
             self._closed = True
             last_act()
 
+    def after_fork(self) -> None:
+        """In a fork's child only the thread that forked is left. See `device.forks`."""
+        self._mutex = threading.Lock()
+        self._waiting.clear()
+        if self._owner is not None and self._owner.thread != threading.get_ident():
+            self._owner = None
+
     def _acquire(self, turn: _Turn, cancelled: Callable[[], bool]) -> None:
         with self._mutex:
-            owner = None if self._owner is None else self._owner()
-            if owner is not None and owner.thread == turn.thread:
-                self._owner = weakref.ref(turn)
+            if self._owner is None or self._owner.thread == turn.thread:
+                self._owner = turn
                 return
-            self._waiting.append(weakref.ref(turn))
-            self._pass_on()
-        while self._owner is None or self._owner() is not turn:
-            if not turn.gate.acquire(timeout=_POLL_S):
+            self._waiting.append(turn)
+        try:
+            while not turn.gate.acquire(timeout=_POLL_S):
                 if cancelled():
                     raise Cancelled("cancelled while waiting for another generation's step")
-                with self._mutex:
-                    self._pass_on()
+                with self._mutex:  # whoever should have told us may have been interrupted
+                    if self._owner is None or not self._owner.is_inside():
+                        self._pass_on()
+                    if self._owner is turn:
+                        break
+        finally:
+            with self._mutex:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
 
     def _release(self, turn: _Turn) -> None:
         with self._mutex:
-            if self._owner is not None and self._owner() is turn:
-                self._owner = None
-            self._waiting = deque(each for each in self._waiting if each() is not turn)  # waiting was given up
-            self._pass_on()
+            if self._owner is turn:  # else waiting was given up
+                self._pass_on()
 
     def _pass_on(self) -> None:
-        """Give a lock that nobody holds to who waited longest. The owner is the truth, a gate only wakes it."""
-        while (self._owner is None or self._owner() is None) and self._waiting:
-            first = self._waiting[0]()
-            if first is not None:
-                self._owner = weakref.ref(first)
-                if first.gate.locked():
-                    first.gate.release()
+        while self._waiting:
+            self._owner = self._waiting[0]
             self._waiting.popleft()
+            if self._owner.is_inside():
+                self._owner.gate.release()
+                return
+        self._owner = None
+
+
+class _Turn:
+    """A thread's one stay in a block, or its wait for it."""
+
+    def __init__(self, block: FrameType) -> None:
+        self.thread = threading.get_ident()
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self._block: FrameType | None = block
+
+    def is_inside(self) -> bool:
+        """Whether the thread still runs what it ran when it asked."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if frame is self._block:
+                return True
+            frame = frame.f_back
+        return False

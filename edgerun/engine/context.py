@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.cancel import FairLock, never
+from edgerun.engine.cancel import FairLock
 from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
+from edgerun.events import never
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]

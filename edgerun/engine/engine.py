@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device.forks import call_after_fork
 from edgerun.engine.arguments import (
     Messages,
     Prompt,
@@ -19,7 +20,7 @@ from edgerun.engine.arguments import (
     checked_tools,
     checked_variables,
 )
-from edgerun.engine.cancel import CancelSignal, FairLock, never
+from edgerun.engine.cancel import CancelSignal, FairLock
 from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
@@ -27,7 +28,7 @@ from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, ignore, never
 from edgerun.models.chunks import chunks
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
@@ -72,6 +73,11 @@ class Engine:
         self._step_tokens = step_tokens
         self._reuse_steps = reuse_steps
         self._seeds = None if seed is None else np.random.default_rng(seed)
+        self._seeds_lock = threading.Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._seeds_lock = threading.Lock()
 
     def close(self, release: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgerun import paths
 from edgerun.device.cpu import default_threads
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
@@ -156,6 +157,7 @@ class SimdKernels:
         self._product_head = (address(self._busy), -(-address(self._wide_scratch) // 64) * 64, self._wide_bytes)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
+        call_after_fork(self)
 
     @classmethod
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
@@ -177,22 +179,29 @@ class SimdKernels:
     def close(self) -> None:
         self._pool.close()
 
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self._lock = threading.RLock()
+        self._recorder = None
+        self._busy[:] = 0
+        self._pool.after_fork()
+
     # -- recording ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def record(self) -> Iterator[Recorder]:
         """Launches within are done and also noted: see `program`. One thread at a time, no other users meanwhile."""
-        with self._lock:
-            self._recorder = Recorder()
-            try:
-                yield self._recorder
-            finally:
-                self._recorder = None
+        self._recorder = recorder = Recorder()
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
 
     def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
         """Replay launches start .. end - 1."""
         end = program.count if end is None else end
         with self._lock:
+            self._recorder = None  # Ctrl-C may have left one behind
             self._pool.run_program(program.rows_address + 32 * start, end - start)
 
     def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:

@@ -76,13 +76,58 @@ def test_an_error_inside_releases() -> None:
 
 def test_a_thread_that_was_interrupted_before_its_release_can_go_on() -> None:
     lock = FairLock()
-    turn = cancel._Turn()  # what Ctrl-C between taking and releasing leaves behind while its traceback is kept
-    lock._acquire(turn, lambda: False)
+    leave_behind(lock)
     with lock.held():
         pass
     assert lock._owner is None
 
 
+def leave_behind(lock: FairLock) -> list[object]:
+    """What Ctrl-C before the release leaves: the lock is held, and nobody is in the block. The traceback that Python
+    keeps for the user keeps the block alive, as the result does here."""
+    block = lock.held()
+    block.__enter__()
+    return [block]
+
+
+def test_a_lock_whose_owner_was_interrupted_and_does_something_else_goes_to_the_next() -> None:
+    lock, done = FairLock(), threading.Event()
+    kept = leave_behind(lock)
+
+    def take() -> None:
+        with lock.held():
+            done.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert done.wait(5), "the owner lives, but has left its block"
+    assert kept
+
+
+def test_a_lock_whose_owner_has_ended_goes_to_the_next() -> None:
+    lock, kept = FairLock(), []
+    thread = threading.Thread(target=lambda: kept.append(leave_behind(lock)))
+    thread.start()
+    thread.join()
+    with lock.held():
+        assert kept
+
+
+def test_whoever_is_inside_keeps_the_lock() -> None:
+    lock, inside, go = FairLock(), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with lock.held():
+            inside.set()
+            go.wait(5)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(5)
+    asked = iter([False] * 5 + [True] * 100)
+    with pytest.raises(Cancelled), lock.held(lambda: next(asked)):
+        pass
+    go.set()
+    thread.join()
 def test_an_interrupt_before_any_line_leaves_the_lock_to_others() -> None:
     """Ctrl-C at every point between asking for the lock and having released it: afterwards another thread gets it, and
     then this one. The traceback is dropped, as it is when the exception was dealt with."""
