@@ -57,12 +57,12 @@ class FairLock:
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
 
     @contextmanager
-    def held(self, cancelled: Callable[[], bool] = never) -> Iterator[None]:
+    def held(self, cancelled: Callable[[], bool] = never, *, though_closed: bool = False) -> Iterator[None]:
         """Hold the lock in a `with` block. Raises Cancelled when `cancelled()` becomes true while waiting,
-        UsageError when the lock was closed."""
+        UsageError when the lock was closed, unless that does not matter (`though_closed`)."""
         try:
             self._acquire(cancelled)
-            if self._closed:
+            if self._closed and not though_closed:
                 raise UsageError("the model was closed")
             yield
         finally:

@@ -41,6 +41,7 @@ class Context:
         self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
         self._tokens: list[int] = []
         self._user = 0
+        self._closed = False
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -53,14 +54,35 @@ class Context:
     def begin(self, ids: Sequence[int]) -> tuple[int, int]:
         """Keep the longest common prefix with `ids`, all but its last token at most (its logits are needed).
 
-        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone.
+        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone. Memory for
+        the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
         with self._lock.held():
+            self._check_open()
             self._settle()
             self._user += 1
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
             self._cut(n)
+            self._cache.spare = False
+            self._cache.reserve(len(ids) - n)
             return n, self._user
+
+    def park(self) -> None:
+        """Nobody waits for what comes next: until then, others may have the memory."""
+        self._cache.spare = True
+
+    def release(self) -> None:
+        """Forget all tokens and give the memory back."""
+        with self._lock.held():
+            self._user += 1
+            self._cache.release()
+            self._tokens = []
+
+    def close(self) -> None:
+        """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
+        with self._lock.held(though_closed=True):
+            self._closed = True
+            self._cache.release()
 
     def feed(
         self,
@@ -102,6 +124,7 @@ class Context:
     def fork(self) -> Context:
         """An independent copy."""
         with self._lock.held():
+            self._check_open()
             self._settle()
             cache = self._cache.copy(len(self._tokens))
             twin = Context(self._decoder, self._lock, self.limit, step_tokens=self._step_tokens, cache=cache)
@@ -123,7 +146,12 @@ class Context:
         self._tokens.extend(chunk)
         return out
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this session is closed")
+
     def _check(self, ticket: int) -> None:
+        self._check_open()
         if ticket != self._user:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
 

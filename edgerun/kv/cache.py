@@ -1,7 +1,8 @@
 """Keys and values of one sequence, f16, one array a layer: (kv_heads, room, head_dim).
 
 Head-major, because attention reads all positions of one head. Room doubles as the sequence grows, up to the
-capacity, so that a long context costs memory only when it is used.
+capacity, so that a long context costs memory only when it is used. A model's caches share a ledger, which grants
+what they hold.
 """
 
 from __future__ import annotations
@@ -10,26 +11,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import ContextLengthError, UsageError
+from edgerun.kv.ledger import Grant, unlimited
 
 F16 = NDArray[np.float16]
 I64 = NDArray[np.int64]
 
 _FIRST_ROOM = 256  # positions
+_STEP = 64  # positions that a cache grows by where the ledger cannot grant more
 
 
 class KvCache:
-    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time."""
+    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time.
 
-    def __init__(self, n_layers: int, kv_heads: int, head_dim_k: int, head_dim_v: int, capacity: int) -> None:
+    grant: asked before the cache grows (`KvLedger.grant`). `spare`: nobody needs what is in it, so that the ledger may
+    empty it for another cache.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        kv_heads: int,
+        head_dim_k: int,
+        head_dim_v: int,
+        capacity: int,
+        grant: Grant = unlimited,
+    ) -> None:
         if capacity < 1:
             raise UsageError(f"a KV cache needs a capacity of at least 1, got {capacity}")
         self.capacity = capacity
         self.length = 0
+        self.held_bytes = 0
+        self.spare = False
+        self._grant = grant
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
-        self._room = min(capacity, _FIRST_ROOM)
+        self._position_bytes = 2 * n_layers * kv_heads * (head_dim_k + head_dim_v)
+        self._empty()
+
+    def _empty(self) -> None:
+        n_layers, kv_heads, head_dim_k, head_dim_v = self._shape
+        self.length = 0
+        self._room = 0
         self._addresses: tuple[I64, I64, int, int] | None = None
-        self._keys = [np.zeros((kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
-        self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
+        self._keys = [np.zeros((kv_heads, 0, head_dim_k), np.float16) for _ in range(n_layers)]
+        self._values = [np.zeros((kv_heads, 0, head_dim_v), np.float16) for _ in range(n_layers)]
 
     @property
     def n_bytes(self) -> int:
@@ -53,7 +77,8 @@ class KvCache:
         return self._addresses
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity."""
+        """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity, DoesNotFitError when
+        the ledger has no room for them."""
         needed = self.length + tokens
         if needed > self.capacity:
             raise ContextLengthError(
@@ -62,14 +87,24 @@ class KvCache:
             )
         if needed <= self._room:
             return
-        room = min(self.capacity, max(needed, 2 * self._room))
+        room = self._granted_room(needed)
+        # An error or Ctrl-C below leaves layers of both sizes, each with all of its positions, and no room: whoever
+        # comes next begins the growth again, before addresses are taken.
+        self._room, self._addresses = 0, None
         for arrays in (self._keys, self._values):
             for layer, old in enumerate(arrays):
                 new = np.zeros((old.shape[0], room, old.shape[2]), np.float16)
                 new[:, : self.length] = old[:, : self.length]
                 arrays[layer] = new
         self._room = room
-        self._addresses = None
+
+    def _granted_room(self, needed: int) -> int:
+        """Positions: halves of the capacity, so that the last growth is a doubling too, or just what is needed."""
+        wanted = self.capacity
+        while (wanted + 1) // 2 >= max(needed, _FIRST_ROOM):
+            wanted = (wanted + 1) // 2
+        least = min(wanted, -(-needed // _STEP) * _STEP)
+        return self._grant(self, wanted * self._position_bytes, least * self._position_bytes) // self._position_bytes
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""
@@ -81,11 +116,16 @@ class KvCache:
             raise UsageError(f"cannot cut a cache of {self.length} positions to {n}")
         self.length = n
 
+    def release(self) -> None:
+        """Forget everything and give the memory back; the cache can be filled again."""
+        self._empty()
+        self.held_bytes = 0
+
     def copy(self, n: int) -> KvCache:
-        """A cache of its own with the first n positions."""
+        """A cache of its own with the first n positions. Raises DoesNotFitError when the ledger has no room for it."""
         if not 0 <= n <= self.length:
             raise UsageError(f"cannot copy {n} of {self.length} positions")
-        other = KvCache(*self._shape, self.capacity)
+        other = KvCache(*self._shape, self.capacity, self._grant)
         other.reserve(n)
         for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
             for source, target in zip(mine, theirs, strict=True):
