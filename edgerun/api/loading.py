@@ -38,9 +38,10 @@ def load_engine(
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
     from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within, wanted_backend
-    from edgerun.api.weights import open_store, plan_weights
+    from edgerun.api.weights import open_store, plan_weights, prepare_kernels
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels
+    from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
 
     n_threads = _checked_threads(threads)
@@ -57,6 +58,7 @@ def load_engine(
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
+        prepare_kernels(impl, gguf, spec)  # what compiling them takes must be there when memory is divided
         wanted = wanted_backend(prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
         reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
@@ -66,7 +68,9 @@ def load_engine(
             )
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
         stack.callback(close_store)
-        decoder = Decoder(spec, store, impl, context=n_context)
+        ledger = KvLedger(plan.kv_limit_bytes)
+        stack.callback(ledger.release_all)
+        decoder = Decoder(spec, store, impl, context=n_context, kv_grant=ledger.grant)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
