@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgerun.engine import Engine
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.units import parse_size_bytes
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def load_engine(
     from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within, wanted_backend
     from edgerun.api.weights import open_store, plan_weights, prepare_kernels
     from edgerun.formats.gguf import open_gguf
-    from edgerun.kernels import load_kernels
+    from edgerun.kernels import load_kernels, load_sizes
     from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
+    from edgerun.planning.slow_types import slow_types_notice
 
     n_threads = _checked_threads(threads)
     path = find_model(model, events)
@@ -66,6 +67,9 @@ def load_engine(
             plan = plan_weights(
                 gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved
             )
+        notice = slow_types_notice(gguf.tensors, load_sizes(kernels))
+        if notice and impl.name != "reference":  # there everything is slow, as was asked for
+            events(Notice(notice))
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
         stack.callback(close_store)
         ledger = KvLedger(plan.kv_limit_bytes)

@@ -69,6 +69,13 @@ class MemoryPlan:
         return sum(n_bytes for _, n_bytes in self.accounts())
 
     @property
+    def expected_bytes(self) -> int:
+        """The most that the process will hold as far as one can tell: all but the margin, and of a resident model
+        either what reading its largest tensor takes or what computing takes afterwards."""
+        spared = min(self.reader_bytes, self.kv_bytes + self.activation_bytes) if self.mode == "resident" else 0
+        return self.total_bytes - self.margin_bytes - spared
+
+    @property
     def kv_limit_bytes(self) -> int:
         """Of all sessions together: one whole context, and what nothing else has a use for."""
         return self.kv_bytes + max(0, self.budget_bytes - self.total_bytes)
