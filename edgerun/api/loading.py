@@ -15,6 +15,7 @@ from edgerun.units import parse_size_bytes
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import TensorInfo
+    from edgerun.planning import MemoryPlan
 
 DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
@@ -37,7 +38,7 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
-    from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within, wanted_backend
+    from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
     from edgerun.api.weights import open_store, plan_weights, prepare_kernels
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels, load_sizes
@@ -52,7 +53,10 @@ def load_engine(
         spec = load_spec(gguf)
         n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
         n_bytes = memory_bytes(memory)
-        plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=kernels)  # refuse early
+        asked_bytes = 0 if prefill in ("auto", "kernels") else BACKEND_BYTES
+        plan_weights(  # refuse early
+            gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=kernels, reserved_bytes=asked_bytes
+        )
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
@@ -60,13 +64,13 @@ def load_engine(
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
         prepare_kernels(impl, gguf, spec)  # what compiling them takes must be there when memory is divided
-        wanted = wanted_backend(prefill, gguf, impl, events)
-        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
-        reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
-        if reserved:
-            plan = plan_weights(
-                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved
+
+        def planned(reserved_bytes: int) -> MemoryPlan:
+            return plan_weights(
+                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved_bytes
             )
+
+        wanted, plan = plan_backend(prefill, gguf, spec, impl, planned, events)
         notice = slow_types_notice(gguf.tensors, load_sizes(kernels))
         if notice and impl.name != "reference":  # there everything is slow, as was asked for
             events(Notice(notice))
