@@ -135,3 +135,19 @@ def test_kernels_that_must_be_compiled_are_counted(tmp_path, monkeypatch):
     with open_gguf(path) as gguf:
         warm, cold = (loaded_bytes(state, gguf.metadata, compiles=compiles) for compiles in (False, True))
     assert cold - warm > 100 * MIB
+
+
+def test_commands_name_the_same_number(tmp_path):
+    path = make_tiny_model(tmp_path / "m.gguf")
+
+    def command(*arguments):
+        words = [sys.executable, "-m", "edgerun", *map(str, arguments), "-c", "64"]
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+    floor = json.loads(command("plan", path, "--json").stdout)["memory"]["floor_bytes"]
+    for words in (("run", path, "Hello", "-n", "2"), ("bench", path, "-p", "4", "-n", "2", "-r", "1"), ("plan", path)):
+        refused = command(*words, "--memory", floor - MIB)
+        assert refused.returncode == 4
+        assert f"needs at least {format_size(floor)} of memory" in refused.stderr
+        done = command(*words, "--memory", format_size(floor))
+        assert done.returncode == 0, done.stderr
