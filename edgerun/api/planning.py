@@ -7,14 +7,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edgerun import paths
-from edgerun.api.loading import choose_context, find_model, memory_bytes
+from edgerun.api.loading import choose_context, find_model, model_path
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink
 from edgerun.models import ModelSpec
+from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
+from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.process import process_state
 from edgerun.planning.rates import (
@@ -74,13 +76,9 @@ class ModelPlan:
 def plan_model(
     model: str | Path,
     *,
-    context: int | None = None,
-    memory: int | str = "auto",
-    threads: int | Literal["auto"] = "auto",
-    kernels: str = "auto",
     routing: Sequence[Sequence[Sequence[int]]] | None = None,
     measure: bool = False,
-    events: EventSink = ignore,
+    **options: Unpack[PlanKeywords],
 ) -> ModelPlan:
     """Plan a model from its header, which is fetched alone where the model is not here.
 
@@ -94,27 +92,28 @@ def plan_model(
     from edgerun.models import load_spec
     from edgerun.weights import make_catalog
 
+    given = load_options(options, PLAN_NAMES)
+    routed, anew = checked_routing(routing), Flag().check("measure", measure)
     state = process_state()  # before measuring loads what a later process will have to load too
-    with _header(model, events) as (path, download_bytes), open_gguf(path) as gguf:
+    with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
+        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
 
         def planned() -> MemoryPlan:
             return plan_weights(
-                gguf, spec, context=n_context, memory_bytes=memory_bytes(memory), kernels=kernels, state=state
+                gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels, state=state
             )
 
         planned()  # refuse before anything is measured
-        catalog, sizes = make_catalog(gguf.tensors, spec.n_layers), load_sizes(kernels)
+        catalog, sizes = make_catalog(gguf.tensors, spec.n_layers), load_sizes(given.kernels)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
         piece = piece or (4 << 20)
-        known = None if threads == "auto" else threads
-        rates = _rates(None if download_bytes else path, piece, catalog, known, kernels, measure, events)
+        rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(gguf.tensors, sizes), slow_types_notice(gguf.tensors, sizes)
-        hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
+        hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
         calibrated = None if download_bytes else kept_calibration(gguf)
     prefill = ""
@@ -140,8 +139,8 @@ def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], 
 @contextlib.contextmanager
 def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     """A file with the model's header, and what is to be downloaded: 0 when the file is the model."""
-    path = Path(model).expanduser()
-    if isinstance(model, Path) or path.exists():
+    path = model_path(model)
+    if isinstance(model, Path) or kind_of(path):
         yield find_model(model, events), 0
         return
     from edgerun.hub.cache import find_cached
@@ -169,6 +168,23 @@ def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
     return replace(speed, prompt_tok_s=rate, first_token_s=speed.prompt_tokens / rate)
 
 
+def checked_routing(routing: object) -> list[list[list[int]]] | None:
+    """Expert ids by token and layer, as many layers for each token. UsageError for anything else; None stays."""
+    if routing is None:
+        return None
+    tokens = [[_expert_ids(layer) for layer in items_of(token) or ()] for token in items_of(routing) or ()]
+    if not tokens or any(not token or len(token) != len(tokens[0]) or not all(token) for token in tokens):
+        raise refused("routing", "a list over tokens of lists over layers of expert ids", routing)
+    return tokens
+
+
+def _expert_ids(layer: object) -> list[int]:
+    """Nothing where they are not all whole numbers from 0 on."""
+    items = items_of(layer) or []
+    ids = [number for number in map(as_whole, items) if number is not None and number >= 0]
+    return ids if len(ids) == len(items) else []
+
+
 def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
     """Hits that a cache of so many experts has on this routing, after its first third."""
     widest = max(i for token in routing for layer in token for i in layer)
@@ -181,20 +197,12 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(
-    path: Path | None,
-    piece_bytes: int,
-    catalog: Catalog,
-    threads: int | None,
-    kernels: str,
-    measure: bool,
-    events: EventSink,
-) -> Rates:
+def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
     """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of
     another size, with the model's file or (None) one of its own."""
-    kept = paths.cache_dir() / f"rates-{kernels}-{threads or 'auto'}.json"
+    kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
     known = None if measure else load_rates(kept)
-    products = _products({} if known is None else known.products, catalog, threads, kernels, events)
+    products = _products({} if known is None else known.products, catalog, options)
     if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
     elif path is None:
@@ -210,24 +218,18 @@ def _rates(
     return rates
 
 
-def _products(
-    known: Mapping[str, ProductRates],
-    catalog: Catalog,
-    threads: int | None,
-    kernels: str,
-    events: EventSink,
-) -> dict[str, ProductRates]:
+def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
     """The known rates with those that are missing."""
     from edgerun.kernels import load_kernels, load_sizes
 
-    sizes, products = load_sizes(kernels), dict(known)
+    sizes, products = load_sizes(options.kernels), dict(known)
     wanted = {}
     for info in catalog.multiplied():
         name = product_name(info.type, info.shape[-1], sizes)
         if name not in known:
             wanted[name] = info.type, info.shape[-1]
     if wanted:
-        impl = load_kernels(kernels, threads=threads, events=events)
+        impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
         try:
             products |= {name: measure_products(impl, *each, sizes) for name, each in wanted.items()}
         finally:

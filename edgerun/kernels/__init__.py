@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.layout import PackedSizes
+from edgerun.options.loading import KERNEL_NAMES, LOADING
 
 __all__ = [
     "KERNEL_NAMES",
@@ -25,8 +25,6 @@ __all__ = [
     "load_sizes",
 ]
 
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
-
 
 def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
@@ -36,8 +34,8 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        threads = LOADING["threads"].check("threads", threads)
     if name == "reference":
         from edgerun.kernels.reference import ReferenceKernels
 
@@ -69,5 +67,4 @@ def kernels_missing(name: str, types: Sequence[GgmlType], neuron_types: Sequence
 
 
 def _check(name: str) -> None:
-    if name not in KERNEL_NAMES:
-        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")
+    LOADING["kernels"].check("kernels", name)

@@ -1,8 +1,8 @@
-"""Keys and values of one sequence, f16, one array a layer: (kv_heads, room, head_dim).
+"""Keys and values of one sequence, f16, one array a layer, as `kernels.attention_layout` says.
 
 Head-major, because attention reads all positions of one head. Room doubles as the sequence grows, up to the
-capacity, so that a long context costs memory only when it is used. A model's caches share a ledger, which grants
-what they hold.
+capacity in whole blocks, so that a long context costs memory only when it is used. A model's caches share a ledger,
+which grants what they hold.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import ContextLengthError, UsageError
+from edgerun.kernels.attention_layout import KEYS, keys_shape
 from edgerun.kv.ledger import Grant, unlimited
 
 F16 = NDArray[np.float16]
 I64 = NDArray[np.int64]
 
 _FIRST_ROOM = 256  # positions
-_STEP = 64  # positions that a cache grows by where the ledger cannot grant more
 
 
 class KvCache:
@@ -52,7 +52,7 @@ class KvCache:
         self.length = 0
         self._room = 0
         self._addresses: tuple[I64, I64, int, int] | None = None
-        self._keys = [np.zeros((kv_heads, 0, head_dim_k), np.float16) for _ in range(n_layers)]
+        self._keys = [np.zeros(keys_shape(kv_heads, 0, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, 0, head_dim_v), np.float16) for _ in range(n_layers)]
 
     @property
@@ -61,7 +61,7 @@ class KvCache:
         return sum(array.nbytes for array in (*self._keys, *self._values))
 
     def keys(self, layer: int) -> F16:
-        """(kv_heads, room, head_dim_k); valid until the next `reserve`."""
+        """(kv_heads, room / KEYS, head_dim_k, KEYS); valid until the next `reserve`."""
         return self._keys[layer]
 
     def values(self, layer: int) -> F16:
@@ -88,22 +88,25 @@ class KvCache:
         if needed <= self._room:
             return
         room = self._granted_room(needed)
+        _, kv_heads, dim_k, dim_v = self._shape
         # An error or Ctrl-C below leaves layers of both sizes, each with all of its positions, and no room: whoever
         # comes next begins the growth again, before addresses are taken.
         self._room, self._addresses = 0, None
-        for arrays in (self._keys, self._values):
-            for layer, old in enumerate(arrays):
-                new = np.zeros((old.shape[0], room, old.shape[2]), np.float16)
-                new[:, : self.length] = old[:, : self.length]
-                arrays[layer] = new
+        for layer in range(len(self._keys)):
+            keys = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
+            _copy_keys(self._keys[layer], keys, self.length)
+            self._keys[layer] = keys
+            values = np.zeros((kv_heads, room, dim_v), np.float16)
+            values[:, : self.length] = self._values[layer][:, : self.length]
+            self._values[layer] = values
         self._room = room
 
     def _granted_room(self, needed: int) -> int:
-        """Positions: halves of the capacity, so that the last growth is a doubling too, or just what is needed."""
-        wanted = self.capacity
-        while (wanted + 1) // 2 >= max(needed, _FIRST_ROOM):
-            wanted = (wanted + 1) // 2
-        least = min(wanted, -(-needed // _STEP) * _STEP)
+        """Positions: halves of the capacity, so that the last growth is a doubling too, or just the blocks needed."""
+        wanted = _whole_blocks(self.capacity)
+        while _whole_blocks(wanted // 2) >= max(needed, _FIRST_ROOM) and _whole_blocks(wanted // 2) < wanted:
+            wanted = _whole_blocks(wanted // 2)
+        least = _whole_blocks(needed)
         return self._grant(self, wanted * self._position_bytes, least * self._position_bytes) // self._position_bytes
 
     def advance(self, tokens: int) -> None:
@@ -127,8 +130,19 @@ class KvCache:
             raise UsageError(f"cannot copy {n} of {self.length} positions")
         other = KvCache(*self._shape, self.capacity, self._grant)
         other.reserve(n)
-        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            for source, target in zip(mine, theirs, strict=True):
-                target[:, :n] = source[:, :n]
+        for layer in range(len(self._keys)):
+            _copy_keys(self._keys[layer], other._keys[layer], n)
+            other._values[layer][:, :n] = self._values[layer][:, :n]
         other.length = n
         return other
+
+
+def _whole_blocks(positions: int) -> int:
+    """Rounded up."""
+    return -(-positions // KEYS) * KEYS
+
+
+def _copy_keys(keys: F16, to_keys: F16, n: int) -> None:
+    """The first n positions, in whole blocks."""
+    blocks = -(-n // KEYS)
+    to_keys[:, :blocks] = keys[:, :blocks]

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
+from edgerun.kernels.attention_layout import KEYS
 from edgerun.models import ModelSpec
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size, round_up_size
@@ -265,10 +266,9 @@ def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
 def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str) -> str:
     advice = []
     shown = round_up_size(budget)
-    missing = floor - (
-        2 * shown - round_up_size(shown + 1)
-    )  # a floor is a size that can be written: one below the budget
-    per_token = spec.kv_bytes(1)
+    below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
+    missing = floor - below
+    per_token = spec.kv_bytes(KEYS) // KEYS
     possible = (context - -(-missing // per_token)) // 64 * 64
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
