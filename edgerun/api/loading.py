@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.engine import Engine
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.options import LoadOptions, as_text, refused
@@ -22,6 +23,7 @@ DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
 
 
+@told_as_shortage("loading the model")
 def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, Callable[[], None]]:
     """Open, check and load a model -> the engine, the file's path, and what releases it all.
 
@@ -40,6 +42,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        for text in spec.unused:
+            events(Notice(text))
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
         asked_bytes = 0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES
         plan_weights(  # refuse early
@@ -59,7 +63,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             )
 
         wanted, plan = plan_backend(options.prefill, gguf, spec, impl, planned, events)
-        notice = slow_types_notice(gguf.tensors, load_sizes(options.kernels))
+        notice = slow_types_notice(spec.tensors, load_sizes(options.kernels))
         if notice and impl.name != "reference":  # there everything is slow, as was asked for
             events(Notice(notice))
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=options.prefetch, events=events)
@@ -69,11 +73,11 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         decoder = Decoder(spec, store, impl, context=n_context, kv_grant=ledger.grant)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
-        step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if options.tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), options.tpot_s))
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl, plan.mode), options.tpot_s))
         engine = Engine(
             decoder,
             tokenizer,

@@ -105,17 +105,17 @@ def plan_model(
             )
 
         planned()  # refuse before anything is measured
-        catalog, sizes = make_catalog(gguf.tensors, spec.n_layers), load_sizes(given.kernels)
+        catalog, sizes = make_catalog(spec.tensors, spec.n_layers), load_sizes(given.kernels)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
         piece = piece or (4 << 20)
         rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
         plan = planned()  # kernels are compiled now
-        slow, notice = slow_types(gguf.tensors, sizes), slow_types_notice(gguf.tensors, sizes)
+        slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"

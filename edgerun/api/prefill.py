@@ -25,6 +25,7 @@ from edgerun.options import (
 )
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
+from edgerun.weights.store import Mode
 
 if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
@@ -56,7 +57,9 @@ class WantedBackend:
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 
 
-def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: EventSink) -> WantedBackend | None:
+def wanted_backend(
+    prefill: str, gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink
+) -> WantedBackend | None:
     """What `prefill` names, or None for our kernels. UsageError for a backend that is unknown or not here.
 
     "auto": what `calibrate_model` chose for this model with these versions on this machine, the kernels where it was
@@ -69,7 +72,7 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels)
+        found = known_calibration(gguf, kernels, mode)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -96,13 +99,13 @@ def plan_backend(
     plan = planned(0)
     automatic = prefill == "auto"
     if automatic and not _leaves_room(plan, planned):
-        kept = kept_calibration(gguf)
+        kept = kept_calibration(gguf, plan.mode)
         if kept is not None and kept.choice != "kernels":
             events(
                 Notice(f"prompts run on the kernels, not on {kept.choice} as calibrated: too little memory for both")
             )
         return None, plan
-    wanted = wanted_backend(prefill, gguf, kernels, events)
+    wanted = wanted_backend(prefill, gguf, kernels, plan.mode, events)
     if wanted is None:
         return None, plan
     try:
@@ -146,23 +149,24 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
-    """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf)
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibration | None:
+    """What was measured for this model with these versions while its weights were where they are now; None: nothing.
+    Loads onnxruntime only if there is any."""
+    found = kept_calibration(gguf, mode)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
 
-    return found if found.made_with == made_with(kernels) else None
+    return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing."""
+def kept_calibration(gguf: GgufFile, mode: Mode) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
 
-    return load_calibration(calibration_path(prefill_dir(), gguf))
+    return load_calibration(calibration_path(prefill_dir(), gguf, mode))
 
 
 def calibrate_model(
@@ -201,7 +205,7 @@ def calibrate_model(
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
-            if not anew and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+            if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
             found = calibrate(
                 gguf,
@@ -214,7 +218,7 @@ def calibrate_model(
                 candidates=chosen,
                 events=given.events,
             )
-            save_calibration(calibration_path(prefill_dir(), gguf), found)
+            save_calibration(calibration_path(prefill_dir(), gguf, decoder.store.mode), found)
     finally:
         release()
     return found

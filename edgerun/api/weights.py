@@ -37,7 +37,7 @@ def plan_weights(
     process, if not what it is now. Raises DoesNotFitError."""
     state = state or process_state()
     budget, limited = process_budget(memory_bytes, memory_limits(), state.private_bytes)
-    catalog, runtime_bytes = make_catalog(gguf.tensors, spec.n_layers), state.resident_bytes
+    catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
     if isinstance(kernels, str):
         compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types())
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
@@ -55,7 +55,7 @@ def plan_weights(
 
 def prepare_kernels(kernels: Kernels, gguf: GgufFile, spec: ModelSpec) -> None:
     """Have compiled all that the model needs."""
-    catalog = make_catalog(gguf.tensors, spec.n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
     if catalog.n_neurons:
         kernels.prepare_neurons(catalog.neuron_types())
@@ -68,7 +68,7 @@ def open_store(
     if plan.mode == "resident":
         resident = ResidentStore(gguf, spec, kernels, events=events)
         return resident, resident.close
-    catalog = make_catalog(gguf.tensors, spec.n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     threads, profile = reader_threads(catalog), hot_set_path(gguf)
     store: StreamedLayerStore | StreamedExpertStore
     if plan.mode == "layers":

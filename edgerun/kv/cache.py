@@ -51,7 +51,7 @@ class KvCache:
         n_layers, kv_heads, head_dim_k, head_dim_v = self._shape
         self.length = 0
         self._room = 0
-        self._addresses: tuple[I64, I64, int, int] | None = None
+        self._addresses: tuple[I64, I64, I64, I64] | None = None
         self._keys = [np.zeros(keys_shape(kv_heads, 0, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, 0, head_dim_v), np.float16) for _ in range(n_layers)]
 
@@ -68,12 +68,13 @@ class KvCache:
         """(kv_heads, room, head_dim_v); valid until the next `reserve`."""
         return self._values[layer]
 
-    def addresses(self) -> tuple[I64, I64, int, int]:
+    def addresses(self) -> tuple[I64, I64, I64, I64]:
         """Of every layer's keys and values (n_layers,) and the bytes from head to head in each; until `reserve`."""
         if self._addresses is None:
             keys, values = ([array.ctypes.data for array in each] for each in (self._keys, self._values))
-            strides = self._keys[0].strides[0], self._values[0].strides[0]
-            self._addresses = (np.array(keys, np.int64), np.array(values, np.int64), *strides)
+            strides = ([array.strides[0] for array in each] for each in (self._keys, self._values))
+            k, v, k_stride, v_stride = (np.array(each, np.int64) for each in (keys, values, *strides))
+            self._addresses = (k, v, k_stride, v_stride)
         return self._addresses
 
     def reserve(self, tokens: int) -> None:
@@ -89,15 +90,14 @@ class KvCache:
             return
         room = self._granted_room(needed)
         _, kv_heads, dim_k, dim_v = self._shape
-        # An error or Ctrl-C below leaves layers of both sizes, each with all of its positions, and no room: whoever
-        # comes next begins the growth again, before addresses are taken.
-        self._room, self._addresses = 0, None
+        self._addresses = None  # at once: an interrupt or a lack of memory may leave some layers with the old room
         for layer in range(len(self._keys)):
+            if self._keys[layer].shape[1] * KEYS == self._values[layer].shape[1] == room:
+                continue
             keys = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
-            _copy_keys(self._keys[layer], keys, self.length)
-            self._keys[layer] = keys
             values = np.zeros((kv_heads, room, dim_v), np.float16)
-            values[:, : self.length] = self._values[layer][:, : self.length]
+            _copy(self._keys[layer], self._values[layer], keys, values, self.length)
+            self._keys[layer] = keys  # not before all of it is there
             self._values[layer] = values
         self._room = room
 
@@ -131,8 +131,7 @@ class KvCache:
         other = KvCache(*self._shape, self.capacity, self._grant)
         other.reserve(n)
         for layer in range(len(self._keys)):
-            _copy_keys(self._keys[layer], other._keys[layer], n)
-            other._values[layer][:, :n] = self._values[layer][:, :n]
+            _copy(self._keys[layer], self._values[layer], other._keys[layer], other._values[layer], n)
         other.length = n
         return other
 
@@ -142,7 +141,8 @@ def _whole_blocks(positions: int) -> int:
     return -(-positions // KEYS) * KEYS
 
 
-def _copy_keys(keys: F16, to_keys: F16, n: int) -> None:
-    """The first n positions, in whole blocks."""
+def _copy(keys: F16, values: F16, to_keys: F16, to_values: F16, n: int) -> None:
+    """The first n positions, of keys in whole blocks."""
     blocks = -(-n // KEYS)
     to_keys[:, :blocks] = keys[:, :blocks]
+    to_values[:, :n] = values[:, :n]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from edgerun.kernels import Kernels, Matrix
 from edgerun.kernels.interface import F32
 from edgerun.paths import replace_file
 from edgerun.planning.slow_types import Types
-from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
+from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
 _COLS = 4096
 _MATRIX_BYTES = 144 << 20  # packed: no cache holds it
@@ -102,18 +101,13 @@ def measure_disk(path: Path, piece_bytes: int) -> float:
         raise FormatError(f"{path}: too small to measure the disk with")
     count = max(4, min(_PROBE_BYTES, size) // piece_bytes)
     places = np.random.default_rng().integers(0, (size - piece_bytes) // 4096 + 1, count) * 4096
-    landed: SimpleQueue[Exception | None] = SimpleQueue()
     reader = FlashReader([path], threads=_READERS)
     try:
-        pieces = [
-            Piece(0, int(at), piece_bytes, "the probe", lambda view: landed.put(None), landed.put) for at in places
-        ]
+        reading = Reading(reader)
+        pieces = [Piece(0, int(at), piece_bytes, "the probe", lambda view: None, reading.landed) for at in places]
         began = time.perf_counter()
-        reader.submit(pieces, DEMAND)
-        for _ in pieces:
-            error = landed.get()
-            if error is not None:
-                raise error
+        reading.begin(pieces, DEMAND)
+        reading.wait()
         return count * piece_bytes / (time.perf_counter() - began)
     finally:
         reader.close()

@@ -29,7 +29,7 @@ class Wanted:
 def chosen(monkeypatch, how, model, budget, scratch_bytes):
     """(plan without a backend, what is chosen, what is said)."""
     said, opened = [], []
-    monkeypatch.setattr(prefill, "kept_calibration", lambda gguf: SimpleNamespace(choice="ort-cpu:w8a8"))
+    monkeypatch.setattr(prefill, "kept_calibration", lambda *_: SimpleNamespace(choice="ort-cpu:w8a8"))
     monkeypatch.setattr(prefill, "wanted_backend", lambda *_: opened.append(1) or Wanted(scratch_bytes))
 
     def planned(reserved):
