@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 OBJECTIVES = ("auto", "latency", "energy")
 
 
+BACKEND_BYTES = 64 << 20  # of onnxruntime's libraries and sessions, before these are loaded and can be measured
+
+
 def prefill_dir() -> Path:
     """Graphs, ranges and calibrations."""
     return paths.cache_dir() / "prefill"
@@ -77,6 +80,48 @@ def wanted_backend(
     except EdgerunError as error:
         events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
+
+
+def plan_backend(
+    prefill: str,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    kernels: Kernels,
+    planned: Callable[[int], MemoryPlan],
+    events: EventSink,
+) -> tuple[WantedBackend | None, MemoryPlan]:
+    """What prompts shall run on, as of `wanted_backend`, and the plan that has room for it. `planned`: the plan beside
+    so many bytes for others.
+
+    What calibration chose needs no more memory than the model does: where there is not enough for both, or the model
+    would have to be streamed because of it, prompts run on the kernels. DoesNotFitError for a backend that was asked
+    for."""
+    plan = planned(0)
+    automatic = prefill == "auto"
+    if automatic and not _leaves_room(plan, planned):
+        kept = kept_calibration(gguf, plan.mode)
+        if kept is not None and kept.choice != "kernels":
+            events(
+                Notice(f"prompts run on the kernels, not on {kept.choice} as calibrated: too little memory for both")
+            )
+        return None, plan
+    wanted = wanted_backend(prefill, gguf, kernels, plan.mode, events)
+    if wanted is None:
+        return None, plan
+    try:
+        return wanted, planned(wanted.reserve_bytes(spec, plan))
+    except DoesNotFitError as error:
+        if not automatic:
+            raise
+        events(Notice(f"prompts run on the kernels, not on {wanted.choice.text} as calibrated: {error}"))
+        return None, planned(0)  # the runtime's libraries are loaded now
+
+
+def _leaves_room(plan: MemoryPlan, planned: Callable[[int], MemoryPlan]) -> bool:
+    try:
+        return planned(BACKEND_BYTES).mode == plan.mode
+    except DoesNotFitError:
+        return False
 
 
 def attach_backend(
