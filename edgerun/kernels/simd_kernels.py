@@ -129,13 +129,12 @@ class SimdKernels:
     recordable = True
     attention_chunk = CHUNK
 
-    def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
+    def __init__(self, isa: Isa, cache: KernelCache, threads: int) -> None:
         self.name = isa.name
         self.threads = threads
         self._isa = isa
         self._cache = cache
-        self._events = events
-        cache.prepare(_ALWAYS, events)
+        cache.prepare(_ALWAYS)
         self._pool = ThreadPool(
             threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program"), cache
         )
@@ -156,8 +155,8 @@ class SimdKernels:
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
-        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
-        return cls(isa, cache, threads or default_threads(), events)
+        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
+        return cls(isa, cache, threads or default_threads())
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -167,7 +166,7 @@ class SimdKernels:
                 matmul, form = _MATMUL[type]
                 names.append(_PACK[type])
                 names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(dict.fromkeys(names))
 
     def close(self) -> None:
         self._pool.close()
@@ -459,7 +458,7 @@ class SimdKernels:
         names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
         if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
             names.append("quantize_q8")
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(dict.fromkeys(names))
 
     def neurons_up(self, gate: F32, x: Any, neurons: Neurons, activation: Activation, h: F32) -> None:
         (tokens, ff), n = gate.shape, len(neurons.ids)
