@@ -152,7 +152,7 @@ class KernelCache:
 
     def _link(self, name: str, code: bytes) -> None:
         """FormatError, UnsupportedError (one of them) for an object that does not define just what it should."""
-        entry = _entry(name, self._isa)
+        entry = entry_name(name, self._isa)
         engine = _new_engine()  # first: it also makes the process's own functions known
         _check_symbols(code, entry)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -190,7 +190,7 @@ def _check_symbols(code: bytes, entry: str) -> None:
             raise UnsupportedError(f"{entry} needs {name}, which this system lacks; use the kernels `reference`")
 
 
-def _entry(name: str, isa: Isa) -> str:
+def entry_name(name: str, isa: Isa) -> str:
     """The one name that a kernel's object shows."""
     return f"edgerun_{name}_{_key(name, isa)}"
 
@@ -229,4 +229,4 @@ def _compile(name: str, isa: Isa) -> bytes:
     from edgerun.kernels.codegen import object_code
 
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
-    return object_code(getattr(module, f"build_{name}"), _entry(name, isa), isa)
+    return object_code(getattr(module, f"build_{name}"), entry_name(name, isa), isa)

@@ -37,7 +37,7 @@ def read_symbols(code: bytes) -> Symbols:
             found = list(_coff(code))
         else:
             raise FormatError(f"an object file of an unknown kind: it begins with {code[:8].hex()}")
-    except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         raise FormatError(f"a malformed object file: {error}") from error
     defined, undefined, local = (
         frozenset(name for kind, name in found if kind == each) for each in ("defined", "undefined", "local")
