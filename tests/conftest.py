@@ -14,10 +14,10 @@ import pytest
 from edgerun.events import ignore
 from edgerun.kernels import Kernels, load_kernels
 from edgerun.kernels.compile import SOURCES, file_name
-from tests.kernels.isas import IMPLEMENTATIONS
+from edgerun.kernels.simd_kernels import SimdKernels
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
-# Found out before any test moves the home directory: compiled kernels and measured rates are good for all of them.
-_USERS_CACHE = Path(platformdirs.user_cache_dir("edgerun"))
+_USERS_CACHE = KERNELS_DIR.parent
 _KERNEL_FILES = [file_name(kernel, isa) for isa in IMPLEMENTATIONS for kernel in SOURCES]
 _SHARED = Path(__file__).parents[2] / "shared"
 _FORGOTTEN = ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "EDGERUN_THREADS")
@@ -41,14 +41,14 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "huggingface" / "hub"))
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cache = Path(platformdirs.user_cache_dir("edgerun"))
-    kept, mine = _USERS_CACHE / "kernels", cache / "kernels"
-    for folder in (kept, mine):
+    mine = cache / "kernels"
+    for folder in (KERNELS_DIR, mine):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _share(kept, mine, _KERNEL_FILES)
+    _share(KERNELS_DIR, mine, _KERNEL_FILES)
     _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
     yield home
     if mine.is_dir():
-        _share(mine, kept, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
+        _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
 
 
 def _share(source: Path, target: Path, names: Iterable[str]) -> None:
@@ -65,7 +65,11 @@ def _share(source: Path, target: Path, names: Iterable[str]) -> None:
 @pytest.fixture(scope="session")
 def kernels() -> Iterator[Kernels]:
     """The implementation that EDGERUN_KERNELS names (default: the fastest that runs here)."""
-    loaded = load_kernels(os.environ.get("EDGERUN_KERNELS", "auto"), events=ignore)
+    name = os.environ.get("EDGERUN_KERNELS", "auto")
+    if name == "reference":
+        loaded = load_kernels(name)
+    else:  # kept where they outlive the first test's home
+        loaded = SimdKernels.load(name, threads=None, events=ignore, directory=KERNELS_DIR)
     yield loaded
     loaded.close()
 

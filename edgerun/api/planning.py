@@ -91,7 +91,7 @@ def plan_model(
         rates = _rates(None if download_bytes else path, piece, known, kernels, measure, events)
         hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf)
+        calibrated = None if download_bytes else kept_calibration(gguf, events)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"
@@ -153,7 +153,7 @@ def _rates(
     from edgerun.kernels import load_kernels
 
     kept = paths.cache_dir() / f"rates-{kernels}-{threads or 'auto'}.json"
-    known = None if measure else load_rates(kept)
+    known = None if measure else load_rates(kept, events)
     if known is None or not 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         if known is None:
             impl = load_kernels(kernels, threads=threads, events=events)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgerun import paths
-from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.errors import DoesNotFitError, EdgerunError, UntrustedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
@@ -54,7 +54,7 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels)
+        found = known_calibration(gguf, kernels, events)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -89,9 +89,9 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
+def known_calibration(gguf: GgufFile, kernels: Kernels, events: EventSink = ignore) -> Calibration | None:
     """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf)
+    found = kept_calibration(gguf, events)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
@@ -99,13 +99,18 @@ def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
     return found if found.made_with == made_with(kernels) else None
 
 
-def kept_calibration(gguf: GgufFile) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing."""
+def kept_calibration(gguf: GgufFile, events: EventSink = ignore) -> Calibration | None:
+    """What was last measured for this model, whatever with; None: nothing, or (with a Notice) something that others
+    can have written."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
 
-    return load_calibration(calibration_path(prefill_dir(), gguf))
+    try:
+        return load_calibration(calibration_path(prefill_dir(), gguf))
+    except UntrustedError as error:
+        events(Notice(f"what was calibrated for this model is not used: {error}"))
+        return None
 
 
 def calibrate_model(

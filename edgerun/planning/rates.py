@@ -19,10 +19,11 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from edgerun.errors import FormatError
+from edgerun.errors import FormatError, UntrustedError
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, replace_file
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
 
 _ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
@@ -97,13 +98,17 @@ def probe_file(folder: Path) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def load_rates(path: Path) -> Rates | None:
-    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense."""
+def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
+    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense, or (with a Notice) something
+    that others can have written."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_kept(path))
         piece = int(said.pop("disk_piece_bytes"))
         rates = Rates(**{key: float(value) for key, value in said.items()}, disk_piece_bytes=piece)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except UntrustedError as error:
+        events(Notice(f"this machine's speed is measured again: {error}"))
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return rates if all(0 < value < 1e18 for value in asdict(rates).values()) else None
 

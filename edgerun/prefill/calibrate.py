@@ -21,13 +21,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgerun.device import EnergyMeter
-from edgerun.errors import EdgerunError, UsageError
+from edgerun.errors import EdgerunError, UntrustedError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, replace_file
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
@@ -208,9 +208,10 @@ def save_calibration(path: Path, found: Calibration) -> None:
 
 
 def load_calibration(path: Path) -> Calibration | None:
-    """What `save_calibration` wrote; None when there is nothing, or nothing that makes sense."""
+    """What `save_calibration` wrote; None when there is nothing, or nothing that makes sense. UntrustedError for one
+    that others can have written."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_kept(path))
         rows = tuple(_row(each) for each in said["rows"])
         return Calibration(
             {str(k): str(v) for k, v in said["made_with"].items()},
@@ -219,6 +220,8 @@ def load_calibration(path: Path) -> Calibration | None:
             str(said["why"]),
             int(said["least_tokens"]),
         )
+    except UntrustedError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import Decoder
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, replace_file
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltModel, build_model, parse_ranges
 from edgerun.prefill.choice import PromptChoice
@@ -94,7 +94,7 @@ def _ranges(
     depends = [content_digest(gguf), list(ids[:MOST_TOKENS]), choice.shadow, choice.rotated, choice.experts]
     path = root / f"ranges-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
     try:
-        kept = [parse_ranges(each) for each in json.loads(path.read_text(encoding="utf-8"))]
+        kept = [parse_ranges(each) for each in json.loads(read_kept(path))]
         if len(kept) == decoder.spec.n_layers:
             return kept
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

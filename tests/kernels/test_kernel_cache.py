@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from edgerun import paths
 from edgerun.errors import FormatError
 from edgerun.events import Event, Notice, Progress
-from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import link_object
 from edgerun.kernels.compile import SOURCES, KernelCache, entry_name, file_name
-from edgerun.kernels.isa import ISAS, choose
+from edgerun.kernels.isa import ISAS, Isa
 from edgerun.kernels.object_file import read_symbols
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
 ISA = ISAS["portable"]
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -85,18 +85,15 @@ def test_a_second_start_compiles_nothing_and_imports_no_numba(cache_folder: Path
     assert subprocess.run([sys.executable, "-c", code, str(cache_folder)], check=False).returncode == 0
 
 
-def test_every_object_shows_its_entry_and_nothing_else(kernels):
-    isa = choose("auto")
-    kernels.prepare([GgmlType.Q4_0])
-    entries = set()
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS, ids=lambda isa: isa.name)
+def test_every_object_shows_its_entry_and_nothing_else(isa: Isa):
+    cache = KernelCache(isa, KERNELS_DIR)
+    cache.prepare(SOURCES)
     for name in SOURCES:
-        path = paths.cache_dir() / "kernels" / file_name(name, isa)
-        if path.exists():
-            symbols = read_symbols(path.read_bytes()[32:])
-            assert symbols.defined == {entry_name(name, isa)}
-            assert symbols.undefined <= {"sched_yield"}
-            entries |= symbols.defined
-    assert len(entries) > 10, "this test has looked at something"
+        symbols = read_symbols((KERNELS_DIR / file_name(name, isa)).read_bytes()[32:])
+        assert symbols.defined == {entry_name(name, isa)}
+        assert symbols.undefined <= {"sched_yield"}
+    assert len({cache.address(name) for name in SOURCES}) == len(SOURCES)
 
 
 @pytest.mark.parametrize(
