@@ -138,9 +138,8 @@ def _open(
 ) -> BuiltModel | None:
     if not (folder / "model.json").is_file():
         return None
-    with kept_folder(folder) as kept:  # devices' drivers open these by name: see that nobody else can have written them
-        for path in folder.iterdir():
-            kept.check(path.name)
+    with kept_folder(folder) as kept:  # devices' drivers open what is in it by name, and believe it
+        kept.check_all()
     layers = [_read_layer(folder, index) for index in range(n_layers)]
     whole = [layer for layer in layers if layer is not None]
     if len(whole) < n_layers:
