@@ -104,7 +104,8 @@ class Folder:
                 with open_folder(self.path, (entry.name,), uid=self._uid) as inner:
                     inner.check_all()
             else:
-                os.close(self._open_file(entry.name))
+                with contextlib.suppress(FileNotFoundError):  # another process's, just renamed
+                    os.close(self._open_file(entry.name))
 
     def _open_file(self, name: str) -> int:
         try:

@@ -110,7 +110,7 @@ class KernelCache:
     def prepare(self, names: Iterable[str]) -> None:
         """Have all of `names` ready. UnsupportedError for a kernel that cannot be linked on this system."""
         missing = self._load_kept([name for name in names if name not in self._addresses])
-        task = "compile kernels (once on this machine)"
+        task = "compile kernels" if self._said else "compile kernels (once on this machine)"
         for done, name in enumerate(missing):
             self._events(Progress(task, done, len(missing), "kernels"))
             code = _compile(name, self._isa)
