@@ -23,7 +23,7 @@ from edgerun.errors import FormatError, UntrustedError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels
-from edgerun.paths import read_kept, replace_file
+from edgerun.paths import read_kept, write_kept
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
 
 _ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
@@ -115,4 +115,4 @@ def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
 
 def save_rates(path: Path, rates: Rates) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    replace_file(path, [json.dumps(asdict(rates)).encode()])
+    write_kept(path, [json.dumps(asdict(rates)).encode()])

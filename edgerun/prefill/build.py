@@ -19,7 +19,7 @@ import psutil
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
-from edgerun.paths import kept_folder, read_kept, replace_file
+from edgerun.paths import kept_folder, read_kept, write_kept
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
@@ -126,9 +126,9 @@ def build_model(
             mine = ranges[index]
             stored = write_layer(folder, gguf, spec, index, scheme, mine, sizes, rotated=rotated, experts=experts)
             layer = BuiltLayer(mine, *stored)
-            replace_file(_record(folder, index), [json.dumps(asdict(layer)).encode()])
+            write_kept(_record(folder, index), [json.dumps(asdict(layer)).encode()])
         layers.append(layer)
-    replace_file(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
+    write_kept(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
     events(Progress("build prompt graphs", spec.n_layers, spec.n_layers, "layers"))
     return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(layers), experts)
 

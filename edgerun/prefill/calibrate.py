@@ -27,7 +27,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
-from edgerun.paths import read_kept, replace_file
+from edgerun.paths import read_kept, write_kept
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
@@ -204,7 +204,7 @@ def calibration_path(root: Path, gguf: GgufFile) -> Path:
 
 def save_calibration(path: Path, found: Calibration) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    replace_file(path, [json.dumps(found.as_dict(), indent=1).encode()])
+    write_kept(path, [json.dumps(found.as_dict(), indent=1).encode()])
 
 
 def load_calibration(path: Path) -> Calibration | None:

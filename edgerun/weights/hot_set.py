@@ -21,7 +21,7 @@ import numpy as np
 from edgerun.errors import FormatError, UntrustedError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.kernels.interface import F32
-from edgerun.paths import kept_folder, replace_file
+from edgerun.paths import kept_folder, write_kept
 
 MAGIC = b"EDGEHOT1"
 _SHAPE = struct.Struct("<2I")
@@ -49,7 +49,7 @@ def load_scores(path: Path, layers: int, experts: int, events: EventSink = ignor
 def save_scores(path: Path, scores: F32) -> None:
     """Atomically. OSError when the folder cannot be written, or when others may write there."""
     rest = _SHAPE.pack(*scores.shape) + scores.astype("<f4").tobytes()
-    replace_file(path, [MAGIC, sha256(rest).digest(), rest])
+    write_kept(path, [MAGIC, sha256(rest).digest(), rest])
 
 
 def _scores(content: bytes, layers: int, experts: int) -> F32:
