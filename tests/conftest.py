@@ -28,7 +28,7 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """An empty home directory, also for programs that a test starts. Kernels alone are cached for real: its files
     are second names of the user's, since edgerun follows no links into its cache."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(home))
     for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
@@ -42,8 +42,9 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cache = Path(platformdirs.user_cache_dir("edgerun"))
     mine = cache / "kernels"
-    for folder in (KERNELS_DIR, mine):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    KERNELS_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (cache.parent, cache, mine):  # with this mode each, whatever the umask
+        folder.mkdir(mode=0o700)
     _share(KERNELS_DIR, mine, _KERNEL_FILES)
     _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
     yield home

@@ -11,6 +11,7 @@ import numpy as np
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import layout
+from edgerun.kernels.attention_layout import keys_shape
 from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
@@ -100,11 +101,10 @@ def _attention(tokens: int) -> Operation:
     q, new = rng.standard_normal((tokens, 8, 64)).astype(_F32), rng.standard_normal((2, 330, 2, 64)).astype(_F32)
 
     def run(kernels: Kernels) -> np.ndarray:
-        k, v = np.full((2, 2, 400, 64), np.nan, np.float16)
-        kernels.kv_write(k, new[0], 0)
-        kernels.kv_write(v, new[1], 0)
+        keys, values = np.full(keys_shape(2, 384, 64), np.nan, np.float16), np.full((2, 384, 64), np.nan, np.float16)
+        kernels.kv_write(keys, values, new[0], new[1], 0)
         out = np.empty((tokens, 8, 64), _F32)
-        kernels.attention(q, k, v, 330 - tokens, out, scale=0.125)
+        kernels.attention(q, keys, values, 330 - tokens, out, scale=0.125)
         return out
 
     return Operation(f"attention of {tokens}", run, run(_reference), 1e-4)
