@@ -25,6 +25,7 @@ from edgerun.options import (
 )
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
+from edgerun.weights.store import Mode
 
 if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
@@ -53,7 +54,9 @@ class WantedBackend:
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 
 
-def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: EventSink) -> WantedBackend | None:
+def wanted_backend(
+    prefill: str, gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink
+) -> WantedBackend | None:
     """What `prefill` names, or None for our kernels. UsageError for a backend that is unknown or not here.
 
     "auto": what `calibrate_model` chose for this model with these versions on this machine, the kernels where it was
@@ -66,7 +69,7 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels, events)
+        found = known_calibration(gguf, kernels, mode, events)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -101,25 +104,26 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels, events: EventSink = ignore) -> Calibration | None:
-    """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf, events)
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink = ignore) -> Calibration | None:
+    """What was measured for this model with these versions while its weights were where they are now; None: nothing.
+    Loads onnxruntime only if there is any."""
+    found = kept_calibration(gguf, mode, events)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
 
-    return found if found.made_with == made_with(kernels) else None
+    return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile, events: EventSink = ignore) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing, or (with a Notice) something that others
-    can have written."""
+def kept_calibration(gguf: GgufFile, mode: Mode, events: EventSink = ignore) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing, or (with a Notice) something
+    that others can have written."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
 
     try:
-        return load_calibration(calibration_path(prefill_dir(), gguf))
+        return load_calibration(calibration_path(prefill_dir(), gguf, mode))
     except UntrustedError as error:
         events(Notice(f"what was calibrated for this model is not used: {error}"))
         return None
@@ -161,7 +165,7 @@ def calibrate_model(
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
-            if not anew and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+            if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
             found = calibrate(
                 gguf,
@@ -174,7 +178,7 @@ def calibrate_model(
                 candidates=chosen,
                 events=given.events,
             )
-            save_calibration(calibration_path(prefill_dir(), gguf), found)
+            save_calibration(calibration_path(prefill_dir(), gguf, decoder.store.mode), found)
     finally:
         release()
     return found
