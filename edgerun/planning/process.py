@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from edgerun.device import process_memory
 from edgerun.formats.gguf.metadata import Metadata
 
-_TYPICAL_BYTES = 110 << 20  # of a process with all libraries and kernels loaded
+_TYPICAL_BYTES = 100 << 20  # of a process with all libraries and kernels loaded
 _LIBRARY_BYTES = {"llvmlite": 40 << 20, "tokenizers": 4 << 20}  # whose code is large, once imported
-_KERNELS_BYTES = 14 << 20  # compiled ones, and their threads
+_KERNELS_BYTES = 8 << 20  # compiled ones, and their threads
 _COMPILER_BYTES = 144 << 20  # Numba and LLVM at work: they stay
 _TOKEN_BYTES, _MERGE_BYTES = 220, 130  # of a vocabulary, in the tables of a tokenizer
 
