@@ -55,6 +55,10 @@ def load_engine(
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
+        if template is not None:
+            stack.callback(template.close)
+            if template.name != "fallback":  # such a model was made to chat
+                template.start()
         impl = load_kernels(kernels, threads=n_threads, events=events)
         stack.callback(impl.close)
         wanted = wanted_backend(prefill, gguf, impl, events)

@@ -72,7 +72,7 @@ class Session:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
         came; after an error or Ctrl-C `messages` are as before."""
         turn = [*self.messages, *as_messages(message)]
-        ids = self._engine.encode_chat(turn, tools, template_variables)
+        ids = self._engine.encode_chat(turn, tools, template_variables, cancel)
 
         def keep(text: str) -> None:
             self.messages = [*turn, {"role": "assistant", "content": text}]
@@ -100,7 +100,9 @@ class Session:
     ) -> Iterator[Chunk]:
         """As `complete`, in chunks."""
         before = self.ids
-        added = self._engine.encode(prompt, add_special=not before) if len(prompt) or not before else []
+        added: list[int] = []
+        if len(prompt) or not before:
+            added = self._engine.encode(prompt, add_special=not before, cancel=cancel)
         return self._run([*before, *added], merge(params, options), cancel)
 
     def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:
