@@ -7,6 +7,7 @@ other, each within the pieces that the one before left; what a pattern does not 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,9 +34,9 @@ class PreTokenizer:
     no_default_bos: bool = False
     byte_level: bool = True  # False: over characters, ▁ for spaces, <0xXX> for unknown ones
 
-    def split(self, text: str) -> list[str]:
-        """The words of `text`; joined they are the text."""
-        ends = [len(text)]
+    def split(self, text: str) -> Iterator[str]:
+        """The words of `text`, one at a time; joined they are the text."""
+        ends: Iterable[int] = (len(text),)
         collapsed: str | None = None
         plain: str | None = None
         for rule in self.rules:
@@ -45,33 +46,29 @@ class PreTokenizer:
                 source = plain = plain_spaces(text) if plain is None else plain
             ends = _cut(_compiled(rule.pattern), source, ends)
         start = 0
-        words = []
         for end in ends:
-            words.append(text[start:end])
+            yield text[start:end]
             start = end
-        return words
 
 
 _compiled = cache(compile_ascii)
 
 
-def _cut(pattern: re.Pattern[str], text: str, ends: list[int]) -> list[int]:
+def _cut(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
     """Cut the pieces that end at `ends` around each match of `pattern` within them."""
-    cuts = []
     start = 0
     for end in ends:
         at = start
         for match in pattern.finditer(text, start, end):
             first, last = match.span()
             if first > at:
-                cuts.append(first)
+                yield first
             if last > first:
-                cuts.append(last)
+                yield last
             at = last
         if at < end:
-            cuts.append(end)
+            yield end
         start = end
-    return cuts
 
 
 _SUFFIXES = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"  # 's 't 're 've 'm 'll 'd in any case
