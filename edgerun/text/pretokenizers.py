@@ -17,10 +17,15 @@ from edgerun.text.characters import L, M, N, P, S, collapse, compile_ascii, plai
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pass: a pattern, over collapsed text (see `characters`) or over the text itself."""
+    """One pass: a pattern, over collapsed text (see `characters`) or over the text itself.
+
+    `thousands`: what it matches is cut before each group of three, counted from its end, and nowhere else; as the
+    pattern (?=(\\d{3})+(?!\\d)) would, which takes quadratic time.
+    """
 
     pattern: str
     collapsed: bool = True
+    thousands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class PreTokenizer:
                 source = collapsed = collapse(text) if collapsed is None else collapsed
             else:
                 source = plain = plain_spaces(text) if plain is None else plain
-            ends = _cut(_compiled(rule.pattern), source, ends)
+            ends = (_cut_thousands if rule.thousands else _cut)(_compiled(rule.pattern), source, ends)
         start = 0
         for end in ends:
             yield text[start:end]
@@ -71,6 +76,17 @@ def _cut(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[i
         start = end
 
 
+def _cut_thousands(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
+    """Cut each match of `pattern` before every third character from its end."""
+    start = 0
+    for end in ends:
+        for match in pattern.finditer(text, start, end):
+            first, last = match.span()
+            yield from (at for at in range(last - (last - first) // 3 * 3, last, 3) if at > start)
+        yield end
+        start = end
+
+
 _SUFFIXES = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"  # 's 't 're 've 'm 'll 'd in any case
 _LINES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = rf"[^\r\n{L}{N}]?[{L}]+"
@@ -80,6 +96,7 @@ _GPT2 = Rule(rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\
 _DIGIT = Rule(rf"[{N}]")
 _DIGITS = Rule(rf"[{N}]+")
 _THREE_DIGITS = Rule("[0-9][0-9][0-9]", collapsed=False)
+_THOUSANDS = Rule(r"[0-9]+", collapsed=False, thousands=True)
 _NEWLINE = Rule(r"[\r\n]", collapsed=False)
 _LINE = Rule(r"[^\n]+|[\n]+", collapsed=False)
 _LLAMA3 = Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|{_LINES}")
@@ -149,7 +166,7 @@ _QWEN35 = Rule(
     rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?[{L}{M}]+|[{N}]| ?[^\s{L}{M}{N}]+[\r\n]*|{_LINES}",
 )
 _EXAONE_MOE = Rule(
-    rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?(?:[{L}][{M}]*(?: [{L}][{M}]*)*)+|[{N}]| ?[^\s{L}{N}]+[\r\n/]?"
+    rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?[{L}][{L}{M}]*+(?: [{L}][{L}{M}]*+)*+|[{N}]| ?[^\s{L}{N}]+[\r\n/]?"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _MINICPM5 = (
@@ -157,7 +174,9 @@ _MINICPM5 = (
     Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]+|{_SYMBOLS}|{_LINES}"),
 )
 _JAIS2 = Rule(
-    rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|"
+    # The look behind changes no match: past a first piece of a run of spaces there are no line breaks in it. Without
+    # it the rest of the run would be searched for them after every piece, which takes quadratic time.
+    rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|(?<![^\S\r\n])\s*[\r\n]+|"
     + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
     + r"|\s{1,2}(?!\S)|\s{1}"
 )
@@ -201,7 +220,7 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     **_family("gpt-4o llama4 kanana2 talkie minimax-m2", _GPT4O),
     **_family("poro-chat bloom gpt3-finnish", _PORO),
     **_family("viking", _PORO, _DIGIT),
-    **_family("superbpe", _DIGITS, Rule(r"(?=(\d{3})+(?!\d))", collapsed=False)),
+    **_family("superbpe", _DIGITS, _THOUSANDS),
     **_family("bailingmoe bailingmoe2 llada-moe", _BAILING),
     **_family("seed-coder", _SEED),
     **_family("exaone-moe", _EXAONE_MOE),
