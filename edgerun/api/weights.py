@@ -15,6 +15,7 @@ from edgerun.kernels import Kernels, load_sizes
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
+from edgerun.text import text_bytes
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
@@ -35,6 +36,8 @@ def plan_weights(
     """How this process will hold the model. Before the kernels are loaded (their name is given) what they take is
     estimated. `reserved_bytes`: of the budget, for others. Raises DoesNotFitError."""
     used = process_memory()
+    before = isinstance(kernels, str)
+    text = text_bytes(gguf.metadata, loaded=not before)
     budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
     return plan_memory(
         gguf.path.name,
@@ -43,7 +46,7 @@ def plan_weights(
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
         budget_bytes=budget,
-        runtime_bytes=used.resident_bytes + reserved_bytes + (_KERNELS_BYTES if isinstance(kernels, str) else 0),
+        runtime_bytes=used.resident_bytes + reserved_bytes + text + (_KERNELS_BYTES if before else 0),
         limited=limited,
     )
 

@@ -118,9 +118,11 @@ class Engine:
         tokenizer = self.tokenizer
         if self._template is None:
             raise UnsupportedError(f"chat needs a template: {self._no_template}; use complete()")
-        text = self._template.render(
-            as_messages(messages), tools=tools, variables=variables, cancelled=as_callable(cancel)
-        )
+        given = as_messages(messages)
+        last = given[-1].get("content")
+        if isinstance(last, str):  # what is to be answered, no template leaves out; most take space off its ends
+            tokenizer.check_length(last.strip(), self.context)
+        text = self._template.render(given, tools=tools, variables=variables, cancelled=as_callable(cancel))
         # Many templates write the BOS token themselves; the tokenizer must not add a second one.
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         has_bos = bool(bos) and tokenizer.add_bos and text.startswith(bos)

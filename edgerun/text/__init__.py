@@ -7,14 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.text.streaming import StreamDecoder
-from edgerun.text.template import ChatTemplate, load_chat_template
+from edgerun.text.template import DEFAULT_KEY, ChatTemplate, load_chat_template
+from edgerun.text.template_process import AT_REST_BYTES
 from edgerun.text.tokenizer import Tokenizer
-from edgerun.text.vocabulary import read_vocabulary
+from edgerun.text.vocabulary import read_vocabulary, vocabulary_bytes
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import GgufFile
+    from edgerun.formats.gguf.metadata import Metadata
 
-__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "load_chat_template", "load_tokenizer"]
+__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "load_chat_template", "load_tokenizer", "text_bytes"]
+
+_ORDINARY_BYTES = 40 << 20  # of growth: planning leaves so many to every process
+
+
+def text_bytes(metadata: Metadata, *, loaded: bool) -> int:
+    """What the tokenizer and the chat template of a GGUF take at most beyond what planning leaves to every process.
+
+    `loaded`: the tokenizer is, so that what it takes at rest is part of what the process holds.
+    """
+    vocabulary = vocabulary_bytes(metadata)
+    template = AT_REST_BYTES if DEFAULT_KEY in metadata else 0
+    return (0 if loaded else vocabulary.loaded) + max(0, vocabulary.later - _ORDINARY_BYTES) + template
 
 
 def load_tokenizer(source: str | Path | GgufFile | Mapping[str, Any]) -> Tokenizer:

@@ -30,10 +30,11 @@ def never() -> bool:
 
 
 class Merger(Protocol):
-    """Turns a piece of text, without special tokens, into ids. `covers`: whether every character of a text is
-    part of some token, so that none is left out."""
+    """Turns a piece of text, without special tokens, into ids. `left_out`: the characters that become no token; None
+    where there may be others than ASCII."""
 
-    covers: bool
+    @property
+    def left_out(self) -> str | None: ...
 
     def encode(self, text: str, room: int | None = None, cancelled: Callable[[], bool] = never) -> list[int]: ...
 
@@ -161,14 +162,20 @@ class BpeMerger:
         self._pre = vocabulary.pre
         self._word_ids = _WordCache(self._encode_word)
         self._missing = {char for char in BYTE_CHARACTERS if char not in vocabulary.ids}
-        if self._pre.byte_level:
-            self.covers = not self._missing
-        else:
-            self.covers = all(f"<0x{byte:02X}>" in vocabulary.ids for byte in range(256))
         self._model: Any = None  # tokenizers.models.BPE, or False where the library cannot
         self._chars_before_library = library_after_chars
         self._ranks: dict[str, int] = {}
         self._lock = Lock()
+
+    @property
+    def left_out(self) -> str | None:
+        """See `Merger`."""
+        ids = self._ids
+        if not self._pre.byte_level:
+            return _left_out(lambda byte: f"<0x{byte:02X}>" in ids)
+        if not all(merge.replace(" ", "", 1) in ids for merge in self._merges):
+            return None  # of what such a merge makes, only ASCII becomes tokens
+        return _left_out(lambda byte: BYTE_CHARACTERS[byte] in ids)
 
     def encode(self, text: str, room: int | None = None, cancelled: Callable[[], bool] = never) -> list[int]:
         """The ids of `text`, in which no special token is looked for. Stops early when there are more than `room`."""
@@ -231,6 +238,14 @@ class BpeMerger:
         return self._ranks
 
 
+def _left_out(has_token: Callable[[int], bool]) -> str | None:
+    """What becomes no token where bytes become tokens by themselves, if it is ASCII alone: every other character has a
+    byte of 0x80 to 0xBF in it."""
+    if not all(map(has_token, range(0x80, 0xC0))):
+        return None
+    return "".join(chr(byte) for byte in range(0x80) if not has_token(byte))
+
+
 def _is_unicode(texts: Iterable[str]) -> bool:
     """False when a token is not whole characters, which GGUF allows."""
     try:
@@ -253,7 +268,11 @@ class SentencePieceMerger:
         self._cuts: re.Pattern[str] | None = None
         self._ranks: array[int] | None = None
         self._word_ids = _WordCache(self._encode_word)
-        self.covers = all(self._byte_id(byte) >= 0 for byte in range(256))
+
+    @property
+    def left_out(self) -> str | None:
+        """See `Merger`."""
+        return _left_out(lambda byte: self._byte_id(byte) >= 0)
 
     def encode(self, text: str, room: int | None = None, cancelled: Callable[[], bool] = never) -> list[int]:
         """The ids of `text`, in which no special token is looked for. Stops early when there are more than `room`."""

@@ -39,7 +39,6 @@ class Tokenizer:
         self.add_space_prefix = vocabulary.pre is None and vocabulary.add_space_prefix
         special = np.flatnonzero(vocabulary.attrs & np.uint8(_PARTITIONING)).tolist()
         self._special: list[int] = sorted(special, key=lambda i: -len(_utf8(vocabulary.tokens[i])))
-        self._swallows_space = bool((vocabulary.attrs & np.uint8(Attr.LSTRIP | Attr.RSTRIP)).any())
         self._special_by_prefix: dict[str, list[int]] = {}
         for order, token_id in enumerate(self._special):
             prefix = vocabulary.tokens[token_id][:_PREFIX_CHARS]
@@ -67,7 +66,8 @@ class Tokenizer:
         Raises ContextLengthError as soon as it is certain that there are more than `limit` ids: at once for a
         text that is longer than so many of the longest token. Raises Cancelled soon after `cancelled()`.
         """
-        self._check_length(text, limit)
+        if limit is not None:
+            self.check_length(text, limit)
         asked = cancelled or never
         text = _clean(text)
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
@@ -87,26 +87,23 @@ class Tokenizer:
         _check_count(len(ids), limit)
         return ids
 
-    def most_chars(self, n_tokens: int) -> int | None:
-        """No text of more characters than this has so few tokens (whitespace not counted where special tokens
-        swallow it); None where the vocabulary leaves characters out."""
-        return n_tokens * self._longest_chars if self._merger.covers else None
-
     @cached_property
     def _longest_chars(self) -> int:
         return max(map(len, self._vocabulary.tokens))
 
-    def _check_length(self, text: str, limit: int | None) -> None:
-        if limit is None or len(text) <= limit:
+    @cached_property
+    def _uncounted_chars(self) -> str | None:
+        """Characters that may be in a text without being part of a token; None where any may."""
+        left_out = self._merger.left_out
+        swallowed = self._vocabulary.attrs & np.uint8(Attr.LSTRIP | Attr.RSTRIP)
+        return left_out if left_out is None or not swallowed.any() else left_out + _C_SPACES
+
+    def check_length(self, text: str, limit: int) -> None:
+        """ContextLengthError, without cutting it, for a text that is longer than `limit` of the longest token."""
+        if len(text) <= limit or len(text) <= limit * self._longest_chars or self._uncounted_chars is None:
             return
-        most = self.most_chars(limit)
-        if most is None or len(text) <= most:
-            return
-        n_chars = len(text)
-        if self._swallows_space:
-            n_chars -= sum(map(text.count, _C_SPACES))
-        if n_chars > most:
-            _check_count(-(-n_chars // self._longest_chars), limit)
+        n_chars = len(text) - sum(map(text.count, set(self._uncounted_chars)))
+        _check_count(-(-n_chars // self._longest_chars), limit)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.

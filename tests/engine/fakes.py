@@ -137,6 +137,9 @@ class FakeTokenizer:
             text = text[len(piece) :]
         return ids
 
+    def check_length(self, text: str, limit: int) -> None:
+        """A byte is a token: any text may be tried."""
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         return b"".join(b"" if i > 255 and skip_special else self.token_bytes(i) for i in ids).decode(
             "utf-8", "replace"
