@@ -249,7 +249,8 @@ def _left_out(has_token: Callable[[int], bool]) -> str | None:
 def _is_unicode(texts: Iterable[str]) -> bool:
     """False when a token is not whole characters, which GGUF allows."""
     try:
-        "".join(texts).encode()
+        for text in texts:
+            text.encode()
     except UnicodeEncodeError:
         return False
     return True

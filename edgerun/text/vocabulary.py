@@ -124,6 +124,7 @@ _LOADED_TOKEN_BYTES = 130
 _LATER_TOKEN_BYTES = 80
 _LOADED_MERGE_BYTES = 84
 _LATER_MERGE_BYTES = 560
+_CHECKED_TOGETHER = 256
 _WIDEST = 4  # bytes of a character in a string with one beyond U+FFFF
 _WORDS_BYTES = 12 << 20  # words that are remembered with their ids (see merging)
 
@@ -285,12 +286,13 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
         return []
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
         raise FormatError(f"{key} must be an array of strings, got {type(value).__name__}")
-    values = list(value)
+    values = list(value)  # the empty ones get names in it
     for i, text in enumerate(values):
         if not isinstance(text, str):
             raise FormatError(f"{key}[{i}] must be a string, got {type(text).__name__}")
     try:
-        "".join(values).encode("utf-8", "surrogateescape")
+        for start in range(0, len(values), _CHECKED_TOGETHER):  # all at once would take as much as they do again
+            "".join(values[start : start + _CHECKED_TOGETHER]).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise FormatError(f"{key} holds text that is no Unicode: {error}") from error
     return values
