@@ -6,18 +6,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.api.loading import load_engine
 from edgerun.api.openai import OpenAIMethods
+from edgerun.device.forks import call_after_fork
 from edgerun.engine import (
     CancelSignal,
     Chunk,
     Completion,
     Engine,
+    Message,
     Messages,
     Prompt,
     SamplingOptions,
@@ -27,8 +29,11 @@ from edgerun.engine import (
     last_completion,
     merge,
 )
+from edgerun.engine.arguments import checked_cancel, checked_ids, checked_text
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.options import Flag, LoadKeywords, load_options, refused
+
+_FLAG = Flag()
 
 
 class LLM(OpenAIMethods):
@@ -42,7 +47,7 @@ class LLM(OpenAIMethods):
     model: path of a GGUF file, or a name that the hub knows, `org/repo:quant`: downloaded if it is not here.
     context: tokens that prompt and answer may have together; None: what the model was trained for, at most
     4096.
-        Keys and values take memory as the context fills.
+        The plan sets this many aside for sessions; they take the memory as they fill.
     memory: what the whole process may take, in bytes or as "2G"; "auto": what is there. A model that is larger
         is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
         fetched before they are surely needed.
@@ -57,32 +62,8 @@ class LLM(OpenAIMethods):
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        context: int | None = None,
-        threads: int | Literal["auto"] = "auto",
-        memory: int | str = "auto",
-        prefetch: bool = True,
-        kernels: str = "auto",
-        prefill: str = "auto",
-        tpot_s: float | None = None,
-        seed: int | None = None,
-        events: EventSink = ignore,
-    ) -> None:
-        engine, path, release = load_engine(
-            model,
-            context=context,
-            threads=threads,
-            memory=memory,
-            prefetch=prefetch,
-            kernels=kernels,
-            prefill=prefill,
-            tpot_s=tpot_s,
-            seed=seed,
-            events=events,
-        )
+    def __init__(self, model: str | Path, **options: Unpack[LoadKeywords]) -> None:
+        engine, path, release = load_engine(model, load_options(options))
         self._setup(engine, path.stem, release)
 
     @classmethod
@@ -97,6 +78,11 @@ class LLM(OpenAIMethods):
         self._release = release
         self.name = name
         self._idle: Session | None = None  # the last call's cache: the next one often begins alike
+        self._idle_lock = threading.Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._idle_lock = threading.Lock()
 
     @property
@@ -164,8 +150,8 @@ class LLM(OpenAIMethods):
     ) -> Iterator[Chunk]:
         """As `complete`, or as `chat` when given messages, in chunks as they come. The last one has the
         `finish_reason` and the `completion`. Closing the iterator stops the generation."""
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
-            messages: list[Any] = list(prompt)
+        messages = _as_chat(prompt)
+        if messages is not None:
             return self.stream_chat(messages, params, cancel=cancel, **options)
         ids = self.engine.encode(prompt, cancel=cancel)  # type: ignore[arg-type]
         return self._stream_ids(ids, merge(params, options), cancel)
@@ -191,11 +177,14 @@ class LLM(OpenAIMethods):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text of any length -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is
         one."""
-        return self.engine.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+        checked = checked_text("text", text)
+        add, parse = (_FLAG.check("add_special", add_special), _FLAG.check("parse_special", parse_special))
+        return self.engine.tokenizer.encode(checked, add_special=add, parse_special=parse)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Ids -> text."""
-        return self.engine.tokenizer.decode(self.engine.encode(ids), skip_special=skip_special)
+        checked = checked_ids("ids", ids, self.engine.vocab_size)
+        return self.engine.tokenizer.decode(checked, skip_special=_FLAG.check("skip_special", skip_special))
 
     def logits(self, ids: Sequence[int], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """Logits (n, vocab) f32: row i is for the token after `ids[: i + 1]`. Raises Cancelled."""
@@ -204,10 +193,13 @@ class LLM(OpenAIMethods):
     def embed(self, texts: str | Iterable[str], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """Texts -> (n, d_model) f32: the mean of the final normed hidden states over all tokens of each (BOS
         too where the model has one), scaled to length 1. Raises Cancelled."""
-        given = [texts] if isinstance(texts, str) else list(texts)
-        if not given:
+        given = [texts] if isinstance(texts, str) else texts
+        if isinstance(given, bytes | Mapping | np.ndarray) or not isinstance(given, Iterable):
+            raise refused("texts", "a text or an iterable of texts", texts)
+        vectors = [self.engine.embed(text, cancel) for text in given]
+        if not vectors:
             raise UsageError("embed needs at least one text")
-        return np.stack([self.engine.embed(text, cancel) for text in given])
+        return np.stack(vectors)
 
     def score(self, text: Prompt, *, cancel: CancelSignal | None = None) -> Score:
         """Log-probability of each token of a text after those before it, their sum, and the perplexity."""
@@ -229,7 +221,7 @@ class LLM(OpenAIMethods):
 
     def _stream_ids(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         self.engine.check_length(len(ids))
-        return self._chunks(ids, params, cancel)
+        return self._chunks(ids, params, checked_cancel(cancel))
 
     def _chunks(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         with self._idle_lock:
@@ -240,7 +232,15 @@ class LLM(OpenAIMethods):
         finally:
             with self._idle_lock:
                 if self._engine is not None:
+                    session.park()
                     self._idle = session
+
+
+def _as_chat(prompt: Any) -> list[Message] | None:
+    """The prompt's messages, if it is some."""
+    if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
+        return list(prompt)
+    return None
 
 
 def _nothing() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from edgerun import paths
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
@@ -13,13 +13,29 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec
+from edgerun.options import (
+    MACHINE_NAMES,
+    Choice,
+    Flag,
+    MachineKeywords,
+    Number,
+    Text,
+    Texts,
+    load_options,
+)
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
+from edgerun.weights.store import Mode
 
 if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
     from edgerun.prefill.calibrate import Calibration
     from edgerun.prefill.choice import PromptChoice
+
+OBJECTIVES = ("auto", "latency", "energy")
+
+
+BACKEND_BYTES = 64 << 20  # of onnxruntime's libraries and sessions, before these are loaded and can be measured
 
 
 def prefill_dir() -> Path:
@@ -41,7 +57,9 @@ class WantedBackend:
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 
 
-def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: EventSink) -> WantedBackend | None:
+def wanted_backend(
+    prefill: str, gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink
+) -> WantedBackend | None:
     """What `prefill` names, or None for our kernels. UsageError for a backend that is unknown or not here.
 
     "auto": what `calibrate_model` chose for this model with these versions on this machine, the kernels where it was
@@ -54,7 +72,7 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels)
+        found = known_calibration(gguf, kernels, mode)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -62,6 +80,48 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
     except EdgerunError as error:
         events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
+
+
+def plan_backend(
+    prefill: str,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    kernels: Kernels,
+    planned: Callable[[int], MemoryPlan],
+    events: EventSink,
+) -> tuple[WantedBackend | None, MemoryPlan]:
+    """What prompts shall run on, as of `wanted_backend`, and the plan that has room for it. `planned`: the plan beside
+    so many bytes for others.
+
+    What calibration chose needs no more memory than the model does: where there is not enough for both, or the model
+    would have to be streamed because of it, prompts run on the kernels. DoesNotFitError for a backend that was asked
+    for."""
+    plan = planned(0)
+    automatic = prefill == "auto"
+    if automatic and not _leaves_room(plan, planned):
+        kept = kept_calibration(gguf, plan.mode)
+        if kept is not None and kept.choice != "kernels":
+            events(
+                Notice(f"prompts run on the kernels, not on {kept.choice} as calibrated: too little memory for both")
+            )
+        return None, plan
+    wanted = wanted_backend(prefill, gguf, kernels, plan.mode, events)
+    if wanted is None:
+        return None, plan
+    try:
+        return wanted, planned(wanted.reserve_bytes(spec, plan))
+    except DoesNotFitError as error:
+        if not automatic:
+            raise
+        events(Notice(f"prompts run on the kernels, not on {wanted.choice.text} as calibrated: {error}"))
+        return None, planned(0)  # the runtime's libraries are loaded now
+
+
+def _leaves_room(plan: MemoryPlan, planned: Callable[[int], MemoryPlan]) -> bool:
+    try:
+        return planned(BACKEND_BYTES).mode == plan.mode
+    except DoesNotFitError:
+        return False
 
 
 def attach_backend(
@@ -89,42 +149,40 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
-    """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf)
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibration | None:
+    """What was measured for this model with these versions while its weights were where they are now; None: nothing.
+    Loads onnxruntime only if there is any."""
+    found = kept_calibration(gguf, mode)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
 
-    return found if found.made_with == made_with(kernels) else None
+    return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing."""
+def kept_calibration(gguf: GgufFile, mode: Mode) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
 
-    return load_calibration(calibration_path(prefill_dir(), gguf))
+    return load_calibration(calibration_path(prefill_dir(), gguf, mode))
 
 
 def calibrate_model(
     model: str | Path,
     *,
-    memory: int | str = "auto",
-    threads: int | Literal["auto"] = "auto",
-    kernels: str = "auto",
     objective: Literal["auto", "latency", "energy"] = "auto",
     most_error: float | None = None,
-    backends: tuple[str, ...] = (),
+    backends: Sequence[str] = (),
     again: bool = True,
-    events: EventSink = ignore,
+    **options: Unpack[MachineKeywords],
 ) -> Calibration:
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
     by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
     False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
     onnxruntime is not installed."""
-    from edgerun.api.loading import find_model, load_engine
+    from edgerun.api.loading import find_model, load_engine, model_path
     from edgerun.formats.gguf import open_gguf
     from edgerun.models import load_spec
     from edgerun.prefill.calibrate import MOST_ERROR, calibrate, calibration_path, save_calibration
@@ -132,18 +190,22 @@ def calibrate_model(
     from edgerun.prefill.opening import calibration_ids
     from edgerun.prefill.providers import runtime
 
+    given = load_options(options, MACHINE_NAMES)
+    Choice(OBJECTIVES).check("objective", objective)
+    error_limit = Number(0, words=(None,)).check("most_error", most_error)
+    names = [Text().check("backends", text) for text in Texts().check("backends", backends)]
+    anew = Flag().check("again", again)
+    model_path(model)  # refuses what is no name
     runtime()
-    chosen = [parse_choice(text) for text in backends] or None
-    path = find_model(model, events)
+    chosen = [parse_choice(text) for text in names] or None
+    path = find_model(model, given.events)
     with open_gguf(path) as gguf:
         context = min(512, load_spec(gguf).context_length)
-    engine, path, release = load_engine(
-        path, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=context, events=events
-    )
+    engine, path, release = load_engine(path, replace(given, prefill="kernels", context=context))
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
-            if not again and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+            if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
             found = calibrate(
                 gguf,
@@ -152,11 +214,11 @@ def calibrate_model(
                 threads=decoder.kernels.threads,
                 room_bytes=_room_bytes(engine.plan),
                 objective=objective,
-                most_error=MOST_ERROR if most_error is None else most_error,
+                most_error=MOST_ERROR if error_limit is None else error_limit,
                 candidates=chosen,
-                events=events,
+                events=given.events,
             )
-            save_calibration(calibration_path(prefill_dir(), gguf), found)
+            save_calibration(calibration_path(prefill_dir(), gguf, decoder.store.mode), found)
     finally:
         release()
     return found
@@ -166,7 +228,7 @@ def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:
     """Tokens of a prompt that take no longer than another session may be kept waiting. UsageError when nobody knows."""
     if found is None:
         raise UsageError("how long a chunk of a prompt takes is not known yet: run `edgerun calibrate` for this model")
-    return max(2, found.step_tokens(tpot_s))
+    return max(1, found.step_tokens(tpot_s))
 
 
 def _open(

@@ -8,20 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgerun import paths
-from edgerun.device import memory_limits, process_memory
+from edgerun.device import memory_limits
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels import Kernels, load_sizes
+from edgerun.kernels import Kernels, kernels_missing, load_sizes
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
+from edgerun.planning.process import ProcessState, loaded_bytes, process_state
 from edgerun.text import text_bytes
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
 from edgerun.weights.streamed_layers import spread
-
-_KERNELS_BYTES = 64 << 20  # of LLVM and the compiled kernels, before they are loaded and can be measured
 
 
 def plan_weights(
@@ -32,23 +31,35 @@ def plan_weights(
     memory_bytes: int | None,
     kernels: Kernels | str,
     reserved_bytes: int = 0,
+    state: ProcessState | None = None,
 ) -> MemoryPlan:
-    """How this process will hold the model. Before the kernels are loaded (their name is given) what they take is
-    estimated. `reserved_bytes`: of the budget, for others. Raises DoesNotFitError."""
-    used = process_memory()
-    before = isinstance(kernels, str)
-    text = text_bytes(gguf.metadata, loaded=not before)
-    budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
+    """How this process will hold the model. Before the kernels are loaded (their name is given) what they, the
+    libraries and the vocabulary will take is estimated. `reserved_bytes`: of the budget, for others. `state`: of the
+    process, if not what it is now. Raises DoesNotFitError."""
+    state = state or process_state()
+    budget, limited = process_budget(memory_bytes, memory_limits(), state.private_bytes)
+    catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
+    if isinstance(kernels, str):
+        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types())
+        runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
-        make_catalog(gguf.tensors, spec.n_layers),
+        catalog,
         spec,
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
         budget_bytes=budget,
-        runtime_bytes=used.resident_bytes + reserved_bytes + text + (_KERNELS_BYTES if before else 0),
+        runtime_bytes=runtime_bytes + text_bytes(gguf.metadata) + reserved_bytes,
         limited=limited,
     )
+
+
+def prepare_kernels(kernels: Kernels, gguf: GgufFile, spec: ModelSpec) -> None:
+    """Have compiled all that the model needs."""
+    catalog = make_catalog(spec.tensors, spec.n_layers)
+    kernels.prepare(catalog.types())
+    if catalog.n_neurons:
+        kernels.prepare_neurons(catalog.neuron_types())
 
 
 def open_store(
@@ -58,7 +69,7 @@ def open_store(
     if plan.mode == "resident":
         resident = ResidentStore(gguf, spec, kernels, events=events)
         return resident, resident.close
-    catalog = make_catalog(gguf.tensors, spec.n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     threads, profile = reader_threads(catalog), hot_set_path(gguf)
     store: StreamedLayerStore | StreamedExpertStore
     if plan.mode == "layers":

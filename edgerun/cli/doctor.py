@@ -5,14 +5,16 @@ from __future__ import annotations
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from edgerun import __version__
-from edgerun.cli.options import KERNEL_NAMES, json_option, threads_option
+from edgerun.cli.options import json_option, kernels_option, threads_option
 from edgerun.cli.output import print_json, print_pairs
 from edgerun.cli.progress import ProgressBars
+from edgerun.options import LoadOptions
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "tokenizers", "jinja2", "huggingface_hub")
 # what the kernels look at; a processor has a hundred more
@@ -32,17 +34,11 @@ _FEATURES = (
 
 
 @click.command(short_help="Check this machine and prepare the kernels.")
-@click.option(
-    "--kernels",
-    type=click.Choice(KERNEL_NAMES),
-    default="auto",
-    envvar="EDGERUN_KERNELS",
-    help="Which to prepare.",
-)
+@kernels_option
 @click.option("--providers", is_flag=True, help="Only list what could process prompts here, and why others cannot.")
 @threads_option
 @json_option
-def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -> None:
+def command(kernels: str, threads: int | Literal["auto"], providers: bool, as_json: bool) -> None:
     """Say what edgerun finds here: processor, memory and its limits, directories, versions; compile all kernels, so
     that no later start has to; and calibrate prompts of the default model once."""
     if providers:
@@ -53,8 +49,9 @@ def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -
             _print_providers(found)
         return
     with ProgressBars() as bars:
-        report = _examine(kernels, threads, bars)
-        report["prefill"] = _prefill(kernels, threads, bars)
+        options = LoadOptions(kernels=kernels, threads=threads, events=bars)
+        report = _examine(options)
+        report["prefill"] = _prefill(options)
     if as_json:
         print_json(report)
         return
@@ -92,7 +89,7 @@ def _print_providers(found: dict[str, Any]) -> None:
     print_pairs(lines | {name: f"no: {reason}" for name, reason in found["absent"].items()})
 
 
-def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
+def _prefill(options: LoadOptions) -> str:
     """What prompts of the default model run on, calibrated if it was not yet."""
     from edgerun.api.prefill import calibrate_model
     from edgerun.errors import EdgerunError
@@ -103,22 +100,23 @@ def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
         return "not calibrated: no default model"
     try:
         found = calibrate_model(
-            model, threads="auto" if threads is None else threads, kernels=kernels, again=False, events=bars
+            model, threads=options.threads, kernels=options.kernels, events=options.events, again=False
         )
     except (EdgerunError, OSError) as error:
         return f"kernels: {error}"
     return f"{found.choice}: {found.why}"
 
 
-def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str, Any]:
+def _examine(options: LoadOptions) -> dict[str, Any]:
     from edgerun import paths
     from edgerun.device import cpu_features, cpu_name, memory_limits, physical_cores, usable_cpus
+    from edgerun.formats.quants import DEQUANTIZERS
     from edgerun.hub import embedded_model, list_models
     from edgerun.hub.cache import default_cache_dir
-    from edgerun.kernels import load_kernels
+    from edgerun.kernels import load_kernels, load_sizes
 
     started = time.perf_counter()
-    loaded = load_kernels(kernels, threads=threads, events=bars)
+    loaded = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
     try:
         if hasattr(loaded, "prepare"):
             from edgerun.formats.gguf.types import GgmlType
@@ -132,7 +130,9 @@ def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str,
     finally:
         loaded.close()
     memory = memory_limits()
-    has = cpu_features()
+    has, sizes = cpu_features(), load_sizes(options.kernels)
+    downloaded, default = list_models(), embedded_model()
+    files = {model.name: model.paths[0] for model in downloaded} | ({} if default is None else {"default": default})
     return {
         "edgerun": __version__,
         "python": platform.python_version(),
@@ -145,6 +145,10 @@ def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str,
             "features": [name for name in _FEATURES if name in has],
         },
         "kernels": chosen,
+        "types": {
+            "fast": [type.name for type in DEQUANTIZERS if sizes.has_kernels(type)],
+            "slow": [type.name for type in DEQUANTIZERS if not sizes.has_kernels(type)],
+        },
         "memory": {
             "total_bytes": memory.total_bytes,
             "available_bytes": memory.available_bytes,
@@ -152,8 +156,23 @@ def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str,
             "cgroup_used_bytes": memory.cgroup_used_bytes,
         },
         "directories": {"cache": paths.cache_dir(), "data": paths.data_dir(), "models": default_cache_dir()},
-        "models": {"default": embedded_model(), "downloaded": len(list_models())},
+        "models": {
+            "default": default,
+            "downloaded": len(downloaded),
+            "slow": {name: said for name, path in files.items() if (said := _slow(path, options.kernels))},
+        },
     }
+
+
+def _slow(path: Path, kernels: str) -> str:
+    """What of a model is slow here; why nobody knows, for a file that cannot be read."""
+    from edgerun.api.planning import slow_types_of
+    from edgerun.errors import EdgerunError
+
+    try:
+        return slow_types_of(path, kernels)[1]
+    except EdgerunError as error:
+        return str(error)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -169,6 +188,8 @@ def _print(report: dict[str, Any]) -> None:
             "processor": f"{cpu['name']}: {cpu['physical_cores']} cores, {cpu['usable_cpus']} CPUs usable",
             "features": " ".join(cpu["features"]) or "none that the kernels use",
             "kernels": f"{kernels['name']} on {kernels['threads']} threads, ready in {kernels['ready_s']} s",
+            "fast types": ", ".join(report["types"]["fast"]) or "none",
+            "slow types": ", ".join(report["types"]["slow"]) + " (no kernels: numpy)",
             "memory": f"{format_size(free)} of {format_size(memory['total_bytes'])} available",
             "memory limit": None
             if limit is None
@@ -178,6 +199,7 @@ def _print(report: dict[str, Any]) -> None:
             "models": f"{folders['models']} ({report['models']['downloaded']} downloaded)",
             "prompts": report["prefill"],
             "default model": report["models"]["default"] or "not packaged with this build",
+            **{f"slow: {name}": said for name, said in report["models"]["slow"].items()},
         }
     )
 

@@ -42,7 +42,7 @@ def command(model: str, kernels: str, as_json: bool) -> None:
         impl = load_kernels(kernels, threads=1, events=bars)
         try:
             with open_gguf(path) as gguf:
-                out, header = write_pack(gguf, load_spec(gguf).n_layers, impl, events=bars)
+                out, header = write_pack(gguf, load_spec(gguf), impl, events=bars)
         except OSError as error:
             if isinstance(error, EdgerunError):
                 raise

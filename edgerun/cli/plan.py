@@ -26,13 +26,10 @@ from edgerun.cli.routing import read_routing
 @json_option
 def command(
     model: str,
-    context: int | None,
-    threads: int | None,
-    kernels: str,
-    memory: str,
     routing: Path | None,
     measure: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Say what of MODEL will be kept where in the memory that there is (or --memory), and how fast it will run here.
 
@@ -46,13 +43,10 @@ def command(
         bars.waiting("measuring this machine")
         made = plan_model(
             model,
-            context=context,
-            memory=memory,
-            threads="auto" if threads is None else threads,
-            kernels=kernels,
             routing=None if routing is None else read_routing(routing),
             measure=measure,
             events=bars,
+            **loading,
         )
         bars.arrived()
     if as_json:
@@ -77,6 +71,7 @@ def _lines(made: Any) -> dict[str, str]:
     lines |= {name: format_size(n_bytes) for name, n_bytes in plan.accounts() if n_bytes}
     lines |= {
         "together": f"{format_size(plan.total_bytes)} of {format_size(plan.budget_bytes)}",
+        "expected peak": format_size(plan.expected_bytes),
         "least that would do": format_size(plan.floor_bytes),
     }
     if plan.mode != "resident":
@@ -85,6 +80,8 @@ def _lines(made: Any) -> dict[str, str]:
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
     if made.prefill:
         lines["prompts on"] = made.prefill
+    if made.slow_notice:
+        lines["slow here"] = made.slow_notice
     if made.advice:
         lines["advice"] = made.advice
     return lines

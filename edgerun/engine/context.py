@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.cancel import FairLock, never
+from edgerun.engine.cancel import FairLock
 from edgerun.engine.parts import Cache, DecoderLike
-from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.engine.shortage import told_as_shortage
+from edgerun.errors import UsageError
+from edgerun.events import never
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]
@@ -23,6 +25,11 @@ class Context:
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
     leaves the tokens up to the last whole step.
+
+    reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
+    arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
+    of `step_tokens`, and of what is held only whole ones of a prompt are used again: the same ids give the same
+    logits, whatever was held before.
     """
 
     def __init__(
@@ -32,15 +39,19 @@ class Context:
         limit: int,
         *,
         step_tokens: int = STEP_TOKENS,
+        reuse_steps: bool = False,
         cache: Cache | None = None,
     ) -> None:
         self._decoder = decoder
         self._lock = lock
         self.limit = limit  # positions
         self._step_tokens = step_tokens
+        self._reuse_steps = reuse_steps
+        self._stepped = 0  # tokens in whole steps from the beginning on
         self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
         self._tokens: list[int] = []
         self._user = 0
+        self._closed = False
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -51,16 +62,41 @@ class Context:
         return len(self._tokens)
 
     def begin(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Keep the longest common prefix with `ids`, all but its last token at most (its logits are needed).
+        """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
+        most (its logits are needed).
 
-        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone.
+        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone. Memory for
+        the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
         with self._lock.held():
+            self._check_open()
             self._settle()
             self._user += 1
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
+            if self._reuse_steps:
+                n = min(n, self._stepped) // self._step_tokens * self._step_tokens
             self._cut(n)
+            self._cache.spare = False
+            with told_as_shortage("making room for a prompt"):
+                self._cache.reserve(len(ids) - n)
             return n, self._user
+
+    def park(self) -> None:
+        """Nobody waits for what comes next: until then, others may have the memory."""
+        self._cache.spare = True
+
+    def release(self) -> None:
+        """Forget all tokens and give the memory back."""
+        with self._lock.held():
+            self._user += 1
+            self._cache.release()
+            self._settle()
+
+    def close(self) -> None:
+        """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
+        with self._lock.held(though_closed=True):
+            self._closed = True
+            self._cache.release()
 
     def feed(
         self,
@@ -99,31 +135,42 @@ class Context:
             self._user += 1
             self._cut(n)
 
+    @told_as_shortage("copying a sequence")
     def fork(self) -> Context:
         """An independent copy."""
         with self._lock.held():
+            self._check_open()
             self._settle()
             cache = self._cache.copy(len(self._tokens))
-            twin = Context(self._decoder, self._lock, self.limit, step_tokens=self._step_tokens, cache=cache)
+            twin = Context(
+                self._decoder,
+                self._lock,
+                self.limit,
+                step_tokens=self._step_tokens,
+                reuse_steps=self._reuse_steps,
+                cache=cache,
+            )
             twin._tokens = list(self._tokens)
+            twin._stepped = self._stepped
             return twin
 
     def _step(
         self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]
     ) -> F32 | None:
         self._settle()
-        try:
+        with told_as_shortage(f"computing what comes after {len(self._tokens)} tokens"):
             out = self._decoder.forward(chunk, self._cache, logits=logits, cancelled=cancelled)
-        except EdgerunError:
-            raise
-        except MemoryError as error:
-            raise DoesNotFitError(
-                f"out of memory after {len(self._tokens)} tokens: {error}; use a smaller context or model"
-            ) from error
+        if len(self._tokens) == self._stepped and len(chunk) == self._step_tokens:
+            self._stepped += len(chunk)
         self._tokens.extend(chunk)
         return out
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this session is closed")
+
     def _check(self, ticket: int) -> None:
+        self._check_open()
         if ticket != self._user:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
 
@@ -137,6 +184,7 @@ class Context:
         if n < self._cache.length:
             self._cache.truncate(n)
         del self._tokens[n:]
+        self._stepped = min(self._stepped, n // self._step_tokens * self._step_tokens)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from types import TracebackType
+from typing import Any, Self, Unpack
 
+from edgerun.engine.arguments import Messages, Prompt, checked_cancel, checked_messages
 from edgerun.engine.cancel import CancelSignal
-from edgerun.engine.engine import Engine, Messages, Prompt, as_messages
+from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
 from edgerun.engine.results import Chunk, Completion
 from edgerun.errors import UsageError
+from edgerun.options import as_text, as_whole, refused, shown
 
 
 class Session:
@@ -19,13 +22,17 @@ class Session:
 
     What the KV cache already holds of a prompt is not computed again. For one thread at a time; `fork` gives
     another thread its own. `messages` is an ordinary list: change it as you like between calls.
+
+    The cache grows with the conversation. All sessions of a model have so much memory together as its plan allows; a
+    call for which none is left raises DoesNotFitError and leaves the session as it was. What a session holds is free
+    again when it is closed, or nothing refers to it any more.
     """
 
     def __init__(self, engine: Engine, *, messages: Messages = ()) -> None:
         self._engine = engine
         self._context = engine.new_context()
         self._pending: list[int] = []  # chosen last, not yet through the model
-        self.messages: list[Message] = list(as_messages(messages)) if messages else []
+        self.messages: list[Message] = _begun(messages)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -71,7 +78,7 @@ class Session:
     ) -> Iterator[Chunk]:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
         came; after an error or Ctrl-C `messages` are as before."""
-        turn = [*self.messages, *as_messages(message)]
+        turn = [*_begun(self.messages), *checked_messages(message)]
         ids = self._engine.encode_chat(turn, tools, template_variables, cancel)
 
         def keep(text: str) -> None:
@@ -100,9 +107,8 @@ class Session:
     ) -> Iterator[Chunk]:
         """As `complete`, in chunks."""
         before = self.ids
-        added: list[int] = []
-        if len(prompt) or not before:
-            added = self._engine.encode(prompt, add_special=not before, cancel=cancel)
+        nothing = as_text(prompt) == "" or (isinstance(prompt, list | tuple) and not prompt)
+        added = [] if nothing and before else self._engine.encode(prompt, add_special=not before, cancel=cancel)
         return self._run([*before, *added], merge(params, options), cancel)
 
     def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:
@@ -112,19 +118,20 @@ class Session:
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens of `ids`, but no `messages` (see `undo`). UsageError beyond that."""
         ids = self.ids
-        if not 0 <= n <= len(ids):
-            raise UsageError(f"cannot rewind {n} tokens: the session holds {len(ids)}")
-        kept = ids[: len(ids) - n]
+        count = as_whole(n)
+        if count is None or not 0 <= count <= len(ids):
+            raise UsageError(f"cannot rewind {shown(n)} tokens: the session holds {len(ids)}")
+        kept = ids[: len(ids) - count]
         self._context.truncate(len(kept))
         self._pending = list(kept[len(self._context) :])
 
     def undo(self) -> Message:
         """Take back the user's last message with what follows it, and return it. UsageError without one."""
-        for i in range(len(self.messages) - 1, -1, -1):
-            if self.messages[i]["role"] == "user":
-                message = self.messages[i]
-                self.messages = self.messages[:i]
-                return message
+        messages = _begun(self.messages)
+        for i in range(len(messages) - 1, -1, -1):
+            if messages[i]["role"] == "user":
+                self.messages = messages[:i]
+                return messages[i]
         raise UsageError("there is no user's message to take back")
 
     def fork(self) -> Session:
@@ -137,10 +144,26 @@ class Session:
         return twin
 
     def clear(self) -> None:
-        """Forget everything; the cache's memory is kept for what comes."""
+        """Forget everything, and free the cache's memory."""
         self.messages = []
         self._pending = []
-        self._context.truncate(0)
+        self._context.release()
+
+    def park(self) -> None:
+        """Let others have the cache's memory if they need it, until the next call of `answer`."""
+        self._context.park()
+
+    def close(self) -> None:
+        """Free the cache's memory. Every later call that needs it raises UsageError."""
+        self._context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _run(
         self,
@@ -150,7 +173,7 @@ class Session:
         keep: Callable[[str], None] | None = None,
     ) -> Iterator[Chunk]:
         self._engine.check_length(len(ids))
-        return self._chunks(ids, params, cancel, keep)
+        return self._chunks(ids, params, checked_cancel(cancel), keep)
 
     def _chunks(
         self,
@@ -161,7 +184,7 @@ class Session:
     ) -> Iterator[Chunk]:
         said: list[str] = []
         produced: list[int] = []
-        self._pending = []
+        before, self._pending = self.ids, []
         try:
             for chunk in generate(self._engine, self._context, ids, params, cancel):
                 said.append(chunk.text)
@@ -171,6 +194,10 @@ class Session:
                 yield chunk
         except GeneratorExit:
             self._end(ids, produced, said, keep)
+            raise
+        except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
+            held = self._context.tokens
+            self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
             raise
 
     def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
@@ -184,7 +211,14 @@ class Session:
 
 def merge(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
     """The parameters of a call: `params`, or the defaults, with `options` over them."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise refused("params", "SamplingParams or None", params)
     return (params or SamplingParams()).with_options(options)
+
+
+def _begun(messages: Messages) -> list[Message]:
+    """A chat so far: there need not be any message."""
+    return [] if isinstance(messages, list | tuple) and not messages else checked_messages(messages)
 
 
 def last_completion(chunks: Iterator[Chunk]) -> Completion:

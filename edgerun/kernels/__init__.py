@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from edgerun.errors import UsageError
+from collections.abc import Sequence
+
 from edgerun.events import EventSink, ignore
+from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.layout import PackedSizes
+from edgerun.options.loading import KERNEL_NAMES, LOADING
 
 __all__ = [
     "KERNEL_NAMES",
@@ -17,11 +20,10 @@ __all__ = [
     "Neurons",
     "RopeKind",
     "RouterKind",
+    "kernels_missing",
     "load_kernels",
     "load_sizes",
 ]
-
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
 
 
 def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:
@@ -32,8 +34,8 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        threads = LOADING["threads"].check("threads", threads)
     if name == "reference":
         from edgerun.kernels.reference import ReferenceKernels
 
@@ -53,6 +55,16 @@ def load_sizes(name: str = "auto") -> PackedSizes:
     return PackedSizes(choose(name).lanes)
 
 
+def kernels_missing(name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType] = ()) -> bool:
+    """Whether the kernels called `name` for matrices and neurons of these types must be compiled before they can be
+    used. UsageError as `load_kernels`."""
+    _check(name)
+    if name == "reference":
+        return False
+    from edgerun.kernels.simd_kernels import SimdKernels
+
+    return SimdKernels.missing(name, types, neuron_types)
+
+
 def _check(name: str) -> None:
-    if name not in KERNEL_NAMES:
-        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")
+    LOADING["kernels"].check("kernels", name)

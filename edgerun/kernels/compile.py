@@ -75,7 +75,7 @@ class KernelCache:
     def prepare(self, names: Iterable[str], events: EventSink) -> None:
         """Have all of `names` ready. Emits Progress only when something must be compiled."""
         wanted = [name for name in names if name not in self._addresses]
-        missing = [name for name in wanted if _read(self._path(name)) is None]
+        missing = self.missing(wanted)
         for done, name in enumerate(missing):
             events(Progress("compile kernels (once on this machine)", done, len(missing), "kernels"))
             self._load(name)
@@ -83,6 +83,10 @@ class KernelCache:
             events(Progress("compile kernels (once on this machine)", len(missing), len(missing), "kernels"))
         for name in wanted:
             self.address(name)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those that no start before this one has compiled."""
+        return [name for name in names if _read(self._path(name)) is None]
 
     def _load(self, name: str) -> None:
         code = _read(self._path(name))

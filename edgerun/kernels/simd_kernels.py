@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 
 from edgerun import paths
 from edgerun.device.cpu import default_threads
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
-from edgerun.kernels.attention_layout import CHUNK, TILE, prompt_scratch_bytes
+from edgerun.kernels.attention_layout import (
+    TILE,
+    decode_chunks,
+    decode_scratch_bytes,
+    keys_shape,
+    prompt_scratch_bytes,
+)
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
@@ -55,6 +62,24 @@ _ALWAYS = (
     "attention_decode",
     "attention_merge",
 )
+
+
+def _names_for(types: Sequence[GgmlType]) -> list[str]:
+    """Kernels that matrices of these types need, beside those that are always needed."""
+    names = ["attention_prompt", "combine"]
+    for type in types:
+        if type in _MATMUL:
+            matmul, form = _MATMUL[type]
+            names.append(_PACK[type])
+            names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
+    return list(dict.fromkeys(names))
+
+
+def _names_for_neurons(types: Sequence[GgmlType]) -> list[str]:
+    names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
+    if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
+        names.append("quantize_q8")
+    return names
 
 
 _STRUCTS = [struct.Struct(f"{count}q") for count in range(24)]
@@ -127,7 +152,6 @@ class SimdKernels:
     """`interface.Kernels` in Numba, for one instruction set."""
 
     recordable = True
-    attention_chunk = CHUNK
 
     def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
         self.name = isa.name
@@ -151,6 +175,7 @@ class SimdKernels:
         self._product_head = (address(self._busy), -(-address(self._wide_scratch) // 64) * 64, self._wide_bytes)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
+        call_after_fork(self)
 
     @classmethod
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
@@ -159,43 +184,49 @@ class SimdKernels:
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
         return cls(isa, cache, threads or default_threads(), events)
 
+    @classmethod
+    def missing(cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> bool:
+        """See `edgerun.kernels.kernels_missing`."""
+        cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
+        return bool(cache.missing([*_ALWAYS, *_names_for(types), *_names_for_neurons(neuron_types)]))
+
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
-        names = ["attention_prompt", "combine"]
-        for type in types:
-            if type in _MATMUL:
-                matmul, form = _MATMUL[type]
-                names.append(_PACK[type])
-                names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(_names_for(types), self._events)
 
     def close(self) -> None:
         self._pool.close()
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self._lock = threading.RLock()
+        self._recorder = None
+        self._busy[:] = 0
+        self._pool.after_fork()
 
     # -- recording ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def record(self) -> Iterator[Recorder]:
         """Launches within are done and also noted: see `program`. One thread at a time, no other users meanwhile."""
-        with self._lock:
-            self._recorder = Recorder()
-            try:
-                yield self._recorder
-            finally:
-                self._recorder = None
+        self._recorder = recorder = Recorder()
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
 
     def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
         """Replay launches start .. end - 1."""
         end = program.count if end is None else end
         with self._lock:
+            self._recorder = None  # Ctrl-C may have left one behind
             self._pool.run_program(program.rows_address + 32 * start, end - start)
 
-    def decode_attention_scratch(self, heads: int, positions: int, dim_v: int) -> tuple[int, int, int]:
-        """Of `attention` for one token: (address of scores, address of parts, chunks)."""
-        chunks = -(-positions // CHUNK)
-        scores = heads * chunks * CHUNK
-        scratch = self._floats(scores + heads * chunks * (dim_v + 2))
-        return scratch, scratch + 4 * scores, chunks
+    def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
+        """Of `attention` for one token: addresses of the threads' slots, of the chunks' parts."""
+        slots = decode_scratch_bytes() // 4 * self.threads
+        scratch = self._floats(slots + heads * chunks * (dim_v + 2))
+        return scratch, scratch + 4 * slots
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -211,7 +242,7 @@ class SimdKernels:
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
-        return Matrix(rows, cols, type, self.layout_name, out, address(out))
+        return Matrix(rows, cols, type, self.layout_name, out)
 
     @property
     def layout_name(self) -> str:
@@ -227,9 +258,7 @@ class SimdKernels:
     def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
         if type not in _MATMUL:
             return self._reference.matrix_in(memory, type, rows, cols)
-        if memory.size != self.packed_bytes(type, rows, cols) or not memory.flags.c_contiguous:
-            raise UsageError(f"{memory.size} bytes are not the {self.packed_bytes(type, rows, cols)} of the matrix")
-        return Matrix(rows, cols, type, self.layout_name, memory, address(memory))
+        return Matrix(rows, cols, type, self.layout_name, memory)
 
     def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
         if w.layout == "gguf":
@@ -237,8 +266,11 @@ class SimdKernels:
             return
         lanes, rows = self._isa.lanes, raw.shape[0]
         ragged = rows % lanes and first_row + rows != w.rows
-        if first_row % lanes or ragged or first_row + rows > w.rows or raw.shape[1] != w.type.row_bytes(w.cols):
-            raise UsageError(f"cannot pack {raw.shape} at row {first_row} of {w.rows} x {w.cols} {w.type.name}")
+        whole = raw.dtype == np.uint8 and raw.shape == (rows, w.type.row_bytes(w.cols)) and w.layout == self.layout_name
+        if first_row < 0 or first_row % lanes or ragged or first_row + rows > w.rows or not whole:
+            raise UsageError(
+                f"cannot pack {raw.shape} {raw.dtype} at row {first_row} of {w.rows} x {w.cols} {w.type.name}"
+            )
         blocks = w.cols // layout.BLOCK_COLS[w.type]
         target = w.address + first_row // lanes * blocks * layout.BLOCK_BYTES[w.type] * lanes
         raw = np.ascontiguousarray(raw)
@@ -362,14 +394,13 @@ class SimdKernels:
 
     @staticmethod
     def _alike(experts: Sequence[Expert]) -> bool:
-        """Whether all are packed, and of the same formats."""
+        """Whether all are packed, of the same formats and sizes."""
         first = experts[0]
-        kinds = (first.gate.type, first.up.type, first.down.type)
         return (
             first.gate.type == first.up.type
             and first.gate.type in _MATMUL
             and first.down.type in _MATMUL
-            and all((e.gate.type, e.up.type, e.down.type) == kinds for e in experts)
+            and all(expert.kind == first.kind for expert in experts)
         )
 
     def _single_token_ffn(
@@ -379,8 +410,11 @@ class SimdKernels:
         the launches out anew takes as long as a tenth of the computing."""
         gate, down = experts[0].gate, experts[0].down
         count, ff, d = len(experts), gate.rows, down.rows
-        if x.x.shape[1] != gate.cols or down.cols != ff or out.shape[1] != d or not out.flags.c_contiguous:
+        if x.x.shape[1] != gate.cols or out.shape[1] != d or not out.flags.c_contiguous:
             raise UsageError(f"experts of {gate.cols} x {ff} x {d} do not fit {x.x.shape} and {out.shape}")
+        places = [int(slot[0]) for slot in slots]
+        if len(places) != count or min(places) < 0 or max(places) >= len(out):
+            raise UsageError(f"{count} experts cannot write to rows {places} of {len(out)}")
         key = (count, gate.type, down.type, gate.cols, ff, d, activation)
         with self._lock:
             known = self._expert_programs.get(key)
@@ -392,7 +426,7 @@ class SimdKernels:
             front[count:, 1] = [each.up.address for each in experts]
             back[:, 1] = [each.down.address for each in experts]
             target = address(out)
-            back[:, 2] = [target + 4 * d * int(slot[0]) for slot in slots]
+            back[:, 2] = [target + 4 * d * place for place in places]
             self._pool.run_program(program.rows_address, program.count)
 
     def _record_experts(
@@ -456,16 +490,18 @@ class SimdKernels:
         )
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
-        names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
-        if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
-            names.append("quantize_q8")
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(_names_for_neurons(types), self._events)
 
     def neurons_up(self, gate: F32, x: Any, neurons: Neurons, activation: Activation, h: F32) -> None:
         (tokens, ff), n = gate.shape, len(neurons.ids)
         if not n:
             return
-        if h.shape != gate.shape or x.x.shape != (tokens, neurons.cols) or activation not in ("relu", "relu2"):
+        if (
+            h.shape != gate.shape
+            or x.x.shape != (tokens, neurons.cols)
+            or neurons.ids.max() >= ff
+            or activation not in ("relu", "relu2")
+        ):
             raise UsageError(f"neurons of {x.x.shape} under gates {gate.shape}, {activation}, into {h.shape}")
         form = "f32" if neurons.up_type in (GgmlType.F32, GgmlType.F16) else "q8"
         rows, stride, scales, scales_stride, _, _ = x.form(form)
@@ -480,8 +516,8 @@ class SimdKernels:
         (tokens, ff), n = h.shape, len(neurons.ids)
         if not n:
             return
-        if out.shape != (tokens, neurons.cols):
-            raise UsageError(f"neurons of {neurons.cols} columns into {out.shape}")
+        if out.shape != (tokens, neurons.cols) or neurons.ids.max() >= ff:
+            raise UsageError(f"neurons of {neurons.cols} columns, {ff} in all, into {out.shape}")
         up_bytes = neurons.up_type.row_bytes(neurons.cols)
         arguments = (
             *(address(h), ff, tokens, address(neurons.ids), address(neurons.slots)),
@@ -522,12 +558,16 @@ class SimdKernels:
         arguments = (address(x), heads, dim, address(cos), address(sin), cos.shape[1], int(kind == "neox"))
         self._launch("rope", arguments, tokens, 4)
 
-    def kv_write(self, cache: F16, x: F32, start: int) -> None:
-        tokens, heads, dim = x.shape
-        if start < 0 or start + tokens > cache.shape[1] or cache.shape[::2] != (heads, dim):
-            raise UsageError(f"cannot write {x.shape} at {start} of a cache {cache.shape}")
-        arguments = (address(cache), address(x), heads, dim, cache.strides[0], start)
-        self._launch("kv_write", arguments, tokens, 16)
+    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
+        (tokens, heads, dim), dim_v, room = k.shape, v.shape[2], values.shape[1]
+        fits = keys.shape == keys_shape(heads, room, dim) and values.shape[::2] == (heads, dim_v)
+        if start < 0 or start + tokens > room or v.shape[:2] != (tokens, heads) or not fits:
+            raise UsageError(
+                f"cannot write {k.shape}, {v.shape} at {start} of keys {keys.shape}, values {values.shape}"
+            )
+        cache = (address(keys), address(values), keys.strides[0], values.strides[0], start)
+        arguments = (*cache, address(k), address(v), tokens, heads, dim, dim_v)
+        self._launch("kv_write", arguments, heads, heads if tokens < 16 else 1)
 
     def attention(
         self,
@@ -543,7 +583,8 @@ class SimdKernels:
     ) -> None:
         tokens, heads, dim = q.shape
         kv_heads, dim_v = k.shape[0], v.shape[2]
-        if heads % kv_heads or k.shape[2] != dim or start + tokens > k.shape[1] or out.shape != (tokens, heads, dim_v):
+        fits = k.shape == keys_shape(kv_heads, v.shape[1], dim) and start + tokens <= v.shape[1]
+        if heads % kv_heads or not fits or out.shape != (tokens, heads, dim_v):
             raise UsageError(
                 f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}"
             )
@@ -564,15 +605,17 @@ class SimdKernels:
         with self._lock:
             if tokens == 1:
                 first = max(0, end - window) if window else 0
-                scratch, parts, chunks = self.decode_attention_scratch(heads, end - first, dim_v)
-                arguments = (*head, first, end, constants, scratch, parts, chunks)
+                chunks = decode_chunks(first, end)
+                scratch, parts = self.decode_attention_scratch(heads, chunks, dim_v)
+                slots = (address(self._busy), decode_scratch_bytes())
+                arguments = (*head, first, end, constants, scratch, parts, *slots, chunks)
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
                 return
             slot_bytes = prompt_scratch_bytes(dim, dim_v, group, self._isa.lanes)
             scratch = self._floats(slot_bytes // 4 * self.threads)
             head = (*head, 0, end, constants, scratch, address(out))
-            tail = (tokens, window, address(self._busy), slot_bytes, start)
+            tail = (address(self._busy), slot_bytes, tokens, window, start)
             self._launch("attention_prompt", (*head, *tail), -(-tokens // TILE) * kv_heads, 1)
 
     def _floats(self, count: int) -> int:

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
     from edgerun.formats.gguf import GgufFile
     from edgerun.formats.gguf.metadata import Metadata
 
-__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "load_chat_template", "load_tokenizer", "text_bytes"]
+__all__ = [
+    "ChatTemplate",
+    "StreamDecoder",
+    "Tokenizer",
+    "load_chat_template",
+    "load_tokenizer",
+    "text_bytes",
+    "vocabulary_bytes",
+]
 
-_ORDINARY_BYTES = 40 << 20  # of growth: planning leaves so many to every process
+_ORDINARY_BYTES = 40 << 20  # of growth that ordinary vocabularies have, over the time that a process runs
 
 
-def text_bytes(metadata: Metadata, *, loaded: bool) -> int:
-    """What the tokenizer and the chat template of a GGUF take at most beyond what planning leaves to every process.
-
-    `loaded`: the tokenizer is, so that what it takes at rest is part of what the process holds.
-    """
-    vocabulary = vocabulary_bytes(metadata)
+def text_bytes(metadata: Metadata) -> int:
+    """What text takes at most beside the tokenizer as it was loaded (see `vocabulary_bytes`) and what planning leaves
+    to every process: the process of the chat template, and the growth of vocabularies beyond the ordinary."""
     template = AT_REST_BYTES if DEFAULT_KEY in metadata else 0
-    return (0 if loaded else vocabulary.loaded) + max(0, vocabulary.later - _ORDINARY_BYTES) + template
+    return template + max(0, vocabulary_bytes(metadata).later - _ORDINARY_BYTES)
 
 
 def load_tokenizer(source: str | Path | GgufFile | Mapping[str, Any]) -> Tokenizer:

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled
+from edgerun.events import never
 from edgerun.text.characters import BYTE_CHARACTERS, byte_encode
 from edgerun.text.vocabulary import Vocabulary
 
@@ -22,11 +24,6 @@ _MAX_LIBRARY_WORD_CHARS = 1 << 12  # the library takes 300 bytes for each and ca
 _WORDS_A_LOOK = 256  # between two looks at whether to go on
 _PAIRS_A_LOOK = 1 << 14
 WORD_START = "▁"  # SentencePiece's space
-
-
-def never() -> bool:
-    """The answer of a call that cannot be cancelled."""
-    return False
 
 
 class Merger(Protocol):
@@ -165,6 +162,11 @@ class BpeMerger:
         self._model: Any = None  # tokenizers.models.BPE, or False where the library cannot
         self._chars_before_library = library_after_chars
         self._ranks: dict[str, int] = {}
+        self._lock = Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._lock = Lock()
 
     @property

@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled, TemplateError, UsageError
 from edgerun.text.template_worker import REPLY, REQUEST
 from edgerun.units import format_size
@@ -76,14 +77,13 @@ class TemplateProcess:
         self._trust_system = trust_system
         self._holder = _Holder()
         self._lock = threading.Lock()
-        self._owner = os.getpid()
         self._closed = threading.Event()
         weakref.finalize(self, _Holder.end, self._holder)
+        call_after_fork(self)
 
     def start(self) -> None:
         """Start the process without waiting for it, so that the first rendering need not. When it cannot be
         started, the first rendering tells why."""
-        self._after_fork()
         with contextlib.suppress(TemplateError), self._lock:
             self._worker("the chat template")
 
@@ -95,7 +95,6 @@ class TemplateProcess:
         Raises TemplateError, beginning with `label`, when the template cannot be compiled or fails, takes more than
         the limits, or the process cannot be started; Cancelled as soon as `cancelled()`; UsageError after `close`.
         """
-        self._after_fork()
         request = self._request(label, source, values)
         self._take_turn(cancelled)
         try:
@@ -112,11 +111,10 @@ class TemplateProcess:
         self._closed.set()
         self._holder.end()
 
-    def _after_fork(self) -> None:
-        if self._owner != os.getpid():
-            self._lock = threading.Lock()  # whoever held it does not exist here
-            self._holder.forget()
-            self._owner = os.getpid()
+    def after_fork(self) -> None:
+        """See `device.forks`. The worker is the other process's."""
+        self._lock = threading.Lock()
+        self._holder.forget()
 
     def _request(self, label: str, source: str, values: Mapping[str, Any]) -> bytes:
         given = {"source": source, "values": values}
@@ -330,13 +328,10 @@ class _Holder:
 
     def __init__(self) -> None:
         self.worker: _Worker | None = None
-        self._owner = os.getpid()
         self._ending = threading.Lock()
 
     def end(self) -> None:
-        """End the worker. In a fork it is another's, and left alone."""
-        if self._owner != os.getpid():
-            return
+        """End the worker."""
         with self._ending:
             worker, self.worker = self.worker, None
             if worker is not None:
@@ -346,7 +341,6 @@ class _Holder:
         """Take over in a fork: close what was inherited; the worker stays the other process's."""
         worker, self.worker = self.worker, None
         self._ending = threading.Lock()
-        self._owner = os.getpid()
         if worker is not None:
             worker.close_pipes()
             worker.process.returncode = 0  # not ours to wait for

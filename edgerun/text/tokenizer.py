@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from edgerun.errors import Cancelled, ContextLengthError, UsageError
+from edgerun.events import never
 from edgerun.text.characters import BYTE_OF_CHARACTER
-from edgerun.text.merging import WORD_START, make_merger, never
+from edgerun.text.merging import WORD_START, make_merger
 from edgerun.text.vocabulary import Attr, Vocabulary
 
 _C_SPACES = " \t\n\v\f\r"

@@ -17,6 +17,7 @@ from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, store
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.flash import FlashReader
 from edgerun.weights.identity import content_digest
+from edgerun.weights.resident import HasLayers
 from edgerun.weights.tensor_reader import TensorReader
 
 
@@ -54,13 +55,13 @@ def open_reader(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: 
 
 
 def write_pack(
-    gguf: GgufFile, n_layers: int, kernels: Kernels, *, events: EventSink = ignore
+    gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore
 ) -> tuple[Path, PackHeader]:
     """Write the pack file beside a model, going on where an interrupted run stopped. A whole one is only verified.
 
     Raises OSError (no room, no permission) and FormatError when what is read back is not what was written.
     """
-    catalog = make_catalog(gguf.tensors, n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
     header = pack_header(gguf, catalog, kernels)
     path = pack_path(gguf.path)

@@ -48,7 +48,7 @@ def test_no_run_of_characters_takes_a_pretokenizer_quadratic_time_or_much_memory
         families = {each.rules: each for each in PRETOKENIZERS.values()}
         for family in families.values():
             for run in "a1 \\n.é":
-                text = run * 600_000 + "x"
+                text = run * 500_000 + "x"
                 print(family.name, repr(run), flush=True)
                 signal.setitimer(signal.ITIMER_PROF, 1.5)  # kills
                 assert sum(map(len, family.split(text))) == len(text)
@@ -149,7 +149,7 @@ def test_a_vocabulary_takes_what_its_header_tells(tokens, merges, tmp_path):
         )
         assert loaded <= allowed.loaded <= 40 * in_file
         assert peak <= allowed.loaded + allowed.later
-        assert text_bytes(gguf.metadata, loaded=False) - text_bytes(gguf.metadata, loaded=True) == allowed.loaded
+        assert text_bytes(gguf.metadata) == max(0, allowed.later - (40 << 20))
 
 
 def write_vocabulary(path, tokens, merges):

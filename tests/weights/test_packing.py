@@ -37,7 +37,7 @@ def test_streamed_from_a_pack_is_the_same(model, kernels):
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
         expected = run(Decoder(spec, ResidentStore(gguf, spec, kernels), kernels), name)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
         assert out == pack_path(path)
         assert read_header(out) == header
         assert out.stat().st_size == header.file_bytes
@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_where_it_stopped(model, kernels, monkeypatch):
     name, path = model
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        whole, _ = write_pack(gguf, spec.n_layers, kernels)
+        whole, _ = write_pack(gguf, spec, kernels)
         good = whole.read_bytes()
         whole.unlink()
         real, left, written = packing._write_all, 0, []
@@ -74,12 +74,12 @@ def test_a_killed_run_goes_on_where_it_stopped(model, kernels, monkeypatch):
             before = len(written)
             if lives < 1000:
                 with pytest.raises(Killed):
-                    write_pack(gguf, spec.n_layers, kernels)
+                    write_pack(gguf, spec, kernels)
                 assert not whole.exists()
                 with closing(store_of(name, gguf, spec, kernels)) as store:
                     assert not store.packed, "half a pack is none"
             else:
-                write_pack(gguf, spec.n_layers, kernels)
+                write_pack(gguf, spec, kernels)
         header = read_header(whole)
         assert len(written) - before <= 2 * (header.blocks - 1), "the first block was not written again"
         assert whole.read_bytes() == good
@@ -90,15 +90,15 @@ def test_damage_is_found(model, kernels):
     _, path = model
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
         good = out.read_bytes()
         bad = bytearray(good)
         bad[header.offset(1) + 5] ^= 1
         out.write_bytes(bad)
         with pytest.raises(FormatError, match="block 1 is damaged"):
-            write_pack(gguf, spec.n_layers, kernels)
+            write_pack(gguf, spec, kernels)
         out.rename(out.with_name(out.name + ".part"))  # as if it had not been finished: only that block is made anew
-        write_pack(gguf, spec.n_layers, kernels)
+        write_pack(gguf, spec, kernels)
         assert out.read_bytes() == good
 
 
@@ -107,7 +107,7 @@ def test_not_for_another_model_nor_another_layout(tmp_path, kernels):
     path = write(INSTANCES[name], tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, _ = write_pack(gguf, spec.n_layers, kernels)
+        out, _ = write_pack(gguf, spec, kernels)
         info = gguf.tensors["blk.1.ffn_up_exps.weight"]
     pack = out.read_bytes()
     other = tmp_path / "other.gguf"
@@ -116,7 +116,7 @@ def test_not_for_another_model_nor_another_layout(tmp_path, kernels):
         file.seek(info.offset + 10)
         file.write(b"\x55\x66")
     pack_path(other).write_bytes(pack)
-    with open_gguf(other) as gguf, closing(store_of(name, gguf, spec, kernels)) as store:
+    with open_gguf(other) as gguf, closing(store_of(name, gguf, load_spec(gguf), kernels)) as store:
         assert not store.packed, "same shape, other weights"
     out.write_bytes(pack.replace(kernels.layout_name.encode() + b'"', b"x" * len(kernels.layout_name) + b'"', 1))
     with open_gguf(path) as gguf, closing(store_of(name, gguf, spec, kernels)) as store:
@@ -152,5 +152,5 @@ def test_no_room(tmp_path, kernels, monkeypatch):
 
     monkeypatch.setattr(packing.os, "pwrite", full)
     with open_gguf(path) as gguf, pytest.raises(OSError, match="No space left"):
-        write_pack(gguf, load_spec(gguf).n_layers, kernels)
+        write_pack(gguf, load_spec(gguf), kernels)
     assert not pack_path(path).exists()
