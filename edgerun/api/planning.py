@@ -115,7 +115,7 @@ def plan_model(
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode, given.events)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"
@@ -201,7 +201,7 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
     """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of
     another size, with the model's file or (None) one of its own."""
     kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
-    known = None if measure else load_rates(kept)
+    known = None if measure else load_rates(kept, options.events)
     products = _products({} if known is None else known.products, catalog, options)
     if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from edgerun import paths
-from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.errors import DoesNotFitError, EdgerunError, UntrustedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
@@ -72,7 +72,7 @@ def wanted_backend(
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels, mode)
+        found = known_calibration(gguf, kernels, mode, events)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -149,10 +149,10 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibration | None:
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink = ignore) -> Calibration | None:
     """What was measured for this model with these versions while its weights were where they are now; None: nothing.
     Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf, mode)
+    found = kept_calibration(gguf, mode, events)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
@@ -160,13 +160,18 @@ def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibrati
     return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile, mode: Mode) -> Calibration | None:
-    """What was last measured for this model in this mode, whatever with; None: nothing."""
+def kept_calibration(gguf: GgufFile, mode: Mode, events: EventSink = ignore) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing, or (with a Notice) something
+    that others can have written."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
 
-    return load_calibration(calibration_path(prefill_dir(), gguf, mode))
+    try:
+        return load_calibration(calibration_path(prefill_dir(), gguf, mode))
+    except UntrustedError as error:
+        events(Notice(f"what was calibrated for this model is not used: {error}"))
+        return None
 
 
 def calibrate_model(

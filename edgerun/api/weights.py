@@ -82,7 +82,7 @@ def open_store(
             buffers=BUFFERS,
             reader_threads=threads,
             neuron_slots=plan.neuron_slots,
-            scores=load_scores(profile, spec.n_layers, catalog.n_neurons) if catalog.n_neurons else None,
+            scores=load_scores(profile, spec.n_layers, catalog.n_neurons, events) if catalog.n_neurons else None,
             events=events,
         )
     else:
@@ -92,7 +92,7 @@ def open_store(
             kernels,
             slots=plan.slots,
             wave_tokens=plan.wave_tokens,
-            scores=load_scores(profile, spec.n_layers, spec.n_experts),
+            scores=load_scores(profile, spec.n_layers, spec.n_experts, events),
             predict=prefetch,
             reader_threads=threads,
             events=events,
@@ -105,7 +105,7 @@ def open_store(
 
 def hot_set_path(gguf: GgufFile) -> Path:
     """Where what was hot in runs of a model is kept."""
-    return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.npz"
+    return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.hot"
 
 
 def _keep(store: StreamedExpertStore | StreamedLayerStore, profile: Path) -> None:

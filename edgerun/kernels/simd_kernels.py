@@ -153,13 +153,12 @@ class SimdKernels:
 
     recordable = True
 
-    def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
+    def __init__(self, isa: Isa, cache: KernelCache, threads: int) -> None:
         self.name = isa.name
         self.threads = threads
         self._isa = isa
         self._cache = cache
-        self._events = events
-        cache.prepare(_ALWAYS, events)
+        cache.prepare(_ALWAYS)
         self._pool = ThreadPool(
             threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program"), cache
         )
@@ -181,8 +180,8 @@ class SimdKernels:
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
-        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
-        return cls(isa, cache, threads or default_threads(), events)
+        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
+        return cls(isa, cache, threads or default_threads())
 
     @classmethod
     def missing(cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> bool:
@@ -192,7 +191,7 @@ class SimdKernels:
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
-        self._cache.prepare(_names_for(types), self._events)
+        self._cache.prepare(_names_for(types))
 
     def close(self) -> None:
         self._pool.close()
@@ -490,7 +489,7 @@ class SimdKernels:
         )
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
-        self._cache.prepare(_names_for_neurons(types), self._events)
+        self._cache.prepare(_names_for_neurons(types))
 
     def neurons_up(self, gate: F32, x: Any, neurons: Neurons, activation: Activation, h: F32) -> None:
         (tokens, ff), n = gate.shape, len(neurons.ids)

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import FormatError
+from edgerun.errors import FormatError, UntrustedError
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.kernels.interface import F32
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
@@ -126,15 +127,19 @@ def probe_file(folder: Path) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def load_rates(path: Path) -> Rates | None:
-    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense."""
+def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
+    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense, or (with a Notice) something
+    that others can have written."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_kept(path))
         products = {
             str(name): ProductRates(float(decode), float(prompt)) for name, (decode, prompt) in said["products"].items()
         }
         rates = Rates(products, float(said["disk_bytes_per_s"]), int(said["disk_piece_bytes"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except UntrustedError as error:
+        events(Notice(f"this machine's speed is measured again: {error}"))
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     numbers = [n for each in products.values() for n in (each.decode_bytes_per_s, each.prompt_ops_per_s)]
     sensible = all(0 < n < 1e18 for n in (*numbers, rates.disk_bytes_per_s, rates.disk_piece_bytes))
@@ -148,4 +153,4 @@ def save_rates(path: Path, rates: Rates) -> None:
         "disk_bytes_per_s": rates.disk_bytes_per_s,
         "disk_piece_bytes": rates.disk_piece_bytes,
     }
-    replace_file(path, [json.dumps(said).encode()])
+    write_kept(path, [json.dumps(said).encode()])
