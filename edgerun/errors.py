@@ -9,6 +9,7 @@ EdgerunError
 ├── FormatError           a file is malformed, truncated or hostile
 │   └── UnsupportedError      well-formed, but a kind that edgerun does not run
 ├── ReadError             weights cannot be read back from the disk while running
+├── UntrustedError        a file or folder of the cache that another user may have written
 ├── TemplateError         a chat template cannot be compiled or rendered
 └── Cancelled             the caller asked to stop                        (exit 130)
 """
@@ -61,6 +62,13 @@ class UnsupportedError(FormatError):
 
 class ReadError(EdgerunError, OSError):
     """Weights could not be read back: a dying disk, or a file that was cut or replaced while it was in use."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UntrustedError(EdgerunError, PermissionError):
+    """Somebody else may have written a file that edgerun keeps for this user: it is neither read nor replaced."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

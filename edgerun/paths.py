@@ -13,6 +13,7 @@ from typing import Literal
 import platformdirs
 
 from edgerun.errors import EdgerunError, NotFoundError, UsageError
+from edgerun.trust import Folder, open_folder
 
 
 def cache_dir() -> Path:
@@ -66,9 +67,34 @@ def kind_of(path: Path) -> Literal["file", "directory", ""]:
     return "directory" if stat.S_ISDIR(mode) else "file"
 
 
+def kept_folder(path: Path, *, make: bool = False) -> Folder:
+    """A folder of the cache, if nobody but this user and root can have written to it: see `trust`. `make`: it is made
+    when it is missing, for this user alone. OSError, UntrustedError (one of them)."""
+    root = cache_dir()
+    if path.is_relative_to(root):
+        return open_folder(root, path.relative_to(root).parts, make=make)
+    return open_folder(path, make=make)
+
+
+def read_kept(path: Path) -> bytes:
+    """A whole file of the cache. OSError when there is none, UntrustedError (an OSError too) when somebody else can
+    have written it, FormatError when it is larger than anything that is read so."""
+    with kept_folder(path.parent) as folder:
+        return folder.read(path.name)
+
+
+def write_kept(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file of the cache, for this user alone, beside its place and rename it, so that a crash leaves nothing
+    half-written under the name. OSError when the folder cannot be made or written, UntrustedError when others may
+    write there."""
+    with kept_folder(path.parent, make=True) as folder:
+        folder.replace(path.name, pieces)
+
+
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write beside its place and rename, so that a crash leaves nothing half-written under the name. Until then its
-    name begins with who is writing. OSError when the folder cannot be made or written."""
+    """Write a file of the user's, wherever it is, beside its place and rename it, so that a crash leaves nothing
+    half-written under the name. Until then its name begins with who is writing. OSError when the folder cannot be made
+    or written."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{os.getpid()}-", suffix=".tmp")
     try:

@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgerun.formats.gguf import open_gguf
+from edgerun.formats.gguf import GgufFile, open_gguf
+from edgerun.formats.gguf.types import FILE_TYPES, GUESSED_FILE_TYPE
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ModelInfo:
     architecture: str
     parameters: int
     n_bytes: int
+    quantisation: str  # what the file was made as ("Q4_K_M"), or the type that most of its bytes are of
     types: Mapping[str, int]  # type -> number of tensors, the one with most weights first
     context_length: int | None
     embedding_length: int | None
@@ -30,11 +32,6 @@ class ModelInfo:
     tokenizer: str | None
     chat_template: str | None
     licence: str | None
-
-    @property
-    def quantisation(self) -> str:
-        """The type that most weights have."""
-        return next(iter(self.types), "none")
 
 
 def show(path: Path) -> ModelInfo:
@@ -52,6 +49,7 @@ def show(path: Path) -> ModelInfo:
             architecture=arch,
             parameters=sum(weights.values()),
             n_bytes=gguf.n_bytes,
+            quantisation=_quantisation(gguf),
             types={name: tensors[name] for name, _ in weights.most_common()},
             context_length=_number(meta.get(f"{arch}.context_length")),
             embedding_length=_number(meta.get(f"{arch}.embedding_length")),
@@ -77,6 +75,17 @@ def metadata_table(path: Path, *, longest: int = 120) -> dict[str, Any]:
             else:
                 table[key] = f"[{len(value)} values]"
     return table
+
+
+def _quantisation(gguf: GgufFile) -> str:
+    """`general.file_type` where the file says one that llama.cpp has; else where its bytes are."""
+    said = _number(gguf.get("general.file_type"))
+    if said is not None and said & ~GUESSED_FILE_TYPE in FILE_TYPES:
+        return FILE_TYPES[said & ~GUESSED_FILE_TYPE]
+    n_bytes: Counter[str] = Counter()
+    for info in gguf.tensors.values():
+        n_bytes[info.type.name] += info.n_bytes
+    return n_bytes.most_common(1)[0][0] if n_bytes else "none"
 
 
 def _vocabulary(meta: Mapping[str, Any], arch: str) -> int | None:

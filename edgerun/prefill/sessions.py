@@ -144,6 +144,7 @@ class Sessions:
             if not out.is_file():
                 temporary = folder / f"{os.getpid()}-{graph.name}"
                 compile_graph(self.device, self._path(graph), temporary)
+                temporary.chmod(0o600)  # whatever the umask: see `trust`
                 temporary.replace(out)
             return out
         together = folder / graph.ladder_name
@@ -153,6 +154,8 @@ class Sessions:
                 made = Path(temporary_folder) / "made"
                 made.mkdir()
                 compile_ladder(self.device, ladder, made)
+                for path in made.iterdir():
+                    path.chmod(0o600)
                 with contextlib.suppress(OSError):  # another process was faster
                     made.rename(together)
         return together / graph.name

@@ -13,6 +13,7 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.formats.packfile import PAGE, SUM_BYTES, PackHeader, checksum, decode_header, pack_path, read_header
 from edgerun.kernels.interface import U8, Kernels
+from edgerun.trust import check_beside
 from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, stored_block_bytes
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.flash import FlashReader
@@ -41,6 +42,7 @@ def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader 
     if not path.is_file():
         return None
     try:
+        check_beside(path, gguf.path)
         header = read_header(path)
     except (OSError, FormatError):
         return None  # the model itself does as well

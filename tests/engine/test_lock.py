@@ -128,6 +128,8 @@ def test_whoever_is_inside_keeps_the_lock() -> None:
         pass
     go.set()
     thread.join()
+
+
 def test_an_interrupt_before_any_line_leaves_the_lock_to_others() -> None:
     """Ctrl-C at every point between asking for the lock and having released it: afterwards another thread gets it, and
     then this one. The traceback is dropped, as it is when the exception was dealt with."""
