@@ -17,7 +17,7 @@ import edgerun.kernels
 from edgerun import LLM
 from edgerun.convert import convert_checkpoint
 from edgerun.convert.quantize import quantize_gguf
-from edgerun.errors import DoesNotFitError, EdgerunError, TemplateError, UsageError
+from edgerun.errors import ContextLengthError, DoesNotFitError, EdgerunError, TemplateError, UsageError
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.hub.info import metadata_table, show
 from edgerun.kernels import Kernels
@@ -168,7 +168,7 @@ class Bench:
                     return
                 llm.complete(_TEXT, max_tokens=2, temperature=0)
                 llm.complete(_TEXT, max_tokens=2, temperature=0.8, seed=1)
-                with contextlib.suppress(TemplateError):
+                with contextlib.suppress(TemplateError, ContextLengthError):
                     llm.chat([{"role": "user", "content": _TEXT}], max_tokens=2)
 
 

@@ -390,7 +390,7 @@ def _damage_node(value: Any, rng: Random) -> None:
             case 2 if isinstance(value, list):
                 value.extend(value[: rng.choice((1, 3, 500))])
             case 3 if isinstance(inner, (int, float)) and not isinstance(inner, bool):
-                value[place] = rng.choice((inner + 1, inner - 1, inner * 2, -inner, inner / 2, inner * 1000))
+                value[place] = rng.choice((inner + 1, inner - 1, inner * 2, -inner, inner // 2, inner * 1000))
             case _:
                 value[place] = copy.deepcopy(rng.choice(_JSON_VALUES))
         return

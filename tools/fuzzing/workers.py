@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -94,8 +95,10 @@ def _start(seeds: list[int], run: Callable[[int], Outcome]) -> _Worker:
         for seed in seeds:
             line = json.dumps([seed, asdict(run(seed))]) + "\n"
             os.write(writer, line.encode()[: 1 << 15])
-    finally:
         os._exit(0)
+    except BaseException:  # the fuzzer's own fault: the parent counts a crash with this status
+        traceback.print_exc()
+    os._exit(1)
     raise AssertionError("not reached")
 
 
