@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,10 +24,39 @@ _SHARED = Path(__file__).parents[2] / "shared"
 _FORGOTTEN = ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "EDGERUN_THREADS")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a second run in a used home needs: `--keep-caches DIR` in the first, `--used-caches DIR` in the second."""
+    group = parser.getgroup("edgerun")
+    group.addoption(
+        "--keep-caches", type=Path, help="collect what tests leave in the cache directory under this folder"
+    )
+    group.addoption("--used-caches", type=Path, help="let every test begin with the caches that are under this folder")
+    group.addoption(
+        "--shuffle", type=int, help="run modules, and the tests of each, in an order that this number makes"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Another order, module by module, so that what they share is made once."""
+    seed = config.getoption("--shuffle")
+    if seed is None:
+        return
+    rng = random.Random(seed)
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.split("::")[0], []).append(item)
+    order = list(modules)
+    rng.shuffle(order)
+    for name in order:
+        rng.shuffle(modules[name])
+    items[:] = [item for name in order for item in modules[name]]
+
+
 @pytest.fixture(autouse=True)
-def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty home directory, also for programs that a test starts. Kernels alone are cached for real: its files
-    are second names of the user's, since edgerun follows no links into its cache."""
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A home directory, also for programs that a test starts: empty, or with the caches of `--used-caches`. Kernels
+    alone are cached for real: its files are second names of the user's, since edgerun follows no links into its
+    cache."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(home))
@@ -47,7 +77,12 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         folder.mkdir(mode=0o700)
     _share(KERNELS_DIR, mine, _KERNEL_FILES)
     _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
+    used, kept = request.config.getoption("--used-caches"), request.config.getoption("--keep-caches")
+    if used is not None:
+        _share_tree(used, cache)
     yield home
+    if kept is not None and cache.is_dir():
+        _share_tree(cache, kept)
     if mine.is_dir():
         _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
 
@@ -61,6 +96,16 @@ def _share(source: Path, target: Path, names: Iterable[str]) -> None:
             continue
         except OSError:  # another file system
             shutil.copy(source / name, target / name)
+
+
+def _share_tree(source: Path, target: Path) -> None:
+    """`_share` for all files below a folder but kernels. Folders are this user's alone, as edgerun makes them."""
+    for folder, _, names in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        if here.name == "kernels":
+            continue
+        here.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _share(Path(folder), here, [name for name in names if (Path(folder) / name).is_file()])
 
 
 @pytest.fixture(scope="session")
