@@ -12,7 +12,7 @@ import pytest
 from edgerun import paths
 from edgerun.errors import FormatError, UntrustedError
 from edgerun.events import Notice
-from edgerun.planning.rates import Rates, load_rates, save_rates
+from edgerun.planning.rates import ProductRates, Rates, load_rates, save_rates
 from edgerun.trust import check_beside, open_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="a system without owners and modes")
@@ -209,7 +209,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tree: Path):
     assert [path.name for path in tree.iterdir()] == ["file"]
 
 
-RATES = Rates(1e10, 1e11, 1e9, 4096)
+RATES = Rates({"Q4_0": ProductRates(1e10, 1e11)}, 1e9, 4096)
 
 
 def test_rates_that_others_can_have_written_are_measured_again(user_home: Path):

@@ -58,10 +58,12 @@ def make_tiny_model(
     layers: int = N_LAYERS,
     head_dim: int = HEAD_DIM,
     more_tokens: int = 0,
+    template: str | None = None,
 ) -> Path:
     """Write a random F32 model of `layers` layers and 64 dimensions with a byte-level BPE vocabulary to `path`.
 
-    arch: "llama", "qwen2" (biases on q, k, v) or "qwen3" (normed q and k). `chat`: with a ChatML template.
+    arch: "llama", "qwen2" (biases on q, k, v) or "qwen3" (normed q and k). `chat`: with a chat template, `template` or
+    ChatML.
     `tokenizer=False`: no vocabulary at all. Greedy text is printable ASCII and never ends by itself: the
     output rows of all other tokens are zero, of the `more_tokens` too, which no text has. The same arguments give
     the same bytes.
@@ -102,7 +104,7 @@ def make_tiny_model(
             w.add("tokenizer.ggml.eos_token_id", n_vocab - 1)
             w.add("tokenizer.ggml.add_bos_token", False)
             if chat:
-                w.add("tokenizer.chat_template", CHATML)
+                w.add("tokenizer.chat_template", CHATML if template is None else template)
 
         def add(name: str, data: NDArray[np.float32]) -> None:
             w.add_tensor(name, data, GgmlType.F32)

@@ -113,7 +113,7 @@ class LLM(OpenAIMethods):
         """Continue a text (or token ids). Options are the fields of `SamplingParams` and go before `params`.
 
         ContextLengthError when the prompt is longer than the context. Cancelled calls return what there is,
-        with the finish reason "cancelled".
+        with the finish reason "cancelled"; Cancelled is raised while a long prompt is still made into tokens.
         """
         return last_completion(self.stream(prompt, params, cancel=cancel, **options))
 
@@ -153,7 +153,7 @@ class LLM(OpenAIMethods):
         messages = _as_chat(prompt)
         if messages is not None:
             return self.stream_chat(messages, params, cancel=cancel, **options)
-        ids = self.engine.encode(prompt)  # type: ignore[arg-type]
+        ids = self.engine.encode(prompt, cancel=cancel)  # type: ignore[arg-type]
         return self._stream_ids(ids, merge(params, options), cancel)
 
     def stream_chat(
@@ -167,7 +167,7 @@ class LLM(OpenAIMethods):
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """As `chat`, in chunks."""
-        ids = self.engine.encode_chat(messages, tools, template_variables)
+        ids = self.engine.encode_chat(messages, tools, template_variables, cancel)
         return self._stream_ids(ids, merge(params, options), cancel)
 
     def session(self, messages: Messages = ()) -> Session:
@@ -175,10 +175,11 @@ class LLM(OpenAIMethods):
         return Session(self.engine, messages=messages)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Text -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is one."""
+        """Text of any length -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is
+        one."""
         checked = checked_text("text", text)
         add, parse = (_FLAG.check("add_special", add_special), _FLAG.check("parse_special", parse_special))
-        return list(self.engine.tokenizer.encode(checked, add_special=add, parse_special=parse))
+        return self.engine.tokenizer.encode(checked, add_special=add, parse_special=parse)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Ids -> text."""

@@ -53,6 +53,10 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
+        if template is not None:
+            stack.callback(template.close)
+            if template.name != "fallback":  # such a model was made to chat
+                template.start()
         impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
         prepare_kernels(impl, gguf, spec)  # what compiling them takes must be there when memory is divided

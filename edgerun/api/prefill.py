@@ -215,7 +215,7 @@ def calibrate_model(
             found = calibrate(
                 gguf,
                 decoder,
-                calibration_ids(engine.vocab_size, engine.encode if engine.has_tokenizer else None),
+                calibration_ids(engine.vocab_size, engine.tokenizer.encode if engine.has_tokenizer else None),
                 threads=decoder.kernels.threads,
                 room_bytes=_room_bytes(engine.plan),
                 objective=objective,

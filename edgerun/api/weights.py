@@ -16,6 +16,7 @@ from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
 from edgerun.planning.process import ProcessState, loaded_bytes, process_state
+from edgerun.text import text_bytes
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
@@ -48,7 +49,7 @@ def plan_weights(
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
         budget_bytes=budget,
-        runtime_bytes=runtime_bytes + reserved_bytes,
+        runtime_bytes=runtime_bytes + text_bytes(gguf.metadata) + reserved_bytes,
         limited=limited,
     )
 

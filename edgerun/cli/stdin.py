@@ -7,8 +7,11 @@ import time
 
 from edgerun.cli.output import note
 from edgerun.errors import UsageError
+from edgerun.units import format_size
 
 _PATIENCE_S = 2.0
+_PIECE_BYTES = 1 << 20
+MOST_BYTES = 32 << 20  # more text than the longest contexts hold
 
 
 class Stdin:
@@ -50,9 +53,14 @@ class Stdin:
 
 
 def read_stdin() -> str:
-    """All of stdin. UsageError when it is not UTF-8."""
+    """All of stdin. UsageError when it is not UTF-8, or more than `MOST_BYTES`: then no more than that is read."""
+    data = bytearray()
+    while piece := sys.stdin.buffer.read(_PIECE_BYTES):
+        data += piece
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"stdin holds more than {format_size(MOST_BYTES)} of text, more than any context")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin is not UTF-8 text: {error}") from error
 

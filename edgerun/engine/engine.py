@@ -111,10 +111,12 @@ class Engine:
             return params.with_options({"seed": int(self._seeds.integers(1 << 32))})
 
     @told_as_shortage("tokenizing a text")
-    def encode(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
-        """Text (special tokens in it are recognised) or ids -> ids. UsageError for what is neither."""
+    def encode(self, prompt: Prompt, *, add_special: bool = True, cancel: CancelSignal | None = None) -> list[int]:
+        """Text (special tokens in it are recognised) or ids -> ids. UsageError for what is neither.
+
+        ContextLengthError as soon as it is certain that a text does not fit in the context; Cancelled."""
         if isinstance(prompt, str):
-            return list(self.tokenizer.encode(checked_text("prompt", prompt), add_special=add_special))
+            return self._tokens(checked_text("prompt", prompt), add_special, cancel)
         return checked_ids("prompt", prompt, self.vocab_size)
 
     @told_as_shortage("writing a chat as tokens")
@@ -123,17 +125,26 @@ class Engine:
         messages: Messages,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        cancel: CancelSignal | None = None,
     ) -> list[int]:
-        """Messages -> the ids of the model's chat format, up to where the assistant begins to speak."""
+        """Messages -> the ids of the model's chat format, up to where the assistant begins to speak.
+
+        Raises TemplateError, ContextLengthError, Cancelled."""
         given, with_tools, more = checked_messages(messages), checked_tools(tools), checked_variables(variables)
         tokenizer = self.tokenizer
         if self._template is None:
             raise UnsupportedError(f"chat needs a template: {self._no_template}; use complete()")
-        text = self._template.render(given, tools=with_tools, **more)
+        last = given[-1].get("content")
+        if isinstance(last, str):  # what is to be answered, no template leaves out; most take space off its ends
+            tokenizer.check_length(last.strip(), self.context)
+        text = self._template.render(given, tools=with_tools, variables=more, cancelled=as_callable(cancel))
         # Many templates write the BOS token themselves; the tokenizer must not add a second one.
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         has_bos = bool(bos) and tokenizer.add_bos and text.startswith(bos)
-        return list(tokenizer.encode(text, add_special=not has_bos))
+        return self._tokens(text, not has_bos, cancel)
+
+    def _tokens(self, text: str, add_special: bool, cancel: CancelSignal | None) -> list[int]:
+        return self.tokenizer.encode(text, add_special=add_special, limit=self.context, cancelled=as_callable(cancel))
 
     def check_length(self, n_tokens: int) -> None:
         """ContextLengthError when that many do not fit, UsageError when there are none."""
@@ -159,7 +170,7 @@ class Engine:
     @told_as_shortage("scoring a text")
     def score(self, prompt: Prompt, cancel: CancelSignal | None = None) -> Score:
         """Log-probabilities of a text's tokens, each after those before it."""
-        ids = self.encode(prompt)
+        ids = self.encode(prompt, cancel=cancel)
         self.check_length(len(ids))
         context = self.new_context()
         _, ticket = context.begin(ids)
@@ -181,7 +192,7 @@ class Engine:
     @told_as_shortage("embedding a text")
     def embed(self, prompt: str, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """The mean of the final hidden states over all tokens, scaled to length 1: (d,) f32."""
-        ids = self.encode(checked_text("texts", prompt))
+        ids = self.encode(checked_text("texts", prompt), cancel=cancel)
         self.check_length(len(ids))
         parts = self.new_context().hidden(ids, as_callable(cancel))
         mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(ids)

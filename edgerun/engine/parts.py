@@ -88,7 +88,17 @@ class TokenizerLike(Protocol):
     @property
     def bos_id(self) -> int | None: ...
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        limit: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[int]: ...
+
+    def check_length(self, text: str, limit: int) -> None: ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
 
@@ -107,6 +117,6 @@ class TemplateLike(Protocol):
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> str: ...

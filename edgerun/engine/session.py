@@ -79,7 +79,7 @@ class Session:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
         came; after an error or Ctrl-C `messages` are as before."""
         turn = [*_begun(self.messages), *checked_messages(message)]
-        ids = self._engine.encode_chat(turn, tools, template_variables)
+        ids = self._engine.encode_chat(turn, tools, template_variables, cancel)
 
         def keep(text: str) -> None:
             self.messages = [*turn, {"role": "assistant", "content": text}]
@@ -108,7 +108,7 @@ class Session:
         """As `complete`, in chunks."""
         before = self.ids
         nothing = as_text(prompt) == "" or (isinstance(prompt, list | tuple) and not prompt)
-        added = [] if nothing and before else self._engine.encode(prompt, add_special=not before)
+        added = [] if nothing and before else self._engine.encode(prompt, add_special=not before, cancel=cancel)
         return self._run([*before, *added], merge(params, options), cancel)
 
     def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:

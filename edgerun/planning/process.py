@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from edgerun.device import process_memory
 from edgerun.formats.gguf.metadata import Metadata
+from edgerun.text import vocabulary_bytes
 
-_TYPICAL_BYTES = 110 << 20  # of a process with all libraries and kernels loaded
+_TYPICAL_BYTES = 100 << 20  # of a process with all libraries and kernels loaded
 _LIBRARY_BYTES = {"llvmlite": 40 << 20, "tokenizers": 4 << 20}  # whose code is large, once imported
-_KERNELS_BYTES = 14 << 20  # compiled ones, and their threads
+_KERNELS_BYTES = 8 << 20  # compiled ones, and their threads
 _COMPILER_BYTES = 144 << 20  # Numba and LLVM at work: they stay
-_TOKEN_BYTES, _MERGE_BYTES = 220, 130  # of a vocabulary, in the tables of a tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,4 @@ def process_state() -> ProcessState:
 def loaded_bytes(state: ProcessState, metadata: Metadata, *, compiles: bool) -> int:
     """Once everything but weights is loaded. compiles: whether kernels are missing that must be compiled first."""
     libraries = max(_TYPICAL_BYTES, state.resident_bytes + state.missing_libraries_bytes + _KERNELS_BYTES)
-    return libraries + vocabulary_bytes(metadata) + (_COMPILER_BYTES if compiles else 0)
-
-
-def vocabulary_bytes(metadata: Metadata) -> int:
-    """Of the tokenizer that will be made from a header."""
-    tokens, merges = (
-        metadata.kind(key)[1] if key in metadata else 0 for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
-    )
-    return tokens * _TOKEN_BYTES + merges * _MERGE_BYTES
+    return libraries + vocabulary_bytes(metadata).loaded + (_COMPILER_BYTES if compiles else 0)

@@ -7,14 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.text.streaming import StreamDecoder
-from edgerun.text.template import ChatTemplate, load_chat_template
+from edgerun.text.template import DEFAULT_KEY, ChatTemplate, load_chat_template
+from edgerun.text.template_process import AT_REST_BYTES
 from edgerun.text.tokenizer import Tokenizer
-from edgerun.text.vocabulary import read_vocabulary
+from edgerun.text.vocabulary import read_vocabulary, vocabulary_bytes
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import GgufFile
+    from edgerun.formats.gguf.metadata import Metadata
 
-__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "load_chat_template", "load_tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "StreamDecoder",
+    "Tokenizer",
+    "load_chat_template",
+    "load_tokenizer",
+    "text_bytes",
+    "vocabulary_bytes",
+]
+
+_ORDINARY_BYTES = 40 << 20  # of growth that ordinary vocabularies have, over the time that a process runs
+
+
+def text_bytes(metadata: Metadata) -> int:
+    """What text takes at most beside the tokenizer as it was loaded (see `vocabulary_bytes`) and what planning leaves
+    to every process: the process of the chat template, and the growth of vocabularies beyond the ordinary."""
+    template = AT_REST_BYTES if DEFAULT_KEY in metadata else 0
+    return template + max(0, vocabulary_bytes(metadata).later - _ORDINARY_BYTES)
 
 
 def load_tokenizer(source: str | Path | GgufFile | Mapping[str, Any]) -> Tokenizer:

@@ -7,6 +7,7 @@ other, each within the pieces that the one before left; what a pattern does not 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,10 +17,15 @@ from edgerun.text.characters import L, M, N, P, S, collapse, compile_ascii, plai
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pass: a pattern, over collapsed text (see `characters`) or over the text itself."""
+    """One pass: a pattern, over collapsed text (see `characters`) or over the text itself.
+
+    `thousands`: what it matches is cut before each group of three, counted from its end, and nowhere else; as the
+    pattern (?=(\\d{3})+(?!\\d)) would, which takes quadratic time.
+    """
 
     pattern: str
     collapsed: bool = True
+    thousands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +39,9 @@ class PreTokenizer:
     no_default_bos: bool = False
     byte_level: bool = True  # False: over characters, ▁ for spaces, <0xXX> for unknown ones
 
-    def split(self, text: str) -> list[str]:
-        """The words of `text`; joined they are the text."""
-        ends = [len(text)]
+    def split(self, text: str) -> Iterator[str]:
+        """The words of `text`, one at a time; joined they are the text."""
+        ends: Iterable[int] = (len(text),)
         collapsed: str | None = None
         plain: str | None = None
         for rule in self.rules:
@@ -43,35 +49,42 @@ class PreTokenizer:
                 source = collapsed = collapse(text) if collapsed is None else collapsed
             else:
                 source = plain = plain_spaces(text) if plain is None else plain
-            ends = _cut(_compiled(rule.pattern), source, ends)
+            ends = (_cut_thousands if rule.thousands else _cut)(_compiled(rule.pattern), source, ends)
         start = 0
-        words = []
         for end in ends:
-            words.append(text[start:end])
+            yield text[start:end]
             start = end
-        return words
 
 
 _compiled = cache(compile_ascii)
 
 
-def _cut(pattern: re.Pattern[str], text: str, ends: list[int]) -> list[int]:
+def _cut(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
     """Cut the pieces that end at `ends` around each match of `pattern` within them."""
-    cuts = []
     start = 0
     for end in ends:
         at = start
         for match in pattern.finditer(text, start, end):
             first, last = match.span()
             if first > at:
-                cuts.append(first)
+                yield first
             if last > first:
-                cuts.append(last)
+                yield last
             at = last
         if at < end:
-            cuts.append(end)
+            yield end
         start = end
-    return cuts
+
+
+def _cut_thousands(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
+    """Cut each match of `pattern` before every third character from its end."""
+    start = 0
+    for end in ends:
+        for match in pattern.finditer(text, start, end):
+            first, last = match.span()
+            yield from (at for at in range(last - (last - first) // 3 * 3, last, 3) if at > start)
+        yield end
+        start = end
 
 
 _SUFFIXES = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"  # 's 't 're 've 'm 'll 'd in any case
@@ -83,6 +96,7 @@ _GPT2 = Rule(rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\
 _DIGIT = Rule(rf"[{N}]")
 _DIGITS = Rule(rf"[{N}]+")
 _THREE_DIGITS = Rule("[0-9][0-9][0-9]", collapsed=False)
+_THOUSANDS = Rule(r"[0-9]+", collapsed=False, thousands=True)
 _NEWLINE = Rule(r"[\r\n]", collapsed=False)
 _LINE = Rule(r"[^\n]+|[\n]+", collapsed=False)
 _LLAMA3 = Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|{_LINES}")
@@ -152,7 +166,7 @@ _QWEN35 = Rule(
     rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?[{L}{M}]+|[{N}]| ?[^\s{L}{M}{N}]+[\r\n]*|{_LINES}",
 )
 _EXAONE_MOE = Rule(
-    rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?(?:[{L}][{M}]*(?: [{L}][{M}]*)*)+|[{N}]| ?[^\s{L}{N}]+[\r\n/]?"
+    rf"(?:{_SUFFIXES})|[^\r\n{L}{N}]?[{L}][{L}{M}]*+(?: [{L}][{L}{M}]*+)*+|[{N}]| ?[^\s{L}{N}]+[\r\n/]?"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _MINICPM5 = (
@@ -160,7 +174,9 @@ _MINICPM5 = (
     Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]+|{_SYMBOLS}|{_LINES}"),
 )
 _JAIS2 = Rule(
-    rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|"
+    # The look behind changes no match: past a first piece of a run of spaces there are no line breaks in it. Without
+    # it the rest of the run would be searched for them after every piece, which takes quadratic time.
+    rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|(?<![^\S\r\n])\s*[\r\n]+|"
     + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
     + r"|\s{1,2}(?!\S)|\s{1}"
 )
@@ -204,7 +220,7 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     **_family("gpt-4o llama4 kanana2 talkie minimax-m2", _GPT4O),
     **_family("poro-chat bloom gpt3-finnish", _PORO),
     **_family("viking", _PORO, _DIGIT),
-    **_family("superbpe", _DIGITS, Rule(r"(?=(\d{3})+(?!\d))", collapsed=False)),
+    **_family("superbpe", _DIGITS, _THOUSANDS),
     **_family("bailingmoe bailingmoe2 llada-moe", _BAILING),
     **_family("seed-coder", _SEED),
     **_family("exaone-moe", _EXAONE_MOE),

@@ -1,25 +1,23 @@
 """Chat templates: messages to the prompt text that a model was trained on.
 
-A template is a program from a file that nobody vouches for: it runs in the sandbox of `edgerun.text.sandbox`.
+A template is a program from a file that nobody vouches for: it runs in a process of its own, whose memory and time
+are bounded (see `template_process`), and within it in jinja2's sandbox.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from edgerun.errors import TemplateError
+from edgerun.errors import TemplateError, UsageError
 from edgerun.text.fallbacks import fallback_template
-
-if TYPE_CHECKING:
-    from edgerun.text.sandbox import BoundedEnvironment
+from edgerun.text.template_process import TemplateProcess
 
 DEFAULT_KEY = "tokenizer.chat_template"
 TOOL_TEMPLATE = "tool_use"
 
 _MAX_TEMPLATE_CHARS = 1 << 20
+_MAX_TITLE_CHARS = 60
 
 
 class _Vocabulary(Protocol):
@@ -32,9 +30,10 @@ class _Vocabulary(Protocol):
 
 
 class ChatTemplate:
-    """A compiled template. `source` is its text, `name` "" for the default one.
+    """A template. `source` is its text, `name` "" for the default one, `model` whose it is (for messages).
 
-    `with_tools` is the template to use when tools are given, if the file has a separate one.
+    `with_tools` is the template to use when tools are given, if the file has a separate one. It is compiled when
+    it is first used. `process`: where it runs; None: one of its own.
     """
 
     def __init__(
@@ -44,71 +43,69 @@ class ChatTemplate:
         bos_token: str = "",
         eos_token: str = "",
         name: str = "",
+        model: str = "",
         with_tools: ChatTemplate | None = None,
+        process: TemplateProcess | None = None,
     ) -> None:
         if len(source) > _MAX_TEMPLATE_CHARS:
             raise TemplateError(f"the chat template has {len(source)} characters; {_MAX_TEMPLATE_CHARS} are too many")
         self.source = source
         self.name = name
         self.with_tools = with_tools
+        self.label = "the chat template" + (f" {name!r}" if name else "") + (f" of {model}" if model else "")
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        from jinja2 import TemplateError as JinjaError
-
-        try:
-            self._template = _environment().from_string(source)
-        except (JinjaError, RecursionError, MemoryError, OverflowError, ValueError) as error:
-            raise TemplateError(f"the chat template cannot be compiled: {_explained(error)}") from error
+        self._process = process or TemplateProcess()
 
     def __repr__(self) -> str:
         return f"<ChatTemplate {self.name or 'default'}: {len(self.source)} characters>"
+
+    def start(self) -> None:
+        """Start the process in which it runs, without waiting: the first rendering is quicker then."""
+        self._process.start()
+
+    def close(self) -> None:
+        """End that process. Renderings raise UsageError from then on."""
+        self._process.close()
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> str:
         """The prompt for `messages`, each {"role": ..., "content": text or parts of type "text"}.
 
-        `tools` are JSON schemas as OpenAI has them; other `variables` (enable_thinking=False, ...) go to the
-        template as they are. Raises TemplateError when a message is malformed or the template refuses.
+        `tools` are JSON schemas as OpenAI has them; other `variables` (enable_thinking=False,
+        add_generation_prompt=False, ...) go to the template as they are; all of it must be what JSON can hold.
+        Raises TemplateError when a message is malformed, the template cannot be compiled, refuses or exceeds its
+        limits; Cancelled soon after `cancelled()` becomes true; UsageError for variables that the chat itself sets.
         """
         if tools and self.with_tools is not None:
-            return self.with_tools.render(
-                messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
-            )
-        checked = [_checked(i, message) for i, message in enumerate(_listed(messages))]
+            return self.with_tools.render(messages, tools=tools, variables=variables, cancelled=cancelled)
+        given = dict(variables or {})
+        for name in ("messages", "tools"):
+            if name in given:
+                raise UsageError(f"the template variable {name!r} is set by the chat: give it as {name}")
         values = {
             **self._tokens,
-            **variables,
-            "messages": checked,
+            "add_generation_prompt": True,
+            **given,
+            "messages": [_checked(i, message) for i, message in enumerate(_listed(messages))],
             "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
         }
-        return self._run(values)
-
-    def _run(self, values: dict[str, Any]) -> str:
-        from edgerun.text.sandbox import Budget, budget
-
-        token = budget.set(Budget.fresh())
-        try:
-            return self._template.render(values)
-        except TemplateError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a template may raise anything that Python can)
-            raise TemplateError(f"the chat template failed: {_explained(error)}") from error
-        finally:
-            budget.reset(token)
+        return self._process.render(self.label, self.source, values, cancelled)
 
 
 def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name: str = "") -> ChatTemplate:
     """The chat template of a GGUF (or the one that it calls `name`).
 
     Without one, the format is guessed from the vocabulary's special tokens; failing that, a plain transcript.
-    Raises TemplateError when the template is malformed, or there is none of that name.
+    Raises TemplateError when the template is no text or too long, or there is none of that name.
     """
+    process = TemplateProcess()
+    model = _title(metadata.get("general.name"))
     named = {key.removeprefix(DEFAULT_KEY + "."): key for key in metadata if key.startswith(DEFAULT_KEY + ".")}
     tokens = {
         f"{stem}_token": "" if token_id is None else tokenizer.token_text(token_id)
@@ -119,7 +116,7 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
         source = metadata[key]
         if not isinstance(source, str):
             raise TemplateError(f"{key} must be a string, got {type(source).__name__}")
-        return ChatTemplate(source, name=name, with_tools=with_tools, **tokens)
+        return ChatTemplate(source, name=name, model=model, with_tools=with_tools, process=process, **tokens)
 
     if name and name != "default":
         if name not in named:
@@ -131,7 +128,13 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
         return template(DEFAULT_KEY, "", with_tools)
     if "default" in named:
         return template(named["default"], "", with_tools)
-    return ChatTemplate(fallback_template(tokenizer.token_id), name="fallback", with_tools=with_tools, **tokens)
+    source = fallback_template(tokenizer.token_id)
+    return ChatTemplate(source, name="fallback", model=model, with_tools=with_tools, process=process, **tokens)
+
+
+def _title(value: Any) -> str:
+    """A model's name from its file, if it can stand in a message."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TITLE_CHARS else ""
 
 
 def _listed(messages: Any) -> list[Any]:
@@ -172,30 +175,3 @@ def _part_text(where: str, part: Any) -> str:
         raise TemplateError(f'{where} must be {{"type": "text", "text": ...}}, got a part {got}')
     text: str = part["text"]
     return text
-
-
-def _explained(error: BaseException) -> str:
-    line = getattr(error, "lineno", None)
-    text = str(error) or type(error).__name__
-    return f"line {line}: {text}" if line else text
-
-
-def _raise_exception(message: Any) -> None:
-    raise TemplateError(str(message))
-
-
-def _strftime_now(pattern: str) -> str:
-    if len(pattern) > 256 or re.search(r"%\d{3}", pattern):
-        raise TemplateError("the chat template asks for a date in an unreasonable format")
-    return datetime.now().strftime(pattern)
-
-
-def _environment() -> BoundedEnvironment:
-    from edgerun.text.sandbox import BoundedEnvironment, Generation
-
-    environment = BoundedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import numpy as np
 
-from edgerun.errors import UsageError
+from edgerun.errors import Cancelled, ContextLengthError, UsageError
+from edgerun.events import never
 from edgerun.text.characters import BYTE_OF_CHARACTER
 from edgerun.text.merging import WORD_START, make_merger
 from edgerun.text.vocabulary import Attr, Vocabulary
@@ -47,28 +49,62 @@ class Tokenizer:
         pre = self._vocabulary.pre
         return f"<Tokenizer {pre.name if pre else 'SentencePiece'}: {self.vocab_size} tokens>"
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        limit: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[int]:
         """The ids of `text`.
 
         `add_special` puts begin and end of text around it where the model wants them. With `parse_special`
         False, control tokens spelled out in the text are ordinary text (for text that nobody vouches for);
         user-defined ones are still tokens. Lone surrogates become U+FFFD.
+
+        Raises ContextLengthError as soon as it is certain that there are more than `limit` ids: at once for a
+        text that is longer than so many of the longest token. Raises Cancelled soon after `cancelled()`.
         """
+        if limit is not None:
+            self.check_length(text, limit)
+        asked = cancelled or never
         text = _clean(text)
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after_special = True
-        for part in self._partition(text, parse_special):
+        for part in self._partition(text, parse_special, limit, asked):
             if isinstance(part, int):
                 ids.append(part)
                 after_special = True
                 continue
             if self.add_space_prefix and after_special:
                 part = " " + part
-            ids += self._merger.encode(part)
+            ids += self._merger.encode(part, None if limit is None else limit - len(ids), asked)
+            _check_count(len(ids), limit)
             after_special = False
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
+        _check_count(len(ids), limit)
         return ids
+
+    @cached_property
+    def _longest_chars(self) -> int:
+        return max(map(len, self._vocabulary.tokens))
+
+    @cached_property
+    def _uncounted_chars(self) -> str | None:
+        """Characters that may be in a text without being part of a token; None where any may."""
+        left_out = self._merger.left_out
+        swallowed = self._vocabulary.attrs & np.uint8(Attr.LSTRIP | Attr.RSTRIP)
+        return left_out if left_out is None or not swallowed.any() else left_out + _C_SPACES
+
+    def check_length(self, text: str, limit: int) -> None:
+        """ContextLengthError, without cutting it, for a text that is longer than `limit` of the longest token."""
+        if len(text) <= limit or len(text) <= limit * self._longest_chars or self._uncounted_chars is None:
+            return
+        n_chars = len(text) - sum(map(text.count, set(self._uncounted_chars)))
+        _check_count(-(-n_chars // self._longest_chars), limit)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -130,10 +166,14 @@ class Tokenizer:
             return _utf8(text.replace(WORD_START, " "))
         return b"".join(BYTE_OF_CHARACTER.get(char) or _utf8(char) for char in text)
 
-    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
+    def _partition(
+        self, text: str, parse_special: bool, limit: int | None, cancelled: Callable[[], bool]
+    ) -> list[str | int]:
         """Ordinary text and special tokens in turn. Longer tokens are found first, everywhere."""
         parts: list[str | int] = [text] if text else []
-        for token_id in self._candidates(text, parse_special):
+        for token_id in self._candidates(text, parse_special, cancelled):
+            if cancelled():
+                raise Cancelled("cancelled while special tokens were looked for")
             token = self._vocabulary.tokens[token_id]
             attr = self._attrs[token_id]
             split: list[str | int] = []
@@ -143,15 +183,30 @@ class Tokenizer:
                 else:
                     split.append(part)
             parts = split
+            _check_count(len(parts) // 2, limit)  # of two neighbours, one at least is a special token
         return parts
 
-    def _candidates(self, text: str, parse_special: bool) -> list[int]:
+    def _candidates(self, text: str, parse_special: bool, cancelled: Callable[[], bool]) -> list[int]:
         """Special tokens that may stand in `text`, in the order in which to look for them."""
-        orders = [order for prefix, group in self._special_by_prefix.items() if prefix in text for order in group]
+        orders: list[int] = []
+        for prefix, group in self._special_by_prefix.items():
+            if prefix in text:
+                orders += group
+            elif cancelled():
+                raise Cancelled("cancelled while special tokens were looked for")
         found = [self._special[order] for order in sorted(orders)]
         if not parse_special:
             found = [token_id for token_id in found if not self._attrs[token_id] & _HIDDEN]
         return found
+
+
+def _check_count(n_tokens: int, limit: int | None) -> None:
+    """ContextLengthError for more than `limit`."""
+    if limit is not None and n_tokens > limit:
+        raise ContextLengthError(
+            f"the prompt has at least {n_tokens} tokens, the context {limit}; "
+            "shorten the prompt or load the model with a larger context"
+        )
 
 
 def _split(text: str, token: str, token_id: int, lstrip: bool, rstrip: bool) -> list[str | int]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.text.pretokenizers import PreTokenizer, find_pretokenizer
+
+if TYPE_CHECKING:
+    from edgerun.formats.gguf.metadata import Metadata
 
 _T = TypeVar("_T")
 _D = TypeVar("_D", bound=np.generic)
@@ -114,6 +117,17 @@ class Attr(IntFlag):
     RSTRIP = 128
 
 
+# What CPython takes for a token: a string with its places in two lists, a number, and what arrays hold of it; later its
+# bytes and another number. For a merge: a string with its places; later its rank, and what the tokenizers library
+# takes while it is built. What dictionaries take comes on top.
+_LOADED_TOKEN_BYTES = 130
+_LATER_TOKEN_BYTES = 80
+_LOADED_MERGE_BYTES = 84
+_LATER_MERGE_BYTES = 560
+_CHECKED_TOGETHER = 256
+_WIDEST = 4  # bytes of a character in a string with one beyond U+FFFF
+_WORDS_BYTES = 12 << 20  # words that are remembered with their ids (see merging)
+
 _ATTR_OF_TYPE = np.array(  # tokenizer.ggml.token_type 0..6
     [
         Attr.UNDEFINED,
@@ -211,6 +225,50 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class VocabularyBytes:
+    """What a file's vocabulary takes at most: once it is `loaded`, and what using it adds `later`."""
+
+    loaded: int
+    later: int
+
+
+def vocabulary_bytes(metadata: Metadata) -> VocabularyBytes:
+    """Known from the header alone, before anything is decoded: some 40 bytes for each byte that the strings take in
+    the file where they are the shortest that there are, 20 in ordinary files."""
+    n_tokens, token_bytes = _strings_size(metadata, "tokenizer.ggml.tokens")
+    n_merges, merge_bytes = _strings_size(metadata, "tokenizer.ggml.merges")
+    return VocabularyBytes(
+        loaded=_LOADED_TOKEN_BYTES * n_tokens
+        + _LOADED_MERGE_BYTES * n_merges
+        + _WIDEST * (token_bytes + merge_bytes)
+        + _dict_bytes(n_tokens),
+        later=_LATER_TOKEN_BYTES * n_tokens
+        + _LATER_MERGE_BYTES * n_merges
+        + token_bytes
+        + _dict_bytes(n_tokens)
+        + _dict_bytes(n_merges)
+        + _WORDS_BYTES,
+    )
+
+
+def _dict_bytes(n: int) -> int:
+    """Of a dictionary of `n` keys while it grows: its size doubles when two thirds are in use."""
+    places = 8
+    while places * 2 // 3 < n:
+        places *= 2
+    return 30 * places
+
+
+def _strings_size(metadata: Metadata, key: str) -> tuple[int, int]:
+    """(strings, bytes of their text)."""
+    if key not in metadata:
+        return 0, 0
+    n_bytes = metadata.strings_bytes(key)
+    count = metadata.kind(key)[1] if n_bytes else 0
+    return count, n_bytes - 8 * count
+
+
 def _scalar(metadata: Mapping[str, Any], key: str, kind: type[_T], default: _T) -> _T:
     value = metadata.get(key)
     if value is None:
@@ -228,12 +286,13 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
         return []
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray):
         raise FormatError(f"{key} must be an array of strings, got {type(value).__name__}")
-    values = list(value)
+    values = list(value)  # the empty ones get names in it
     for i, text in enumerate(values):
         if not isinstance(text, str):
             raise FormatError(f"{key}[{i}] must be a string, got {type(text).__name__}")
     try:
-        "".join(values).encode("utf-8", "surrogateescape")
+        for start in range(0, len(values), _CHECKED_TOGETHER):  # all at once would take as much as they do again
+            "".join(values[start : start + _CHECKED_TOGETHER]).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise FormatError(f"{key} holds text that is no Unicode: {error}") from error
     return values

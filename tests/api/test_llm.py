@@ -6,15 +6,18 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from engine.fakes import BOS, VOCAB, FakeDecoder, fake_engine
+from tiny_model import make_tiny_model
 
 import edgerun
 from edgerun.api import LLM, CancelToken, SamplingParams
 from edgerun.api.loading import choose_context, choose_step_tokens, find_model
-from edgerun.errors import NotFoundError, UsageError
+from edgerun.errors import Cancelled, NotFoundError, TemplateError, UsageError
 
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
 
@@ -209,3 +212,31 @@ def test_the_api_does_not_load_what_a_model_needs() -> None:
     code = "import sys; from edgerun import LLM; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numba", "llvmlite", "tokenizers", "jinja2", "huggingface_hub", "rich"} & set(loaded)
+
+
+def test_a_hostile_template_ends_in_an_error_that_names_it_and_the_model_goes_on(tmp_path: Path) -> None:
+    source = (
+        "{% if messages[0].content == 'time' %}{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}"
+        "{% endfor %}{% endif %}{{ 'x' * 10**10 }}"
+    )
+    before = set(psutil.Process().children())
+    with LLM(make_tiny_model(tmp_path / "hostile.gguf", template=source, name="Hostile")) as llm:
+        session = llm.session()
+        cancel = CancelToken()
+        threading.Timer(0.2, cancel.cancel).start()
+        with pytest.raises(Cancelled):
+            session.chat("time", max_tokens=3, cancel=cancel)
+        for _ in range(2):
+            with pytest.raises(TemplateError, match="^the chat template of Hostile needs more than 48 MiB"):
+                session.chat("space", max_tokens=3)
+        assert session.messages == []
+        assert llm.complete("hello", max_tokens=3, temperature=0).text
+    assert set(psutil.Process().children()) <= before
+
+
+def test_closing_ends_the_process_of_the_template(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    with LLM(make_tiny_model(tmp_path / "tiny.gguf")) as llm:
+        assert llm.chat("hello", max_tokens=3).token_ids
+        assert len(set(psutil.Process().children()) - before) == 1
+    assert set(psutil.Process().children()) <= before

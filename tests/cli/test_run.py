@@ -175,3 +175,17 @@ def test_asked_nothing_the_embedded_model_tells_a_story_and_not_the_request(run:
         assert result.exit_code == 0, result.stderr
         assert len(result.stdout.split()) > 5
         assert not result.stdout.startswith(("user", "Tell me", "assistant"))
+
+
+def test_text_that_no_context_holds_is_refused_without_reading_all_of_it(program: Program, chat_model: Path) -> None:
+    done = program("run", chat_model, *SHORT, stdin="x" * (4 << 20))
+    assert done.returncode == 4
+    assert "the prompt has at least" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_stdin_without_end(chat_model: Path) -> None:
+    command = [sys.executable, "-m", "edgerun", "run", str(chat_model), *SHORT]
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(command, stdin=endless, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "stdin holds more than 32 MiB" in done.stderr

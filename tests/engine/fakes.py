@@ -127,7 +127,15 @@ class FakeTokenizer:
     def __init__(self, *, add_bos: bool = True) -> None:
         self.add_bos = add_bos
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        limit: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[int]:
         ids = [BOS] if add_special and self.add_bos else []
         while text:
             mark = next((i for i, m in self.marks.items() if parse_special and text.startswith(m)), None)
@@ -135,6 +143,9 @@ class FakeTokenizer:
             ids.extend(piece.encode() if mark is None else (mark,))
             text = text[len(piece) :]
         return ids
+
+    def check_length(self, text: str, limit: int) -> None:
+        """A byte is a token: any text may be tried."""
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         return b"".join(b"" if i > 255 and skip_special else self.token_bytes(i) for i in ids).decode(
@@ -159,13 +170,13 @@ class FakeTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> str:
-        told = "".join(f"[{key}={value}]" for key, value in variables.items())
+        told = "".join(f"[{key}={value}]" for key, value in (variables or {}).items())
         told += "".join(f"[tool {tool['name']}]" for tool in tools or ())
         body = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-        return "<s>" + told + body + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+        return "<s>" + told + body + "<|im_start|>assistant\n"
 
 
 def fake_engine(decoder: FakeDecoder | None = None, *, context: int = 512, **more: Any) -> Engine:

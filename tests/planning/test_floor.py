@@ -17,6 +17,7 @@ from edgerun.kernels import kernels_missing
 from edgerun.models import Decoder, load_spec
 from edgerun.planning import plan_memory
 from edgerun.planning.process import ProcessState, loaded_bytes
+from edgerun.text.template_process import AT_REST_BYTES
 from edgerun.units import format_size
 from edgerun.weights import ResidentStore, make_catalog
 from tests.models.instances import INSTANCES, Instance, tokens_of, write
@@ -121,9 +122,9 @@ def test_a_process_stays_within_the_floor(tmp_path, which):
     refused = in_a_process(path, context, floor - MIB)
     assert isinstance(refused, str), f"{floor - MIB} of {floor} bytes were enough"
     assert f"needs at least {format_size(floor)} of memory" in refused
-    peak = in_a_process(path, context, floor)["peak"]
+    peak = in_a_process(path, context, floor)["peak"] + AT_REST_BYTES  # and of the process of the chat template
     assert peak <= floor
-    assert floor < peak * 1.6, "a floor that far above what is used helps nobody"
+    assert floor < peak * 1.75, "a floor that far above what is used helps nobody"
 
 
 def test_kernels_that_must_be_compiled_are_counted(tmp_path, monkeypatch):

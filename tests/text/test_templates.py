@@ -125,18 +125,21 @@ def test_chatml_as_qwen_writes_it():
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert template(QWEN).render(CHAT[1:2], add_generation_prompt=False) == "<|im_start|>user\n Hi <|im_end|>\n"
+    assert (
+        template(QWEN).render(CHAT[1:2], variables={"add_generation_prompt": False})
+        == "<|im_start|>user\n Hi <|im_end|>\n"
+    )
 
 
 def test_variables_reach_the_template():
     thinking = "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
-    assert template(QWEN).render(CHAT[3:], enable_thinking=True) == thinking
-    silent = template(QWEN).render(CHAT[3:], enable_thinking=False)
+    assert template(QWEN).render(CHAT[3:], variables={"enable_thinking": True}) == thinking
+    silent = template(QWEN).render(CHAT[3:], variables={"enable_thinking": False})
     assert silent == thinking + "<think>\n\n</think>\n\n"
 
 
 def test_tools_are_written_as_plain_json():
-    text = template(QWEN).render(CHAT[3:], tools=[WEATHER], add_generation_prompt=False)
+    text = template(QWEN).render(CHAT[3:], tools=[WEATHER], variables={"add_generation_prompt": False})
     assert text == (
         "<|im_start|>system\nYou are helpful.\n<tools>\n"
         '{"type": "function", "function": {"name": "weather", "parameters": {"größe": "<1>"}}}\n'
@@ -152,7 +155,7 @@ def test_tool_calls_and_their_answers():
         {"role": "tool", "content": "sunny"},
         {"role": "tool", "content": "warm"},
     ]
-    assert template(QWEN).render(messages, add_generation_prompt=False) == (
+    assert template(QWEN).render(messages, variables={"add_generation_prompt": False}) == (
         "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n\n<tool_call>\n"
         '{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>"
@@ -246,7 +249,7 @@ def test_the_callers_messages_are_left_alone():
 @pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% endfor %}", "{{ 'a' | nofilter }}", "{% nosuchtag %}"])
 def test_templates_that_cannot_be_compiled(source):
     with pytest.raises(TemplateError, match="cannot be compiled: line 1"):
-        template(source)
+        template(source).render(CHAT)
 
 
 def test_a_template_that_fails_says_why():

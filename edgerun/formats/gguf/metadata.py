@@ -31,6 +31,7 @@ class _Entry:
     offset: int
     count: int  # bytes of a string, items of an array, 1 for a scalar
     item: ValueKind | None = None
+    n_bytes: int = 0  # of an array of strings, their lengths included
 
 
 class Metadata(Mapping[str, MetadataValue]):
@@ -81,6 +82,10 @@ class Metadata(Mapping[str, MetadataValue]):
             assert entry.item is not None
             return entry.item, entry.count
         return entry.kind, 1
+
+    def strings_bytes(self, key: str) -> int:
+        """Bytes that an array of strings takes in the file, without decoding it; 0 for other values."""
+        return self._entries[key].n_bytes
 
     def is_array(self, key: str) -> bool:
         """Whether the value is an array."""
@@ -141,7 +146,8 @@ def _scan_value(cursor: Cursor, key: str) -> _Entry:
     if item is ValueKind.STRING:
         if count > _MAX_STRINGS:
             cursor.fail(f"{key} claims {count} strings, the most is {_MAX_STRINGS}", at)
-        return _Entry(kind, cursor.skip_strings(count, key), count, item)
+        start = cursor.skip_strings(count, key)
+        return _Entry(kind, start, count, item, cursor.position - start)
     return _Entry(kind, cursor.skip(count * SCALAR_DTYPES[item].itemsize, key), count, item)
 
 
