@@ -23,7 +23,7 @@ from tools.fuzzing.mutations import damage_gguf, damage_json, damage_safetensors
 from tools.fuzzing.workers import run_cases
 
 ROOT = Path(__file__).parents[2]
-KINDS = "gguf,safetensors,llama2c,tokenizer"
+KINDS = "gguf,safetensors,llama2c,tokenizer,template"
 
 
 def test_damaged_files_are_refused_or_answer(tmp_path):

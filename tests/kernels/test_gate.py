@@ -202,14 +202,17 @@ def test_every_store_goes_through_the_gate(tmp_path, kernels, name, packed, monk
         for store in stores:
             found = [store.head()]
             for layer in range(spec.n_layers):
-                found += store.dense(layer).matrices.values()
                 some = np.array([0, 2, 3], np.int32)
+                with store.layer(layer) as lent:
+                    found += lent.matrices.values()
                 if spec.n_experts:
-                    experts = [each for batch in store.experts(layer, some) for each in batch]
+                    with store.experts(layer, some) as batches:
+                        experts = [each for batch in batches for each in batch]
                     found += [*experts, *(m for e in experts for m in (e.gate, e.up, e.down))]
                 if spec.sparse:
-                    for batch in store.neurons(layer, some):
-                        batch.rest()
-                        found.append(batch.every)
+                    with store.neurons(layer, some) as batches:
+                        for batch in batches:
+                            batch.rest()
+                            found.append(batch.every)
             store.close()
             assert {id(each) for each in found} <= checked

@@ -95,10 +95,11 @@ def _start(seeds: list[int], run: Callable[[int], Outcome]) -> _Worker:
         for seed in seeds:
             line = json.dumps([seed, asdict(run(seed))]) + "\n"
             os.write(writer, line.encode()[: 1 << 15])
-        os._exit(0)
-    except BaseException:  # the fuzzer's own fault: the parent counts a crash with this status
-        traceback.print_exc()
-    os._exit(1)
+    finally:
+        failed = sys.exc_info()[0] is not None  # the fuzzer's own fault: the parent counts a crash with this status
+        if failed:
+            traceback.print_exc()
+        os._exit(1 if failed else 0)
     raise AssertionError("not reached")
 
 
