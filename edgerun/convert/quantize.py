@@ -54,13 +54,10 @@ def _copy_metadata(model: GgufFile, writer: GgufWriter) -> None:
 
 
 def _source(model: GgufFile, info: TensorInfo) -> Source:
-    raw = model.raw(info.name)  # (..., row_bytes) u8, mapped
-    matrix = raw.reshape(-1, info.row_bytes)
     return Source(
         info.name,
         info.shape,
         info.type,
-        rows=lambda start, stop: dequantize(matrix[start:stop], info.type),
-        raw=lambda: raw,
-        done=lambda: model.release(info.name),
+        rows=lambda start, stop: dequantize(model.rows(info.name, start, stop), info.type),
+        raw=lambda start, stop: model.rows(info.name, start, stop),
     )

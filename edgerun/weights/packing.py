@@ -111,15 +111,12 @@ def _images(
                 continue
             image[:] = 0
             for info, offset, size in layout.parts:
-                raw = gguf.raw(info.name)
                 matrix = kernels.matrix_in(image[offset : offset + size], info.type, *info.shape[-2:])
-                kernels.pack_rows(raw[i] if catalog.n_experts else raw, matrix, 0)
+                kernels.pack_rows(gguf.rows(info.name, i * matrix.rows, (i + 1) * matrix.rows), matrix, 0)
             if layout.neurons:
                 rows = [gguf.raw(info.name) for info in layout.neurons]
                 image[layout.neurons_offset : layout.stored_bytes] = np.hstack(rows).reshape(-1)
             yield layer * per_layer + i, image
-        for info in (*(info for info, _, _ in layout.parts), *layout.neurons):
-            gguf.release(info.name)
 
 
 def _fill(fd: int, header: PackHeader, sums: list[bytes], images: Iterator[tuple[int, U8]], events: EventSink) -> None:
