@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,8 +115,8 @@ def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     if not isinstance(found, Path):
         cached = find_cached(found)
         if cached is None:
-            with tempfile.TemporaryDirectory(prefix="edgerun-header-") as folder:
-                yield fetch_header(found, Path(folder), events=events)
+            with paths.temporary_folder() as folder:
+                yield fetch_header(found, folder, events=events)
             return
         found = cached.paths[0]
     yield found, 0

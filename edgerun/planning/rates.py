@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import numpy as np
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels
-from edgerun.paths import replace_file
+from edgerun.paths import replace_file, temporary_folder
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
 
 _ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
@@ -89,12 +88,14 @@ def probe_file(folder: Path) -> Iterator[Path]:
     """A file of 384 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     block = np.random.default_rng(0).bytes(PIECE_BYTES)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".probe") as file:
-        for _ in range(_PROBE_BYTES // PIECE_BYTES):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        yield Path(file.name)
+    with temporary_folder(folder) as own:
+        path = own / "probe"
+        with path.open("wb") as file:
+            for _ in range(_PROBE_BYTES // PIECE_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
 
 
 def load_rates(path: Path) -> Rates | None:

@@ -11,15 +11,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
-
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
-from edgerun.paths import replace_file
+from edgerun.paths import one_at_a_time, remove_abandoned, replace_file
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
@@ -29,6 +28,7 @@ from edgerun.prefill.stages import EXPERT, ProductName, check_supported, segment
 from edgerun.weights.identity import content_digest
 
 _VERSION = 2  # of what this code writes
+_MOST_WAIT_S = 1800.0  # for another process that builds the same
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def build_model(
     events: EventSink = ignore,
 ) -> BuiltModel:
     """The folder under `root`, made if it is not there. `ranges`: of every layer, empty ones where the scheme does not
-    narrow activations; `experts`: graphs for these too. Raises UnsupportedError for models that have no such graphs,
-    OSError when there is no room."""
+    narrow activations; `experts`: graphs for these too. What another process has begun is waited for. Raises
+    UnsupportedError for models that have no such graphs, OSError when there is no room."""
     check_supported(spec, experts=experts)
     if rotated:
         check_rotatable(spec)
@@ -113,11 +113,24 @@ def build_model(
     found = _open(folder, scheme, sizes, rotated, experts, spec.n_layers)
     if found is not None:
         return found
+    waiting = partial(events, Notice(f"another edgerun builds {folder.name}; waiting for it"))
+    with one_at_a_time(folder / "build", waiting, wait_s=_MOST_WAIT_S):
+        return _build(folder, gguf, spec, scheme, ranges, sizes, rotated, experts, events)
+
+
+def _build(
+    folder: Path,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    scheme: Scheme,
+    ranges: Sequence[LayerRanges],
+    sizes: Sequence[int],
+    rotated: bool,
+    experts: bool,
+    events: EventSink,
+) -> BuiltModel:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in folder.glob("*.tmp"):
-        writer = left.name.partition("-")[0]
-        if not (writer.isdigit() and psutil.pid_exists(int(writer))):  # another builder may be at work
-            left.unlink(missing_ok=True)
+    remove_abandoned(folder)
     layers = []
     for index in range(spec.n_layers):
         events(Progress("build prompt graphs", index, spec.n_layers, "layers"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
-from edgerun.paths import replace_file
+from edgerun.paths import replace_file, temporary_folder
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
@@ -289,18 +288,18 @@ def _candidate(
     sizes = LADDER if kind.static else (0,)
     copied = choice.device.copies_weights
     rows = []
-    with tempfile.TemporaryDirectory(prefix="edgerun-calibrate-") as folder:
+    with temporary_folder() as folder:
         try:
             if choice.rotated:
                 check_rotatable(spec)
             ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
                 ranges = ranges_for(choice.shadow, rotated, choice.experts)
-            write = partial(write_layer, Path(folder), gguf, spec, rotated=rotated, experts=choice.experts)
+            write = partial(write_layer, folder, gguf, spec, rotated=rotated, experts=choice.experts)
             layers = [BuiltLayer(ranges[i], *write(i, choice.scheme, ranges[i], sizes)) for i in sample]
             by_layer = dict(zip(sample, layers, strict=True))
             built = BuiltModel(
-                Path(folder),
+                folder,
                 choice.scheme,
                 sizes,
                 rotated,

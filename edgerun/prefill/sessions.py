@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,6 +17,7 @@ from edgerun.errors import ReadError, UnsupportedError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
+from edgerun.paths import temporary_folder
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import Device, compile_graph, compile_ladder, open_session, session_options
@@ -142,15 +141,15 @@ class Sessions:
         if not self.device.kind.sharing:
             out = folder / graph.name
             if not out.is_file():
-                temporary = folder / f"{os.getpid()}-{graph.name}"
-                compile_graph(self.device, self._path(graph), temporary)
-                temporary.replace(out)
+                with temporary_folder(folder) as own:
+                    compile_graph(self.device, self._path(graph), own / graph.name)
+                    (own / graph.name).replace(out)
             return out
         together = folder / graph.ladder_name
         if not together.is_dir():
             ladder = [self._path(replace(graph, tokens=tokens)) for tokens in self._built.sizes]
-            with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
-                made = Path(temporary_folder) / "made"
+            with temporary_folder(folder) as own:
+                made = own / "made"
                 made.mkdir()
                 compile_ladder(self.device, ladder, made)
                 with contextlib.suppress(OSError):  # another process was faster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from edgerun import paths
 from edgerun.errors import EdgerunError, ReadError, UnsupportedError
 from edgerun.events import Progress
+from edgerun.prefill import build as build_module
 from edgerun.prefill.build import build_model
 from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import device_named
@@ -32,6 +34,7 @@ from pathlib import Path
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import load_spec
 from edgerun import paths
+from edgerun.prefill import build as build_module
 from edgerun.prefill.build import build_model
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import SCHEMES
@@ -56,7 +59,7 @@ _FILES = 4  # of a layer here: weights, two graphs, a record
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {"build.lock"}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_killed_and_begun_again(models, tmp_path, stopped_at):
         child.wait()
     (folder,) = root.iterdir()
     left = names(folder)
-    assert len(left) == stopped_at and sum(name.endswith(".tmp") for name in left) == 1
+    assert len(left) == stopped_at and sum(name.endswith(".edgerun-tmp") for name in left) == 1
     assert "model.json" not in left
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
@@ -85,7 +88,7 @@ def test_killed_and_begun_again(models, tmp_path, stopped_at):
         root, model.gguf, model.spec, SCHEMES["fp32"], ranges_of(model, SCHEMES["fp32"]), (0,), events=said.append
     )
     assert built.folder == folder
-    assert len(names(folder)) == 3 * _FILES + 1 and not any(name.endswith(".tmp") for name in names(folder))
+    assert len(names(folder)) == 3 * _FILES + 1 and not any(name.endswith(".edgerun-tmp") for name in names(folder))
     for layer in range((stopped_at - 1) // _FILES):
         for path in folder.glob(f"layer-{layer:03d}*"):
             assert path.stat().st_mtime_ns == times[path.name], "whole layers are not made again"
@@ -238,8 +241,12 @@ def test_weights_lie_on_pages(models, tmp_path, scheme):
     assert all((built.folder / each.name).stat().st_size < 20_000 for each in graphs), "weights are beside graphs"
 
 
-def test_two_builders_at_once(models, tmp_path, monkeypatch):
-    """The second begins and ends while the first is in the middle of a file; both get the whole."""
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_builders_at_once(models, tmp_path, monkeypatch, locks):
+    """The second comes while the first is in the middle of a file. It waits and makes nothing; where nothing can be
+    locked it begins and ends, and both get the whole."""
+    if not locks:
+        monkeypatch.setattr(build_module, "one_at_a_time", lambda *args, **more: contextlib.nullcontext())
     model, started, go_on = models("llama"), threading.Event(), threading.Event()
     sync, results, errors = os.fsync, [], []
 
@@ -259,12 +266,23 @@ def test_two_builders_at_once(models, tmp_path, monkeypatch):
     thread = threading.Thread(target=first, name="first")
     thread.start()
     assert started.wait(20)
-    results.append(build(model, tmp_path))
-    go_on.set()
+    if locks:
+        (folder,) = (each for each in tmp_path.iterdir() if each.name != "home")
+        before = names(folder)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(build_module, "_MOST_WAIT_S", 0.3)
+            with pytest.raises(EdgerunError, match="another edgerun is making it"):
+                build(model, tmp_path)
+        assert names(folder) == before, "the second made nothing"
+        go_on.set()
+        results.append(build(model, tmp_path))
+    else:
+        results.append(build(model, tmp_path))
+        go_on.set()
     thread.join(20)
     assert not errors
     assert results[0] == results[1]
-    assert not [name for name in names(results[0].folder) if name.endswith(".tmp")]
+    assert not [name for name in names(results[0].folder) if name.endswith(".edgerun-tmp")]
     check(model, results[0])
 
 
