@@ -100,12 +100,14 @@ def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
 
 
 def kept_calibration(gguf: GgufFile) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing."""
+    """What was last measured for this model, whatever with; None: nothing, or the file was copied or changed since."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
+    from edgerun.weights.identity import known_digest
 
-    return load_calibration(calibration_path(prefill_dir(), gguf))
+    digest = known_digest(gguf, prefill_dir())
+    return None if digest is None else load_calibration(calibration_path(prefill_dir(), digest))
 
 
 def calibrate_model(
@@ -131,6 +133,7 @@ def calibrate_model(
     from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids
     from edgerun.prefill.providers import runtime
+    from edgerun.weights.identity import content_digest
 
     runtime()
     chosen = [parse_choice(text) for text in backends] or None
@@ -145,6 +148,7 @@ def calibrate_model(
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
             if not again and (kept := known_calibration(gguf, decoder.kernels)) is not None:
                 return kept
+            path_of = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), events))
             found = calibrate(
                 gguf,
                 decoder,
@@ -156,7 +160,7 @@ def calibrate_model(
                 candidates=chosen,
                 events=events,
             )
-            save_calibration(calibration_path(prefill_dir(), gguf), found)
+            save_calibration(path_of, found)
     finally:
         release()
     return found

@@ -74,21 +74,27 @@ class BuiltModel:
 
 
 def folder_name(
-    gguf: GgufFile, scheme: Scheme, ranges: Sequence[LayerRanges], sizes: Sequence[int], rotated: bool, experts: bool
+    stem: str,
+    digest: str,
+    scheme: Scheme,
+    ranges: Sequence[LayerRanges],
+    sizes: Sequence[int],
+    rotated: bool,
+    experts: bool,
 ) -> str:
-    """Of a model's folder."""
+    """Of a model's folder: `stem` is for people, `digest` that of the model's content."""
     depends = [
         _VERSION,
         OPSET,
         IR_VERSION,
-        content_digest(gguf),
+        digest,
         asdict(scheme),
         list(sizes),
         rotated,
         experts,
         [[sorted(each.kept.items()), sorted(each.outliers.items())] for each in ranges],
     ]
-    return f"{gguf.path.stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
+    return f"{stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
 
 
 def build_model(
@@ -109,7 +115,8 @@ def build_model(
     check_supported(spec, experts=experts)
     if rotated:
         check_rotatable(spec)
-    folder = root / folder_name(gguf, scheme, ranges, sizes, rotated, experts)
+    digest = content_digest(gguf, root, events)
+    folder = root / folder_name(gguf.path.stem, digest, scheme, ranges, sizes, rotated, experts)
     found = _open(folder, scheme, sizes, rotated, experts, spec.n_layers)
     if found is not None:
         return found

@@ -43,7 +43,6 @@ from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.stages import check_supported
 from edgerun.units import format_size
-from edgerun.weights.identity import content_digest
 
 Objective = Literal["auto", "latency", "energy"]
 LEAST_GAIN = 1.1
@@ -196,9 +195,9 @@ def made_with(kernels: Kernels) -> dict[str, str]:
     }
 
 
-def calibration_path(root: Path, gguf: GgufFile) -> Path:
-    """Where a model's calibration is kept."""
-    return root / f"calibration-{content_digest(gguf)}.json"
+def calibration_path(root: Path, digest: str) -> Path:
+    """Where the calibration of a model with this content (`weights.identity.content_digest`) is kept."""
+    return root / f"calibration-{digest}.json"
 
 
 def save_calibration(path: Path, found: Calibration) -> None:

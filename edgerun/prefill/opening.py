@@ -66,7 +66,7 @@ def build(
     check_supported(decoder.spec, experts=choice.experts)
     ranges = [LayerRanges()] * decoder.spec.n_layers
     if choice.scheme.quantises_activations:
-        ranges = _ranges(gguf, decoder, choice, ids, root)
+        ranges = _ranges(gguf, decoder, choice, ids, root, events)
     return build_model(
         root,
         gguf,
@@ -88,10 +88,16 @@ def calibration_ids(vocab_size: int, encode: Callable[[str], Sequence[int]] | No
 
 
 def _ranges(
-    gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path
+    gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path, events: EventSink
 ) -> list[LayerRanges]:
     """Found out once for a model and a text, and kept."""
-    depends = [content_digest(gguf), list(ids[:MOST_TOKENS]), choice.shadow, choice.rotated, choice.experts]
+    depends = [
+        content_digest(gguf, root, events),
+        list(ids[:MOST_TOKENS]),
+        choice.shadow,
+        choice.rotated,
+        choice.experts,
+    ]
     path = root / f"ranges-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
     try:
         kept = [parse_ranges(each) for each in json.loads(path.read_text(encoding="utf-8"))]

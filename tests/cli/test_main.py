@@ -30,7 +30,7 @@ OPTIONS = {
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
-    "pack": "--kernels --json EDGERUN_KERNELS",
+    "pack": "--kernels --verify --json EDGERUN_KERNELS",
     "plan": "--memory --context --routing --measure --kernels --json",
     "calibrate": "--objective --most-error --backend --memory --kernels --threads --json "
     "EDGERUN_KERNELS EDGERUN_MEMORY",

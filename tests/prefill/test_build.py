@@ -24,6 +24,7 @@ from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import device_named
 from edgerun.prefill.schemes import SCHEMES
 from edgerun.prefill.sessions import Sessions
+from edgerun.weights.identity import content_digest
 from tests.models.instances import INSTANCES, write
 from tests.prefill.making import attached, build, load, ort_backend, ranges_of, tokens
 
@@ -38,6 +39,7 @@ from edgerun.prefill import build as build_module
 from edgerun.prefill.build import build_model
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import SCHEMES
+from edgerun.weights.identity import content_digest
 
 model, root, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 count, sync = 0, os.fsync
@@ -50,12 +52,19 @@ def slow(fd):
         print("here", flush=True)
         time.sleep(600)
 
-paths.os.fsync = slow
 gguf = open_gguf(model)
 spec = load_spec(gguf)
+content_digest(gguf, root)  # found out and kept already
+paths.os.fsync = slow
 build_model(root, gguf, spec, SCHEMES["fp32"], [LayerRanges()] * spec.n_layers, (0,))
 """
 _FILES = 4  # of a layer here: weights, two graphs, a record
+
+
+def folder_in(root: Path) -> Path:
+    """The only one with graphs."""
+    (folder,) = (each for each in root.iterdir() if each.name not in ("digests", "home"))
+    return folder
 
 
 def names(folder: Path) -> set[str]:
@@ -77,7 +86,7 @@ def test_killed_and_begun_again(models, tmp_path, stopped_at):
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    (folder,) = root.iterdir()
+    folder = folder_in(root)
     left = names(folder)
     assert len(left) == stopped_at and sum(name.endswith(".edgerun-tmp") for name in left) == 1
     assert "model.json" not in left
@@ -248,6 +257,7 @@ def test_two_builders_at_once(models, tmp_path, monkeypatch, locks):
     if not locks:
         monkeypatch.setattr(build_module, "one_at_a_time", lambda *args, **more: contextlib.nullcontext())
     model, started, go_on = models("llama"), threading.Event(), threading.Event()
+    content_digest(model.gguf, tmp_path)  # found out and kept already
     sync, results, errors = os.fsync, [], []
 
     def slow(fd: int) -> None:
@@ -267,7 +277,7 @@ def test_two_builders_at_once(models, tmp_path, monkeypatch, locks):
     thread.start()
     assert started.wait(20)
     if locks:
-        (folder,) = (each for each in tmp_path.iterdir() if each.name != "home")
+        folder = folder_in(tmp_path)
         before = names(folder)
         with monkeypatch.context() as impatient:
             impatient.setattr(build_module, "_MOST_WAIT_S", 0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,9 @@ from edgerun.formats.gguf.header import Header, TensorInfo, read_header
 from edgerun.formats.gguf.metadata import Metadata
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+_PIECE_BYTES = 8 << 20
 
 
 class _Part:
@@ -61,6 +64,18 @@ class GgufFile:
         self.tensors: Mapping[str, TensorInfo] = tensors
         self.n_bytes = sum(info.n_bytes for info in tensors.values())
         self.file_bytes = sum(part.file.size for part in parts)
+
+    @property
+    def stamps(self) -> tuple[tuple[int, int, int], ...]:
+        """(size, time of the last change in ns, inode) of each file as it was opened."""
+        return tuple(part.file.stamp for part in self._parts)
+
+    def headers(self) -> Iterator[bytes]:
+        """All that stands before the tensors' data, of each file, in pieces."""
+        for part in self._parts:
+            end = min(part.header.data_offset, part.file.size)
+            for start in range(0, end, _PIECE_BYTES):
+                yield part.file.read(start, min(_PIECE_BYTES, end - start))
 
     @property
     def architecture(self) -> str:
