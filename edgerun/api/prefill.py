@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import errno
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +128,8 @@ def calibrate_model(
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
     by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
     False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
-    onnxruntime is not installed."""
+    onnxruntime is not installed. When the machine fails (a full disk: DoesNotFitError), or another process measures the
+    same model, an error says so and nothing is kept."""
     from edgerun.api.loading import find_model, load_engine
     from edgerun.formats.gguf import open_gguf
     from edgerun.models import load_spec
@@ -148,22 +152,39 @@ def calibrate_model(
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
             if not again and (kept := known_calibration(gguf, decoder.kernels)) is not None:
                 return kept
-            path_of = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), events))
-            found = calibrate(
-                gguf,
-                decoder,
-                calibration_ids(engine.vocab_size, engine.encode if engine.has_tokenizer else None),
-                threads=decoder.kernels.threads,
-                room_bytes=_room_bytes(engine.plan),
-                objective=objective,
-                most_error=MOST_ERROR if most_error is None else most_error,
-                candidates=chosen,
-                events=events,
-            )
-            save_calibration(path_of, found)
+            kept_at = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), events))
+            with _failures_named(), paths.one_at_a_time(kept_at, lambda: None, wait_s=0):
+                found = calibrate(
+                    gguf,
+                    decoder,
+                    calibration_ids(engine.vocab_size, engine.encode if engine.has_tokenizer else None),
+                    threads=decoder.kernels.threads,
+                    room_bytes=_room_bytes(engine.plan),
+                    objective=objective,
+                    most_error=MOST_ERROR if most_error is None else most_error,
+                    candidates=chosen,
+                    events=events,
+                )
+                save_calibration(kept_at, found)
     finally:
         release()
     return found
+
+
+@contextlib.contextmanager
+def _failures_named() -> Iterator[None]:
+    """What the system refuses while calibrating, as errors of ours."""
+    try:
+        yield
+    except EdgerunError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DoesNotFitError(
+                f"calibrating writes two layers at a time to {tempfile.gettempdir()}, and the disk is full "
+                f"({error}); free some, or set TMPDIR to another. Nothing was kept"
+            ) from error
+        raise EdgerunError(f"calibrating failed: {error}. Nothing was kept") from error
 
 
 def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:

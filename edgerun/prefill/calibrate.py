@@ -8,6 +8,7 @@ error is small enough, and it is at least a tenth better.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -20,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgerun.device import EnergyMeter
-from edgerun.errors import EdgerunError, UsageError
+from edgerun.errors import DeviceError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
@@ -48,6 +49,7 @@ Objective = Literal["auto", "latency", "energy"]
 LEAST_GAIN = 1.1
 MOST_ERROR = 0.05  # from the kernels, which round activations too
 _TURNS = 2
+_REFUSALS = (UnsupportedError, DeviceError)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ def calibrate(
     events: EventSink = ignore,
 ) -> Calibration:
     """Measure `candidates` (default: every device here with each scheme worth trying) and choose. `room_bytes`: memory
-    that weights of a backend may take. UsageError where energy is asked for and nothing counts it."""
+    that weights of a backend may take. What a model or a backend refuses is a result; what fails otherwise is none, and
+    is raised: ReadError, OSError or DoesNotFitError when the machine does not work (a full disk), Cancelled. UsageError
+    where energy is asked for and nothing counts it."""
     meter = EnergyMeter()
     if objective not in get_args(Objective):
         raise UsageError(f"the objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
@@ -178,7 +182,7 @@ def calibrate(
                 rows += [Row(candidate.text, max(LADDER), refused=reason)]
                 continue
             rows += _candidate(gguf, decoder, candidate, ids, want, sample, ranges_for, threads, meter)
-    except EdgerunError as error:
+    except _REFUSALS as error:
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
     events(Progress("calibrate", len(candidates) + 1, len(candidates) + 1, "backends"))
     choice, why, least = _choose(rows, room_bytes, objective, most_error)
@@ -287,7 +291,7 @@ def _candidate(
     sizes = LADDER if kind.static else (0,)
     copied = choice.device.copies_weights
     rows = []
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, contextlib.ExitStack() as closing:
         try:
             if choice.rotated:
                 check_rotatable(spec)
@@ -305,7 +309,7 @@ def _candidate(
                 tuple(by_layer.get(i, layers[-1]) for i in range(spec.n_layers)),
                 choice.experts,
             )
-            sessions = Sessions(built, choice.device, threads=threads)
+            sessions = closing.enter_context(contextlib.closing(Sessions(built, choice.device, threads=threads)))
             backend = OnnxBackend(spec, built, sessions)
             least = 0
             if choice.experts:
@@ -325,8 +329,7 @@ def _candidate(
                 n_bytes = int(scale * sum(layer.n_bytes for layer in layers))
                 row = Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied, "", least, layer_s)
                 rows.append(row)
-            sessions.close()
-        except (EdgerunError, OSError) as refusal:
+        except _REFUSALS as refusal:
             rows = [Row(choice.text, max(LADDER), copied=copied, refused=str(refusal))]
     return rows
 

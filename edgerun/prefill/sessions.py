@@ -13,14 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import ReadError, UnsupportedError
+from edgerun.errors import DeviceError, ReadError, UnsupportedError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.paths import temporary_folder
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
-from edgerun.prefill.providers import Device, compile_graph, compile_ladder, open_session, session_options
+from edgerun.prefill.providers import (
+    Device,
+    check_machine,
+    compile_graph,
+    compile_ladder,
+    open_session,
+    session_options,
+)
 
 ExpertJob = tuple[GraphFile, Callable[[], F32], Callable[[F32], None]]  # its graph, what gives rows, what takes results
 
@@ -68,12 +75,13 @@ class Sessions:
             wait(futures)
 
     def run(self, graph: GraphFile, feeds: Mapping[str, F32]) -> dict[str, F32]:
-        """Results by name. ReadError when the provider fails while it runs."""
+        """Results by name. DeviceError when the provider fails while it runs, and what `check_machine` raises."""
         session = self.get(graph)
         try:
             results = session.run(list(graph.segment.outputs), dict(feeds))
         except Exception as error:  # noqa: BLE001 - providers raise what they like
-            raise ReadError(f"{self.device.name} failed in {graph.name}: {str(error)[:400]}") from None
+            check_machine(error, self.device)
+            raise DeviceError(f"{self.device.name} failed in {graph.name}: {str(error)[:400]}") from None
         return {name: np.asarray(value) for name, value in zip(graph.segment.outputs, results, strict=True)}
 
     def get(self, graph: GraphFile) -> Any:
