@@ -74,7 +74,8 @@ def test_whole_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(EdgerunError, match="not that"), new_file(path, check=refuse) as file:
         file.write(b"other")
     assert path.read_bytes() == b"onetwo" and names(tmp_path) == ["file"]
-    for name in (tmp_path, Path(os.devnull)):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UsageError, match="not a file"), new_file(name):
             pass
     long = tmp_path / ("n" * 250)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,28 @@ def print_chunk(chunk: Chunk) -> str:
 def note(text: str) -> None:
     """A line on stderr."""
     click.echo(text, err=True)
+
+
+def check_target(path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """UsageError unless `path` can be written: it is not there, empty, a device, something that edgerun wrote before
+    (`is_ours`), or the user says so."""
+    from edgerun.errors import UsageError
+
+    if path.is_dir():
+        raise UsageError(f"{path}: a directory; name a file to write")
+    if path.is_file() and path.stat().st_size and not overwrite and not is_ours(path):
+        raise UsageError(f"{path} is there and was not made by this option; name another file, or give --overwrite")
+
+
+def write_result(path: Path, data: bytes | memoryview) -> None:
+    """A file whole or not at all; to a device or pipe as it comes. OSError."""
+    from edgerun.paths import new_file
+
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with new_file(path) as file:
+        file.write(data)
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def command(
     memory: str,
     prefetch: bool,
     record_routing: Path | None,
+    overwrite: bool,
     prefill: str,
     stats: bool,
     as_json: bool,
@@ -77,7 +78,7 @@ def command(
             _check_text(text, chats, interactive)
         started = time.perf_counter()
         model_opts = ModelOptions(context, threads, kernels, memory, prefetch, prefill)
-        with load_model(path, model_opts, bars) as llm, recorded_routing(llm, record_routing):
+        with load_model(path, model_opts, bars) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk

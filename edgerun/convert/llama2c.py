@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgerun.convert.report import Report
 from edgerun.convert.sentencepiece import read_sentencepiece
+from edgerun.convert.target import Check
 from edgerun.convert.tensors import Emitter, Source, file_type
 from edgerun.convert.vocabulary import Vocabulary, llama2c_vocabulary
 from edgerun.errors import NotFoundError
@@ -33,14 +34,14 @@ _PER_LAYER = {
 
 
 def convert_llama2c(
-    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, events: EventSink
+    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, check: Check, events: EventSink
 ) -> Report:
     """Write `source` as a GGUF. The tokenizer is the file given, or one beside the checkpoint."""
     checkpoint = open_llama2c(source)
     config = checkpoint.config
     vocabulary = _vocabulary(source, tokenizer, config.vocab_size)
     sources = _sources(checkpoint)
-    with GgufWriter(out, "llama", events=events) as writer:
+    with GgufWriter(out, "llama", check=check, events=events) as writer:
         writer.add("general.name", source.stem)
         writer.add("llama.context_length", config.seq_len)
         writer.add("llama.embedding_length", config.dim)

@@ -132,7 +132,8 @@ def test_real_checkpoints(tmp_path: Path) -> None:
 def test_both_kinds_of_tokenizer_file_agree(tmp_path: Path) -> None:
     made = []
     for tokenizer in ("tok512.bin", "tok512.model"):
-        convert_checkpoint(SHARED / "stories260K.bin", tmp_path / "m.gguf", tokenizer=SHARED / tokenizer)
-        with open_gguf(tmp_path / "m.gguf") as g:
+        out = tmp_path / f"{tokenizer}.gguf"
+        convert_checkpoint(SHARED / "stories260K.bin", out, tokenizer=SHARED / tokenizer)
+        with open_gguf(out) as g:
             made.append({key: np.asarray(g.metadata[key]).tolist() for key in g.metadata})
     assert made[0] == made[1]
