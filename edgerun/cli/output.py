@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import click
 
@@ -15,9 +16,24 @@ if TYPE_CHECKING:
     from edgerun.api import Chunk
 
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # what terminals obey, or show as something else
+
+
+def printable(text: str) -> str:
+    """A text from a file or a hub, for a terminal: control characters, escape sequences among them, as `\\x1b`."""
+    return _with_escapes(text, lambda each: each.encode("unicode_escape").decode("ascii"))
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout; dataclasses become objects, paths texts."""
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    text = json.dumps(value, default=_plain, ensure_ascii=False, indent=2)
+    click.echo(_with_escapes(text, lambda each: json.dumps(each)[1:-1]))
+
+
+def _with_escapes(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each == "\n" or category(each) not in _UNSEEN else escape(each) for each in text)
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
@@ -25,12 +41,12 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(key) for key in pairs), default=0)
     for key, value in pairs.items():
         if value is not None:
-            click.echo(f"{key:<{width}}  {value}")
+            click.echo(f"{printable(key):<{width}}  {printable(str(value))}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Columns as wide as their longest cell; those named in `right` are aligned to the right."""
-    table = [list(header), *[list(row) for row in rows]]
+    table = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     for row in table:
         cells = [
@@ -50,7 +66,7 @@ def print_chunk(chunk: Chunk) -> str:
 
 def note(text: str) -> None:
     """A line on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def check_target(path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
