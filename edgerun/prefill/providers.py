@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 from edgerun.errors import DoesNotFitError, ReadError, UnsupportedError, UsageError
 
 _SHARE = "ep.share_ep_contexts"
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FAILING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "bad_alloc", "bad allocation", "Failed to allocate memory")
@@ -123,10 +125,30 @@ class Absent:
 def runtime() -> Any:
     """The onnxruntime module. UnsupportedError, saying what to install, when it is not here."""
     try:
-        import onnxruntime
+        with _without_telemetry():
+            import onnxruntime
     except ImportError as error:
         raise UnsupportedError(f"onnxruntime cannot be loaded ({error}): pip install onnxruntime onnx") from None
     return onnxruntime
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """ONNX Runtime begins to collect events when it is imported, in a database beside a device id in the user's cache
+    directory, and sends them; only this variable keeps it from that. It is set for the import alone, and not where the
+    application has imported it already: then that is the application's affair."""
+    if "onnxruntime" in sys.modules:
+        yield
+        return
+    before = os.environ.get(_NO_TELEMETRY)
+    os.environ[_NO_TELEMETRY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_TELEMETRY]
+        else:
+            os.environ[_NO_TELEMETRY] = before
 
 
 @lru_cache(maxsize=1)
