@@ -10,6 +10,7 @@ next file is made in its folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -20,11 +21,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import platformdirs
 
-from edgerun.errors import EdgerunError, UsageError
+from edgerun.errors import EdgerunError, NotFoundError, UsageError
 
 if os.name == "posix":
     import fcntl
@@ -37,12 +38,53 @@ _POLL_S = 0.2
 
 def cache_dir() -> Path:
     """Compiled kernels and other things that can be made again."""
-    return Path(platformdirs.user_cache_dir("edgerun"))
+    return _of_user(platformdirs.user_cache_dir, "cache")
 
 
 def data_dir() -> Path:
     """Chat history and saved sessions."""
-    return Path(platformdirs.user_data_dir("edgerun"))
+    return _of_user(platformdirs.user_data_dir, "data")
+
+
+def _of_user(folder: Callable[[str], str], kind: str) -> Path:
+    """The user's `folder`; for a user without a home (no HOME, no entry in the list of users) one of his own among the
+    temporary files."""
+    try:
+        found = folder("edgerun")
+    except RuntimeError:
+        found = "~"
+    if not found.startswith("~"):  # older versions of platformdirs leave it there
+        return Path(found)
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"edgerun-{user}" / kind
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that a user means, `~` being a home directory. UsageError for what no path can be, NotFoundError for
+    the home of a user who does not exist."""
+    name = str(text)
+    try:
+        unfit = not name or b"\0" in os.fsencode(name)
+    except UnicodeEncodeError:
+        unfit = True
+    if unfit:
+        raise UsageError(f"{name[:80]!r} is not a path: it must be some text without NUL and lone surrogates")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise NotFoundError(f"{name}: {error}") from error
+
+
+def kind_of(path: Path) -> Literal["file", "directory", ""]:
+    """What stands at `path`; "" for nothing, also where the name is too long for there to be anything. EdgerunError
+    where that cannot be found out."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return ""
+        raise EdgerunError(f"{path}: {error.strerror}") from error
+    return "directory" if stat.S_ISDIR(mode) else "file"
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

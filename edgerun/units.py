@@ -11,7 +11,7 @@ _SUFFIX = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 def parse_size_bytes(text: str) -> int:
     """`"2G"`, `"512MiB"`, `"1.5 GB"`, `"4096"` -> bytes (binary multiples). Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
         raise UsageError(f"{text!r} is not a size; write for example 512M or 2G")
     return int(float(match[1]) * (1 << _SUFFIX[match[2].upper()]))

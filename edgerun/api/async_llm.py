@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.api.llm import LLM
+from edgerun.api.loading import model_path
 from edgerun.engine import (
     CancelToken,
     Chunk,
@@ -25,7 +27,7 @@ from edgerun.engine import (
     Score,
 )
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.options import Flag, LoadKeywords, load_options, refused
 
 T = TypeVar("T")
 
@@ -43,41 +45,26 @@ class AsyncLLM:
     awaits or iterates is cancelled, or the iterator is closed, the generation stops within a layer.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        context: int | None = None,
-        threads: int | Literal["auto"] = "auto",
-        memory: int | str = "auto",
-        prefetch: bool = True,
-        kernels: str = "auto",
-        prefill: str = "auto",
-        tpot_s: float | None = None,
-        seed: int | None = None,
-        events: EventSink = ignore,
-    ) -> None:
-        self._make: Callable[[], LLM] = partial(
-            LLM,
-            model,
-            context=context,
-            threads=threads,
-            memory=memory,
-            prefetch=prefetch,
-            kernels=kernels,
-            prefill=prefill,
-            tpot_s=tpot_s,
-            seed=seed,
-            events=events,
-        )
-        self._llm: LLM | None = None
+    def __init__(self, model: str | Path, **options: Unpack[LoadKeywords]) -> None:
+        model_path(model)  # what cannot be is refused here already
+        load_options(options)
+        self._setup(partial(LLM, model, **options))
+
+    def _setup(self, make: Callable[[], LLM], llm: LLM | None = None) -> None:
+        self._make = make
+        self._llm = llm
         self._workers = ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="edgerun-call")
+        self._lock = threading.Lock()  # of the two below; nobody waits for anything while holding it
+        self._loading: Future[LLM] | None = None
+        self._closed = False
 
     @classmethod
     def wrap(cls, llm: LLM) -> AsyncLLM:
         """Asynchronous calls on an LLM that is loaded; `close` closes it."""
-        wrapped = cls(llm.name)
-        wrapped._llm = llm
+        if not isinstance(llm, LLM):
+            raise refused("llm", "an LLM", llm)
+        wrapped = cls.__new__(cls)
+        wrapped._setup(lambda: llm, llm)
         return wrapped
 
     @property
@@ -88,15 +75,39 @@ class AsyncLLM:
         return self._llm
 
     async def load(self) -> None:
-        """Load the model, once."""
-        if self._llm is None:
-            self._llm = await asyncio.get_running_loop().run_in_executor(self._workers, self._make)
+        """Load the model, once: calls that come meanwhile, from whatever event loop, wait for the same loading.
+        After one that failed the next call tries again. UsageError after `close`."""
+        if self._llm is not None:
+            self._check_open()
+            return
+        with self._lock:
+            self._check_open()
+            loading = self._loading
+            if loading is None or _failed(loading):
+                loading = self._loading = self._workers.submit(self._make)
+        # Shielded: a waiter that is cancelled must not take the others' model away.
+        self._llm = await asyncio.shield(asyncio.wrap_future(loading))
 
     async def close(self) -> None:
-        """Wait for running calls, then free the model."""
+        """Wait for running calls and a loading, then free the model; later calls are UsageErrors."""
+        with self._lock:
+            self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._workers.shutdown)
+        loading = self._loading
+        if self._llm is None and loading is not None and not _failed(loading):
+            self._llm = loading.result()  # whoever asked for it was cancelled
         if self._llm is not None:
-            self._llm.close()
+            await asyncio.get_running_loop().run_in_executor(None, self._llm.close)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this AsyncLLM is closed")
+
+    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Run it on a thread; cancelling the answer does not stop it. UsageError after `close`."""
+        with self._lock:
+            self._check_open()
+            return asyncio.wrap_future(self._workers.submit(call))
 
     async def __aenter__(self) -> Self:
         await self.load()
@@ -150,6 +161,7 @@ class AsyncLLM:
 
     async def create_completion(self, prompt: str | Sequence[int], *, stream: bool = False, **arguments: Any) -> Any:
         """See `LLM.create_completion`; with `stream`, awaiting it gives an asynchronous iterator."""
+        stream = Flag().check("stream", stream)
         call = partial(self.llm.create_completion, prompt, stream=stream, **arguments)
         return self._iterate(call) if stream else await self._call(call)
 
@@ -157,6 +169,7 @@ class AsyncLLM:
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **arguments: Any
     ) -> Any:
         """See `LLM.create_chat_completion`; with `stream`, awaiting it gives an asynchronous iterator."""
+        stream = Flag().check("stream", stream)
         call = partial(self.llm.create_chat_completion, messages, stream=stream, **arguments)
         return self._iterate(call) if stream else await self._call(call)
 
@@ -174,9 +187,8 @@ class AsyncLLM:
 
     async def _call(self, call: Callable[..., T]) -> T:
         cancel = CancelToken()
-        work = asyncio.get_running_loop().run_in_executor(self._workers, partial(call, cancel=cancel))
         try:
-            return await work
+            return await self._submit(partial(call, cancel=cancel))
         finally:
             cancel.cancel()  # of no effect when the work is done
 
@@ -193,10 +205,14 @@ class AsyncLLM:
             finally:
                 loop.call_soon_threadsafe(queue.put_nowait, None)
 
-        running = loop.run_in_executor(self._workers, work)
+        running = self._submit(work)
         try:
             while (item := await queue.get()) is not None:
                 yield item
             await running
         finally:
             cancel.cancel()
+
+
+def _failed(loading: Future[LLM]) -> bool:
+    return loading.done() and (loading.cancelled() or loading.exception() is not None)

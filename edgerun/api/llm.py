@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from edgerun.engine import (
     Chunk,
     Completion,
     Engine,
+    Message,
     Messages,
     Prompt,
     SamplingOptions,
@@ -27,8 +28,11 @@ from edgerun.engine import (
     last_completion,
     merge,
 )
+from edgerun.engine.arguments import checked_cancel, checked_ids, checked_text
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.options import Flag, LoadKeywords, load_options, refused
+
+_FLAG = Flag()
 
 
 class LLM(OpenAIMethods):
@@ -57,32 +61,8 @@ class LLM(OpenAIMethods):
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        context: int | None = None,
-        threads: int | Literal["auto"] = "auto",
-        memory: int | str = "auto",
-        prefetch: bool = True,
-        kernels: str = "auto",
-        prefill: str = "auto",
-        tpot_s: float | None = None,
-        seed: int | None = None,
-        events: EventSink = ignore,
-    ) -> None:
-        engine, path, release = load_engine(
-            model,
-            context=context,
-            threads=threads,
-            memory=memory,
-            prefetch=prefetch,
-            kernels=kernels,
-            prefill=prefill,
-            tpot_s=tpot_s,
-            seed=seed,
-            events=events,
-        )
+    def __init__(self, model: str | Path, **options: Unpack[LoadKeywords]) -> None:
+        engine, path, release = load_engine(model, load_options(options))
         self._setup(engine, path.stem, release)
 
     @classmethod
@@ -164,8 +144,8 @@ class LLM(OpenAIMethods):
     ) -> Iterator[Chunk]:
         """As `complete`, or as `chat` when given messages, in chunks as they come. The last one has the
         `finish_reason` and the `completion`. Closing the iterator stops the generation."""
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
-            messages: list[Any] = list(prompt)
+        messages = _as_chat(prompt)
+        if messages is not None:
             return self.stream_chat(messages, params, cancel=cancel, **options)
         ids = self.engine.encode(prompt)  # type: ignore[arg-type]
         return self._stream_ids(ids, merge(params, options), cancel)
@@ -190,11 +170,14 @@ class LLM(OpenAIMethods):
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is one."""
-        return list(self.engine.tokenizer.encode(text, add_special=add_special, parse_special=parse_special))
+        checked = checked_text("text", text)
+        add, parse = (_FLAG.check("add_special", add_special), _FLAG.check("parse_special", parse_special))
+        return list(self.engine.tokenizer.encode(checked, add_special=add, parse_special=parse))
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Ids -> text."""
-        return self.engine.tokenizer.decode(self.engine.encode(ids), skip_special=skip_special)
+        checked = checked_ids("ids", ids, self.engine.vocab_size)
+        return self.engine.tokenizer.decode(checked, skip_special=_FLAG.check("skip_special", skip_special))
 
     def logits(self, ids: Sequence[int], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """Logits (n, vocab) f32: row i is for the token after `ids[: i + 1]`. Raises Cancelled."""
@@ -203,10 +186,13 @@ class LLM(OpenAIMethods):
     def embed(self, texts: str | Iterable[str], *, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """Texts -> (n, d_model) f32: the mean of the final normed hidden states over all tokens of each (BOS
         too where the model has one), scaled to length 1. Raises Cancelled."""
-        given = [texts] if isinstance(texts, str) else list(texts)
-        if not given:
+        given = [texts] if isinstance(texts, str) else texts
+        if isinstance(given, bytes | Mapping | np.ndarray) or not isinstance(given, Iterable):
+            raise refused("texts", "a text or an iterable of texts", texts)
+        vectors = [self.engine.embed(text, cancel) for text in given]
+        if not vectors:
             raise UsageError("embed needs at least one text")
-        return np.stack([self.engine.embed(text, cancel) for text in given])
+        return np.stack(vectors)
 
     def score(self, text: Prompt, *, cancel: CancelSignal | None = None) -> Score:
         """Log-probability of each token of a text after those before it, their sum, and the perplexity."""
@@ -228,7 +214,7 @@ class LLM(OpenAIMethods):
 
     def _stream_ids(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         self.engine.check_length(len(ids))
-        return self._chunks(ids, params, cancel)
+        return self._chunks(ids, params, checked_cancel(cancel))
 
     def _chunks(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         with self._idle_lock:
@@ -240,6 +226,13 @@ class LLM(OpenAIMethods):
             with self._idle_lock:
                 if self._engine is not None:
                     self._idle = session
+
+
+def _as_chat(prompt: Any) -> list[Message] | None:
+    """The prompt's messages, if it is some."""
+    if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
+        return list(prompt)
+    return None
 
 
 def _nothing() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgerun.engine import Engine
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
-from edgerun.units import parse_size_bytes
+from edgerun.options import LoadOptions, as_text, refused
+from edgerun.paths import kind_of, user_path
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import TensorInfo
@@ -20,19 +21,7 @@ DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
 
 
-def load_engine(
-    model: str | Path,
-    *,
-    context: int | None = None,
-    threads: int | Literal["auto"] = "auto",
-    memory: int | str = "auto",
-    prefetch: bool = True,
-    kernels: str = "auto",
-    prefill: str = "auto",
-    tpot_s: float | None = None,
-    seed: int | None = None,
-    events: EventSink = ignore,
-) -> tuple[Engine, Path, Callable[[], None]]:
+def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, Callable[[], None]]:
     """Open, check and load a model -> the engine, the file's path, and what releases it all.
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
@@ -43,28 +32,27 @@ def load_engine(
     from edgerun.kernels import load_kernels
     from edgerun.models import Decoder, load_spec
 
-    n_threads = _checked_threads(threads)
+    events, n_bytes = options.events, options.memory_bytes
     path = find_model(model, events)
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
-        n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
-        n_bytes = memory_bytes(memory)
-        plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=kernels)  # refuse early
+        n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
+        plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels)  # refuse early
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
-        impl = load_kernels(kernels, threads=n_threads, events=events)
+        impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
-        wanted = wanted_backend(prefill, gguf, impl, events)
+        wanted = wanted_backend(options.prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
         reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
         if reserved:
             plan = plan_weights(
                 gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved
             )
-        store, close_store = open_store(gguf, spec, impl, plan, prefetch=prefetch, events=events)
+        store, close_store = open_store(gguf, spec, impl, plan, prefetch=options.prefetch, events=events)
         stack.callback(close_store)
         decoder = Decoder(spec, store, impl, context=n_context)
         if wanted is not None:
@@ -72,8 +60,8 @@ def load_engine(
         step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
-        if tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), tpot_s))
+        if options.tpot_s is not None:
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), options.tpot_s))
         engine = Engine(
             decoder,
             tokenizer,
@@ -81,8 +69,9 @@ def load_engine(
             template=template,
             no_tokenizer=no_tokenizer,
             no_template=no_template,
-            seed=seed,
+            seed=options.seed,
             step_tokens=step_tokens,
+            reuse_steps=decoder.prompt_backend is not None,
             plan=plan,
             events=events,
         )
@@ -93,12 +82,20 @@ def load_engine(
 def find_model(model: str | Path, events: EventSink = ignore) -> Path:
     """A file's path as it is. Any other name (a directory, an alias, `org/repo:quant`) is the hub's: from its
     cache, or downloaded."""
-    path = Path(model).expanduser()
-    if path.is_file() or (isinstance(model, Path) and not path.is_dir()):
+    path = model_path(model)
+    kind = kind_of(path)
+    if kind == "file" or (isinstance(model, Path) and kind != "directory"):
         return path
     from edgerun.hub import resolve
 
     return resolve(model, events=events)
+
+
+def model_path(model: str | Path) -> Path:
+    """A model's name as a path, whether there is one or not. UsageError for what is no name at all."""
+    if not isinstance(model, Path) and not as_text(model):
+        raise refused("model", "the path of a GGUF file, a pathlib.Path too, or a name that the hub knows", model)
+    return user_path(model)
 
 
 def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any], architecture: str) -> int:
@@ -108,8 +105,6 @@ def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any],
     """
     if asked is None:
         return min(trained, DEFAULT_CONTEXT)
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise UsageError(f"context must be a whole number of tokens from 1 on, got {asked!r}")
     factor = metadata.get(f"{architecture}.rope.scaling.factor")
     original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
     most = trained
@@ -129,24 +124,6 @@ def choose_step_tokens(tensors: Mapping[str, TensorInfo], n_layers: int) -> int:
     weights = sum(prod(info.shape) for name, info in tensors.items() if name.startswith("blk."))
     per_layer = weights // max(1, n_layers)
     return next((step for most, step in _STEPS if per_layer <= most), 64)
-
-
-def _checked_threads(threads: int | Literal["auto"]) -> int | None:
-    if threads == "auto":
-        return None
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise UsageError(f'threads must be "auto" or a whole number from 1 on, got {threads!r}')
-    return threads
-
-
-def memory_bytes(memory: int | str) -> int | None:
-    """Of the whole process; None: what is there."""
-    if memory == "auto":
-        return None
-    n_bytes = parse_size_bytes(memory) if isinstance(memory, str) else memory
-    if isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 1:
-        raise UsageError(f'memory must be "auto", a size like "2G" or a number of bytes, got {memory!r}')
-    return n_bytes
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:

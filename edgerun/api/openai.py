@@ -1,6 +1,6 @@
 """The calls that OpenAI's and llama-cpp-python's users know, with their arguments, defaults and shapes.
 
-What has no effect here (grammar, mirostat, functions, ...) is no argument: Python's TypeError names it.
+All of them are accepted; what has no meaning here (grammar, mirostat, ...) only where it asks for nothing.
 """
 
 from __future__ import annotations
@@ -8,24 +8,36 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.api.openai_arguments import (
+    Processors,
+    answer_name,
+    chat_logprobs,
+    check_format,
+    check_user,
+    chosen_limit,
+    chosen_tools,
+    refuse_others,
+    sampling_params,
+    wants_usage,
+)
 from edgerun.engine import (
     CancelSignal,
     Chunk,
     Completion,
-    LogitsProcessor,
     Message,
     SamplingParams,
     TokenLogprob,
+    last_completion,
 )
+from edgerun.options import Flag, items_of, refused
 
 Json = dict[str, Any]
-Processors = LogitsProcessor | Sequence[LogitsProcessor]
 
 
 class OpenAIMethods(ABC):
@@ -61,6 +73,7 @@ class OpenAIMethods(ABC):
     def create_completion(
         self,
         prompt: str | Sequence[int],
+        suffix: None = None,
         max_tokens: int | None = 16,
         temperature: float = 0.8,
         top_p: float = 0.95,
@@ -68,48 +81,76 @@ class OpenAIMethods(ABC):
         typical_p: float = 1.0,
         logprobs: int | None = None,
         echo: bool = False,
-        stop: str | Sequence[str] | None = (),
+        stop: str | Sequence[str] | None = None,
         frequency_penalty: float = 0.0,
         presence_penalty: float = 0.0,
         repeat_penalty: float = 1.0,
         top_k: int = 40,
         stream: bool = False,
         seed: int | None = None,
+        tfs_z: float | None = 1.0,
+        mirostat_mode: int | None = 0,
+        mirostat_tau: float | None = 5.0,
+        mirostat_eta: float | None = 0.1,
         model: str | None = None,
+        stopping_criteria: None = None,
         logits_processor: Processors | None = None,
-        logit_bias: Mapping[int, float] | None = None,
+        grammar: None = None,
+        logit_bias: Mapping[Any, float] | None = None,
         *,
+        n: int | None = 1,
+        best_of: int | None = 1,
+        user: str | None = None,
+        stream_options: Mapping[str, bool] | None = None,
         cancel: CancelSignal | None = None,
     ) -> Json | Iterator[Json]:
         """An OpenAI `text_completion`; with `stream`, an iterator of its chunks.
 
-        max_tokens None or below 1: until the context is full. `model` is the name that stands in the answer.
-        Errors as of `LLM.complete`.
+        The arguments are llama-cpp-python's, in its order, then OpenAI's. max_tokens None or below 1: until the context
+        is full. `model` is the name that stands in the answer. What edgerun has no meaning for (suffix, tfs_z,
+        mirostat_*, stopping_criteria, grammar, n, best_of) may stand at its default and is a UsageError else.
+        Other errors as of `LLM.complete`.
         """
-        params = SamplingParams(
-            max_tokens=_max_tokens(max_tokens),
+        refuse_others(
+            {
+                "suffix": suffix,
+                "tfs_z": tfs_z,
+                "mirostat_mode": mirostat_mode,
+                "mirostat_tau": mirostat_tau,
+                "mirostat_eta": mirostat_eta,
+                "stopping_criteria": stopping_criteria,
+                "grammar": grammar,
+                "n": n,
+                "best_of": best_of,
+            }
+        )
+        check_user(user)
+        streamed = Flag().check("stream", stream)
+        with_usage = wants_usage(streamed, stream_options)
+        params = sampling_params(
+            max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             min_p=min_p,
             typical_p=typical_p,
-            top_k=_top_k(top_k),
+            top_k=top_k,
             logprobs=logprobs,
-            stop=stop or (),
+            stop=stop,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
             repeat_penalty=repeat_penalty,
-            seed=_seed(seed),
-            processors=_processors(logits_processor),
-            logit_bias=logit_bias or {},
+            seed=seed,
+            logits_processor=logits_processor,
+            logit_bias=logit_bias,
         )
-        head = _head("cmpl", "text_completion", model or self.name)
+        head = _head("cmpl", "text_completion", answer_name(model, self.name))
         echoed = ""
-        if echo:
+        if Flag().check("echo", echo):
             echoed = prompt if isinstance(prompt, str) else self.detokenize(prompt)
         chunks = self.stream(prompt, params, cancel=cancel)
-        if stream:
-            return _completion_chunks(head, chunks, echoed)
-        done = _finish(chunks)
+        if streamed:
+            return _completion_chunks(head, chunks, echoed, with_usage)
+        done = last_completion(chunks)
         choice = {
             "text": echoed + done.text,
             "index": 0,
@@ -121,51 +162,90 @@ class OpenAIMethods(ABC):
     def create_chat_completion(
         self,
         messages: Sequence[Message],
+        functions: Sequence[Mapping[str, Any]] | None = None,
+        function_call: str | Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         temperature: float = 0.2,
         top_p: float = 0.95,
         top_k: int = 40,
         min_p: float = 0.05,
         typical_p: float = 1.0,
         stream: bool = False,
-        stop: str | Sequence[str] | None = (),
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         repeat_penalty: float = 1.0,
+        tfs_z: float | None = 1.0,
+        mirostat_mode: int | None = 0,
+        mirostat_tau: float | None = 5.0,
+        mirostat_eta: float | None = 0.1,
         model: str | None = None,
         logits_processor: Processors | None = None,
-        logit_bias: Mapping[int, float] | None = None,
+        grammar: None = None,
+        logit_bias: Mapping[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         *,
+        max_completion_tokens: int | None = None,
+        n: int | None = 1,
+        user: str | None = None,
+        stream_options: Mapping[str, bool] | None = None,
         template_variables: Mapping[str, Any] | None = None,
         cancel: CancelSignal | None = None,
     ) -> Json | Iterator[Json]:
-        """An OpenAI `chat.completion`; with `stream`, an iterator of its chunks. `tools` go to the template;
-        calls that the model writes stand in the content as it wrote them. Errors as of `LLM.chat`."""
-        params = SamplingParams(
-            max_tokens=_max_tokens(max_tokens),
+        """An OpenAI `chat.completion`; with `stream`, an iterator of its chunks.
+
+        The arguments are llama-cpp-python's, in its order, then OpenAI's, then our own. `tools` (or `functions`) go to
+        the template; calls that the model writes stand in the content as it wrote them. What edgerun has no meaning for
+        (tfs_z, mirostat_*, grammar, n; a response_format other than text; a tool_choice that obliges the model) may
+        stand at its default and is a UsageError else. Other errors as of `LLM.chat`.
+        """
+        refuse_others(
+            {
+                "tfs_z": tfs_z,
+                "mirostat_mode": mirostat_mode,
+                "mirostat_tau": mirostat_tau,
+                "mirostat_eta": mirostat_eta,
+                "grammar": grammar,
+                "n": n,
+            }
+        )
+        check_format(response_format)
+        check_user(user)
+        streamed = Flag().check("stream", stream)
+        with_usage = wants_usage(streamed, stream_options)
+        params = sampling_params(
+            max_tokens=chosen_limit(max_tokens, max_completion_tokens),
             temperature=temperature,
             top_p=top_p,
-            top_k=_top_k(top_k),
+            top_k=top_k,
             min_p=min_p,
             typical_p=typical_p,
-            stop=stop or (),
-            seed=_seed(seed),
+            stop=stop,
+            seed=seed,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             repeat_penalty=repeat_penalty,
-            processors=_processors(logits_processor),
-            logit_bias=logit_bias or {},
-            logprobs=(top_logprobs or 0) if logprobs else None,
+            logits_processor=logits_processor,
+            logit_bias=logit_bias,
+            logprobs=chat_logprobs(logprobs, top_logprobs),
         )
-        chunks = self.stream_chat(messages, params, tools=tools, template_variables=template_variables, cancel=cancel)
-        if stream:
-            return _chat_chunks(_head("chatcmpl", "chat.completion.chunk", model or self.name), chunks)
-        head = _head("chatcmpl", "chat.completion", model or self.name)
-        done = _finish(chunks)
+        name = answer_name(model, self.name)
+        chunks = self.stream_chat(
+            messages,
+            params,
+            tools=chosen_tools(tools, tool_choice, functions, function_call),
+            template_variables=template_variables,
+            cancel=cancel,
+        )
+        if streamed:
+            return _chat_chunks(_head("chatcmpl", "chat.completion.chunk", name), chunks, with_usage)
+        head = _head("chatcmpl", "chat.completion", name)
+        done = last_completion(chunks)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": done.text},
@@ -178,12 +258,15 @@ class OpenAIMethods(ABC):
 
     def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Json:
         """An OpenAI `list` of embeddings, see `LLM.embed`."""
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = [input] if isinstance(input, str) else items_of(input)
+        if texts is None:
+            raise refused("input", "a text or a list of texts", input)
+        name = answer_name(model, self.name)
         vectors = self.embed(texts)
         n_tokens = sum(len(self.tokenize(text)) for text in texts)
         data = [{"object": "embedding", "embedding": vector.tolist(), "index": i} for i, vector in enumerate(vectors)]
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        return {"object": "list", "data": data, "model": model or self.name, "usage": usage}
+        return {"object": "list", "data": data, "model": name, "usage": usage}
 
 
 def _head(prefix: str, kind: str, model: str) -> Json:
@@ -195,7 +278,7 @@ def _head(prefix: str, kind: str, model: str) -> Json:
     }
 
 
-def _completion_chunks(head: Json, chunks: Iterator[Chunk], echoed: str) -> Iterator[Json]:
+def _completion_chunks(head: Json, chunks: Iterator[Chunk], echoed: str, with_usage: bool) -> Iterator[Json]:
     offset = len(echoed)
     if echoed:
         yield {**head, "choices": [_completion_choice(echoed, None, None)]}
@@ -203,13 +286,15 @@ def _completion_chunks(head: Json, chunks: Iterator[Chunk], echoed: str) -> Iter
         logprobs = _completion_logprobs(chunk.logprobs, offset)
         offset += sum(len(token.text) for token in chunk.logprobs or ())
         yield {**head, "choices": [_completion_choice(chunk.text, logprobs, _reason(chunk.finish_reason))]}
+        if with_usage and chunk.completion is not None:
+            yield {**head, "choices": [], "usage": _usage(chunk.completion)}
 
 
 def _completion_choice(text: str, logprobs: Json | None, reason: str | None) -> Json:
     return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _chat_chunks(head: Json, chunks: Iterator[Chunk]) -> Iterator[Json]:
+def _chat_chunks(head: Json, chunks: Iterator[Chunk], with_usage: bool) -> Iterator[Json]:
     def piece(delta: Json, logprobs: Json | None = None, reason: str | None = None) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**head, "choices": [choice]}
@@ -220,12 +305,8 @@ def _chat_chunks(head: Json, chunks: Iterator[Chunk]) -> Iterator[Json]:
             yield piece({"content": chunk.text}, _chat_logprobs(chunk.logprobs))
         if chunk.finish_reason is not None:
             yield piece({}, None, _reason(chunk.finish_reason))
-
-
-def _finish(chunks: Iterator[Chunk]) -> Completion:
-    from edgerun.engine import last_completion
-
-    return last_completion(chunks)
+        if with_usage and chunk.completion is not None:
+            yield {**head, "choices": [], "usage": _usage(chunk.completion)}
 
 
 def _usage(done: Completion) -> Json:
@@ -266,24 +347,3 @@ def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> Json | None:
 
 def _one(token: TokenLogprob) -> Json:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
-
-
-def _max_tokens(value: int | None) -> int | None:
-    return None if value is None or value <= 0 else value
-
-
-def _top_k(value: int) -> int:
-    return max(0, value)  # both 0 and below mean "all" there
-
-
-def _seed(value: int | None) -> int | None:
-    return None if value is None or value < 0 else value
-
-
-def _processors(given: Processors | None) -> tuple[LogitsProcessor, ...]:
-    if given is None:
-        return ()
-    # llama-cpp-python's LogitsProcessorList is a list that can also be called: its items do.
-    if isinstance(given, Callable) and not isinstance(given, Sequence):  # type: ignore[arg-type]
-        return (given,)
-    return tuple(given)  # type: ignore[arg-type]

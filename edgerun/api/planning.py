@@ -6,14 +6,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edgerun import paths
-from edgerun.api.loading import choose_context, find_model, memory_bytes
+from edgerun.api.loading import choose_context, find_model, model_path
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink
 from edgerun.models import ModelSpec
+from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
+from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, probe_file, save_rates
 from edgerun.planning.speed import Speed, predict_speed
@@ -57,13 +59,9 @@ class ModelPlan:
 def plan_model(
     model: str | Path,
     *,
-    context: int | None = None,
-    memory: int | str = "auto",
-    threads: int | Literal["auto"] = "auto",
-    kernels: str = "auto",
     routing: Sequence[Sequence[Sequence[int]]] | None = None,
     measure: bool = False,
-    events: EventSink = ignore,
+    **options: Unpack[PlanKeywords],
 ) -> ModelPlan:
     """Plan a model from its header, which is fetched alone where the model is not here.
 
@@ -77,19 +75,20 @@ def plan_model(
     from edgerun.models import load_spec
     from edgerun.weights import make_catalog
 
-    with _header(model, events) as (path, download_bytes), open_gguf(path) as gguf:
+    given = load_options(options, PLAN_NAMES)
+    routed, anew = checked_routing(routing), Flag().check("measure", measure)
+    with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        n_context = choose_context(context, spec.context_length, gguf.metadata, gguf.architecture)
-        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=memory_bytes(memory), kernels=kernels)
+        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
+        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels)
         catalog = make_catalog(gguf.tensors, spec.n_layers)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
         piece = piece or (4 << 20)
-        known = None if threads == "auto" else threads
-        rates = _rates(None if download_bytes else path, piece, known, kernels, measure, events)
-        hits = None if routing is None or plan.mode != "experts" else _replayed(routing, plan.slots, spec)
-        speed = predict_speed(catalog, spec, plan, load_sizes(kernels), rates, hit_rate=hits)
+        rates = _rates(None if download_bytes else path, piece, given, anew)
+        hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
+        speed = predict_speed(catalog, spec, plan, load_sizes(given.kernels), rates, hit_rate=hits)
         calibrated = None if download_bytes else kept_calibration(gguf)
     prefill = ""
     if calibrated is not None:
@@ -103,8 +102,8 @@ def plan_model(
 @contextlib.contextmanager
 def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     """A file with the model's header, and what is to be downloaded: 0 when the file is the model."""
-    path = Path(model).expanduser()
-    if isinstance(model, Path) or path.exists():
+    path = model_path(model)
+    if isinstance(model, Path) or kind_of(path):
         yield find_model(model, events), 0
         return
     from edgerun.hub.cache import find_cached
@@ -132,6 +131,23 @@ def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
     return replace(speed, prompt_tok_s=rate, first_token_s=speed.prompt_tokens / rate)
 
 
+def checked_routing(routing: object) -> list[list[list[int]]] | None:
+    """Expert ids by token and layer, as many layers for each token. UsageError for anything else; None stays."""
+    if routing is None:
+        return None
+    tokens = [[_expert_ids(layer) for layer in items_of(token) or ()] for token in items_of(routing) or ()]
+    if not tokens or any(not token or len(token) != len(tokens[0]) or not all(token) for token in tokens):
+        raise refused("routing", "a list over tokens of lists over layers of expert ids", routing)
+    return tokens
+
+
+def _expert_ids(layer: object) -> list[int]:
+    """Nothing where they are not all whole numbers from 0 on."""
+    items = items_of(layer) or []
+    ids = [number for number in map(as_whole, items) if number is not None and number >= 0]
+    return ids if len(ids) == len(items) else []
+
+
 def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
     """Hits that a cache of so many experts has on this routing, after its first third."""
     widest = max(i for token in routing for layer in token for i in layer)
@@ -144,18 +160,16 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(
-    path: Path | None, piece_bytes: int, threads: int | None, kernels: str, measure: bool, events: EventSink
-) -> Rates:
+def _rates(path: Path | None, piece_bytes: int, options: LoadOptions, measure: bool) -> Rates:
     """Kept ones where they are; the disk is measured for pieces of another size too, with the model's file or (None)
     one of its own."""
     from edgerun.kernels import load_kernels
 
-    kept = paths.cache_dir() / f"rates-{kernels}-{threads or 'auto'}.json"
+    kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
     known = None if measure else load_rates(kept)
     if known is None or not 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         if known is None:
-            impl = load_kernels(kernels, threads=threads, events=events)
+            impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
             try:
                 decode, prompt = measure_kernels(impl)
             finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from edgerun import paths
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
@@ -16,6 +16,16 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec
+from edgerun.options import (
+    MACHINE_NAMES,
+    Choice,
+    Flag,
+    MachineKeywords,
+    Number,
+    Text,
+    Texts,
+    load_options,
+)
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
 
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
     from edgerun.prefill.calibrate import Calibration
     from edgerun.prefill.choice import PromptChoice
+
+OBJECTIVES = ("auto", "latency", "energy")
 
 
 def prefill_dir() -> Path:
@@ -116,21 +128,18 @@ def kept_calibration(gguf: GgufFile) -> Calibration | None:
 def calibrate_model(
     model: str | Path,
     *,
-    memory: int | str = "auto",
-    threads: int | Literal["auto"] = "auto",
-    kernels: str = "auto",
     objective: Literal["auto", "latency", "energy"] = "auto",
     most_error: float | None = None,
-    backends: tuple[str, ...] = (),
+    backends: Sequence[str] = (),
     again: bool = True,
-    events: EventSink = ignore,
+    **options: Unpack[MachineKeywords],
 ) -> Calibration:
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
     by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
     False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
     onnxruntime is not installed. When the machine fails (a full disk: DoesNotFitError), or another process measures the
     same model, an error says so and nothing is kept."""
-    from edgerun.api.loading import find_model, load_engine
+    from edgerun.api.loading import find_model, load_engine, model_path
     from edgerun.formats.gguf import open_gguf
     from edgerun.models import load_spec
     from edgerun.prefill.calibrate import MOST_ERROR, calibrate, calibration_path, save_calibration
@@ -139,20 +148,24 @@ def calibrate_model(
     from edgerun.prefill.providers import runtime
     from edgerun.weights.identity import content_digest
 
+    given = load_options(options, MACHINE_NAMES)
+    Choice(OBJECTIVES).check("objective", objective)
+    error_limit = Number(0, words=(None,)).check("most_error", most_error)
+    names = [Text().check("backends", text) for text in Texts().check("backends", backends)]
+    anew = Flag().check("again", again)
+    model_path(model)  # refuses what is no name
     runtime()
-    chosen = [parse_choice(text) for text in backends] or None
-    path = find_model(model, events)
+    chosen = [parse_choice(text) for text in names] or None
+    path = find_model(model, given.events)
     with open_gguf(path) as gguf:
         context = min(512, load_spec(gguf).context_length)
-    engine, path, release = load_engine(
-        path, memory=memory, threads=threads, kernels=kernels, prefill="kernels", context=context, events=events
-    )
+    engine, path, release = load_engine(path, replace(given, prefill="kernels", context=context))
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
-            if not again and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+            if not anew and (kept := known_calibration(gguf, decoder.kernels)) is not None:
                 return kept
-            kept_at = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), events))
+            kept_at = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), given.events))
             with _failures_named(), paths.one_at_a_time(kept_at, lambda: None, wait_s=0):
                 found = calibrate(
                     gguf,
@@ -161,9 +174,9 @@ def calibrate_model(
                     threads=decoder.kernels.threads,
                     room_bytes=_room_bytes(engine.plan),
                     objective=objective,
-                    most_error=MOST_ERROR if most_error is None else most_error,
+                    most_error=MOST_ERROR if error_limit is None else error_limit,
                     candidates=chosen,
-                    events=events,
+                    events=given.events,
                 )
                 save_calibration(kept_at, found)
     finally:
@@ -191,7 +204,7 @@ def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:
     """Tokens of a prompt that take no longer than another session may be kept waiting. UsageError when nobody knows."""
     if found is None:
         raise UsageError("how long a chunk of a prompt takes is not known yet: run `edgerun calibrate` for this model")
-    return max(2, found.step_tokens(tpot_s))
+    return max(1, found.step_tokens(tpot_s))
 
 
 def _open(

@@ -11,18 +11,38 @@ from typing import Any
 
 import click
 
-from edgerun.cli.options import ModelOptions, json_option, model_options, prompt_options, streaming_options
+from edgerun.cli.options import (
+    checked_option,
+    json_option,
+    loading_from,
+    model_options,
+    prompt_options,
+    streaming_options,
+)
 from edgerun.cli.output import check_target, print_table, write_result
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
+from edgerun.options import Number, Whole
+
+_TOKENS = Whole(0, 1 << 20)
 
 
 @click.command(short_help="Measure how fast a model is.")
 @click.argument("model", default="default")
-@click.option("-p", "--prompt", type=click.IntRange(min=0), default=256, show_default=True, help="Prompt tokens.")
-@click.option("-n", "--decode", type=click.IntRange(min=0), default=48, show_default=True, help="Tokens to decode.")
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
+@checked_option("-p", "--prompt", name="prompt", kind=_TOKENS, default="256", show_default=True, help="Prompt tokens.")
+@checked_option(
+    "-n", "--decode", name="decode", kind=_TOKENS, default="48", show_default=True, help="Tokens to decode."
+)
+@checked_option(
+    "-r",
+    "--repetitions",
+    name="repetitions",
+    kind=Whole(1, 1000),
+    default="3",
+    show_default=True,
+    help="Runs of each.",
+)
 @click.option(
     "--ids",
     default="sequential",
@@ -31,7 +51,14 @@ from edgerun.cli.stats import streaming_line
     help="Token ids to feed: 0, 1, 2, ... or a JSON list.",
 )
 @click.option("--logits", type=click.Path(path_type=Path), help="Save the logits after every fed token (.npy, f32).")
-@click.option("--limit-s", type=float, default=300.0, show_default=True, help="Stop decoding after so many seconds.")
+@checked_option(
+    "--limit-s",
+    name="limit_s",
+    kind=Number(0, above=True),
+    default="300.0",
+    show_default=True,
+    help="Stop decoding after so many seconds.",
+)
 @model_options
 @streaming_options
 @prompt_options
@@ -44,15 +71,10 @@ def command(
     ids: str,
     logits: Path | None,
     limit_s: float,
-    context: int | None,
-    threads: int | None,
-    kernels: str,
-    memory: str,
-    prefetch: bool,
     record_routing: Path | None,
     overwrite: bool,
-    prefill: str,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Measure MODEL: a prompt of -p tokens, then -n tokens fed one at a time; nothing is sampled.
 
@@ -68,8 +90,8 @@ def command(
     with ProgressBars() as bars:
         path = find_model(model, bars)
         started = time.perf_counter()
-        options = ModelOptions(context or len(fed), threads, kernels, memory, prefetch, prefill)
-        with load_model(path, options, bars) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
+        options = loading_from({**loading, "context": loading["context"] or len(fed)}, bars)
+        with load_model(path, options) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if logits is not None:
                 check_target(logits, partial(_are_logits, llm.vocab_size), overwrite=overwrite)
@@ -126,19 +148,18 @@ def _print_report(path: Path, info: Any, kernels: Any, tests: Any, report: dict[
 
 
 def _ids(ids: str, prompt: int, decode: int) -> list[int]:
+    from edgerun.cli.json_files import read_json
     from edgerun.errors import FormatError, NotFoundError, UsageError
+    from edgerun.paths import kind_of, user_path
 
     if ids == "sequential":
         if prompt + decode == 0:
             raise UsageError("nothing to measure: give -p or -n")
         return list(range(prompt + decode))
-    path = Path(ids)
-    if not path.is_file():
+    path = user_path(ids)
+    if kind_of(path) != "file":
         raise NotFoundError(f"{ids}: no such file; --ids takes `sequential` or a JSON file with a list of token ids")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{ids}: not JSON: {error}") from error
+    given = read_json(path, "a list of token ids")
     if not isinstance(given, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
         raise FormatError(f"{ids}: must be a list of token ids")
     if len(given) < prompt:

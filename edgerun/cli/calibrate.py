@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from edgerun.cli.options import KERNEL_NAMES, json_option, threads_option
+from edgerun.cli.options import checked_option, json_option, kernels_option, memory_option, threads_option
 from edgerun.cli.output import note, print_json, print_table
 from edgerun.cli.progress import ProgressBars
+from edgerun.options import Number
 
 
 @click.command(short_help="Find the best way to process prompts here.")
@@ -20,9 +21,10 @@ from edgerun.cli.progress import ProgressBars
     show_default=True,
     help="What to choose by; auto is latency.",
 )
-@click.option(
+@checked_option(
     "--most-error",
-    type=click.FloatRange(min=0),
+    name="most_error",
+    kind=Number(0),
     help="Accept backends that change the logits by at most this share.  [default: 0.05]",
 )
 @click.option(
@@ -32,10 +34,8 @@ from edgerun.cli.progress import ProgressBars
     metavar="BACKEND[:SCHEME]",
     help="Measure this one; may be repeated.  [default: all that are here]",
 )
-@click.option(
-    "--memory", metavar="SIZE|auto", default="auto", show_default=True, envvar="EDGERUN_MEMORY", show_envvar=True
-)
-@click.option("--kernels", type=click.Choice(KERNEL_NAMES), default="auto", envvar="EDGERUN_KERNELS", show_envvar=True)
+@memory_option
+@kernels_option
 @threads_option
 @json_option
 def command(
@@ -43,10 +43,8 @@ def command(
     objective: Any,
     most_error: float | None,
     backends: tuple[str, ...],
-    memory: str,
-    kernels: str,
-    threads: int | None,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Measure how fast this machine processes prompts of MODEL: with edgerun's own kernels, and on every NPU, GPU or
     CPU that ONNX Runtime has a provider for; what each changes in the results; and what weights it keeps.
@@ -58,13 +56,11 @@ def command(
     with ProgressBars() as bars:
         found = calibrate_model(
             model,
-            memory=memory,
-            threads="auto" if threads is None else threads,
-            kernels=kernels,
             objective=objective,
             most_error=most_error,
             backends=backends,
             events=bars,
+            **loading,
         )
     if as_json:
         print_json(found.as_dict())

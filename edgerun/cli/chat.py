@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,10 @@ import click
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
 from edgerun.cli.output import note, print_chunk
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.saved_chat import SavedChat, write_chat
 from edgerun.cli.stats import ReplyMeter, measures_line, stats_line
 from edgerun.errors import EdgerunError, UsageError
+from edgerun.paths import data_dir
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk, Completion
@@ -37,6 +40,7 @@ class Chat:
         self.last: Completion | None = None
         self.measures: dict[str, float] = {}  # of the last reply
         self.leaving = False
+        self.confirms: Callable[[str], bool] = lambda question: False  # nobody to ask
         self._llm = llm
         self._session = llm.session()
         self._last_text: str | None = None
@@ -74,6 +78,10 @@ class Chat:
         if system is not None:
             self.system = system
 
+    def as_saved(self) -> SavedChat:
+        """The chat so far, to be written."""
+        return SavedChat(self.name, self.options, self.messages)
+
     def meter(self) -> ReplyMeter:
         """For the next reply."""
         return ReplyMeter(self._llm)
@@ -101,29 +109,57 @@ class Chat:
 
 
 def talk(chat: Chat, bars: ProgressBars) -> None:
-    """Read, reply and obey until the user leaves."""
-    from edgerun.cli.chat_commands import obey
+    """Read, reply and obey until the user leaves. What goes wrong in a command or a reply is said, and the chat goes
+    on; only a signal or a terminal that is gone ends it, and what was said until then is kept in a file."""
     from edgerun.cli.chat_input import Reader
 
     what = "chat" if chat.chats else "this model has no chat template: it continues what you write"
     note(f"{chat.name}: {what}. /help lists the commands, Ctrl-D leaves.")
     reader = Reader()
-    while not chat.leaving:
-        try:
-            text = reader.read()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            note("(Ctrl-D or /bye leaves)")
-            continue
-        if not text.strip():
-            continue
-        try:
-            again = obey(chat, text) if text.startswith("/") else text
-            if again is not None:
-                speak(chat, again, bars)
-        except EdgerunError as error:
-            note(f"edgerun: {error}")
+    chat.confirms = reader.confirm
+    try:
+        while not chat.leaving:
+            try:
+                text = reader.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                note("(Ctrl-D or /bye leaves)")
+                continue
+            if text.strip():
+                attend(chat, text, bars)
+    except BaseException:
+        _rescue(chat)
+        raise
+
+
+def attend(chat: Chat, text: str, bars: ProgressBars) -> None:
+    """Do what a line of the user says. This is the one place where errors of commands and replies end; that nobody
+    reads any more (BrokenPipeError) is not one of them."""
+    from edgerun.cli.chat_commands import obey
+
+    try:
+        again = obey(chat, text) if text.startswith("/") else text
+        if again is not None:
+            speak(chat, again, bars)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        note("(interrupted)")
+    except (EdgerunError, OSError) as error:
+        note(f"edgerun: {error}")
+    except MemoryError as error:
+        note(f"edgerun: {error or 'out of memory'}")
+
+
+def _rescue(chat: Chat) -> None:
+    """Keep a chat that something else than its user ends (a signal, a terminal that is gone, a fault of ours)."""
+    if not chat.messages:
+        return
+    path = data_dir() / "chats" / "interrupted.json"
+    with contextlib.suppress(EdgerunError, OSError):  # the error that ends the chat is the one to hear about
+        write_chat(path, chat.as_saved())
+        note("the chat was kept; /load interrupted goes on with it")
 
 
 def speak(chat: Chat, text: str, bars: ProgressBars) -> None:

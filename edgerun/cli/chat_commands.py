@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,13 @@ import click
 
 from edgerun.cli.options import SAMPLING_NAMES
 from edgerun.cli.output import note, print_pairs
-from edgerun.errors import EdgerunError, FormatError, NotFoundError, UsageError
+from edgerun.cli.saved_chat import read_chat, write_chat
+from edgerun.errors import FormatError, UsageError
+from edgerun.options import SAMPLING
+from edgerun.paths import data_dir, kind_of, user_path
 
 if TYPE_CHECKING:
     from edgerun.cli.chat import Chat
-
-_WHOLE = ("max_tokens", "top_k", "seed")
 
 
 def obey(chat: Chat, line: str) -> str | None:
@@ -51,8 +51,7 @@ def _set(chat: Chat, rest: str) -> None:
         raise UsageError(f"write /set NAME VALUE, or default as VALUE; NAME is one of {', '.join(SAMPLING_NAMES)}")
     options = {key: value for key, value in chat.options.items() if key != name}
     if text.strip() != "default":
-        options[name] = _value(name, text.strip())
-    SamplingParams(**options)  # refuses what makes no sense
+        options[name] = SAMPLING[name].parse(name, text.strip())
     chat.options = options
 
 
@@ -71,40 +70,20 @@ def _save(chat: Chat, rest: str) -> None:
     if not chat.chats:
         raise UsageError("this model has no chat template: there is no chat to save")
     path = _file(rest)
-    content = {"model": chat.name, "options": chat.options, "messages": chat.messages}
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise EdgerunError(f"{path}: cannot be written: {error.strerror}") from error
+    if kind_of(path) and not _is_saved_chat(path) and not chat.confirms(f"{path} is not a saved chat: overwrite it?"):
+        raise UsageError(f"{path} is not a saved chat and was left as it is; give another name")
+    write_chat(path, chat.as_saved())
     note(f"saved {path}")
 
 
 def _load(chat: Chat, rest: str) -> None:
-    from edgerun.api import SamplingParams
-
     if not chat.chats:
         raise UsageError("this model has no chat template: it cannot go on with a chat")
     path = _file(rest)
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such chat") from None
-    except OSError as error:
-        raise EdgerunError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise FormatError(f"{path}: not a saved chat: {error}") from error
-    messages = content.get("messages") if isinstance(content, dict) else None
-    options = content.get("options", {}) if isinstance(content, dict) else None
-    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(options, dict):
-        raise FormatError(f"{path}: not a saved chat: it has no list of messages with role and content")
-    known = {name: value for name, value in options.items() if name in SAMPLING_NAMES}
-    SamplingParams(**known)
+    saved = read_chat(path)
     chat.clear()
-    chat.messages, chat.options = messages, known
-    note(f"loaded {path}: {len(messages)} messages")
+    chat.messages, chat.options = list(map(dict, saved.messages)), dict(saved.options)
+    note(f"loaded {path}: {len(saved.messages)} messages")
 
 
 def _retry(chat: Chat, rest: str) -> str:
@@ -136,26 +115,18 @@ def _file(name: str) -> Path:
     if not name:
         raise UsageError("give a name, or a path that ends in .json")
     if name.endswith(".json"):
-        return Path(name).expanduser()
+        return user_path(name)
     if "/" in name or "\\" in name or name.startswith("."):
         raise UsageError(f"{name}: a name has no slashes, a path ends in .json")
-    from edgerun import paths
-
-    return paths.data_dir() / "chats" / f"{name}.json"
+    return user_path(data_dir() / "chats" / f"{name}.json")
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def _value(name: str, text: str) -> Any:
-    if name == "stop":
-        return (text,)
+def _is_saved_chat(path: Path) -> bool:
     try:
-        return int(text) if name in _WHOLE else float(text)
-    except ValueError:
-        kind = "a whole number" if name in _WHOLE else "a number"
-        raise UsageError(f"{name} must be {kind}, got {text!r}") from None
+        read_chat(path)
+    except (FormatError, UsageError):
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:

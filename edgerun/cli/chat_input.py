@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgerun.errors import EdgerunError
+from edgerun.cli.output import note
+from edgerun.paths import data_dir
 
 FENCE = '"""'
 
@@ -16,16 +18,8 @@ class Reader:
     def __init__(self, history: Path | None = None) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
-        from prompt_toolkit.history import FileHistory
         from prompt_toolkit.key_binding import KeyBindings
 
-        from edgerun import paths
-
-        history = history or paths.data_dir() / "history"
-        try:
-            history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise EdgerunError(f"{history.parent}: cannot be made for the history: {error.strerror}") from error
         keys = KeyBindings()
 
         @keys.add("escape", "enter")
@@ -34,7 +28,7 @@ class Reader:
 
         self._session: Any = PromptSession(
             ">>> ",
-            history=FileHistory(str(history)),
+            history=_kept_history(history or data_dir() / "history"),
             key_bindings=keys,
             multiline=Condition(lambda: in_block(self._session.default_buffer.text)),
             prompt_continuation="... ",
@@ -42,7 +36,57 @@ class Reader:
 
     def read(self) -> str:
         """The next message. EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C."""
-        return unfenced(str(self._session.prompt()))
+        return unfenced(whole_letters(str(self._session.prompt())))
+
+    def confirm(self, question: str) -> bool:
+        """Whether the user says yes. Anything else is no."""
+        from prompt_toolkit import prompt
+
+        try:
+            return prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
+
+
+def _kept_history(path: Path) -> Any:
+    """What was written before, from a file where that can be had; where it cannot, or not any more, a note says so once
+    and the history lasts as long as the chat."""
+    from prompt_toolkit.history import FileHistory
+
+    class KeptHistory(FileHistory):
+        told = False
+
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError as error:
+                return self._without(error)
+
+        def store_string(self, string: str) -> None:
+            try:
+                super().store_string(whole_letters(string))
+            except OSError as error:
+                self._without(error)
+
+        def _without(self, error: OSError) -> list[str]:
+            if not self.told:
+                self.told = True
+                note(f"what you write is not kept for the next chat: {error}")
+            return []
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        from prompt_toolkit.history import InMemoryHistory
+
+        note(f"what you write is not kept for the next chat: {error}")
+        return InMemoryHistory()
+    return KeptHistory(str(path))
+
+
+def whole_letters(text: str) -> str:
+    """Text as UTF-8 can have it: bytes that the terminal sent and that are none (lone surrogates) become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def in_block(text: str) -> bool:

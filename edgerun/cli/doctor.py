@@ -5,14 +5,15 @@ from __future__ import annotations
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from edgerun import __version__
-from edgerun.cli.options import KERNEL_NAMES, json_option, threads_option
+from edgerun.cli.options import json_option, kernels_option, threads_option
 from edgerun.cli.output import print_json, print_pairs
 from edgerun.cli.progress import ProgressBars
+from edgerun.options import LoadOptions
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "tokenizers", "jinja2", "huggingface_hub")
 # what the kernels look at; a processor has a hundred more
@@ -32,17 +33,11 @@ _FEATURES = (
 
 
 @click.command(short_help="Check this machine and prepare the kernels.")
-@click.option(
-    "--kernels",
-    type=click.Choice(KERNEL_NAMES),
-    default="auto",
-    envvar="EDGERUN_KERNELS",
-    help="Which to prepare.",
-)
+@kernels_option
 @click.option("--providers", is_flag=True, help="Only list what could process prompts here, and why others cannot.")
 @threads_option
 @json_option
-def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -> None:
+def command(kernels: str, threads: int | Literal["auto"], providers: bool, as_json: bool) -> None:
     """Say what edgerun finds here: processor, memory and its limits, directories, versions; compile all kernels, so
     that no later start has to; and calibrate prompts of the default model once."""
     if providers:
@@ -53,8 +48,9 @@ def command(kernels: str, threads: int | None, providers: bool, as_json: bool) -
             _print_providers(found)
         return
     with ProgressBars() as bars:
-        report = _examine(kernels, threads, bars)
-        report["prefill"] = _prefill(kernels, threads, bars)
+        options = LoadOptions(kernels=kernels, threads=threads, events=bars)
+        report = _examine(options)
+        report["prefill"] = _prefill(options)
     if as_json:
         print_json(report)
         return
@@ -92,7 +88,7 @@ def _print_providers(found: dict[str, Any]) -> None:
     print_pairs(lines | {name: f"no: {reason}" for name, reason in found["absent"].items()})
 
 
-def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
+def _prefill(options: LoadOptions) -> str:
     """What prompts of the default model run on, calibrated if it was not yet."""
     from edgerun.api.prefill import calibrate_model
     from edgerun.errors import EdgerunError
@@ -103,14 +99,14 @@ def _prefill(kernels: str, threads: int | None, bars: ProgressBars) -> str:
         return "not calibrated: no default model"
     try:
         found = calibrate_model(
-            model, threads="auto" if threads is None else threads, kernels=kernels, again=False, events=bars
+            model, threads=options.threads, kernels=options.kernels, events=options.events, again=False
         )
     except (EdgerunError, OSError) as error:
         return f"kernels: {error}"
     return f"{found.choice}: {found.why}"
 
 
-def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str, Any]:
+def _examine(options: LoadOptions) -> dict[str, Any]:
     from edgerun import paths
     from edgerun.device import cpu_features, cpu_name, memory_limits, physical_cores, usable_cpus
     from edgerun.hub import embedded_model, list_models
@@ -118,7 +114,7 @@ def _examine(kernels: str, threads: int | None, bars: ProgressBars) -> dict[str,
     from edgerun.kernels import load_kernels
 
     started = time.perf_counter()
-    loaded = load_kernels(kernels, threads=threads, events=bars)
+    loaded = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
     try:
         if hasattr(loaded, "prepare"):
             from edgerun.formats.gguf.types import GgmlType

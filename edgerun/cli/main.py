@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -69,8 +71,11 @@ class Program(click.Group):
             _flush()
             sys.exit(code if isinstance(code, int) else 0)
         except click.ClickException as error:
-            error.show()
+            with contextlib.suppress(OSError):  # nobody to tell: the code tells
+                error.show()
             sys.exit(error.exit_code)
+        except Terminated as error:
+            _leave(str(error), 128 + error.number, debug)
         except (KeyboardInterrupt, click.Abort):
             _leave("interrupted", _INTERRUPTED, debug)
         except BrokenPipeError:
@@ -84,13 +89,40 @@ class Program(click.Group):
             _leave(str(error), 1, debug)
 
 
+class Terminated(BaseException):
+    """A signal asks the program to end: what is open is closed and put in order on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the way out shall not be cut short
+    raise Terminated(number)
+
+
+def _open_closed_streams() -> bool:
+    """Put the null device where a standard stream is closed (`>&-`), so that no other file can get its number, and
+    what is written there by anybody ends up in it. Tells whether stdout was closed."""
+    stdout_closed = sys.stdout is None
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    return stdout_closed
+
+
 def _leave(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     try:
         note(f"edgerun: {message}")
         _flush()
-    except BrokenPipeError:
+    except OSError:  # the reader went away, or the terminal did
         _drop_stdout()
     sys.exit(code)
 
@@ -124,8 +156,14 @@ def cli(debug: bool) -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    stdout_closed = _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shall not end the reply
             stream.reconfigure(errors="replace")
+    if stdout_closed:
+        _leave("standard output is closed: there is nowhere to write the result", 1, debug=False)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
+            signal.signal(getattr(signal, name), _terminate)  # not where somebody (nohup) wants it ignored
     cli.main(prog_name="edgerun")
     raise AssertionError("Program.main leaves by SystemExit")

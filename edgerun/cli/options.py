@@ -1,41 +1,56 @@
-"""Options that several commands have. Environment variables are read here and nowhere deeper."""
+"""Options that several commands have. Environment variables are read here and nowhere deeper.
+
+What a value may be is declared in `edgerun.options`, for the library and for this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from edgerun.errors import UsageError
+from edgerun.events import EventSink
+from edgerun.options import KERNEL_NAMES, LOADING, SAMPLING, Kind
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-KERNEL_NAMES = (
-    "auto",
-    "reference",
-    "portable",
-    "avx2",
-    "avx512",
-)  # kernels.KERNEL_NAMES, without importing numpy
 
+def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[[F], F]:
+    """An option of a declared kind: the text of the command line or an environment variable is parsed by it. Not given
+    and without a default it is None."""
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How to load a model."""
+    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else kind.parse(name, text)
+        except UsageError as error:
+            raise click.BadParameter(str(error)) from error
 
-    context: int | None
-    threads: int | None
-    kernels: str
-    memory: str = "auto"
-    prefetch: bool = True
-    prefill: str = "auto"
+    return click.option(*flags, name, type=str, callback=parse, **{"metavar": kind.metavar, **more})
 
 
 def model_options(function: F) -> F:
     """-c, -t, --memory, --kernels."""
-    function = click.option(
+    function = memory_option(function)
+    function = kernels_option(function)
+    function = threads_option(function)
+    return checked_option(
+        "-c",
+        "--context",
+        name="context",
+        kind=LOADING["context"],
+        help="Tokens that prompt and reply may have together.  [default: the model's, at most 4096]",
+    )(function)
+
+
+def memory_option(function: F) -> F:
+    """--memory."""
+    return checked_option(
         "--memory",
+        name="memory",
+        kind=LOADING["memory"],
         metavar="SIZE|auto",
         default="auto",
         show_default=True,
@@ -43,7 +58,11 @@ def model_options(function: F) -> F:
         show_envvar=True,
         help="What the process may take (2G, 512M); a larger model is streamed from its file.",
     )(function)
-    function = click.option(
+
+
+def kernels_option(function: F) -> F:
+    """--kernels."""
+    return click.option(
         "--kernels",
         type=click.Choice(KERNEL_NAMES),
         default="auto",
@@ -51,13 +70,6 @@ def model_options(function: F) -> F:
         envvar="EDGERUN_KERNELS",
         show_envvar=True,
         help="Which implementation of the operations to use.",
-    )(function)
-    function = threads_option(function)
-    return click.option(
-        "-c",
-        "--context",
-        type=click.IntRange(min=1),
-        help="Tokens that prompt and reply may have together.  [default: the model's, at most 4096]",
     )(function)
 
 
@@ -80,8 +92,10 @@ def streaming_options(function: F) -> F:
 
 def prompt_options(function: F) -> F:
     """--prefill."""
-    return click.option(
+    return checked_option(
         "--prefill",
+        name="prefill",
+        kind=LOADING["prefill"],
         metavar="auto|kernels|BACKEND[:SCHEME][:experts]",
         default="auto",
         show_default=True,
@@ -93,10 +107,13 @@ def prompt_options(function: F) -> F:
 
 def threads_option(function: F) -> F:
     """-t."""
-    return click.option(
+    return checked_option(
         "-t",
         "--threads",
-        type=click.IntRange(min=1),
+        name="threads",
+        kind=LOADING["threads"],
+        metavar="INTEGER|auto",
+        default="auto",
         envvar="EDGERUN_THREADS",
         show_envvar=True,
         help="Threads that compute.  [default: the physical cores]",
@@ -113,35 +130,38 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
 
 
-# option -> (type, help); None: left out, the library's default holds
-_SAMPLING: dict[str, tuple[Any, str]] = {
-    "temperature": (click.FloatRange(min=0), "0 takes the likeliest token each time."),
-    "top-k": (click.IntRange(min=0), "Choose among the K likeliest (0: all)."),
-    "top-p": (click.FloatRange(0, 1), "Choose among the fewest that sum to P (1: all)."),
-    "min-p": (click.FloatRange(0, 1), "Choose among those at least P times as likely as the likeliest."),
-    "repeat-penalty": (click.FloatRange(min=0, min_open=True), "Make recent tokens less likely (1: off)."),
-    "seed": (click.IntRange(min=0), "The same seed gives the same text."),
+def loading_from(given: Mapping[str, Any], events: EventSink) -> dict[str, Any]:
+    """Of a command's arguments, those for loading a model: `LoadKeywords`."""
+    return {**{name: given[name] for name in LOADING if name in given}, "events": events}
+
+
+# option -> help; None: left out, the library's default holds
+_SAMPLING = {
+    "max_tokens": "Longest reply.  [default: until the model ends]",
+    "temperature": "0 takes the likeliest token each time.",
+    "top_k": "Choose among the K likeliest (0: all).",
+    "top_p": "Choose among the fewest that sum to P (1: all).",
+    "min_p": "Choose among those at least P times as likely as the likeliest.",
+    "repeat_penalty": "Make recent tokens less likely (1: off).",
+    "seed": "The same seed gives the same text.",
 }
+SAMPLING_NAMES = (*_SAMPLING, "stop")
 
 
 def sampling_options(function: F) -> F:
     """-n, --temperature and the others that choose tokens; see `sampling_from`."""
     function = click.option(
-        "--stop", multiple=True, metavar="TEXT", help="End the reply before this text; may be repeated."
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="End the reply before this text; may be repeated.",
     )(function)
-    for name, (kind, text) in reversed(_SAMPLING.items()):
-        function = click.option(f"--{name}", type=kind, help=text)(function)
-    return click.option(
-        "-n",
-        "--max-tokens",
-        type=click.IntRange(min=0),
-        help="Longest reply.  [default: until the model ends]",
-    )(function)
+    for name, text in reversed(_SAMPLING.items()):
+        names = [f"--{name.replace('_', '-')}", *(["-n"] if name == "max_tokens" else [])]
+        function = checked_option(*names, name=name, kind=SAMPLING[name], help=text)(function)
+    return function
 
 
-SAMPLING_NAMES = ("max_tokens", *(name.replace("-", "_") for name in _SAMPLING), "stop")
-
-
-def sampling_from(given: dict[str, Any]) -> dict[str, Any]:
+def sampling_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """Of a command's arguments, those for `SamplingParams` that the user gave."""
     return {name: given[name] for name in SAMPLING_NAMES if given.get(name) not in (None, ())}

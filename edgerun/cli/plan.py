@@ -26,13 +26,10 @@ from edgerun.cli.routing import read_routing
 @json_option
 def command(
     model: str,
-    context: int | None,
-    threads: int | None,
-    kernels: str,
-    memory: str,
     routing: Path | None,
     measure: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Say what of MODEL will be kept where in the memory that there is (or --memory), and how fast it will run here.
 
@@ -46,13 +43,10 @@ def command(
         bars.waiting("measuring this machine")
         made = plan_model(
             model,
-            context=context,
-            memory=memory,
-            threads="auto" if threads is None else threads,
-            kernels=kernels,
             routing=None if routing is None else read_routing(routing),
             measure=measure,
             events=bars,
+            **loading,
         )
         bars.arrived()
     if as_json:

@@ -13,8 +13,6 @@ from edgerun.cli.output import check_target, write_result
 if TYPE_CHECKING:
     from edgerun.api import LLM
 
-_MOST_BYTES = 256 << 20
-
 
 @contextmanager
 def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) -> Iterator[None]:
@@ -48,33 +46,20 @@ def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) ->
 
 def read_routing(path: Path) -> list[list[list[int]]]:
     """FormatError for anything but lists of lists of lists of numbers, alike for each token."""
-    from edgerun.errors import FormatError
+    from edgerun.api.planning import checked_routing
+    from edgerun.cli.json_files import read_json
+    from edgerun.errors import FormatError, UsageError
 
-    if path.stat().st_size > _MOST_BYTES:
-        raise FormatError(f"{path}: larger than {_MOST_BYTES >> 20} MiB: not a routing")
     try:
-        said: list[list[list[int]]] = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {error}") from error
-    fine = isinstance(said, list) and bool(said) and all(_is_token(token, said[0]) for token in said)
-    if not fine:
-        raise FormatError(f"{path}: not a routing: it must be a list over tokens of lists over layers of expert ids")
-    return said
+        return checked_routing(read_json(path, "a routing")) or []
+    except UsageError as error:
+        raise FormatError(f"{path}: not a routing: {error}") from error
 
 
 def _is_routing(path: Path) -> bool:
-    from edgerun.errors import FormatError
+    from edgerun.errors import EdgerunError
 
     try:
         return path.read_bytes() == b"[]" or bool(read_routing(path))
-    except (FormatError, OSError):
+    except (EdgerunError, OSError):
         return False
-
-
-def _is_token(token: Any, first: Any) -> bool:
-    return (
-        isinstance(token, list)
-        and bool(token)
-        and len(token) == len(first)
-        and all(isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids) for ids in token)
-    )

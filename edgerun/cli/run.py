@@ -11,8 +11,8 @@ import click
 
 from edgerun.cli.loading import find_model, load_model
 from edgerun.cli.options import (
-    ModelOptions,
     json_option,
+    loading_from,
     model_options,
     prompt_options,
     sampling_from,
@@ -43,17 +43,11 @@ def command(
     prompt: str | None,
     system: str | None,
     raw: bool,
-    context: int | None,
-    threads: int | None,
-    kernels: str,
-    memory: str,
-    prefetch: bool,
     record_routing: Path | None,
     overwrite: bool,
-    prefill: str,
     stats: bool,
     as_json: bool,
-    **sampling: Any,
+    **loading_and_sampling: Any,
 ) -> None:
     """Talk to MODEL: a GGUF file, an alias, or org/repo:quant (downloaded when it is not here). Without MODEL
     the one that comes with edgerun is used.
@@ -67,9 +61,9 @@ def command(
         model, prompt = None, model  # no model's name has spaces: `edgerun run "Once upon a time"`
     stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
-    options = sampling_from(sampling)
+    options = sampling_from(loading_and_sampling)
     with ProgressBars() as bars:
-        path = find_model(model or DEFAULT_MODEL, bars)
+        path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
         _check_system(system, chats, raw)
@@ -77,8 +71,8 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        model_opts = ModelOptions(context, threads, kernels, memory, prefetch, prefill)
-        with load_model(path, model_opts, bars) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
+        options = loading_from(loading_and_sampling, bars)
+        with load_model(path, options) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk

@@ -1,7 +1,8 @@
 """Generation: sessions over one decoder, sampling, stopping."""
 
+from edgerun.engine.arguments import Messages, Prompt
 from edgerun.engine.cancel import CancelSignal, CancelToken
-from edgerun.engine.engine import Engine, Messages, Prompt
+from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import LogitsProcessor, SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message

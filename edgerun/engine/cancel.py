@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgerun.errors import Cancelled, UsageError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 
 
+@runtime_checkable
 class CancelSignal(Protocol):
     """Anything that says whether to stop: a `CancelToken`, a `threading.Event`."""
 

@@ -12,6 +12,8 @@ from edgerun.engine.params import SamplingParams
 from edgerun.engine.sampler import (
     F32,
     add_bias,
+    check_finite,
+    is_greedy,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -21,7 +23,8 @@ from edgerun.engine.sampler import (
     pick,
     softmax,
 )
-from edgerun.errors import EdgerunError, UsageError
+from edgerun.errors import UsageError
+from edgerun.options import shown
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,18 @@ class Chooser:
         """
         params = self.params
         raw = logits.copy() if params.logprobs is not None and self._edits else logits
+        check_finite(logits)
         if self._edits:
             logits = self._edit(logits, ids)
-        best = int(logits.argmax())
-        if np.isnan(logits[best]):
-            raise EdgerunError("the model's logits are not numbers (NaN): its weights or its file are damaged")
-        if np.isneginf(logits[best]):
-            raise UsageError("every token is forbidden: logit_bias or a processor leaves nothing to choose from")
-        token_id = best if params.temperature == 0 else self._sample(logits)
+        best = int(logits.argmax())  # the place of a NaN, where there is one
+        if self._edits:
+            if np.isnan(logits[best]) or np.isposinf(logits[best]):
+                raise UsageError(
+                    f"a logits processor made token {best}'s logit {logits[best]}: it must be finite or -inf"
+                )
+            if np.isneginf(logits[best]):
+                raise UsageError("every token is forbidden: logit_bias or a processor leaves nothing to choose from")
+        token_id = best if is_greedy(params.temperature) else self._sample(logits)
         if params.logprobs is None:
             return Choice(token_id)
         return self._with_logprobs(token_id, raw, params.logprobs)
@@ -78,7 +85,7 @@ class Chooser:
         if params.processors:
             so_far = np.array(ids, dtype=np.int32)
             for processor in params.processors:
-                answer = np.asarray(processor(so_far, logits), dtype=np.float32)
+                answer = _as_logits(processor(so_far, logits))
                 if answer.shape != logits.shape:
                     raise UsageError(f"a logits processor gave {answer.shape}; logits are {logits.shape}")
                 # Its own array would be written to below; a copy costs little next to the call.
@@ -107,7 +114,7 @@ class Chooser:
             still = keep(values, amount)
             if len(still) < len(kept):
                 kept, values = kept[still], values[still]
-        probabilities = softmax(values / np.float32(params.temperature))
+        probabilities = softmax(values, params.temperature)
         return int(kept[pick(probabilities, float(self._random.random()))])
 
     def _with_logprobs(self, token_id: int, raw: F32, n_top: int) -> Choice:
@@ -116,3 +123,12 @@ class Chooser:
         logprobs = log_softmax_at(raw, np.append(top, token_id))
         pairs = tuple((int(i), float(p)) for i, p in zip(top, logprobs, strict=False))
         return Choice(token_id, float(logprobs[-1]), pairs)
+
+
+def _as_logits(answer: object) -> F32:
+    """What a processor gave, as f32. UsageError when that is no array of real numbers."""
+    array = np.asarray(answer)
+    if array.dtype.kind not in "fiu":
+        raise UsageError(f"a logits processor must give the logits, got {shown(answer)}")
+    with np.errstate(over="ignore"):  # an overflow is +inf or -inf, which the choice looks at
+        return array.astype(np.float32, copy=False)

@@ -23,6 +23,11 @@ class Context:
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
     leaves the tokens up to the last whole step.
+
+    reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
+    arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
+    of `step_tokens`, and of what is held only whole ones of a prompt are used again: the same ids give the same
+    logits, whatever was held before.
     """
 
     def __init__(
@@ -32,12 +37,15 @@ class Context:
         limit: int,
         *,
         step_tokens: int = STEP_TOKENS,
+        reuse_steps: bool = False,
         cache: Cache | None = None,
     ) -> None:
         self._decoder = decoder
         self._lock = lock
         self.limit = limit  # positions
         self._step_tokens = step_tokens
+        self._reuse_steps = reuse_steps
+        self._stepped = 0  # tokens in whole steps from the beginning on
         self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
         self._tokens: list[int] = []
         self._user = 0
@@ -51,7 +59,8 @@ class Context:
         return len(self._tokens)
 
     def begin(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Keep the longest common prefix with `ids`, all but its last token at most (its logits are needed).
+        """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
+        most (its logits are needed).
 
         Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone.
         """
@@ -59,6 +68,8 @@ class Context:
             self._settle()
             self._user += 1
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
+            if self._reuse_steps:
+                n = min(n, self._stepped) // self._step_tokens * self._step_tokens
             self._cut(n)
             return n, self._user
 
@@ -104,8 +115,16 @@ class Context:
         with self._lock.held():
             self._settle()
             cache = self._cache.copy(len(self._tokens))
-            twin = Context(self._decoder, self._lock, self.limit, step_tokens=self._step_tokens, cache=cache)
+            twin = Context(
+                self._decoder,
+                self._lock,
+                self.limit,
+                step_tokens=self._step_tokens,
+                reuse_steps=self._reuse_steps,
+                cache=cache,
+            )
             twin._tokens = list(self._tokens)
+            twin._stepped = self._stepped
             return twin
 
     def _step(
@@ -120,6 +139,8 @@ class Context:
             raise DoesNotFitError(
                 f"out of memory after {len(self._tokens)} tokens: {error}; use a smaller context or model"
             ) from error
+        if len(self._tokens) == self._stepped and len(chunk) == self._step_tokens:
+            self._stepped += len(chunk)
         self._tokens.extend(chunk)
         return out
 
@@ -137,6 +158,7 @@ class Context:
         if n < self._cache.length:
             self._cache.truncate(n)
         del self._tokens[n:]
+        self._stepped = min(self._stepped, n // self._step_tokens * self._step_tokens)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,20 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.engine.arguments import (
+    Messages,
+    Prompt,
+    checked_cancel,
+    checked_ids,
+    checked_messages,
+    checked_text,
+    checked_tools,
+    checked_variables,
+)
 from edgerun.engine.cancel import CancelSignal, FairLock, never
 from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
-from edgerun.engine.parts import DecoderLike, Message, TemplateLike, TokenizerLike
+from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
-from edgerun.engine.sampler import F32
+from edgerun.engine.sampler import F32, check_finite
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.models.chunks import chunks
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
-
-Prompt = str | Sequence[int]
-Messages = str | Message | Sequence[Message]
 
 
 class Engine:
@@ -31,6 +38,7 @@ class Engine:
     context: positions that a session has.
     seed: of the sequence of seeds for calls that name none; None: random.
     step_tokens: of a prompt that go through the model at once; then another session has its turn.
+    reuse_steps: what a session holds is used again in whole steps only (see `Context`).
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -46,6 +54,7 @@ class Engine:
         no_template: str = "the model has no chat template",
         seed: int | None = None,
         step_tokens: int = STEP_TOKENS,
+        reuse_steps: bool = False,
         plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
@@ -60,6 +69,7 @@ class Engine:
         self._no_template = no_template
         self._lock = FairLock()
         self._step_tokens = step_tokens
+        self._reuse_steps = reuse_steps
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._seeds_lock = threading.Lock()
 
@@ -81,7 +91,9 @@ class Engine:
 
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
-        return Context(self.decoder, self._lock, self.context, step_tokens=self._step_tokens)
+        return Context(
+            self.decoder, self._lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
+        )
 
     def with_seed(self, params: SamplingParams) -> SamplingParams:
         """`params`, with the next of the model's seeds when they have none and the model was given one."""
@@ -93,15 +105,8 @@ class Engine:
     def encode(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
         """Text (special tokens in it are recognised) or ids -> ids. UsageError for what is neither."""
         if isinstance(prompt, str):
-            return list(self.tokenizer.encode(prompt, add_special=add_special))
-        try:
-            ids = [int(i) for i in prompt]
-        except (TypeError, ValueError):
-            raise UsageError("a prompt is text or a sequence of token ids") from None
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise UsageError(f"token id {i} is not in the vocabulary of {self.vocab_size}")
-        return ids
+            return list(self.tokenizer.encode(checked_text("prompt", prompt), add_special=add_special))
+        return checked_ids("prompt", prompt, self.vocab_size)
 
     def encode_chat(
         self,
@@ -110,10 +115,11 @@ class Engine:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Messages -> the ids of the model's chat format, up to where the assistant begins to speak."""
+        given, with_tools, more = checked_messages(messages), checked_tools(tools), checked_variables(variables)
         tokenizer = self.tokenizer
         if self._template is None:
             raise UnsupportedError(f"chat needs a template: {self._no_template}; use complete()")
-        text = self._template.render(as_messages(messages), tools=tools, **(variables or {}))
+        text = self._template.render(given, tools=with_tools, **more)
         # Many templates write the BOS token themselves; the tokenizer must not add a second one.
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         has_bos = bool(bos) and tokenizer.add_bos and text.startswith(bos)
@@ -130,12 +136,14 @@ class Engine:
             )
 
     def logits(self, ids: Sequence[int], cancel: CancelSignal | None = None) -> F32:
-        """Logits (n, vocab) f32 of the token after each of `ids` (n,)."""
-        ids = self.encode(ids)
-        self.check_length(len(ids))
+        """Logits (n, vocab) f32 of the token after each of `ids` (n,). EdgerunError when they are not finite."""
+        given = checked_ids("ids", ids, self.vocab_size)
+        self.check_length(len(given))
         context = self.new_context()
-        _, ticket = context.begin(ids)
-        return context.feed(ids, ticket, as_callable(cancel), logits="all")
+        _, ticket = context.begin(given)
+        logits = context.feed(given, ticket, as_callable(cancel), logits="all")
+        check_finite(logits)
+        return logits
 
     def score(self, prompt: Prompt, cancel: CancelSignal | None = None) -> Score:
         """Log-probabilities of a text's tokens, each after those before it."""
@@ -149,36 +157,27 @@ class Engine:
             targets = np.array(ids[part.start + 1 : part.stop + 1])
             fed = ids[part]
             logits = context.feed(fed, ticket, as_callable(cancel), logits="all")
+            check_finite(logits)
             top = logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(targets)), targets].astype(np.float64) - top[:, 0]
             np.subtract(logits, top, out=logits)
-            totals = np.exp(logits, out=logits).sum(axis=1, dtype=np.float64)
+            np.exp(logits, out=logits)
+            totals = np.array([row.sum(dtype=np.float64) for row in logits])  # all at once would add in another order
             logprobs.extend((chosen - np.log(totals)).tolist())
         return Score(tuple(ids), tuple(logprobs))
 
-    def embed(self, prompt: Prompt, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
+    def embed(self, prompt: str, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """The mean of the final hidden states over all tokens, scaled to length 1: (d,) f32."""
-        ids = self.encode(prompt)
+        ids = self.encode(checked_text("texts", prompt))
         self.check_length(len(ids))
         parts = self.new_context().hidden(ids, as_callable(cancel))
         mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(ids)
+        check_finite(mean)
         length = float(np.linalg.norm(mean))
         return np.asarray(mean / length if length > 0 else mean, dtype=np.float32)
 
 
 def as_callable(cancel: CancelSignal | None) -> Callable[[], bool]:
     """What decoders ask between layers."""
-    return never if cancel is None else cancel.is_set
-
-
-def as_messages(messages: Messages) -> list[Message]:
-    """A text is the user's one message; each message must have a role. UsageError otherwise."""
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    given = [messages] if isinstance(messages, Mapping) else list(messages)
-    for message in given:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UsageError(f"a chat message is a mapping with a role and content, got {message!r}")
-    if not given:
-        raise UsageError("a chat needs at least one message")
-    return given
+    checked = checked_cancel(cancel)
+    return never if checked is None else checked.is_set

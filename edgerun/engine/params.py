@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import UsageError
+from edgerun.options import SAMPLING, checked_keywords, refused
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
 """`f(ids, logits) -> logits`: ids (n,) of the prompt and of what was generated, logits (vocab,) of the next
@@ -56,31 +55,14 @@ class SamplingParams:
     processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "processors", tuple(self.processors))
-        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
-        _check(all(isinstance(s, str) and s for s in stop), "stop", stop, "strings that are not empty")
-        _check(all(callable(p) for p in self.processors), "processors", self.processors, "callables")
-        _check_int("max_tokens", self.max_tokens, 0, optional=True)
-        _check_int("logprobs", self.logprobs, 0, optional=True)
-        _check_int("seed", self.seed, 0, optional=True)
-        _check_int("top_k", self.top_k, 0)
-        _check_int("repeat_last_n", self.repeat_last_n, -1)
-        _check_number("temperature", self.temperature, 0, math.inf)
-        for name in ("top_p", "min_p", "typical_p"):
-            _check_number(name, getattr(self, name), 0, 1)
-        _check_number("repeat_penalty", self.repeat_penalty, 0, math.inf)
-        _check(self.repeat_penalty > 0, "repeat_penalty", self.repeat_penalty, "above 0")
-        _check_number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        _check_number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
+        for name, kind in SAMPLING.items():
+            object.__setattr__(self, name, kind.check(name, getattr(self, name)))
 
     def with_options(self, options: Mapping[str, Any]) -> SamplingParams:
         """These parameters with some replaced. UsageError for a name that is none of them."""
-        unknown = sorted(set(options) - _NAMES)
-        if unknown:
-            known = ", ".join(sorted(_NAMES))
-            raise UsageError(f"unknown sampling option {', '.join(unknown)}; there are {known}")
+        if not isinstance(options, Mapping):
+            raise refused("options", "a mapping of sampling options", options)
+        checked_keywords(options, SAMPLING, "sampling option")
         return replace(self, **options) if options else self
 
     @property
@@ -110,37 +92,3 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int | None
     processors: Sequence[LogitsProcessor]
-
-
-_NAMES = frozenset(f.name for f in fields(SamplingParams))
-
-
-def _check(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise UsageError(f"{name} must be {wanted}, got {value!r}")
-
-
-def _check_int(name: str, value: object, low: int, *, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= low
-    _check(good, name, value, f"a whole number from {low} on" + (" or None" if optional else ""))
-
-
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    good = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    good = good and math.isfinite(float(value)) and low <= float(value) <= high  # type: ignore[arg-type]
-    _check(good, name, value, f"a number from {low:g} to {high:g}".replace(" to inf", " on"))
-
-
-def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
-    checked = {}
-    for key, value in dict(bias).items():
-        try:
-            token, amount = int(key), float(value)  # keys are strings where the mapping came as JSON
-        except (TypeError, ValueError):
-            raise UsageError(f"logit_bias maps token ids to numbers, got {key!r}: {value!r}") from None
-        if math.isnan(amount) or amount == math.inf or token < 0:
-            raise UsageError(f"logit_bias maps token ids to numbers below infinity, got {key!r}: {value!r}")
-        checked[token] = amount
-    return checked

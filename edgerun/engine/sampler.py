@@ -8,14 +8,19 @@ in which they apply, is llama.cpp's (`llama_sampler_init_*` in src/llama-samplin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgerun.errors import EdgerunError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)  # of those that are exact
 _LANES = 256  # columns whose maxima bound the k-th largest logit
 _FIRST_GUESS = 256  # candidates looked at before a cumulative filter considers more
 
@@ -102,23 +107,55 @@ def penalise(logits: F32, recent: NDArray[np.int32], repeat: float, frequency: f
     """Push down, in place, tokens that occur in `recent`: divide (or multiply, below 0) by `repeat`, then
     subtract count * frequency + presence."""
     tokens, counts = np.unique(recent, return_counts=True)
-    values = logits[tokens]
-    values = np.where(values <= 0, values * np.float32(repeat), values / np.float32(repeat))
-    logits[tokens] = values - (counts * frequency + presence).astype(np.float32)
+    before = logits[tokens]
+    factor = np.float32(np.clip(repeat, _SMALLEST, _LARGEST))
+    with np.errstate(over="ignore"):  # of any penalty: the results are brought back into f32's range
+        changed = np.where(before <= 0, before * factor, before / factor)
+        less = np.clip(counts * frequency + presence, -_LARGEST, _LARGEST).astype(np.float32)
+        logits[tokens] = _in_range(changed - less, before)
 
 
 def add_bias(logits: F32, bias: Mapping[int, float]) -> None:
     """logits[id] += amount, in place. IndexError for an id that is not in the vocabulary."""
     for token, amount in bias.items():
-        logits[token] += np.float32(amount)
+        if np.isneginf(amount):
+            logits[token] = -np.inf
+            continue
+        with np.errstate(over="ignore"):
+            raised = logits[token] + np.float32(np.clip(amount, -_LARGEST, _LARGEST))
+        logits[token] = _in_range(raised, logits[token])
 
 
-def softmax(logits: F32) -> F64:
-    """Probabilities (n,) f64 of logits (n,); those of -inf are 0."""
+def _in_range(values: F32, before: F32) -> F32:
+    """What overflowed as the largest number there is: only what was forbidden (-inf) before stays forbidden, and no
+    logit becomes +inf, whose probability is no number."""
+    return np.where(np.isneginf(before), before, np.clip(values, -_LARGEST, _LARGEST)).astype(np.float32)
+
+
+def softmax(logits: F32, temperature: float = 1.0) -> F64:
+    """Probabilities (n,) f64 of logits (n,) at a temperature that is not `is_greedy`; those of -inf are 0."""
+    # Less than the largest before the division: then what overflows can only become -inf, which has probability 0.
+    with np.errstate(over="ignore"):
+        below = logits - logits.max()
+        if temperature != 1:
+            below /= np.float32(min(temperature, _LARGEST))
     # exp in f32 is four times as fast, and as exact as the logits are; the sum is what needs f64.
-    weights: F64 = np.exp(logits - logits.max()).astype(np.float64)
+    weights: F64 = np.exp(below).astype(np.float64)
     weights /= weights.sum()
     return weights
+
+
+def check_finite(values: NDArray[np.floating[Any]]) -> None:
+    """EdgerunError when what the model computed has NaN or +inf in it."""
+    largest = values.max()  # NaN, where there is one
+    if not np.isfinite(largest):
+        kind = "NaN" if np.isnan(largest) else str(largest)
+        raise EdgerunError(f"the model's results are not numbers ({kind}): its weights or its file are damaged")
+
+
+def is_greedy(temperature: float) -> bool:
+    """Whether a temperature is 0, or so near that f32 has no ordinary number for it: the likeliest token is taken."""
+    return temperature < _SMALLEST
 
 
 def log_softmax_at(logits: F32, positions: Positions) -> F64:

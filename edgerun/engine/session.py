@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
+from edgerun.engine.arguments import Messages, Prompt, checked_cancel, checked_messages
 from edgerun.engine.cancel import CancelSignal
-from edgerun.engine.engine import Engine, Messages, Prompt, as_messages
+from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
 from edgerun.engine.results import Chunk, Completion
 from edgerun.errors import UsageError
+from edgerun.options import as_text, as_whole, refused, shown
 
 
 class Session:
@@ -25,7 +27,7 @@ class Session:
         self._engine = engine
         self._context = engine.new_context()
         self._pending: list[int] = []  # chosen last, not yet through the model
-        self.messages: list[Message] = list(as_messages(messages)) if messages else []
+        self.messages: list[Message] = _begun(messages)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -71,7 +73,7 @@ class Session:
     ) -> Iterator[Chunk]:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
         came; after an error or Ctrl-C `messages` are as before."""
-        turn = [*self.messages, *as_messages(message)]
+        turn = [*_begun(self.messages), *checked_messages(message)]
         ids = self._engine.encode_chat(turn, tools, template_variables)
 
         def keep(text: str) -> None:
@@ -100,7 +102,8 @@ class Session:
     ) -> Iterator[Chunk]:
         """As `complete`, in chunks."""
         before = self.ids
-        added = self._engine.encode(prompt, add_special=not before) if len(prompt) or not before else []
+        nothing = as_text(prompt) == "" or (isinstance(prompt, list | tuple) and not prompt)
+        added = [] if nothing and before else self._engine.encode(prompt, add_special=not before)
         return self._run([*before, *added], merge(params, options), cancel)
 
     def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:
@@ -110,19 +113,20 @@ class Session:
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens of `ids`, but no `messages` (see `undo`). UsageError beyond that."""
         ids = self.ids
-        if not 0 <= n <= len(ids):
-            raise UsageError(f"cannot rewind {n} tokens: the session holds {len(ids)}")
-        kept = ids[: len(ids) - n]
+        count = as_whole(n)
+        if count is None or not 0 <= count <= len(ids):
+            raise UsageError(f"cannot rewind {shown(n)} tokens: the session holds {len(ids)}")
+        kept = ids[: len(ids) - count]
         self._context.truncate(len(kept))
         self._pending = list(kept[len(self._context) :])
 
     def undo(self) -> Message:
         """Take back the user's last message with what follows it, and return it. UsageError without one."""
-        for i in range(len(self.messages) - 1, -1, -1):
-            if self.messages[i]["role"] == "user":
-                message = self.messages[i]
-                self.messages = self.messages[:i]
-                return message
+        messages = _begun(self.messages)
+        for i in range(len(messages) - 1, -1, -1):
+            if messages[i]["role"] == "user":
+                self.messages = messages[:i]
+                return messages[i]
         raise UsageError("there is no user's message to take back")
 
     def fork(self) -> Session:
@@ -148,7 +152,7 @@ class Session:
         keep: Callable[[str], None] | None = None,
     ) -> Iterator[Chunk]:
         self._engine.check_length(len(ids))
-        return self._chunks(ids, params, cancel, keep)
+        return self._chunks(ids, params, checked_cancel(cancel), keep)
 
     def _chunks(
         self,
@@ -182,7 +186,14 @@ class Session:
 
 def merge(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
     """The parameters of a call: `params`, or the defaults, with `options` over them."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise refused("params", "SamplingParams or None", params)
     return (params or SamplingParams()).with_options(options)
+
+
+def _begun(messages: Messages) -> list[Message]:
+    """A chat so far: there need not be any message."""
+    return [] if isinstance(messages, list | tuple) and not messages else checked_messages(messages)
 
 
 def last_completion(chunks: Iterator[Chunk]) -> Completion:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import EdgerunError, FormatError, NotFoundError, ReadError
+from edgerun.paths import kind_of
 
 U8 = NDArray[np.uint8]
 _MOST_GAP_BYTES = 4096  # between rows that are read together: copying less is cheaper than another call
@@ -32,7 +33,7 @@ class FileBytes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.exists():
+        if not kind_of(path):
             raise NotFoundError(f"{path}: there is no such file")
         if not path.is_file():
             raise FormatError(f"{path}: not a file")

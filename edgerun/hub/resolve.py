@@ -10,6 +10,7 @@ from edgerun.hub.cache import find_cached
 from edgerun.hub.cards import load_cards, packaged_file
 from edgerun.hub.download import pull
 from edgerun.hub.names import RepoName, parse_repo_name
+from edgerun.paths import kind_of, user_path
 
 
 def resolve(
@@ -38,10 +39,11 @@ def resolve(
 
 def locate(name: str | Path) -> Path | RepoName:
     """What `name` means, without looking into the cache or at the hub. NotFoundError when it is nothing."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = user_path(name)
+    kind = kind_of(path)
+    if kind == "directory":
         return _in_directory(path)
-    if isinstance(name, Path) or path.exists():
+    if isinstance(name, Path) or kind:
         return path
     cards = load_cards()
     card = cards.get(name)
@@ -54,7 +56,7 @@ def locate(name: str | Path) -> Path | RepoName:
     if repo is None or looks_like_path or name.startswith((".", "/", "~")):
         known = ", ".join(sorted(cards))
         raise NotFoundError(
-            f"{name}: no such file, and no alias of that name; "
+            f"{name[:300]}: no such file, and no alias of that name; "
             f"give the path of a GGUF file, org/repo:quant, or one of: {known}"
         )
     return repo

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.layout import PackedSizes
+from edgerun.options.loading import KERNEL_NAMES, LOADING
 
 __all__ = [
     "KERNEL_NAMES",
@@ -21,8 +21,6 @@ __all__ = [
     "load_sizes",
 ]
 
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
-
 
 def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
@@ -32,8 +30,8 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        threads = LOADING["threads"].check("threads", threads)
     if name == "reference":
         from edgerun.kernels.reference import ReferenceKernels
 
@@ -54,5 +52,4 @@ def load_sizes(name: str = "auto") -> PackedSizes:
 
 
 def _check(name: str) -> None:
-    if name not in KERNEL_NAMES:
-        raise UsageError(f"unknown kernels {name!r}; choose one of {', '.join(KERNEL_NAMES)}")
+    LOADING["kernels"].check("kernels", name)

@@ -1,14 +1,18 @@
-"""Attention over the f16 cache. Never an n x n matrix: scores live for a chunk of positions at a time.
+"""Attention over the f16 cache. Never an n x n matrix: scores live for a block of positions at a time.
 
 Decode (one token): an item is (kv head, chunk of positions); it leaves each head's maximum, sum and weighted values,
-which `attention_merge` joins (FlashDecoding, Dao et al. 2023). Chunks have a fixed length, so the result does not
-depend on the number of threads.
+which `attention_merge` joins (FlashDecoding, Dao et al. 2023).
 
-Prompt: an item is (kv head, tile of tokens); keys are turned and widened once a chunk for all rows of the tile, and
+Prompt: an item is (kv head, tile of tokens); keys and values are widened once a block for all rows of the tile, and
 the softmax is kept running (FlashAttention, Dao et al. 2022; Milakov and Gimelshein 2018).
 
+Both are made of the pieces of `attention_blocks` over the same blocks and chunks, which are counted from the
+sequence's first position: a row's result is the same to the bit whichever computes it, and whatever else is computed
+with it. `attention_layout` says how keys and values lie.
+
 Slots: 0 q, 1 k, 2 v, 3 bytes from kv head to kv head in k, 4 in v, 5 head_dim, 6 head_dim of values, 7 heads,
-8 heads a kv head, 9 first position, 10 end position, 11 &(scale, softcap), 12 scratch, 13 out, then as stated.
+8 heads a kv head, 9 first position, 10 end position, 11 &(scale, softcap), 12 scratch, 13 out, 14 &busy flags,
+15 scratch bytes of a slot, then as stated. A working thread takes a slot of scratch by its busy flag.
 """
 
 from __future__ import annotations
@@ -17,83 +21,140 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
 from edgerun.kernels.attention_layout import CHUNK, KEYS, TILE
-from edgerun.kernels.layer_kernels import sigmoid_of
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
-LOWEST = -3.0e38
 
-
-def _softcapped(ops: Ops) -> Any:
-    """cap * tanh(x / cap), over lanes."""
-    splat, times, minus, div, sigmoid = ops.splat, ops.mul, ops.sub, ops.div, sigmoid_of(ops)
-
-    @njit(forceinline=True)
-    def softcapped(x: Any, cap: Any) -> Any:
-        twice = times(splat(float32(2.0)), sigmoid(times(splat(float32(2.0)), div(x, splat(cap)))))
-        return times(splat(cap), minus(twice, splat(float32(1.0))))
-
-    return softcapped
+@njit(forceinline=True)
+def _take_slot(busy: int) -> int:
+    slot = 0
+    while exchange(int64(busy + 8 * slot), int64(1)) != 0:
+        slot += 1  # one slot a thread: there is always a free one
+    return slot
 
 
 def build_attention_decode(ops: Ops) -> Any:
-    """14 chunks. Scratch: a head's scores (chunks * CHUNK f32), for every head; `out` holds, for every head and
-    chunk, head_dim_v weighted values, the maximum, the sum."""
+    """16 chunks. `out`: for every head and chunk head_dim_v weighted values, the maximum, the sum.
+
+    Scratch of a working thread, f32: scores (4, KEYS). Heads of a kv head go by fours, twos and ones."""
     lanes = ops.lanes
-    load, load_halves, store, fma = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma
-    load_masked, store_masked = ops.load_floats_masked, ops.store_floats_masked
-    zero, plus, minus, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.splat, ops.exp
-    sum_floats, softcapped, splat_load = ops.sum_floats, _softcapped(ops), ops.splat_load
+    load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
+    zero, softmax = ops.zero_floats, build_softmax(ops)
+    four, two, one, single, eight = build_products(ops, ops.load_halves, 2)
 
     @njit(forceinline=True)
-    def dot(q: int, k: int, dim: int) -> Any:
-        a, b = zero(), zero()
-        i = 0
-        while i + 2 * lanes <= dim:
-            a = fma(load(int64(q + 4 * i)), load_halves(int64(k + 2 * i)), a)
-            b = fma(load(int64(q + 4 * i + 4 * lanes)), load_halves(int64(k + 2 * i + 2 * lanes)), b)
-            i += 2 * lanes
-        if i + lanes <= dim:
-            a = fma(load(int64(q + 4 * i)), load_halves(int64(k + 2 * i)), a)
-            i += lanes
-        total = sum_floats(plus(a, b))
-        while i < dim:
-            total += load_f32(int64(q + 4 * i)) * load_f16(int64(k + 2 * i))
-            i += 1
-        return total
+    def put(scores: int, row: int, j: int, a: Any, b: Any) -> None:
+        """Scores of a row from position j on."""
+        at = scores + 4 * (row * KEYS + j)
+        store(int64(at), a)
+        store(int64(at + 4 * lanes), b)
 
     @njit(forceinline=True)
-    def values(w: int, v: int, n: int, dim: int, out: int) -> None:
-        i = 0
-        while i + 4 * lanes <= dim:
-            a, b, c, d = zero(), zero(), zero(), zero()
-            row = v + 2 * i
-            for p in range(n):
-                weight = splat_load(int64(w + 4 * p))
-                a = fma(weight, load_halves(int64(row)), a)
-                b = fma(weight, load_halves(int64(row + 2 * lanes)), b)
-                c = fma(weight, load_halves(int64(row + 4 * lanes)), c)
-                d = fma(weight, load_halves(int64(row + 6 * lanes)), d)
-                row += 2 * dim
-            store(int64(out + 4 * i), a)
-            store(int64(out + 4 * i + 4 * lanes), b)
-            store(int64(out + 4 * i + 8 * lanes), c)
-            store(int64(out + 4 * i + 12 * lanes), d)
-            i += 4 * lanes
+    def scores_of(rows: int, q: int, dq: int, keys: int, dim: int, begin: int, end: int, out: int) -> None:
+        step, two_vectors = 2 * KEYS, 2 * lanes
+        if rows == 4:
+            for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
+                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
+                put(out, 0, j, r[0], r[1])
+                put(out, 1, j, r[2], r[3])
+                put(out, 2, j, r[4], r[5])
+                put(out, 3, j, r[6], r[7])
+            return
+        j = begin // (4 * lanes) * (4 * lanes)
+        if rows == 2:
+            while j < end:
+                r = two(q, q + dq, dim, keys + 2 * j, step)
+                put(out, 0, j, r[0], r[1])
+                put(out, 0, j + two_vectors, r[2], r[3])
+                put(out, 1, j, r[4], r[5])
+                put(out, 1, j + two_vectors, r[6], r[7])
+                j += 4 * lanes
+            return
+        while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
+            r = eight(q, dim, keys + 2 * j, step)
+            put(out, 0, j, r[0], r[1])
+            put(out, 0, j + two_vectors, r[2], r[3])
+            put(out, 0, j + 2 * two_vectors, r[4], r[5])
+            put(out, 0, j + 3 * two_vectors, r[6], r[7])
+            j += 8 * lanes
+        while j < end:
+            s = one(q, dim, keys + 2 * j, step)
+            put(out, 0, j, s[0], s[1])
+            put(out, 0, j + two_vectors, s[2], s[3])
+            j += 4 * lanes
+
+    @njit(forceinline=True)
+    def gather(at: int, factor: Any, a: Any, b: Any) -> None:
+        store(int64(at), fma(load(int64(at)), factor, a))
+        store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
+
+    @njit(forceinline=True)
+    def rest(w: int, n: int, v: int, dim: int, i: int, out: int, factor: Any) -> None:
+        """A row's dimensions from i on: by single vectors, then one by one."""
         while i + lanes <= dim:
-            a = zero()
-            for p in range(n):
-                a = fma(splat_load(int64(w + 4 * p)), load_halves(int64(v + 2 * (p * dim + i))), a)
-            store(int64(out + 4 * i), a)
+            at = int64(out + 4 * i)
+            store(at, fma(load(at), factor, single(w, n, v + 2 * i, 2 * dim)))
             i += lanes
         while i < dim:
             total = float32(0.0)
             for p in range(n):
-                total += load_f32(int64(w + 4 * p)) * load_f16(int64(v + 2 * (p * dim + i)))
-            store_f32(int64(out + 4 * i), total)
+                total = fma_one(load_f32(int64(w + 4 * p)), load_f16(int64(v + 2 * (p * dim + i))), total)
+            at = int64(out + 4 * i)
+            store_f32(at, fma_one(load_f32(at), first_lane(factor), total))
             i += 1
+
+    @njit(forceinline=True)
+    def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, size: int, f: Any) -> None:
+        """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `size` bytes apart."""
+        dw, pair, i = 4 * KEYS, 8 * lanes, 0
+        if rows == 4:
+            while i + 2 * lanes <= dim:
+                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
+                at = out + 4 * i
+                gather(at, f[0], r[0], r[1])
+                gather(at + size, f[1], r[2], r[3])
+                gather(at + 2 * size, f[2], r[4], r[5])
+                gather(at + 3 * size, f[3], r[6], r[7])
+                i += 2 * lanes
+            rest(w + dw, n, v, dim, i, out + size, f[1])
+            rest(w + 2 * dw, n, v, dim, i, out + 2 * size, f[2])
+            rest(w + 3 * dw, n, v, dim, i, out + 3 * size, f[3])
+        elif rows == 2:
+            while i + 4 * lanes <= dim:
+                r = two(w, w + dw, n, v + 2 * i, 2 * dim)
+                at = out + 4 * i
+                gather(at, f[0], r[0], r[1])
+                gather(at + pair, f[0], r[2], r[3])
+                gather(at + size, f[1], r[4], r[5])
+                gather(at + size + pair, f[1], r[6], r[7])
+                i += 4 * lanes
+            rest(w + dw, n, v, dim, i, out + size, f[1])
+        else:
+            while i + 8 * lanes <= dim:
+                r = eight(w, n, v + 2 * i, 2 * dim)
+                at = out + 4 * i
+                gather(at, f[0], r[0], r[1])
+                gather(at + pair, f[0], r[2], r[3])
+                gather(at + 2 * pair, f[0], r[4], r[5])
+                gather(at + 3 * pair, f[0], r[6], r[7])
+                i += 8 * lanes
+            while i + 4 * lanes <= dim:
+                s = one(w, n, v + 2 * i, 2 * dim)
+                at = out + 4 * i
+                gather(at, f[0], s[0], s[1])
+                gather(at + pair, f[0], s[2], s[3])
+                i += 4 * lanes
+        rest(w, n, v, dim, i, out, f[0])
+
+    @njit(forceinline=True)
+    def empty(part: int, dim: int) -> None:
+        for i in range(dim):
+            store_f32(int64(part + 4 * i), float32(0.0))
+        store_f32(int64(part + 4 * dim), float32(LOWEST))
+        store_f32(int64(part + 4 * dim + 4), float32(0.0))
 
     def attention_decode(arguments: int, low: int, high: int) -> None:
         q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
@@ -102,111 +163,95 @@ def build_attention_decode(ops: Ops) -> Any:
         dim_v, group = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 64))
         first, end = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
         constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, chunks = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
+        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
+        slot_bytes, chunks = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
+        part_bytes = (dim_v + 2) * 4
+        size = chunks * part_bytes  # from head to head
+        slot = _take_slot(busy)
+        scores = scratch + slot * slot_bytes
         for item in range(low, high):
             kv_head, chunk = item // chunks, item % chunks
-            start = first + chunk * CHUNK
-            n = min(end - start, CHUNK)
-            keys = k + kv_head * k_stride + start * dim * 2
+            start = (first // CHUNK + chunk) * CHUNK
+            after = min(end, start + CHUNK)
+            begin = max(first, start)
+            parts = out + kv_head * group * size + chunk * part_bytes
             for h in range(group):
-                head = kv_head * group + h
-                query = q + head * dim * 4
-                scores = scratch + (head * chunks + chunk) * CHUNK * 4
-                top = float32(LOWEST)
-                for p in range(n):
-                    s = dot(query, keys + p * dim * 2, dim) * scale
-                    store_f32(int64(scores + 4 * p), s)
-                    top = max(top, s)
-                if cap > float32(0.0):
-                    for p in range(0, n, lanes):
-                        s = softcapped(load_masked(int64(scores + 4 * p), int64(n - p)), cap)
-                        store_masked(int64(scores + 4 * p), s, int64(n - p))
-                    top = float32(LOWEST)
-                    for p in range(n):
-                        top = max(top, load_f32(int64(scores + 4 * p)))
-                highest = splat(top)
-                for p in range(0, n, lanes):
-                    s = exp(minus(load_masked(int64(scores + 4 * p), int64(n - p)), highest))
-                    store_masked(int64(scores + 4 * p), s, int64(n - p))
-                total = zero()
-                for p in range(0, n, lanes):
-                    total = plus(total, load_masked(int64(scores + 4 * p), int64(n - p)))
-                result = out + (head * chunks + chunk) * (dim_v + 2) * 4
-                values(scores, v + kv_head * v_stride + start * dim_v * 2, n, dim_v, result)
-                store_f32(int64(result + 4 * dim_v), top)
-                store_f32(int64(result + 4 * dim_v + 4), sum_floats(total))
+                empty(parts + h * size, dim_v)
+            for at in range(begin // KEYS * KEYS, after, KEYS):
+                lowest, n = max(0, begin - at), min(KEYS, after - at)
+                keys = k + kv_head * k_stride + at * dim * 2
+                values = v + kv_head * v_stride + (at + lowest) * dim_v * 2
+                h = 0
+                while h < group:
+                    rows = min(4, group - h)
+                    if rows == 3:
+                        rows = 2
+                    scores_of(rows, q + (kv_head * group + h) * dim * 4, dim * 4, keys, dim, lowest, n, scores)
+                    part = parts + h * size
+                    state = part + 4 * dim_v
+                    f0 = softmax(scores, lowest, n, scale, cap, state)
+                    f1, f2, f3 = zero(), zero(), zero()
+                    if rows > 1:
+                        f1 = softmax(scores + 4 * KEYS, lowest, n, scale, cap, state + size)
+                    if rows > 2:
+                        f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * size)
+                        f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * size)
+                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, size, (f0, f1, f2, f3))
+                    h += rows
+        store_release(int64(busy + 8 * slot), int64(0))
 
     return attention_decode, kernel_signature()
 
 
 def build_attention_merge(ops: Ops) -> Any:
-    """0 parts, 1 chunks, 2 head_dim_v, 3 out. An item is a head."""
+    """0 parts, 1 chunks, 2 head_dim_v, 3 out. An item is a head: its chunks are joined in ascending order."""
     lanes = ops.lanes
-    load, store, fma, zero, splat = (
-        ops.load_floats_masked,
-        ops.store_floats_masked,
-        ops.fma,
-        ops.zero_floats,
-        ops.splat,
-    )
-    exp, sum_floats, times = ops.exp, ops.sum_floats, ops.mul
-
-    @njit(forceinline=True)
-    def weight_of(top: Any, highest: Any) -> Any:
-        return sum_floats(times(exp(splat(float32(top - highest))), splat(float32(1.0 / lanes))))
+    load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
+    zero, splat, join = ops.zero_floats, ops.splat, build_join(ops)
 
     def attention_merge(arguments: int, low: int, high: int) -> None:
         parts, chunks = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         dim, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
         size = (dim + 2) * 4
         for head in range(low, high):
-            part = parts + head * chunks * size
-            highest = float32(LOWEST)
-            for c in range(chunks):
-                highest = max(highest, load_f32(int64(part + c * size + 4 * dim)))
-            total = float32(0.0)
-            for c in range(chunks):
-                w = weight_of(load_f32(int64(part + c * size + 4 * dim)), highest)
-                total += w * load_f32(int64(part + c * size + 4 * dim + 4))
+            target = out + head * dim * 4
             for i in range(0, dim, lanes):
-                acc = zero()
-                for c in range(chunks):
-                    w = weight_of(load_f32(int64(part + c * size + 4 * dim)), highest) / total
-                    acc = fma(splat(float32(w)), load(int64(part + c * size + 4 * i), int64(dim - i)), acc)
-                store(int64(out + (head * dim + i) * 4), acc, int64(dim - i))
+                store(int64(target + 4 * i), zero(), int64(dim - i))
+            top, total = float32(LOWEST), float32(0.0)
+            for c in range(chunks):
+                part = parts + (head * chunks + c) * size
+                at = part + 4 * dim
+                top, total, old, new = join(top, total, load_f32(int64(at)), load_f32(int64(at + 4)))
+                for i in range(0, dim, lanes):
+                    n = int64(dim - i)
+                    added = times(load(int64(part + 4 * i), n), new)
+                    store(int64(target + 4 * i), fma(load(int64(target + 4 * i), n), old, added), n)
+            inverse = splat(float32(float32(1.0) / total))
+            for i in range(0, dim, lanes):
+                n = int64(dim - i)
+                store(int64(target + 4 * i), times(load(int64(target + 4 * i), n), inverse), n)
 
     return attention_merge, kernel_signature()
 
 
 def build_attention_prompt(ops: Ops) -> Any:
-    """14 tokens, 15 window (0: none), 16 &busy flags, 17 scratch bytes of a slot, 18 position of the first token.
+    """9 is unused. 16 tokens, 17 window (0: none), 18 position of the first token.
 
-    An item is (tile, kv head), later tiles first because they see more. Scratch of a working thread, f32:
-    keys turned (head_dim, KEYS), values (KEYS, padded head_dim_v), scores (4, KEYS), and of each of
-    TILE * group rows: weighted values (padded head_dim_v), maximum, sum.
+    An item is (tile, kv head), later tiles first because they see more. Scratch of a working thread, f32: keys
+    (head_dim, KEYS), values (KEYS, padded head_dim_v), scores (4, KEYS), and twice of each of TILE * group rows, for
+    the chunk and for the chunks before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
-    load, load_halves, store, fma = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma
-    load_apart = ops.load_halves_apart
-    store_masked, splat_load = ops.store_floats_masked, ops.splat_load
-    zero, plus, minus, times, splat, exp = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat, ops.exp
-    sum_floats, max_floats, maximum, softcapped = ops.sum_floats, ops.max_floats, ops.maximum, _softcapped(ops)
+    load, load_halves, store, fma, times = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma, ops.mul
+    store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
+    softmax, join = build_softmax(ops), build_join(ops)
+    four, _, _, _, _ = build_products(ops, load, 4)
 
     @njit(forceinline=True)
-    def turn_keys(k: int, n: int, dim: int, out: int) -> None:
-        p = 0
-        while p + lanes <= n:
-            for i in range(dim):
-                turned = load_apart(int64(k + (p * dim + i) * 2), int64(dim * 2))
-                store(int64(out + (i * KEYS + p) * 4), turned)
-            p += lanes
-        for rest in range(p, n):
-            for i in range(dim):
-                store_f32(int64(out + (i * KEYS + rest) * 4), load_f16(int64(k + (rest * dim + i) * 2)))
-        for i in range(dim):
-            for p in range(n, KEYS):
-                store_f32(int64(out + (i * KEYS + p) * 4), float32(0.0))
+    def widen_keys(k: int, dim: int, out: int) -> None:
+        for i in range(0, dim * KEYS, lanes):
+            store(int64(out + 4 * i), load_halves(int64(k + 2 * i)))
 
     @njit(forceinline=True)
     def widen_values(v: int, n: int, dim: int, padded: int, out: int) -> None:
@@ -223,70 +268,40 @@ def build_attention_prompt(ops: Ops) -> Any:
                 i += 1
 
     @njit(forceinline=True)
-    def four_products(a: int, da: int, steps: int, a_step: int, b: int, b_step: int) -> Any:
-        """Rows a, a + da, ..: sum over steps of a (scalar) * b (two vectors)."""
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for _ in range(steps):
-            x, y = load(int64(b)), load(int64(b + 4 * lanes))
-            w = splat_load(int64(a))
-            r0, s0 = fma(w, x, r0), fma(w, y, s0)
-            w = splat_load(int64(a + da))
-            r1, s1 = fma(w, x, r1), fma(w, y, s1)
-            w = splat_load(int64(a + 2 * da))
-            r2, s2 = fma(w, x, r2), fma(w, y, s2)
-            w = splat_load(int64(a + 3 * da))
-            r3, s3 = fma(w, x, r3), fma(w, y, s3)
-            a += a_step
-            b += b_step
-        return r0, s0, r1, s1, r2, s2, r3, s3
+    def empty(row: int, padded: int) -> None:
+        for i in range(0, padded, lanes):
+            store(int64(row + 4 * i), zero())
+        store_f32(int64(row + 4 * padded), float32(LOWEST))
+        store_f32(int64(row + 4 * padded + 4), float32(0.0))
 
     @njit(forceinline=True)
-    def scores_of(q: int, dq: int, keys: int, dim: int, out: int) -> None:
-        for j in range(0, KEYS, 2 * lanes):
-            r = four_products(q, dq, dim, 4, keys + 4 * j, 4 * KEYS)
-            at = out + 4 * j
-            store(int64(at), r[0])
-            store(int64(at + 4 * lanes), r[1])
-            store(int64(at + 4 * KEYS), r[2])
-            store(int64(at + 4 * KEYS + 4 * lanes), r[3])
-            store(int64(at + 8 * KEYS), r[4])
-            store(int64(at + 8 * KEYS + 4 * lanes), r[5])
-            store(int64(at + 12 * KEYS), r[6])
-            store(int64(at + 12 * KEYS + 4 * lanes), r[7])
+    def add_chunk(row: int, whole: int, padded: int) -> None:
+        at, to = row + 4 * padded, whole + 4 * padded
+        top, total, old, new = join(
+            load_f32(int64(to)), load_f32(int64(to + 4)), load_f32(int64(at)), load_f32(int64(at + 4))
+        )
+        store_f32(int64(to), top)
+        store_f32(int64(to + 4), total)
+        for i in range(0, padded, lanes):
+            added = times(load(int64(row + 4 * i)), new)
+            store(int64(whole + 4 * i), fma(load(int64(whole + 4 * i)), old, added))
 
     @njit(forceinline=True)
-    def accumulate(at: int, value: Any, factor: Any) -> None:
-        store(int64(at), fma(load(int64(at)), factor, value))
+    def seen(own: int, window: int, at: int) -> Any:
+        """Which positions of the block from `at` on a row at position `own` sees: begin, end; none: (0, 0)."""
+        end = max(0, min(KEYS, own + 1 - at))
+        begin = 0
+        if window > 0:
+            begin = max(0, own - window + 1 - at)
+        if begin >= end:
+            begin, end = 0, 0
+        return begin, end
 
     @njit(forceinline=True)
-    def softmax_row(s: int, begin: int, n: int, scale: Any, cap: Any, state: int) -> Any:
-        """Scores outside [begin, n) count for nothing. Returns what the old sums are to be multiplied by."""
-        top = splat(float32(LOWEST))
-        for j in range(0, KEYS, lanes):
-            x = times(load(int64(s + 4 * j)), splat(scale))
-            if cap > float32(0.0):
-                x = softcapped(x, cap)
-            store(int64(s + 4 * j), x)
-        for j in range(begin):
-            store_f32(int64(s + 4 * j), float32(LOWEST))
-        for j in range(n, KEYS):
-            store_f32(int64(s + 4 * j), float32(LOWEST))
-        for j in range(0, KEYS, lanes):
-            top = maximum(top, load(int64(s + 4 * j)))
-        before = load_f32(int64(state))
-        now = max(before, max_floats(top))
-        highest = splat(now)
-        total = zero()
-        for j in range(0, KEYS, lanes):
-            x = exp(minus(load(int64(s + 4 * j)), highest))
-            store(int64(s + 4 * j), x)
-            total = plus(total, x)
-        # e^(before - now), through the vector form
-        factor = sum_floats(times(exp(splat(float32(before - now))), splat(float32(1.0 / lanes))))
-        store_f32(int64(state), now)
-        store_f32(int64(state + 4), load_f32(int64(state + 4)) * factor + sum_floats(total))
-        return factor
+    def gather(visible: int, at: int, a: Any, b: Any, factor: Any) -> None:
+        if visible > 0:
+            store(int64(at), fma(load(int64(at)), factor, a))
+            store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
 
     def attention_prompt(arguments: int, low: int, high: int) -> None:
         q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
@@ -295,99 +310,101 @@ def build_attention_prompt(ops: Ops) -> Any:
         dim_v, heads = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
         group = load_i64(int64(arguments + 64))
         constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, tokens = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        window, busy = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
-        slot_bytes, position = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 144))
+        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
+        slot_bytes, tokens = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
+        window, position = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 144))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
         tiles = (tokens + TILE - 1) // TILE
         kv_heads = heads // group
-        slot = 0
-        while exchange(int64(busy + 8 * slot), int64(1)) != 0:
-            slot += 1  # one slot a thread: there is always a free one
+        slot = _take_slot(busy)
         keys = scratch + slot * slot_bytes
         values = keys + dim * KEYS * 4
         scores = values + KEYS * padded * 4
         rows = scores + 4 * KEYS * 4
         row_bytes = (padded + 2) * 4
+        wholes = rows + (TILE * group + 4) * row_bytes
         for item in range(low, high):
             tile, kv_head = tiles - 1 - item // kv_heads, item % kv_heads
             t0 = tile * TILE
             t1 = min(t0 + TILE, tokens)
             count = (t1 - t0) * group  # row r is token t0 + r // group, head kv_head * group + r % group
-            for r in range((count + 3) // 4 * 4):
-                for i in range(0, padded, lanes):
-                    store(int64(rows + r * row_bytes + 4 * i), zero())
-                store_f32(int64(rows + r * row_bytes + 4 * padded), float32(LOWEST))
-                store_f32(int64(rows + r * row_bytes + 4 * padded + 4), float32(0.0))
+            end = position + t1
             first = 0
             if window > 0:
                 first = max(0, position + t0 - window + 1)
-            for chunk in range(first, position + t1, KEYS):
-                n = min(KEYS, position + t1 - chunk)
-                turn_keys(k + kv_head * k_stride + chunk * dim * 2, n, dim, keys)
-                widen_values(v + kv_head * v_stride + chunk * dim_v * 2, n, dim_v, padded, values)
-                r = 0
-                while r < count:
-                    # rows of a tile are not evenly spaced when the group is not a multiple of 4: gather them
-                    gather = scores + 4 * KEYS * 4 + (TILE * group + 4) * row_bytes
-                    for i in range(4):
-                        rr = min(r + i, count - 1)
-                        source = q + ((t0 + rr // group) * heads + kv_head * group + rr % group) * dim * 4
-                        j = 0
-                        while j + lanes <= dim:
-                            store(int64(gather + (i * dim + j) * 4), load(int64(source + 4 * j)))
-                            j += lanes
-                        while j < dim:
-                            store_f32(int64(gather + (i * dim + j) * 4), load_f32(int64(source + 4 * j)))
-                            j += 1
-                    scores_of(gather, dim * 4, keys, dim, scores)
-                    f0 = float32(1.0)
-                    f1 = float32(1.0)
-                    f2 = float32(1.0)
-                    f3 = float32(1.0)
-                    for i in range(4):
-                        rr = min(r + i, count - 1)
-                        own = position + t0 + rr // group
-                        seen = max(0, min(n, own + 1 - chunk))
-                        begin = 0
-                        if window > 0:
-                            begin = min(seen, max(0, own - window + 1 - chunk))
-                        s = scores + i * KEYS * 4
-                        state = rows + (r + i) * row_bytes + 4 * padded
-                        factor = float32(1.0)
-                        if seen > begin:
-                            factor = softmax_row(s, begin, seen, scale, cap, state)
-                        else:
-                            for j in range(0, KEYS, lanes):
-                                store(int64(s + 4 * j), zero())
-                        if i == 0:
-                            f0 = factor
-                        elif i == 1:
-                            f1 = factor
-                        elif i == 2:
-                            f2 = factor
-                        else:
-                            f3 = factor
-                    for i in range(0, padded, 2 * lanes):
-                        p = four_products(scores, 4 * KEYS, n, 4, values + 4 * i, 4 * padded)
-                        at = rows + r * row_bytes + 4 * i
-                        accumulate(at, p[0], splat(f0))
-                        accumulate(at + 4 * lanes, p[1], splat(f0))
-                        at += row_bytes
-                        accumulate(at, p[2], splat(f1))
-                        accumulate(at + 4 * lanes, p[3], splat(f1))
-                        at += row_bytes
-                        accumulate(at, p[4], splat(f2))
-                        accumulate(at + 4 * lanes, p[5], splat(f2))
-                        at += row_bytes
-                        accumulate(at, p[6], splat(f3))
-                        accumulate(at + 4 * lanes, p[7], splat(f3))
-                    r += 4
+            first = first // KEYS * KEYS
+            for r in range((count + 3) // 4 * 4):
+                empty(wholes + r * row_bytes, padded)
+            for at in range(first, end, KEYS):
+                n = min(KEYS, end - at)
+                if at == first or at % CHUNK == 0:
+                    for r in range((count + 3) // 4 * 4):
+                        empty(rows + r * row_bytes, padded)
+                widen_keys(k + kv_head * k_stride + at * dim * 2, dim, keys)
+                widen_values(v + kv_head * v_stride + at * dim_v * 2, n, dim_v, padded, values)
+                for r in range(0, count, 4):
+                    # the last rows may stand for less than four: the others repeat the last, and are not used
+                    r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
+                    o0, o1, o2, o3 = t0 + r // group, t0 + r1 // group, t0 + r2 // group, t0 + r3 // group
+                    b0, e0 = seen(position + o0, window, at)
+                    b1, e1 = seen(position + o1, window, at)
+                    b2, e2 = seen(position + o2, window, at)
+                    b3, e3 = seen(position + o3, window, at)
+                    last = max(max(e0, e1), max(e2, e3))
+                    if last > 0:
+                        head = q + kv_head * group * dim * 4
+                        q0 = head + (o0 * heads + r % group) * dim * 4
+                        q1 = head + (o1 * heads + r1 % group) * dim * 4
+                        q2 = head + (o2 * heads + r2 % group) * dim * 4
+                        q3 = head + (o3 * heads + r3 % group) * dim * 4
+                        for j in range(0, last, 2 * lanes):
+                            p = four(q0, q1, q2, q3, dim, keys + 4 * j, 4 * KEYS)
+                            to = scores + 4 * j
+                            store(int64(to), p[0])
+                            store(int64(to + 4 * lanes), p[1])
+                            store(int64(to + 4 * KEYS), p[2])
+                            store(int64(to + 4 * KEYS + 4 * lanes), p[3])
+                            store(int64(to + 8 * KEYS), p[4])
+                            store(int64(to + 8 * KEYS + 4 * lanes), p[5])
+                            store(int64(to + 12 * KEYS), p[6])
+                            store(int64(to + 12 * KEYS + 4 * lanes), p[7])
+                        row = rows + r * row_bytes
+                        state = row + 4 * padded
+                        f0, f1, f2, f3 = zero(), zero(), zero(), zero()
+                        if e0 > 0:
+                            f0 = softmax(scores, b0, e0, scale, cap, state)
+                        if e1 > 0:
+                            f1 = softmax(scores + 4 * KEYS, b1, e1, scale, cap, state + row_bytes)
+                        if e2 > 0:
+                            f2 = softmax(scores + 8 * KEYS, b2, e2, scale, cap, state + 2 * row_bytes)
+                        if e3 > 0:
+                            f3 = softmax(scores + 12 * KEYS, b3, e3, scale, cap, state + 3 * row_bytes)
+                        for i in range(0, padded, 2 * lanes):
+                            p = four(
+                                scores,
+                                scores + 4 * KEYS,
+                                scores + 8 * KEYS,
+                                scores + 12 * KEYS,
+                                last,
+                                values + 4 * i,
+                                4 * padded,
+                            )
+                            to = row + 4 * i
+                            gather(e0, to, p[0], p[1], f0)
+                            gather(e1, to + row_bytes, p[2], p[3], f1)
+                            gather(e2, to + 2 * row_bytes, p[4], p[5], f2)
+                            gather(e3, to + 3 * row_bytes, p[6], p[7], f3)
+                if at + KEYS >= end or (at + KEYS) % CHUNK == 0:
+                    chunk = at // CHUNK * CHUNK
+                    for r in range(count):
+                        own = position + t0 + r // group
+                        if own >= chunk and (window == 0 or own - window + 1 < chunk + CHUNK):
+                            add_chunk(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
-                source = rows + r * row_bytes
+                source = wholes + r * row_bytes
                 target = out + ((t0 + r // group) * heads + kv_head * group + r % group) * dim_v * 4
-                inverse = splat(float32(1.0) / load_f32(int64(source + 4 * padded + 4)))
+                inverse = splat(float32(float32(1.0) / load_f32(int64(source + 4 * padded + 4))))
                 for i in range(0, dim_v, lanes):
                     value = times(load(int64(source + 4 * i)), inverse)
                     store_masked(int64(target + 4 * i), value, int64(dim_v - i))

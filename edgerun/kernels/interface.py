@@ -183,15 +183,16 @@ class Kernels(Protocol):
         norm: pairs (2i, 2i + 1); neox: pairs (i, i + rot / 2)."""
         ...
 
-    def kv_write(self, cache: F16, x: F32, start: int) -> None:
-        """cache (kv_heads, capacity, head_dim) f16 [:, start : start + T] = x (T, kv_heads, head_dim)."""
+    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
+        """Positions start .. start + T - 1 of keys (kv_heads, blocks, head_dim, KEYS) and of values (kv_heads, room,
+        head_dim_v), both f16, = k (T, kv_heads, head_dim) and v (T, kv_heads, head_dim_v). See `attention_layout`."""
         ...
 
     def attention(
         self,
         q: F32,  # (T, heads, head_dim)
-        k: F16,  # (kv_heads, capacity, head_dim)
-        v: F16,  # (kv_heads, capacity, head_dim_v)
+        k: F16,  # (kv_heads, blocks, head_dim, KEYS): see `attention_layout`
+        v: F16,  # (kv_heads, room, head_dim_v)
         start: int,  # row t stands at position start + t and sees positions <= its own (already written)
         out: F32,  # (T, heads, head_dim_v)
         *,
@@ -199,7 +200,8 @@ class Kernels(Protocol):
         softcap: float = 0.0,  # 0: none; else softcap * tanh(score / softcap)
         window: int = 0,  # 0: none; else sees only positions > own - window
     ) -> None:
-        """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads)."""
+        """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
+        position and on what it sees alone: not on T, nor on what stands after it."""
         ...
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:

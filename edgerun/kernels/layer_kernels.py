@@ -10,6 +10,7 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import load_f32, load_i64, store_f16, store_f32
@@ -65,22 +66,32 @@ def build_rope(ops: Ops) -> Any:
 
 
 def build_kv_write(ops: Ops) -> Any:
-    """0 cache, 1 x, 2 kv heads, 3 head_dim, 4 bytes from one head to the next, 5 start. f32 -> f16."""
+    """0 keys, 1 values, 2 bytes from head to head in keys, 3 in values, 4 start, 5 k, 6 v, 7 tokens, 8 kv heads,
+    9 head_dim, 10 head_dim of values. f32 -> f16, keys turned (`attention_layout`). An item is a kv head, whose blocks
+    no other thread writes."""
     lanes, load, store_halves = ops.lanes, ops.load_floats, ops.store_halves
 
     def kv_write(arguments: int, low: int, high: int) -> None:
-        cache, x = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        heads, dim = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        stride, start = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        for token in range(low, high):
-            for head in range(heads):
-                source = x + (token * heads + head) * dim * 4
-                target = cache + head * stride + (start + token) * dim * 2
+        keys, values = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        keys_stride, values_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        start = load_i64(int64(arguments + 32))
+        k, v = load_i64(int64(arguments + 40)), load_i64(int64(arguments + 48))
+        tokens, heads = load_i64(int64(arguments + 56)), load_i64(int64(arguments + 64))
+        dim, dim_v = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
+        for head in range(low, high):
+            for token in range(tokens):
+                position = start + token
+                source = k + (token * heads + head) * dim * 4
+                target = keys + head * keys_stride + (position // KEYS * dim * KEYS + position % KEYS) * 2
+                for i in range(dim):
+                    store_f16(int64(target + i * KEYS * 2), load_f32(int64(source + 4 * i)))
+                source = v + (token * heads + head) * dim_v * 4
+                target = values + head * values_stride + position * dim_v * 2
                 i = 0
-                while i + lanes <= dim:
+                while i + lanes <= dim_v:
                     store_halves(int64(target + 2 * i), load(int64(source + 4 * i)))
                     i += lanes
-                while i < dim:
+                while i < dim_v:
                     store_f16(int64(target + 2 * i), load_f32(int64(source + 4 * i)))
                     i += 1
 

@@ -108,6 +108,23 @@ class Ops:
 
         self.fma = function((float_vec,) * 3, float_vec, fma)  # x * y + z
 
+        def fma_one(b: Any, x: Any, y: Any, z: Any) -> Any:
+            return b.call(simd.declare(b, "llvm.fma.f32", FLOAT, [FLOAT] * 3), (x, y, z))
+
+        self.fma_one = function((types.float32,) * 3, types.float32, fma_one)  # as a lane of fma
+
+        def within(b: Any, x: Any, first: Any, end: Any, other: Any) -> Any:
+            kind = ir.VectorType(I32, lanes)
+            lane = ir.Constant(kind, list(range(lanes)))
+            after = b.icmp_signed(">=", lane, splat(b, b.trunc(first, I32), lanes))
+            before = b.icmp_signed("<", lane, splat(b, b.trunc(end, I32), lanes))
+            return b.select(b.and_(after, before), x, splat(b, other, lanes))
+
+        self.within = function(  # (x, first, end, other) -> x in the lanes first .. end - 1, else the other
+            (float_vec, types.int64, types.int64, types.float32), float_vec, within
+        )
+        self.first_lane = function((float_vec,), types.float32, lambda b, a: b.extract_element(a, ir.Constant(I32, 0)))
+
         def scale_pairs(signed: bool) -> Any:
             """address of L bytes -> every byte as an i16 in both halves of its lane."""
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from edgerun.errors import DoesNotFitError
+
 CONTROL_BYTES = 384
 _STOP, _AWAKE = 256 // 8, 320 // 8
 _SPINS = 20_000  # about 100 us of `pause`
@@ -46,8 +48,14 @@ class ThreadPool:
         self._finalizer = weakref.finalize(
             self, _stop, self._slots, self._asleep, self._sleeping, (self._memory, code), self._workers
         )
-        for worker in self._workers:
-            worker.start()
+        for started, worker in enumerate(self._workers):
+            try:
+                worker.start()
+            except RuntimeError as error:  # the system gives no more threads
+                self._finalizer()
+                raise DoesNotFitError(
+                    f"only {started + 1} of {threads} threads could be started: {error}; use fewer (threads)"
+                ) from error
 
     def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
         """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""

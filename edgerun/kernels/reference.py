@@ -13,6 +13,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
+from edgerun.kernels.attention_layout import read_keys, write_keys
 from edgerun.kernels.interface import (
     F16,
     F32,
@@ -27,7 +28,7 @@ from edgerun.kernels.interface import (
     RouterKind,
 )
 
-_ROWS = 512  # dequantised at a time: bounds the scratch memory
+_WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +67,12 @@ class ReferenceKernels:
 
     def matmul(self, w: Matrix, x: Activations, out: F32, *, add: bool = False) -> None:
         check_matmul(w, x.x, out)
-        for lo in range(0, w.rows, _ROWS):
-            hi = min(lo + _ROWS, w.rows)
-            block = x.x @ dequantize(w.data[lo:hi], w.type).T
-            out[:, lo:hi] = out[:, lo:hi] + block if add else block
+        step = max(1, _WEIGHTS // w.cols)
+        for lo in range(0, w.rows, step):
+            hi = min(lo + step, w.rows)
+            weights = dequantize(w.data[lo:hi], w.type)
+            for row, target in zip(x.x, out[:, lo:hi], strict=True):  # BLAS sums many rows in another order than one
+                target[:] = target + weights @ row if add else weights @ row
 
     def matmul_many(self, ws: Sequence[Matrix], x: Activations, outs: Sequence[F32]) -> None:
         for w, out in zip(ws, outs, strict=True):
@@ -142,8 +145,9 @@ class ReferenceKernels:
         else:
             x[:, :, :half], x[:, :, half : 2 * half] = a * c - b * s, a * s + b * c
 
-    def kv_write(self, cache: F16, x: F32, start: int) -> None:
-        cache[:, start : start + x.shape[0]] = x.transpose(1, 0, 2)
+    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
+        write_keys(keys, k, start)
+        values[:, start : start + len(v)] = v.transpose(1, 0, 2)
 
     def attention(
         self,
@@ -157,23 +161,19 @@ class ReferenceKernels:
         softcap: float = 0.0,
         window: int = 0,
     ) -> None:
-        tokens, heads, _ = q.shape
-        group = heads // k.shape[0]
-        end = start + tokens
-        own = np.arange(start, end)[:, None]
-        seen = np.arange(end)[None, :]
-        hidden = seen > own
-        if window:
-            hidden |= seen <= own - window
-        for head in range(heads):
-            keys = k[head // group, :end].astype(np.float32)
-            values = v[head // group, :end].astype(np.float32)
-            scores = (q[:, head] @ keys.T) * np.float32(scale)
+        tokens, heads, dim = q.shape
+        kv_heads, group = k.shape[0], heads // k.shape[0]
+        keys = read_keys(k, start + tokens).astype(np.float32)
+        values = v[:, : start + tokens].astype(np.float32)
+        for row, own in enumerate(range(start, start + tokens)):  # one by one: sums are over what a row sees alone
+            seen = slice(max(0, own - window + 1) if window else 0, own + 1)
+            queries = q[row].reshape(kv_heads, group, dim)
+            scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
             if softcap:
                 scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-            scores[hidden] = -np.inf
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out[:, head] = (weights / weights.sum(axis=1, keepdims=True)) @ values
+            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+            weights /= weights.sum(axis=2, keepdims=True)
+            out[row] = (weights @ values[:, seen]).reshape(heads, -1)
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         out[:] = activate(gate, activation) * up

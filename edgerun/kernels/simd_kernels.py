@@ -21,7 +21,13 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
-from edgerun.kernels.attention_layout import CHUNK, TILE, prompt_scratch_bytes
+from edgerun.kernels.attention_layout import (
+    TILE,
+    decode_chunks,
+    decode_scratch_bytes,
+    keys_shape,
+    prompt_scratch_bytes,
+)
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
@@ -127,7 +133,6 @@ class SimdKernels:
     """`interface.Kernels` in Numba, for one instruction set."""
 
     recordable = True
-    attention_chunk = CHUNK
 
     def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
         self.name = isa.name
@@ -190,12 +195,11 @@ class SimdKernels:
         with self._lock:
             self._pool.run_program(program.rows_address + 32 * start, end - start)
 
-    def decode_attention_scratch(self, heads: int, positions: int, dim_v: int) -> tuple[int, int, int]:
-        """Of `attention` for one token: (address of scores, address of parts, chunks)."""
-        chunks = -(-positions // CHUNK)
-        scores = heads * chunks * CHUNK
-        scratch = self._floats(scores + heads * chunks * (dim_v + 2))
-        return scratch, scratch + 4 * scores, chunks
+    def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
+        """Of `attention` for one token: addresses of the threads' slots, of the chunks' parts."""
+        slots = decode_scratch_bytes() // 4 * self.threads
+        scratch = self._floats(slots + heads * chunks * (dim_v + 2))
+        return scratch, scratch + 4 * slots
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -522,12 +526,16 @@ class SimdKernels:
         arguments = (address(x), heads, dim, address(cos), address(sin), cos.shape[1], int(kind == "neox"))
         self._launch("rope", arguments, tokens, 4)
 
-    def kv_write(self, cache: F16, x: F32, start: int) -> None:
-        tokens, heads, dim = x.shape
-        if start < 0 or start + tokens > cache.shape[1] or cache.shape[::2] != (heads, dim):
-            raise UsageError(f"cannot write {x.shape} at {start} of a cache {cache.shape}")
-        arguments = (address(cache), address(x), heads, dim, cache.strides[0], start)
-        self._launch("kv_write", arguments, tokens, 16)
+    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
+        (tokens, heads, dim), dim_v, room = k.shape, v.shape[2], values.shape[1]
+        fits = keys.shape == keys_shape(heads, room, dim) and values.shape[::2] == (heads, dim_v)
+        if start < 0 or start + tokens > room or v.shape[:2] != (tokens, heads) or not fits:
+            raise UsageError(
+                f"cannot write {k.shape}, {v.shape} at {start} of keys {keys.shape}, values {values.shape}"
+            )
+        cache = (address(keys), address(values), keys.strides[0], values.strides[0], start)
+        arguments = (*cache, address(k), address(v), tokens, heads, dim, dim_v)
+        self._launch("kv_write", arguments, heads, heads if tokens < 16 else 1)
 
     def attention(
         self,
@@ -543,7 +551,8 @@ class SimdKernels:
     ) -> None:
         tokens, heads, dim = q.shape
         kv_heads, dim_v = k.shape[0], v.shape[2]
-        if heads % kv_heads or k.shape[2] != dim or start + tokens > k.shape[1] or out.shape != (tokens, heads, dim_v):
+        fits = k.shape == keys_shape(kv_heads, v.shape[1], dim) and start + tokens <= v.shape[1]
+        if heads % kv_heads or not fits or out.shape != (tokens, heads, dim_v):
             raise UsageError(
                 f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}"
             )
@@ -564,15 +573,17 @@ class SimdKernels:
         with self._lock:
             if tokens == 1:
                 first = max(0, end - window) if window else 0
-                scratch, parts, chunks = self.decode_attention_scratch(heads, end - first, dim_v)
-                arguments = (*head, first, end, constants, scratch, parts, chunks)
+                chunks = decode_chunks(first, end)
+                scratch, parts = self.decode_attention_scratch(heads, chunks, dim_v)
+                slots = (address(self._busy), decode_scratch_bytes())
+                arguments = (*head, first, end, constants, scratch, parts, *slots, chunks)
                 self._launch("attention_decode", arguments, kv_heads * chunks, 1)
                 self._launch("attention_merge", (parts, chunks, dim_v, address(out)), heads, heads)
                 return
             slot_bytes = prompt_scratch_bytes(dim, dim_v, group, self._isa.lanes)
             scratch = self._floats(slot_bytes // 4 * self.threads)
             head = (*head, 0, end, constants, scratch, address(out))
-            tail = (tokens, window, address(self._busy), slot_bytes, start)
+            tail = (address(self._busy), slot_bytes, tokens, window, start)
             self._launch("attention_prompt", (*head, *tail), -(-tokens // TILE) * kv_heads, 1)
 
     def _floats(self, count: int) -> int:

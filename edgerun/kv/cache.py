@@ -1,7 +1,7 @@
-"""Keys and values of one sequence, f16, one array a layer: (kv_heads, room, head_dim).
+"""Keys and values of one sequence, f16, one array a layer, as `kernels.attention_layout` says.
 
 Head-major, because attention reads all positions of one head. Room doubles as the sequence grows, up to the
-capacity, so that a long context costs memory only when it is used.
+capacity in whole blocks, so that a long context costs memory only when it is used.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import ContextLengthError, UsageError
+from edgerun.kernels.attention_layout import KEYS, keys_shape
 
 F16 = NDArray[np.float16]
 I64 = NDArray[np.int64]
@@ -26,9 +27,9 @@ class KvCache:
         self.capacity = capacity
         self.length = 0
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
-        self._room = min(capacity, _FIRST_ROOM)
+        self._room = min(_whole_blocks(capacity), _FIRST_ROOM)
         self._addresses: tuple[I64, I64, int, int] | None = None
-        self._keys = [np.zeros((kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
+        self._keys = [np.zeros(keys_shape(kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
 
     @property
@@ -37,7 +38,7 @@ class KvCache:
         return sum(array.nbytes for array in (*self._keys, *self._values))
 
     def keys(self, layer: int) -> F16:
-        """(kv_heads, room, head_dim_k); valid until the next `reserve`."""
+        """(kv_heads, room / KEYS, head_dim_k, KEYS); valid until the next `reserve`."""
         return self._keys[layer]
 
     def values(self, layer: int) -> F16:
@@ -62,12 +63,13 @@ class KvCache:
             )
         if needed <= self._room:
             return
-        room = min(self.capacity, max(needed, 2 * self._room))
-        for arrays in (self._keys, self._values):
-            for layer, old in enumerate(arrays):
-                new = np.zeros((old.shape[0], room, old.shape[2]), np.float16)
-                new[:, : self.length] = old[:, : self.length]
-                arrays[layer] = new
+        room = min(_whole_blocks(self.capacity), _whole_blocks(max(needed, 2 * self._room)))
+        _, kv_heads, dim_k, dim_v = self._shape
+        for layer in range(len(self._keys)):
+            keys, values = self._keys[layer], self._values[layer]
+            self._keys[layer] = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
+            self._values[layer] = np.zeros((kv_heads, room, dim_v), np.float16)
+            _copy(keys, values, self._keys[layer], self._values[layer], self.length)
         self._room = room
         self._addresses = None
 
@@ -87,8 +89,19 @@ class KvCache:
             raise UsageError(f"cannot copy {n} of {self.length} positions")
         other = KvCache(*self._shape, self.capacity)
         other.reserve(n)
-        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            for source, target in zip(mine, theirs, strict=True):
-                target[:, :n] = source[:, :n]
+        for layer in range(len(self._keys)):
+            _copy(self._keys[layer], self._values[layer], other._keys[layer], other._values[layer], n)
         other.length = n
         return other
+
+
+def _whole_blocks(positions: int) -> int:
+    """Rounded up."""
+    return -(-positions // KEYS) * KEYS
+
+
+def _copy(keys: F16, values: F16, to_keys: F16, to_values: F16, n: int) -> None:
+    """The first n positions, of keys in whole blocks."""
+    blocks = -(-n // KEYS)
+    to_keys[:, :blocks] = keys[:, :blocks]
+    to_values[:, :n] = values[:, :n]

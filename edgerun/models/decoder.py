@@ -254,8 +254,7 @@ class Decoder:
             kernels.rope(s.q_heads, cos, sin, family.rope)
             kernels.rope(s.k_heads, cos, sin, family.rope)
         keys, values = cache.keys(layer), cache.values(layer)
-        kernels.kv_write(keys, s.k_heads, start)
-        kernels.kv_write(values, s.v_heads, start)
+        kernels.kv_write(keys, values, s.k_heads, s.v_heads, start)
         kernels.attention(
             s.q_heads,
             keys,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgerun.kernels.attention_layout import decode_chunks
 from edgerun.kv import KvCache
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 # Argument slots of the kernels that are patched (see layer_kernels, attention_kernels)
 _ROPE_COS, _ROPE_SIN = 3, 4
-_KV_CACHE, _KV_STRIDE, _KV_START = 0, 4, 5
-_K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCORES, _PARTS, _CHUNKS = 1, 2, 3, 4, 9, 10, 12, 13, 14
+_KV_KEYS, _KV_VALUES, _KV_K_STRIDE, _KV_V_STRIDE, _KV_START = 0, 1, 2, 3, 4
+_K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCRATCH, _PARTS, _CHUNKS = 1, 2, 3, 4, 9, 10, 12, 13, 16
 _MERGE_PARTS, _MERGE_CHUNKS = 0, 1
 
 
@@ -78,15 +79,15 @@ class DecodeReplay:
             first = np.where(self._windows > 0, np.maximum(0, end - self._windows), 0)
         else:
             first = np.zeros(1, np.int64)
-        scores, parts, _ = self._kernels.decode_attention_scratch(spec.n_heads, end - int(first.min()), spec.head_dim_v)
-        chunks = -(-(end - first) // self._kernels.attention_chunk)
+        chunks = decode_chunks(first, end)
+        scratch, parts = self._kernels.decode_attention_scratch(spec.n_heads, int(chunks.max()), spec.head_dim_v)
         cos, sin = self._rope_addresses(position)
         program.set(self._rope, _ROPE_COS, cos)
         program.set(self._rope, _ROPE_SIN, sin)
-        program.set(self._write[0::2], _KV_CACHE, keys)
-        program.set(self._write[1::2], _KV_CACHE, values)
-        program.set(self._write[0::2], _KV_STRIDE, key_stride)
-        program.set(self._write[1::2], _KV_STRIDE, value_stride)
+        program.set(self._write, _KV_KEYS, keys)
+        program.set(self._write, _KV_VALUES, values)
+        program.set(self._write, _KV_K_STRIDE, key_stride)
+        program.set(self._write, _KV_V_STRIDE, value_stride)
         program.set(self._write, _KV_START, position)
         for slot, value in (
             (_K, keys),
@@ -95,7 +96,7 @@ class DecodeReplay:
             (_V_STRIDE, value_stride),
             (_FIRST, first),
             (_END, end),
-            (_SCORES, scores),
+            (_SCRATCH, scratch),
             (_PARTS, parts),
             (_CHUNKS, chunks),
         ):

@@ -15,7 +15,7 @@ from edgerun.models.spec import RopeScaling
 
 F32 = NDArray[np.float32]
 
-_FIRST_POSITIONS = 512
+_POSITIONS = 512  # computed together
 
 
 def frequencies(
@@ -54,7 +54,17 @@ class RopeTable:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
         end = start + tokens
         if end > len(self._cos):
-            theta = np.arange(max(end, 2 * len(self._cos), _FIRST_POSITIONS))[:, None] * self._angles
-            self._cos = (np.cos(theta) * self._factor).astype(np.float32)
-            self._sin = (np.sin(theta) * self._factor).astype(np.float32)
+            self._grow(max(end, 2 * len(self._cos)))
         return self._cos[start:end], self._sin[start:end]
+
+    def _grow(self, positions: int) -> None:
+        """In arrays of one size, so that how numpy vectorises them cannot depend on when more were asked for."""
+        known = len(self._cos)
+        positions = -(-positions // _POSITIONS) * _POSITIONS
+        cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
+        cos[:known], sin[:known] = self._cos, self._sin
+        for first in range(known, positions, _POSITIONS):
+            theta = np.arange(first, first + _POSITIONS)[:, None] * self._angles
+            cos[first : first + _POSITIONS] = np.cos(theta) * self._factor
+            sin[first : first + _POSITIONS] = np.sin(theta) * self._factor
+        self._cos, self._sin = cos, sin

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
 
@@ -95,7 +96,8 @@ class ModelSpec:
         return float((self.d_model / self.n_heads if wide else self.head_dim_k) ** -0.5)
 
     def kv_bytes(self, positions: int) -> int:
-        """Memory of a KV cache."""
+        """Memory of a KV cache, which has whole blocks."""
+        positions = -(-positions // KEYS) * KEYS
         return 2 * positions * self.n_layers * self.n_kv_heads * (self.head_dim_k + self.head_dim_v)
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
+from edgerun.kernels.attention_layout import KEYS
 from edgerun.models import ModelSpec
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size
@@ -253,7 +254,7 @@ def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
 def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str) -> str:
     advice = []
     missing = floor - budget
-    per_token = spec.kv_bytes(1)
+    per_token = spec.kv_bytes(KEYS) // KEYS
     possible = (context - -(-missing // per_token)) // 64 * 64
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")

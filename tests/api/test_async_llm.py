@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 from engine.fakes import VOCAB, FakeDecoder, fake_engine
 
-from edgerun.api import LLM, AsyncLLM
-from edgerun.errors import ContextLengthError, UsageError
+from edgerun.api import LLM, AsyncLLM, async_llm
+from edgerun.errors import ContextLengthError, NotFoundError, UsageError
 
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
 
@@ -21,6 +23,11 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 def make(decoder: FakeDecoder | None = None, **more: Any) -> AsyncLLM:
     return AsyncLLM.wrap(LLM.from_engine(fake_engine(decoder, **more)))
+
+
+async def read(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        pass
 
 
 async def quiet(decoder: FakeDecoder) -> bool:
@@ -109,10 +116,6 @@ def test_cancelling_the_reading_task_stops_the_stream() -> None:
     async def main() -> None:
         decoder = FakeDecoder(layer_s=0.002, forbid=ASCII_ONLY)
 
-        async def read(stream: AsyncIterator[Any]) -> None:
-            async for _ in stream:
-                pass
-
         async with make(decoder, context=5000) as llm:
             task = asyncio.create_task(read(llm.stream("Once")))
             await asyncio.sleep(0.1)
@@ -143,3 +146,116 @@ def test_not_loaded() -> None:
             await AsyncLLM("x.gguf").complete("x")
 
     run(main())
+
+
+def test_after_close_every_call_is_refused() -> None:
+    async def main() -> None:
+        llm = make()
+        await llm.load()
+        await llm.close()
+        await llm.close()
+        awaited = (
+            llm.complete("x"),
+            llm.chat("x"),
+            llm.create_completion("x"),
+            llm.create_chat_completion([{"role": "user", "content": "x"}]),
+            llm.embed("x"),
+            llm.score("x"),
+            llm.logits([1]),
+            llm.load(),
+            read(llm.stream("x")),
+            read(llm.stream_chat("x")),
+        )
+        for call in awaited:
+            with pytest.raises(UsageError, match="closed"):
+                await call
+
+    run(main())
+
+
+def test_loads_at_the_same_time_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LLM] = []
+
+    def slow_model(model: str, **options: Any) -> LLM:
+        time.sleep(0.2)
+        made.append(LLM.from_engine(fake_engine()))
+        return made[-1]
+
+    monkeypatch.setattr(async_llm, "LLM", slow_model)
+
+    async def main() -> None:
+        llm = AsyncLLM("x.gguf")
+        first = asyncio.create_task(llm.load())
+        await asyncio.sleep(0.05)
+        first.cancel()  # takes nobody else's model away
+        await asyncio.gather(*(llm.load() for _ in range(20)))
+        await llm.load()
+        assert len(made) == 1
+        assert (await llm.complete("Once", max_tokens=2)).usage.completion_tokens == 2
+        await llm.close()
+
+    run(main())
+    assert len(made) == 1
+
+
+def test_a_load_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def failing(model: str, **options: Any) -> LLM:
+        tries.append(model)
+        if len(tries) == 1:
+            raise NotFoundError("not yet")
+        return LLM.from_engine(fake_engine())
+
+    monkeypatch.setattr(async_llm, "LLM", failing)
+
+    async def main() -> None:
+        llm = AsyncLLM("x.gguf")
+        with pytest.raises(NotFoundError):
+            await llm.load()
+        await llm.load()
+        await llm.close()
+
+    run(main())
+    assert len(tries) == 2
+
+
+def test_closing_while_it_loads_frees_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+
+    def slow_model(model: str, **options: Any) -> LLM:
+        time.sleep(0.2)
+        return LLM.from_engine(fake_engine(), release=lambda: released.append(True))
+
+    monkeypatch.setattr(async_llm, "LLM", slow_model)
+
+    async def main() -> None:
+        llm = AsyncLLM("x.gguf")
+        loading = asyncio.create_task(llm.load())
+        await asyncio.sleep(0.05)
+        loading.cancel()
+        await llm.close()
+        assert released == [True]
+        with pytest.raises(UsageError, match="closed"):
+            await llm.load()
+
+    run(main())
+
+
+def test_two_event_loops_share_one_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LLM] = []
+
+    def slow_model(model: str, **options: Any) -> LLM:
+        time.sleep(0.2)
+        made.append(LLM.from_engine(fake_engine()))
+        return made[-1]
+
+    monkeypatch.setattr(async_llm, "LLM", slow_model)
+    llm = AsyncLLM("x.gguf")
+    threads = [threading.Thread(target=lambda: asyncio.run(llm.load())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    run(llm.close())

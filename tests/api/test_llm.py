@@ -130,7 +130,7 @@ def test_closing_ends_what_still_runs() -> None:
 
 
 def test_unknown_options_raise() -> None:
-    with pytest.raises(TypeError, match="n_gpu_layers"):
+    with pytest.raises(UsageError, match="n_gpu_layers.*threads"):
         LLM("x.gguf", n_gpu_layers=3)  # type: ignore[call-arg]
 
 
@@ -162,10 +162,9 @@ def test_choice_of_context(asked: int | None, trained: int, metadata: dict[str, 
     assert choose_context(asked, trained, metadata, "a") == expected
 
 
-@pytest.mark.parametrize("asked", [0, -1, 513, True, 2.5, "big"])
-def test_contexts_that_cannot_be(asked: object) -> None:
+def test_a_context_beyond_what_the_model_was_made_for() -> None:
     with pytest.raises(UsageError, match="context"):
-        choose_context(asked, 512, {}, "a")  # type: ignore[arg-type]
+        choose_context(513, 512, {}, "a")
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(100, 256), (20_000, 128), (1 << 20, 64)])

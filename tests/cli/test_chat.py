@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import load
+from cli.terminal import Terminal
 from edgerun import LLM
 from edgerun.cli.chat import Chat, speak
 from edgerun.cli.chat_commands import obey
@@ -142,39 +140,6 @@ def test_without_a_template(llm: LLM) -> None:
 def test_blocks(text: str, open_: bool, message: str) -> None:
     assert in_block(text) is open_
     assert unfenced(text) == message
-
-
-class Terminal:
-    """A program on a pseudo terminal."""
-
-    def __init__(self, *command: str) -> None:
-        self._fd, theirs = pty.openpty()
-        env = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
-        )
-        os.close(theirs)
-        self.seen = ""
-
-    def send(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def expect(self, text: str, timeout_s: float = 60.0) -> str:
-        """Read until `text` comes; what came up to there is returned and taken away."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.seen:
-            left = deadline - time.monotonic()
-            assert left > 0, f"{text!r} did not come, but {self.seen[-2000:]!r}"
-            if select.select([self._fd], [], [], left)[0]:
-                self.seen += os.read(self._fd, 65536).decode(errors="replace")
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self._fd)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import UsageError
+from edgerun.kernels.attention_layout import keys_shape, read_keys, write_keys
 from edgerun.kernels.reference import route
 
 # tokens, heads, kv heads, head_dim, head_dim_v, start, capacity, window, softcap
@@ -29,10 +30,11 @@ def test_attention(simd, reference, case):
     tokens, heads, kv_heads, dim, dim_v, start, capacity, window, softcap = case
     rng = np.random.default_rng(sum(map(int, case)))
     q = 2 * rng.standard_normal((tokens, heads, dim)).astype(np.float32)
-    k = rng.standard_normal((kv_heads, capacity, dim)).astype(np.float16)
-    v = rng.standard_normal((kv_heads, capacity, dim_v)).astype(np.float16)
-    k[:, start + tokens :] = np.nan  # what was never written must never be read into a result
-    v[:, start + tokens :] = np.nan
+    end = start + tokens
+    k = np.full(keys_shape(kv_heads, capacity, dim), np.nan, np.float16)  # what was never written must never be read
+    v = np.full((kv_heads, capacity, dim_v), np.nan, np.float16)  # into a result
+    write_keys(k, rng.standard_normal((end, kv_heads, dim)).astype(np.float32), 0)
+    v[:, :end] = rng.standard_normal((kv_heads, end, dim_v))
     out, want = np.empty((2, tokens, heads, dim_v), np.float32)
     simd.attention(q, k, v, start, out, scale=dim**-0.5, softcap=softcap, window=window)
     reference.attention(q, k, v, start, want, scale=dim**-0.5, softcap=softcap, window=window)
@@ -74,13 +76,19 @@ def test_rope(simd, reference, kind, rot):
 
 
 def test_kv_write(simd, reference):
-    x = np.random.default_rng(0).standard_normal((5, 3, 20)).astype(np.float32)
-    a, b = np.zeros((2, 3, 30, 20), np.float16)
-    simd.kv_write(a, x, 7)
-    reference.kv_write(b, x, 7)
-    assert np.array_equal(a, b)
-    with pytest.raises(UsageError, match="cannot write"):
-        simd.kv_write(a, x, 26)
+    k, v = (np.random.default_rng(0).standard_normal((5, 3, n)).astype(np.float32) for n in (20, 12))
+    caches = [(np.zeros(keys_shape(3, 128, 20), np.float16), np.zeros((3, 128, 12), np.float16)) for _ in range(2)]
+    for kernels, cache in zip((simd, reference), caches, strict=True):
+        kernels.kv_write(*cache, k, v, 61)
+    for mine, theirs in zip(*caches, strict=True):
+        assert np.array_equal(mine, theirs)
+    keys, values = caches[0]
+    assert np.array_equal(read_keys(keys, 66)[:, 61:], k.astype(np.float16).transpose(1, 0, 2))
+    assert np.array_equal(values[:, 61:66], v.astype(np.float16).transpose(1, 0, 2))
+    assert np.count_nonzero(keys) == k.size
+    for wrong in ((keys, values, k, v, 124), (keys, values, k, v[:4], 0), (keys[:, :1], values, k, v, 0)):
+        with pytest.raises(UsageError, match="cannot write"):
+            simd.kv_write(*wrong)
 
 
 @pytest.mark.parametrize("add", [False, True])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerun.errors import ContextLengthError, UsageError
+from edgerun.kernels.attention_layout import read_keys, write_keys
 from edgerun.kv import KvCache
 
 
@@ -14,13 +16,13 @@ def write(cache: KvCache, values: list[int]) -> None:
     cache.reserve(len(values))
     for layer in range(2):
         for i, value in enumerate(values):
-            cache.keys(layer)[:, cache.length + i] = value
+            write_keys(cache.keys(layer), np.full((1, 3, 4), value, np.float32), cache.length + i)
             cache.values(layer)[:, cache.length + i] = -value
     cache.advance(len(values))
 
 
 def contents(cache: KvCache) -> list[int]:
-    keys, values = cache.keys(1)[:, : cache.length], cache.values(0)[:, : cache.length]
+    keys, values = read_keys(cache.keys(1), cache.length), cache.values(0)[:, : cache.length]
     assert (keys == keys[:1, :, :1]).all()
     assert (values[:, :, 0] == -keys[0, :, 0]).all()
     return [int(value) for value in keys[0, :, 0]]

@@ -50,16 +50,3 @@ def test_logits_are_llama_cpps(name, directory, kernels):
     coarse = type.block_size == 256 or INSTANCES[name].layers > 3
     limit = 1e-3 if type == GgmlType.F32 else 2.5e-2 if coarse else 2e-2
     assert error(got[3::4], want) <= limit
-
-
-@pytest.mark.parametrize("name", [n for n, i in INSTANCES.items() if i.type == GgmlType.F32])
-def test_chunked_equals_whole(name, directory, kernels):
-    decoder = decoder_of(name, directory, kernels)
-    ids = tokens_of(INSTANCES[name])
-    whole = decoder.forward(ids, decoder.new_cache(128), logits="all")
-    cache = decoder.new_cache(128)
-    first = decoder.forward(ids[:13], cache, logits="all")
-    single = [decoder.forward([token], cache)[0] for token in ids[13:20]]
-    rest = decoder.forward(ids[20:], cache, logits="all")
-    assert cache.length == len(ids)
-    assert error(np.concatenate([first, single, rest]), whole) <= 1e-4

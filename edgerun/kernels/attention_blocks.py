@@ -1,0 +1,170 @@
+"""What attention is made of: the same pieces, inlined into the kernels for one token and for many.
+
+The order in which a row's result is summed is defined here, and depends on nothing but the row's own position:
+
+- a score is one chain of fused multiply-adds over the dimensions of the head, in one lane;
+- the scores of a block of KEYS positions become weights against the running maximum of their chunk; what a row may not
+  see weighs exactly nothing;
+- a chunk's values are summed in the order of positions, block by block, from nothing;
+- chunks of CHUNK positions, counted from position 0 of the sequence, are joined in ascending order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import float32, int64, njit
+
+from edgerun.kernels.attention_layout import KEYS
+from edgerun.kernels.layer_kernels import sigmoid_of
+from edgerun.kernels.ops import Ops
+from edgerun.kernels.simd import load_f32, store_f32
+
+LOWEST = -3.0e38
+
+
+def build_products(ops: Ops, load: Any, size: int) -> Any:
+    """four, two, one, single, eight: sums over `steps` of rows of scalars a (f32, side by side) times vectors b
+    (elements of `size` bytes that `load` widens, `step` bytes from one to the next): of four rows and two vectors side
+    by side, two and four, one and four, one and one, one and eight. A lane's sum is one chain from zero in the order of
+    the steps, whichever of them is used; which it is, is a matter of how many chains keep the processor busy."""
+    lanes, zero, fma, splat_load = ops.lanes, ops.zero_floats, ops.fma, ops.splat_load
+    width = size * lanes
+
+    @njit(forceinline=True)
+    def four(a0: int, a1: int, a2: int, a3: int, steps: int, b: int, step: int) -> Any:
+        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
+        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
+        for at in range(0, 4 * steps, 4):
+            x, y = load(int64(b)), load(int64(b + width))
+            w = splat_load(int64(a0 + at))
+            r0, s0 = fma(w, x, r0), fma(w, y, s0)
+            w = splat_load(int64(a1 + at))
+            r1, s1 = fma(w, x, r1), fma(w, y, s1)
+            w = splat_load(int64(a2 + at))
+            r2, s2 = fma(w, x, r2), fma(w, y, s2)
+            w = splat_load(int64(a3 + at))
+            r3, s3 = fma(w, x, r3), fma(w, y, s3)
+            b += step
+        return r0, s0, r1, s1, r2, s2, r3, s3
+
+    @njit(forceinline=True)
+    def two(a0: int, a1: int, steps: int, b: int, step: int) -> Any:
+        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
+        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
+        for at in range(0, 4 * steps, 4):
+            v, w = splat_load(int64(a0 + at)), splat_load(int64(a1 + at))
+            x = load(int64(b))
+            r0, s0 = fma(v, x, r0), fma(w, x, s0)
+            x = load(int64(b + width))
+            r1, s1 = fma(v, x, r1), fma(w, x, s1)
+            x = load(int64(b + 2 * width))
+            r2, s2 = fma(v, x, r2), fma(w, x, s2)
+            x = load(int64(b + 3 * width))
+            r3, s3 = fma(v, x, r3), fma(w, x, s3)
+            b += step
+        return r0, r1, r2, r3, s0, s1, s2, s3
+
+    @njit(forceinline=True)
+    def one(a: int, steps: int, b: int, step: int) -> Any:
+        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
+        for at in range(0, 4 * steps, 4):
+            w = splat_load(int64(a + at))
+            r0 = fma(w, load(int64(b)), r0)
+            r1 = fma(w, load(int64(b + width)), r1)
+            r2 = fma(w, load(int64(b + 2 * width)), r2)
+            r3 = fma(w, load(int64(b + 3 * width)), r3)
+            b += step
+        return r0, r1, r2, r3
+
+    @njit(forceinline=True)
+    def single(a: int, steps: int, b: int, step: int) -> Any:
+        r = zero()
+        for at in range(0, 4 * steps, 4):
+            r = fma(splat_load(int64(a + at)), load(int64(b)), r)
+            b += step
+        return r
+
+    @njit(forceinline=True)
+    def eight(a: int, steps: int, b: int, step: int) -> Any:
+        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
+        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
+        for at in range(0, 4 * steps, 4):
+            w = splat_load(int64(a + at))
+            r0 = fma(w, load(int64(b)), r0)
+            r1 = fma(w, load(int64(b + width)), r1)
+            r2 = fma(w, load(int64(b + 2 * width)), r2)
+            r3 = fma(w, load(int64(b + 3 * width)), r3)
+            s0 = fma(w, load(int64(b + 4 * width)), s0)
+            s1 = fma(w, load(int64(b + 5 * width)), s1)
+            s2 = fma(w, load(int64(b + 6 * width)), s2)
+            s3 = fma(w, load(int64(b + 7 * width)), s3)
+            b += step
+        return r0, r1, r2, r3, s0, s1, s2, s3
+
+    return four, two, one, single, eight
+
+
+def build_softmax(ops: Ops) -> Any:
+    """(scores (KEYS,), begin, end, scale, cap, state) -> what sums so far are to be multiplied by, in every lane.
+
+    Scores become weights; those outside begin .. end - 1 become 0, whatever they were. `state` is (maximum, sum) of
+    the chunk so far."""
+    lanes = ops.lanes
+    load, store, exp, first_lane = ops.load_floats, ops.store_floats, ops.exp, ops.first_lane
+    zero, plus, minus, times, splat = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat
+    sum_floats, max_floats, maximum, within, fma_one = (
+        ops.sum_floats,
+        ops.max_floats,
+        ops.maximum,
+        ops.within,
+        ops.fma_one,
+    )
+    div, sigmoid = ops.div, sigmoid_of(ops)
+
+    @njit(forceinline=True)
+    def softcapped(x: Any, cap: Any) -> Any:
+        """cap * tanh(x / cap)."""
+        twice = times(splat(float32(2.0)), sigmoid(times(splat(float32(2.0)), div(x, splat(cap)))))
+        return times(splat(cap), minus(twice, splat(float32(1.0))))
+
+    @njit(forceinline=True)
+    def softmax(scores: int, begin: int, end: int, scale: Any, cap: Any, state: int) -> Any:
+        top = splat(float32(LOWEST))
+        for j in range(0, KEYS, lanes):
+            x = times(load(int64(scores + 4 * j)), splat(scale))
+            if cap > float32(0.0):
+                x = softcapped(x, cap)
+            x = within(x, int64(begin - j), int64(end - j), float32(LOWEST))
+            store(int64(scores + 4 * j), x)
+            top = maximum(top, x)
+        before = load_f32(int64(state))
+        now = max(before, max_floats(top))
+        highest = splat(now)
+        total = zero()
+        for j in range(0, KEYS, lanes):
+            x = exp(minus(load(int64(scores + 4 * j)), highest))
+            store(int64(scores + 4 * j), x)
+            total = plus(total, x)
+        factor = exp(minus(splat(before), highest))
+        store_f32(int64(state), now)
+        added = fma_one(load_f32(int64(state + 4)), first_lane(factor), sum_floats(total))
+        store_f32(int64(state + 4), added)
+        return factor
+
+    return softmax
+
+
+def build_join(ops: Ops) -> Any:
+    """(maximum, sum) of what is joined already, (maximum, sum) of the next chunk -> both of the whole, and what the
+    values of either are to be multiplied by, in every lane."""
+    exp, minus, splat, fma_one, first_lane = ops.exp, ops.sub, ops.splat, ops.fma_one, ops.first_lane
+
+    @njit(forceinline=True)
+    def join(top: Any, total: Any, chunk_top: Any, chunk_total: Any) -> Any:
+        highest = max(top, chunk_top)
+        old, new = exp(minus(splat(top), splat(highest))), exp(minus(splat(chunk_top), splat(highest)))
+        whole = fma_one(total, first_lane(old), float32(chunk_total * first_lane(new)))
+        return highest, whole, old, new
+
+    return join

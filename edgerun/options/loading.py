@@ -1,0 +1,90 @@
+"""The options of loading a model: what each may be, and its default. `LLM` says what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from edgerun.events import EventSink, ignore
+from edgerun.options.keywords import checked_keywords
+from edgerun.options.kinds import Callback, Choice, Flag, Kind, Number, Size, Text, Whole
+from edgerun.options.sampling import LARGEST_SEED
+
+KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avx512")
+MOST_THREADS = 1024  # more than any machine's cores; each takes memory, and a wake-up for every operation
+
+LOADING: Mapping[str, Kind] = {
+    "context": Whole(1, 2**31 - 1, words=(None,)),
+    "threads": Whole(1, MOST_THREADS, words=("auto",)),
+    "memory": Size(),
+    "prefetch": Flag(),
+    "kernels": Choice(KERNEL_NAMES),
+    "prefill": Text(),
+    "tpot_s": Number(0, above=True, words=(None,)),
+    "seed": Whole(0, LARGEST_SEED, words=(None,)),
+    "events": Callback(),
+}
+
+
+class MachineKeywords(TypedDict, total=False):
+    """What of the machine is used, as keyword arguments."""
+
+    threads: int | Literal["auto"]
+    memory: int | str
+    kernels: str
+    events: EventSink
+
+
+class PlanKeywords(MachineKeywords, total=False):
+    """What decides how much memory a model takes."""
+
+    context: int | None
+
+
+class LoadKeywords(PlanKeywords, total=False):
+    """All fields of `LoadOptions` as keyword arguments."""
+
+    prefetch: bool
+    prefill: str
+    tpot_s: float | None
+    seed: int | None
+
+
+MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
+PLAN_NAMES = tuple(PlanKeywords.__annotations__)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model, checked. UsageError for a value that cannot be. `memory` becomes bytes, unless "auto"."""
+
+    context: int | None = None
+    threads: int | Literal["auto"] = "auto"
+    memory: int | str = "auto"
+    prefetch: bool = True
+    kernels: str = "auto"
+    prefill: str = "auto"
+    tpot_s: float | None = None
+    seed: int | None = None
+    events: EventSink = ignore
+
+    def __post_init__(self) -> None:
+        for name, kind in LOADING.items():
+            object.__setattr__(self, name, kind.check(name, getattr(self, name)))
+
+    @property
+    def n_threads(self) -> int | None:
+        """None: as many as the machine's cores."""
+        return None if isinstance(self.threads, str) else self.threads
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of the whole process; None: what is there."""
+        return None if isinstance(self.memory, str) else self.memory
+
+
+def load_options(given: MachineKeywords, names: Iterable[str] = tuple(LOADING)) -> LoadOptions:
+    """Keyword arguments, of which only `names` are known, as options. UsageError for others, and for wrong values."""
+    checked_keywords(given, names, "option")
+    return LoadOptions(**given)
