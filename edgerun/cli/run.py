@@ -71,8 +71,8 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        options = loading_from(loading_and_sampling, bars)
-        with load_model(path, options) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
+        loading = loading_from(loading_and_sampling, bars)
+        with load_model(path, loading) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk
