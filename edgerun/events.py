@@ -46,3 +46,8 @@ EventSink = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The sink of those who do not listen."""
+
+
+def never() -> bool:
+    """The answer of a call that cannot be cancelled."""
+    return False

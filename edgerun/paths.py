@@ -20,20 +20,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import platformdirs
 
 from edgerun.errors import EdgerunError, NotFoundError, UsageError
 
-if os.name == "posix":
-    import fcntl
-
 _SUFFIX = ".edgerun-tmp"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.edgerun-tmp", re.DOTALL)
 _MOST_NAME_BYTES = 200  # of the name in a temporary one, so that this is no longer than a file system takes
 _POLL_S = 0.2
+
+
+def _system_locks() -> Any:
+    """The module of locks on open files; None where the system has none (Windows refuses to remove open ones)."""
+    try:
+        return import_module("fcntl")
+    except ImportError:
+        return None
+
+
+_FCNTL = _system_locks()
 
 
 def cache_dir() -> Path:
@@ -112,9 +121,9 @@ def new_file(path: Path, *, mode: int = 0o666, check: Callable[[Path], None] | N
             os.fsync(file.fileno())
             if check is not None:
                 check(temporary)
-            if os.name == "posix":  # still locked: nobody takes it for abandoned
+            if _FCNTL is not None:  # still locked: nobody takes it for abandoned
                 temporary.replace(path)
-        if os.name != "posix":  # an open file cannot be renamed there
+        if _FCNTL is None:  # an open file cannot be renamed there
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -202,7 +211,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _remove_unless_locked(path: Path, is_folder: bool) -> None:
-    if os.name != "posix":
+    if _FCNTL is None:
         if not is_folder:
             path.unlink()  # refused while it is open; there are no locks for folders
         return
@@ -229,7 +238,7 @@ def _begin_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = parent / _temporary_name("edgerun")
         folder.mkdir(mode=0o700)
-        if os.name != "posix":
+        if _FCNTL is None:
             return folder, -1
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(folder, os.O_RDONLY | _flags())
@@ -245,10 +254,10 @@ def _temporary_name(name: str) -> str:
 
 def _lock(fd: int) -> bool | None:
     """Whether the open file is ours alone now, until it is closed; None: there are no locks here."""
-    if os.name != "posix":
+    if _FCNTL is None:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _FCNTL.flock(fd, _FCNTL.LOCK_EX | _FCNTL.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

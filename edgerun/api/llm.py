@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgerun.api.loading import load_engine
 from edgerun.api.openai import OpenAIMethods
+from edgerun.device.forks import call_after_fork
 from edgerun.engine import (
     CancelSignal,
     Chunk,
@@ -77,6 +78,11 @@ class LLM(OpenAIMethods):
         self._release = release
         self.name = name
         self._idle: Session | None = None  # the last call's cache: the next one often begins alike
+        self._idle_lock = threading.Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._idle_lock = threading.Lock()
 
     @property

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.engine import Engine
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.options import LoadOptions, as_text, refused
 from edgerun.paths import kind_of, user_path
 
@@ -21,6 +22,7 @@ DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
 
 
+@told_as_shortage("loading the model")
 def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, Callable[[], None]]:
     """Open, check and load a model -> the engine, the file's path, and what releases it all.
 
@@ -37,6 +39,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        for text in spec.unused:
+            events(Notice(text))
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
         plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels)  # refuse early
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
@@ -45,8 +49,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
-        wanted = wanted_backend(options.prefill, gguf, impl, events)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
+        wanted = wanted_backend(options.prefill, gguf, impl, plan.mode, events)
         reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
         if reserved:
             plan = plan_weights(
@@ -57,11 +61,11 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         decoder = Decoder(spec, store, impl, context=n_context)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
-        step_tokens = plan.wave_tokens or choose_step_tokens(gguf.tensors, spec.n_layers)
+        step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
         if decoder.prompt_backend is not None and not plan.wave_tokens:
             step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
         if options.tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl), options.tpot_s))
+            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl, plan.mode), options.tpot_s))
         engine = Engine(
             decoder,
             tokenizer,

@@ -81,7 +81,7 @@ def plan_model(
         spec = load_spec(gguf)
         n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
         plan = plan_weights(gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels)
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
@@ -89,7 +89,7 @@ def plan_model(
         rates = _rates(None if download_bytes else path, piece, given, anew)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, load_sizes(given.kernels), rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"

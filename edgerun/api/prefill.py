@@ -28,6 +28,7 @@ from edgerun.options import (
 )
 from edgerun.planning import MemoryPlan
 from edgerun.units import format_size
+from edgerun.weights.store import Mode
 
 if TYPE_CHECKING:
     from edgerun.prefill.backend import OnnxBackend
@@ -56,7 +57,9 @@ class WantedBackend:
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 
 
-def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: EventSink) -> WantedBackend | None:
+def wanted_backend(
+    prefill: str, gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink
+) -> WantedBackend | None:
     """What `prefill` names, or None for our kernels. UsageError for a backend that is unknown or not here.
 
     "auto": what `calibrate_model` chose for this model with these versions on this machine, the kernels where it was
@@ -69,7 +72,7 @@ def wanted_backend(prefill: str, gguf: GgufFile, kernels: Kernels, events: Event
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels)
+        found = known_calibration(gguf, kernels, mode)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -104,25 +107,27 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels) -> Calibration | None:
-    """What was measured for this model with these versions; None: nothing. Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf)
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibration | None:
+    """What was measured for this model with these versions while its weights were where they are now; None: nothing.
+    Loads onnxruntime only if there is any."""
+    found = kept_calibration(gguf, mode)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
 
-    return found if found.made_with == made_with(kernels) else None
+    return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile) -> Calibration | None:
-    """What was last measured for this model, whatever with; None: nothing, or the file was copied or changed since."""
+def kept_calibration(gguf: GgufFile, mode: Mode) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing, or
+    the file was copied or changed since."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
     from edgerun.weights.identity import known_digest
 
     digest = known_digest(gguf, prefill_dir())
-    return None if digest is None else load_calibration(calibration_path(prefill_dir(), digest))
+    return None if digest is None else load_calibration(calibration_path(prefill_dir(), digest, mode))
 
 
 def calibrate_model(
@@ -163,9 +168,10 @@ def calibrate_model(
     try:
         with open_gguf(path) as gguf:
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
-            if not anew and (kept := known_calibration(gguf, decoder.kernels)) is not None:
+            if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
-            kept_at = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir(), given.events))
+            digest = content_digest(gguf, prefill_dir(), given.events)
+            kept_at = calibration_path(prefill_dir(), digest, decoder.store.mode)
             with _failures_named(), paths.one_at_a_time(kept_at, lambda: None, wait_s=0):
                 found = calibrate(
                     gguf,

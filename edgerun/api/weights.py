@@ -38,7 +38,7 @@ def plan_weights(
     budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
     return plan_memory(
         gguf.path.name,
-        make_catalog(gguf.tensors, spec.n_layers),
+        make_catalog(spec.tensors, spec.n_layers),
         spec,
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
@@ -55,7 +55,7 @@ def open_store(
     if plan.mode == "resident":
         resident = ResidentStore(gguf, spec, kernels, events=events)
         return resident, resident.close
-    catalog = make_catalog(gguf.tensors, spec.n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     threads, profile = reader_threads(catalog), hot_set_path(gguf)
     store: StreamedLayerStore | StreamedExpertStore
     if plan.mode == "layers":

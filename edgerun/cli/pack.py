@@ -45,11 +45,11 @@ def command(model: str, kernels: str, verify: bool, as_json: bool) -> None:
         impl = load_kernels(kernels, threads=1, events=bars)
         try:
             with open_gguf(path) as gguf:
-                n_layers = load_spec(gguf).n_layers
+                spec = load_spec(gguf)
                 if verify:
-                    out, header = pack_path(path), verify_pack(gguf, n_layers, impl, events=bars)
+                    out, header = pack_path(path), verify_pack(gguf, spec, impl, events=bars)
                 else:
-                    out, header = write_pack(gguf, n_layers, impl, events=bars)
+                    out, header = write_pack(gguf, spec, impl, events=bars)
         except OSError as error:
             if isinstance(error, EdgerunError):
                 raise

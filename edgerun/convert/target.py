@@ -45,7 +45,7 @@ def check_loads(path: Path) -> None:
     tokenizer of an unknown kind is no obstacle."""
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        make_catalog(gguf.tensors, spec.n_layers)
+        make_catalog(spec.tensors, spec.n_layers)
         try:
             load_tokenizer(gguf.metadata)
         except UnsupportedError:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgerun.convert.report import Fallback, Report
 from edgerun.device import default_threads
-from edgerun.errors import UsageError
+from edgerun.errors import FormatError, UsageError
 from edgerun.formats.gguf import GgmlType, GgufWriter
 from edgerun.formats.quants import quantize
 
@@ -183,7 +183,11 @@ def _pieces(source: Source, type_: GgmlType) -> Iterator[NDArray[Any]]:
 
         def piece(start: int) -> NDArray[Any]:
             rows = source.rows(start, min(start + step, source.n_rows))
-            return rows if type_ is GgmlType.F32 else quantize(rows, type_)
+            if type_ is GgmlType.F32:
+                return rows
+            if not np.isfinite(rows).all():
+                raise FormatError(f"{source.name} holds weights that are no numbers: they have no {type_.name}")
+            return quantize(rows, type_)
 
         yield from _in_parallel(piece, range(0, source.n_rows, step))
     source.done()

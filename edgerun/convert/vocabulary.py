@@ -68,7 +68,12 @@ class Vocabulary:
         return dropped
 
     def write(self, writer: GgufWriter) -> None:
-        """Add the `tokenizer.*` keys."""
+        """Add the `tokenizer.*` keys. FormatError for text that is no Unicode: JSON can spell half a character."""
+        for text in (*self.tokens, *(self.merges or ()), *self.templates, *self.templates.values()):
+            try:
+                text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise FormatError(f"the tokenizer holds {text[:40]!r}, which is no Unicode: {error.reason}") from None
         writer.add("tokenizer.ggml.model", self.model)
         writer.add("tokenizer.ggml.pre", self.pre)
         writer.add("tokenizer.ggml.tokens", self.tokens, ValueKind.STRING)

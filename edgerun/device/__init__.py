@@ -7,6 +7,7 @@ from edgerun.device.memory import (
     ProcessMemory,
     give_back_free_memory,
     memory_limits,
+    page_faults,
     peak_bytes,
     process_memory,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "default_threads",
     "give_back_free_memory",
     "memory_limits",
+    "page_faults",
     "peak_bytes",
     "physical_cores",
     "process_memory",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled, UsageError
+from edgerun.events import never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,36 +42,36 @@ class CancelToken:
         return self._event.is_set()
 
 
-def never() -> bool:
-    """The answer of a call that cannot be cancelled."""
-    return False
-
-
 class FairLock:
     """A lock that threads get in the order in which they asked.
 
-    `threading.Lock` lets a thread that releases it and asks again go first: one generation would starve the
-    others. A thread must not ask while it holds the lock; one that does was interrupted (Ctrl-C) just before
-    it could release, and goes on as the owner.
+    `threading.Lock` lets a thread that releases it and asks again go first: one generation would starve the others. A
+    thread must not ask while it holds the lock. A thread that Ctrl-C kept from giving it back has not got it any more:
+    neither for itself, when it asks again, nor for others, who see that it has left the block.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._owner: int | None = None
+        self._owner: _Turn | None = None
         self._closed = False
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self._waiting: deque[_Turn] = deque()
+        call_after_fork(self)
 
     @contextmanager
     def held(self, cancelled: Callable[[], bool] = never) -> Iterator[None]:
         """Hold the lock in a `with` block. Raises Cancelled when `cancelled()` becomes true while waiting,
         UsageError when the lock was closed."""
+        turn = _Turn(sys._getframe(2))  # whose block it is: this frame and contextlib's lie in between
         try:
-            self._acquire(cancelled)
+            self._acquire(turn, cancelled)
             if self._closed:
                 raise UsageError("the model was closed")
-            yield
+            try:
+                yield
+            finally:
+                self._release(turn)
         finally:
-            self._release()
+            self._release(turn)  # once more, for a Ctrl-C within the first
 
     def close(self, last_act: Callable[[], None]) -> None:
         """Wait for the lock, do `last_act` under it, and let nobody have it from then on."""
@@ -75,31 +79,62 @@ class FairLock:
             self._closed = True
             last_act()
 
-    def _acquire(self, cancelled: Callable[[], bool]) -> None:
-        me = threading.get_ident()
+    def after_fork(self) -> None:
+        """In a fork's child only the thread that forked is left. See `device.forks`."""
+        self._mutex = threading.Lock()
+        self._waiting.clear()
+        if self._owner is not None and self._owner.thread != threading.get_ident():
+            self._owner = None
+
+    def _acquire(self, turn: _Turn, cancelled: Callable[[], bool]) -> None:
         with self._mutex:
-            if self._owner is None or self._owner == me:
-                self._owner = me
+            if self._owner is None or self._owner.thread == turn.thread:
+                self._owner = turn
                 return
-            gate = threading.Lock()
-            gate.acquire()
-            entry = (me, gate)
-            self._waiting.append(entry)
+            self._waiting.append(turn)
         try:
-            while not gate.acquire(timeout=_POLL_S):
+            while not turn.gate.acquire(timeout=_POLL_S):
                 if cancelled():
                     raise Cancelled("cancelled while waiting for another generation's step")
+                with self._mutex:  # whoever should have told us may have been interrupted
+                    if self._owner is None or not self._owner.is_inside():
+                        self._pass_on()
+                    if self._owner is turn:
+                        break
         finally:
             with self._mutex:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
 
-    def _release(self) -> None:
+    def _release(self, turn: _Turn) -> None:
         with self._mutex:
-            if self._owner != threading.get_ident():
-                return  # waiting was given up
-            if self._waiting:
-                self._owner, gate = self._waiting.popleft()
-                gate.release()
-            else:
-                self._owner = None
+            if self._owner is turn:  # else waiting was given up
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            self._owner = self._waiting[0]
+            self._waiting.popleft()
+            if self._owner.is_inside():
+                self._owner.gate.release()
+                return
+        self._owner = None
+
+
+class _Turn:
+    """A thread's one stay in a block, or its wait for it."""
+
+    def __init__(self, block: FrameType) -> None:
+        self.thread = threading.get_ident()
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self._block: FrameType | None = block
+
+    def is_inside(self) -> bool:
+        """Whether the thread still runs what it ran when it asked."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if frame is self._block:
+                return True
+            frame = frame.f_back
+        return False

@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.cancel import FairLock, never
+from edgerun.engine.cancel import FairLock
 from edgerun.engine.parts import Cache, DecoderLike
-from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.engine.shortage import told_as_shortage
+from edgerun.errors import UsageError
+from edgerun.events import never
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]
@@ -110,6 +112,7 @@ class Context:
             self._user += 1
             self._cut(n)
 
+    @told_as_shortage("copying a sequence")
     def fork(self) -> Context:
         """An independent copy."""
         with self._lock.held():
@@ -131,14 +134,8 @@ class Context:
         self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]
     ) -> F32 | None:
         self._settle()
-        try:
+        with told_as_shortage(f"computing what comes after {len(self._tokens)} tokens"):
             out = self._decoder.forward(chunk, self._cache, logits=logits, cancelled=cancelled)
-        except EdgerunError:
-            raise
-        except MemoryError as error:
-            raise DoesNotFitError(
-                f"out of memory after {len(self._tokens)} tokens: {error}; use a smaller context or model"
-            ) from error
         if len(self._tokens) == self._stepped and len(chunk) == self._step_tokens:
             self._stepped += len(chunk)
         self._tokens.extend(chunk)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device.forks import call_after_fork
 from edgerun.engine.arguments import (
     Messages,
     Prompt,
@@ -19,14 +20,15 @@ from edgerun.engine.arguments import (
     checked_tools,
     checked_variables,
 )
-from edgerun.engine.cancel import CancelSignal, FairLock, never
+from edgerun.engine.cancel import CancelSignal, FairLock
 from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, ignore, never
 from edgerun.models.chunks import chunks
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
@@ -72,6 +74,11 @@ class Engine:
         self._reuse_steps = reuse_steps
         self._seeds = None if seed is None else np.random.default_rng(seed)
         self._seeds_lock = threading.Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self._seeds_lock = threading.Lock()
 
     def close(self, release: Callable[[], None]) -> None:
         """Wait for the step that is computed now, call `release`, and refuse every later one (UsageError)."""
@@ -89,6 +96,7 @@ class Engine:
         """Whether text can be given to it."""
         return self._tokenizer is not None
 
+    @told_as_shortage("making room for a new sequence")
     def new_context(self) -> Context:
         """An empty one; memory is taken as it fills."""
         return Context(
@@ -102,12 +110,14 @@ class Engine:
         with self._seeds_lock:
             return params.with_options({"seed": int(self._seeds.integers(1 << 32))})
 
+    @told_as_shortage("tokenizing a text")
     def encode(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
         """Text (special tokens in it are recognised) or ids -> ids. UsageError for what is neither."""
         if isinstance(prompt, str):
             return list(self.tokenizer.encode(checked_text("prompt", prompt), add_special=add_special))
         return checked_ids("prompt", prompt, self.vocab_size)
 
+    @told_as_shortage("writing a chat as tokens")
     def encode_chat(
         self,
         messages: Messages,
@@ -135,6 +145,7 @@ class Engine:
                 "shorten the prompt or load the model with a larger context"
             )
 
+    @told_as_shortage("computing the logits of a text")
     def logits(self, ids: Sequence[int], cancel: CancelSignal | None = None) -> F32:
         """Logits (n, vocab) f32 of the token after each of `ids` (n,). EdgerunError when they are not finite."""
         given = checked_ids("ids", ids, self.vocab_size)
@@ -145,6 +156,7 @@ class Engine:
         check_finite(logits)
         return logits
 
+    @told_as_shortage("scoring a text")
     def score(self, prompt: Prompt, cancel: CancelSignal | None = None) -> Score:
         """Log-probabilities of a text's tokens, each after those before it."""
         ids = self.encode(prompt)
@@ -166,6 +178,7 @@ class Engine:
             logprobs.extend((chosen - np.log(totals)).tolist())
         return Score(tuple(ids), tuple(logprobs))
 
+    @told_as_shortage("embedding a text")
     def embed(self, prompt: str, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """The mean of the final hidden states over all tokens, scaled to length 1: (d,) f32."""
         ids = self.encode(checked_text("texts", prompt))

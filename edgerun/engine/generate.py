@@ -12,11 +12,13 @@ from edgerun.engine.engine import Engine, as_callable
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TokenizerLike
 from edgerun.engine.results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
+from edgerun.engine.shortage import told_as_shortage
 from edgerun.engine.stops import StopMatcher
 from edgerun.errors import Cancelled
 from edgerun.events import PromptProcessed, TokenGenerated
 
 
+@told_as_shortage("beginning a generation")
 def generate(
     engine: Engine,
     context: Context,
@@ -104,7 +106,8 @@ class _Run:
                     self.steps += 1
                 elif self.cancelled():
                     raise Cancelled("cancelled")
-                choice = self.chooser.next(logits[0, : self.n_vocab], self.ids)
+                with told_as_shortage("choosing a token"):
+                    choice = self.chooser.next(logits[0, : self.n_vocab], self.ids)
                 seconds = perf_counter() - started  # without what our reader does with the token
                 self.decode_s += seconds if self.steps else 0
                 if choice.token_id in eog_ids:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import FormatError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -146,11 +146,11 @@ def softmax(logits: F32, temperature: float = 1.0) -> F64:
 
 
 def check_finite(values: NDArray[np.floating[Any]]) -> None:
-    """EdgerunError when what the model computed has NaN or +inf in it."""
+    """FormatError when what the model computed has NaN or +inf in it."""
     largest = values.max()  # NaN, where there is one
     if not np.isfinite(largest):
         kind = "NaN" if np.isnan(largest) else str(largest)
-        raise EdgerunError(f"the model's results are not numbers ({kind}): its weights or its file are damaged")
+        raise FormatError(f"the model's results are not numbers ({kind}): its weights or its file are damaged")
 
 
 def is_greedy(temperature: float) -> bool:

@@ -8,14 +8,15 @@ unless stated. T is the number of rows (tokens) in the call: one in decode, a ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import UnsupportedError
+from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.layout import layout_bytes
 
 F32 = NDArray[np.float32]
 F16 = NDArray[np.float16]
@@ -29,14 +30,35 @@ RouterKind = Literal["softmax", "sigmoid", "softmax_topk"]
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One weight matrix (rows, cols) in the layout of the kernels that packed it. `data` owns the bytes."""
+    """One weight matrix (rows, cols) in the layout of the kernels that packed it. `data` owns the bytes.
+
+    This is the one gate through which weights reach machine code, which trusts rows, cols and type: so there is no
+    Matrix whose bytes are not exactly theirs, and the address is found here, never given. UsageError for all others.
+    """
 
     rows: int
     cols: int
     type: GgmlType
-    layout: str
-    data: Any
-    address: int = 0  # of `data`, for those who call machine code
+    layout: str  # see `layout.layout_bytes`
+    data: U8
+    address: int = field(init=False)  # of `data`
+
+    def __post_init__(self) -> None:
+        if type(self.rows) is not int or type(self.cols) is not int or not isinstance(self.data, np.ndarray):
+            raise UsageError(f"a matrix is made of whole numbers and an array, not {self.rows!r} x {self.cols!r}")
+        n_bytes = layout_bytes(self.layout, self.type, self.rows, self.cols)
+        shape = (self.rows, n_bytes // self.rows) if self.layout == "gguf" else self.data.shape
+        if (
+            self.data.dtype != np.uint8
+            or self.data.nbytes != n_bytes
+            or self.data.shape != shape
+            or not self.data.flags.c_contiguous
+        ):
+            raise UsageError(
+                f"{self.data.shape} {self.data.dtype} are not the {n_bytes} bytes of {self.rows} x {self.cols} "
+                f"{self.type.name}"
+            )
+        object.__setattr__(self, "address", int(self.data.__array_interface__["data"][0]))
 
     @property
     def n_bytes(self) -> int:
@@ -52,12 +74,21 @@ class Activations(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """The three matrices of one expert's gated feed-forward."""
+    """The three matrices of one expert's gated feed-forward. UsageError where they do not fit each other."""
 
     id: int
     gate: Matrix  # (expert_ff, d)
     up: Matrix  # (expert_ff, d)
     down: Matrix  # (d, expert_ff)
+    kind: tuple[object, ...] = field(init=False)  # types, layouts and sizes: alike for experts that lie alike
+
+    def __post_init__(self) -> None:
+        gate, up, down = self.gate, self.up, self.down
+        if (up.rows, up.cols) != (gate.rows, gate.cols) or (down.rows, down.cols) != (gate.cols, gate.rows):
+            shapes = ", ".join(f"{each.rows} x {each.cols}" for each in (gate, up, down))
+            raise UsageError(f"expert {self.id}: {shapes} are not gate, up and down of one feed-forward")
+        kind = (gate.type, up.type, down.type, gate.layout, up.layout, down.layout, gate.rows, gate.cols)
+        object.__setattr__(self, "kind", kind)
 
 
 NEURON_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0)
@@ -67,7 +98,7 @@ NEURON_COLS = 32  # d must be a multiple
 @dataclass(frozen=True, eq=False)
 class Neurons:
     """Some neurons of a gated feed-forward, each with its row of up and its row of down (transposed) side by side, as
-    GGUF blocks: what a neuron that does not fire never needs."""
+    GGUF blocks: what a neuron that does not fire never needs. UsageError for rows that are not in `memory`."""
 
     ids: I32  # (n,) ascending: their columns of the gate
     slots: I32  # (n,) rows of `memory`
@@ -75,6 +106,18 @@ class Neurons:
     up_type: GgmlType
     down_type: GgmlType
     cols: int  # d
+
+    def __post_init__(self) -> None:
+        check_neurons("up", self.up_type, self.cols)
+        check_neurons("down", self.down_type, self.cols)
+        memory, width = self.memory, self.up_type.row_bytes(self.cols) + self.down_type.row_bytes(self.cols)
+        if memory.ndim != 2 or memory.shape[1] != width or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
+            raise UsageError(f"{memory.shape} {memory.dtype} are not rows of neurons of {width} bytes")
+        for name, values in (("ids", self.ids), ("slots", self.slots)):
+            if values.dtype != np.int32 or values.shape != (len(self.ids),) or not values.flags.c_contiguous:
+                raise UsageError(f"{name} of {len(self.ids)} neurons cannot be {values.shape} {values.dtype}")
+        if len(self.ids) and (self.ids.min() < 0 or self.slots.min() < 0 or self.slots.max() >= len(memory)):
+            raise UsageError(f"neurons outside the {len(memory)} rows that there are")
 
 
 def check_neurons(what: str, type: GgmlType, cols: int) -> None:

@@ -19,11 +19,13 @@ Six-bit scales of Q4_K and Q5_K stand as bytes (3 % more) because unpacking them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 
 U8 = NDArray[np.uint8]
@@ -33,6 +35,7 @@ WIDE_TOKENS = 8  # that share a spread slab: see `spread_kernels`
 WIDE_LEAST = 7  # of them, after the first eight: fewer are faster by four and one by one
 _SLAB_WORDS = 24  # at most, of a slab's 32 columns with their scale and sums
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
+_PACKED_NAME = re.compile(r"r[1-9][0-9]?")
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
 BLOCK_COLS = {
@@ -61,6 +64,19 @@ def packed_bytes(type: GgmlType, rows: int, cols: int, lanes: int) -> int:
     """Size of a packed matrix."""
     groups = -(-rows // lanes)
     return groups * (cols // BLOCK_COLS[type]) * BLOCK_BYTES[type] * lanes
+
+
+def layout_bytes(name: str, type: GgmlType, rows: int, cols: int) -> int:
+    """Of a matrix in a layout by its name: "gguf", rows as they are in the file, or "r16", packed 16 at a time.
+    UsageError for a layout or a shape that no matrix can have."""
+    if rows < 1 or cols < 1 or cols % type.block_size:
+        raise UsageError(f"{rows} x {cols} {type.name} is no matrix of whole blocks")
+    if name == "gguf":
+        return rows * type.row_bytes(cols)
+    lanes = int(name[1:]) if _PACKED_NAME.fullmatch(name) else 0
+    if not lanes or type not in BLOCK_COLS:
+        raise UsageError(f"there is no layout {name!r} of {type.name}")
+    return packed_bytes(type, rows, cols, lanes)
 
 
 def wide_groups(lanes: int) -> int:

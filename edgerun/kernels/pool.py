@@ -6,6 +6,7 @@ they sleep on a lock and are woken by the next operation. Operations are publish
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 import weakref
@@ -18,6 +19,7 @@ from edgerun.errors import DoesNotFitError
 CONTROL_BYTES = 384
 _STOP, _AWAKE = 256 // 8, 320 // 8
 _SPINS = 20_000  # about 100 us of `pause`
+_JOIN_S = 0.1  # after which a worker that was not there yet to be woken is woken again
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
 _PROGRAM = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 3))
 _WORK = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
@@ -37,25 +39,17 @@ class ThreadPool:
         self._slots = self._memory[(self._control - base) // 8 :]
         self._run = _RUN(run_address)
         self._program = _PROGRAM(program_address)
-        work = _WORK(work_address)
-        self._asleep = [threading.Lock() for _ in range(threads - 1)]
-        self._sleeping = [False] * (threads - 1)
-        state = (self._control, self._slots, self._asleep, self._sleeping)
-        self._workers = [
-            threading.Thread(target=_work, args=(work, index, *state), name=f"edgerun-{index + 1}", daemon=True)
-            for index in range(threads - 1)
-        ]
-        self._finalizer = weakref.finalize(
-            self, _stop, self._slots, self._asleep, self._sleeping, (self._memory, code), self._workers
-        )
-        for started, worker in enumerate(self._workers):
-            try:
-                worker.start()
-            except RuntimeError as error:  # the system gives no more threads
-                self._finalizer()
-                raise DoesNotFitError(
-                    f"only {started + 1} of {threads} threads could be started: {error}; use fewer (threads)"
-                ) from error
+        self._work = _WORK(work_address)
+        self._asleep: list[threading.Lock] = []
+        self._sleeping: list[bool] = []
+        self._workers: list[threading.Thread] = []
+        self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, (self._memory, code), self._workers)
+        self._started = False
+        try:
+            self._start()
+        except DoesNotFitError:
+            self.close()
+            raise
 
     def run(self, kernel: int, arguments: int, items: int, grain: int) -> None:
         """Do items 0 .. items - 1 of `kernel`, `grain` at a time, on all threads; returns when all are done."""
@@ -67,7 +61,35 @@ class ThreadPool:
         self._wake()
         self._program(self._control, program, count)
 
+    def after_fork(self) -> None:
+        """In a fork's child: no worker is here, and one may have been inside an operation. See `device.forks`."""
+        stopped = self._slots[_STOP]
+        self._slots[: CONTROL_BYTES // 8] = 0
+        self._slots[_STOP] = stopped
+        self._started = False
+        for each in (self._asleep, self._sleeping, self._workers):
+            each.clear()
+
+    def _start(self) -> None:
+        while len(self._workers) < self.threads - 1:
+            index = len(self._workers)
+            self._asleep.append(threading.Lock())
+            self._sleeping.append(False)
+            state = (self._work, index, self._control, self._slots, self._asleep[index], self._sleeping)
+            self._workers.append(threading.Thread(target=_work, args=state, name=f"edgerun-{index + 1}", daemon=True))
+        for index, worker in enumerate(self._workers):
+            if worker.ident is None:  # else it was started before an interrupt came
+                try:
+                    worker.start()
+                except RuntimeError as error:  # the system gives no more threads
+                    raise DoesNotFitError(
+                        f"only {index + 1} of {self.threads} threads could be started: {error}; use fewer (threads)"
+                    ) from error
+        self._started = True
+
     def _wake(self) -> None:
+        if not self._started and not self._slots[_STOP]:
+            self._start()  # the first operation after a fork
         if True in self._sleeping:
             for index, sleeping in enumerate(self._sleeping):
                 if sleeping:
@@ -76,11 +98,11 @@ class ThreadPool:
 
     def close(self) -> None:
         """Stop and join the workers."""
-        self._finalizer()
+        _stop(self._slots, self._asleep, None, self._workers)
+        self._finalizer.detach()  # not before: Ctrl-C meanwhile leaves it to do the rest
 
 
-def _work(work: Any, index: int, control: int, slots: Any, asleep: Any, sleeping: Any) -> None:
-    lock = asleep[index]
+def _work(work: Any, index: int, control: int, slots: Any, lock: threading.Lock, sleeping: list[bool]) -> None:
     lock.acquire()
     seen = 0
     while True:
@@ -95,13 +117,11 @@ def _work(work: Any, index: int, control: int, slots: Any, asleep: Any, sleeping
         lock.acquire()
 
 
-def _stop(slots: Any, asleep: Any, sleeping: Any, kept: Any, workers: list[threading.Thread]) -> None:
+def _stop(slots: Any, asleep: list[threading.Lock], kept: Any, workers: list[threading.Thread]) -> None:
     """Stop and join the workers; at the latest when Python ends, while the machine code they run is still there."""
     slots[_STOP] = 1
-    for index, sleeps in enumerate(sleeping):
-        if sleeps:
-            sleeping[index] = False
-            asleep[index].release()
-    for worker in workers:
-        if worker is not threading.current_thread() and worker.ident is not None:
-            worker.join()
+    for lock, worker in zip(asleep, workers, strict=False):
+        while worker.is_alive() and worker is not threading.current_thread():
+            with contextlib.suppress(RuntimeError):  # it is not asleep, nor about to be
+                lock.release()
+            worker.join(_JOIN_S)

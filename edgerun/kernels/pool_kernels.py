@@ -19,6 +19,7 @@ read first, a late helper enters an operation that is being replaced, and takes 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -62,7 +63,8 @@ pause = function((), types.void, _pause)
 
 
 def _sched_yield(b: Any) -> Any:
-    return b.call(declare(b, "sched_yield", I32, []), ())
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    return b.call(declare(b, name, I32, []), ())
 
 
 yield_core = function((), types.int32, _sched_yield)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgerun import paths
 from edgerun.device.cpu import default_threads
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
@@ -156,6 +157,7 @@ class SimdKernels:
         self._product_head = (address(self._busy), -(-address(self._wide_scratch) // 64) * 64, self._wide_bytes)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
+        call_after_fork(self)
 
     @classmethod
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
@@ -177,22 +179,29 @@ class SimdKernels:
     def close(self) -> None:
         self._pool.close()
 
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self._lock = threading.RLock()
+        self._recorder = None
+        self._busy[:] = 0
+        self._pool.after_fork()
+
     # -- recording ----------------------------------------------------------------------------------------------
 
     @contextmanager
     def record(self) -> Iterator[Recorder]:
         """Launches within are done and also noted: see `program`. One thread at a time, no other users meanwhile."""
-        with self._lock:
-            self._recorder = Recorder()
-            try:
-                yield self._recorder
-            finally:
-                self._recorder = None
+        self._recorder = recorder = Recorder()
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
 
     def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
         """Replay launches start .. end - 1."""
         end = program.count if end is None else end
         with self._lock:
+            self._recorder = None  # Ctrl-C may have left one behind
             self._pool.run_program(program.rows_address + 32 * start, end - start)
 
     def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
@@ -215,7 +224,7 @@ class SimdKernels:
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
-        return Matrix(rows, cols, type, self.layout_name, out, address(out))
+        return Matrix(rows, cols, type, self.layout_name, out)
 
     @property
     def layout_name(self) -> str:
@@ -231,9 +240,7 @@ class SimdKernels:
     def matrix_in(self, memory: U8, type: GgmlType, rows: int, cols: int) -> Matrix:
         if type not in _MATMUL:
             return self._reference.matrix_in(memory, type, rows, cols)
-        if memory.size != self.packed_bytes(type, rows, cols) or not memory.flags.c_contiguous:
-            raise UsageError(f"{memory.size} bytes are not the {self.packed_bytes(type, rows, cols)} of the matrix")
-        return Matrix(rows, cols, type, self.layout_name, memory, address(memory))
+        return Matrix(rows, cols, type, self.layout_name, memory)
 
     def pack_rows(self, raw: U8, w: Matrix, first_row: int) -> None:
         if w.layout == "gguf":
@@ -241,8 +248,11 @@ class SimdKernels:
             return
         lanes, rows = self._isa.lanes, raw.shape[0]
         ragged = rows % lanes and first_row + rows != w.rows
-        if first_row % lanes or ragged or first_row + rows > w.rows or raw.shape[1] != w.type.row_bytes(w.cols):
-            raise UsageError(f"cannot pack {raw.shape} at row {first_row} of {w.rows} x {w.cols} {w.type.name}")
+        whole = raw.dtype == np.uint8 and raw.shape == (rows, w.type.row_bytes(w.cols)) and w.layout == self.layout_name
+        if first_row < 0 or first_row % lanes or ragged or first_row + rows > w.rows or not whole:
+            raise UsageError(
+                f"cannot pack {raw.shape} {raw.dtype} at row {first_row} of {w.rows} x {w.cols} {w.type.name}"
+            )
         blocks = w.cols // layout.BLOCK_COLS[w.type]
         target = w.address + first_row // lanes * blocks * layout.BLOCK_BYTES[w.type] * lanes
         raw = np.ascontiguousarray(raw)
@@ -366,14 +376,13 @@ class SimdKernels:
 
     @staticmethod
     def _alike(experts: Sequence[Expert]) -> bool:
-        """Whether all are packed, and of the same formats."""
+        """Whether all are packed, of the same formats and sizes."""
         first = experts[0]
-        kinds = (first.gate.type, first.up.type, first.down.type)
         return (
             first.gate.type == first.up.type
             and first.gate.type in _MATMUL
             and first.down.type in _MATMUL
-            and all((e.gate.type, e.up.type, e.down.type) == kinds for e in experts)
+            and all(expert.kind == first.kind for expert in experts)
         )
 
     def _single_token_ffn(
@@ -383,8 +392,11 @@ class SimdKernels:
         the launches out anew takes as long as a tenth of the computing."""
         gate, down = experts[0].gate, experts[0].down
         count, ff, d = len(experts), gate.rows, down.rows
-        if x.x.shape[1] != gate.cols or down.cols != ff or out.shape[1] != d or not out.flags.c_contiguous:
+        if x.x.shape[1] != gate.cols or out.shape[1] != d or not out.flags.c_contiguous:
             raise UsageError(f"experts of {gate.cols} x {ff} x {d} do not fit {x.x.shape} and {out.shape}")
+        places = [int(slot[0]) for slot in slots]
+        if len(places) != count or min(places) < 0 or max(places) >= len(out):
+            raise UsageError(f"{count} experts cannot write to rows {places} of {len(out)}")
         key = (count, gate.type, down.type, gate.cols, ff, d, activation)
         with self._lock:
             known = self._expert_programs.get(key)
@@ -396,7 +408,7 @@ class SimdKernels:
             front[count:, 1] = [each.up.address for each in experts]
             back[:, 1] = [each.down.address for each in experts]
             target = address(out)
-            back[:, 2] = [target + 4 * d * int(slot[0]) for slot in slots]
+            back[:, 2] = [target + 4 * d * place for place in places]
             self._pool.run_program(program.rows_address, program.count)
 
     def _record_experts(
@@ -469,7 +481,12 @@ class SimdKernels:
         (tokens, ff), n = gate.shape, len(neurons.ids)
         if not n:
             return
-        if h.shape != gate.shape or x.x.shape != (tokens, neurons.cols) or activation not in ("relu", "relu2"):
+        if (
+            h.shape != gate.shape
+            or x.x.shape != (tokens, neurons.cols)
+            or neurons.ids.max() >= ff
+            or activation not in ("relu", "relu2")
+        ):
             raise UsageError(f"neurons of {x.x.shape} under gates {gate.shape}, {activation}, into {h.shape}")
         form = "f32" if neurons.up_type in (GgmlType.F32, GgmlType.F16) else "q8"
         rows, stride, scales, scales_stride, _, _ = x.form(form)
@@ -484,8 +501,8 @@ class SimdKernels:
         (tokens, ff), n = h.shape, len(neurons.ids)
         if not n:
             return
-        if out.shape != (tokens, neurons.cols):
-            raise UsageError(f"neurons of {neurons.cols} columns into {out.shape}")
+        if out.shape != (tokens, neurons.cols) or neurons.ids.max() >= ff:
+            raise UsageError(f"neurons of {neurons.cols} columns, {ff} in all, into {out.shape}")
         up_bytes = neurons.up_type.row_bytes(neurons.cols)
         arguments = (
             *(address(h), ff, tokens, address(neurons.ids), address(neurons.slots)),

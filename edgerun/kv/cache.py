@@ -28,7 +28,7 @@ class KvCache:
         self.length = 0
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
         self._room = min(_whole_blocks(capacity), _FIRST_ROOM)
-        self._addresses: tuple[I64, I64, int, int] | None = None
+        self._addresses: tuple[I64, I64, I64, I64] | None = None
         self._keys = [np.zeros(keys_shape(kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
         self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
 
@@ -45,12 +45,13 @@ class KvCache:
         """(kv_heads, room, head_dim_v); valid until the next `reserve`."""
         return self._values[layer]
 
-    def addresses(self) -> tuple[I64, I64, int, int]:
+    def addresses(self) -> tuple[I64, I64, I64, I64]:
         """Of every layer's keys and values (n_layers,) and the bytes from head to head in each; until `reserve`."""
         if self._addresses is None:
             keys, values = ([array.ctypes.data for array in each] for each in (self._keys, self._values))
-            strides = self._keys[0].strides[0], self._values[0].strides[0]
-            self._addresses = (np.array(keys, np.int64), np.array(values, np.int64), *strides)
+            strides = ([array.strides[0] for array in each] for each in (self._keys, self._values))
+            k, v, k_stride, v_stride = (np.array(each, np.int64) for each in (keys, values, *strides))
+            self._addresses = (k, v, k_stride, v_stride)
         return self._addresses
 
     def reserve(self, tokens: int) -> None:
@@ -65,13 +66,16 @@ class KvCache:
             return
         room = min(_whole_blocks(self.capacity), _whole_blocks(max(needed, 2 * self._room)))
         _, kv_heads, dim_k, dim_v = self._shape
+        self._addresses = None  # at once: an interrupt or a lack of memory may leave some layers with the old room
         for layer in range(len(self._keys)):
-            keys, values = self._keys[layer], self._values[layer]
-            self._keys[layer] = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
-            self._values[layer] = np.zeros((kv_heads, room, dim_v), np.float16)
-            _copy(keys, values, self._keys[layer], self._values[layer], self.length)
+            if self._values[layer].shape[1] >= room:
+                continue
+            keys = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
+            values = np.zeros((kv_heads, room, dim_v), np.float16)
+            _copy(self._keys[layer], self._values[layer], keys, values, self.length)
+            self._keys[layer] = keys  # not before all of it is there
+            self._values[layer] = values
         self._room = room
-        self._addresses = None
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""

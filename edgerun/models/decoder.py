@@ -7,26 +7,29 @@ time, d = d_model; all activations are f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import Cancelled, UsageError
-from edgerun.kernels.interface import F32, I32, Activations, Kernels, Matrix
+from edgerun.errors import FormatError, UsageError
+from edgerun.events import never
+from edgerun.kernels.interface import F32, I32, Activations, Expert, Kernels, Matrix
 from edgerun.kv import KvCache
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import RoutedRows, bounded, likeliest
-from edgerun.models.prompt import PromptBackend, PromptWalk
-from edgerun.models.replay import DecodeReplay
+from edgerun.models.prompt import PromptBackend, PromptWalk, check
+from edgerun.models.replay import Decide, DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.scratch import MOST_AHEAD, Scratch
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
+_UNASKED_BYTES = 16 << 20  # of weights that a token passes between two looks at `cancelled`: one or two milliseconds
 
 
 class Decoder:
@@ -76,11 +79,11 @@ class Decoder:
         if logits not in ("last", "all", "none"):
             raise UsageError(f"logits must be last, all or none, got {logits!r}")
         if len(ids) == 1 and self._can_replay:
-            return self._decode(int(ids[0]), cache, logits != "none", cancelled)
+            return self._decode(int(ids[0]), cache, logits != "none", cancelled or never)
         out: F32 | None = None
         if logits == "all":
             out = np.empty((len(ids), self.spec.vocab_size), np.float32)
-        for low, x in self._chunks(ids, cache, cancelled):
+        for low, x in self._chunks(ids, cache, cancelled or never):
             if logits == "all":
                 assert out is not None
                 for row in range(0, len(x), _ALL_LOGITS):
@@ -100,18 +103,18 @@ class Decoder:
     ) -> F32:
         """Append `ids`; returns their final normed states (n, d)."""
         out = np.empty((len(ids), self.spec.d_model), np.float32)
-        for low, x in self._chunks(ids, cache, cancelled):
+        for low, x in self._chunks(ids, cache, cancelled or never):
             self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out[low : low + len(x)])
         return out
 
     # -- one token ----------------------------------------------------------------------------------------------
 
-    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool] | None) -> F32 | None:
+    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool]) -> F32 | None:
         """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
         if not 0 <= token < self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
-        if cancelled is not None and cancelled():
-            raise Cancelled("stopped by the caller")
+        check(cancelled)
+        self.store.begin()
         cache.reserve(1)
         x = self.store.embedding(np.array([token], np.int32))
         if self.spec.family.scaled_embedding:
@@ -119,34 +122,38 @@ class Decoder:
         self._single.x[:] = x
         if self._replay is None:
             self._replay = DecodeReplay(self)
-        self._replay.run(cache)
+        self._replay.run(cache, cancelled)
         cache.advance(1)
         if not logits:
             return None
         return self._capped(self._single.logits.copy())
 
-    def record_decode(self, cache: KvCache, cut: Callable[[Callable[[int], None], int], None]) -> None:
-        """All launches of one token, for a recorder. Where Python must decide (experts, neurons), `cut` is called with
-        what decides and its layer."""
-        s = self._single
+    def record_decode(self, cache: KvCache, cut: Callable[[Decide, int], None]) -> None:
+        """All launches of one token, for a recorder. Where Python must decide (experts, neurons, whether to go on),
+        `cut` is called with what decides and its layer. Addresses are remembered beyond the leases: `store.fixed`."""
+        s, unasked_bytes = self._single, 0
         for layer in range(self.spec.n_layers):
-            w = self.store.dense(layer)
-            if self.spec.family.early_router:
-                self._routers(layer, w, s.x, s.router, s.ahead)
-                if self.store.lookahead:
-                    cut(self._announce, layer)
-            self._attention(layer, w, s.x, cache, s, cache.length)
-            if self.spec.n_experts:
-                self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
-                if not self.spec.family.early_router:
-                    self._routers(layer, w, s.h, s.router, s.ahead)
-                cut(self._decode_experts, layer)
-            elif self.spec.sparse:
-                self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
-                self._product(w, "ffn_gate", self.kernels.activations(s.h), s.gate)
-                cut(self._decode_neurons, layer)
-            else:
-                self._feed_forward(layer, w, s.x, s)
+            with self.store.layer(layer) as w:
+                unasked_bytes += sum(matrix.n_bytes for matrix in w.matrices.values())
+                if unasked_bytes > _UNASKED_BYTES:
+                    cut(self._go_on, layer)
+                    unasked_bytes = 0
+                if self.spec.family.early_router:
+                    self._routers(layer, w, s.x, s.router, s.ahead)
+                    if self.store.lookahead:
+                        cut(self._announce, layer)
+                self._attention(layer, w, s.x, cache, s, cache.length)
+                if self.spec.n_experts:
+                    self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
+                    if not self.spec.family.early_router:
+                        self._routers(layer, w, s.h, s.router, s.ahead)
+                    cut(self._decode_experts, layer)
+                elif self.spec.sparse:
+                    self.kernels.rms_norm(s.x, w.vectors["ffn_norm"], self.spec.norm_eps, s.h)
+                    self._product(w, "ffn_gate", self.kernels.activations(s.h), s.gate)
+                    cut(self._decode_neurons, layer)
+                else:
+                    self._feed_forward(layer, w, s.x, s, never)
         self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
         self.kernels.matmul(self.store.head(), self.kernels.activations(s.normed), s.logits)
 
@@ -158,7 +165,7 @@ class Decoder:
     # -- layers -------------------------------------------------------------------------------------------------
 
     def _chunks(
-        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool] | None
+        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool]
     ) -> list[tuple[int, F32]]:
         """Run all layers over every chunk: (its first row, its states (T, d) before the output norm)."""
         tokens = np.asarray(ids, np.int32)
@@ -166,13 +173,14 @@ class Decoder:
             raise UsageError("forward needs a list of at least one token id")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
+        self.store.begin()
         before = cache.length
         cache.reserve(len(tokens))
         done: list[tuple[int, F32]] = []
         wave = self.store.wave_tokens or (self.prompt_backend.wave_tokens if self.prompt_backend else CHUNK)
         try:
             for part in chunks(len(tokens), wave):
-                with self.store.lend(activation_bytes(self.spec, part.stop - part.start)):
+                with self.store.lend(activation_bytes(self.spec, part.stop - part.start), cancelled):
                     x = self._wave(tokens[part], cache, cancelled)
                 cache.advance(len(x))
                 done.append((part.start, x))
@@ -184,7 +192,7 @@ class Decoder:
                 self._several.clear()
         return done
 
-    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool] | None) -> F32:
+    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool]) -> F32:
         """All layers over some tokens, each layer over all of them before the next: it is needed once. (T, d)."""
         x = self.store.embedding(tokens)
         if self.spec.family.scaled_embedding:
@@ -194,16 +202,16 @@ class Decoder:
             return x
         parts = chunks(len(x), CHUNK)
         for layer in range(self.spec.n_layers):
-            weights: LayerWeights | None = None
             routed = self.route_early(layer, x) if self.spec.family.early_router else None
-            for part in parts:
-                if cancelled is not None and cancelled():
-                    raise Cancelled("stopped by the caller")
-                weights = weights or self.store.dense(layer)
-                scratch = self.scratch(part.stop - part.start)
-                self._attention(layer, weights, x[part], cache, scratch, cache.length + part.start)
-                if not self.spec.n_experts:
-                    self._feed_forward(layer, weights, x[part], scratch)
+            check(cancelled)
+            with self.store.layer(layer, cancelled) as weights:
+                for index, part in enumerate(parts):
+                    if index:
+                        check(cancelled)
+                    scratch = self.scratch(part.stop - part.start)
+                    self._attention(layer, weights, x[part], cache, scratch, cache.length + part.start)
+                    if not self.spec.n_experts:
+                        self._feed_forward(layer, weights, x[part], scratch, cancelled)
             if self.spec.n_experts:
                 self.expert_layer(layer, x, routed, cancelled)
         return x
@@ -266,14 +274,14 @@ class Decoder:
             window=window,
         )
 
-    def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: Scratch) -> None:
+    def _feed_forward(self, layer: int, w: LayerWeights, x: F32, s: Scratch, cancelled: Callable[[], bool]) -> None:
         """x += feed-forward(norm(x)), the dense one."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, s.h)
         rows = kernels.activations(s.h)
         if spec.sparse:
             self._product(w, "ffn_gate", rows, s.gate)
-            self._fired(layer, x, rows, s)
+            self._fired(layer, x, rows, s, cancelled)
             return
         if family.fused_gate_up:
             self._product(w, "ffn_up", rows, s.gate_up)
@@ -289,15 +297,16 @@ class Decoder:
             kernels.rms_norm(s.gate, w.vectors["ffn_sub_norm"], spec.norm_eps, s.gate)
         self._add_product(w, "ffn_down", s.gate, x, s, "post_ffw_norm")
 
-    def _fired(self, layer: int, x: F32, rows: Activations, s: Scratch) -> None:
+    def _fired(self, layer: int, x: F32, rows: Activations, s: Scratch, cancelled: Callable[[], bool]) -> None:
         """x += the neurons whose gate s.gate (T, ff) fired for any of the rows. `rows`: those of s.h."""
         ids = np.flatnonzero((s.gate > 0).any(axis=0)).astype(np.int32)
-        for batch in self.store.neurons(layer, ids):
-            self.kernels.neurons_up(s.gate, rows, batch.ready, self.spec.activation, s.up)
-            rest = batch.rest()
-            if rest is not None:
-                self.kernels.neurons_up(s.gate, rows, rest, self.spec.activation, s.up)
-            self.kernels.neurons_down(s.up, batch.every, x)
+        with self.store.neurons(layer, ids, cancelled) as batches:
+            for batch in batches:
+                self.kernels.neurons_up(s.gate, rows, batch.ready, self.spec.activation, s.up)
+                rest = batch.rest()
+                if rest is not None:
+                    self.kernels.neurons_up(s.gate, rows, rest, self.spec.activation, s.up)
+                self.kernels.neurons_down(s.up, batch.every, x)
 
     def _route_wave(self, layer: int, w: LayerWeights, h: F32) -> tuple[F32, list[F32]]:
         """Router logits (T, experts) for all rows of a wave: this layer's, and those of later layers."""
@@ -307,7 +316,8 @@ class Decoder:
 
     def route_early(self, layer: int, x: F32) -> tuple[F32, list[F32]]:
         """What the router before a layer's attention says of all rows of a wave; their experts are asked for."""
-        routed = self._route_wave(layer, self.store.dense(layer), x)
+        with self.store.layer(layer) as w:
+            routed = self._route_wave(layer, w, x)
         self.store.expect(layer, likeliest(routed[0], self.spec.n_experts_used), 0)
         return routed
 
@@ -316,7 +326,7 @@ class Decoder:
         layer: int,
         x: F32,
         routed: tuple[F32, list[F32]] | None,
-        cancelled: Callable[[], bool] | None,
+        cancelled: Callable[[], bool],
     ) -> None:
         """x += experts(norm(x)) for all rows of a wave, so that each expert is asked for once. `routed`: what an early
         router said."""
@@ -326,36 +336,44 @@ class Decoder:
 
     def route_rows(self, layer: int, x: F32, routed: tuple[F32, list[F32]] | None) -> RoutedRows:
         """Which experts each row of x (T, d) goes to."""
-        spec, w = self.spec, self.store.dense(layer)
+        spec = self.spec
         h = np.empty_like(x)
-        self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
-        router, ahead = routed or self._route_wave(layer, w, h)
+        with self.store.layer(layer) as w:
+            self.kernels.rms_norm(x, w.vectors["ffn_norm"], spec.norm_eps, h)
+            router, ahead = routed or self._route_wave(layer, w, h)
         parts = np.empty((len(x) * spec.n_experts_used, spec.d_model), np.float32)
         return self._routed_rows(layer, h, router, ahead, parts)
 
-    def _decode_neurons(self, layer: int) -> None:
-        """The neurons of one token, between two recorded pieces."""
-        s = self._single
-        self._fired(layer, s.x, self.kernels.activations(s.h), s)
+    def _go_on(self, layer: int, cancelled: Callable[[], bool]) -> None:
+        """Between two recorded pieces: whether to."""
+        check(cancelled)
 
-    def _announce(self, layer: int) -> None:
+    def _decode_neurons(self, layer: int, cancelled: Callable[[], bool]) -> None:
+        """The neurons of one token, between two recorded pieces."""
+        check(cancelled)
+        s = self._single
+        self._fired(layer, s.x, self.kernels.activations(s.h), s, cancelled)
+
+    def _announce(self, layer: int, cancelled: Callable[[], bool]) -> None:
         """One token's experts are known before the layer's attention: they can be read meanwhile."""
         self.store.expect(layer, likeliest(self._single.router, self.spec.n_experts_used), 0)
 
-    def _decode_experts(self, layer: int) -> None:
+    def _decode_experts(self, layer: int, cancelled: Callable[[], bool]) -> None:
         """The experts of one token, between two recorded pieces."""
+        check(cancelled)
         s = self._single
         rows = self._routed_rows(layer, s.h, s.router, s.ahead, s.parts)
-        self.compute_experts(rows, rows.chosen, None)
+        self.compute_experts(rows, rows.chosen, cancelled)
         self.combine_experts(rows, s.x)
 
     def _routers(self, layer: int, w: LayerWeights, h: F32, router: F32, ahead: list[F32]) -> None:
         """This layer's router logits (T, experts) and, for a store that reads ahead, those of the next layers' routers
         for the same input: the residual stream changes little from layer to layer, so they mostly name the experts
         that these layers will choose."""
-        later = [self.store.dense(each).matrices["ffn_gate_inp"] for each in self._later(layer, len(h))]
-        outs = [router, *ahead[: len(later)]]
-        self.kernels.matmul_many([w.matrices["ffn_gate_inp"], *later], self.kernels.activations(h), outs)
+        with contextlib.ExitStack() as stack:  # a mixture's dense weights all stay, so that several may be lent
+            later = [stack.enter_context(self.store.layer(each)) for each in self._later(layer, len(h))]
+            matrices = [each.matrices["ffn_gate_inp"] for each in (w, *later)]
+            self.kernels.matmul_many(matrices, self.kernels.activations(h), [router, *ahead[: len(later)]])
 
     def _later(self, layer: int, tokens: int) -> range:
         """The layers whose routers are asked beside this one's; a prompt needs nearly all of the next's anyway."""
@@ -383,29 +401,38 @@ class Decoder:
             slots_of = dict(zip(chosen.tolist(), np.split(order, first[1:]), strict=True))
         return RoutedRows(layer, h, weights, slots_of, ahead, parts)
 
-    def compute_experts(self, routed: RoutedRows, some: I32, cancelled: Callable[[], bool] | None) -> None:
+    def compute_experts(self, routed: RoutedRows, some: I32, cancelled: Callable[[], bool]) -> None:
         """The results of some of the chosen experts (ascending) into `routed.parts`."""
         tokens, slots_of, used = len(routed.h), routed.slots_of, self.spec.n_experts_used
-        uses = np.array([len(slots_of[expert]) for expert in some.tolist()], np.int32) if tokens > 1 else None
-        batches = self.store.experts(routed.layer, some, uses, tokens)
-        for later, logits in zip(self._later(routed.layer, tokens), routed.ahead, strict=False):
-            self.store.expect(later, likeliest(logits, self.spec.n_experts_used), later - routed.layer)
         rows = self.kernels.activations(routed.h)
-        for ready in batches:
-            for experts in bounded(ready, slots_of):
-                if tokens > 1 and cancelled is not None and cancelled():
-                    raise Cancelled("stopped by the caller")
-                slots = [slots_of[expert.id] for expert in experts]
-                mine = [slot // np.int32(used) for slot in slots] if tokens > 1 else self._slot[:1] * len(experts)
-                self.kernels.experts_ffn(experts, rows, mine, slots, self.spec.activation, routed.parts)
+        with self.lent_experts(routed, some, cancelled) as batches:
+            for ready in batches:
+                for experts in bounded(ready, slots_of):
+                    if tokens > 1:
+                        check(cancelled)
+                    slots = [slots_of[expert.id] for expert in experts]
+                    mine = [slot // np.int32(used) for slot in slots] if tokens > 1 else self._slot[:1] * len(experts)
+                    self.kernels.experts_ffn(experts, rows, mine, slots, self.spec.activation, routed.parts)
+
+    @contextlib.contextmanager
+    def lent_experts(
+        self, routed: RoutedRows, some: I32, cancelled: Callable[[], bool]
+    ) -> Iterator[Iterator[list[Expert]]]:
+        """Some of the chosen experts (ascending) in batches, as of `WeightStore.experts`."""
+        tokens = len(routed.h)
+        uses = np.array([len(routed.slots_of[each]) for each in some.tolist()], np.int32) if tokens > 1 else None
+        with self.store.experts(routed.layer, some, uses, tokens, cancelled) as batches:
+            for later, logits in zip(self._later(routed.layer, tokens), routed.ahead, strict=False):
+                self.store.expect(later, likeliest(logits, self.spec.n_experts_used), later - routed.layer)
+            yield batches
 
     def combine_experts(self, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
         self.kernels.combine(routed.parts, routed.weights, x, add=True)
         if self.spec.d_ff_shared:
-            w = self.store.dense(routed.layer)
-            for part in chunks(len(x), CHUNK):
-                self._shared_expert(w, x[part], routed.h[part])
+            with self.store.layer(routed.layer) as w:
+                for part in chunks(len(x), CHUNK):
+                    self._shared_expert(w, x[part], routed.h[part])
 
     def _shared_expert(self, w: LayerWeights, x: F32, h: F32) -> None:
         """x += the expert that every token uses, weighted by a gate of its own."""
@@ -464,6 +491,6 @@ class Decoder:
         if factors is None:
             stretched = context > self.spec.rope_scaling.original_context
             factors = self.store.vector("rope_factors_long" if stretched else "rope_factors_short")
-        if factors is not None and (factors.shape != (self.spec.rope_dim // 2,) or not (factors > 0).all()):
-            raise UsageError(f"rope factors {factors.shape} do not fit {self.spec.rope_dim} rotated dimensions")
+        if factors is not None and not ((factors > 0) & np.isfinite(factors)).all():
+            raise FormatError("the file's factors of the rotation are not all positive numbers")
         return factors

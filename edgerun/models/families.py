@@ -1,12 +1,14 @@
 """The families, declared: what differs between architectures, and nothing else.
 
 Names are GGUF's `general.architecture`. To add one: a declaration here, and a row in tests/models/instances.py.
-Optional tensors (biases, `rope_freqs`) are used wherever a file has them and need no declaration.
+Optional tensors (biases, scales, `rope_freqs`) are used wherever a file has them and need no declaration;
+tensors that are of no use to text are declared in `unused`, and a file with any others is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgerun.errors import UnsupportedError
@@ -34,13 +36,26 @@ class Family:
     rope_in_window: bool = False  # layers that see everything are not rotated
     local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
+    unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
+
+
+_EVERYWHERE = {  # what converters add to files of any family
+    r"blk\.(0|[1-9][0-9]*)\.[a-z0-9_]+\.input_scale": "scales of activations for 4- and 8-bit float units",
+}
+_RERANKER = {r"cls(\.output)?\.(weight|bias)": "the head with which a reranker scores texts"}
+_VISION = {r"(v|mm)\.[a-z0-9_.]+": "the part of the model that sees images"}  # in the same file by some converters
+
+
+def unused_tensors(family: Family) -> dict[str, str]:
+    """Patterns of names that a file may have and text does not need -> what they are, for people."""
+    return {**_EVERYWHERE, **family.unused}
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(rope="norm"),  # Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM2
-    "qwen2": Family(rope="neox"),
+    "qwen2": Family(rope="neox", unused=_RERANKER),
     "qwen2moe": Family(rope="neox", renormalise=False),
-    "qwen3": Family(rope="neox", qk_norm="head"),
+    "qwen3": Family(rope="neox", qk_norm="head", unused=_RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
     "olmoe": Family(rope="neox", qk_norm="full", renormalise=False),
     "phi3": Family(rope="neox", fused_qkv=True, fused_gate_up=True),
@@ -61,6 +76,7 @@ FAMILIES: dict[str, Family] = {
         window_pattern=6,
         local_rope_base=10000.0,
         wide_scale_layers=62,
+        unused=_VISION,
     ),
     "smallthinker": Family(
         rope="neox",

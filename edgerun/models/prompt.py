@@ -53,28 +53,33 @@ def on_backend(decoder: Decoder, backend: PromptBackend | None) -> Iterator[None
         decoder.prompt_backend = before
 
 
+def check(cancelled: Callable[[], bool]) -> None:
+    """Raises Cancelled when the caller wants to stop."""
+    if cancelled():
+        raise Cancelled("stopped by the caller")
+
+
 class PromptWalk:
     """What the decoder does for a backend while it walks. x (tokens, d): the wave's residual stream."""
 
-    def __init__(self, decoder: Decoder, x: F32, cache: KvCache, cancelled: Callable[[], bool] | None) -> None:
+    def __init__(self, decoder: Decoder, x: F32, cache: KvCache, cancelled: Callable[[], bool]) -> None:
         self.x = x
         self.decoder = decoder
         self.spec = decoder.spec
         self._cache = cache
-        self._cancelled = cancelled
+        self.cancelled = cancelled
         self._routed: tuple[F32, list[F32]] | None = None
 
     def check(self) -> None:
         """Raises Cancelled when the caller wants to stop."""
-        if self._cancelled is not None and self._cancelled():
-            raise Cancelled("stopped by the caller")
+        check(self.cancelled)
 
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
         decoder, s = self.decoder, self.decoder.scratch(len(q))
         s.q[:], s.k[:], s.v[:] = q, k, v
-        decoder.attend(layer, decoder.store.dense(layer).vectors, self._cache, s, self._cache.length + first)
+        decoder.attend(layer, decoder.store.vectors(layer), self._cache, s, self._cache.length + first)
         return s.o.copy()
 
     def route(self, layer: int) -> None:
@@ -83,7 +88,7 @@ class PromptWalk:
 
     def experts(self, layer: int) -> None:
         """Of a mixture, once all rows of the layer have come out: x += the experts."""
-        self.decoder.expert_layer(layer, self.x, self._routed, self._cancelled)
+        self.decoder.expert_layer(layer, self.x, self._routed, self.cancelled)
 
     def route_rows(self, layer: int) -> RoutedRows:
         """The first of three steps that `experts` makes: which rows go where."""
@@ -91,7 +96,7 @@ class PromptWalk:
 
     def compute_experts(self, routed: RoutedRows, some: I32) -> None:
         """The second: some experts (ascending) into `routed.parts`; the others' are up to the caller."""
-        self.decoder.compute_experts(routed, some, self._cancelled)
+        self.decoder.compute_experts(routed, some, self.cancelled)
 
     def combine_experts(self, routed: RoutedRows) -> None:
         """The third: x += the sum."""

@@ -8,11 +8,13 @@ experts must be chosen the recording is cut into pieces; what cannot be recorded
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.kernels.attention_layout import decode_chunks
+from edgerun.kernels.program import I64, Program
 from edgerun.kv import KvCache
 
 if TYPE_CHECKING:
@@ -25,54 +27,78 @@ _K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCRATCH, _PARTS, _CHUNKS = 1, 2, 3,
 _MERGE_PARTS, _MERGE_CHUNKS = 0, 1
 
 
+Decide = Callable[[int, Callable[[], bool]], None]  # of a layer; raises Cancelled when the second argument says so
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """A whole token. It is there only once all of it is, so that no error and no interrupt can leave half of one.
+
+    cuts: the number of launches before it, what decides, its layer. The others: which launches are patched."""
+
+    program: Program
+    cuts: tuple[tuple[int, Decide, int], ...]
+    rope: I64
+    write: I64
+    attend: I64
+    merge: I64
+
+
 class DecodeReplay:
     """One decoder's single-token step. `run` expects the token's embedding in the decoder's scratch."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._kernels: Any = decoder.kernels
-        self._program: Any = None
+        self._recorded: _Recorded | None = None
         self._eager = False
-        self._cuts: list[tuple[int, Callable[[int], None], int]] = []  # launches before it, what decides, its layer
         spec = decoder.spec
         self._windows = np.array([spec.window(layer) for layer in range(spec.n_layers)], np.int64)
         self._rotated = np.array([spec.rotates(layer) for layer in range(spec.n_layers)], bool)
         self._local_layer = int(np.argmax(self._windows > 0)) if self._windows.any() else 0
         self._global_layer = int(np.argmax(self._windows == 0))
 
-    def run(self, cache: KvCache) -> None:
-        """Compute one token at cache.length; logits are left in the decoder's scratch."""
+    def run(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
+        """Compute one token at cache.length; logits are left in the decoder's scratch. Raises Cancelled."""
         if self._eager:
-            self._decoder.record_decode(cache, lambda decide, layer: decide(layer))
-        elif self._program is None:
-            self._record(cache)
+            self._decoder.record_decode(cache, lambda decide, layer: decide(layer, cancelled))
+        elif self._recorded is None:
+            self._record(cache, cancelled)
         else:
-            self._patch(cache)
+            recorded = self._recorded
+            self._patch(recorded, cache)
             start = 0
-            for end, decide, layer in self._cuts:
-                self._kernels.run_program(self._program, start, end)
-                decide(layer)
+            for end, decide, layer in recorded.cuts:
+                self._kernels.run_program(recorded.program, start, end)
+                decide(layer, cancelled)
                 start = end
-            self._kernels.run_program(self._program, start)
+            self._kernels.run_program(recorded.program, start)
 
-    def _record(self, cache: KvCache) -> None:
+    def _record(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
+        cuts: list[tuple[int, Decide, int]] = []
         with self._kernels.record() as recorder:
 
-            def cut(decide: Callable[[int], None], layer: int) -> None:
-                self._cuts.append((len(recorder), decide, layer))
+            def cut(decide: Decide, layer: int) -> None:
+                cuts.append((len(recorder), decide, layer))
                 with recorder.paused():
-                    decide(layer)
+                    decide(layer, cancelled)
 
             self._decoder.record_decode(cache, cut)
         if recorder.spoilt:
             self._eager = True
             return
-        program = self._program = recorder.program()
-        self._rope, self._write = program.find("rope"), program.find("kv_write")
-        self._attend, self._merge = program.find("attention_decode"), program.find("attention_merge")
+        program = recorder.program()
+        self._recorded = _Recorded(
+            program,
+            tuple(cuts),
+            rope=program.find("rope"),
+            write=program.find("kv_write"),
+            attend=program.find("attention_decode"),
+            merge=program.find("attention_merge"),
+        )
 
-    def _patch(self, cache: KvCache) -> None:
-        program, spec, position = self._program, self._decoder.spec, cache.length
+    def _patch(self, recorded: _Recorded, cache: KvCache) -> None:
+        program, spec, position = recorded.program, self._decoder.spec, cache.length
         keys, values, key_stride, value_stride = cache.addresses()
         end = position + 1
         if self._windows.any():
@@ -82,13 +108,13 @@ class DecodeReplay:
         chunks = decode_chunks(first, end)
         scratch, parts = self._kernels.decode_attention_scratch(spec.n_heads, int(chunks.max()), spec.head_dim_v)
         cos, sin = self._rope_addresses(position)
-        program.set(self._rope, _ROPE_COS, cos)
-        program.set(self._rope, _ROPE_SIN, sin)
-        program.set(self._write, _KV_KEYS, keys)
-        program.set(self._write, _KV_VALUES, values)
-        program.set(self._write, _KV_K_STRIDE, key_stride)
-        program.set(self._write, _KV_V_STRIDE, value_stride)
-        program.set(self._write, _KV_START, position)
+        program.set(recorded.rope, _ROPE_COS, cos)
+        program.set(recorded.rope, _ROPE_SIN, sin)
+        program.set(recorded.write, _KV_KEYS, keys)
+        program.set(recorded.write, _KV_VALUES, values)
+        program.set(recorded.write, _KV_K_STRIDE, key_stride)
+        program.set(recorded.write, _KV_V_STRIDE, value_stride)
+        program.set(recorded.write, _KV_START, position)
         for slot, value in (
             (_K, keys),
             (_V, values),
@@ -100,10 +126,10 @@ class DecodeReplay:
             (_PARTS, parts),
             (_CHUNKS, chunks),
         ):
-            program.set(self._attend, slot, value)
-        program.rows[self._attend, 2] = spec.n_kv_heads * chunks
-        program.set(self._merge, _MERGE_PARTS, parts)
-        program.set(self._merge, _MERGE_CHUNKS, chunks)
+            program.set(recorded.attend, slot, value)
+        program.rows[recorded.attend, 2] = spec.n_kv_heads * chunks
+        program.set(recorded.merge, _MERGE_PARTS, parts)
+        program.set(recorded.merge, _MERGE_CHUNKS, chunks)
 
     def _rope_addresses(self, position: int) -> tuple[Any, Any]:
         """Of the rotary rows, for every rope launch (two a layer), or one for all."""

@@ -47,24 +47,27 @@ class RopeTable:
     def __init__(self, angles: NDArray[np.float64], factor: float) -> None:
         self._angles = angles
         self._factor = factor
-        self._cos = np.empty((0, len(angles)), np.float32)
-        self._sin = self._cos
+        empty = np.empty((0, len(angles)), np.float32)
+        self._both = empty, empty  # replaced together, so that neither is ever without the other
 
     def at(self, start: int, tokens: int) -> tuple[F32, F32]:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
         end = start + tokens
-        if end > len(self._cos):
-            self._grow(max(end, 2 * len(self._cos)))
-        return self._cos[start:end], self._sin[start:end]
+        known = len(self._both[0])
+        if end > known:
+            self._grow(max(end, 2 * known))
+        cos, sin = self._both
+        return cos[start:end], sin[start:end]
 
     def _grow(self, positions: int) -> None:
         """In arrays of one size, so that how numpy vectorises them cannot depend on when more were asked for."""
-        known = len(self._cos)
+        known_cos, known_sin = self._both
+        known = len(known_cos)
         positions = -(-positions // _POSITIONS) * _POSITIONS
         cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
-        cos[:known], sin[:known] = self._cos, self._sin
+        cos[:known], sin[:known] = known_cos, known_sin
         for first in range(known, positions, _POSITIONS):
             theta = np.arange(first, first + _POSITIONS)[:, None] * self._angles
             cos[first : first + _POSITIONS] = np.cos(theta) * self._factor
             sin[first : first + _POSITIONS] = np.sin(theta) * self._factor
-        self._cos, self._sin = cos, sin
+        self._both = cos, sin

@@ -1,12 +1,20 @@
-"""Which tensors a model must have, and of what shape: checked on the header, before any weight is read."""
+"""Which tensors a model has, and of what shape: all are checked on the header, before any weight is read."""
 
 from __future__ import annotations
 
-from edgerun.errors import FormatError, UnsupportedError
-from edgerun.formats.gguf import GgmlType, GgufFile
-from edgerun.kernels.interface import check_neurons
-from edgerun.models.spec import ModelSpec, read_spec
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import GgmlType, GgufFile, TensorInfo
+from edgerun.kernels.interface import check_neurons
+from edgerun.models.families import unused_tensors
+from edgerun.models.spec import ModelSpec, read_spec
+from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
+
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 _NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
 _NO_WEIGHTS = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
 
@@ -46,28 +54,106 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Every tensor that the decoder uses by its one name in the file -> its numpy shape, and whether it must be there.
+
+    The others are biases and scales of products, a head of its own, and factors of the rotation.
+    """
+    d, vocab = spec.d_model, spec.vocab_size
+    known: dict[str, tuple[tuple[int, ...], bool]] = {
+        EMBEDDING: ((vocab, d), True),
+        HEAD: ((vocab, d), False),
+        "output_norm.weight": ((d,), True),
+    }
+    known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
+    parts = {part: (shape, True) for part, shape in expected_shapes(spec).items()}
+    for part in _with_bias(spec):
+        rows = parts[part][0][0]
+        parts |= {f"{part}.bias": ((rows,), False), f"{part}.scale": ((1,), False)}
+    for layer in range(spec.n_layers):
+        known.update((tensor_name(layer, part), shape) for part, shape in parts.items())
+    return known
+
+
+def _with_bias(spec: ModelSpec) -> list[str]:
+    """Products to which the decoder adds a bias or a scale where the file has one."""
+    products = ["attn_output"] + (["attn_qkv"] if spec.family.fused_qkv else ["attn_q", "attn_k", "attn_v"])
+    if spec.n_experts:
+        return products
+    if spec.sparse:
+        return [*products, "ffn_gate"]
+    gates = [] if spec.family.fused_gate_up else ["ffn_gate"]
+    return [*products, *gates, "ffn_up", "ffn_down"]
+
+
 def load_spec(gguf: GgufFile) -> ModelSpec:
-    """The model's numbers, with every tensor's shape checked against them. Raises FormatError, UnsupportedError."""
+    """The model's numbers with the tensors that it uses, each checked against them; all others are refused, or said to
+    be unused (`ModelSpec.unused`). Raises FormatError, UnsupportedError."""
     spec = read_spec(gguf)
-    check_tensors(gguf, spec)
-    return spec
+    tensors, unused = check_tensors(gguf, spec)
+    return replace(spec, tensors=tensors, unused=unused)
 
 
-def check_tensors(gguf: GgufFile, spec: ModelSpec) -> None:
-    """Raises FormatError naming the tensor, what was expected and what there is."""
-    wanted = {"token_embd.weight": (spec.vocab_size, spec.d_model), "output_norm.weight": (spec.d_model,)}
-    if "output.weight" in gguf.tensors:
-        wanted["output.weight"] = (spec.vocab_size, spec.d_model)
-    for part, shape in expected_shapes(spec).items():
-        for layer in range(spec.n_layers):
-            wanted[f"blk.{layer}.{part}.weight"] = shape
-    for name, shape in wanted.items():
-        info = gguf.tensors.get(name)
+def check_tensors(gguf: GgufFile, spec: ModelSpec) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """The tensors that the model uses, and what the user should know of those that it does not.
+
+    Raises FormatError naming the tensor, what was expected and what there is; UnsupportedError for tensors that the
+    family does not have: without them the model would be another one.
+    """
+    known = known_tensors(spec)
+    unused = _unused(gguf, spec, known)
+    tensors = {name: info for name, info in gguf.tensors.items() if name in known}
+    for name, (shape, needed) in known.items():
+        info = tensors.get(name)
         if info is None:
-            raise FormatError(f"{gguf.path}: the tensor {name} {shape} is missing; a {spec.architecture} needs it")
+            if needed:
+                raise FormatError(f"{gguf.path}: the tensor {name} {shape} is missing; a {spec.architecture} needs it")
+            continue
         if tuple(info.shape) != shape:
             raise FormatError(f"{gguf.path}: {name} is {tuple(info.shape)}; the metadata says {shape}")
         if info.type in _NO_WEIGHTS:
             raise UnsupportedError(f"{gguf.path}: {name} holds {info.type.name}, not weights")
         if spec.sparse and name.endswith(_NEURON_ROWS):
             check_neurons(f"{gguf.path}: {name}", info.type, shape[1])
+    factors = tuple(name for name in ROPE_FACTORS if name in tensors)
+    if factors not in ((), ROPE_FACTORS[:1], ROPE_FACTORS[1:]):
+        raise FormatError(
+            f"{gguf.path}: of the factors of the rotation a file has none, {ROPE_FACTORS[0]}, or both others; "
+            f"this one has {', '.join(factors)}"
+        )
+    return tensors, unused
+
+
+def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tuple[str, ...]:
+    """A sentence on each kind of tensor that the family declares to be of no use."""
+    kinds = [(re.compile(pattern), what) for pattern, what in unused_tensors(spec.family).items()]
+    found: dict[str, list[str]] = {}
+    strange = []
+    for name in gguf.tensors:
+        if name in known:
+            continue
+        what = next((what for pattern, what in kinds if pattern.fullmatch(name)), None)
+        if what is None and _is_further(gguf, spec, name):
+            what = "layers that guess further tokens"
+        if what is None:
+            strange.append(name)
+        else:
+            found.setdefault(what, []).append(name)
+    if strange:
+        raise UnsupportedError(
+            f"{gguf.path}: the file has tensors that a {spec.architecture} does not have ({_listed(strange)}); without "
+            "them the model would give other answers: it is of another family, or malformed"
+        )
+    return tuple(f"not used: {what} ({_listed(names)})" for what, names in found.items())
+
+
+def _is_further(gguf: GgufFile, spec: ModelSpec, name: str) -> bool:
+    """Whether the tensor is of a layer beyond the model's that the file declares as one of multi-token prediction."""
+    match = _LAYER.match(name)
+    blocks = gguf.metadata.get(f"{spec.architecture}.block_count")
+    return match is not None and isinstance(blocks, int) and spec.n_layers <= int(match[1]) < blocks
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name)[1:-1] for name in names[:3])
+    return f"{len(names)}: {shown}" + (", ..." if len(names) > 3 else "")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
-from edgerun.formats.gguf import GgufFile
+from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "block_count": 1024,
+    "nextn_predict_layers": 1024,
     "embedding_length": 1 << 20,
     "context_length": 1 << 28,
     "feed_forward_length": 1 << 22,
@@ -76,6 +77,8 @@ class ModelSpec:
     activation: Activation = "silu"
     router: RouterKind = "softmax"
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict, compare=False, repr=False)  # of the file, checked
+    unused: tuple[str, ...] = ()  # what the user should know of tensors that are not used
 
     def window(self, layer: int) -> int:
         """How many positions this layer sees, 0 for all."""
@@ -110,11 +113,15 @@ class _Numbers:
 
     def _value(self, key: str) -> Any:
         value = self._metadata.get(f"{self._prefix}.{key}")
-        if isinstance(value, (list, tuple, np.ndarray)):
-            values = {float(v) for v in np.asarray(value).reshape(-1)}
-            if len(values) != 1:
-                raise UnsupportedError(f"{self._prefix}.{key} differs between layers: {sorted(values)[:8]}")
-            return np.asarray(value).reshape(-1)[0]
+        if isinstance(value, list):
+            raise FormatError(f"{self._prefix}.{key} must be a number, got {len(value)} strings")
+        if isinstance(value, np.ndarray):  # one a layer, all alike in the models that edgerun runs
+            values = np.unique(value)
+            if len(values) == 0:
+                raise FormatError(f"{self._prefix}.{key} must be a number, got an array of none")
+            if len(values) > 1:
+                raise UnsupportedError(f"{self._prefix}.{key} differs between layers: {values[:8].tolist()}")
+            return values[0].item()
         return value
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
@@ -166,6 +173,8 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     used = n.integer("expert_used_count", 0, 0)
     if n_experts and not 1 <= used <= n_experts:
         raise FormatError(f"cannot use {used} of {n_experts} experts")
+    if family.early_router and not n_experts:
+        raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
     d_ff = n.integer("feed_forward_length", 0, 0)
     if family.window_pattern and not family.window_optional and n.integer("attention.sliding_window", 0, 0) == 0:
         raise FormatError(f"the file lacks {architecture}.attention.sliding_window")
@@ -180,13 +189,17 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
     context = n.integer("context_length", 4096)
-    n_layers = n.integer("block_count")
-    if f"blk.{n_layers}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
-        raise FormatError(f"{architecture}.block_count is {n_layers}, but the file holds tensors of layer {n_layers}")
+    blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
+    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+        raise FormatError(
+            f"{architecture}.block_count is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)"
+        )
+    if further >= blocks:
+        raise FormatError(f"{architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
     return ModelSpec(
         architecture=architecture,
         family=family,
-        n_layers=n_layers,
+        n_layers=blocks - further,  # the last ones guess further tokens (MTP): see shapes.check_tensors
         d_model=d_model,
         d_ff=d_ff,
         n_heads=n_heads,
@@ -245,7 +258,7 @@ def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:
         raise UnsupportedError(f"rope scaling {kind!r} is not supported")
     if not 1e-3 <= factor <= 1e6:
         raise FormatError(f"impossible rope scaling factor {factor}")
-    return RopeScaling(
+    scaling = RopeScaling(
         kind=kind,
         factor=factor,
         original_context=n.integer("rope.scaling.original_context_length", context),
@@ -253,3 +266,11 @@ def _rope_scaling(n: _Numbers, context: int) -> RopeScaling:
         beta_fast=n.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=n.real("rope.scaling.yarn_beta_slow", 1.0),
     )
+    for what, number in (
+        ("attention factor", scaling.attention_factor),
+        ("yarn_beta_fast", scaling.beta_fast),
+        ("yarn_beta_slow", scaling.beta_slow),
+    ):
+        if not 1e-3 <= number <= 1e6:
+            raise FormatError(f"impossible numbers: rope scaling {what} {number}")
+    return scaling

@@ -8,7 +8,7 @@ readers' buffers are needed whatever happens; what is left keeps experts or laye
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
@@ -19,8 +19,7 @@ from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
-
-Mode = Literal["resident", "experts", "layers"]
+from edgerun.weights.store import Mode
 
 BUFFERS = 2  # layers of the window
 GROWTH_BYTES = 40 << 20  # the tokenizer's tables, templates, Python's own: what a running process adds to a loaded one

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels
 from edgerun.paths import replace_file, temporary_folder
-from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece
+from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
 _ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
 _PROBE_BYTES = 384 << 20
@@ -66,18 +65,13 @@ def measure_disk(path: Path, piece_bytes: int) -> float:
         raise FormatError(f"{path}: too small to measure the disk with")
     count = max(4, min(_PROBE_BYTES, size) // piece_bytes)
     places = np.random.default_rng().integers(0, (size - piece_bytes) // 4096 + 1, count) * 4096
-    landed: SimpleQueue[Exception | None] = SimpleQueue()
     reader = FlashReader([path], threads=_READERS)
     try:
-        pieces = [
-            Piece(0, int(at), piece_bytes, "the probe", lambda view: landed.put(None), landed.put) for at in places
-        ]
+        reading = Reading(reader)
+        pieces = [Piece(0, int(at), piece_bytes, "the probe", lambda view: None, reading.landed) for at in places]
         began = time.perf_counter()
-        reader.submit(pieces, DEMAND)
-        for _ in pieces:
-            error = landed.get()
-            if error is not None:
-                raise error
+        reading.begin(pieces, DEMAND)
+        reading.wait()
         return count * piece_bytes / (time.perf_counter() - began)
     finally:
         reader.close()

@@ -6,12 +6,14 @@ meanwhile on the CPU. Which is which depends on the number of rows alone, so res
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from edgerun.errors import UsageError
 from edgerun.formats.file_bytes import FileBytes
 from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
@@ -108,6 +110,7 @@ class OnnxBackend:
         self._files: dict[int, FileBytes] = {}  # the weights of layers
         self._shadows: dict[tuple[int, str], ShadowWeights] = {}
         self.timeline = Timeline()
+        self._process = os.getpid()
 
     @property
     def name(self) -> str:
@@ -128,6 +131,10 @@ class OnnxBackend:
             self._files.popitem()[1].close()
 
     def run(self, walk: PromptWalk) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                "prompt backends do not outlive a fork: load the model in the child, or use --prefill kernels"
+            )
         if self._built.rotated:
             walk.x[:] = rotate(walk.x)
         if self._overlap and walk.decoder.store.fixed:
@@ -274,14 +281,14 @@ class OnnxBackend:
                 work.chunk.values[part.out] = work.chunk.values[part.out] + added
 
     def _vectors(self, work: _Work) -> dict[str, F32]:
-        vectors = work.walk.decoder.store.dense(work.layer).vectors
+        vectors = work.walk.decoder.store.vectors(work.layer)
         if not self._built.rotated:
             return vectors
         ones = np.ones(self._spec.d_model, np.float32)  # a rotated stream's norms have moved into the matrices
         return {**vectors, "attn_norm": ones, "ffn_norm": ones}
 
     def _factor(self, work: _Work, tensor: str) -> np.float32:
-        scale = work.walk.decoder.store.dense(work.layer).vectors.get(tensor + ".scale")
+        scale = work.walk.decoder.store.vectors(work.layer).get(tensor + ".scale")
         return np.float32(1.0 if scale is None else scale[0])
 
     def _shadow_weights(self, layer: int, product: ProductName, out: str) -> ShadowWeights:

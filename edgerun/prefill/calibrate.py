@@ -44,6 +44,7 @@ from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.stages import check_supported
 from edgerun.units import format_size
+from edgerun.weights.store import Mode
 
 Objective = Literal["auto", "latency", "energy"]
 LEAST_GAIN = 1.1
@@ -186,22 +187,24 @@ def calibrate(
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
     events(Progress("calibrate", len(candidates) + 1, len(candidates) + 1, "backends"))
     choice, why, least = _choose(rows, room_bytes, objective, most_error)
-    return Calibration(made_with(decoder.kernels), tuple(rows), choice, why, least)
+    return Calibration(made_with(decoder.kernels, decoder.store.mode), tuple(rows), choice, why, least)
 
 
-def made_with(kernels: Kernels) -> dict[str, str]:
-    """What a calibration holds for."""
+def made_with(kernels: Kernels, mode: Mode) -> dict[str, str]:
+    """What a calibration holds for. `mode`: where the weights are; what streams them is measured while it does."""
     devices, _ = find_devices()
     return {
         "onnxruntime": str(runtime().__version__),
         "kernels": f"{kernels.name} x{kernels.threads}",
+        "memory": mode,
         **{device.name: device.version for device in devices},
     }
 
 
-def calibration_path(root: Path, digest: str) -> Path:
-    """Where the calibration of a model with this content (`weights.identity.content_digest`) is kept."""
-    return root / f"calibration-{digest}.json"
+def calibration_path(root: Path, digest: str, mode: Mode) -> Path:
+    """Where the calibration of a model with this content (`weights.identity.content_digest`) is kept: one for each
+    place where its weights can be."""
+    return root / f"calibration-{digest}-{mode}.json"
 
 
 def save_calibration(path: Path, found: Calibration) -> None:

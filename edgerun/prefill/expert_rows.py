@@ -25,22 +25,23 @@ def least_expert_rows(decoder: Decoder, sessions: Sessions, layer: int, sizes: S
     """The least of `TRIED` from which on the device is faster. UnsupportedError when it never is."""
     spec, kernels = decoder.spec, decoder.kernels
     ids = np.arange(min(threads, spec.n_experts), dtype=np.int32)  # as many as a CPU runs at once
-    (experts,) = decoder.store.experts(layer, ids)
     least = 0
-    for rows in reversed(TRIED):
-        x = np.random.default_rng(0).standard_normal((rows, spec.d_model)).astype(np.float32)
-        every = np.arange(rows, dtype=np.int32)
-        slots = [every + rows * i for i in range(len(ids))]
-        parts = np.empty((rows * len(ids), spec.d_model), np.float32)
-        ((_, size),) = rungs(rows, sizes)
-        jobs: list[ExpertJob] = [
-            (GraphFile(layer, EXPERT, size, int(expert)), partial(padded, x, size), _drop) for expert in ids
-        ]
-        form = kernels.activations(x)
-        here = partial(kernels.experts_ffn, experts, form, [every] * len(ids), slots, spec.activation, parts)
-        if _best_s(partial(sessions.run_experts, jobs)) > _best_s(here):
-            break
-        least = rows
+    with decoder.store.experts(layer, ids) as batches:
+        (experts,) = batches  # of a model that is resident: others have no room for a device's copy
+        for rows in reversed(TRIED):
+            x = np.random.default_rng(0).standard_normal((rows, spec.d_model)).astype(np.float32)
+            every = np.arange(rows, dtype=np.int32)
+            slots = [every + rows * i for i in range(len(ids))]
+            parts = np.empty((rows * len(ids), spec.d_model), np.float32)
+            ((_, size),) = rungs(rows, sizes)
+            jobs: list[ExpertJob] = [
+                (GraphFile(layer, EXPERT, size, int(expert)), partial(padded, x, size), _drop) for expert in ids
+            ]
+            form = kernels.activations(x)
+            here = partial(kernels.experts_ffn, experts, form, [every] * len(ids), slots, spec.activation, parts)
+            if _best_s(partial(sessions.run_experts, jobs)) > _best_s(here):
+                break
+            least = rows
     if not least:
         raise UnsupportedError(f"experts of up to {max(TRIED)} rows are faster on the kernels")
     return least

@@ -40,21 +40,21 @@ class KernelLayers:
         spec, kernels = walk.spec, walk.decoder.kernels
         products = products_of(spec)
         for layer in layers:
-            weights = walk.decoder.store.dense(layer)
             if spec.family.early_router:
                 walk.route(layer)
-            for part in chunks(len(walk.x), CHUNK):
-                walk.check()
-                x = walk.x[part]
-                q, k, v = self._product(kernels, spec, weights, layer, products["qkv"], x).values()
-                o = walk.attend(layer, part.start, q, k, v)
-                out = self._product(kernels, spec, weights, layer, products["o"], o)
-                add_result(kernels, spec, weights.vectors, products["o"], out["t"], x)
-                if "down" in products:
-                    both = self._product(kernels, spec, weights, layer, products["gate_up"], x)
-                    kernels.gated(both["gate"], both["up"], spec.activation, both["gate"])
-                    out = self._product(kernels, spec, weights, layer, products["down"], both["gate"])
-                    add_result(kernels, spec, weights.vectors, products["down"], out["t"], x)
+            with walk.decoder.store.layer(layer, walk.cancelled) as weights:
+                for part in chunks(len(walk.x), CHUNK):
+                    walk.check()
+                    x = walk.x[part]
+                    q, k, v = self._product(kernels, spec, weights, layer, products["qkv"], x).values()
+                    o = walk.attend(layer, part.start, q, k, v)
+                    out = self._product(kernels, spec, weights, layer, products["o"], o)
+                    add_result(kernels, spec, weights.vectors, products["o"], out["t"], x)
+                    if "down" in products:
+                        both = self._product(kernels, spec, weights, layer, products["gate_up"], x)
+                        kernels.gated(both["gate"], both["up"], spec.activation, both["gate"])
+                        out = self._product(kernels, spec, weights, layer, products["down"], both["gate"])
+                        add_result(kernels, spec, weights.vectors, products["down"], out["t"], x)
             if spec.n_experts and self._experts:
                 self._see_experts(walk, layer)
             elif spec.n_experts:
@@ -62,8 +62,8 @@ class KernelLayers:
 
     def _see_experts(self, walk: PromptWalk, layer: int) -> None:
         kernels, routed = walk.decoder.kernels, walk.route_rows(layer)
-        for batch in walk.decoder.store.experts(layer, routed.chosen):
-            for expert in batch:
+        with walk.decoder.lent_experts(routed, routed.chosen, walk.cancelled) as batches:
+            for expert in (each for batch in batches for each in batch):
                 walk.check()
                 slots = routed.slots_of[expert.id]
                 h = np.ascontiguousarray(routed.h[slots // routed.used])

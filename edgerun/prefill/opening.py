@@ -24,6 +24,7 @@ from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.stages import check_supported
 from edgerun.weights.identity import content_digest
 
+_RANGES_VERSION = 2  # those of 1 that were found while a model was streamed are wrong
 TEXT = Path(__file__).parent / "calibration.txt"
 
 
@@ -90,13 +91,16 @@ def calibration_ids(vocab_size: int, encode: Callable[[str], Sequence[int]] | No
 def _ranges(
     gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path, events: EventSink
 ) -> list[LayerRanges]:
-    """Found out once for a model and a text, and kept."""
+    """Found out once for a model, a text and those who compute it, and kept."""
     depends = [
+        _RANGES_VERSION,
         content_digest(gguf, root, events),
         list(ids[:MOST_TOKENS]),
         choice.shadow,
         choice.rotated,
         choice.experts,
+        decoder.kernels.name,  # others may round the last bits otherwise
+        decoder.store.mode,
     ]
     path = root / f"ranges-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
     try:

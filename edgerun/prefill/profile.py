@@ -50,7 +50,7 @@ def profile_ranges(
 
 def _unit(decoder: Decoder, layer: int, product: ProductName, inner: F32) -> F32:
     """A rotated stream's normed rows: their weight has moved into the matrix."""
-    weight = decoder.store.dense(layer).vectors[products_of(decoder.spec)[product].norm]
+    weight = decoder.store.vectors(layer)[products_of(decoder.spec)[product].norm]
     return rotate(np.divide(inner, weight, out=np.zeros_like(inner), where=weight != 0))
 
 

@@ -9,14 +9,18 @@ edges say.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Literal
 
+from edgerun.errors import ReadError
+
 Side = Literal["backend", "cpu"]
+_POLL_S = 0.05  # after which the CPU looks whether the other side is still there
 
 
 @dataclass(eq=False)
@@ -110,7 +114,7 @@ class _Run:
                     _timed(task, self._timeline)
                     self._finish(task)
                     continue
-                task, error, seconds = self._done.get()
+                task, error, seconds = self._next_done(thread)
                 busy = False
                 if error is not None:
                     raise error
@@ -119,6 +123,13 @@ class _Run:
         finally:
             self._orders.put(None)
             thread.join()  # what runs on the device reads our buffers
+
+    def _next_done(self, thread: threading.Thread) -> tuple[Task, BaseException | None, float]:
+        while True:
+            with contextlib.suppress(Empty):
+                return self._done.get(timeout=_POLL_S)
+            if not thread.is_alive() and self._done.empty():
+                raise ReadError("the thread that runs a prompt's graphs has ended; ask again")
 
     def _take(self, side: Side) -> Task:
         ready = self._ready[side]

@@ -13,6 +13,7 @@ from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.stages import Part, Product
+from edgerun.weights.catalog import tensor_name
 
 I8 = NDArray[np.int8]
 
@@ -36,16 +37,15 @@ class LayerReader:
     def __init__(self, gguf: GgufFile, spec: ModelSpec, layer: int, *, rotated: bool = False) -> None:
         self._gguf = gguf
         self._spec = spec
-        self._prefix = f"blk.{layer}."
+        self._layer = layer
         self._rotated = rotated
 
     def vector(self, name: str) -> F32 | None:
         """f32, or None where the file has none."""
-        for end in (".weight", ""):
-            info = self._gguf.tensors.get(self._prefix + name + end)
-            if info is not None:
-                return np.asarray(dequantize(self._gguf.raw(info.name), info.type), np.float32).reshape(-1)
-        return None
+        info = self._spec.tensors.get(tensor_name(self._layer, name))
+        if info is None:
+            return None
+        return np.asarray(dequantize(self._gguf.raw(info.name), info.type), np.float32).reshape(-1)
 
     def norm(self, product: Product) -> F32 | None:
         """The weight of the norm before a product (cols,); None: no norm. Of a rotated stream it is all ones."""
@@ -57,7 +57,7 @@ class LayerReader:
 
     def part(self, product: Product, part: Part, expert: int | None = None) -> PartWeights:
         """Dequantised and rotated; of an expert, whose weights are one of a tensor's three dimensions."""
-        info = self._gguf.tensors[f"{self._prefix}{part.tensor}.weight"]
+        info = self._spec.tensors[tensor_name(self._layer, part.tensor)]
         first, rows = (part.first, part.rows) if expert is None else (expert * info.shape[1], info.shape[1])
         raw = self._gguf.rows(info.name, first, first + rows)
         matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.device import peak_bytes
+from edgerun.device import page_faults, peak_bytes
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.weights.statistics import summary
@@ -129,7 +128,7 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
     prompt = [run.prompt_tok_s for run in runs if run.prompt_tok_s is not None]
     decode = [run.decode_tok_s for run in runs if run.decode_tok_s is not None]
     warm = [step for run in runs for step in run.warm_steps_s]
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    major_faults, read_bytes = page_faults()
     return {
         "engine": "edgerun",
         "threads": threads,
@@ -142,8 +141,8 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
         "decode_p50_ms": _percentile_ms(warm, 50),
         "decode_p95_ms": _percentile_ms(warm, 95),
         "max_rss_mib": peak_bytes() >> 20,
-        "major_faults": usage.ru_majflt,
-        "read_mib": usage.ru_inblock >> 11,
+        "major_faults": major_faults,
+        "read_mib": read_bytes >> 20,
         "repetitions": len(runs),
         "prompt_tok_s_sd": _deviation(prompt),
         "decode_tok_s_sd": _deviation(decode),

@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush
 from threading import Lock
 from typing import Any, Protocol
 
+from edgerun.device.forks import call_after_fork
 from edgerun.text.characters import BYTE_CHARACTERS, byte_encode
 from edgerun.text.vocabulary import Vocabulary
 
@@ -101,6 +102,11 @@ class BpeMerger:
         self._model: Any = None  # tokenizers.models.BPE, or False where the library cannot
         self._chars_before_library = library_after_chars
         self._ranks: dict[str, int] = {}
+        self._lock = Lock()
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
         self._lock = Lock()
 
     def encode(self, text: str) -> list[int]:

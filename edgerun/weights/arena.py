@@ -13,7 +13,10 @@ class Arena:
 
     def __init__(self, n_bytes: int) -> None:
         size = max(mmap.PAGESIZE, -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MAP_PRIVATE"):  # a child of a fork gets a copy, not a share
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self._map = mmap.mmap(-1, size)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
 
     def release(self, offset: int, n_bytes: int) -> None:

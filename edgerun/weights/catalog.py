@@ -11,7 +11,14 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)(?:\.weight|(\.bias|\.scale))")
+_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+
+
+def tensor_name(layer: int, part: str) -> str:
+    """The one name in a file of a layer's part as `LayerWeights` calls it: "attn_q", "attn_q.bias"."""
+    return f"blk.{layer}.{part}" + ("" if part.endswith((".bias", ".scale")) else ".weight")
 
 
 @dataclass(frozen=True)
@@ -72,22 +79,29 @@ def _matrices(layer: LayerTensors) -> Iterator[TensorInfo]:
 
 
 def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
-    """Sort a header's tensors. FormatError for a tensor of a layer or shape that no model has."""
+    """Sort a model's tensors, those of `ModelSpec.tensors`. Every one must be called by its one name (`tensor_name`),
+    so that no two can mean the same. FormatError for any other name, and for a layer or shape that no model has."""
     layers = tuple(LayerTensors() for _ in range(n_layers))
     outside: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
+        if name in (EMBEDDING, HEAD):
+            if len(info.shape) != 2:
+                raise FormatError(f"{name}: unexpected shape {info.shape}")
+            continue
+        match = _OUTSIDE.fullmatch(name)
+        if match is not None and len(info.shape) == 1:
+            outside[match[1]] = info
+            continue
         match = _LAYER.fullmatch(name)
         if match is None:
-            if len(info.shape) == 1:
-                outside[name.removesuffix(".weight")] = info
-            continue
-        number, part = int(match[1]), match[2].removesuffix(".weight")
+            raise FormatError(f"{name}: not the name of a model's tensor")
+        number, part = int(match[1]), match[2] + (match[3] or "")
         if number >= n_layers:
             raise FormatError(f"{name}: the model has only {n_layers} layers")
         layer = layers[number]
         if len(info.shape) == 1:
             layer.vectors[part] = info
-        elif len(info.shape) == 2:
+        elif len(info.shape) == 2 and not match[3]:
             layer.matrices[part] = info
         elif len(info.shape) == 3 and part in EXPERT_PARTS:
             layer.experts[part] = info
@@ -101,5 +115,7 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
         counts = {info.shape[0] for info in layer.experts.values()}
         if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
             raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")
-    embedding = tensors["token_embd.weight"]
-    return Catalog(embedding, tensors.get("output.weight", embedding), outside, layers)
+    embedding = tensors.get(EMBEDDING)
+    if embedding is None:
+        raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
+    return Catalog(embedding, tensors.get(HEAD, embedding), outside, layers)

@@ -8,42 +8,54 @@ SSD (design measurements; io_uring added nothing), pieces are 256 KiB to 4 MiB.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import ReadError
+from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedError
+from edgerun.events import never
 from edgerun.weights.arena import Arena
 
 U8 = NDArray[np.uint8]
+T = TypeVar("T")
 
 ALIGNMENT = 4096  # what O_DIRECT asks of offsets, sizes and memory at most
 _SECTOR = 512  # and at least
 PIECE_BYTES = 4 << 20
 DEMAND, PREDICTED, BACKGROUND = 0, 1, 2  # priorities: smaller is sooner
+_POLL_S = 0.05  # after which somebody who waits looks whether it is still worth it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """A range of a file, and who takes its bytes. `deliver` runs on a reader's thread; its view is valid until it
-    returns. `failed` is called instead when the bytes cannot be had. `what` is named in errors. `target`: read to this
-    memory; it, the offset and the size must be aligned, and the size is not bounded by PIECE_BYTES."""
+    returns. `landed` is called once afterwards, with what went wrong or None, and from no thread in particular. `what`
+    is named in errors. `target`: read to this memory; it, the offset and the size must be aligned, and the size is not
+    bounded by PIECE_BYTES."""
 
     file: int
     offset: int
     n_bytes: int
     what: str
     deliver: Callable[[U8], None]
-    failed: Callable[[Exception], None]
+    landed: Callable[[Piece, Exception | None], None]
     target: U8 | None = None
+
+
+Landed = Callable[[Piece, Exception | None], None]
 
 
 @dataclass
@@ -57,115 +69,286 @@ class ReadStats:
 
 
 class FlashReader:
-    """Reader threads over some files.
+    """Reader threads over some files. They and the files are closed by `close`, or when nobody has the reader any more.
 
     threads: reads in flight. direct: whether O_DIRECT may be used. Raises ReadError when a file cannot be opened.
+    Every piece that was submitted and not taken back lands, if only with an error: when the reader is closed, when one
+    of its threads ends, and in the child of a fork, for what the parent had asked for.
     """
 
     def __init__(self, paths: Sequence[Path], *, threads: int = 3, direct: bool = True) -> None:
+        if not hasattr(os, "preadv"):
+            raise UnsupportedError(
+                f"weights are streamed by preadv(), which {sys.platform} does not have: give the model more memory"
+            )
         self.stats = ReadStats()
-        self._files = [WeightFile(path, direct) for path in paths]
-        self._queue: list[tuple[int, int, Piece]] = []
-        self._order = 0
-        self._wake = threading.Condition()
-        self._stopped = False
-        self._under_way = 0  # reads
-        self._busy_since = 0.0
-        self.staging_bytes = threads * (PIECE_BYTES + 2 * ALIGNMENT)
-        self._threads = [
-            threading.Thread(target=self._work, name=f"edgerun-read-{index + 1}", daemon=True)
-            for index in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._shared = _Shared(self.stats)
+        self._n_threads = threads
+        self._threads: list[threading.Thread] = []
+        self._started = False
+        self._finalizer = weakref.finalize(self, _shut, self._shared, self._threads)
+        try:
+            for path in paths:
+                self._shared.files.append(WeightFile(path, direct))
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_direct(self) -> bool:
         """Whether all files are read past the page cache."""
-        return all(file.direct for file in self._files)
+        return all(file.direct for file in self._shared.files)
 
     @property
     def waiting(self) -> int:
         """Pieces that no thread has begun."""
-        return len(self._queue)
+        return len(self._shared.queue)
 
     def submit(self, pieces: Sequence[Piece], priority: int) -> None:
         """Queue some pieces; returns at once."""
-        with self._wake:
-            if self._stopped:
-                raise ReadError("the reader was closed")
-            for piece in pieces:
-                self._order += 1
-                heapq.heappush(self._queue, (priority, self._order, piece))
-            self._wake.notify(len(pieces))
+        if not self._started:
+            self._start()  # the first reads after a fork
+        self._shared.add(pieces, priority)
 
     def promote(self, pieces: Sequence[Piece]) -> None:
         """Of these, those that still wait become as urgent as what is needed now."""
-        wanted = {id(piece) for piece in pieces}
-        with self._wake:
-            for index, (priority, order, piece) in enumerate(self._queue):
-                if id(piece) in wanted and priority != DEMAND:
-                    self._queue[index] = (DEMAND, order, piece)
-            heapq.heapify(self._queue)
+        self._shared.promote({id(piece) for piece in pieces})
 
     def cancel(self, pieces: Sequence[Piece]) -> set[int]:
-        """Take back those that no thread has begun; returns the `id`s of these. The others will be delivered."""
-        wanted = {id(piece) for piece in pieces}
-        with self._wake:
-            gone = {id(entry[2]) for entry in self._queue if id(entry[2]) in wanted}
-            if gone:
-                self._queue = [entry for entry in self._queue if id(entry[2]) not in gone]
-                heapq.heapify(self._queue)
-        return gone
+        """Take back those that no thread has begun; returns the `id`s of these. The others will land."""
+        return self._shared.cancel({id(piece) for piece in pieces})
+
+    def under_way(self, pieces: Sequence[Piece]) -> set[int]:
+        """The `id`s of those that a thread has begun, until `landed` has returned."""
+        with self._shared.lock:
+            return {id(piece) for piece in pieces if id(piece) in self._shared.active}
+
+    def wait(self, news: SimpleQueue[T], cancelled: Callable[[], bool] = never) -> T:
+        """What comes next out of a queue that `landed` puts things into. Raises Cancelled when `cancelled()` becomes
+        true, and ReadError when nothing can come any more because a thread has gone."""
+        while True:
+            with contextlib.suppress(Empty):
+                return news.get(timeout=_POLL_S)
+            if cancelled():
+                raise Cancelled("stopped by the caller while weights were read")
+            if any(thread.ident is not None and not thread.is_alive() for thread in self._threads):
+                self._shared.fail(ReadError("a thread that reads weights has ended; load the model again"))
+                if news.empty() and self._shared.stopped is not None:
+                    raise self._shared.stopped
 
     def read_now(self, file: int, offset: int, n_bytes: int, what: str) -> U8:
         """Read on the calling thread, past the queue: for small things (a row of the embedding)."""
         staging = Arena(n_bytes + 2 * ALIGNMENT).bytes
-        return self._files[file].read(offset, n_bytes, staging, what)
+        return self._shared.files[file].read(offset, n_bytes, staging, what)
 
     def close(self) -> None:
-        """Stop and join the threads; what waits is dropped, what is being read is delivered first."""
-        with self._wake:
-            self._stopped = True
-            self._queue.clear()
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
-        for file in self._files:
-            file.close()
+        """Stop and join the threads. What waits lands with an error, what is being read is delivered first."""
+        _shut(self._shared, self._threads)
+        self._finalizer.detach()  # not before: Ctrl-C meanwhile leaves it to do the rest
 
-    def _work(self) -> None:
-        staging = Arena(PIECE_BYTES + 2 * ALIGNMENT).bytes
-        while True:
-            with self._wake:
-                while not self._queue and not self._stopped:
-                    self._wake.wait()
-                if self._stopped:
-                    return
-                piece = heapq.heappop(self._queue)[2]
-                if not self._under_way:
-                    self._busy_since = time.perf_counter()
-                self._under_way += 1
-            try:
-                memory = staging if piece.target is None else piece.target
+    def after_fork(self) -> None:
+        """See `device.forks`: to be called by those whose pieces these are, once they can be told that they failed."""
+        self._started = False
+        self._threads.clear()
+        self._shared.begin_anew()
+
+    def _start(self) -> None:
+        while len(self._threads) < self._n_threads:
+            name = f"edgerun-read-{len(self._threads) + 1}"
+            self._threads.append(threading.Thread(target=_serve, args=(self._shared,), name=name, daemon=True))
+        for index, thread in enumerate(self._threads):
+            if thread.ident is None:  # else it was started before an interrupt came
                 try:
-                    view = self._files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
-                finally:
-                    self._read_ended()
-                piece.deliver(view)
-            except Exception as error:  # noqa: BLE001 - a reader must live on; the error goes to who asked
-                self.stats.errors += 1
-                piece.failed(error)
-                continue
-            self.stats.reads += 1  # a lost update between threads only blurs a statistic
-            self.stats.n_bytes += piece.n_bytes
+                    thread.start()
+                except RuntimeError as error:
+                    raise DoesNotFitError(
+                        f"only {index} of {self._n_threads} threads that read weights could be started: {error}; "
+                        "raise the limit of this user's processes, or give the model more memory"
+                    ) from error
+        self._started = True
+
+
+class _Shared:
+    """What a reader's threads need of it. They must not keep the reader itself alive.
+
+    Its lock is one that Ctrl-C cannot leave locked: a Condition could, whose `with` runs Python code."""
+
+    def __init__(self, stats: ReadStats) -> None:
+        self.files: list[WeightFile] = []
+        self.stats = stats
+        self.lock = threading.Lock()
+        self.news: SimpleQueue[None] = SimpleQueue()  # something for each piece that was added: a thread looks
+        self.queue: list[tuple[int, int, Piece]] = []  # a heap
+        self.active: dict[int, Piece] = {}  # by id: taken by a thread
+        self.stopped: ReadError | None = None
+        self._order = 0
+        self._busy_since = 0.0
+
+    def add(self, pieces: Sequence[Piece], priority: int) -> None:
+        with self.lock:
+            if self.stopped is not None:
+                raise self.stopped
+            for piece in pieces:
+                self._order += 1
+                heapq.heappush(self.queue, (priority, self._order, piece))
+        for _ in pieces:
+            self.news.put(None)
+
+    def promote(self, wanted: set[int]) -> None:
+        with self.lock:
+            queue = [(DEMAND if id(piece) in wanted else how, order, piece) for how, order, piece in self.queue]
+            heapq.heapify(queue)
+            self.queue = queue
+
+    def cancel(self, wanted: set[int]) -> set[int]:
+        with self.lock:
+            gone = {id(piece) for _, _, piece in self.queue if id(piece) in wanted}
+            if gone:
+                queue = [entry for entry in self.queue if id(entry[2]) not in gone]
+                heapq.heapify(queue)
+                self.queue = queue
+        return gone
+
+    def take(self) -> Piece | None:
+        """The most urgent piece, for the thread that asks."""
+        with self.lock:
+            if self.stopped is not None or not self.queue:
+                return None
+            piece = heapq.heappop(self.queue)[2]
+            if not self.active:
+                self._busy_since = time.perf_counter()
+            self.active[id(piece)] = piece
+        return piece
+
+    def read(self, piece: Piece, staging: U8) -> None:
+        """All of a piece's way, after `take`."""
+        error: Exception | None = None
+        memory = staging if piece.target is None else piece.target
+        try:
+            try:
+                view = self.files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
+            finally:
+                self._read_ended()
+            piece.deliver(view)
+        except Exception as raised:  # noqa: BLE001 - a reader must live on; the error goes to who asked
+            error = raised
+        except BaseException as raised:
+            piece.landed(piece, ReadError(f"reading {piece.what} was ended by {raised!r}; load the model again"))
+            raise
+        self.stats.errors += error is not None
+        self.stats.reads += error is None  # a lost update between threads only blurs a statistic
+        self.stats.n_bytes += piece.n_bytes if error is None else 0
+        try:
+            piece.landed(piece, error)
+        finally:
+            self.active.pop(id(piece), None)
+
+    def fail(self, error: ReadError) -> None:
+        """Nothing is read from now on; what waits lands with the error."""
+        with self.lock:
+            if self.stopped is None:
+                self.stopped = error
+            left, self.queue = self.queue, []
+        for _, _, piece in left:
+            piece.landed(piece, error)
+
+    def begin_anew(self) -> None:
+        """In a fork's child: no thread is here, and whoever held the lock is not either."""
+        lost = [*self.active.values(), *(piece for _, _, piece in self.queue)]
+        self.lock, self.news = threading.Lock(), SimpleQueue()
+        self.queue, self.active = [], {}
+        error = ReadError("the process was forked while weights were read; ask again")
+        for piece in lost:
+            piece.landed(piece, error)
 
     def _read_ended(self) -> None:
-        with self._wake:
+        with self.lock:
             now = time.perf_counter()
             self.stats.busy_s += now - self._busy_since  # told at once: reading may never pause
             self._busy_since = now
-            self._under_way -= 1
+
+
+def _serve(shared: _Shared) -> None:
+    """A reader's thread: whatever ends it, nobody waits for it in vain."""
+    try:
+        staging = Arena(PIECE_BYTES + 2 * ALIGNMENT).bytes
+        while shared.stopped is None:
+            shared.news.get()
+            while (piece := shared.take()) is not None:
+                shared.read(piece, staging)
+    except BaseException as error:
+        shared.fail(ReadError(f"a thread that reads weights has ended ({error!r}); load the model again"))
+        raise
+    finally:
+        shared.news.put(None)  # the next one shall look, too
+
+
+def _shut(shared: _Shared, threads: list[threading.Thread]) -> None:
+    """Stop and join the threads, then close the files."""
+    shared.fail(ReadError("the reader was closed"))
+    shared.news.put(None)
+    for thread in threads:  # the last one to let go of the reader may be one of them; one may have been forked away
+        if thread is not threading.current_thread() and thread.ident is not None:
+            thread.join()
+    for file in shared.files:
+        file.close()
+
+
+class Reading:
+    """Pieces that are begun together and waited for together, by one thread. Begun at most once.
+
+    Whatever interrupts that thread, wherever, `missing` says what has not landed: readers write it, not the thread."""
+
+    def __init__(self, flash: FlashReader) -> None:
+        self._flash = flash
+        self._pieces: Sequence[Piece] = ()
+        self._missing: set[int] = set()  # ids of pieces
+        self.error: Exception | None = None  # the first that a piece landed with
+        self._news: SimpleQueue[Piece] = SimpleQueue()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all has landed, or nothing was begun."""
+        return not self._missing
+
+    def landed(self, piece: Piece, error: Exception | None) -> None:
+        """For the pieces."""
+        self.error = self.error or error
+        self._missing.discard(id(piece))
+        self._news.put(piece)
+
+    def begin(self, pieces: Sequence[Piece], priority: int) -> None:
+        """Queue them; returns at once."""
+        self._pieces = pieces
+        self._missing = {id(piece) for piece in pieces}
+        self._flash.submit(pieces, priority)
+
+    def hurry(self) -> None:
+        """They are needed now."""
+        self._flash.promote(self._pieces)
+
+    def wait(self, cancelled: Callable[[], bool] = never) -> None:
+        """Until all have landed. Raises as `FlashReader.wait`, and what reading raised: others may be on their way then
+        (`give_up`)."""
+        for _ in self.each(cancelled):
+            pass
+
+    def each(self, cancelled: Callable[[], bool] = never) -> Iterator[Piece]:
+        """As `wait`, with the pieces as they land."""
+        while self._missing and self.error is None:
+            yield self._flash.wait(self._news, cancelled)
+        while not self._news.empty():
+            yield self._news.get()
+        if self.error is not None:
+            raise self.error
+
+    def give_up(self, cancelled: Callable[[], bool] = never) -> None:
+        """Take back what no thread has begun and wait for the rest: then the memory may be used for something else."""
+        self._flash.cancel(self._pieces)
+        self._missing.intersection_update(self._flash.under_way(self._pieces))
+        while self._missing:
+            self._flash.wait(self._news, cancelled)
 
 
 class WeightFile:
@@ -174,7 +357,8 @@ class WeightFile:
     def __init__(self, path: Path, direct: bool) -> None:
         self._path = path
         try:
-            self._fd, self._grain = _open(path, direct)
+            self._file, self._grain = _open(path, direct)
+            self._fd = self._file.fileno()
             self.direct = self._grain > 0
             status = os.fstat(self._fd)
         except OSError as error:
@@ -210,33 +394,27 @@ class WeightFile:
 
     def close(self) -> None:
         """No read may be under way."""
-        os.close(self._fd)
+        self._file.close()
 
 
-def _open(path: Path, direct: bool) -> tuple[int, int]:
-    """(descriptor, what offsets and sizes must be multiples of for O_DIRECT; 0: it is not used)."""
+def _open(path: Path, direct: bool) -> tuple[FileIO, int]:
+    """(the file, what offsets and sizes must be multiples of for O_DIRECT; 0: it is not used)."""
     flag: Any = getattr(os, "O_DIRECT", 0)
     if direct and flag:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
-        except OSError:
-            fd = -1  # tmpfs and others refuse the flag when opening
-        if fd >= 0:
+        with contextlib.suppress(OSError):  # tmpfs and others refuse the flag when opening
+            file = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag))
             memory = Arena(ALIGNMENT).bytes
-            for grain in (
-                _SECTOR,
-                ALIGNMENT,
-            ):  # small rows are read whole sectors, not whole pages, where it is allowed
+            for grain in (_SECTOR, ALIGNMENT):  # small rows are read by whole sectors where that is allowed
                 try:
-                    os.preadv(fd, [memory[:grain].data], grain)
+                    os.preadv(file.fileno(), [memory[:grain].data], grain)
                 except OSError:
                     continue  # others take the flag and refuse to read
-                return fd, grain
-            os.close(fd)
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                return file, grain
+            file.close()
+    file = FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    return fd, 0
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    return file, 0
 
 
 def _forget(fd: int, offset: int, n_bytes: int) -> None:

@@ -28,6 +28,7 @@ from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, store
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.flash import FlashReader
 from edgerun.weights.identity import ContentDigest, file_stamp
+from edgerun.weights.resident import HasLayers
 from edgerun.weights.tensor_reader import TensorReader
 
 
@@ -73,7 +74,7 @@ def open_reader(
 
 
 def write_pack(
-    gguf: GgufFile, n_layers: int, kernels: Kernels, *, events: EventSink = ignore
+    gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore
 ) -> tuple[Path, PackHeader]:
     """Write the pack file beside a model, going on where an interrupted run stopped. A whole one is compared with the
     model; it is made anew only when it is another state's of the model's files and differs.
@@ -81,13 +82,13 @@ def write_pack(
     Raises OSError (no room, no permission), EdgerunError when another process is writing it, ReadError when the model
     is changed meanwhile, and FormatError when what is read back is not what was written.
     """
-    catalog = make_catalog(gguf.tensors, n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
     wanted, path = pack_header(gguf, catalog, kernels), pack_path(gguf.path)
     old = _header_of(path)
     if old is not None and _alike(old, wanted):
         try:
-            return path, verify_pack(gguf, n_layers, kernels, events=events)
+            return path, verify_pack(gguf, spec, kernels, events=events)
         except FormatError:
             if old.stamp == wanted.stamp:
                 raise  # damaged: whoever has it should know
@@ -105,13 +106,13 @@ def write_pack(
     return path, header
 
 
-def verify_pack(gguf: GgufFile, n_layers: int, kernels: Kernels, *, events: EventSink = ignore) -> PackHeader:
+def verify_pack(gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore) -> PackHeader:
     """Read all of a model and of the pack file beside it, and compare: each block with what packing gives now, its
     checksum, and the digest of the whole model. One that was made from a copy of the model is stamped for this one.
 
     NotFoundError: there is none. FormatError, which says what differs. ReadError.
     """
-    catalog = make_catalog(gguf.tensors, n_layers)
+    catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
     wanted, path = pack_header(gguf, catalog, kernels), pack_path(gguf.path)
     if not path.is_file():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.events import EventSink, Progress, ignore, never
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
@@ -24,6 +24,11 @@ class HasLayers(Protocol):
     @property
     def n_layers(self) -> int: ...
 
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """By their names in the file: all that the model uses, each checked to be of the shape it must have."""
+        ...
+
 
 class ResidentStore:
     """`WeightStore` over a GGUF file whose weights fit in memory.
@@ -32,6 +37,7 @@ class ResidentStore:
     must stay open: rows of the embedding are read from it. Raises ReadError when it is cut or changed meanwhile.
     """
 
+    mode: Literal["resident"] = "resident"
     fixed = True
     lookahead = 0
     wave_tokens = 0
@@ -40,7 +46,7 @@ class ResidentStore:
         self._gguf = gguf
         self._kernels = kernels
         self._events = events
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         self._done_bytes, self._total_bytes = 0, catalog.n_bytes
         self._embedding = catalog.embedding
         self._buffer: NDArray[np.uint8] | None = np.empty(_largest_read(catalog), np.uint8)
@@ -66,18 +72,33 @@ class ResidentStore:
     def vector(self, name: str) -> F32 | None:
         return self._outside.get(name)
 
-    def dense(self, layer: int) -> LayerWeights:
-        return self._layers[layer]
+    def begin(self) -> None:
+        """What is lent here stays here."""
 
-    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+    def vectors(self, layer: int) -> dict[str, F32]:
+        return self._layers[layer].vectors
+
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
+        return contextlib.nullcontext(self._layers[layer])
+
+    def experts(
+        self,
+        layer: int,
+        ids: I32,
+        uses: I32 | None = None,
+        tokens: int = 1,
+        cancelled: Callable[[], bool] = never,
+    ) -> AbstractContextManager[Iterator[list[Expert]]]:
         mine = self._experts[layer]
-        yield [mine[i] for i in ids]
+        return contextlib.nullcontext(iter([[mine[i] for i in ids]]))
 
-    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+    def neurons(
+        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
+    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
         mine = self._neurons[layer]
         assert mine is not None  # the decoder asks where the file has them
         some = Neurons(ids, ids, mine.memory, mine.up_type, mine.down_type, mine.cols)
-        yield NeuronBatch(some, lambda: None, some)
+        return contextlib.nullcontext(iter([NeuronBatch(some, lambda: None, some)]))
 
     def routed(self, layer: int, ids: I32) -> None:
         """There is nothing to learn."""
@@ -85,7 +106,7 @@ class ResidentStore:
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         """Everything is here already."""
 
-    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         """Memory for activations was set aside."""
         return contextlib.nullcontext()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.errors import UsageError
+from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
+
+Mode = Literal["resident", "experts", "layers"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,25 @@ class LayerWeights:
 
     matrices: dict[str, Matrix] = field(default_factory=dict)
     vectors: dict[str, F32] = field(default_factory=dict)
+
+
+class LeasedMatrices(dict[str, Matrix]):
+    """Matrices whose memory will hold another layer: `end` takes them away from whoever kept them."""
+
+    def __init__(self, layer: int, matrices: Mapping[str, Matrix]) -> None:
+        super().__init__(matrices)
+        self._layer = layer
+        self._ended = False
+
+    def end(self) -> None:
+        """From now on they cannot be had."""
+        self._ended = True
+        self.clear()
+
+    def __missing__(self, name: str) -> Matrix:
+        if self._ended:
+            raise UsageError(f"{name} of layer {self._layer} was asked for after the layer was given back")
+        raise KeyError(name)
 
 
 @dataclass(frozen=True)
@@ -33,7 +56,16 @@ class NeuronBatch:
 
 
 class WeightStore(Protocol):
-    """One model's weights."""
+    """One model's weights, lent for a while: what `layer`, `experts` and `neurons` give is there inside their `with`
+    block and not after it. Of layers, experts and neurons, at most one each of what is streamed may be lent at a time;
+    to ask for another is a UsageError, as is to use what was given back where that can be told.
+
+    Where there is something to wait for, `cancelled` is asked now and then; Cancelled is raised when it says so."""
+
+    @property
+    def mode(self) -> Mode:
+        """What stays in memory: everything, or all but these."""
+        ...
 
     @property
     def fixed(self) -> bool:
@@ -62,21 +94,38 @@ class WeightStore(Protocol):
         """A tensor outside the layers ("output_norm", "rope_freqs"), or None."""
         ...
 
-    def dense(self, layer: int) -> LayerWeights:
-        """Returns when the layer's dense weights can be read."""
+    def begin(self) -> None:
+        """A call of the decoder begins: what an interrupted one was lent is given back. Nothing is lent now."""
         ...
 
-    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+    def vectors(self, layer: int) -> dict[str, F32]:
+        """The layer's norms, biases and scales, which are always there."""
+        ...
+
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
+        """The layer's dense weights, once they are here. The layer that is lent may be asked for again inside."""
+        ...
+
+    def experts(
+        self,
+        layer: int,
+        ids: I32,
+        uses: I32 | None = None,
+        tokens: int = 1,
+        cancelled: Callable[[], bool] = never,
+    ) -> AbstractContextManager[Iterator[list[Expert]]]:
         """The experts `ids` (unique, ascending) in batches as they become ready, resident ones first.
         `uses` (n,): how many of the `tokens` chose each; None: all.
 
         All that is missing is asked for at once, before the first batch is taken. A batch may be used until the
-        next one is taken, or the iterator ends or is closed."""
+        next one is taken."""
         ...
 
-    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+    def neurons(
+        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
+    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
         """The neurons `ids` (unique, ascending) of a sparse feed-forward, in ascending batches of as many as fit. A
-        batch may be used until the next one is taken, or the iterator ends or is closed."""
+        batch may be used until the next one is taken."""
         ...
 
     def routed(self, layer: int, ids: I32) -> None:
@@ -88,7 +137,7 @@ class WeightStore(Protocol):
         being computed; 0: they will be, the router has chosen. Never blocks, may be ignored."""
         ...
 
-    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         """Within, the caller may take this much memory that the store could use: a prompt's activations, at the cost
         of cached weights. As much of it as there is; a plan sees to it that it suffices."""
         ...

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.catalog import make_catalog
@@ -32,6 +34,7 @@ class StreamedExpertStore:
     in flight. Output does not depend on any of these. Raises ReadError when the file cannot be read.
     """
 
+    mode: Literal["experts"] = "experts"
     fixed = True
 
     def __init__(
@@ -51,7 +54,7 @@ class StreamedExpertStore:
     ) -> None:
         self.lookahead = 2 if predict else 0
         self.wave_tokens = wave_tokens
-        self._catalog = catalog = make_catalog(gguf.tensors, spec.n_layers)
+        self._catalog = catalog = make_catalog(spec.tensors, spec.n_layers)
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
         kernels.prepare(catalog.types())
         with contextlib.ExitStack() as stack:
@@ -69,6 +72,7 @@ class StreamedExpertStore:
                 hot = order[: min(slots, int(np.count_nonzero(scores)))]
                 self.cache.fill(sorted(hot.tolist()))
             self._close = stack.pop_all()
+        call_after_fork(self)
 
     @property
     def scores(self) -> F32 | None:
@@ -87,13 +91,33 @@ class StreamedExpertStore:
     def vector(self, name: str) -> F32 | None:
         return self._outside.get(name)
 
-    def dense(self, layer: int) -> LayerWeights:
-        return self._layers[layer]
+    def begin(self) -> None:
+        self.cache.begin()
 
-    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
-        return self.cache.get(layer, ids, np.ones(len(ids), np.int32) if uses is None else uses, tokens)
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self.cache.after_fork()
 
-    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+    def vectors(self, layer: int) -> dict[str, F32]:
+        return self._layers[layer].vectors
+
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
+        return contextlib.nullcontext(self._layers[layer])
+
+    def experts(
+        self,
+        layer: int,
+        ids: I32,
+        uses: I32 | None = None,
+        tokens: int = 1,
+        cancelled: Callable[[], bool] = never,
+    ) -> AbstractContextManager[Iterator[list[Expert]]]:
+        uses = np.ones(len(ids), np.int32) if uses is None else uses
+        return self.cache.lease(layer, ids, uses, tokens, cancelled)
+
+    def neurons(
+        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
+    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
         raise UsageError("the neurons of experts are not streamed one by one")
 
     def routed(self, layer: int, ids: I32) -> None:
@@ -123,8 +147,8 @@ class StreamedExpertStore:
             for source, shares, counts in rows
         }
 
-    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
-        return self.cache.lend(n_bytes)
+    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
+        return self.cache.lend(n_bytes, cancelled)
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `CacheStats` and `ReadStats`."""

@@ -8,27 +8,28 @@ their computing time is reading time as well.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore
+from edgerun.events import EventSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
 from edgerun.weights.catalog import make_catalog
-from edgerun.weights.flash import PREDICTED, Piece
+from edgerun.weights.flash import PREDICTED, Reading
 from edgerun.weights.neuron_cache import NeuronCache
 from edgerun.weights.packing import open_reader
 from edgerun.weights.resident import HasLayers
-from edgerun.weights.store import LayerWeights, NeuronBatch
+from edgerun.weights.store import LayerWeights, LeasedMatrices, NeuronBatch
 from edgerun.weights.tensor_reader import DenseLoader
 
 
@@ -42,34 +43,13 @@ class WindowStats:
     restarts: int = 0  # asked for out of order, as after a cancelled prompt
 
 
+@dataclass(frozen=True, eq=False)
 class _Load:
     """A layer in a buffer, or on its way there."""
 
-    def __init__(self, layer: int, weights: LayerWeights) -> None:
-        self.layer = layer
-        self.weights = weights
-        self.pieces: list[Piece] = []
-        self.left = 0
-        self.error: Exception | None = None
-        self.here = threading.Event()
-        self._lock = threading.Lock()
-
-    def landed(self, n_bytes: int) -> None:
-        self._count(1)
-
-    def failed(self, error: Exception) -> None:
-        self.error = self.error or error
-        self._count(1)
-
-    def cancelled(self, pieces: int) -> None:
-        if pieces:
-            self._count(pieces)
-
-    def _count(self, pieces: int) -> None:
-        with self._lock:
-            self.left -= pieces
-            if not self.left:
-                self.here.set()
+    layer: int
+    matrices: dict[str, Matrix]
+    reading: Reading
 
 
 class StreamedLayerStore:
@@ -80,6 +60,7 @@ class StreamedLayerStore:
     Raises ReadError when the file cannot be read.
     """
 
+    mode: Literal["layers"] = "layers"
     fixed = False
     lookahead = 0
 
@@ -98,7 +79,7 @@ class StreamedLayerStore:
         scores: F32 | None = None,
         events: EventSink = ignore,
     ) -> None:
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         if catalog.n_experts:
             raise UsageError("a mixture of experts is streamed by its experts, not by its layers")
         if buffers < 2:
@@ -126,13 +107,17 @@ class StreamedLayerStore:
             self._neurons = NeuronCache(self._layouts, self._reader, neuron_slots, scores) if neuron_slots else None
             size = block_bytes([self._layouts[layer] for layer in self._order])
             self._buffers = [Arena(size).bytes for _ in range(buffers)] if self._order else []
-            self._weights: dict[tuple[int, int], LayerWeights] = {}
+            self._matrices: dict[tuple[int, int], dict[str, Matrix]] = {}  # of (buffer, layer)
             self._loads: list[_Load | None] = [None] * len(self._buffers)  # of each buffer
-            self._current = -1  # the buffer whose layer is being used
+            self._lent: LeasedMatrices | None = None
+            self._lent_layer, self._lenders = -1, 0
             self._next = 0  # which of `_order` is read next
+            self._torn = True  # whether somebody was interrupted while the window moved
             for buffer in range(len(self._buffers)):
-                self._begin(buffer)
+                self._read_next(buffer)
+            self._torn = False
             self._close = stack.pop_all()
+        call_after_fork(self)
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         return self._reader.rows(self._catalog.embedding, ids)
@@ -143,41 +128,83 @@ class StreamedLayerStore:
     def vector(self, name: str) -> F32 | None:
         return self._outside.get(name)
 
-    def dense(self, layer: int) -> LayerWeights:
+    def begin(self) -> None:
+        if self._lent is not None:
+            self._lent.end()
+        self._lent, self._lenders = None, 0
+        if self._neurons is not None:
+            self._neurons.begin()
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self._torn = True
+        self.flash.after_fork()
+
+    def vectors(self, layer: int) -> dict[str, F32]:
+        return self._layers[layer].vectors
+
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
         if layer not in self._order:
-            return self._layers[layer]
-        self._leave()
-        buffer = self._find(layer)
-        if buffer is None:
-            self._restart(layer)
-            buffer = self._find(layer)
-            assert buffer is not None
-        load = self._loads[buffer]
-        assert load is not None
-        if load.here.is_set():
+            return contextlib.nullcontext(self._layers[layer])
+        return self._lease(layer, cancelled)
+
+    @contextmanager
+    def _lease(self, layer: int, cancelled: Callable[[], bool]) -> Iterator[LayerWeights]:
+        if self._lent is None:
+            self._lent = LeasedMatrices(layer, self._arrived(layer, cancelled).matrices)
+            self._lent_layer, self._lenders = layer, 0
+        elif self._lent_layer != layer:
+            raise UsageError(f"layer {self._lent_layer} is in use: give it back before layer {layer} takes its place")
+        lent = self._lent
+        self._lenders += 1
+        try:
+            yield LayerWeights(lent, self._layers[layer].vectors)
+        finally:
+            if self._lent is lent:
+                self._lenders -= 1
+                if not self._lenders:
+                    self._lent = None
+                    lent.end()
+                    self._leave(layer)
+
+    def _arrived(self, layer: int, cancelled: Callable[[], bool]) -> _Load:
+        """The layer's buffer, when it is filled."""
+        load = None if self._torn else self._find(layer)
+        if load is None:
+            load = self._restart(layer, cancelled)
+        if load.reading.is_done:
             self.stats.ready += 1
-        else:
-            began = time.perf_counter()
-            self.flash.promote(load.pieces)
-            load.here.wait()
+        began = time.perf_counter()
+        if not load.reading.is_done:
+            load.reading.hurry()
             self.stats.waited += 1
+        try:
+            load.reading.wait(cancelled)
+        finally:
+            if load.reading.error is not None:
+                self._torn = True  # all is read again when it is asked for again
             self.stats.stall_s += time.perf_counter() - began
-        if load.error is not None:
-            self._restart(layer)
-            raise load.error
-        self._current = buffer
-        return load.weights
+        return load
 
     @property
     def scores(self) -> F32 | None:
         """How often each neuron fired lately, (layers, neurons) f32; None where feed-forwards are matrices."""
         return self._neurons.scores if self._neurons is not None else None
 
-    def neurons(self, layer: int, ids: I32) -> Iterator[NeuronBatch]:
+    def neurons(
+        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
+    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
         assert self._neurons is not None  # the decoder asks where the file has them
-        return self._neurons.get(layer, ids)
+        return self._neurons.lease(layer, ids, cancelled)
 
-    def experts(self, layer: int, ids: I32, uses: I32 | None = None, tokens: int = 1) -> Iterator[list[Expert]]:
+    def experts(
+        self,
+        layer: int,
+        ids: I32,
+        uses: I32 | None = None,
+        tokens: int = 1,
+        cancelled: Callable[[], bool] = never,
+    ) -> AbstractContextManager[Iterator[list[Expert]]]:
         raise UsageError("this model has no experts")
 
     def routed(self, layer: int, ids: I32) -> None:
@@ -186,7 +213,7 @@ class StreamedLayerStore:
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         """The order is known."""
 
-    def lend(self, n_bytes: int) -> AbstractContextManager[None]:
+    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         """Memory for activations was set aside."""
         return contextlib.nullcontext()
 
@@ -198,55 +225,62 @@ class StreamedLayerStore:
     def close(self) -> None:
         self._close.close()
 
-    def _find(self, layer: int) -> int | None:
-        return next((i for i, load in enumerate(self._loads) if load is not None and load.layer == layer), None)
+    def _find(self, layer: int) -> _Load | None:
+        return next((load for load in self._loads if load is not None and load.layer == layer), None)
 
-    def _leave(self) -> None:
-        """The layer in use is done with: read another into its buffer."""
-        if self._current >= 0:
-            buffer, self._current = self._current, -1
-            self._begin(buffer)
+    def _leave(self, layer: int) -> None:
+        """The layer is done with: read another into its buffer."""
+        if self._torn:
+            return
+        self._torn = True
+        for buffer, load in enumerate(self._loads):
+            if load is not None and load.layer == layer:
+                self._read_next(buffer)
+        self._torn = False
 
-    def _begin(self, buffer: int) -> None:
+    def _read_next(self, buffer: int) -> None:
         layer = self._order[self._next]
         self._next = (self._next + 1) % len(self._order)
         if self._find(layer) is not None:  # fewer streamed layers than buffers: all are here
             return
-        load = self._loads[buffer] = _Load(layer, self._weights_in(buffer, layer))
-        load.pieces = self._reader.block_pieces(
+        load = _Load(layer, self._matrices_in(buffer, layer), Reading(self.flash))
+        self._loads[buffer] = load  # before anything is read: `_restart` must know of it
+        pieces = self._reader.block_pieces(
             self._layouts[layer],
             layer,
             0,
             self._buffers[buffer],
-            tuple(load.weights.matrices.values()),
-            load.landed,
-            load.failed,
+            tuple(load.matrices.values()),
+            load.reading.landed,
         )
-        load.left = len(load.pieces)
-        self.flash.submit(load.pieces, PREDICTED)  # of the running layer, neurons that have fired go first
+        load.reading.begin(pieces, PREDICTED)  # of the running layer, neurons that have fired go first
 
-    def _restart(self, layer: int) -> None:
-        """Read from this layer on: the window was somewhere else."""
+    def _restart(self, layer: int, cancelled: Callable[[], bool]) -> _Load:
+        """Read from this layer on: the window was somewhere else, or somebody was interrupted while it moved."""
         self.stats.restarts += 1
+        self._torn = True
         for load in self._loads:
             if load is not None:
-                load.cancelled(len(self.flash.cancel(load.pieces)))
-                load.here.wait()  # what a thread has begun must land before the buffer is used again
+                load.reading.give_up(cancelled)  # what a thread has begun must land before the buffer is used again
         self._loads = [None] * len(self._buffers)
         self._next = self._order.index(layer)
         for buffer in range(len(self._buffers)):
-            self._begin(buffer)
+            self._read_next(buffer)
+        self._torn = False
+        load = self._find(layer)
+        assert load is not None  # it was the first
+        return load
 
-    def _weights_in(self, buffer: int, layer: int) -> LayerWeights:
-        """The layer's weights with its matrices in a buffer."""
-        known = self._weights.get((buffer, layer))
+    def _matrices_in(self, buffer: int, layer: int) -> dict[str, Matrix]:
+        """The layer's matrices in a buffer."""
+        known = self._matrices.get((buffer, layer))
         if known is None:
-            known = LayerWeights(vectors=self._layers[layer].vectors)
+            known = {}
             names = self._catalog.layers[layer].matrices
             for part, (info, offset, size) in zip(names, self._layouts[layer].parts, strict=True):
                 memory = self._buffers[buffer][offset : offset + size]
-                known.matrices[part] = self._reader.kernels.matrix_in(memory, info.type, *info.shape)
-            self._weights[buffer, layer] = known
+                known[part] = self._reader.kernels.matrix_in(memory, info.type, *info.shape)
+            self._matrices[buffer, layer] = known
         return known
 
 

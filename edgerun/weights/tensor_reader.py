@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, U8, Kernels, Matrix
 from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.catalog import Catalog, LayerTensors
-from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Piece
+from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Landed, Piece, Reading
 from edgerun.weights.store import LayerWeights
 
 GAP_BYTES = 32 << 10  # between rows that are read together: skipping less costs a disk more than reading it
@@ -44,15 +43,14 @@ class TensorReader:
         index: int,
         memory: U8,
         matrices: Sequence[Matrix],
-        done: Callable[[int], None],
-        failed: Callable[[Exception], None],
+        landed: Landed,
     ) -> list[Piece]:
         """What must be read to fill a block in `memory`: of the pack file, where it is number `block`, or else of
-        the tensors, of which it is expert `index` (0 for a layer). Callbacks as of `pieces`."""
+        the tensors, of which it is expert `index` (0 for a layer). `landed`: as of `Piece`."""
         if self._pack is None:
             pieces = []
             for (info, _, _), matrix in zip(layout.parts, matrices, strict=True):
-                pieces += self.pieces(info, index * matrix.rows, matrix, done, failed)
+                pieces += self.pieces(info, index * matrix.rows, matrix, landed)
             return pieces
         start, what = self._pack.offset(block), f"block {block} of the pack file"
         used = -(-layout.n_bytes // ALIGNMENT) * ALIGNMENT
@@ -62,8 +60,8 @@ class TensorReader:
                 start + low,
                 min(PIECE_BYTES, used - low),
                 what,
-                lambda view: done(view.size),
-                failed,
+                _stays,
+                landed,
                 memory[low : min(used, low + PIECE_BYTES)],
             )
             for low in range(0, used, PIECE_BYTES)
@@ -74,13 +72,14 @@ class TensorReader:
         info: TensorInfo,
         first: int,
         target: Matrix,
-        done: Callable[[int], None],
-        failed: Callable[[Exception], None],
+        landed: Landed,
     ) -> list[Piece]:
         """What must be read to fill `target` with rows first .. first + target.rows - 1 of a tensor, seen as
-        (all leading dimensions, cols). `done` (with its bytes) or `failed` is called once for each piece, on a
-        reader's thread."""
+        (all leading dimensions, cols). `landed`: as of `Piece`."""
         row_bytes, group = info.row_bytes, self.kernels.row_group
+        inside = first >= 0 and (first + target.rows) * row_bytes <= info.n_bytes
+        if not inside or (target.type, target.cols) != (info.type, info.shape[-1]):
+            raise ReadError(f"{info.name} {info.shape} has no rows {first} to {first + target.rows} of {target.cols}")
         step = max(1, PIECE_BYTES // row_bytes // group) * group
         if group * row_bytes > PIECE_BYTES:
             raise ReadError(f"{info.name}: rows of {row_bytes} bytes are longer than can be read at once")
@@ -90,10 +89,9 @@ class TensorReader:
 
             def deliver(view: U8, low: int = low, rows: int = rows) -> None:
                 self.kernels.pack_rows(view.reshape(rows, row_bytes), target, low)
-                done(view.size)
 
             offset = info.offset + (first + low) * row_bytes
-            pieces.append(Piece(file, offset, rows * row_bytes, info.name, deliver, failed))
+            pieces.append(Piece(file, offset, rows * row_bytes, info.name, deliver, landed))
         return pieces
 
     def neuron_pieces(
@@ -103,11 +101,10 @@ class TensorReader:
         ids: I32,
         slots: I32,
         memory: U8,
-        done: Callable[[int], None],
-        failed: Callable[[Exception], None],
+        landed: Landed,
     ) -> list[Piece]:
         """What must be read to fill rows `slots` of `memory` (rows, neuron bytes) with the neurons `ids` (ascending) of
-        a layer: neighbours, and what lies closer than `GAP_BYTES`, in one read. Callbacks as of `pieces`."""
+        a layer: neighbours, and what lies closer than `GAP_BYTES`, in one read. `landed`: as of `Piece`."""
         if self._pack is not None:
             base = self._pack.offset(block) + layout.neurons_offset
             sources = [(len(self._file), base, memory.shape[1], f"neurons of block {block} of the pack file")]
@@ -122,10 +119,9 @@ class TensorReader:
 
                 def deliver(view: U8, low: int = low, high: int = high, here: I32 = here, target: U8 = target) -> None:
                     target[slots[low:high]] = view.reshape(-1, target.shape[1])[here]
-                    done(view.size)
 
                 n_bytes = (int(here[-1]) + 1) * width
-                pieces.append(Piece(file, base + first * width, n_bytes, what, deliver, failed))
+                pieces.append(Piece(file, base + first * width, n_bytes, what, deliver, landed))
         return pieces
 
     def vector(self, info: TensorInfo) -> F32:
@@ -145,6 +141,10 @@ class TensorReader:
             raw[at : at + len(run)] = part.reshape(len(run), info.row_bytes)
             at += len(run)
         return np.ascontiguousarray(dequantize(raw[place], info.type))
+
+
+def _stays(view: U8) -> None:
+    """What was read to its own place is where it belongs."""
 
 
 def _runs(ids: I32, width: int) -> list[tuple[int, int]]:
@@ -185,18 +185,14 @@ class DenseLoader:
     def run(self, events: EventSink) -> None:
         """Fill all matrices and wait for it. Raises what reading raised."""
         self._wanted.sort(key=lambda pair: (pair[0].part, pair[0].offset))
-        landed: SimpleQueue[int | Exception] = SimpleQueue()
+        reading = Reading(self._reader.flash)
         pieces: list[Piece] = []
         for info, target in self._wanted:
-            pieces += self._reader.pieces(info, 0, target, landed.put, landed.put)
-        self._reader.flash.submit(pieces, DEMAND)
+            pieces += self._reader.pieces(info, 0, target, reading.landed)
         total, done = sum(piece.n_bytes for piece in pieces), 0
-        for _ in pieces:
-            result = landed.get()
-            if isinstance(result, Exception):
-                self._reader.flash.cancel(pieces)
-                raise result
-            done += result
+        reading.begin(pieces, DEMAND)
+        for piece in reading.each():
+            done += piece.n_bytes
             events(Progress("load weights", done, total, "bytes"))
         self._wanted.clear()
 

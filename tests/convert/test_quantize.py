@@ -10,7 +10,7 @@ import pytest
 
 from edgerun.convert import quantize_gguf
 from edgerun.convert.tensors import QUANT_TYPES
-from edgerun.errors import NotFoundError, UsageError
+from edgerun.errors import FormatError, NotFoundError, UsageError
 from edgerun.events import Event, Progress
 from edgerun.formats.gguf import GgmlType, GgufWriter, ValueKind, open_gguf
 from edgerun.formats.quants import dequantize, quantize
@@ -149,3 +149,14 @@ def test_memory_is_that_of_a_piece(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 80 << 20, f"{peak_bytes >> 20} MiB for a tensor of 128 MiB"
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_the_files_fault(tmp_path: Path, number: float) -> None:
+    bad = np.ones((4, 64), np.float32)
+    bad[2, 5] = number
+    with GgufWriter(tmp_path / "a.gguf", "llama") as w:
+        w.add_tensor("token_embd.weight", bad, GgmlType.F32)
+    with pytest.raises(FormatError, match="token_embd.weight"):
+        quantize_gguf(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q8_0")
+    assert not (tmp_path / "b.gguf").exists()

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun.convert import convert_checkpoint
 from edgerun.convert.hf_pretokenizer import pretokenizer_name
 from edgerun.convert.hf_tokenizer import read_hf_tokenizer
 from edgerun.convert.sentencepiece import read_sentencepiece
 from edgerun.convert.vocabulary import TokenType
 from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError
 from edgerun.formats.gguf import open_gguf
+from tests.convert.hf_checkpoint import write_checkpoint
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -157,6 +159,27 @@ def test_an_added_token_far_away(tmp_path: Path) -> None:
     write(tmp_path, {**SPM_STYLE, "added_tokens": [{"id": 1 << 30, "content": "x"}]})
     with pytest.raises(FormatError, match="impossible id"):
         read_hf_tokenizer(tmp_path, "llama", {})
+
+
+@pytest.mark.parametrize("place", ["vocab", "merges", "added_tokens", "template"])
+def test_half_a_character_is_refused(tmp_path: Path, place: str) -> None:
+    """JSON can spell a lone surrogate; a GGUF cannot hold one."""
+    write_checkpoint(tmp_path / "model", "qwen3")
+    path = tmp_path / "model" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    if place == "vocab":
+        tokenizer["model"]["vocab"]["\ud800"] = 46
+    elif place == "merges":
+        tokenizer["model"]["merges"].append(["\ud800", "!"])
+    elif place == "added_tokens":
+        tokenizer["added_tokens"].append({"id": 46, "content": "\ud800", "special": True})
+    else:
+        path = path.with_name("tokenizer_config.json")
+        tokenizer = {**json.loads(path.read_text()), "chat_template": "{{ messages }}\ud800"}
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(FormatError, match="no Unicode"):
+        convert_checkpoint(tmp_path / "model", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_more_tokens_than_rows(tmp_path: Path) -> None:

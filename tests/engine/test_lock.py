@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
+from edgerun.engine import cancel
 from edgerun.engine.cancel import FairLock
 from edgerun.errors import Cancelled
+from tests.interrupts import interrupts
 
 
 def test_two_busy_threads_alternate() -> None:
@@ -73,7 +76,88 @@ def test_an_error_inside_releases() -> None:
 
 def test_a_thread_that_was_interrupted_before_its_release_can_go_on() -> None:
     lock = FairLock()
-    lock._acquire(lambda: False)  # what Ctrl-C between taking and releasing leaves behind
+    leave_behind(lock)
     with lock.held():
         pass
     assert lock._owner is None
+
+
+def leave_behind(lock: FairLock) -> list[object]:
+    """What Ctrl-C before the release leaves: the lock is held, and nobody is in the block. The traceback that Python
+    keeps for the user keeps the block alive, as the result does here."""
+    block = lock.held()
+    block.__enter__()
+    return [block]
+
+
+def test_a_lock_whose_owner_was_interrupted_and_does_something_else_goes_to_the_next() -> None:
+    lock, done = FairLock(), threading.Event()
+    kept = leave_behind(lock)
+
+    def take() -> None:
+        with lock.held():
+            done.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert done.wait(5), "the owner lives, but has left its block"
+    assert kept
+
+
+def test_a_lock_whose_owner_has_ended_goes_to_the_next() -> None:
+    lock, kept = FairLock(), []
+    thread = threading.Thread(target=lambda: kept.append(leave_behind(lock)))
+    thread.start()
+    thread.join()
+    with lock.held():
+        assert kept
+
+
+def test_whoever_is_inside_keeps_the_lock() -> None:
+    lock, inside, go = FairLock(), threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with lock.held():
+            inside.set()
+            go.wait(5)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(5)
+    asked = iter([False] * 5 + [True] * 100)
+    with pytest.raises(Cancelled), lock.held(lambda: next(asked)):
+        pass
+    go.set()
+    thread.join()
+
+
+def test_an_interrupt_before_any_line_leaves_the_lock_to_others() -> None:
+    """Ctrl-C at every point between asking for the lock and having released it: afterwards another thread gets it, and
+    then this one. The traceback is dropped, as it is when the exception was dealt with."""
+
+    def hold(lock: FairLock, at: int) -> int:
+        passed = 0
+
+        def strikes() -> bool:
+            nonlocal passed
+            passed += 1
+            return passed == at
+
+        with suppress(KeyboardInterrupt), interrupts(lambda file: file == cancel.__file__, strikes), lock.held():
+            pass
+        return passed
+
+    most = hold(FairLock(), 0)
+    assert most > 10
+    for at in range(1, most + 1):
+        lock, held = FairLock(), []
+
+        def take(lock: FairLock = lock, held: list[str] = held) -> None:
+            with lock.held():
+                held.append("held")
+
+        hold(lock, at)
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert held == ["held"], f"interrupted before line {at} of {most}"
+        assert hold(lock, 0) > 0

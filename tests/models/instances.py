@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,12 @@ def tokens_of(i: Instance) -> list[int]:
     return np.random.default_rng(7).integers(0, VOCAB, TOKENS).tolist()
 
 
-def write(i: Instance, path: Path) -> Path:
-    """Write the instance's GGUF."""
+def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) -> Path:
+    """Write the instance's GGUF. `vocabulary`: metadata of a tokenizer, whose tokens are then its rows; without it
+    there are VOCAB of them, and no text."""
     rng = np.random.default_rng(sum(map(ord, i.name)))
     a = i.arch
+    n_vocab = len(vocabulary["tokenizer.ggml.tokens"]) if vocabulary else VOCAB
     with GgufWriter(path, a) as w:
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
@@ -160,7 +163,7 @@ def write(i: Instance, path: Path) -> Path:
             "attention.layer_norm_rms_epsilon": 1e-5,
             "rope.dimension_count": i.head_dim,
             "rope.freq_base": 10000.0,
-            "vocab_size": VOCAB,
+            "vocab_size": n_vocab,
         }.items():
             if key not in i.metadata:
                 w.add(f"{a}.{key}", value)
@@ -174,7 +177,8 @@ def write(i: Instance, path: Path) -> Path:
             w.add(f"{a}.attention.sliding_window", i.window)
         for key, value in i.metadata.items():
             w.add(f"{a}.{key}", value)
-        w.add("tokenizer.ggml.model", "none")
+        for key, value in (vocabulary or {"tokenizer.ggml.model": "none"}).items():
+            w.add(key, value)
 
         def matrix(name: str, shape: tuple[int, ...], type: GgmlType, gain: float = 1.0) -> None:
             data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
@@ -183,10 +187,10 @@ def write(i: Instance, path: Path) -> Path:
         def vector(name: str, n: int, mean: float) -> None:
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
 
-        matrix("token_embd.weight", (VOCAB, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
+        matrix("token_embd.weight", (n_vocab, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
         vector("output_norm.weight", i.d, 1.0)
         if not i.tied:
-            matrix("output.weight", (VOCAB, i.d), i.type)
+            matrix("output.weight", (n_vocab, i.d), i.type)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)

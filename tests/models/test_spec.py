@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from edgerun.errors import EdgerunError, FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufWriter, open_gguf
-from edgerun.models import load_spec
+from edgerun.models import Decoder, load_spec
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import RopeScaling
+from edgerun.weights import ResidentStore
 from tests.models.instances import INSTANCES, write
 
 
@@ -43,6 +44,15 @@ def with_metadata(tmp_path, **changes):
         ("rope__scaling__factor", 1e30, "impossible"),
         ("feed_forward_length", 97, "metadata says"),
         ("expert_count", 4, "cannot use 0 of 4"),
+        ("block_count", ["3", "3"], "must be a number, got 2 strings"),
+        ("attention__head_count", ["x"], "must be a number"),
+        ("rope__freq_base", ["1e4"], "must be a number"),
+        ("block_count", np.zeros(0, np.int32), "got an array of none"),
+        ("attention__head_count_kv", np.array([2, 4, 2], np.int32), "differs between layers"),
+        ("rope__scaling__yarn_beta_fast", 0.0, "yarn_beta_fast 0.0"),
+        ("rope__scaling__yarn_beta_slow", -1.0, "yarn_beta_slow -1.0"),
+        ("rope__scaling__attn_factor", -2.0, "attention factor -2.0"),
+        ("nextn_predict_layers", 3, "none is left"),
     ],
 )
 def test_impossible_numbers(tmp_path, key, value, text):
@@ -99,6 +109,27 @@ def test_a_block_count_below_the_layers_in_the_file_is_refused(tmp_path):
     write(dataclasses.replace(INSTANCES["llama"], metadata={"block_count": 1}), tmp_path / "m.gguf")
     with open_gguf(tmp_path / "m.gguf") as gguf, pytest.raises(FormatError, match="block_count is 1.*layer 1"):
         load_spec(gguf)
+
+
+def test_a_mixture_without_experts_is_refused(tmp_path):
+    """Its router reads each layer's input: there must be one."""
+    dense = dataclasses.replace(INSTANCES["smallthinker"], experts=0, used=0)
+    with open_gguf(write(dense, tmp_path / "m.gguf")) as gguf, pytest.raises(FormatError, match="lacks .*expert_count"):
+        load_spec(gguf)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_factors_of_the_rotation_must_be_positive_numbers(tmp_path, kernels, factor):
+    path = write(INSTANCES["llama3-rope"], tmp_path / "m.gguf")
+    with open_gguf(path) as gguf:
+        offset = gguf.tensors["rope_freqs.weight"].offset
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(np.float32(factor).tobytes())
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        with pytest.raises(FormatError, match="positive numbers"):
+            Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
 
 
 def test_unknown_architecture_names_the_known(tmp_path):

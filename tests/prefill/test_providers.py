@@ -281,8 +281,8 @@ def path(tmp_path) -> Path:
 def calibrated(path: Path, choice: str, **more: str) -> Path:
     """As if `choice` had been found best with these versions."""
     with LLM(path, prefill="kernels") as llm, open_gguf(path) as gguf:
-        kept = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir()))
-        made = made_with(llm.engine.decoder.kernels) | more
+        kept = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir()), "resident")
+        made = made_with(llm.engine.decoder.kernels, "resident") | more
         rows = (Row(choice, 256, 0.5, None, 0.01), Row("kernels", 256, 1.0), Row("qnn-npu:w8a8", 256, refused="no"))
         save_calibration(kept, Calibration(made, rows, choice, "measured", 17))
         assert load_calibration(kept) == Calibration(made, rows, choice, "measured", 17)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -35,6 +36,18 @@ def failing_reads(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool])
         return _preadv(fd, buffers, offset)
 
     monkeypatch.setattr(flash.os, "preadv", preadv)
+
+
+def stuck_reads(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Reads that do not end before the event is set, or a minute has passed."""
+    go = threading.Event()
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        go.wait(60)
+        return _preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(flash.os, "preadv", preadv)
+    return go
 
 
 def healthy_reads(monkeypatch: pytest.MonkeyPatch) -> None:

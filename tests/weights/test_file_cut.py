@@ -127,7 +127,7 @@ def while_loading(kind: str, name: str, folder: Path) -> dict[str, list[str]]:
 
                 def load(gguf=gguf, spec=spec, events=events):
                     if kind == "pack":
-                        write_pack(gguf, spec.n_layers, kernels, events=events)
+                        write_pack(gguf, spec, kernels, events=events)
                         return
                     store = open_store(kind, gguf, spec, kernels, events)
                     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import threading
 import time
@@ -14,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerun.errors import ReadError
+from edgerun.errors import Cancelled, ReadError
 from edgerun.weights import flash
-from edgerun.weights.flash import DEMAND, PREDICTED, FlashReader, Piece
+from edgerun.weights.flash import DEMAND, PREDICTED, FlashReader, Piece, Reading
 from tests.weights.faulty_disk import failing_reads
 
 SIZE = 300_001
@@ -31,7 +32,11 @@ def file(tmp_path_factory):
 
 
 def ask(offset, n_bytes, results, name="x"):
-    return Piece(0, offset, n_bytes, name, lambda view: results.put((name, view.copy())), results.put)
+    def landed(piece, error):
+        if error is not None:
+            results.put(error)
+
+    return Piece(0, offset, n_bytes, name, lambda view: results.put((name, view.copy())), landed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +77,7 @@ def held_reader(path):
         inside.set()
         go.wait(5)
 
-    reader.submit([Piece(0, 0, 10, "first", wait, lambda error: None)], DEMAND)
+    reader.submit([Piece(0, 0, 10, "first", wait, lambda piece, error: None)], DEMAND)
     assert inside.wait(5)
     return reader, go
 
@@ -183,3 +188,88 @@ def test_busy_seconds_are_of_the_disk_not_of_each_thread(file, monkeypatch):
             results.get(timeout=5)
         time.sleep(0.2)
         assert 0.095 <= reader.stats.busy_s < 0.19
+
+
+def reading_of(reader, offsets, deliver=lambda view: None):
+    reading = Reading(reader)
+    pieces = [Piece(0, offset, 100, f"piece {offset}", deliver, reading.landed) for offset in offsets]
+    reading.begin(pieces, DEMAND)
+    return reading
+
+
+def quiet_threads(monkeypatch):
+    """Pytest would warn of each thread that ends with an exception."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nobody_waits_for_a_thread_that_has_ended(file, monkeypatch, threads):
+    quiet_threads(monkeypatch)
+
+    def end(view):
+        raise SystemExit
+
+    reader = FlashReader([file[0]], threads=threads)
+    with closing(reader):
+        with pytest.raises(ReadError, match="load the model again"):
+            reading_of(reader, range(0, 4000, 100), end).wait()
+        with pytest.raises(ReadError, match="load the model again"):
+            for _ in range(100):  # the thread is about to say so
+                reading_of(reader, [0]).wait()
+                time.sleep(0.05)
+
+
+def test_nobody_waits_for_what_a_thread_could_not_say(file, monkeypatch):
+    """The thread ends in the callback that should have told."""
+    quiet_threads(monkeypatch)
+    with closing(FlashReader([file[0]], threads=1)) as reader:
+        reading = Reading(reader)
+
+        def landed(piece, error):
+            raise MemoryError
+
+        reading.begin([Piece(0, 0, 100, "x", lambda view: None, landed)], DEMAND)
+        with pytest.raises(ReadError, match="has ended"):
+            reading.wait()
+
+
+def test_closing_ends_waiting(file):
+    reader, go = held_reader(file[0])
+    reading, ended = reading_of(reader, [0, 100]), []
+
+    def wait():
+        with pytest.raises(ReadError, match="closed"):
+            reading.wait()
+        ended.append(True)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    closer = threading.Thread(target=reader.close)
+    closer.start()
+    waiting.join(5)
+    assert ended, "while the reader still waits for its own thread"
+    go.set()
+    closer.join(5)
+
+
+def test_waiting_can_be_cancelled_and_gone_on_with(file):
+    reader, go = held_reader(file[0])
+    with closing(reader):
+        reading, looks = reading_of(reader, [0, 100]), iter([False, True])
+        with pytest.raises(Cancelled):
+            reading.wait(lambda: next(looks))
+        go.set()
+        reading.wait(lambda: time.monotonic() < 0)
+        assert reading.is_done
+
+
+def test_a_reader_that_nobody_has_goes(file):
+    reader = FlashReader([file[0]], threads=2)
+    threads, descriptor = reader._threads[:], reader._shared.files[0]._fd
+    del reader
+    gc.collect()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

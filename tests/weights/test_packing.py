@@ -43,7 +43,7 @@ def test_streamed_from_a_pack_is_the_same(model, kernels):
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
         expected = run(Decoder(spec, ResidentStore(gguf, spec, kernels), kernels), name)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
         assert out == pack_path(path)
         assert read_header(out) == header
         assert out.stat().st_size == header.file_bytes
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_where_it_stopped(model, kernels, monkeypatch):
     name, path = model
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        whole, _ = write_pack(gguf, spec.n_layers, kernels)
+        whole, _ = write_pack(gguf, spec, kernels)
         good = whole.read_bytes()
         whole.unlink()
         real, left, written = packing._write_all, 0, []
@@ -80,12 +80,12 @@ def test_a_killed_run_goes_on_where_it_stopped(model, kernels, monkeypatch):
             before = len(written)
             if lives < 1000:
                 with pytest.raises(Killed):
-                    write_pack(gguf, spec.n_layers, kernels)
+                    write_pack(gguf, spec, kernels)
                 assert not whole.exists()
                 with closing(store_of(name, gguf, spec, kernels)) as store:
                     assert not store.packed, "half a pack is none"
             else:
-                write_pack(gguf, spec.n_layers, kernels)
+                write_pack(gguf, spec, kernels)
         header = read_header(whole)
         assert len(written) - before <= 2 * (header.blocks - 1), "the first block was not written again"
         assert whole.read_bytes() == good
@@ -96,15 +96,15 @@ def test_damage_is_found(model, kernels):
     _, path = model
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
         good = out.read_bytes()
         bad = bytearray(good)
         bad[header.offset(1) + 5] ^= 1
         out.write_bytes(bad)
         with pytest.raises(FormatError, match="block 1 is damaged"):
-            write_pack(gguf, spec.n_layers, kernels)
+            write_pack(gguf, spec, kernels)
         out.rename(part_path(out))  # as if it had not been finished: only that block is made anew
-        write_pack(gguf, spec.n_layers, kernels)
+        write_pack(gguf, spec, kernels)
         assert out.read_bytes() == good
 
 
@@ -145,7 +145,7 @@ def test_a_pack_of_other_weights_is_never_used(tmp_path, kernels):
     path = write(INSTANCES[name], tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
         assert len(header.digest) == 32 and ContentDigest(gguf).finish() == header.digest
         every = places(gguf)
         key = gguf.metadata["general.name"].encode()
@@ -158,7 +158,7 @@ def test_a_pack_of_other_weights_is_never_used(tmp_path, kernels):
         assert not packed, place
         assert len(said) == 1 and "copied or changed" in said[0]
         with open_gguf(path) as gguf, pytest.raises(FormatError, match="not this model's|other weights or metadata"):
-            verify_pack(gguf, spec.n_layers, kernels)
+            verify_pack(gguf, spec, kernels)
         assert out.read_bytes() == good, "only looked at"
         flip(path, place)
     for place in (every[0], every[-2]):  # nothing tells but the content
@@ -167,33 +167,33 @@ def test_a_pack_of_other_weights_is_never_used(tmp_path, kernels):
         with open_gguf(path) as gguf:
             out.write_bytes(replace(header, stamp=file_stamp(gguf)).encode() + good[PAGE:])
             with pytest.raises(FormatError, match="not this model's|other weights or metadata"):
-                verify_pack(gguf, spec.n_layers, kernels)
+                verify_pack(gguf, spec, kernels)
             with pytest.raises(FormatError, match="not this model's|other weights or metadata"):
-                write_pack(gguf, spec.n_layers, kernels)
+                write_pack(gguf, spec, kernels)
         flip(path, place, keep_time=True)
 
 
 def test_a_copied_model_keeps_its_pack_and_another_gets_a_new_one(model, kernels, tmp_path):
     name, path = model
     with open_gguf(path) as gguf:
-        n_layers = load_spec(gguf).n_layers
-        out, header = write_pack(gguf, n_layers, kernels)
+        spec = load_spec(gguf)
+        out, header = write_pack(gguf, spec, kernels)
     (tmp_path / "there").mkdir()
     other = tmp_path / "there" / "copy.gguf"
     shutil.copy(path, other)
     shutil.copy(out, pack_path(other))
     with open_gguf(other) as gguf:
-        assert find_pack(gguf, make_catalog(gguf.tensors, n_layers), kernels) is None
-        _, again = write_pack(gguf, n_layers, kernels)
+        assert find_pack(gguf, make_catalog(spec.tensors, spec.n_layers), kernels) is None
+        _, again = write_pack(gguf, spec, kernels)
         assert again == replace(header, stamp=file_stamp(gguf))
         assert pack_path(other).read_bytes()[PAGE:] == out.read_bytes()[PAGE:]
-        assert find_pack(gguf, make_catalog(gguf.tensors, n_layers), kernels) == again
+        assert find_pack(gguf, make_catalog(spec.tensors, spec.n_layers), kernels) == again
         place = gguf.tensors["blk.1.attn_norm.weight"].offset
     flip(other, place)
     with open_gguf(other) as gguf:
-        _, third = write_pack(gguf, n_layers, kernels)
+        _, third = write_pack(gguf, spec, kernels)
         assert third.digest != header.digest
-        assert verify_pack(gguf, n_layers, kernels) == third
+        assert verify_pack(gguf, spec, kernels) == third
 
 
 def test_another_layout_and_cut_files_are_passed_over(tmp_path, kernels):
@@ -201,12 +201,12 @@ def test_another_layout_and_cut_files_are_passed_over(tmp_path, kernels):
     path = write(INSTANCES[name], tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, header = write_pack(gguf, spec.n_layers, kernels)
+        out, header = write_pack(gguf, spec, kernels)
     pack = out.read_bytes()
     out.write_bytes(replace(header, layout="x").encode() + pack[PAGE:])
     assert packed_of(name, path, kernels) == (False, [])
     with open_gguf(path) as gguf, pytest.raises(FormatError, match="in layout x"):
-        verify_pack(gguf, spec.n_layers, kernels)
+        verify_pack(gguf, spec, kernels)
     for size in (0, 100, PAGE, len(pack) - 1):
         out.write_bytes(pack[:size])
         with open_gguf(path) as gguf, closing(store_of(name, gguf, spec, kernels)) as store:
@@ -214,7 +214,7 @@ def test_another_layout_and_cut_files_are_passed_over(tmp_path, kernels):
             assert len(run(Decoder(spec, store, kernels), name)) == len(tokens_of(INSTANCES[name]))
     out.unlink()
     with open_gguf(path) as gguf, pytest.raises(NotFoundError, match="edgerun pack"):
-        verify_pack(gguf, spec.n_layers, kernels)
+        verify_pack(gguf, spec, kernels)
 
 
 def test_two_at_once(tmp_path, kernels, monkeypatch):
@@ -223,8 +223,8 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
     name = "olmoe-Q8_0"
     path = write(INSTANCES[name], tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
-        n_layers = load_spec(gguf).n_layers
-        out, _ = write_pack(gguf, n_layers, kernels)
+        spec = load_spec(gguf)
+        out, _ = write_pack(gguf, spec, kernels)
         good = out.read_bytes()
     real, started, go_on = packing._write_all, threading.Event(), threading.Event()
 
@@ -237,7 +237,7 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
     def first(errors):
         try:
             with open_gguf(path) as gguf:
-                write_pack(gguf, n_layers, kernels)
+                write_pack(gguf, spec, kernels)
         except OSError as error:
             errors.append(error)
 
@@ -256,9 +256,9 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
         with open_gguf(path) as gguf:
             if locks:
                 with pytest.raises(EdgerunError, match="another edgerun is writing it"):
-                    write_pack(gguf, n_layers, kernels)
+                    write_pack(gguf, spec, kernels)
             else:
-                write_pack(gguf, n_layers, kernels)
+                write_pack(gguf, spec, kernels)
                 assert out.read_bytes() == good
         go_on.set()
         thread.join(20)
@@ -290,5 +290,5 @@ def test_no_room(tmp_path, kernels, monkeypatch):
 
     monkeypatch.setattr(packing.os, "pwrite", full)
     with open_gguf(path) as gguf, pytest.raises(OSError, match="No space left"):
-        write_pack(gguf, load_spec(gguf).n_layers, kernels)
+        write_pack(gguf, load_spec(gguf), kernels)
     assert not pack_path(path).exists()

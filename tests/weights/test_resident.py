@@ -44,7 +44,8 @@ def test_rows_of_the_embedding(tmp_path, kernels):
 def test_experts_come_by_id(tmp_path, kernels):
     with open_gguf(write(INSTANCES["olmoe"], tmp_path / "m.gguf")) as gguf:
         store = ResidentStore(gguf, load_spec(gguf), kernels)
-        ready = [expert.id for batch in store.experts(1, np.array([1, 4, 7])) for expert in batch]
+        with store.experts(1, np.array([1, 4, 7])) as batches:
+            ready = [expert.id for batch in batches for expert in batch]
         assert ready == [1, 4, 7]
 
 

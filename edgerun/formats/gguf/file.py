@@ -17,6 +17,7 @@ from edgerun.formats.gguf.cursor import Cursor
 from edgerun.formats.gguf.header import Header, TensorInfo, read_header
 from edgerun.formats.gguf.metadata import Metadata
 
+_LEADING_ZEROS = re.compile(r"(?<![^.])0+(?=[0-9]+(?![^.]))")  # of a number that stands between dots
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -61,6 +62,7 @@ class GgufFile:
                 if name in tensors:
                     raise FormatError(f"{part.path}: the tensor {name!r} also stands in {tensors[name].path.name}")
                 tensors[name] = info
+        _refuse_aliases(tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
         self.n_bytes = sum(info.n_bytes for info in tensors.values())
         self.file_bytes = sum(part.file.size for part in parts)
@@ -137,6 +139,15 @@ class GgufFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refuse_aliases(tensors: Mapping[str, TensorInfo]) -> None:
+    """Two spellings of one name would leave it to each reader which of the two tensors is meant."""
+    spelt: dict[str, str] = {}
+    for name, info in tensors.items():
+        other = spelt.setdefault(_LEADING_ZEROS.sub("", name.removesuffix(".weight")), name)
+        if other != name:
+            raise FormatError(f"{info.path}: {other!r} and {name!r} are two names of one tensor")
 
 
 def open_gguf(path: str | Path) -> GgufFile:

@@ -1,0 +1,170 @@
+"""Ctrl-C at every line of a short run: the next call answers as if nothing had been, and nothing is lost."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerun.errors import Cancelled
+from edgerun.formats.gguf import GgmlType, open_gguf
+from edgerun.kv import KvCache
+from edgerun.models import Decoder, load_spec
+from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
+from tests.models.instances import Instance, write
+from tests.weights.interrupts import Interrupts
+
+MIXTURE = Instance("tiny-mixture", "olmoe", layers=2, experts=4, used=2, ff=32, kv_heads=4)
+EARLY = Instance("tiny-early", "smallthinker", layers=2, experts=4, used=2, ff=32, window=4096)
+DENSE = Instance("tiny-dense", "llama", layers=3)
+SPARSE = Instance("tiny-sparse", "llama", GgmlType.F16, layers=2, ff=32, sparse=True)
+STORES = {
+    "experts": (MIXTURE, StreamedExpertStore, {"slots": 5, "predict": True}),
+    "experts, few slots": (EARLY, StreamedExpertStore, {"slots": 2, "predict": False}),
+    "layers": (DENSE, StreamedLayerStore, {"pinned": []}),
+    "neurons": (SPARSE, StreamedLayerStore, {"pinned": [0], "neuron_slots": 6}),
+}
+PROMPT, LATER = [5, 9, 2], [7, 11]
+
+
+def run(decoder: Decoder, cancelled=None) -> np.ndarray:
+    """Logits of a prompt, of a token that is recorded, and of one that is replayed."""
+    cache = decoder.new_cache(16)
+    rows = [decoder.forward(PROMPT, cache, logits="all", cancelled=cancelled)]
+    rows += [decoder.forward([token], cache, cancelled=cancelled) for token in LATER]
+    return np.concatenate(rows)
+
+
+def patience():
+    """For what would wait for ever: cancels after so many looks."""
+    looks = iter([False] * 400)
+    return lambda: next(looks, True)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory, kernels):
+    folder, known = tmp_path_factory.mktemp("interrupts"), {}
+
+    def get(instance):
+        if instance.name not in known:
+            gguf = open_gguf(write(instance, folder / f"{instance.name}.gguf"))
+            spec = load_spec(gguf)
+            known[instance.name] = gguf, spec, run(Decoder(spec, ResidentStore(gguf, spec, kernels), kernels))
+        return known[instance.name]
+
+    yield get
+    for gguf, _, _ in known.values():
+        gguf.close()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_at_every_line_of_a_first_and_a_second_token(opened, kernels, name):
+    """The decoder is the same for the call that is interrupted and for the one after it, and the store for all of
+    them, so that what one interrupt lost another would miss."""
+    instance, kind, options = STORES[name]
+    gguf, spec, expected = opened(instance)
+    interrupts = Interrupts("weights", "models", "kv")
+    with closing(kind(gguf, spec, kernels, wave_tokens=256, **options)) as store:
+        readers, files = store.flash._threads[:], open_files()
+        moments = interrupts.moments(lambda: run(Decoder(spec, store, kernels)))
+        assert len(moments) > 300
+        for n in moments:
+            decoder = Decoder(spec, store, kernels)
+            interrupts.at(n, lambda decoder=decoder: run(decoder))
+            try:
+                again = run(decoder, patience())
+            except Cancelled:
+                raise AssertionError(f"after an interrupt at {interrupts.where} a call waits for ever") from None
+            assert np.array_equal(again, expected), f"wrong after an interrupt at {interrupts.where}"
+            check_whole(store, readers)
+        assert open_files() == files
+
+
+def check_whole(store, readers) -> None:
+    assert store.flash._threads == readers
+    assert all(thread.is_alive() for thread in readers)
+    if isinstance(store, StreamedExpertStore):
+        store.begin()
+        store.cache.check()
+
+
+def test_at_every_line_of_two_interrupts_in_a_row(opened, kernels):
+    """The second one falls into what puts the first one right."""
+    gguf, spec, expected = opened(MIXTURE)
+    interrupts = Interrupts("weights", "models")
+    with closing(StreamedExpertStore(gguf, spec, kernels, slots=5, wave_tokens=256)) as store:
+        rng = np.random.default_rng(1)
+        lines = interrupts.moments(lambda: run(Decoder(spec, store, kernels)))[-1]
+        for _ in range(150):
+            decoder = Decoder(spec, store, kernels)
+            interrupts.at(int(rng.integers(lines)), lambda decoder=decoder: run(decoder))
+            interrupts.at(int(rng.integers(120)), lambda decoder=decoder: run(decoder))
+            assert np.array_equal(run(decoder, patience()), expected), interrupts.where
+            check_whole(store, store.flash._threads)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_while_a_model_is_loaded(opened, kernels, name):
+    """Threads and files of what was never finished go."""
+    instance, kind, options = STORES[name]
+    gguf, spec, _ = opened(instance)
+    interrupts = Interrupts("weights")
+
+    whole = []
+
+    def load():
+        whole.append(kind(gguf, spec, kernels, wave_tokens=256, **options))
+
+    load()
+    whole.pop().close()
+    gc.collect()
+    threads, files = threading.active_count(), open_files()
+    for n in interrupts.moments(load, 1):
+        interrupts.at(n, load)
+        while whole:
+            whole.pop().close()
+    for _ in range(100):  # the last to let go of a store may be one of its own threads, a moment later
+        gc.collect()
+        if (threading.active_count(), open_files()) == (threads, files):
+            break
+        time.sleep(0.05)
+    assert (threading.active_count(), open_files()) == (threads, files)
+
+
+def open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def test_no_memory_while_a_cache_grows(monkeypatch):
+    """Some layers have more room then, and addresses that were handed out before are not used again."""
+    from edgerun.kv import cache as module
+
+    cache = KvCache(3, 2, 4, 4, 2000)
+    cache.reserve(10)
+    cache.addresses()
+    cache.advance(10)
+    real, left = module.np.zeros, iter(range(2))
+
+    def zeros(*arguments):
+        if next(left, None) is None:
+            raise MemoryError
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.np, "zeros", zeros)
+        with pytest.raises(MemoryError):
+            cache.reserve(300)
+    keys, values, key_strides, value_strides = cache.addresses()
+    for layer in range(3):
+        assert keys[layer] == cache.keys(layer).ctypes.data
+        assert values[layer] == cache.values(layer).ctypes.data
+        assert key_strides[layer] == cache.keys(layer).strides[0]
+        assert value_strides[layer] == cache.values(layer).strides[0]
+    cache.reserve(300)
+    assert all(cache.values(layer).shape[1] >= 310 for layer in range(3))
