@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 
 from edgerun.errors import UsageError
 
@@ -15,6 +16,20 @@ def parse_size_bytes(text: str) -> int:
     if match is None:
         raise UsageError(f"{text!r} is not a size; write for example 512M or 2G")
     return int(float(match[1]) * (1 << _SUFFIX[match[2].upper()]))
+
+
+def round_up_size(n_bytes: int) -> int:
+    """The next size that `format_size` writes exactly: what is read back is the same number, and enough."""
+    shift, value = 0, float(n_bytes)
+    while value >= 1000 and shift < 40:
+        value, shift = value / 1024, shift + 10
+    parts = 1 if value >= 100 or not shift else 10 if value >= 10 else 100
+    whole = ceil(value * parts)
+    while True:
+        rounded = parse_size_bytes(format_size(whole / parts * (1 << shift)))
+        if rounded >= n_bytes:
+            return rounded
+        whole += 1
 
 
 def format_size(n_bytes: int | float) -> str:

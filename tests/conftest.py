@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -12,18 +13,22 @@ import pytest
 
 from edgerun.events import ignore
 from edgerun.kernels import Kernels, load_kernels
+from edgerun.kernels.compile import SOURCES, file_name
+from edgerun.kernels.simd_kernels import SimdKernels
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
-# Found out before any test moves the home directory: compiled kernels are good for all of them.
-_KERNEL_CACHE = Path(platformdirs.user_cache_dir("edgerun"))
+_USERS_CACHE = KERNELS_DIR.parent
+_KERNEL_FILES = [file_name(kernel, isa) for isa in IMPLEMENTATIONS for kernel in SOURCES]
 _SHARED = Path(__file__).parents[2] / "shared"
 _FORGOTTEN = ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "EDGERUN_THREADS")
 
 
 @pytest.fixture(autouse=True)
-def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home directory, also for programs that a test starts. Kernels alone are cached for real."""
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home directory, also for programs that a test starts. Kernels alone are cached for real: its files
+    are second names of the user's, since edgerun follows no links into its cache."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(home))
     for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
@@ -36,18 +41,36 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "huggingface" / "hub"))
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cache = Path(platformdirs.user_cache_dir("edgerun"))
-    cache.mkdir(parents=True)
-    (_KERNEL_CACHE / "kernels").mkdir(parents=True, exist_ok=True)
-    (cache / "kernels").symlink_to(_KERNEL_CACHE / "kernels")
-    for rates in _KERNEL_CACHE.glob("rates-*.json"):  # measured once
-        (cache / rates.name).symlink_to(rates)
-    return home
+    mine = cache / "kernels"
+    KERNELS_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (cache.parent, cache, mine):  # with this mode each, whatever the umask
+        folder.mkdir(mode=0o700)
+    _share(KERNELS_DIR, mine, _KERNEL_FILES)
+    _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
+    yield home
+    if mine.is_dir():
+        _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
+
+
+def _share(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Give files of one folder a name in another, where they are and have none."""
+    for name in names:
+        try:
+            os.link(source / name, target / name)
+        except (FileNotFoundError, FileExistsError):
+            continue
+        except OSError:  # another file system
+            shutil.copy(source / name, target / name)
 
 
 @pytest.fixture(scope="session")
 def kernels() -> Iterator[Kernels]:
     """The implementation that EDGERUN_KERNELS names (default: the fastest that runs here)."""
-    loaded = load_kernels(os.environ.get("EDGERUN_KERNELS", "auto"), events=ignore)
+    name = os.environ.get("EDGERUN_KERNELS", "auto")
+    if name == "reference":
+        loaded = load_kernels(name)
+    else:  # kept where they outlive the first test's home
+        loaded = SimdKernels.load(name, threads=None, events=ignore, directory=KERNELS_DIR)
     yield loaded
     loaded.close()
 

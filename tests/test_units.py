@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun.errors import UsageError
-from edgerun.units import format_size, parse_size_bytes
+from edgerun.units import format_size, parse_size_bytes, round_up_size
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_never_in_powers_of_ten_and_read_back_nearly(n_bytes):
 def test_not_a_size(text):
     with pytest.raises(UsageError, match="not a size"):
         parse_size_bytes(text)
+
+
+@given(st.integers(1 << 20, 1 << 42))
+def test_rounded_up_to_what_can_be_written(n_bytes):
+    rounded = round_up_size(n_bytes)
+    assert n_bytes <= rounded <= max(n_bytes * 1.011, n_bytes + (1 << 20))
+    assert parse_size_bytes(format_size(rounded)) == rounded == round_up_size(rounded)

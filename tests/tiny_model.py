@@ -55,16 +55,22 @@ def make_tiny_model(
     tokenizer: bool = True,
     context: int = CONTEXT,
     name: str = "tiny",
+    layers: int = N_LAYERS,
+    head_dim: int = HEAD_DIM,
+    more_tokens: int = 0,
 ) -> Path:
-    """Write a random F32 model of 2 layers and 64 dimensions with a byte-level BPE vocabulary to `path`.
+    """Write a random F32 model of `layers` layers and 64 dimensions with a byte-level BPE vocabulary to `path`.
 
     arch: "llama", "qwen2" (biases on q, k, v) or "qwen3" (normed q and k). `chat`: with a ChatML template.
     `tokenizer=False`: no vocabulary at all. Greedy text is printable ASCII and never ends by itself: the
-    output rows of all other tokens are zero. The same arguments give the same bytes.
+    output rows of all other tokens are zero, of the `more_tokens` too, which no text has. The same arguments give
+    the same bytes.
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
     tokens, merges, types = tiny_vocabulary()
+    more = [f"<more {i}>" for i in range(more_tokens)]
+    tokens, types = [*tokens[:-3], *more, *tokens[-3:]], [*types[:-3], *[4] * more_tokens, *types[-3:]]
     n_vocab = len(tokens)
 
     def normal(rows: int, cols: int) -> NDArray[np.float32]:
@@ -73,19 +79,19 @@ def make_tiny_model(
     with GgufWriter(path, arch) as w:
         w.add("general.name", name)
         w.add("general.file_type", 0)
-        w.add(f"{arch}.block_count", N_LAYERS)
+        w.add(f"{arch}.block_count", layers)
         w.add(f"{arch}.context_length", context)
         w.add(f"{arch}.embedding_length", D_MODEL)
         w.add(f"{arch}.feed_forward_length", D_FF)
         w.add(f"{arch}.attention.head_count", N_HEADS)
         w.add(f"{arch}.attention.head_count_kv", N_KV_HEADS)
         w.add(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
-        w.add(f"{arch}.rope.dimension_count", HEAD_DIM)
+        w.add(f"{arch}.rope.dimension_count", head_dim)
         w.add(f"{arch}.rope.freq_base", 10000.0)
         w.add(f"{arch}.vocab_size", n_vocab)
-        if arch == "qwen3":
-            w.add(f"{arch}.attention.key_length", HEAD_DIM)
-            w.add(f"{arch}.attention.value_length", HEAD_DIM)
+        if arch == "qwen3" or head_dim != HEAD_DIM:
+            w.add(f"{arch}.attention.key_length", head_dim)
+            w.add(f"{arch}.attention.value_length", head_dim)
         if tokenizer:
             w.add("tokenizer.ggml.model", "gpt2")
             w.add("tokenizer.ggml.pre", "gpt-2")
@@ -102,25 +108,25 @@ def make_tiny_model(
             w.add_tensor(name, data, GgmlType.F32)
 
         add("token_embd.weight", normal(n_vocab, D_MODEL) * np.float32(8))
-        for layer in range(N_LAYERS):
+        for layer in range(layers):
             prefix = f"blk.{layer}."
-            kv = N_KV_HEADS * HEAD_DIM
+            kv = N_KV_HEADS * head_dim
             add(prefix + "attn_norm.weight", np.ones(D_MODEL, np.float32))
-            for part, rows in (("q", D_MODEL), ("k", kv), ("v", kv)):
+            for part, rows in (("q", N_HEADS * head_dim), ("k", kv), ("v", kv)):
                 add(prefix + f"attn_{part}.weight", normal(rows, D_MODEL) * np.float32(2))
                 if arch == "qwen2":
                     add(prefix + f"attn_{part}.bias", normal(1, rows)[0])
             if arch == "qwen3":
-                add(prefix + "attn_q_norm.weight", np.ones(HEAD_DIM, np.float32))
-                add(prefix + "attn_k_norm.weight", np.ones(HEAD_DIM, np.float32))
-            add(prefix + "attn_output.weight", normal(D_MODEL, D_MODEL))
+                add(prefix + "attn_q_norm.weight", np.ones(head_dim, np.float32))
+                add(prefix + "attn_k_norm.weight", np.ones(head_dim, np.float32))
+            add(prefix + "attn_output.weight", normal(D_MODEL, N_HEADS * head_dim))
             add(prefix + "ffn_norm.weight", np.ones(D_MODEL, np.float32))
             add(prefix + "ffn_gate.weight", normal(D_FF, D_MODEL))
             add(prefix + "ffn_up.weight", normal(D_FF, D_MODEL))
             add(prefix + "ffn_down.weight", normal(D_MODEL, D_FF))
         add("output_norm.weight", np.ones(D_MODEL, np.float32))
         head = normal(n_vocab, D_MODEL) * np.float32(4)
-        silent = [i for i, token in enumerate(tokens) if types[i] == 3 or not _printable(token)]
+        silent = [i for i, token in enumerate(tokens) if types[i] != 1 or not _printable(token)]
         head[silent] = 0
         add("output.weight", head)
     return path

@@ -34,7 +34,9 @@ def make_bench(folder: Path, kernels: str = "auto") -> Bench:
     made = load_kernels(kernels, threads=1)
     made.prepare(list(GgmlType))
     made.prepare_neurons((GgmlType.F32, GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0))
-    return Bench(make_corpus(folder), made)
+    bench = Bench(make_corpus(folder), made)
+    bench.warm_up()
+    return bench
 
 
 def table(outcomes: dict[int, Outcome]) -> str:

@@ -47,7 +47,7 @@ class LLM(OpenAIMethods):
     model: path of a GGUF file, or a name that the hub knows, `org/repo:quant`: downloaded if it is not here.
     context: tokens that prompt and answer may have together; None: what the model was trained for, at most
     4096.
-        Keys and values take memory as the context fills.
+        The plan sets this many aside for sessions; they take the memory as they fill.
     memory: what the whole process may take, in bytes or as "2G"; "auto": what is there. A model that is larger
         is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
         fetched before they are surely needed.
@@ -231,6 +231,7 @@ class LLM(OpenAIMethods):
         finally:
             with self._idle_lock:
                 if self._engine is not None:
+                    session.park()
                     self._idle = session
 
 

@@ -17,6 +17,7 @@ from edgerun.paths import kind_of, user_path
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import TensorInfo
+    from edgerun.planning import MemoryPlan
 
 DEFAULT_CONTEXT = 4096
 _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most, tokens
@@ -28,11 +29,13 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
-    from edgerun.api.prefill import attach_backend, known_calibration, step_tokens_within, wanted_backend
-    from edgerun.api.weights import open_store, plan_weights
+    from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
+    from edgerun.api.weights import open_store, plan_weights, prepare_kernels
     from edgerun.formats.gguf import open_gguf
-    from edgerun.kernels import load_kernels
+    from edgerun.kernels import load_kernels, load_sizes
+    from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
+    from edgerun.planning.slow_types import slow_types_notice
 
     events, n_bytes = options.events, options.memory_bytes
     path = find_model(model, events)
@@ -42,23 +45,32 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         for text in spec.unused:
             events(Notice(text))
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
-        plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels)  # refuse early
+        asked_bytes = 0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES
+        plan_weights(  # refuse early
+            gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels, reserved_bytes=asked_bytes
+        )
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
             template, no_template = _template(gguf.metadata, tokenizer)
         impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
-        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl)
-        wanted = wanted_backend(options.prefill, gguf, impl, plan.mode, events)
-        reserved = 0 if wanted is None else wanted.reserve_bytes(spec, plan)
-        if reserved:
-            plan = plan_weights(
-                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved
+        prepare_kernels(impl, gguf, spec)  # what compiling them takes must be there when memory is divided
+
+        def planned(reserved_bytes: int) -> MemoryPlan:
+            return plan_weights(
+                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved_bytes
             )
+
+        wanted, plan = plan_backend(options.prefill, gguf, spec, impl, planned, events)
+        notice = slow_types_notice(spec.tensors, load_sizes(options.kernels))
+        if notice and impl.name != "reference":  # there everything is slow, as was asked for
+            events(Notice(notice))
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=options.prefetch, events=events)
         stack.callback(close_store)
-        decoder = Decoder(spec, store, impl, context=n_context)
+        ledger = KvLedger(plan.kv_limit_bytes)
+        stack.callback(ledger.release_all)
+        decoder = Decoder(spec, store, impl, context=n_context, kv_grant=ledger.grant)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,12 +14,25 @@ from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.models import ModelSpec
+from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
-from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, probe_file, save_rates
+from edgerun.planning.process import process_state
+from edgerun.planning.rates import (
+    ProductRates,
+    Rates,
+    load_rates,
+    measure_disk,
+    measure_products,
+    probe_file,
+    product_name,
+    save_rates,
+)
+from edgerun.planning.slow_types import slow_types, slow_types_notice
 from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
+from edgerun.weights import Catalog
 from edgerun.weights.eviction import DecayedFrequency, hit_rate
 
 if TYPE_CHECKING:
@@ -38,6 +51,8 @@ class ModelPlan:
     advice: str
     download_bytes: int = 0  # of a model that is not here yet
     prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
+    slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
+    slow_notice: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -49,8 +64,10 @@ class ModelPlan:
             "accounts_bytes": dict(self.memory.accounts()),
             "memory": asdict(self.memory),
             "cached_share": self.memory.cached_share,
+            "expected_bytes": self.memory.expected_bytes,
             "speed": asdict(self.speed),
-            "rates": asdict(self.rates),
+            "rates": self.rates.as_dict(),
+            "slow_types": self.slow,
             "advice": self.advice,
             "prefill": self.prefill,
         }
@@ -77,26 +94,46 @@ def plan_model(
 
     given = load_options(options, PLAN_NAMES)
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
+    state = process_state()  # before measuring loads what a later process will have to load too
     with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
         n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
-        plan = plan_weights(gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels)
-        catalog = make_catalog(spec.tensors, spec.n_layers)
+
+        def planned() -> MemoryPlan:
+            return plan_weights(
+                gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels, state=state
+            )
+
+        planned()  # refuse before anything is measured
+        catalog, sizes = make_catalog(spec.tensors, spec.n_layers), load_sizes(given.kernels)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
         piece = piece or (4 << 20)
-        rates = _rates(None if download_bytes else path, piece, given, anew)
+        rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
+        plan = planned()  # kernels are compiled now
+        slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
-        speed = predict_speed(catalog, spec, plan, load_sizes(given.kernels), rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode)
+        speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
+        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode, given.events)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"
         if plan.mode == "resident":
             speed = _measured_prompt(speed, calibrated)
     advice = _advice(plan, spec.kv_bytes(n_context))
-    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill)
+    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice)
+
+
+def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], str]:
+    """Of a model file: the types that have no kernels here with their share of the weights, and what to say about it
+    ("" where it does not matter). NotFoundError, FormatError."""
+    from edgerun.formats.gguf import open_gguf
+    from edgerun.kernels import load_sizes
+
+    with open_gguf(path) as gguf:
+        sizes = load_sizes(kernels)
+        return slow_types(gguf.tensors, sizes), slow_types_notice(gguf.tensors, sizes)
 
 
 @contextlib.contextmanager
@@ -114,7 +151,7 @@ def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     if not isinstance(found, Path):
         cached = find_cached(found)
         if cached is None:
-            with paths.temporary_folder() as folder:
+            with temporary_folder() as folder:
                 yield fetch_header(found, folder, events=events)
             return
         found = cached.paths[0]
@@ -160,32 +197,44 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(path: Path | None, piece_bytes: int, options: LoadOptions, measure: bool) -> Rates:
-    """Kept ones where they are; the disk is measured for pieces of another size too, with the model's file or (None)
-    one of its own."""
-    from edgerun.kernels import load_kernels
-
+def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
+    """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of
+    another size, with the model's file or (None) one of its own."""
     kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
-    known = None if measure else load_rates(kept)
-    if known is None or not 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
-        if known is None:
-            impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
-            try:
-                decode, prompt = measure_kernels(impl)
-            finally:
-                impl.close()
-        else:
-            decode, prompt = known.decode_bytes_per_s, known.prompt_ops_per_s
-        if path is None:
-            with probe_file(kept.parent) as probe:
-                disk = measure_disk(probe, piece_bytes)
-        else:
-            piece_bytes = min(piece_bytes, path.stat().st_size // 4)
-            disk = measure_disk(path, piece_bytes)
-        known = Rates(decode, prompt, disk, piece_bytes)
+    known = None if measure else load_rates(kept, options.events)
+    products = _products({} if known is None else known.products, catalog, options)
+    if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
+        disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
+    elif path is None:
+        with probe_file(kept.parent) as probe:
+            disk = measure_disk(probe, piece_bytes)
+    else:
+        piece_bytes = min(piece_bytes, path.stat().st_size // 4)
+        disk = measure_disk(path, piece_bytes)
+    rates = Rates(products, disk, piece_bytes)
+    if rates != known:
         with contextlib.suppress(OSError):  # measured again next time
-            save_rates(kept, known)
-    return known
+            save_rates(kept, rates)
+    return rates
+
+
+def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
+    """The known rates with those that are missing."""
+    from edgerun.kernels import load_kernels, load_sizes
+
+    sizes, products = load_sizes(options.kernels), dict(known)
+    wanted = {}
+    for info in catalog.multiplied():
+        name = product_name(info.type, info.shape[-1], sizes)
+        if name not in known:
+            wanted[name] = info.type, info.shape[-1]
+    if wanted:
+        impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
+        try:
+            products |= {name: measure_products(impl, *each, sizes) for name, each in wanted.items()}
+        finally:
+            impl.close()
+    return products
 
 
 def _advice(plan: MemoryPlan, kv_bytes: int) -> str:

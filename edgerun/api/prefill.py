@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from edgerun import paths
-from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
+from edgerun.errors import DoesNotFitError, EdgerunError, UntrustedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec
+from edgerun.new_files import one_at_a_time
 from edgerun.options import (
     MACHINE_NAMES,
     Choice,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from edgerun.prefill.choice import PromptChoice
 
 OBJECTIVES = ("auto", "latency", "energy")
+
+
+BACKEND_BYTES = 64 << 20  # of onnxruntime's libraries and sessions, before these are loaded and can be measured
 
 
 def prefill_dir() -> Path:
@@ -72,7 +76,7 @@ def wanted_backend(
         return WantedBackend(parse_choice(prefill))
     on = ""
     try:
-        found = known_calibration(gguf, kernels, mode)
+        found = known_calibration(gguf, kernels, mode, events)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
@@ -80,6 +84,48 @@ def wanted_backend(
     except EdgerunError as error:
         events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
+
+
+def plan_backend(
+    prefill: str,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    kernels: Kernels,
+    planned: Callable[[int], MemoryPlan],
+    events: EventSink,
+) -> tuple[WantedBackend | None, MemoryPlan]:
+    """What prompts shall run on, as of `wanted_backend`, and the plan that has room for it. `planned`: the plan beside
+    so many bytes for others.
+
+    What calibration chose needs no more memory than the model does: where there is not enough for both, or the model
+    would have to be streamed because of it, prompts run on the kernels. DoesNotFitError for a backend that was asked
+    for."""
+    plan = planned(0)
+    automatic = prefill == "auto"
+    if automatic and not _leaves_room(plan, planned):
+        kept = kept_calibration(gguf, plan.mode)
+        if kept is not None and kept.choice != "kernels":
+            events(
+                Notice(f"prompts run on the kernels, not on {kept.choice} as calibrated: too little memory for both")
+            )
+        return None, plan
+    wanted = wanted_backend(prefill, gguf, kernels, plan.mode, events)
+    if wanted is None:
+        return None, plan
+    try:
+        return wanted, planned(wanted.reserve_bytes(spec, plan))
+    except DoesNotFitError as error:
+        if not automatic:
+            raise
+        events(Notice(f"prompts run on the kernels, not on {wanted.choice.text} as calibrated: {error}"))
+        return None, planned(0)  # the runtime's libraries are loaded now
+
+
+def _leaves_room(plan: MemoryPlan, planned: Callable[[int], MemoryPlan]) -> bool:
+    try:
+        return planned(BACKEND_BYTES).mode == plan.mode
+    except DoesNotFitError:
+        return False
 
 
 def attach_backend(
@@ -107,10 +153,10 @@ def attach_backend(
     return backend.close
 
 
-def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibration | None:
+def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode, events: EventSink = ignore) -> Calibration | None:
     """What was measured for this model with these versions while its weights were where they are now; None: nothing.
     Loads onnxruntime only if there is any."""
-    found = kept_calibration(gguf, mode)
+    found = kept_calibration(gguf, mode, events)
     if found is None:
         return None
     from edgerun.prefill.calibrate import made_with
@@ -118,16 +164,22 @@ def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode) -> Calibrati
     return found if found.made_with == made_with(kernels, mode) else None
 
 
-def kept_calibration(gguf: GgufFile, mode: Mode) -> Calibration | None:
-    """What was last measured for this model in this mode, whatever with; None: nothing, or
-    the file was copied or changed since."""
+def kept_calibration(gguf: GgufFile, mode: Mode, events: EventSink = ignore) -> Calibration | None:
+    """What was last measured for this model in this mode, whatever with; None: nothing, or the file was copied or
+    changed since, or (with a Notice) something that others can have written."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
     from edgerun.weights.identity import known_digest
 
     digest = known_digest(gguf, prefill_dir())
-    return None if digest is None else load_calibration(calibration_path(prefill_dir(), digest, mode))
+    if digest is None:
+        return None
+    try:
+        return load_calibration(calibration_path(prefill_dir(), digest, mode))
+    except UntrustedError as error:
+        events(Notice(f"what was calibrated for this model is not used: {error}"))
+        return None
 
 
 def calibrate_model(
@@ -172,7 +224,7 @@ def calibrate_model(
                 return kept
             digest = content_digest(gguf, prefill_dir(), given.events)
             kept_at = calibration_path(prefill_dir(), digest, decoder.store.mode)
-            with _failures_named(), paths.one_at_a_time(kept_at, lambda: None, wait_s=0):
+            with _failures_named(), one_at_a_time(kept_at, lambda: None, wait_s=0):
                 found = calibrate(
                     gguf,
                     decoder,

@@ -8,19 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgerun import paths
-from edgerun.device import memory_limits, process_memory
+from edgerun.device import memory_limits
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels import Kernels, load_sizes
+from edgerun.kernels import Kernels, kernels_missing, load_sizes
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
+from edgerun.planning.process import ProcessState, loaded_bytes, process_state
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
 from edgerun.weights.streamed_layers import spread
-
-_KERNELS_BYTES = 64 << 20  # of LLVM and the compiled kernels, before they are loaded and can be measured
 
 
 def plan_weights(
@@ -31,21 +30,35 @@ def plan_weights(
     memory_bytes: int | None,
     kernels: Kernels | str,
     reserved_bytes: int = 0,
+    state: ProcessState | None = None,
 ) -> MemoryPlan:
-    """How this process will hold the model. Before the kernels are loaded (their name is given) what they take is
-    estimated. `reserved_bytes`: of the budget, for others. Raises DoesNotFitError."""
-    used = process_memory()
-    budget, limited = process_budget(memory_bytes, memory_limits(), used.private_bytes)
+    """How this process will hold the model. Before the kernels are loaded (their name is given) what they, the
+    libraries and the vocabulary will take is estimated. `reserved_bytes`: of the budget, for others. `state`: of the
+    process, if not what it is now. Raises DoesNotFitError."""
+    state = state or process_state()
+    budget, limited = process_budget(memory_bytes, memory_limits(), state.private_bytes)
+    catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
+    if isinstance(kernels, str):
+        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types())
+        runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
-        make_catalog(spec.tensors, spec.n_layers),
+        catalog,
         spec,
         load_sizes(kernels) if isinstance(kernels, str) else kernels,
         context=context,
         budget_bytes=budget,
-        runtime_bytes=used.resident_bytes + reserved_bytes + (_KERNELS_BYTES if isinstance(kernels, str) else 0),
+        runtime_bytes=runtime_bytes + reserved_bytes,
         limited=limited,
     )
+
+
+def prepare_kernels(kernels: Kernels, gguf: GgufFile, spec: ModelSpec) -> None:
+    """Have compiled all that the model needs."""
+    catalog = make_catalog(spec.tensors, spec.n_layers)
+    kernels.prepare(catalog.types())
+    if catalog.n_neurons:
+        kernels.prepare_neurons(catalog.neuron_types())
 
 
 def open_store(
@@ -68,7 +81,7 @@ def open_store(
             buffers=BUFFERS,
             reader_threads=threads,
             neuron_slots=plan.neuron_slots,
-            scores=load_scores(profile, spec.n_layers, catalog.n_neurons) if catalog.n_neurons else None,
+            scores=load_scores(profile, spec.n_layers, catalog.n_neurons, events) if catalog.n_neurons else None,
             events=events,
         )
     else:
@@ -78,7 +91,7 @@ def open_store(
             kernels,
             slots=plan.slots,
             wave_tokens=plan.wave_tokens,
-            scores=load_scores(profile, spec.n_layers, spec.n_experts),
+            scores=load_scores(profile, spec.n_layers, spec.n_experts, events),
             predict=prefetch,
             reader_threads=threads,
             events=events,
@@ -91,7 +104,7 @@ def open_store(
 
 def hot_set_path(gguf: GgufFile) -> Path:
     """Where what was hot in runs of a model is kept."""
-    return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.npz"
+    return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.hot"
 
 
 def _keep(store: StreamedExpertStore | StreamedLayerStore, profile: Path) -> None:

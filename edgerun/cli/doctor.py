@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -109,9 +110,10 @@ def _prefill(options: LoadOptions) -> str:
 def _examine(options: LoadOptions) -> dict[str, Any]:
     from edgerun import paths
     from edgerun.device import cpu_features, cpu_name, memory_limits, physical_cores, usable_cpus
+    from edgerun.formats.quants import DEQUANTIZERS
     from edgerun.hub import embedded_model, list_models
     from edgerun.hub.cache import default_cache_dir
-    from edgerun.kernels import load_kernels
+    from edgerun.kernels import load_kernels, load_sizes
 
     started = time.perf_counter()
     loaded = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
@@ -128,7 +130,9 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
     finally:
         loaded.close()
     memory = memory_limits()
-    has = cpu_features()
+    has, sizes = cpu_features(), load_sizes(options.kernels)
+    downloaded, default = list_models(), embedded_model()
+    files = {model.name: model.paths[0] for model in downloaded} | ({} if default is None else {"default": default})
     return {
         "edgerun": __version__,
         "python": platform.python_version(),
@@ -141,6 +145,10 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
             "features": [name for name in _FEATURES if name in has],
         },
         "kernels": chosen,
+        "types": {
+            "fast": [type.name for type in DEQUANTIZERS if sizes.has_kernels(type)],
+            "slow": [type.name for type in DEQUANTIZERS if not sizes.has_kernels(type)],
+        },
         "memory": {
             "total_bytes": memory.total_bytes,
             "available_bytes": memory.available_bytes,
@@ -148,8 +156,23 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
             "cgroup_used_bytes": memory.cgroup_used_bytes,
         },
         "directories": {"cache": paths.cache_dir(), "data": paths.data_dir(), "models": default_cache_dir()},
-        "models": {"default": embedded_model(), "downloaded": len(list_models())},
+        "models": {
+            "default": default,
+            "downloaded": len(downloaded),
+            "slow": {name: said for name, path in files.items() if (said := _slow(path, options.kernels))},
+        },
     }
+
+
+def _slow(path: Path, kernels: str) -> str:
+    """What of a model is slow here; why nobody knows, for a file that cannot be read."""
+    from edgerun.api.planning import slow_types_of
+    from edgerun.errors import EdgerunError
+
+    try:
+        return slow_types_of(path, kernels)[1]
+    except EdgerunError as error:
+        return str(error)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -165,6 +188,8 @@ def _print(report: dict[str, Any]) -> None:
             "processor": f"{cpu['name']}: {cpu['physical_cores']} cores, {cpu['usable_cpus']} CPUs usable",
             "features": " ".join(cpu["features"]) or "none that the kernels use",
             "kernels": f"{kernels['name']} on {kernels['threads']} threads, ready in {kernels['ready_s']} s",
+            "fast types": ", ".join(report["types"]["fast"]) or "none",
+            "slow types": ", ".join(report["types"]["slow"]) + " (no kernels: numpy)",
             "memory": f"{format_size(free)} of {format_size(memory['total_bytes'])} available",
             "memory limit": None
             if limit is None
@@ -174,6 +199,7 @@ def _print(report: dict[str, Any]) -> None:
             "models": f"{folders['models']} ({report['models']['downloaded']} downloaded)",
             "prompts": report["prefill"],
             "default model": report["models"]["default"] or "not packaged with this build",
+            **{f"slow: {name}": said for name, said in report["models"]["slow"].items()},
         }
     )
 

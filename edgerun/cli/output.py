@@ -82,7 +82,7 @@ def check_target(path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool
 
 def write_result(path: Path, data: bytes | memoryview) -> None:
     """A file whole or not at all; to a device or pipe as it comes. OSError."""
-    from edgerun.paths import new_file
+    from edgerun.new_files import new_file
 
     if path.exists() and not path.is_file():
         path.write_bytes(data)

@@ -71,6 +71,7 @@ def _lines(made: Any) -> dict[str, str]:
     lines |= {name: format_size(n_bytes) for name, n_bytes in plan.accounts() if n_bytes}
     lines |= {
         "together": f"{format_size(plan.total_bytes)} of {format_size(plan.budget_bytes)}",
+        "expected peak": format_size(plan.expected_bytes),
         "least that would do": format_size(plan.floor_bytes),
     }
     if plan.mode != "resident":
@@ -79,6 +80,8 @@ def _lines(made: Any) -> dict[str, str]:
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
     if made.prefill:
         lines["prompts on"] = made.prefill
+    if made.slow_notice:
+        lines["slow here"] = made.slow_notice
     if made.advice:
         lines["advice"] = made.advice
     return lines

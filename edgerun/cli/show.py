@@ -17,6 +17,7 @@ from edgerun.cli.output import as_dict, print_json, print_pairs
 @json_option
 def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
     """Describe MODEL: a path, an alias, or the name of a downloaded model."""
+    from edgerun.api.planning import slow_types_of
     from edgerun.errors import NotFoundError
     from edgerun.hub import resolve, show
     from edgerun.hub.info import metadata_table
@@ -33,15 +34,18 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
             raise NotFoundError(f"{model} has no chat template")
         print_json({"chat_template": info.chat_template}) if as_json else click.echo(info.chat_template)
         return
+    slow, notice = slow_types_of(path)
     if as_json:
-        print_json({**as_dict(info), "quantisation": info.quantisation})
+        print_json({**as_dict(info), "slow_types": slow})
         return
     print_pairs(
         {
             "name": info.name,
             "architecture": info.architecture,
             "parameters": _count(info.parameters),
+            "quantisation": info.quantisation,
             "weights": ", ".join(f"{name} ({count} tensors)" for name, count in info.types.items()),
+            "slow here": notice or None,
             "size": format_size(info.n_bytes),
             "layers": info.layers,
             "experts": info.experts or None,

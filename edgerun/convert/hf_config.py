@@ -125,7 +125,7 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
     if c.d_ff_shared:
         values["expert_shared_feed_forward_length"] = c.d_ff_shared
     if c.family.sliding_window and raw.get("sliding_window"):
-        values["attention.sliding_window"] = int(_number(raw, "sliding_window", 0))
+        values["attention.sliding_window"] = _count(raw, "sliding_window", 0)
     if c.family.softcaps:
         for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
             if raw.get(f"{theirs}_logit_softcapping"):
@@ -161,6 +161,14 @@ def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
         raise FormatError(f"config.json: {key} is {value!r}, not a positive number")
     return float(value)
+
+
+def _count(config: Mapping[str, Any], key: str, default: float) -> int:
+    """A positive whole number that a GGUF's 32 bits hold; some configs write 4096.0."""
+    value = _number(config, key, default)
+    if not 1 <= value < 1 << 31:
+        raise FormatError(f"config.json: {key} is {value:g}, not a count")
+    return int(value)
 
 
 class _Reader:
@@ -231,7 +239,7 @@ def _rope_scaling(c: HfConfig) -> dict[str, Any]:
     if rope_type in ("default", "llama3", "mrope"):
         return {}
     key = "original_max_position_embeddings"
-    original = int(_number(c.rope, key, _number(c.raw, key, c.context_length)))
+    original = _count(c.rope, key, _count(c.raw, key, c.context_length))
     if rope_type in ("longrope", "su"):
         ratio = c.context_length / original if original > 1 else 1.0
         factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0

@@ -58,13 +58,13 @@ class FairLock:
         call_after_fork(self)
 
     @contextmanager
-    def held(self, cancelled: Callable[[], bool] = never) -> Iterator[None]:
+    def held(self, cancelled: Callable[[], bool] = never, *, though_closed: bool = False) -> Iterator[None]:
         """Hold the lock in a `with` block. Raises Cancelled when `cancelled()` becomes true while waiting,
-        UsageError when the lock was closed."""
+        UsageError when the lock was closed, unless that does not matter (`though_closed`)."""
         turn = _Turn(sys._getframe(2))  # whose block it is: this frame and contextlib's lie in between
         try:
             self._acquire(turn, cancelled)
-            if self._closed:
+            if self._closed and not though_closed:
                 raise UsageError("the model was closed")
             try:
                 yield

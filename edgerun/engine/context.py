@@ -51,6 +51,7 @@ class Context:
         self._cache: Cache = decoder.new_cache(limit) if cache is None else cache
         self._tokens: list[int] = []
         self._user = 0
+        self._closed = False
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -64,16 +65,38 @@ class Context:
         """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
         most (its logits are needed).
 
-        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone.
+        Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone. Memory for
+        the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
         with self._lock.held():
+            self._check_open()
             self._settle()
             self._user += 1
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
             if self._reuse_steps:
                 n = min(n, self._stepped) // self._step_tokens * self._step_tokens
             self._cut(n)
+            self._cache.spare = False
+            with told_as_shortage("making room for a prompt"):
+                self._cache.reserve(len(ids) - n)
             return n, self._user
+
+    def park(self) -> None:
+        """Nobody waits for what comes next: until then, others may have the memory."""
+        self._cache.spare = True
+
+    def release(self) -> None:
+        """Forget all tokens and give the memory back."""
+        with self._lock.held():
+            self._user += 1
+            self._cache.release()
+            self._settle()
+
+    def close(self) -> None:
+        """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
+        with self._lock.held(though_closed=True):
+            self._closed = True
+            self._cache.release()
 
     def feed(
         self,
@@ -116,6 +139,7 @@ class Context:
     def fork(self) -> Context:
         """An independent copy."""
         with self._lock.held():
+            self._check_open()
             self._settle()
             cache = self._cache.copy(len(self._tokens))
             twin = Context(
@@ -141,7 +165,12 @@ class Context:
         self._tokens.extend(chunk)
         return out
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this session is closed")
+
     def _check(self, ticket: int) -> None:
+        self._check_open()
         if ticket != self._user:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
 

@@ -15,8 +15,14 @@ Message = Mapping[str, Any]
 class Cache(Protocol):
     """Keys and values of `length` positions (`kv.KvCache`)."""
 
+    spare: bool  # may be emptied when another cache needs the memory
+
     @property
     def length(self) -> int: ...
+
+    def reserve(self, tokens: int) -> None: ...
+
+    def release(self) -> None: ...
 
     def truncate(self, n: int) -> None: ...
 

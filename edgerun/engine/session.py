@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from types import TracebackType
+from typing import Any, Self, Unpack
 
 from edgerun.engine.arguments import Messages, Prompt, checked_cancel, checked_messages
 from edgerun.engine.cancel import CancelSignal
@@ -21,6 +22,10 @@ class Session:
 
     What the KV cache already holds of a prompt is not computed again. For one thread at a time; `fork` gives
     another thread its own. `messages` is an ordinary list: change it as you like between calls.
+
+    The cache grows with the conversation. All sessions of a model have so much memory together as its plan allows; a
+    call for which none is left raises DoesNotFitError and leaves the session as it was. What a session holds is free
+    again when it is closed, or nothing refers to it any more.
     """
 
     def __init__(self, engine: Engine, *, messages: Messages = ()) -> None:
@@ -139,10 +144,26 @@ class Session:
         return twin
 
     def clear(self) -> None:
-        """Forget everything; the cache's memory is kept for what comes."""
+        """Forget everything, and free the cache's memory."""
         self.messages = []
         self._pending = []
-        self._context.truncate(0)
+        self._context.release()
+
+    def park(self) -> None:
+        """Let others have the cache's memory if they need it, until the next call of `answer`."""
+        self._context.park()
+
+    def close(self) -> None:
+        """Free the cache's memory. Every later call that needs it raises UsageError."""
+        self._context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _run(
         self,
@@ -163,7 +184,7 @@ class Session:
     ) -> Iterator[Chunk]:
         said: list[str] = []
         produced: list[int] = []
-        self._pending = []
+        before, self._pending = self.ids, []
         try:
             for chunk in generate(self._engine, self._context, ids, params, cancel):
                 said.append(chunk.text)
@@ -173,6 +194,10 @@ class Session:
                 yield chunk
         except GeneratorExit:
             self._end(ids, produced, said, keep)
+            raise
+        except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
+            held = self._context.tokens
+            self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
             raise
 
     def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufFile, open_gguf
+from edgerun.formats.gguf.types import FILE_TYPES, GUESSED_FILE_TYPE
 from edgerun.formats.packfile import pack_path, read_header
 from edgerun.weights.identity import file_stamp
 
@@ -36,6 +37,7 @@ class ModelInfo:
     architecture: str
     parameters: int
     n_bytes: int
+    quantisation: str  # what the file was made as ("Q4_K_M"), or the type that most of its bytes are of
     types: Mapping[str, int]  # type -> number of tensors, the one with most weights first
     context_length: int | None
     embedding_length: int | None
@@ -46,11 +48,6 @@ class ModelInfo:
     chat_template: str | None
     licence: str | None
     pack: PackInfo | None = None
-
-    @property
-    def quantisation(self) -> str:
-        """The type that most weights have."""
-        return next(iter(self.types), "none")
 
 
 def show(path: Path) -> ModelInfo:
@@ -68,6 +65,7 @@ def show(path: Path) -> ModelInfo:
             architecture=arch,
             parameters=sum(weights.values()),
             n_bytes=gguf.n_bytes,
+            quantisation=_quantisation(gguf),
             types={name: tensors[name] for name, _ in weights.most_common()},
             context_length=_number(meta.get(f"{arch}.context_length")),
             embedding_length=_number(meta.get(f"{arch}.embedding_length")),
@@ -103,6 +101,17 @@ def _pack(gguf: GgufFile) -> PackInfo | None:
     except (OSError, FormatError):
         return None  # none, or one that is passed over
     return PackInfo(path, header.layout, header.file_bytes, header.digest, header.stamp == file_stamp(gguf))
+
+
+def _quantisation(gguf: GgufFile) -> str:
+    """`general.file_type` where the file says one that llama.cpp has; else where its bytes are."""
+    said = _number(gguf.get("general.file_type"))
+    if said is not None and said & ~GUESSED_FILE_TYPE in FILE_TYPES:
+        return FILE_TYPES[said & ~GUESSED_FILE_TYPE]
+    n_bytes: Counter[str] = Counter()
+    for info in gguf.tensors.values():
+        n_bytes[info.type.name] += info.n_bytes
+    return n_bytes.most_common(1)[0][0] if n_bytes else "none"
 
 
 def _vocabulary(meta: Mapping[str, Any], arch: str) -> int | None:

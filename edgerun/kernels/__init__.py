@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgerun.events import EventSink, ignore
+from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.layout import PackedSizes
 from edgerun.options.loading import KERNEL_NAMES, LOADING
@@ -17,6 +20,7 @@ __all__ = [
     "Neurons",
     "RopeKind",
     "RouterKind",
+    "kernels_missing",
     "load_kernels",
     "load_sizes",
 ]
@@ -49,6 +53,17 @@ def load_sizes(name: str = "auto") -> PackedSizes:
     from edgerun.kernels.isa import choose
 
     return PackedSizes(choose(name).lanes)
+
+
+def kernels_missing(name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType] = ()) -> bool:
+    """Whether the kernels called `name` for matrices and neurons of these types must be compiled before they can be
+    used. UsageError as `load_kernels`."""
+    _check(name)
+    if name == "reference":
+        return False
+    from edgerun.kernels.simd_kernels import SimdKernels
+
+    return SimdKernels.missing(name, types, neuron_types)
 
 
 def _check(name: str) -> None:

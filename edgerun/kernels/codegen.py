@@ -1,4 +1,9 @@
-"""From a kernel written in Numba to object code with one C symbol."""
+"""From a kernel written in Numba to object code with one C symbol.
+
+Numba leaves behind what it called under mangled names that other modules may use, as weak symbols where a helper was
+not inlined. Two such names can be equal while what they name differs: they are numbered anew in every process. So all
+of a kernel is one module here, in which everything but the entry becomes private: its object file has one name.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +72,19 @@ def link_object(function: Callable[..., Any], kind: Any, symbol: str) -> bytes:
     else:
         builder.ret(value)
     library.add_ir_module(wrapper)
-    library.enable_object_caching()
     library.finalize()
-    _, kind_of, (code, _) = library.serialize_using_object_code()
-    if kind_of != "object":
-        raise RuntimeError(f"Numba gave no object code for {symbol}")
-    return bytes(code)
+    if library.has_dynamic_globals:
+        raise RuntimeError(f"{symbol} holds addresses of this process, and is to be kept for others")
+    _, _, bitcode = library.serialize_using_bitcode()
+    return _alone(llvm.parse_bitcode(bitcode), symbol, library.codegen._tm)
+
+
+def _alone(module: Any, symbol: str, machine: Any) -> bytes:
+    """Object code of a module that shows `symbol` and nothing else."""
+    for each in (*module.functions, *module.global_variables):
+        if not each.is_declaration and each.name != symbol:
+            each.linkage = "private"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    return bytes(machine.emit_object(module))

@@ -96,9 +96,13 @@ class PackedSizes:
     def __init__(self, lanes: int) -> None:
         self._lanes = lanes
 
+    def has_kernels(self, type: GgmlType) -> bool:
+        """Whether there are kernels for matrices of this type, or numpy computes them."""
+        return self._lanes > 1 and type in BLOCK_COLS
+
     def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
         """Bytes; types without kernels of their own stay as they are."""
-        if type not in BLOCK_COLS or self._lanes == 1:
+        if not self.has_kernels(type):
             return rows * type.row_bytes(cols)
         return packed_bytes(type, rows, cols, self._lanes)
 

@@ -64,6 +64,24 @@ _ALWAYS = (
 )
 
 
+def _names_for(types: Sequence[GgmlType]) -> list[str]:
+    """Kernels that matrices of these types need, beside those that are always needed."""
+    names = ["attention_prompt", "combine"]
+    for type in types:
+        if type in _MATMUL:
+            matmul, form = _MATMUL[type]
+            names.append(_PACK[type])
+            names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
+    return list(dict.fromkeys(names))
+
+
+def _names_for_neurons(types: Sequence[GgmlType]) -> list[str]:
+    names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
+    if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
+        names.append("quantize_q8")
+    return names
+
+
 _STRUCTS = [struct.Struct(f"{count}q") for count in range(24)]
 _from_buffer, _addressof = ctypes.c_char.from_buffer, ctypes.addressof
 
@@ -135,13 +153,12 @@ class SimdKernels:
 
     recordable = True
 
-    def __init__(self, isa: Isa, cache: KernelCache, threads: int, events: EventSink) -> None:
+    def __init__(self, isa: Isa, cache: KernelCache, threads: int) -> None:
         self.name = isa.name
         self.threads = threads
         self._isa = isa
         self._cache = cache
-        self._events = events
-        cache.prepare(_ALWAYS, events)
+        cache.prepare(_ALWAYS)
         self._pool = ThreadPool(
             threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program"), cache
         )
@@ -163,18 +180,18 @@ class SimdKernels:
     def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
-        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels")
-        return cls(isa, cache, threads or default_threads(), events)
+        cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
+        return cls(isa, cache, threads or default_threads())
+
+    @classmethod
+    def missing(cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> bool:
+        """See `edgerun.kernels.kernels_missing`."""
+        cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
+        return bool(cache.missing([*_ALWAYS, *_names_for(types), *_names_for_neurons(neuron_types)]))
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
-        names = ["attention_prompt", "combine"]
-        for type in types:
-            if type in _MATMUL:
-                matmul, form = _MATMUL[type]
-                names.append(_PACK[type])
-                names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(_names_for(types))
 
     def close(self) -> None:
         self._pool.close()
@@ -472,10 +489,7 @@ class SimdKernels:
         )
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
-        names = [f"neurons_{way}_{type.name.lower()}" for way in ("up", "down") for type in types]
-        if any(type in (GgmlType.Q4_0, GgmlType.Q8_0) for type in types):
-            names.append("quantize_q8")
-        self._cache.prepare(dict.fromkeys(names), self._events)
+        self._cache.prepare(_names_for_neurons(types))
 
     def neurons_up(self, gate: F32, x: Any, neurons: Neurons, activation: Activation, h: F32) -> None:
         (tokens, ff), n = gate.shape, len(neurons.ids)

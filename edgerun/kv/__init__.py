@@ -1,5 +1,6 @@
 """The keys and values of a sequence."""
 
 from edgerun.kv.cache import KvCache
+from edgerun.kv.ledger import Grant, KvLedger, unlimited
 
-__all__ = ["KvCache"]
+__all__ = ["Grant", "KvCache", "KvLedger", "unlimited"]

@@ -1,7 +1,8 @@
 """Keys and values of one sequence, f16, one array a layer, as `kernels.attention_layout` says.
 
 Head-major, because attention reads all positions of one head. Room doubles as the sequence grows, up to the
-capacity in whole blocks, so that a long context costs memory only when it is used.
+capacity in whole blocks, so that a long context costs memory only when it is used. A model's caches share a ledger,
+which grants what they hold.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import ContextLengthError, UsageError
 from edgerun.kernels.attention_layout import KEYS, keys_shape
+from edgerun.kv.ledger import Grant, unlimited
 
 F16 = NDArray[np.float16]
 I64 = NDArray[np.int64]
@@ -19,18 +21,39 @@ _FIRST_ROOM = 256  # positions
 
 
 class KvCache:
-    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time."""
+    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time.
 
-    def __init__(self, n_layers: int, kv_heads: int, head_dim_k: int, head_dim_v: int, capacity: int) -> None:
+    grant: asked before the cache grows (`KvLedger.grant`). `spare`: nobody needs what is in it, so that the ledger may
+    empty it for another cache.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        kv_heads: int,
+        head_dim_k: int,
+        head_dim_v: int,
+        capacity: int,
+        grant: Grant = unlimited,
+    ) -> None:
         if capacity < 1:
             raise UsageError(f"a KV cache needs a capacity of at least 1, got {capacity}")
         self.capacity = capacity
         self.length = 0
+        self.held_bytes = 0
+        self.spare = False
+        self._grant = grant
         self._shape = (n_layers, kv_heads, head_dim_k, head_dim_v)
-        self._room = min(_whole_blocks(capacity), _FIRST_ROOM)
+        self._position_bytes = 2 * n_layers * kv_heads * (head_dim_k + head_dim_v)
+        self._empty()
+
+    def _empty(self) -> None:
+        n_layers, kv_heads, head_dim_k, head_dim_v = self._shape
+        self.length = 0
+        self._room = 0
         self._addresses: tuple[I64, I64, I64, I64] | None = None
-        self._keys = [np.zeros(keys_shape(kv_heads, self._room, head_dim_k), np.float16) for _ in range(n_layers)]
-        self._values = [np.zeros((kv_heads, self._room, head_dim_v), np.float16) for _ in range(n_layers)]
+        self._keys = [np.zeros(keys_shape(kv_heads, 0, head_dim_k), np.float16) for _ in range(n_layers)]
+        self._values = [np.zeros((kv_heads, 0, head_dim_v), np.float16) for _ in range(n_layers)]
 
     @property
     def n_bytes(self) -> int:
@@ -55,7 +78,8 @@ class KvCache:
         return self._addresses
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity."""
+        """Make room for `tokens` more positions. Raises ContextLengthError beyond the capacity, DoesNotFitError when
+        the ledger has no room for them."""
         needed = self.length + tokens
         if needed > self.capacity:
             raise ContextLengthError(
@@ -64,11 +88,11 @@ class KvCache:
             )
         if needed <= self._room:
             return
-        room = min(_whole_blocks(self.capacity), _whole_blocks(max(needed, 2 * self._room)))
+        room = self._granted_room(needed)
         _, kv_heads, dim_k, dim_v = self._shape
         self._addresses = None  # at once: an interrupt or a lack of memory may leave some layers with the old room
         for layer in range(len(self._keys)):
-            if self._values[layer].shape[1] >= room:
+            if self._keys[layer].shape[1] * KEYS == self._values[layer].shape[1] == room:
                 continue
             keys = np.zeros(keys_shape(kv_heads, room, dim_k), np.float16)
             values = np.zeros((kv_heads, room, dim_v), np.float16)
@@ -76,6 +100,14 @@ class KvCache:
             self._keys[layer] = keys  # not before all of it is there
             self._values[layer] = values
         self._room = room
+
+    def _granted_room(self, needed: int) -> int:
+        """Positions: halves of the capacity, so that the last growth is a doubling too, or just the blocks needed."""
+        wanted = _whole_blocks(self.capacity)
+        while _whole_blocks(wanted // 2) >= max(needed, _FIRST_ROOM) and _whole_blocks(wanted // 2) < wanted:
+            wanted = _whole_blocks(wanted // 2)
+        least = _whole_blocks(needed)
+        return self._grant(self, wanted * self._position_bytes, least * self._position_bytes) // self._position_bytes
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""
@@ -87,11 +119,16 @@ class KvCache:
             raise UsageError(f"cannot cut a cache of {self.length} positions to {n}")
         self.length = n
 
+    def release(self) -> None:
+        """Forget everything and give the memory back; the cache can be filled again."""
+        self._empty()
+        self.held_bytes = 0
+
     def copy(self, n: int) -> KvCache:
-        """A cache of its own with the first n positions."""
+        """A cache of its own with the first n positions. Raises DoesNotFitError when the ledger has no room for it."""
         if not 0 <= n <= self.length:
             raise UsageError(f"cannot copy {n} of {self.length} positions")
-        other = KvCache(*self._shape, self.capacity)
+        other = KvCache(*self._shape, self.capacity, self._grant)
         other.reserve(n)
         for layer in range(len(self._keys)):
             _copy(self._keys[layer], self._values[layer], other._keys[layer], other._values[layer], n)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Activations, Expert, Kernels, Matrix
-from edgerun.kv import KvCache
+from edgerun.kv import Grant, KvCache, unlimited
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import RoutedRows, bounded, likeliest
@@ -36,12 +36,22 @@ class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
+    kv_grant: what its caches ask before they grow.
     """
 
-    def __init__(self, spec: ModelSpec, store: WeightStore, kernels: Kernels, *, context: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        store: WeightStore,
+        kernels: Kernels,
+        *,
+        context: int | None = None,
+        kv_grant: Grant = unlimited,
+    ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
+        self._kv_grant = kv_grant
         factors = self._rope_factors(context or spec.context_length)
         self._rope = RopeTable(*frequencies(spec.rope_dim, spec.rope_base, spec.rope_scaling, factors))
         self._local_rope = self._rope
@@ -61,7 +71,7 @@ class Decoder:
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for one sequence of up to `capacity` tokens."""
         s = self.spec
-        return KvCache(s.n_layers, s.n_kv_heads, s.head_dim_k, s.head_dim_v, capacity)
+        return KvCache(s.n_layers, s.n_kv_heads, s.head_dim_k, s.head_dim_v, capacity, self._kv_grant)
 
     def forward(
         self,

@@ -16,13 +16,13 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.models import ModelSpec
 from edgerun.models.footprint import CHUNK, activation_bytes
-from edgerun.units import format_size
+from edgerun.units import format_size, round_up_size
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
 from edgerun.weights.store import Mode
 
 BUFFERS = 2  # layers of the window
-GROWTH_BYTES = 40 << 20  # the tokenizer's tables, templates, Python's own: what a running process adds to a loaded one
+GROWTH_BYTES = 16 << 20  # templates, sampling, Python's own: what a running process adds to a loaded one
 _MOST_WAVE = 4096  # tokens of a prompt that pass a layer together
 _WAVE_SHARE = 0.06  # of the budget that a wave may take when layers stream
 _LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
@@ -67,6 +67,18 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """All of it."""
         return sum(n_bytes for _, n_bytes in self.accounts())
+
+    @property
+    def expected_bytes(self) -> int:
+        """The most that the process will hold as far as one can tell: all but the margin, and of a resident model
+        either what reading its largest tensor takes or what computing takes afterwards."""
+        spared = min(self.reader_bytes, self.kv_bytes + self.activation_bytes) if self.mode == "resident" else 0
+        return self.total_bytes - self.margin_bytes - spared
+
+    @property
+    def kv_limit_bytes(self) -> int:
+        """Of all sessions together: one whole context, and what nothing else has a use for."""
+        return self.kv_bytes + max(0, self.budget_bytes - self.total_bytes)
 
     @property
     def cached_share(self) -> float:
@@ -132,7 +144,9 @@ def plan_memory(
         neurons = least_neurons * sum(neuron_bytes)
         floor = fixed + least + reader + outside + neurons + min(window, sum(layer_bytes))
     resident = _with_margin(fixed + least + everything + largest)
-    floor = min(_with_margin(floor), resident)
+    floor = round_up_size(min(_with_margin(floor), resident))
+    if budget_bytes < floor:
+        raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
     if budget_bytes >= resident:
         return MemoryPlan(
             mode="resident",
@@ -145,8 +159,6 @@ def plan_memory(
             wave_tokens=0,
             **common,
         )
-    if budget_bytes < floor:
-        raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
     margin = _margin(budget_bytes)
     if n_experts:  # a wave borrows slots for as long as it takes: decoding needs little
         active = activation_bytes(spec, 1)
@@ -252,7 +264,9 @@ def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
 
 def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str) -> str:
     advice = []
-    missing = floor - budget
+    shown = round_up_size(budget)
+    below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
+    missing = floor - below
     per_token = spec.kv_bytes(KEYS) // KEYS
     possible = (context - -(-missing // per_token)) // 64 * 64
     if possible >= _SMALLEST_CONTEXT:

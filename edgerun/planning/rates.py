@@ -1,7 +1,8 @@
 """How fast this machine is, in the few numbers that predict a model's speed; measured once and kept.
 
 Decoding reads every active weight once a token, so it runs at the rate of a matrix-vector product; a prompt runs at the
-rate of a matrix-matrix product; what is missing in memory comes at the disk's rate for pieces of an expert's size.
+rate of a matrix-matrix product; what is missing in memory comes at the disk's rate for pieces of an expert's size. Both
+products are measured for each type of weights that a model has: types without kernels are a hundred times slower.
 """
 
 from __future__ import annotations
@@ -11,50 +12,86 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgerun.errors import FormatError
+from edgerun.errors import FormatError, UntrustedError
+from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
-from edgerun.kernels import Kernels
-from edgerun.paths import replace_file, temporary_folder
+from edgerun.kernels import Kernels, Matrix
+from edgerun.kernels.interface import F32
+from edgerun.new_files import temporary_folder
+from edgerun.paths import read_kept, write_kept
+from edgerun.planning.slow_types import Types
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
-_ROWS, _COLS, _TOKENS = 16384, 16384, 128  # 144 MiB packed: no cache holds it
+_COLS = 4096
+_MATRIX_BYTES = 144 << 20  # packed: no cache holds it
+_SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing
+_TOKENS = 256  # of a prompt, as a decoder takes it at a time
 _PROBE_BYTES = 384 << 20
 _READERS = 3
+_FILL = 0x11  # every byte of the weights: as a number of any type it is small, and no denormal
+
+
+@dataclass(frozen=True)
+class ProductRates:
+    """Of matrices of one type. decode_bytes_per_s: of packed weights in a matrix-vector product; prompt_ops_per_s:
+    multiplications and additions of a matrix-matrix product."""
+
+    decode_bytes_per_s: float
+    prompt_ops_per_s: float
 
 
 @dataclass(frozen=True)
 class Rates:
-    """decode_bytes_per_s: of packed weights in a matrix-vector product; prompt_ops_per_s: multiplications and additions
-    of a matrix-matrix product; disk_bytes_per_s: random reads of `disk_piece_bytes`, past the page cache."""
+    """products: of each type that was measured; disk_bytes_per_s: random reads of `disk_piece_bytes`, past the page
+    cache."""
 
-    decode_bytes_per_s: float
-    prompt_ops_per_s: float
+    products: Mapping[str, ProductRates]  # by `product_name`
     disk_bytes_per_s: float
     disk_piece_bytes: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        products = {name: asdict(each) for name, each in self.products.items()}
+        return {**vars(self), "products": products}
 
-def measure_kernels(kernels: Kernels) -> tuple[float, float]:
-    """(bytes/s of a product with one row, operations/s of one with many), Q4_0. About a second."""
-    raw = np.random.default_rng(0).integers(0, 255, (_ROWS, GgmlType.Q4_0.row_bytes(_COLS)), np.uint8)
-    raw.reshape(_ROWS, -1, 18)[:, :, :2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-    matrix = kernels.pack(raw, GgmlType.Q4_0, _COLS)
-    rates = []
-    for tokens, turns in ((1, 61), (_TOKENS, 3)):
-        x, out = np.ones((tokens, _COLS), np.float32), np.empty((tokens, _ROWS), np.float32)
+
+def product_name(type: GgmlType, cols: int, types: Types) -> str:
+    """Of matrices that have one rate: "Q4_0"; "Q5_0 x 640" for types without kernels, whose rate depends on the width
+    too, because it decides what of numpy's intermediate results stays in a cache."""
+    return type.name if types.has_kernels(type) else f"{type.name} x {cols}"
+
+
+def measure_products(kernels: Kernels, type: GgmlType, cols: int, types: Types) -> ProductRates:
+    """The rates of matrices of this type and width. About a second."""
+    fast = types.has_kernels(type)
+    cols = _COLS if fast else cols
+    group = kernels.row_group
+    wanted = (_MATRIX_BYTES if fast else _SLOW_MATRIX_BYTES) // kernels.packed_bytes(type, group, cols)
+    rows = group * max(1, wanted)
+    kernels.prepare([type])
+    matrix = kernels.matrix_in(np.empty(kernels.packed_bytes(type, rows, cols), np.uint8), type, rows, cols)
+    some = np.full((group * max(1, 512 // group), type.row_bytes(cols)), _FILL, np.uint8)
+    for first in range(0, rows, len(some)):
+        kernels.pack_rows(some[: rows - first], matrix, first)
+    took = []
+    for tokens, turns in ((1, 61 if fast else 15), (_TOKENS, 3)):
+        x, out = np.ones((tokens, cols), np.float32), np.empty((tokens, rows), np.float32)
         kernels.matmul(matrix, kernels.activations(x), out)
-        took = []
-        for _ in range(turns):
-            began = time.perf_counter()
-            kernels.matmul(matrix, kernels.activations(x), out)
-            took.append(time.perf_counter() - began)
-        rates.append(statistics.median(took))  # the best of them would not be what a token gets
-    return matrix.n_bytes / rates[0], 2.0 * _ROWS * _COLS * _TOKENS / rates[1]
+        took.append(statistics.median(_timed(kernels, matrix, x, out) for _ in range(turns)))  # the best is not typical
+    return ProductRates(matrix.n_bytes / took[0], 2.0 * rows * cols * _TOKENS / took[1])
+
+
+def _timed(kernels: Kernels, matrix: Matrix, x: F32, out: F32) -> float:
+    began = time.perf_counter()
+    kernels.matmul(matrix, kernels.activations(x), out)
+    return time.perf_counter() - began
 
 
 def measure_disk(path: Path, piece_bytes: int) -> float:
@@ -92,17 +129,30 @@ def probe_file(folder: Path) -> Iterator[Path]:
         yield path
 
 
-def load_rates(path: Path) -> Rates | None:
-    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense."""
+def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
+    """What `save_rates` wrote; None when there is nothing, or nothing that makes sense, or (with a Notice) something
+    that others can have written."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        piece = int(said.pop("disk_piece_bytes"))
-        rates = Rates(**{key: float(value) for key, value in said.items()}, disk_piece_bytes=piece)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        said = json.loads(read_kept(path))
+        products = {
+            str(name): ProductRates(float(decode), float(prompt)) for name, (decode, prompt) in said["products"].items()
+        }
+        rates = Rates(products, float(said["disk_bytes_per_s"]), int(said["disk_piece_bytes"]))
+    except UntrustedError as error:
+        events(Notice(f"this machine's speed is measured again: {error}"))
         return None
-    return rates if all(0 < value < 1e18 for value in asdict(rates).values()) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    numbers = [n for each in products.values() for n in (each.decode_bytes_per_s, each.prompt_ops_per_s)]
+    sensible = all(0 < n < 1e18 for n in (*numbers, rates.disk_bytes_per_s, rates.disk_piece_bytes))
+    return rates if sensible else None
 
 
 def save_rates(path: Path, rates: Rates) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    replace_file(path, [json.dumps(asdict(rates)).encode()])
+    said = {
+        "products": {name: list(astuple(each)) for name, each in rates.products.items()},
+        "disk_bytes_per_s": rates.disk_bytes_per_s,
+        "disk_piece_bytes": rates.disk_piece_bytes,
+    }
+    write_kept(path, [json.dumps(said).encode()])

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
+from typing import Protocol
 
 import numpy as np
 
+from edgerun.formats.gguf import TensorInfo
 from edgerun.models import ModelSpec
 from edgerun.planning.memory import MemoryPlan, Sizes
-from edgerun.planning.rates import Rates
+from edgerun.planning.rates import Rates, product_name
+from edgerun.planning.slow_types import Types
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog
 
 _PROMPT_TOKENS = 256
@@ -37,6 +40,10 @@ _MANY_EXPERTS = 96
 _FIRING, _NEURON_COST = 0.1, 2.0
 
 
+class TypeSizes(Sizes, Types, Protocol):
+    """Of the kernels (`kernels.load_sizes`)."""
+
+
 @dataclass(frozen=True)
 class Speed:
     """Predictions. `first_token_s`: of a prompt of `prompt_tokens`, nothing cached."""
@@ -52,38 +59,57 @@ class Speed:
 
 
 def predict_speed(
-    catalog: Catalog, spec: ModelSpec, plan: MemoryPlan, sizes: Sizes, rates: Rates, *, hit_rate: float | None = None
+    catalog: Catalog,
+    spec: ModelSpec,
+    plan: MemoryPlan,
+    sizes: TypeSizes,
+    rates: Rates,
+    *,
+    hit_rate: float | None = None,
 ) -> Speed:
-    """`hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models."""
+    """`hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates`
+    must have all products of the catalog."""
     used = spec.n_experts_used
-    active = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
-    weights = float(np.prod(catalog.head.shape)) / _PROMPT_TOKENS  # of a prompt only the last token has logits
+    compute = prompt_compute = 0.0  # seconds a token
+
+    def add(info: TensorInfo, rows: int, times: float = 1.0, touched: float = 1.0, last: bool = False) -> None:
+        """A matrix of so many rows that each token is multiplied with `times` times (so many experts, or such a part
+        of the neurons); of `touched` such matrices some token of a prompt needs each. last: its last token alone."""
+        nonlocal compute, prompt_compute
+        cols = info.shape[-1]
+        rate = rates.products[product_name(info.type, cols, sizes)]
+        one = sizes.packed_bytes(info.type, rows, cols) / rate.decode_bytes_per_s
+        many = 2.0 * rows * cols / rate.prompt_ops_per_s
+        if sizes.has_kernels(info.type):
+            one, many = one / _DECODE_SHARE, times * many / _PROMPT_SHARE
+        else:  # numpy makes floats of the whole matrix first, for one token or for many
+            unpacking = one / _PROMPT_TOKENS
+            many = touched * unpacking + times * max(0.0, many - unpacking)
+        compute += times * one
+        prompt_compute += one / _PROMPT_TOKENS if last else many
+
+    add(catalog.head, catalog.head.shape[0], last=True)  # the others' logits are not asked for
+    touched = spec.n_experts * (1 - (1 - used / spec.n_experts) ** _PROMPT_TOKENS) if spec.n_experts else 0.0
     stored_expert = stored_dense = stored_neurons = 0.0
     for layer in catalog.layers:
         for info in layer.matrices.values():
-            active += sizes.packed_bytes(info.type, *info.shape)
-            weights += float(np.prod(info.shape))
+            add(info, info.shape[0])
             stored_dense += info.n_bytes
         for info in layer.neurons.values():
-            active += int(_FIRING * info.n_bytes)
-            weights += _FIRING * float(np.prod(info.shape))
+            add(info, info.shape[0], _FIRING)
             stored_neurons += info.n_bytes
         for part in EXPERT_PARTS if layer.experts else ():
             info = layer.experts[part]
-            active += used * sizes.packed_bytes(info.type, *info.shape[1:])
-            weights += used * float(np.prod(info.shape[1:]))
+            add(info, info.shape[1], used, touched)
             stored_expert += info.n_bytes
-    compute = active / (rates.decode_bytes_per_s * _DECODE_SHARE)
     if spec.n_experts:
         compute += spec.n_layers * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
-    prompt_compute = 2 * weights / (rates.prompt_ops_per_s * _PROMPT_SHARE)
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
     if plan.mode == "experts":
         curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
         hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored_expert * used / spec.n_experts
-        touched = 1 - (1 - used / spec.n_experts) ** _PROMPT_TOKENS
-        prompt_missing = stored_expert * touched
+        prompt_missing = stored_expert * touched / spec.n_experts
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = prompt_missing = (1 - hits) * stored_dense
@@ -91,7 +117,7 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += _FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += stored_neurons * (1 - kept)
-    compute += missing / (rates.decode_bytes_per_s * _PACKING)
+    compute += missing / (_PACKING * _fastest(rates))
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
@@ -105,6 +131,11 @@ def predict_speed(
         compute_s_per_token=compute,
         read_s_per_token=read,
     )
+
+
+def _fastest(rates: Rates) -> float:
+    """Bytes/s of the type whose products are fastest: the others' packing is bound by memory too."""
+    return max(each.decode_bytes_per_s for each in rates.products.values())
 
 
 def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int) -> float:

@@ -18,7 +18,8 @@ from typing import Any, get_args
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
-from edgerun.paths import one_at_a_time, remove_abandoned, replace_file
+from edgerun.new_files import one_at_a_time, remove_abandoned
+from edgerun.paths import kept_folder, read_kept, write_kept
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
@@ -111,7 +112,8 @@ def build_model(
 ) -> BuiltModel:
     """The folder under `root`, made if it is not there. `ranges`: of every layer, empty ones where the scheme does not
     narrow activations; `experts`: graphs for these too. What another process has begun is waited for. Raises
-    UnsupportedError for models that have no such graphs, OSError when there is no room."""
+    UnsupportedError for models that have no such graphs, OSError when there is no room, UntrustedError when others can
+    write there."""
     check_supported(spec, experts=experts)
     if rotated:
         check_rotatable(spec)
@@ -120,6 +122,7 @@ def build_model(
     found = _open(folder, scheme, sizes, rotated, experts, spec.n_layers)
     if found is not None:
         return found
+    kept_folder(folder, make=True).close()
     waiting = partial(events, Notice(f"another edgerun builds {folder.name}; waiting for it"))
     with one_at_a_time(folder / "build", waiting, wait_s=_MOST_WAIT_S):
         return _build(folder, gguf, spec, scheme, ranges, sizes, rotated, experts, events)
@@ -136,7 +139,6 @@ def _build(
     experts: bool,
     events: EventSink,
 ) -> BuiltModel:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     remove_abandoned(folder)
     layers = []
     for index in range(spec.n_layers):
@@ -146,9 +148,9 @@ def _build(
             mine = ranges[index]
             stored = write_layer(folder, gguf, spec, index, scheme, mine, sizes, rotated=rotated, experts=experts)
             layer = BuiltLayer(mine, *stored)
-            replace_file(_record(folder, index), [json.dumps(asdict(layer)).encode()])
+            write_kept(_record(folder, index), [json.dumps(asdict(layer)).encode()])
         layers.append(layer)
-    replace_file(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
+    write_kept(folder / "model.json", [json.dumps({"layers": spec.n_layers}).encode()])
     events(Progress("build prompt graphs", spec.n_layers, spec.n_layers, "layers"))
     return BuiltModel(folder, scheme, tuple(sizes), rotated, tuple(layers), experts)
 
@@ -158,6 +160,8 @@ def _open(
 ) -> BuiltModel | None:
     if not (folder / "model.json").is_file():
         return None
+    with kept_folder(folder) as kept:  # devices' drivers open what is in it by name, and believe it
+        kept.check_all()
     layers = [_read_layer(folder, index) for index in range(n_layers)]
     whole = [layer for layer in layers if layer is not None]
     if len(whole) < n_layers:
@@ -172,7 +176,7 @@ def _record(folder: Path, layer: int) -> Path:
 def _read_layer(folder: Path, index: int) -> BuiltLayer | None:
     """What a record says; None when there is none, or one that does not fit the weight file: it is made again."""
     try:
-        said = json.loads(_record(folder, index).read_text(encoding="utf-8"))
+        said = json.loads(read_kept(_record(folder, index)))
         layer = BuiltLayer(parse_ranges(said["ranges"]), _parse_stored(said["stored"]), _parse_stored(said["experts"]))
         if (folder / weights_name(index)).stat().st_size != _end(layer.stored):
             return None

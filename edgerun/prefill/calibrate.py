@@ -21,13 +21,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgerun.device import EnergyMeter
-from edgerun.errors import DeviceError, UnsupportedError, UsageError
+from edgerun.errors import DeviceError, UnsupportedError, UntrustedError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
-from edgerun.paths import replace_file, temporary_folder
+from edgerun.new_files import temporary_folder
+from edgerun.paths import read_kept, write_kept
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
 from edgerun.prefill.choice import KERNELS, PromptChoice, fit_scheme
@@ -209,13 +210,14 @@ def calibration_path(root: Path, digest: str, mode: Mode) -> Path:
 
 def save_calibration(path: Path, found: Calibration) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    replace_file(path, [json.dumps(found.as_dict(), indent=1).encode()])
+    write_kept(path, [json.dumps(found.as_dict(), indent=1).encode()])
 
 
 def load_calibration(path: Path) -> Calibration | None:
-    """What `save_calibration` wrote; None when there is nothing, or nothing that makes sense."""
+    """What `save_calibration` wrote; None when there is nothing, or nothing that makes sense. UntrustedError for one
+    that others can have written."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(read_kept(path))
         rows = tuple(_row(each) for each in said["rows"])
         return Calibration(
             {str(k): str(v) for k, v in said["made_with"].items()},
@@ -224,6 +226,8 @@ def load_calibration(path: Path) -> Calibration | None:
             str(said["why"]),
             int(said["least_tokens"]),
         )
+    except UntrustedError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
-from edgerun.paths import replace_file
+from edgerun.paths import write_kept
 from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
@@ -75,13 +75,13 @@ def write_layer(
     stored = dict[str, Stored]()
     if experts:
         path = folder / experts_name(layer)
-        replace_file(path, _placed(stored, _expert_weights(reader, spec, scheme)))
+        write_kept(path, _placed(stored, _expert_weights(reader, spec, scheme)))
         for expert in range(spec.n_experts):
             mine = LayerConstants(path.name, _of_expert(stored, expert), {}, {})
             graphs += [(GraphFile(layer, EXPERT, tokens, expert), mine) for tokens in sizes]
     for file, known in graphs:
         model = build_graph(spec, file.segment, scheme, known, ranges.kept, file.tokens or None)
-        replace_file(folder / file.name, [model])
+        write_kept(folder / file.name, [model])
     return dict(constants.stored), stored
 
 
@@ -103,7 +103,7 @@ def _write_weights(
     path: Path, reader: LayerReader, spec: ModelSpec, scheme: Scheme, ranges: LayerRanges
 ) -> LayerConstants:
     constants = LayerConstants(path.name, {}, {}, {})
-    replace_file(path, _placed(constants.stored, _weights(reader, spec, scheme, ranges, constants)))
+    write_kept(path, _placed(constants.stored, _weights(reader, spec, scheme, ranges, constants)))
     return constants
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import Decoder
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, write_kept
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltModel, build_model, parse_ranges
 from edgerun.prefill.choice import PromptChoice
@@ -104,11 +104,11 @@ def _ranges(
     ]
     path = root / f"ranges-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
     try:
-        kept = [parse_ranges(each) for each in json.loads(path.read_text(encoding="utf-8"))]
+        kept = [parse_ranges(each) for each in json.loads(read_kept(path))]
         if len(kept) == decoder.spec.n_layers:
             return kept
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there, or damaged: found out anew
     ranges = profile_ranges(decoder, ids, shadow=choice.shadow, rotated=choice.rotated, experts=choice.experts)
-    replace_file(path, [json.dumps([asdict(each) for each in ranges]).encode()])
+    write_kept(path, [json.dumps([asdict(each) for each in ranges]).encode()])
     return ranges

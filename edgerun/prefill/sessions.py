@@ -17,7 +17,7 @@ from edgerun.errors import DeviceError, ReadError, UnsupportedError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
-from edgerun.paths import temporary_folder
+from edgerun.new_files import temporary_folder
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import (
@@ -151,6 +151,7 @@ class Sessions:
             if not out.is_file():
                 with temporary_folder(folder) as own:
                     compile_graph(self.device, self._path(graph), own / graph.name)
+                    (own / graph.name).chmod(0o600)  # whatever the umask: see `trust`
                     (own / graph.name).replace(out)
             return out
         together = folder / graph.ladder_name
@@ -160,6 +161,8 @@ class Sessions:
                 made = own / "made"
                 made.mkdir()
                 compile_ladder(self.device, ladder, made)
+                for path in made.iterdir():
+                    path.chmod(0o600)
                 with contextlib.suppress(OSError):  # another process was faster
                     made.rename(together)
         return together / graph.name

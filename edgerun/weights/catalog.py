@@ -72,6 +72,13 @@ class Catalog:
         infos = [self.head, *(info for layer in self.layers for info in _matrices(layer))]
         return list(dict.fromkeys(info.type for info in infos))
 
+    def multiplied(self) -> Iterator[TensorInfo]:
+        """All that activations are multiplied with: matrices, experts and neurons."""
+        yield self.head
+        for layer in self.layers:
+            yield from _matrices(layer)
+            yield from layer.neurons.values()
+
 
 def _matrices(layer: LayerTensors) -> Iterator[TensorInfo]:
     yield from layer.matrices.values()

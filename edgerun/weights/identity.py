@@ -10,7 +10,7 @@ from pathlib import Path
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.kernels.interface import U8
-from edgerun.paths import replace_file
+from edgerun.paths import read_kept, write_kept
 
 _PIECE_BYTES = 8 << 20
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -77,7 +77,7 @@ class ContentDigest:
 def known_digest(gguf: GgufFile, root: Path) -> str | None:
     """The content's digest where `content_digest` has found it out for this file as it is now; nothing is read."""
     try:
-        said = _kept(gguf, root).read_text(encoding="ascii").strip()
+        said = read_kept(_kept(gguf, root)).decode("ascii").strip()
     except (OSError, ValueError):
         return None
     return said if _DIGEST.fullmatch(said) else None
@@ -90,7 +90,7 @@ def content_digest(gguf: GgufFile, root: Path, events: EventSink = ignore) -> st
     if known is None:
         known = ContentDigest(gguf).finish(events)
         with contextlib.suppress(OSError):
-            replace_file(_kept(gguf, root), [known.encode()])
+            write_kept(_kept(gguf, root), [known.encode()])
     return known
 
 

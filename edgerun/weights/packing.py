@@ -23,7 +23,8 @@ from edgerun.formats.packfile import (
     read_header,
 )
 from edgerun.kernels.interface import U8, Kernels
-from edgerun.paths import resumed_file
+from edgerun.new_files import resumed_file
+from edgerun.trust import check_beside
 from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, stored_block_bytes
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.flash import FlashReader
@@ -50,6 +51,10 @@ def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, events: Eve
     """The header of the pack file beside a model when it is whole, of this layout, and was made from the model's files
     as they are: same sizes, times and inodes. A Notice when only these differ."""
     path = pack_path(gguf.path)
+    try:
+        check_beside(path, gguf.path)
+    except OSError:
+        return None  # there is none, or others can have written it
     header = _header_of(path)
     if header is None or not _alike(header, wanted := pack_header(gguf, catalog, kernels)):
         return None

@@ -208,7 +208,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*args: object) -> None:
         raise PermissionError(13, "Permission denied", "calibration.json")
 
-    return lambda: monkeypatch.setattr("edgerun.prefill.calibrate.replace_file", refuse)
+    return lambda: monkeypatch.setattr("edgerun.prefill.calibrate.write_kept", refuse)
 
 
 def test_doctor_where_nothing_can_be_kept(

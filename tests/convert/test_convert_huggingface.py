@@ -345,6 +345,16 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised already"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedError, "'dynamic'"),
         ({"rope_scaling": [1]}, FormatError, "not an object"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1e29}},
+            FormatError,
+            "original_max_position_embeddings is 1e.29, not a count",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0.5}},
+            FormatError,
+            "original_max_position_embeddings is 0.5, not a count",
+        ),
         ({"rope_theta": "x"}, FormatError, "rope_theta is 'x'"),
         ({"rms_norm_eps": [1]}, FormatError, "rms_norm_eps is"),
         ({"head_dim": 7}, FormatError, "cannot be rotated"),

@@ -23,6 +23,7 @@ class FakeCache:
 
     limit: int
     held: list[int] = field(default_factory=list)
+    spare: bool = False
 
     @property
     def length(self) -> int:
@@ -31,6 +32,12 @@ class FakeCache:
     def truncate(self, n: int) -> None:
         assert 0 <= n <= self.length
         del self.held[n:]
+
+    def reserve(self, tokens: int) -> None:
+        assert self.length + tokens <= self.limit
+
+    def release(self) -> None:
+        self.held.clear()
 
     def copy(self, n: int) -> FakeCache:
         return FakeCache(self.limit, self.held[:n])

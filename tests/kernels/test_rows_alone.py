@@ -10,8 +10,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgerun import paths
-from edgerun.events import ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
 from edgerun.kernels.attention_layout import CHUNK, KEYS, keys_shape, write_keys
@@ -20,7 +18,7 @@ from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
-from tests.kernels.conftest import IMPLEMENTATIONS
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
 SHAPES = {"max_examples": 40, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -31,8 +29,8 @@ def teams(request: pytest.FixtureRequest) -> Iterator[list[Kernels]]:
     if request.param == "reference":
         yield [ReferenceKernels()]
         return
-    cache = KernelCache(request.param, paths.cache_dir() / "kernels")
-    made = [SimdKernels(request.param, cache, threads, ignore) for threads in (1, 3)]
+    cache = KernelCache(request.param, KERNELS_DIR)
+    made = [SimdKernels(request.param, cache, threads) for threads in (1, 3)]
     yield list(made)
     for each in made:
         each.close()

@@ -15,6 +15,7 @@ from edgerun.kernels.layout import PackedSizes
 from edgerun.models.families import FAMILIES
 from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.planning import plan_memory, process_budget
+from edgerun.units import format_size, parse_size_bytes
 from edgerun.weights import make_catalog
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -91,6 +92,42 @@ def test_never_over_the_budget(model, budget, context):
         assert made.slots >= 2 * model[1].n_experts_used
     if made.mode == "layers":
         assert 0 <= made.pinned <= made.layers - 2
+
+
+SMALL = {
+    (arch, type): header(arch, 3, 512, 1024, 8, 2, 3000, experts=experts, used=experts // 4, type=type)
+    for arch, experts in (("llama", 0), ("olmoe", 8))
+    for type in (GgmlType.F32, GgmlType.Q4_0, GgmlType.Q5_0, GgmlType.Q4_K)
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    model=st.sampled_from([OLMOE, LLAMA_7B, *SMALL.values()]),
+    context=st.integers(1, 4096),
+    runtime=st.integers(50 * MIB, 3 * GIB),
+)
+def test_the_floor_is_one_number(model, context, runtime):
+    """What a plan names, what a refusal names, and what is enough."""
+
+    def within(budget, context=context):
+        catalog, spec = model
+        return plan_memory(
+            "m", catalog, spec, SIZES, context=context, budget_bytes=budget, runtime_bytes=runtime, limited="--memory"
+        )
+
+    floor = within(1 << 50).floor_bytes
+    assert parse_size_bytes(format_size(floor)) == floor, "it can be typed"
+    made = within(floor)
+    assert made.floor_bytes == floor
+    assert made.total_bytes <= floor
+    for budget in (floor - 1, floor - MIB, floor // 2):
+        with pytest.raises(DoesNotFitError) as caught:
+            within(budget)
+        assert f"needs at least {format_size(floor)} of memory" in str(caught.value)
+        smaller = re.search(r"a context of (\d+) would do", str(caught.value))
+        if smaller:
+            assert within(budget, int(smaller[1])).floor_bytes <= budget
 
 
 @pytest.mark.parametrize("model", [OLMOE, LLAMA_7B], ids=["olmoe", "llama-7b"])

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 
 from edgerun.errors import FormatError
-from edgerun.planning.rates import Rates, load_rates, measure_disk, measure_kernels, save_rates
+from edgerun.formats.gguf import GgmlType
+from edgerun.kernels.layout import PackedSizes
+from edgerun.planning.rates import (
+    ProductRates,
+    Rates,
+    load_rates,
+    measure_disk,
+    measure_products,
+    product_name,
+    save_rates,
+)
 from edgerun.planning.speed import predict_speed, token_s
-from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, plan
+from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, header, plan
 
-RATES = Rates(25e9, 300e9, 1e9, 1 << 20)
+Q4_0 = ProductRates(25e9, 300e9)
+RATES = Rates({"Q4_0": Q4_0}, 1e9, 1 << 20)
 
 
 def speed(model, budget, rates=RATES, **more):
@@ -30,7 +41,10 @@ def test_the_law():
     small = speed(OLMOE, 2 * GIB)
     assert small.decode_tok_s < 1e9 / small.read_bytes_per_token, "reading binds"
     assert speed(OLMOE, 2 * GIB, replace(RATES, disk_bytes_per_s=2e9)).decode_tok_s > 1.5 * small.decode_tok_s
-    assert speed(OLMOE, 2 * GIB, replace(RATES, decode_bytes_per_s=50e9)).decode_tok_s < 1.2 * small.decode_tok_s
+    assert (
+        speed(OLMOE, 2 * GIB, replace(RATES, products={"Q4_0": replace(Q4_0, decode_bytes_per_s=50e9)})).decode_tok_s
+        < 1.2 * small.decode_tok_s
+    )
     whole = speed(OLMOE, 8 * GIB)
     assert (whole.hit_rate, whole.read_bytes_per_token, whole.read_s_per_token) == (1.0, 0.0, 0.0)
     every = speed(OLMOE, 2 * GIB, hit_rate=1.0).decode_tok_s
@@ -54,7 +68,7 @@ def test_misses_come_layer_by_layer():
 def test_what_is_read_is_packed_by_the_same_cores():
     some, none = (speed(OLMOE, 2 * GIB, hit_rate=rate) for rate in (0.5, 1.0))
     packing = some.compute_s_per_token - none.compute_s_per_token
-    assert packing == pytest.approx(some.read_bytes_per_token / (0.2 * RATES.decode_bytes_per_s))
+    assert packing == pytest.approx(some.read_bytes_per_token / (0.2 * Q4_0.decode_bytes_per_s))
 
 
 def test_bytes_by_hand():
@@ -72,10 +86,35 @@ def test_measured_here(tmp_path, kernels):
     assert measure_disk(path, 1 << 16) > 1e5
     with pytest.raises(FormatError, match="too small"):
         measure_disk(path, 1 << 20)
-    if kernels.name != "reference":
-        decode, prompt = measure_kernels(kernels)
-        assert decode > 1e7
-        assert prompt > decode
+
+
+@pytest.mark.parametrize("type", [GgmlType.Q4_0, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
+def test_products_of_every_type_are_measured(kernels, type):
+    rates = measure_products(kernels, type, 256, PackedSizes(kernels.row_group))
+    assert 1e5 < rates.decode_bytes_per_s < 1e13
+    assert 1e6 < rates.prompt_ops_per_s < 1e16
+
+
+def test_weights_without_kernels_take_their_own_time():
+    """By hand: one layer's time at each type's rate, the head's beside it."""
+    sizes, rates = PackedSizes(8), {"Q4_0": Q4_0, "Q5_0 x 512": ProductRates(1e8, 1e10)}
+    rates["Q5_0 x 1024"] = ProductRates(5e7, 1e10)
+    assert {product_name(GgmlType.Q5_0, cols, sizes) for cols in (512, 1024)} <= set(rates)
+    catalog, spec = header("llama", 4, 512, 1024, 8, 8, 3000, type=GgmlType.Q5_0)
+    got = predict_speed(catalog, spec, plan((catalog, spec), 8 * GIB), sizes, Rates(rates, 1e9, 1 << 20))
+    layer_512, layer_1024 = 4 * 512 * 512 + 2 * 512 * 1024, 512 * 1024  # weights
+    token_s = (22 / 32) * ((4 * layer_512 + 3000 * 512) / 1e8 + 4 * layer_1024 / 5e7)
+    assert got.decode_tok_s == pytest.approx(1 / token_s)
+    prompt_s = 2 * 4 * (layer_512 + layer_1024) / 1e10 * 256 + 3000 * 512 * (22 / 32) / 1e8
+    assert got.first_token_s == pytest.approx(prompt_s)
+
+
+def test_experts_without_kernels_are_unpacked_once_a_chunk():
+    rates = Rates({"Q5_0 x 512": ProductRates(1e8, 1e12)}, 1e9, 1 << 20)
+    catalog, spec = header("olmoe", 2, 512, 512, 8, 8, 3000, experts=64, used=8, type=GgmlType.Q5_0)
+    got = predict_speed(catalog, spec, plan((catalog, spec), 8 * GIB), SIZES, rates)
+    every_expert_s = 2 * 64 * 3 * 512 * 512 * (22 / 32) / 1e8
+    assert every_expert_s < got.first_token_s < 1.3 * every_expert_s
 
 
 def test_kept_rates(tmp_path):
@@ -83,6 +122,14 @@ def test_kept_rates(tmp_path):
     assert load_rates(path) is None
     save_rates(path, RATES)
     assert load_rates(path) == RATES
-    for bad in ("", "{}", "[]", "3", '{"disk_piece_bytes": 5}', path.read_text().replace("25", "-25")):
+    for bad in (
+        "",
+        "{}",
+        "[]",
+        "3",
+        '{"disk_piece_bytes": 5}',
+        path.read_text().replace("25", "-25"),
+        path.read_text().replace("Q4_0", "Q4_0 x").replace("2500", "x"),
+    ):
         path.write_text(bad)
         assert load_rates(path) is None

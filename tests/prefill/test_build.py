@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerun import paths
 from edgerun.errors import EdgerunError, ReadError, UnsupportedError
 from edgerun.events import Progress
 from edgerun.prefill import build as build_module
@@ -34,8 +33,6 @@ import os, sys, time
 from pathlib import Path
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import load_spec
-from edgerun import paths
-from edgerun.prefill import build as build_module
 from edgerun.prefill.build import build_model
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import SCHEMES
@@ -55,7 +52,7 @@ def slow(fd):
 gguf = open_gguf(model)
 spec = load_spec(gguf)
 content_digest(gguf, root)  # found out and kept already
-paths.os.fsync = slow
+os.fsync = slow
 build_model(root, gguf, spec, SCHEMES["fp32"], [LayerRanges()] * spec.n_layers, (0,))
 """
 _FILES = 4  # of a layer here: weights, two graphs, a record
@@ -272,7 +269,7 @@ def test_two_builders_at_once(models, tmp_path, monkeypatch, locks):
         except BaseException as error:  # noqa: BLE001 - shown by the assertion below
             errors.append(error)
 
-    monkeypatch.setattr(paths.os, "fsync", slow)
+    monkeypatch.setattr(os, "fsync", slow)
     thread = threading.Thread(target=first, name="first")
     thread.start()
     assert started.wait(20)
@@ -303,7 +300,7 @@ def test_no_room_is_an_error_and_leaves_no_rubbish(models, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(paths.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             build(model, tmp_path)
     (folder,) = tmp_path.glob("llama-fp32-*")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,16 +24,20 @@ class Interrupts:
         self._seen: list[tuple[CodeType, int]] = []
         self.where = ""
 
-    def moments(self, run: Callable[[], object], times: int = 2) -> list[int]:
-        """Those n at which `run` begins a line for the first time, or the second, .. up to `times`."""
+    def moments(self, run: Callable[[], object], part: str = "") -> list[int]:
+        """Those n at which `run` begins a line for the first time, or for the first time since a function of the name
+        `part` was last entered."""
         self._seen.clear()
         self._traced(run, sys.maxsize)
-        counts: Counter[tuple[CodeType, int]] = Counter()
-        found = []
+        known: set[tuple[CodeType, int]] = set()
+        found, before = [], None
         for n, line in enumerate(self._seen):
-            counts[line] += 1
-            if counts[line] <= times:
+            if line[0].co_name == part and before is not line[0] and line[1] < _second_line(line[0]):
+                known.clear()
+            if line not in known:
                 found.append(n)
+            known.add(line)
+            before = line[0]
         return found
 
     def at(self, n: int, run: Callable[[], object]) -> bool:
@@ -67,6 +70,12 @@ class Interrupts:
         self._left -= 1
         self._seen.append((frame.f_code, frame.f_lineno))
         return self._line
+
+
+@cache
+def _second_line(code: CodeType) -> int:
+    """The line after the first one that a function runs."""
+    return sorted({line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno})[1]
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerun import paths
+from edgerun import new_files
 from edgerun.errors import EdgerunError, FormatError, NotFoundError
 from edgerun.events import Notice
 from edgerun.formats.gguf import open_gguf
@@ -248,7 +248,7 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
         go_on.clear()
         errors = []
         if not locks:
-            monkeypatch.setattr(paths, "_lock", lambda fd: None)
+            monkeypatch.setattr(new_files, "_lock", lambda fd: None)
 
         thread = threading.Thread(target=first, args=(errors,), name="first")
         thread.start()

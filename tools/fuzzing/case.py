@@ -58,6 +58,13 @@ class Bench:
         self._subjects = {kind: [each for each in subjects if each.kind == kind] for kind in _WEIGHTS_OF_KINDS}
         self._answers: dict[Path, bytes] = {}
 
+    def warm_up(self) -> None:
+        """Use the first good file once: what is imported late is imported now, and not by every process anew."""
+        path = self._subjects["gguf"][0].path
+        show(path)
+        with _kernels_at_hand(self.kernels), LLM(path, context=8) as llm:
+            llm.logits([1, 2])
+
     def run(self, seed: int, kinds: Sequence[str], keep: Path | None = None) -> Outcome:
         """The case of this seed. `keep`: a folder for its files."""
         rng = Random(seed)
@@ -157,7 +164,7 @@ class Bench:
             with contextlib.suppress(DoesNotFitError):
                 LLM(path, memory=rng.choice(("200M", "1G", "4G"))).close()
             with LLM(path) as llm:
-                if not llm.engine.has_tokenizer:
+                if not llm.engine.has_tokenizer or not llm.tokenize(_TEXT):
                     return
                 llm.complete(_TEXT, max_tokens=2, temperature=0)
                 llm.complete(_TEXT, max_tokens=2, temperature=0.8, seed=1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SCALAR_DTYPES, GgmlType, ValueKind
-from edgerun.paths import new_file
+from edgerun.new_files import new_file
 
 TensorData = NDArray[Any] | Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from edgerun import paths
+from edgerun import new_files
 from edgerun.errors import EdgerunError, UsageError
-from edgerun.paths import new_file, one_at_a_time, remove_abandoned, replace_file, resumed_file, temporary_folder
+from edgerun.new_files import new_file, one_at_a_time, remove_abandoned, resumed_file, temporary_folder
+from edgerun.paths import replace_file
 
 _WRITER = """
 import sys, time
 from pathlib import Path
-from edgerun.paths import new_file, resumed_file, temporary_folder
+from edgerun.new_files import new_file, resumed_file, temporary_folder
 make = {"new": new_file, "resumed": resumed_file, "folder": temporary_folder}[sys.argv[1]]
 with make(Path(sys.argv[2])) as made:
     if sys.argv[1] == "folder":
@@ -41,7 +42,7 @@ def writer(kind: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-c", _WRITER, kind, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(paths.__file__).parents[1],
+        cwd=Path(new_files.__file__).parents[1],
     )
     try:
         assert child.stdout is not None and child.stdout.readline() == b"here\n"
@@ -128,7 +129,7 @@ def test_only_one_goes_on_with_a_file(tmp_path: Path) -> None:
 
 
 def test_without_locks_no_file_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "_lock", lambda fd: None)
+    monkeypatch.setattr(new_files, "_lock", lambda fd: None)
     path = tmp_path / "file"
     with resumed_file(path) as first:
         first.write(b"first")

@@ -1,4 +1,4 @@
-"""The thread pool under load, and the machine-code cache when it is damaged, foreign or cannot be written."""
+"""The thread pool under load, and the choice of an instruction set."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgerun.errors import UsageError
-from edgerun.events import Progress, ignore
+from edgerun.events import ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import KERNEL_NAMES, load_kernels
-from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.isa import ISAS, Isa, choose
 from tests.kernels.blocks import random_blocks
 
@@ -63,26 +61,6 @@ def test_closing_stops_the_threads():
     assert threading.active_count() == before + 2
     kernels.close()
     assert threading.active_count() == before
-
-
-def test_damaged_cache_file_is_compiled_again(tmp_path: Path):
-    events = []
-    KernelCache(ISAS["portable"], tmp_path).prepare(["rope"], events.append)
-    assert [e.unit for e in events if isinstance(e, Progress)] == ["kernels", "kernels"]
-    (path,) = tmp_path.glob("*.kernel")
-    good = path.read_bytes()
-    for bad in (b"", good[:-1], b"\0" * len(good)):
-        path.write_bytes(bad)
-        assert KernelCache(ISAS["portable"], tmp_path).address("rope")
-        assert path.read_bytes() != bad
-    events.clear()
-    KernelCache(ISAS["portable"], tmp_path).prepare(["rope"], events.append)
-    assert not events, "a second start compiles nothing"
-
-
-def test_unwritable_cache_still_runs(tmp_path: Path):
-    (tmp_path / "file").write_text("not a directory")
-    assert KernelCache(ISAS["portable"], tmp_path / "file" / "kernels").address("rope")
 
 
 def test_choice():

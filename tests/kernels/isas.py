@@ -1,0 +1,12 @@
+"""The instruction sets that tests run: those of this processor, and the wide code paths on narrow registers."""
+
+from edgerun import paths
+from edgerun.kernels.isa import ISAS, Isa, runs_here
+
+# The 16-lane layout and code of AVX-512, with the dot product in plain LLVM: all of it but two instructions is
+# tested on any processor.
+WIDE = Isa("wide", 16, "llvm", ())
+IMPLEMENTATIONS = [isa for isa in [*ISAS.values(), WIDE] if runs_here(isa)]
+
+# Found out before any test moves the home directory: compiled kernels are good for all tests, and the next run's.
+KERNELS_DIR = paths.cache_dir() / "kernels"

@@ -1,0 +1,132 @@
+"""Every compiled operation once, against the numpy reference: small inputs that reach all paths of every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.formats.quants import dequantize
+from edgerun.kernels import layout
+from edgerun.kernels.attention_layout import keys_shape
+from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
+from edgerun.kernels.reference import ReferenceKernels
+from edgerun.kernels.simd_kernels import SimdKernels
+from tests.kernels.blocks import random_blocks
+
+_F32 = np.float32
+_INT8 = 2e-2  # of activations in the products that round them
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`run(kernels)` gives what is compared; `most_error`: norm of the difference, as a part of the norm of `want`."""
+
+    name: str
+    run: Callable[[Kernels], np.ndarray]
+    want: np.ndarray
+    most_error: float
+
+    def is_right(self, kernels: Kernels) -> bool:
+        """False for NaN too."""
+        got = self.run(kernels)
+        return bool(np.linalg.norm(got - self.want) <= self.most_error * np.linalg.norm(self.want))
+
+
+def product_operations(types: tuple[GgmlType, ...]) -> list[Operation]:
+    """Packing and products with 1, 5 and 21 rows, of enough weight rows that many tokens go through spread slabs."""
+    return [_product(type, tokens) for type in types for tokens in (1, 5, 21)]
+
+
+def all_operations() -> list[Operation]:
+    """Of all kernels but those of the thread pool, which all others run in."""
+    rng = np.random.default_rng(0)
+    found = product_operations(tuple(layout.BLOCK_COLS))
+    gate, up = 4 * rng.standard_normal((2, 9, 77)).astype(_F32)
+    found += [_written(f"gated {name}", gate, partial(_gated, up=up, name=name), 1e-5) for name in _GATES]
+    x, weight = rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
+    found.append(_written("rms_norm", x, lambda k, out: k.rms_norm(x, weight, 1e-5, out), 1e-5))
+    found.append(_written("add", x, lambda k, out: k.add(out, x), 1e-6))
+    turned, angle = rng.standard_normal((5, 3, 20)).astype(_F32), rng.random((5, 4)).astype(_F32)
+    cos, sin = np.cos(angle), np.sin(angle)
+    found.append(_written("rope", turned, lambda k, out: k.rope(out, cos, sin, "neox"), 1e-5))
+    parts, shares = rng.standard_normal((27, 77)).astype(_F32), rng.random((9, 3)).astype(_F32)
+    found.append(_written("combine", x, lambda k, out: k.combine(parts, shares, out, add=True), 1e-5))
+    found += [_attention(tokens) for tokens in (1, 40)]
+    found += [_neurons(up, down) for up, down in zip(NEURON_TYPES, NEURON_TYPES[::-1], strict=True)]
+    return found
+
+
+_GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2")
+_reference = ReferenceKernels()
+
+
+def _gated(kernels: Kernels, gate: np.ndarray, *, up: np.ndarray, name: Activation) -> None:
+    kernels.gated(gate, up, name, gate)
+
+
+def _written(name: str, start: np.ndarray, write: Callable[[Kernels, np.ndarray], None], error: float) -> Operation:
+    """An operation that writes into a copy of `start`."""
+
+    def run(kernels: Kernels) -> np.ndarray:
+        out = start.copy()
+        write(kernels, out)
+        return out
+
+    return Operation(name, run, run(_reference), error)
+
+
+def _product(type: GgmlType, tokens: int) -> Operation:
+    rng = np.random.default_rng(int(type) + tokens)
+    quantised = layout.BLOCK_COLS[type] > 1
+    rows, cols = (16 * 24 * 8 - 3, 256) if quantised else (37, 100)
+    raw = random_blocks(rng, rows, cols, type)
+    x = rng.standard_normal((tokens, cols)).astype(_F32)
+    want = x @ dequantize(raw, type).astype(_F32).T
+
+    def run(kernels: Kernels) -> np.ndarray:
+        out = np.full((tokens, rows), np.nan, _F32)
+        kernels.matmul(kernels.pack(raw, type, cols), kernels.activations(x), out)
+        return out
+
+    return Operation(f"{type.name} x {tokens}", run, want, _INT8 if quantised else 1e-5)
+
+
+def _attention(tokens: int) -> Operation:
+    """Of positions in a cache that the operation before this one writes: `kv_write` is checked with it."""
+    rng = np.random.default_rng(tokens)
+    q, new = rng.standard_normal((tokens, 8, 64)).astype(_F32), rng.standard_normal((2, 330, 2, 64)).astype(_F32)
+
+    def run(kernels: Kernels) -> np.ndarray:
+        keys, values = np.full(keys_shape(2, 384, 64), np.nan, np.float16), np.full((2, 384, 64), np.nan, np.float16)
+        kernels.kv_write(keys, values, new[0], new[1], 0)
+        out = np.empty((tokens, 8, 64), _F32)
+        kernels.attention(q, keys, values, 330 - tokens, out, scale=0.125)
+        return out
+
+    return Operation(f"attention of {tokens}", run, run(_reference), 1e-4)
+
+
+def _neurons(up: GgmlType, down: GgmlType) -> Operation:
+    rng = np.random.default_rng(int(up))
+    ff, cols, rows = 90, 160, 97
+    memory = np.ascontiguousarray(np.hstack([random_blocks(rng, rows, cols, type) for type in (up, down)]))
+    ids = np.arange(0, ff, 2, dtype=np.int32)
+    neurons = Neurons(ids, rng.permutation(rows)[: len(ids)].astype(np.int32), memory, up, down, cols)
+    gate, x = rng.standard_normal((3, ff)).astype(_F32), rng.standard_normal((3, cols)).astype(_F32)
+
+    def run(kernels: Kernels) -> np.ndarray:
+        h, out = np.zeros((3, ff), _F32), np.zeros((3, cols), _F32)
+        kernels.neurons_up(gate, kernels.activations(x), neurons, "relu2", h)
+        kernels.neurons_down(h, neurons, out)
+        return out
+
+    return Operation(f"neurons {up.name}, {down.name}", run, run(_reference), _INT8)
+
+
+def wrong_operations(kernels: SimdKernels, operations: list[Operation]) -> list[str]:
+    """Names of those whose result is not the reference's."""
+    return [operation.name for operation in operations if not operation.is_right(kernels)]

@@ -1,0 +1,27 @@
+"""What a kernel computes does not depend on which others are loaded, in which order, nor on who compiled them."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from edgerun.kernels.isa import choose
+from tests.kernels import orders
+from tests.kernels.isas import KERNELS_DIR
+
+# Each set shares helpers of the same names that differ in what they compute.
+COLLIDING = ("matmul_q4_0", "matmul_q8_0", "matmul_q6_k", "matmul_q4_k", "matmul_q5_k")
+
+
+def test_kernels_compiled_one_by_one_and_loaded_in_any_order(tmp_path: Path):
+    isa = choose("auto").name
+    kept = tmp_path / "kernels"
+    kept.mkdir(mode=0o700)
+    for path in KERNELS_DIR.glob(f"*-{isa}-*.kernel"):  # what other products need
+        if not path.name.startswith(COLLIDING):
+            shutil.copy(path, kept)
+    orders.fill(isa, kept, [[name] for name in COLLIDING])
+    seed = secrets.randbelow(1 << 32)
+    wrong = orders.load(isa, kept, seed, 60, COLLIDING)
+    assert not wrong, f"60 orders from seed {seed}"
