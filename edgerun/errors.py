@@ -9,6 +9,7 @@ EdgerunError
 ├── FormatError           a file is malformed, truncated or hostile
 │   └── UnsupportedError      well-formed, but a kind that edgerun does not run
 ├── ReadError             weights cannot be read back from the disk while running
+│   └── DeviceError           what computes prompts failed while it ran
 ├── UntrustedError        a file or folder of the cache that another user may have written
 ├── TemplateError         a chat template cannot be compiled or rendered
 └── Cancelled             the caller asked to stop                        (exit 130)
@@ -65,6 +66,10 @@ class ReadError(EdgerunError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class DeviceError(ReadError):
+    """A prompt backend's device failed while it ran."""
 
 
 class UntrustedError(EdgerunError, PermissionError):

@@ -13,6 +13,7 @@ from typing import Literal
 import platformdirs
 
 from edgerun.errors import EdgerunError, NotFoundError, UsageError
+from edgerun.new_files import new_file
 from edgerun.trust import Folder, open_folder
 
 
@@ -92,18 +93,9 @@ def write_kept(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file of the user's, wherever it is, beside its place and rename it, so that a crash leaves nothing
-    half-written under the name. Until then its name begins with who is writing. OSError when the folder cannot be made
-    or written."""
+    """Write a file of the user's, wherever it is, as `new_file` does, for this user alone. OSError when the folder
+    cannot be made or written."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{os.getpid()}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with new_file(path, mode=0o600) as file:
+        for piece in pieces:
+            file.write(piece)

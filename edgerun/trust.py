@@ -21,13 +21,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from edgerun.errors import FormatError, UntrustedError
+from edgerun.new_files import NEW, begin_file, remove_abandoned, renamed_while_open
 
 _FOLDER = (
     getattr(os, "O_PATH", os.O_RDONLY)
@@ -74,17 +74,21 @@ class Folder:
         return content
 
     def replace(self, name: str, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write beside its place and rename, so that a crash leaves nothing half-written under the name. Until then
-        its name begins with who is writing. Nobody else may read or write it."""
-        made = f"{os.getpid()}-{secrets.token_hex(8)}.tmp"
-        fd = os.open(self._at(made), os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=self._fd)
+        """Write beside its place and rename, so that a crash leaves nothing half-written under the name: see
+        `new_files`. Nobody else may read or write it."""
+        remove_abandoned(self.path)
+
+        def create(made: str) -> int:
+            return os.open(self._at(made), NEW | os.O_RDWR, 0o600, dir_fd=self._fd)
+
+        def rename() -> None:
+            os.replace(self._at(made), self._at(name), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+        made, fd = begin_file(name, create, self.path.joinpath)
         try:
-            with os.fdopen(fd, "wb") as file:
+            with renamed_while_open(fd, rename) as file:
                 for piece in pieces:
                     file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._at(made), self._at(name), src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except BaseException:
             self.remove(made)
             raise
@@ -100,11 +104,11 @@ class Folder:
         """UntrustedError unless each file in it, and in folders in it, is one that could be read here: for those who
         hand its path to a library."""
         for entry in os.scandir(self.path):
-            if entry.is_dir(follow_symlinks=False):
-                with open_folder(self.path, (entry.name,), uid=self._uid) as inner:
-                    inner.check_all()
-            else:
-                with contextlib.suppress(FileNotFoundError):  # another process's, just renamed
+            with contextlib.suppress(FileNotFoundError):  # another process's, just renamed or removed
+                if entry.is_dir(follow_symlinks=False):
+                    with open_folder(self.path, (entry.name,), uid=self._uid) as inner:
+                        inner.check_all()
+                else:
                     os.close(self._open_file(entry.name))
 
     def _open_file(self, name: str) -> int:

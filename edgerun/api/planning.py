@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.models import ModelSpec
+from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
@@ -151,8 +151,8 @@ def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     if not isinstance(found, Path):
         cached = find_cached(found)
         if cached is None:
-            with tempfile.TemporaryDirectory(prefix="edgerun-header-") as folder:
-                yield fetch_header(found, Path(folder), events=events)
+            with temporary_folder() as folder:
+                yield fetch_header(found, folder, events=events)
             return
         found = cached.paths[0]
     yield found, 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import errno
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -13,6 +16,7 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec
+from edgerun.new_files import one_at_a_time
 from edgerun.options import (
     MACHINE_NAMES,
     Choice,
@@ -161,14 +165,18 @@ def known_calibration(gguf: GgufFile, kernels: Kernels, mode: Mode, events: Even
 
 
 def kept_calibration(gguf: GgufFile, mode: Mode, events: EventSink = ignore) -> Calibration | None:
-    """What was last measured for this model in this mode, whatever with; None: nothing, or (with a Notice) something
-    that others can have written."""
+    """What was last measured for this model in this mode, whatever with; None: nothing, or the file was copied or
+    changed since, or (with a Notice) something that others can have written."""
     if next(prefill_dir().glob("calibration-*.json"), None) is None:
         return None
     from edgerun.prefill.calibrate import calibration_path, load_calibration
+    from edgerun.weights.identity import known_digest
 
+    digest = known_digest(gguf, prefill_dir())
+    if digest is None:
+        return None
     try:
-        return load_calibration(calibration_path(prefill_dir(), gguf, mode))
+        return load_calibration(calibration_path(prefill_dir(), digest, mode))
     except UntrustedError as error:
         events(Notice(f"what was calibrated for this model is not used: {error}"))
         return None
@@ -186,7 +194,8 @@ def calibrate_model(
     """Measure the prompt backends of this machine with a model, keep the result, and return it: `prefill="auto"` goes
     by it from then on. `backends`: only these; `most_error`: relative change of the logits that is accepted; `again`
     False: nothing is measured if there is such a result already. Other options as of `LLM`. UnsupportedError when
-    onnxruntime is not installed."""
+    onnxruntime is not installed. When the machine fails (a full disk: DoesNotFitError), or another process measures the
+    same model, an error says so and nothing is kept."""
     from edgerun.api.loading import find_model, load_engine, model_path
     from edgerun.formats.gguf import open_gguf
     from edgerun.models import load_spec
@@ -194,6 +203,7 @@ def calibrate_model(
     from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids
     from edgerun.prefill.providers import runtime
+    from edgerun.weights.identity import content_digest
 
     given = load_options(options, MACHINE_NAMES)
     Choice(OBJECTIVES).check("objective", objective)
@@ -212,21 +222,40 @@ def calibrate_model(
             decoder: Decoder = engine.decoder  # type: ignore[assignment]
             if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
-            found = calibrate(
-                gguf,
-                decoder,
-                calibration_ids(engine.vocab_size, engine.tokenizer.encode if engine.has_tokenizer else None),
-                threads=decoder.kernels.threads,
-                room_bytes=_room_bytes(engine.plan),
-                objective=objective,
-                most_error=MOST_ERROR if error_limit is None else error_limit,
-                candidates=chosen,
-                events=given.events,
-            )
-            save_calibration(calibration_path(prefill_dir(), gguf, decoder.store.mode), found)
+            digest = content_digest(gguf, prefill_dir(), given.events)
+            kept_at = calibration_path(prefill_dir(), digest, decoder.store.mode)
+            with _failures_named(), one_at_a_time(kept_at, lambda: None, wait_s=0):
+                found = calibrate(
+                    gguf,
+                    decoder,
+                    calibration_ids(engine.vocab_size, engine.tokenizer.encode if engine.has_tokenizer else None),
+                    threads=decoder.kernels.threads,
+                    room_bytes=_room_bytes(engine.plan),
+                    objective=objective,
+                    most_error=MOST_ERROR if error_limit is None else error_limit,
+                    candidates=chosen,
+                    events=given.events,
+                )
+                save_calibration(kept_at, found)
     finally:
         release()
     return found
+
+
+@contextlib.contextmanager
+def _failures_named() -> Iterator[None]:
+    """What the system refuses while calibrating, as errors of ours."""
+    try:
+        yield
+    except EdgerunError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DoesNotFitError(
+                f"calibrating writes two layers at a time to {tempfile.gettempdir()}, and the disk is full "
+                f"({error}); free some, or set TMPDIR to another. Nothing was kept"
+            ) from error
+        raise EdgerunError(f"calibrating failed: {error}. Nothing was kept") from error
 
 
 def step_tokens_within(found: Calibration | None, tpot_s: float) -> int:

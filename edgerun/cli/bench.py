@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from edgerun.cli.options import (
     prompt_options,
     streaming_options,
 )
-from edgerun.cli.output import print_table
+from edgerun.cli.output import check_target, print_table, write_result
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
@@ -70,6 +72,7 @@ def command(
     logits: Path | None,
     limit_s: float,
     record_routing: Path | None,
+    overwrite: bool,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -88,8 +91,10 @@ def command(
         path = find_model(model, bars)
         started = time.perf_counter()
         options = loading_from({**loading, "context": loading["context"] or len(fed)}, bars)
-        with load_model(path, options) as llm, recorded_routing(llm, record_routing):
+        with load_model(path, options) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
+            if logits is not None:
+                check_target(logits, partial(_are_logits, llm.vocab_size), overwrite=overwrite)
             chosen, plan = kernels_of(llm), llm.engine.plan
             runs = run_bench(
                 llm.engine.decoder,
@@ -162,8 +167,23 @@ def _ids(ids: str, prompt: int, decode: int) -> list[int]:
     return given
 
 
+def _are_logits(vocab: int, path: Path) -> bool:
+    """Whether a file holds what --logits writes for a model of this vocabulary."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+    except (OSError, ValueError):
+        return False
+    return dtype == np.float32 and len(shape) == 2 and shape[1] == vocab
+
+
 def _save(path: Path, rows: list[Any]) -> None:
     import numpy as np
 
-    with path.open("wb") as file:
-        np.save(file, np.stack(rows))
+    content = io.BytesIO()
+    np.save(content, np.stack(rows))
+    write_result(path, content.getbuffer())

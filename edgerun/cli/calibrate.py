@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgerun.cli.options import checked_option, json_option, kernels_option, memory_option, threads_option
-from edgerun.cli.output import print_json, print_table
+from edgerun.cli.output import note, print_json, print_table
 from edgerun.cli.progress import ProgressBars
 from edgerun.options import Number
 
@@ -91,5 +91,5 @@ def print_calibration(found: Any) -> None:
     )
     for row in found.rows:
         if row.refused:
-            click.echo(f"{row.backend}: {row.refused}", err=True)
+            note(f"{row.backend}: {row.refused}")
     click.echo(f"chosen: {found.choice} ({found.why})")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from edgerun import __version__
+from edgerun.cli.output import note
 from edgerun.errors import DoesNotFitError, EdgerunError
 
 # command -> the module in edgerun.cli that has a click command `command`, and its line in the help
@@ -119,7 +120,7 @@ def _leave(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     try:
-        click.echo(f"edgerun: {message}", err=True)
+        note(f"edgerun: {message}")
         _flush()
     except OSError:  # the reader went away, or the terminal did
         _drop_stdout()

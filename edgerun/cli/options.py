@@ -74,7 +74,8 @@ def kernels_option(function: F) -> F:
 
 
 def streaming_options(function: F) -> F:
-    """--no-prefetch, --record-routing."""
+    """--no-prefetch, --record-routing, --overwrite."""
+    function = overwrite_option(function)
     function = click.option(
         "--record-routing",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -117,6 +118,11 @@ def threads_option(function: F) -> F:
         show_envvar=True,
         help="Threads that compute.  [default: the physical cores]",
     )(function)
+
+
+def overwrite_option(function: F) -> F:
+    """--overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Write over a file that is there, whatever it is.")(function)
 
 
 def json_option(function: F) -> F:

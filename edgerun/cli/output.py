@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import click
 
@@ -15,9 +16,24 @@ if TYPE_CHECKING:
     from edgerun.api import Chunk
 
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # what terminals obey, or show as something else
+
+
+def printable(text: str) -> str:
+    """A text from a file or a hub, for a terminal: control characters, escape sequences among them, as `\\x1b`."""
+    return _with_escapes(text, lambda each: each.encode("unicode_escape").decode("ascii"))
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout; dataclasses become objects, paths texts."""
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    text = json.dumps(value, default=_plain, ensure_ascii=False, indent=2)
+    click.echo(_with_escapes(text, lambda each: json.dumps(each)[1:-1]))
+
+
+def _with_escapes(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each == "\n" or category(each) not in _UNSEEN else escape(each) for each in text)
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
@@ -25,12 +41,12 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(key) for key in pairs), default=0)
     for key, value in pairs.items():
         if value is not None:
-            click.echo(f"{key:<{width}}  {value}")
+            click.echo(f"{printable(key):<{width}}  {printable(str(value))}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Columns as wide as their longest cell; those named in `right` are aligned to the right."""
-    table = [list(header), *[list(row) for row in rows]]
+    table = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     for row in table:
         cells = [
@@ -50,7 +66,29 @@ def print_chunk(chunk: Chunk) -> str:
 
 def note(text: str) -> None:
     """A line on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+def check_target(path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """UsageError unless `path` can be written: it is not there, empty, a device, something that edgerun wrote before
+    (`is_ours`), or the user says so."""
+    from edgerun.errors import UsageError
+
+    if path.is_dir():
+        raise UsageError(f"{path}: a directory; name a file to write")
+    if path.is_file() and path.stat().st_size and not overwrite and not is_ours(path):
+        raise UsageError(f"{path} is there and was not made by this option; name another file, or give --overwrite")
+
+
+def write_result(path: Path, data: bytes | memoryview) -> None:
+    """A file whole or not at all; to a device or pipe as it comes. OSError."""
+    from edgerun.new_files import new_file
+
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with new_file(path) as file:
+        file.write(data)
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -21,35 +21,51 @@ from edgerun.cli.progress import ProgressBars
     show_envvar=True,
     help="For which implementation.",
 )
+@click.option("--verify", is_flag=True, help="Only compare the file that is there with all of MODEL.")
 @json_option
-def command(model: str, kernels: str, as_json: bool) -> None:
+def command(model: str, kernels: str, verify: bool, as_json: bool) -> None:
     """Write MODEL.gguf.edgepack beside MODEL: what is streamed, in the layout that the kernels of this machine use.
 
     It takes about as much room as the model and is used by itself from then on, whenever the model is streamed and
-    the file fits it. An interrupted run goes on where it stopped; nothing has the final name before all of it has
-    been written and read back. Run again, it verifies the file. Delete it at any time.
+    the file fits it: same kernels, and a MODEL with the size, time and inode that it had. An interrupted run goes on
+    where it stopped; nothing has the final name before all of it has been written and read back. Run again, it compares
+    every block with all of MODEL, and makes the file anew when MODEL is another. Delete it at any time.
     """
     from edgerun.cli.loading import find_model
     from edgerun.errors import EdgerunError
     from edgerun.formats.gguf import open_gguf
+    from edgerun.formats.packfile import pack_path
     from edgerun.kernels import load_kernels
     from edgerun.models import load_spec
     from edgerun.units import format_size
-    from edgerun.weights.packing import write_pack
+    from edgerun.weights.packing import verify_pack, write_pack
 
     with ProgressBars() as bars:
         path = find_model(model, bars)
         impl = load_kernels(kernels, threads=1, events=bars)
         try:
             with open_gguf(path) as gguf:
-                out, header = write_pack(gguf, load_spec(gguf), impl, events=bars)
+                spec = load_spec(gguf)
+                if verify:
+                    out, header = pack_path(path), verify_pack(gguf, spec, impl, events=bars)
+                else:
+                    out, header = write_pack(gguf, spec, impl, events=bars)
         except OSError as error:
             if isinstance(error, EdgerunError):
                 raise
-            raise EdgerunError(f"cannot write the pack file: {os.strerror(error.errno or 0)}") from error
+            what = "read" if verify else "write"
+            raise EdgerunError(f"cannot {what} the pack file: {os.strerror(error.errno or 0)}") from error
         finally:
             impl.close()
     if as_json:
-        print_json({"path": out, "layout": header.layout, "kind": header.kind, "n_bytes": header.file_bytes})
+        print_json(
+            {
+                "path": out,
+                "layout": header.layout,
+                "kind": header.kind,
+                "n_bytes": header.file_bytes,
+                "digest": header.digest,
+            }
+        )
         return
     click.echo(f"{out}: {header.blocks} {header.kind}, {format_size(header.file_bytes)}, verified")

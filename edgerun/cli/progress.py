@@ -8,8 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-import click
-
+from edgerun.cli.output import note, printable
 from edgerun.events import Event, Notice, Progress
 from edgerun.units import format_size
 
@@ -42,7 +41,7 @@ class ProgressBars:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
-            click.echo(event.text, err=True)
+            note(event.text)
         if not isinstance(event, Progress):
             return
         with self._lock:
@@ -78,13 +77,13 @@ class ProgressBars:
         if not self._terminal:
             if now - self._said.get(event.task, -_LINE_EVERY_S) >= _LINE_EVERY_S:
                 self._said[event.task] = now
-                click.echo(f"{event.task}: {_amount(event)}", err=True)
+                note(f"{event.task}: {_amount(event)}")
             return
         if self._bars is None:
             self._bars = _new_bars()
             self._bars.start()
         if event.task not in self._tasks:
-            self._tasks[event.task] = self._bars.add_task(event.task, amount="")
+            self._tasks[event.task] = self._bars.add_task(printable(event.task), amount="")
         total = event.total or None
         self._bars.update(self._tasks[event.task], completed=event.done, total=total, amount=_amount(event))
 
@@ -92,7 +91,7 @@ class ProgressBars:
         self._began.pop(name, None)
         if name in self._said:
             del self._said[name]
-            click.echo(f"{name}: done", err=True)
+            note(f"{name}: done")
         task = self._tasks.pop(name, None)
         if task is not None:
             self._bars.remove_task(task)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgerun.cli.options import json_option
+from edgerun.cli.options import json_option, overwrite_option
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.report import print_report
 
@@ -15,12 +15,13 @@ from edgerun.cli.report import print_report
 @click.argument("model", metavar="IN.gguf")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT.gguf")
 @click.option("--type", "kind", required=True, metavar="TYPE", help="Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, F16, BF16, F32.")
+@overwrite_option
 @json_option
-def command(model: str, out: Path, kind: str, as_json: bool) -> None:
+def command(model: str, out: Path, kind: str, overwrite: bool, as_json: bool) -> None:
     """Write the model IN.gguf (a path or a name) to OUT.gguf with its weights as TYPE."""
     from edgerun.cli.loading import find_model
     from edgerun.convert import quantize_gguf
 
     with ProgressBars() as bars:
-        report = quantize_gguf(find_model(model, bars), out, kind, events=bars)
+        report = quantize_gguf(find_model(model, bars), out, kind, overwrite=overwrite, events=bars)
     print_report(report, as_json)

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun.cli.output import check_target, write_result
+
 if TYPE_CHECKING:
     from edgerun.api import LLM
 
 
 @contextmanager
-def recorded_routing(llm: LLM, path: Path | None) -> Iterator[None]:
-    """Write what the model routes within to `path`, whatever ends it. UsageError for a model without experts."""
+def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) -> Iterator[None]:
+    """Write what the model routes within to `path`, whatever ends it. UsageError for a model without experts, and for a
+    file that is there and is no routing, unless `overwrite`."""
     if path is None:
         yield
         return
@@ -23,6 +26,7 @@ def recorded_routing(llm: LLM, path: Path | None) -> Iterator[None]:
     decoder: Any = llm.engine.decoder
     if not decoder.spec.n_experts:
         raise UsageError(f"--record-routing: {llm.name} has no experts")
+    check_target(path, _is_routing, overwrite=overwrite)
     tokens: list[list[list[int]]] = []
 
     def note(layer: int, ids: Any) -> None:
@@ -37,7 +41,7 @@ def recorded_routing(llm: LLM, path: Path | None) -> Iterator[None]:
     finally:
         decoder.on_routing = None
         whole = [row for row in tokens if len(row) == decoder.spec.n_layers]  # not what was cancelled half-way
-        path.write_text(json.dumps(whole), encoding="utf-8")
+        write_result(path, json.dumps(whole).encode())
 
 
 def read_routing(path: Path) -> list[list[list[int]]]:
@@ -50,3 +54,12 @@ def read_routing(path: Path) -> list[list[list[int]]]:
         return checked_routing(read_json(path, "a routing")) or []
     except UsageError as error:
         raise FormatError(f"{path}: not a routing: {error}") from error
+
+
+def _is_routing(path: Path) -> bool:
+    from edgerun.errors import EdgerunError
+
+    try:
+        return path.read_bytes() == b"[]" or bool(read_routing(path))
+    except (EdgerunError, OSError):
+        return False

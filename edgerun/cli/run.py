@@ -44,6 +44,7 @@ def command(
     system: str | None,
     raw: bool,
     record_routing: Path | None,
+    overwrite: bool,
     stats: bool,
     as_json: bool,
     **loading_and_sampling: Any,
@@ -70,7 +71,8 @@ def command(
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
-        with load_model(path, loading_from(loading_and_sampling, bars)) as llm, recorded_routing(llm, record_routing):
+        loading = loading_from(loading_and_sampling, bars)
+        with load_model(path, loading) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if interactive:
                 from edgerun.cli.chat import Chat, talk

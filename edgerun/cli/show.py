@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from edgerun.cli.options import json_option
@@ -53,9 +55,17 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
             "tokenizer": info.tokenizer,
             "chat template": "yes" if info.chat_template is not None else "no: the model continues texts",
             "licence": info.licence,
+            "pack file": info.pack and _pack_line(info.pack),
             "file": path,
         }
     )
+
+
+def _pack_line(pack: Any) -> str:
+    from edgerun.units import format_size
+
+    state = "of this file" if pack.current else "not used: the file was copied or changed since, see `edgerun pack`"
+    return f"{format_size(pack.n_bytes)}, layout {pack.layout}, {state}; model digest {pack.digest}"
 
 
 def _count(n: int) -> str:

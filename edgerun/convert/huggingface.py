@@ -8,6 +8,7 @@ from edgerun.convert.hf_config import HfConfig, hyperparameters, parse_config
 from edgerun.convert.hf_tensors import plan_tensors
 from edgerun.convert.hf_tokenizer import read_hf_tokenizer
 from edgerun.convert.report import Report
+from edgerun.convert.target import Check
 from edgerun.convert.tensors import Emitter, file_type
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgmlType, GgufWriter
@@ -15,7 +16,7 @@ from edgerun.formats.safetensors import open_safetensors, read_json
 
 
 def convert_huggingface(
-    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, events: EventSink
+    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, check: Check, events: EventSink
 ) -> Report:
     """Write the checkpoint in the directory `source` as a GGUF."""
     raw = read_json(source / "config.json")
@@ -26,7 +27,7 @@ def convert_huggingface(
         sources = plan_tensors(model, config)  # checks config.json's numbers against the weights
         dropped = vocabulary.resize(config.vocab_size)
         tied_head = all(tensor.name != "output.weight" for tensor in sources)
-        with GgufWriter(out, architecture, events=events) as writer:
+        with GgufWriter(out, architecture, check=check, events=events) as writer:
             writer.add("general.type", "model")
             writer.add("general.name", source.resolve().name)
             writer.add("general.file_type", file_type(quant, sources))

@@ -5,16 +5,18 @@ llama2.c rotates neighbouring pairs, as GGUF's llama does: q and k need no permu
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 from edgerun.convert.report import Report
 from edgerun.convert.sentencepiece import read_sentencepiece
-from edgerun.convert.tensors import Emitter, Source, file_type, from_array
+from edgerun.convert.target import Check
+from edgerun.convert.tensors import Emitter, Source, file_type
 from edgerun.convert.vocabulary import Vocabulary, llama2c_vocabulary
 from edgerun.errors import NotFoundError
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgmlType, GgufWriter
-from edgerun.formats.llama2c import Llama2cCheckpoint, open_llama2c, read_llama2c_tokenizer
+from edgerun.formats.llama2c import Llama2cCheckpoint, Llama2cTensor, open_llama2c, read_llama2c_tokenizer
 
 _RMS_EPS = 1e-5  # run.c, rmsnorm
 _ROPE_BASE = 10000.0
@@ -32,14 +34,14 @@ _PER_LAYER = {
 
 
 def convert_llama2c(
-    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, events: EventSink
+    source: Path, out: Path, *, tokenizer: Path | None, quant: GgmlType | None, check: Check, events: EventSink
 ) -> Report:
     """Write `source` as a GGUF. The tokenizer is the file given, or one beside the checkpoint."""
     checkpoint = open_llama2c(source)
     config = checkpoint.config
     vocabulary = _vocabulary(source, tokenizer, config.vocab_size)
     sources = _sources(checkpoint)
-    with GgufWriter(out, "llama", events=events) as writer:
+    with GgufWriter(out, "llama", check=check, events=events) as writer:
         writer.add("general.name", source.stem)
         writer.add("llama.context_length", config.seq_len)
         writer.add("llama.embedding_length", config.dim)
@@ -62,15 +64,22 @@ def convert_llama2c(
 
 def _sources(checkpoint: Llama2cCheckpoint) -> list[Source]:
     weights = checkpoint.weights
-    sources = [from_array("token_embd.weight", weights["tok_embeddings"])]
+    sources = [_source("token_embd.weight", weights["tok_embeddings"])]
     for layer in range(checkpoint.config.n_layers):
         sources += [
-            from_array(f"blk.{layer}.{name}.weight", weights[theirs][layer]) for theirs, name in _PER_LAYER.items()
+            _source(f"blk.{layer}.{name}.weight", weights[theirs], layer) for theirs, name in _PER_LAYER.items()
         ]
-    sources.append(from_array("output_norm.weight", weights["norm"]))
+    sources.append(_source("output_norm.weight", weights["norm"]))
     if "output" in weights:
-        sources.append(from_array("output.weight", weights["output"]))
+        sources.append(_source("output.weight", weights["output"]))
     return sources
+
+
+def _source(name: str, tensor: Llama2cTensor, layer: int | None = None) -> Source:
+    """All of a tensor, or what it has of one layer."""
+    shape = tensor.shape if layer is None else tensor.shape[1:]
+    first = 0 if layer is None else layer * prod(shape[:-1])
+    return Source(name, shape, GgmlType.F32, lambda start, stop: tensor.rows(first + start, first + stop))
 
 
 def _vocabulary(source: Path, tokenizer: Path | None, vocab_size: int) -> Vocabulary:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgerun.convert.report import Report
+from edgerun.convert.target import check_loads, check_target, refusing
 from edgerun.convert.tensors import Emitter, Source, file_type, is_sparse, parse_quant
-from edgerun.errors import UsageError
+from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
 from edgerun.formats.quants import dequantize
@@ -15,21 +16,24 @@ _UNQUANTISED = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 _REPLACED = ("general.file_type", "general.quantization_version", "general.alignment", "general.architecture")
 
 
-def quantize_gguf(src: str | Path, out: str | Path, type: str | GgmlType, *, events: EventSink = ignore) -> Report:
+def quantize_gguf(
+    src: str | Path, out: str | Path, type: str | GgmlType, *, overwrite: bool = False, events: EventSink = ignore
+) -> Report:
     """Write the model `src` to `out` with its weight matrices in `type`.
 
     Norms, biases and routers stay F32; the head is Q6_K in files of 4 and 5 bits; the report names the
     weights that could not have the type. Split models are joined. Memory: a few rows at a time. `out` appears
-    only when it is whole. Raises UsageError (type, or out is src), and what `open_gguf` and GgufWriter raise.
+    only when it is whole and, if edgerun loads `src`, would load too. Raises UsageError (type, out is src, or is there
+    already and `overwrite` was not given), and what `open_gguf` and GgufWriter raise.
     """
     wanted = parse_quant(type)
     out = Path(out)
-    if out.is_dir():
-        raise UsageError(f"{out}: a directory; name the GGUF file to write")
     with open_gguf(src) as model:
         if any(out.exists() and out.samefile(path) for path in model.paths):
             raise UsageError(f"{out}: the model that is read; write to another name")
-        with GgufWriter(out, model.architecture, events=events) as writer:
+        check_target(out, overwrite=overwrite)
+        check = refusing(model.path, out, overwrite=overwrite) if _loads(model.path) else None
+        with GgufWriter(out, model.architecture, check=check, events=events) as writer:
             _copy_metadata(model, writer)
             writer.add("general.file_type", file_type(wanted, ()))
             writer.add("general.quantization_version", 2)
@@ -44,6 +48,15 @@ def quantize_gguf(src: str | Path, out: str | Path, type: str | GgmlType, *, eve
         return emitter.report(out, model.architecture)
 
 
+def _loads(path: Path) -> bool:
+    """A model of a kind that edgerun does not run can be quantised all the same."""
+    try:
+        check_loads(path)
+    except EdgerunError:
+        return False
+    return True
+
+
 def _copy_metadata(model: GgufFile, writer: GgufWriter) -> None:
     metadata = model.metadata
     for key in metadata:
@@ -54,13 +67,10 @@ def _copy_metadata(model: GgufFile, writer: GgufWriter) -> None:
 
 
 def _source(model: GgufFile, info: TensorInfo) -> Source:
-    raw = model.raw(info.name)  # (..., row_bytes) u8, mapped
-    matrix = raw.reshape(-1, info.row_bytes)
     return Source(
         info.name,
         info.shape,
         info.type,
-        rows=lambda start, stop: dequantize(matrix[start:stop], info.type),
-        raw=lambda: raw,
-        done=lambda: model.release(info.name),
+        rows=lambda start, stop: dequantize(model.rows(info.name, start, stop), info.type),
+        raw=lambda start, stop: model.rows(info.name, start, stop),
     )

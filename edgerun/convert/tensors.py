@@ -48,15 +48,15 @@ class Source:
     """A float tensor that can be read in parts.
 
     `rows(start, stop)` gives (stop - start, cols) f32 of the tensor seen as (prod(shape[:-1]), cols).
-    `type` is what it is stored as where it comes from, `raw()` those bytes where they can be had, `done()` is
-    called when the tensor has been written.
+    `type` is what it is stored as where it comes from, `raw` gives those bytes of rows where they can be had, `done()`
+    is called when the tensor has been written.
     """
 
     name: str
     shape: tuple[int, ...]
     type: GgmlType
     rows: Callable[[int, int], NDArray[np.float32]]
-    raw: Callable[[], NDArray[np.uint8]] | None = None
+    raw: Callable[[int, int], NDArray[np.uint8]] | None = None
     done: Callable[[], None] = lambda: None
 
     @property
@@ -175,10 +175,11 @@ def file_type(wanted: GgmlType | None, sources: Iterable[Source]) -> int:
 
 def _pieces(source: Source, type_: GgmlType) -> Iterator[NDArray[Any]]:
     """The stored bytes of a tensor, a few megabytes of weights at a time."""
+    step = max(1, _PIECE_BYTES // (4 * source.shape[-1]))
     if type_ is source.type and source.raw is not None:
-        yield source.raw()
+        for start in range(0, source.n_rows, step):
+            yield source.raw(start, min(start + step, source.n_rows))
     else:
-        step = max(1, _PIECE_BYTES // (4 * source.shape[-1]))
 
         def piece(start: int) -> NDArray[Any]:
             rows = source.rows(start, min(start + step, source.n_rows))

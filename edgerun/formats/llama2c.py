@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError
+from edgerun.errors import FormatError, NotFoundError, UnsupportedError
+from edgerun.formats.file_bytes import FileBytes
 
 _MAGIC = 0x616B3432
 _LIMITS = {
@@ -46,26 +47,40 @@ class Llama2cConfig:
 
 
 @dataclass(frozen=True)
+class Llama2cTensor:
+    """One kind of weights, of all layers, where it lies in the file."""
+
+    file: FileBytes
+    offset: int
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows of it seen as (all leading dimensions, cols): (stop - start, cols) f32. ReadError when the file was cut
+        or changed since it was opened."""
+        cols = self.shape[-1]
+        raw = self.file.read(self.offset + 4 * start * cols, 4 * (stop - start) * cols)
+        return np.frombuffer(raw, "<f4").reshape(stop - start, cols)
+
+    def array(self) -> NDArray[np.float32]:
+        """All of it."""
+        return self.rows(0, prod(self.shape[:-1])).reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class Llama2cCheckpoint:
-    """Config, and the weights by llama2.c's names (tok_embeddings, wq, ...): f32 views of the mapped file,
-    (n_layers, ...) each; tok_embeddings (vocab, dim), norm (dim,), output (vocab, dim) if it has its own."""
+    """Config, and the weights by llama2.c's names (tok_embeddings, wq, ...), shaped (n_layers, ...); tok_embeddings
+    (vocab, dim), norm (dim,), output (vocab, dim) if it has its own."""
 
     config: Llama2cConfig
-    weights: dict[str, NDArray[np.float32]]
+    weights: dict[str, Llama2cTensor]
 
 
 def open_llama2c(path: str | Path) -> Llama2cCheckpoint:
     """Open a checkpoint. NotFoundError; FormatError: a header without sense, or of another size;
     UnsupportedError: an int8 checkpoint."""
     path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: there is no such file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(256)
-            size = file.seek(0, 2)
-    except OSError as error:
-        raise EdgerunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    file = FileBytes(path)
+    head, size = file.read(0, min(256, file.size)), file.size
     if len(head) < 28:
         raise FormatError(f"{path}: {len(head)} bytes are too few for a llama2.c header")
     config, start = _read_config(path, head)
@@ -73,12 +88,10 @@ def open_llama2c(path: str | Path) -> Llama2cCheckpoint:
     expected = start + 4 * sum(prod(shape) for _, shape in layout)
     if size != expected:
         raise FormatError(f"{path}: {size} bytes, a llama2.c checkpoint with this header has {expected}: {config}")
-    flat = np.memmap(path, "<f4", "r", offset=start)
     weights = {}
-    position = 0
     for name, shape in layout:
-        weights[name] = flat[position : position + prod(shape)].reshape(shape)
-        position += prod(shape)
+        weights[name] = Llama2cTensor(file, start, shape)
+        start += 4 * prod(shape)
     return Llama2cCheckpoint(config, weights)
 
 

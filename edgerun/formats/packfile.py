@@ -2,13 +2,15 @@
 
     bytes 0 .. 8        "EDGEPACK"
     8 .. 12             length of the header, u32 little-endian, at most 4 KiB - 12
-    12 ..               header, JSON: {"version", "digest", "layout", "kind", "block_bytes", "blocks"}
+    12 ..               header, JSON: {"version", "digest", "stamp", "layout", "kind", "block_bytes", "blocks"}
     4096 ..             a checksum of each block: 16 bytes of BLAKE2b; zero: not written yet
     next multiple of 4096 ..  the blocks, each `block_bytes` (a multiple of 4096)
 
-`digest` names the model (`weights.identity.content_digest`), `layout` the kernels' layout, `kind` what a block is: an
-expert ("experts", in the order of layers and ids) or a layer ("layers"). A file is written as `NAME.part`, block after
-block with its checksum after it, and renamed when all are there and have been read back: what has its name is whole.
+`digest` is that of all of the model (`weights.identity.ContentDigest`), `stamp` that of the model's header and of its
+files' sizes, times and inodes when it was read (`weights.identity.file_stamp`), `layout` the kernels' layout, `kind`
+what a block is: an expert ("experts", in the order of layers and ids) or a layer ("layers"). A file is written as
+`.NAME.edgerun-part`, block after block with its checksum after it and an empty digest, which is filled in and the file
+renamed when all blocks are there and have been read back: what has its name is whole.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from edgerun.errors import FormatError
 
 MAGIC = b"EDGEPACK"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 SUM_BYTES = 16
 _MOST_BLOCKS = 1 << 20
@@ -33,7 +35,8 @@ _MOST_BLOCK_BYTES = 1 << 36
 class PackHeader:
     """What a pack file holds."""
 
-    digest: str
+    digest: str  # "": not known yet
+    stamp: str
     layout: str
     kind: str
     block_bytes: int
@@ -65,6 +68,11 @@ def pack_path(model: Path) -> Path:
     return model.with_name(model.name + ".edgepack")
 
 
+def part_path(pack: Path) -> Path:
+    """Where a pack file is written until it is whole."""
+    return pack.with_name(f".{pack.name}.edgerun-part")
+
+
 def checksum(block: bytes | memoryview) -> bytes:
     """Never all zeros."""
     return blake2b(block, digest_size=SUM_BYTES).digest() or b"\1" * SUM_BYTES
@@ -82,7 +90,7 @@ def decode_header(page: bytes, path: Path) -> PackHeader:
         header = PackHeader(**said)
     except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"{path}: malformed header: {error}") from error
-    texts = all(isinstance(each, str) for each in (header.digest, header.layout, header.kind))
+    texts = all(isinstance(each, str) for each in (header.digest, header.stamp, header.layout, header.kind))
     numbers = all(type(each) is int for each in (header.version, header.block_bytes, header.blocks))
     if not (texts and numbers) or header.version != VERSION:
         raise FormatError(f"{path}: a pack file of another version; make it again with `edgerun pack`")
@@ -98,6 +106,8 @@ def read_header(path: Path) -> PackHeader:
     with path.open("rb") as file:
         header = decode_header(file.read(PAGE), path)
         size = os.fstat(file.fileno()).st_size
+    if not header.digest:
+        raise FormatError(f"{path}: was not finished; make it again")
     if size != header.file_bytes:
         raise FormatError(f"{path}: {size} bytes, but its header says {header.file_bytes}; make it again")
     return header

@@ -7,8 +7,6 @@ trusted: lengths, ranges, shapes and names are checked before any use.
 from __future__ import annotations
 
 import json
-import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +17,8 @@ from typing import Any, Self, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError
+from edgerun.errors import FormatError, NotFoundError, UnsupportedError
+from edgerun.formats.file_bytes import FileBytes
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _MAX_JSON_BYTES = 64 << 20
@@ -44,15 +43,15 @@ class SafeTensor:
 
 
 class SafetensorsFile:
-    """One or more safetensors files as one mapping of names to tensors, memory-mapped. Context manager."""
+    """One or more safetensors files as one mapping of names to tensors. Context manager. Reading raises ReadError when
+    a file was cut or changed since it was opened."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._maps: dict[Path, NDArray[np.uint8]] = {}
+        self._files: dict[Path, FileBytes] = {}
         tensors: dict[str, SafeTensor] = {}
         for path in paths:
-            data = _map(path)
-            self._maps[path] = data
-            for tensor in _read_header(path, data):
+            self._files[path] = FileBytes(path)
+            for tensor in _read_header(path, self._files[path]):
                 if tensor.name in tensors:
                     raise FormatError(f"{path}: {tensor.name!r} also stands in {tensors[tensor.name].path.name}")
                 tensors[tensor.name] = tensor
@@ -65,7 +64,7 @@ class SafetensorsFile:
         cols = tensor.shape[-1]
         item = _ITEM_BYTES[tensor.dtype]
         first = tensor.offset + start * cols * item
-        raw = self._maps[tensor.path][first : first + (stop - start) * cols * item]
+        raw = self._files[tensor.path].read(first, (stop - start) * cols * item)
         return _to_f32(tensor, raw).reshape(stop - start, cols)
 
     def array(self, name: str) -> NDArray[np.float32]:
@@ -77,7 +76,8 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._maps.clear()
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -152,27 +152,16 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     return made
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise NotFoundError(f"{path}: there is no such file")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise FormatError(f"{path}: {size} bytes are too few for a safetensors file")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as error:
-        raise EdgerunError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _read_header(path: Path, data: NDArray[np.uint8]) -> list[SafeTensor]:
-    n_header = int.from_bytes(data[:8].tobytes(), "little")
-    if n_header > min(_MAX_HEADER_BYTES, data.size - 8):
-        raise FormatError(f"{path}: byte 0: a header of {n_header} bytes in a file of {data.size}")
-    header = _parse_object(data[8 : 8 + n_header].tobytes(), str(path))
+def _read_header(path: Path, file: FileBytes) -> list[SafeTensor]:
+    if file.size < 8:
+        raise FormatError(f"{path}: {file.size} bytes are too few for a safetensors file")
+    n_header = int.from_bytes(file.read(0, 8), "little")
+    if n_header > min(_MAX_HEADER_BYTES, file.size - 8):
+        raise FormatError(f"{path}: byte 0: a header of {n_header} bytes in a file of {file.size}")
+    header = _parse_object(file.read(8, n_header), str(path))
     begin = 8 + n_header
     tensors = [
-        _read_entry(path, name, entry, begin, data.size) for name, entry in header.items() if name != "__metadata__"
+        _read_entry(path, name, entry, begin, file.size) for name, entry in header.items() if name != "__metadata__"
     ]
     end = begin
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
@@ -208,13 +197,13 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 
 
-def _to_f32(tensor: SafeTensor, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _to_f32(tensor: SafeTensor, raw: bytes) -> NDArray[np.float32]:
     if tensor.dtype == "F32":
-        return np.frombuffer(raw.tobytes(), "<f4").astype(np.float32, copy=False)
+        return np.frombuffer(raw, "<f4").astype(np.float32)
     if tensor.dtype == "F16":
-        return np.frombuffer(raw.tobytes(), "<f2").astype(np.float32)
+        return np.frombuffer(raw, "<f2").astype(np.float32)
     if tensor.dtype == "BF16":
-        return (np.frombuffer(raw.tobytes(), "<u2").astype(np.uint32) << 16).view(np.float32)
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     raise UnsupportedError(
         f"{tensor.path}: the tensor {tensor.name!r} holds {tensor.dtype}; edgerun converts {', '.join(FLOAT_DTYPES)}"
     )

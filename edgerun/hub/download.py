@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from edgerun.errors import DoesNotFitError, EdgerunError, NetworkError, NotFoundError
 from edgerun.events import EventSink, Progress, ignore
+from edgerun.formats.gguf.types import MAGIC
 from edgerun.hub.cache import as_repo_name, default_cache_dir
 from edgerun.hub.names import RepoName, candidates, choose
 from edgerun.units import format_size
@@ -51,7 +52,25 @@ def pull(
 
 
 def list_files(repo: str, endpoint: str | None) -> list[str]:
-    """Paths in the repository. Mirrors of the hub may lack one of the two ways to ask for them."""
+    """Paths in the repository, without those that lead out of it or hold control characters. NetworkError when what
+    answers is no hub."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        files = _listed(repo, endpoint)
+    except HFValidationError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NetworkError(
+            f"{endpoint or constants.ENDPOINT} does not answer as a Hugging Face hub does ({_first_line(error)}): "
+            "is it the login page of a network, or a proxy's?"
+        ) from error
+    return [file for file in files if file.isprintable() and not file.startswith("/") and ".." not in file.split("/")]
+
+
+def _listed(repo: str, endpoint: str | None) -> list[str]:
+    """Mirrors of the hub may lack one of the two ways to ask."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -64,8 +83,7 @@ def list_files(repo: str, endpoint: str | None) -> list[str]:
         if _status(error) != 404:
             raise
         siblings = None
-    files = [sibling.rfilename for sibling in siblings] if siblings else api.list_repo_files(repo)
-    return [file for file in files if not file.startswith("/") and ".." not in file.split("/")]
+    return [str(sibling.rfilename) for sibling in siblings] if siblings else list(api.list_repo_files(repo))
 
 
 def _fetch(repo: str, file: str, root: Path, endpoint: str | None, events: EventSink) -> Path:
@@ -98,7 +116,7 @@ def _fetch_blob(repo: str, file: str, metadata: Any, blob: Path, endpoint: str |
     with part.open("a+b") as raw:
         sink = _Sink(raw, f"download {Path(file).name}", metadata.size, events)
         if metadata.size is not None and sink.n_bytes > metadata.size:
-            sink.truncate(0)
+            sink.clear()
         _check_space(blob.parent, file, metadata.size, sink.n_bytes)
         http_get(
             metadata.location,
@@ -123,12 +141,20 @@ def headers_for(location: str, source: str) -> dict[str, Any]:
 
 
 class _Sink:
-    """The file that a download is appended to: hashes what it has and what comes, and says how far it is."""
+    """The file that a download is appended to: hashes what it has and what comes, and says how far it is.
+
+    It holds the beginning of a GGUF file of `total` bytes or nothing: what cannot be that (the page of a login or a
+    proxy) is refused with NetworkError before a byte of it is written, and what was there stays.
+    """
 
     def __init__(self, file: IO[bytes], task: str, total: int | None, events: EventSink) -> None:
         self._file, self._task, self._total, self._events = file, task, total, events
         self._hash = hashlib.sha256()
+        self._anew = False
         self.n_bytes = 0
+        file.seek(0)
+        if not MAGIC.startswith(file.read(len(MAGIC))):
+            file.truncate(0)
         file.seek(0)
         while chunk := file.read(_HASH_CHUNK_BYTES):
             self._hash.update(chunk)
@@ -136,6 +162,16 @@ class _Sink:
         self._say()
 
     def write(self, data: bytes) -> int:
+        begins = self._anew or not self.n_bytes
+        if begins and data[: len(MAGIC)] != MAGIC[: len(data)]:
+            raise NetworkError(
+                f"{self._task}: what comes is no GGUF file, it begins with {data[:16]!r}: is it the login page of a "
+                "network, or a proxy's? Nothing of it was kept"
+            )
+        if self._total is not None and (0 if self._anew else self.n_bytes) + len(data) > self._total:
+            raise NetworkError(f"{self._task}: more comes than the {self._total} bytes that it should have")
+        if self._anew:
+            self.clear()
         self._file.write(data)
         self._hash.update(data)
         self.n_bytes += len(data)
@@ -143,7 +179,7 @@ class _Sink:
         return len(data)
 
     def tell(self) -> int:
-        return self.n_bytes
+        return 0 if self._anew else self.n_bytes
 
     def seek(self, position: int, whence: int = 0) -> int:
         """Only to the end or to the beginning (to `truncate` when a server does not resume)."""
@@ -152,12 +188,17 @@ class _Sink:
         return self.n_bytes if whence == 2 else position
 
     def truncate(self, size: int | None = None) -> int:
-        """Begin anew."""
+        """Begin anew, with the first bytes that come: a server does not resume."""
+        self._anew = True
+        return 0
+
+    def clear(self) -> None:
+        """Forget what is there."""
         self._file.truncate(0)
         self._file.seek(0)
         self._hash = hashlib.sha256()
+        self._anew = False
         self.n_bytes = 0
-        return 0
 
     def flush(self) -> None:
         self._file.flush()

@@ -11,8 +11,9 @@ from typing import Any
 from edgerun.errors import EdgerunError, NetworkError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import open_gguf
-from edgerun.hub.download import at_hub, headers_for, hub_utils, list_files
+from edgerun.hub.download import at_hub, headers_for, list_files
 from edgerun.hub.names import RepoName, candidates, choose
+from edgerun.hub.ranges import read_range
 
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 1 << 28  # a vocabulary of 150,000 takes 6 MB
 
@@ -69,12 +70,8 @@ class _Part:
         end = min(n_bytes, self.size)
         if end <= self.have:
             return
-        headers = {**self._headers, "Range": f"bytes={self.have}-{end - 1}"}
-        answer = hub_utils().get_session().get(self._location, headers=headers, timeout=30)
-        hub_utils().hf_raise_for_status(answer)
-        if answer.status_code != 206 or len(answer.content) != end - self.have:
-            raise NetworkError(f"the hub does not give parts of {self._name}; pull the model to plan it")
         with self.path.open("r+b") as out:
             out.seek(self.have)
-            out.write(answer.content)
+            for chunk in read_range(self._location, self._headers, self.have, end, self._name):
+                out.write(chunk)
         self.have = end

@@ -9,8 +9,23 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.formats.gguf.types import FILE_TYPES, GUESSED_FILE_TYPE
+from edgerun.formats.packfile import pack_path, read_header
+from edgerun.weights.identity import file_stamp
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """The pack file beside a model. `digest`: of the content of the model that it was made from; `current`: that was
+    this file, going by its size, time and inode."""
+
+    path: Path
+    layout: str
+    n_bytes: int
+    digest: str
+    current: bool
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class ModelInfo:
     tokenizer: str | None
     chat_template: str | None
     licence: str | None
+    pack: PackInfo | None = None
 
 
 def show(path: Path) -> ModelInfo:
@@ -59,6 +75,7 @@ def show(path: Path) -> ModelInfo:
             tokenizer=_tokenizer(meta),
             chat_template=_text(meta.get("tokenizer.chat_template")),
             licence=_text(meta.get("general.license")),
+            pack=_pack(gguf),
         )
 
 
@@ -75,6 +92,15 @@ def metadata_table(path: Path, *, longest: int = 120) -> dict[str, Any]:
             else:
                 table[key] = f"[{len(value)} values]"
     return table
+
+
+def _pack(gguf: GgufFile) -> PackInfo | None:
+    path = pack_path(gguf.path)
+    try:
+        header = read_header(path)
+    except (OSError, FormatError):
+        return None  # none, or one that is passed over
+    return PackInfo(path, header.layout, header.file_bytes, header.digest, header.stamp == file_stamp(gguf))
 
 
 def _quantisation(gguf: GgufFile) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -25,6 +24,7 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.kernels.interface import F32
+from edgerun.new_files import temporary_folder
 from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
@@ -119,12 +119,14 @@ def probe_file(folder: Path) -> Iterator[Path]:
     """A file of 384 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     block = np.random.default_rng(0).bytes(PIECE_BYTES)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".probe") as file:
-        for _ in range(_PROBE_BYTES // PIECE_BYTES):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        yield Path(file.name)
+    with temporary_folder(folder) as own:
+        path = own / "probe"
+        with path.open("wb") as file:
+            for _ in range(_PROBE_BYTES // PIECE_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
 
 
 def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from edgerun.errors import UsageError
+from edgerun.formats.file_bytes import FileBytes
 from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
 from edgerun.models.mixture import RoutedRows
@@ -25,7 +26,7 @@ from edgerun.prefill.layer_files import GraphFile, weights_name
 from edgerun.prefill.observe import add_result, normed
 from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
 from edgerun.prefill.sessions import Sessions
-from edgerun.prefill.shadow import ShadowWeights, excess, map_shadow
+from edgerun.prefill.shadow import ShadowWeights, excess, find_shadow
 from edgerun.prefill.stages import EXPERT, ProductName, Segment, products_of, segments_of
 
 EXPERT_ROWS = 16  # of a wave that make an expert worth a graph's run where nobody measured it
@@ -106,6 +107,7 @@ class OnnxBackend:
         self._sessions = sessions
         self._overlap = overlap
         self._products = products_of(spec)
+        self._files: dict[int, FileBytes] = {}  # the weights of layers
         self._shadows: dict[tuple[int, str], ShadowWeights] = {}
         self.timeline = Timeline()
         self._process = os.getpid()
@@ -125,6 +127,8 @@ class OnnxBackend:
         """Give back what the provider holds."""
         self._sessions.close()
         self._shadows.clear()
+        while self._files:
+            self._files.popitem()[1].close()
 
     def run(self, walk: PromptWalk) -> None:
         if os.getpid() != self._process:
@@ -290,7 +294,9 @@ class OnnxBackend:
     def _shadow_weights(self, layer: int, product: ProductName, out: str) -> ShadowWeights:
         key = f"{product}.{out}"
         if (layer, key) not in self._shadows:
-            mine, path = self._built.layers[layer], self._built.folder / weights_name(layer)
+            if layer not in self._files:
+                self._files[layer] = FileBytes(self._built.folder / weights_name(layer))
+            mine = self._built.layers[layer]
             outliers = mine.ranges.outliers[product]
-            self._shadows[layer, key] = map_shadow(path, mine.stored, key, outliers)
+            self._shadows[layer, key] = find_shadow(self._files[layer], mine.stored, key, outliers)
         return self._shadows[layer, key]

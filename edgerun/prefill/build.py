@@ -11,14 +11,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
-
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
+from edgerun.new_files import one_at_a_time, remove_abandoned
 from edgerun.paths import kept_folder, read_kept, write_kept
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
 from edgerun.prefill.hadamard import check_rotatable
@@ -29,6 +29,7 @@ from edgerun.prefill.stages import EXPERT, ProductName, check_supported, segment
 from edgerun.weights.identity import content_digest
 
 _VERSION = 2  # of what this code writes
+_MOST_WAIT_S = 1800.0  # for another process that builds the same
 
 
 @dataclass(frozen=True)
@@ -74,21 +75,27 @@ class BuiltModel:
 
 
 def folder_name(
-    gguf: GgufFile, scheme: Scheme, ranges: Sequence[LayerRanges], sizes: Sequence[int], rotated: bool, experts: bool
+    stem: str,
+    digest: str,
+    scheme: Scheme,
+    ranges: Sequence[LayerRanges],
+    sizes: Sequence[int],
+    rotated: bool,
+    experts: bool,
 ) -> str:
-    """Of a model's folder."""
+    """Of a model's folder: `stem` is for people, `digest` that of the model's content."""
     depends = [
         _VERSION,
         OPSET,
         IR_VERSION,
-        content_digest(gguf),
+        digest,
         asdict(scheme),
         list(sizes),
         rotated,
         experts,
         [[sorted(each.kept.items()), sorted(each.outliers.items())] for each in ranges],
     ]
-    return f"{gguf.path.stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
+    return f"{stem[:40]}-{scheme.name}-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}"
 
 
 def build_model(
@@ -104,20 +111,35 @@ def build_model(
     events: EventSink = ignore,
 ) -> BuiltModel:
     """The folder under `root`, made if it is not there. `ranges`: of every layer, empty ones where the scheme does not
-    narrow activations; `experts`: graphs for these too. Raises UnsupportedError for models that have no such graphs,
-    OSError when there is no room, UntrustedError when others can write there."""
+    narrow activations; `experts`: graphs for these too. What another process has begun is waited for. Raises
+    UnsupportedError for models that have no such graphs, OSError when there is no room, UntrustedError when others can
+    write there."""
     check_supported(spec, experts=experts)
     if rotated:
         check_rotatable(spec)
-    folder = root / folder_name(gguf, scheme, ranges, sizes, rotated, experts)
+    digest = content_digest(gguf, root, events)
+    folder = root / folder_name(gguf.path.stem, digest, scheme, ranges, sizes, rotated, experts)
     found = _open(folder, scheme, sizes, rotated, experts, spec.n_layers)
     if found is not None:
         return found
     kept_folder(folder, make=True).close()
-    for left in folder.glob("*.tmp"):
-        writer = left.name.partition("-")[0]
-        if not (writer.isdigit() and psutil.pid_exists(int(writer))):  # another builder may be at work
-            left.unlink(missing_ok=True)
+    waiting = partial(events, Notice(f"another edgerun builds {folder.name}; waiting for it"))
+    with one_at_a_time(folder / "build", waiting, wait_s=_MOST_WAIT_S):
+        return _build(folder, gguf, spec, scheme, ranges, sizes, rotated, experts, events)
+
+
+def _build(
+    folder: Path,
+    gguf: GgufFile,
+    spec: ModelSpec,
+    scheme: Scheme,
+    ranges: Sequence[LayerRanges],
+    sizes: Sequence[int],
+    rotated: bool,
+    experts: bool,
+    events: EventSink,
+) -> BuiltModel:
+    remove_abandoned(folder)
     layers = []
     for index in range(spec.n_layers):
         events(Progress("build prompt graphs", index, spec.n_layers, "layers"))

@@ -8,9 +8,9 @@ error is small enough, and it is at least a tenth better.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,12 +21,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgerun.device import EnergyMeter
-from edgerun.errors import EdgerunError, UntrustedError, UsageError
+from edgerun.errors import DeviceError, UnsupportedError, UntrustedError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
 from edgerun.models.prompt import PromptBackend, PromptWalk, on_backend
+from edgerun.new_files import temporary_folder
 from edgerun.paths import read_kept, write_kept
 from edgerun.prefill.backend import OnnxBackend
 from edgerun.prefill.build import BuiltLayer, BuiltModel
@@ -44,13 +45,13 @@ from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.stages import check_supported
 from edgerun.units import format_size
-from edgerun.weights.identity import content_digest
 from edgerun.weights.store import Mode
 
 Objective = Literal["auto", "latency", "energy"]
 LEAST_GAIN = 1.1
 MOST_ERROR = 0.05  # from the kernels, which round activations too
 _TURNS = 2
+_REFUSALS = (UnsupportedError, DeviceError)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,9 @@ def calibrate(
     events: EventSink = ignore,
 ) -> Calibration:
     """Measure `candidates` (default: every device here with each scheme worth trying) and choose. `room_bytes`: memory
-    that weights of a backend may take. UsageError where energy is asked for and nothing counts it."""
+    that weights of a backend may take. What a model or a backend refuses is a result; what fails otherwise is none, and
+    is raised: ReadError, OSError or DoesNotFitError when the machine does not work (a full disk), Cancelled. UsageError
+    where energy is asked for and nothing counts it."""
     meter = EnergyMeter()
     if objective not in get_args(Objective):
         raise UsageError(f"the objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
@@ -181,7 +184,7 @@ def calibrate(
                 rows += [Row(candidate.text, max(LADDER), refused=reason)]
                 continue
             rows += _candidate(gguf, decoder, candidate, ids, want, sample, ranges_for, threads, meter)
-    except EdgerunError as error:
+    except _REFUSALS as error:
         rows += [Row(each.text, max(LADDER), refused=str(error)) for each in candidates]
     events(Progress("calibrate", len(candidates) + 1, len(candidates) + 1, "backends"))
     choice, why, least = _choose(rows, room_bytes, objective, most_error)
@@ -199,9 +202,10 @@ def made_with(kernels: Kernels, mode: Mode) -> dict[str, str]:
     }
 
 
-def calibration_path(root: Path, gguf: GgufFile, mode: Mode) -> Path:
-    """Where a model's calibration is kept: one for each place where its weights can be."""
-    return root / f"calibration-{content_digest(gguf)}-{mode}.json"
+def calibration_path(root: Path, digest: str, mode: Mode) -> Path:
+    """Where the calibration of a model with this content (`weights.identity.content_digest`) is kept: one for each
+    place where its weights can be."""
+    return root / f"calibration-{digest}-{mode}.json"
 
 
 def save_calibration(path: Path, found: Calibration) -> None:
@@ -294,25 +298,25 @@ def _candidate(
     sizes = LADDER if kind.static else (0,)
     copied = choice.device.copies_weights
     rows = []
-    with tempfile.TemporaryDirectory(prefix="edgerun-calibrate-") as folder:
+    with temporary_folder() as folder, contextlib.ExitStack() as closing:
         try:
             if choice.rotated:
                 check_rotatable(spec)
             ranges, rotated = [LayerRanges()] * spec.n_layers, choice.rotated
             if choice.scheme.quantises_activations:
                 ranges = ranges_for(choice.shadow, rotated, choice.experts)
-            write = partial(write_layer, Path(folder), gguf, spec, rotated=rotated, experts=choice.experts)
+            write = partial(write_layer, folder, gguf, spec, rotated=rotated, experts=choice.experts)
             layers = [BuiltLayer(ranges[i], *write(i, choice.scheme, ranges[i], sizes)) for i in sample]
             by_layer = dict(zip(sample, layers, strict=True))
             built = BuiltModel(
-                Path(folder),
+                folder,
                 choice.scheme,
                 sizes,
                 rotated,
                 tuple(by_layer.get(i, layers[-1]) for i in range(spec.n_layers)),
                 choice.experts,
             )
-            sessions = Sessions(built, choice.device, threads=threads)
+            sessions = closing.enter_context(contextlib.closing(Sessions(built, choice.device, threads=threads)))
             backend = OnnxBackend(spec, built, sessions)
             least = 0
             if choice.experts:
@@ -332,8 +336,7 @@ def _candidate(
                 n_bytes = int(scale * sum(layer.n_bytes for layer in layers))
                 row = Row(choice.text, tokens, best * scale, whole, error, n_bytes, copied, "", least, layer_s)
                 rows.append(row)
-            sessions.close()
-        except (EdgerunError, OSError) as refusal:
+        except _REFUSALS as refusal:
             rows = [Row(choice.text, max(LADDER), copied=copied, refused=str(refusal))]
     return rows
 

@@ -67,7 +67,7 @@ def build(
     check_supported(decoder.spec, experts=choice.experts)
     ranges = [LayerRanges()] * decoder.spec.n_layers
     if choice.scheme.quantises_activations:
-        ranges = _ranges(gguf, decoder, choice, ids, root)
+        ranges = _ranges(gguf, decoder, choice, ids, root, events)
     return build_model(
         root,
         gguf,
@@ -89,12 +89,12 @@ def calibration_ids(vocab_size: int, encode: Callable[[str], Sequence[int]] | No
 
 
 def _ranges(
-    gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path
+    gguf: GgufFile, decoder: Decoder, choice: PromptChoice, ids: Sequence[int], root: Path, events: EventSink
 ) -> list[LayerRanges]:
     """Found out once for a model, a text and those who compute it, and kept."""
     depends = [
         _RANGES_VERSION,
-        content_digest(gguf),
+        content_digest(gguf, root, events),
         list(ids[:MOST_TOKENS]),
         choice.shadow,
         choice.rotated,

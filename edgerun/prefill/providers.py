@@ -8,18 +8,25 @@ the CPU fallback off, so a graph runs where it was meant to run or an error says
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.util
+import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgerun.errors import UnsupportedError, UsageError
+from edgerun.errors import DoesNotFitError, ReadError, UnsupportedError, UsageError
 
 _SHARE = "ep.share_ep_contexts"
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FAILING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
+_NO_MEMORY = (os.strerror(errno.ENOMEM), "bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,30 @@ class Absent:
 def runtime() -> Any:
     """The onnxruntime module. UnsupportedError, saying what to install, when it is not here."""
     try:
-        import onnxruntime
+        with _without_telemetry():
+            import onnxruntime
     except ImportError as error:
         raise UnsupportedError(f"onnxruntime cannot be loaded ({error}): pip install onnxruntime onnx") from None
     return onnxruntime
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """ONNX Runtime begins to collect events when it is imported, in a database beside a device id in the user's cache
+    directory, and sends them; only this variable keeps it from that. It is set for the import alone, and not where the
+    application has imported it already: then that is the application's affair."""
+    if "onnxruntime" in sys.modules:
+        yield
+        return
+    before = os.environ.get(_NO_TELEMETRY)
+    os.environ[_NO_TELEMETRY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_TELEMETRY]
+        else:
+            os.environ[_NO_TELEMETRY] = before
 
 
 @lru_cache(maxsize=1)
@@ -203,7 +230,8 @@ def open_session(device: Device, model: Path, options: Any) -> Any:
         more |= {"providers": [device.kind.ep]}
     try:
         return ort.InferenceSession(str(model), options, **more)
-    except Exception as error:  # noqa: BLE001 - providers raise what they like; all of it means that they refuse
+    except Exception as error:  # noqa: BLE001 - providers raise what they like; all else means that they refuse
+        check_machine(error, device)
         raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
 
 
@@ -229,7 +257,25 @@ def _compile(device: Device, model: Path, out: Path, options: Any, *, embed: boo
     try:
         runtime().ModelCompiler(options, str(model), embed_compiled_data_into_model=embed).compile_to_file(str(out))
     except Exception as error:  # noqa: BLE001 - as above
+        check_machine(error, device)
         raise UnsupportedError(f"{device.name} refuses {model.name}: {_first_line(error)}") from None
+
+
+def check_machine(error: BaseException, device: Device) -> None:
+    """Raise what a provider's error is when it says nothing of the provider: DoesNotFitError for a full disk or, where
+    it computes in our memory, a lack of that; ReadError for a disk that fails or for too many open files."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        text += os.strerror(error.errno)
+    if any(os.strerror(each) in text for each in _FULL):
+        raise DoesNotFitError(
+            f"the disk is full ({_first_line(error)}): free some, or set TMPDIR to another"
+        ) from error
+    if any(os.strerror(each) in text for each in _FAILING):
+        raise ReadError(f"this machine fails, not {device.name}: {_first_line(error)}") from error
+    no_memory = isinstance(error, MemoryError) or any(each in text for each in _NO_MEMORY)
+    if no_memory and not device.copies_weights:
+        raise DoesNotFitError(f"too little memory for {device.name}: {_first_line(error)}") from error
 
 
 @lru_cache(maxsize=1)

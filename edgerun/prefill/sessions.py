@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,13 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import ReadError, UnsupportedError
+from edgerun.errors import DeviceError, ReadError, UnsupportedError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
+from edgerun.new_files import temporary_folder
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.layer_files import GraphFile
-from edgerun.prefill.providers import Device, compile_graph, compile_ladder, open_session, session_options
+from edgerun.prefill.providers import (
+    Device,
+    check_machine,
+    compile_graph,
+    compile_ladder,
+    open_session,
+    session_options,
+)
 
 ExpertJob = tuple[GraphFile, Callable[[], F32], Callable[[F32], None]]  # its graph, what gives rows, what takes results
 
@@ -69,12 +75,13 @@ class Sessions:
             wait(futures)
 
     def run(self, graph: GraphFile, feeds: Mapping[str, F32]) -> dict[str, F32]:
-        """Results by name. ReadError when the provider fails while it runs."""
+        """Results by name. DeviceError when the provider fails while it runs, and what `check_machine` raises."""
         session = self.get(graph)
         try:
             results = session.run(list(graph.segment.outputs), dict(feeds))
         except Exception as error:  # noqa: BLE001 - providers raise what they like
-            raise ReadError(f"{self.device.name} failed in {graph.name}: {str(error)[:400]}") from None
+            check_machine(error, self.device)
+            raise DeviceError(f"{self.device.name} failed in {graph.name}: {str(error)[:400]}") from None
         return {name: np.asarray(value) for name, value in zip(graph.segment.outputs, results, strict=True)}
 
     def get(self, graph: GraphFile) -> Any:
@@ -142,16 +149,16 @@ class Sessions:
         if not self.device.kind.sharing:
             out = folder / graph.name
             if not out.is_file():
-                temporary = folder / f"{os.getpid()}-{graph.name}"
-                compile_graph(self.device, self._path(graph), temporary)
-                temporary.chmod(0o600)  # whatever the umask: see `trust`
-                temporary.replace(out)
+                with temporary_folder(folder) as own:
+                    compile_graph(self.device, self._path(graph), own / graph.name)
+                    (own / graph.name).chmod(0o600)  # whatever the umask: see `trust`
+                    (own / graph.name).replace(out)
             return out
         together = folder / graph.ladder_name
         if not together.is_dir():
             ladder = [self._path(replace(graph, tokens=tokens)) for tokens in self._built.sizes]
-            with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
-                made = Path(temporary_folder) / "made"
+            with temporary_folder(folder) as own:
+                made = own / "made"
                 made.mkdir()
                 compile_ladder(self.device, ladder, made)
                 for path in made.iterdir():

@@ -58,14 +58,13 @@ class LayerReader:
     def part(self, product: Product, part: Part, expert: int | None = None) -> PartWeights:
         """Dequantised and rotated; of an expert, whose weights are one of a tensor's three dimensions."""
         info = self._spec.tensors[tensor_name(self._layer, part.tensor)]
-        rows = slice(part.first, part.first + part.rows)
-        raw = self._gguf.raw(info.name)[rows] if expert is None else self._gguf.raw(info.name)[expert]
+        first, rows = (part.first, part.rows) if expert is None else (expert * info.shape[1], info.shape[1])
+        raw = self._gguf.rows(info.name, first, first + rows)
         matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)
-        self._gguf.release(info.name)  # its pages of the file
         bias = self.vector(part.tensor + ".bias")
         scale = self.vector(part.tensor + ".scale")
         if bias is not None:
-            bias = bias[rows]
+            bias = bias[part.first : part.first + part.rows]
         if self._reads_stream(product):
             weight = self.vector(product.norm)
             assert weight is not None

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from edgerun.errors import FormatError
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.errors import FormatError, NotFoundError
+from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
-from edgerun.formats.packfile import PAGE, SUM_BYTES, PackHeader, checksum, decode_header, pack_path, read_header
+from edgerun.formats.packfile import (
+    PAGE,
+    SUM_BYTES,
+    PackHeader,
+    checksum,
+    decode_header,
+    pack_path,
+    part_path,
+    read_header,
+)
 from edgerun.kernels.interface import U8, Kernels
+from edgerun.new_files import resumed_file
 from edgerun.trust import check_beside
 from edgerun.weights.blocks import BlockLayout, layer_blocks, slot_blocks, stored_block_bytes
 from edgerun.weights.catalog import Catalog, make_catalog
 from edgerun.weights.flash import FlashReader
-from edgerun.weights.identity import content_digest
+from edgerun.weights.identity import ContentDigest, file_stamp
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.tensor_reader import TensorReader
 
 
 def pack_header(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader:
-    """What the pack file of this model, for these kernels, says of itself."""
+    """What the pack file of this model, for these kernels, says of itself but for the content's digest."""
     kind, layouts = block_layouts(catalog, kernels)
     blocks = len(layouts) * (catalog.n_experts or 1)
-    return PackHeader(content_digest(gguf), kernels.layout_name, kind, stored_block_bytes(layouts), blocks)
+    return PackHeader("", file_stamp(gguf), kernels.layout_name, kind, stored_block_bytes(layouts), blocks)
 
 
 def block_layouts(catalog: Catalog, kernels: Kernels) -> tuple[str, list[BlockLayout]]:
@@ -36,22 +47,33 @@ def block_layouts(catalog: Catalog, kernels: Kernels) -> tuple[str, list[BlockLa
     return "layers", layer_blocks(catalog, kernels)
 
 
-def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader | None:
-    """The header of the pack file beside a model when it is whole and of this model and layout."""
+def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, events: EventSink = ignore) -> PackHeader | None:
+    """The header of the pack file beside a model when it is whole, of this layout, and was made from the model's files
+    as they are: same sizes, times and inodes. A Notice when only these differ."""
     path = pack_path(gguf.path)
-    if not path.is_file():
-        return None
     try:
         check_beside(path, gguf.path)
-        header = read_header(path)
-    except (OSError, FormatError):
-        return None  # the model itself does as well
-    return header if header == pack_header(gguf, catalog, kernels) else None
+    except OSError:
+        return None  # there is none, or others can have written it
+    header = _header_of(path)
+    if header is None or not _alike(header, wanted := pack_header(gguf, catalog, kernels)):
+        return None
+    if header.stamp != wanted.stamp:
+        events(
+            Notice(
+                f"{path} is not used: {gguf.path.name} was copied or changed since it was made; "
+                "`edgerun pack` compares them and makes it good"
+            )
+        )
+        return None
+    return header
 
 
-def open_reader(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: int, direct: bool) -> TensorReader:
+def open_reader(
+    gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: int, direct: bool, events: EventSink = ignore
+) -> TensorReader:
     """Of the model and of the pack file beside it, where there is one that fits; `close` its `flash`."""
-    pack = find_pack(gguf, catalog, kernels)
+    pack = find_pack(gguf, catalog, kernels, events=events)
     files = [*gguf.paths, pack_path(gguf.path)] if pack else gguf.paths
     return TensorReader(gguf, kernels, FlashReader(files, threads=threads, direct=direct), pack)
 
@@ -59,32 +81,91 @@ def open_reader(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: 
 def write_pack(
     gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore
 ) -> tuple[Path, PackHeader]:
-    """Write the pack file beside a model, going on where an interrupted run stopped. A whole one is only verified.
+    """Write the pack file beside a model, going on where an interrupted run stopped. A whole one is compared with the
+    model; it is made anew only when it is another state's of the model's files and differs.
 
-    Raises OSError (no room, no permission) and FormatError when what is read back is not what was written.
+    Raises OSError (no room, no permission), EdgerunError when another process is writing it, ReadError when the model
+    is changed meanwhile, and FormatError when what is read back is not what was written.
     """
     catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
-    header = pack_header(gguf, catalog, kernels)
-    path = pack_path(gguf.path)
-    if find_pack(gguf, catalog, kernels) is not None:
-        with path.open("rb") as file:
-            _verify(file.fileno(), header, path, events)
-        return path, header
-    part = path.with_name(path.name + ".part")
-    with part.open("r+b" if part.exists() else "w+b") as file:
-        sums = _begun(file.fileno(), header, part)
-        _fill(file.fileno(), header, sums, _images(gguf, catalog, kernels, header, sums), events)
-        _verify(file.fileno(), header, part, events)
-        os.fsync(file.fileno())
-    part.replace(path)
+    wanted, path = pack_header(gguf, catalog, kernels), pack_path(gguf.path)
+    old = _header_of(path)
+    if old is not None and _alike(old, wanted):
+        try:
+            return path, verify_pack(gguf, spec, kernels, events=events)
+        except FormatError:
+            if old.stamp == wanted.stamp:
+                raise  # damaged: whoever has it should know
+    digest = ContentDigest(gguf)
+    with resumed_file(part_path(path)) as file:
+        fd = file.fileno()
+        sums = _begun(fd, wanted, part_path(path))
+        missing = [not any(each) for each in sums]
+        _fill(fd, wanted, sums, _images(gguf, catalog, kernels, wanted, missing.__getitem__, digest), events)
+        _check_sums(fd, wanted, part_path(path), events)
+        header = replace(wanted, digest=digest.finish(events))
+        _write_all(fd, header.encode(), 0)
+        os.fsync(fd)
+        part_path(path).replace(path)
     return path, header
 
 
-def _begun(fd: int, header: PackHeader, path: Path) -> list[bytes]:
-    """Checksums of the blocks that are there already and right; the file is begun anew when it is another's."""
+def verify_pack(gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: EventSink = ignore) -> PackHeader:
+    """Read all of a model and of the pack file beside it, and compare: each block with what packing gives now, its
+    checksum, and the digest of the whole model. One that was made from a copy of the model is stamped for this one.
+
+    NotFoundError: there is none. FormatError, which says what differs. ReadError.
+    """
+    catalog = make_catalog(spec.tensors, spec.n_layers)
+    kernels.prepare(catalog.types())
+    wanted, path = pack_header(gguf, catalog, kernels), pack_path(gguf.path)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: there is no such file; `edgerun pack` makes it")
+    header, digest = read_header(path), ContentDigest(gguf)
+    if not _alike(header, wanted):
+        raise FormatError(
+            f"{path}: {header.blocks} {header.kind} in layout {header.layout}; this model has {wanted.blocks} "
+            f"{wanted.kind}, and the kernels here want {wanted.layout}: delete the file and pack again"
+        )
+    with path.open("rb") as file:
+        fd = file.fileno()
+        table = os.pread(fd, header.blocks * SUM_BYTES, PAGE)
+        for block, image in _images(gguf, catalog, kernels, header, lambda block: True, digest):
+            stored = os.pread(fd, header.block_bytes, header.offset(block))
+            if checksum(stored) != table[block * SUM_BYTES :][:SUM_BYTES]:
+                raise FormatError(f"{path}: block {block} is damaged; delete the file and pack again")
+            if not np.array_equal(np.frombuffer(stored, np.uint8), image):
+                raise FormatError(f"{path}: block {block} is not this model's; delete the file and pack again")
+            events(Progress("verify", (block + 1) * header.block_bytes, header.blocks * header.block_bytes, "bytes"))
+    if digest.finish(events) != header.digest:
+        raise FormatError(f"{path}: made from a model with other weights or metadata; delete the file and pack again")
+    if header.stamp != wanted.stamp:
+        header = replace(header, stamp=wanted.stamp)
+        with path.open("r+b") as file:
+            _write_all(file.fileno(), header.encode(), 0)
+            os.fsync(file.fileno())
+    return header
+
+
+def _header_of(path: Path) -> PackHeader | None:
+    """Of a whole pack file; None where there is none, since the model itself does as well."""
     try:
-        same = decode_header(os.pread(fd, PAGE, 0), path) == header
+        return read_header(path) if path.is_file() else None
+    except (OSError, FormatError):
+        return None
+
+
+def _alike(header: PackHeader, wanted: PackHeader) -> bool:
+    """Whether they are of one shape and layout."""
+    return replace(header, digest="", stamp="") == replace(wanted, digest="", stamp="")
+
+
+def _begun(fd: int, header: PackHeader, path: Path) -> list[bytes]:
+    """Checksums of the blocks that are there already and right; the file is begun anew when it is another's, or of
+    another state of the model's files."""
+    try:
+        same = replace(decode_header(os.pread(fd, PAGE, 0), path), digest="") == header
     except FormatError:
         same = False
     none = bytes(SUM_BYTES)
@@ -102,27 +183,35 @@ def _begun(fd: int, header: PackHeader, path: Path) -> list[bytes]:
 
 
 def _images(
-    gguf: GgufFile, catalog: Catalog, kernels: Kernels, header: PackHeader, sums: list[bytes]
+    gguf: GgufFile,
+    catalog: Catalog,
+    kernels: Kernels,
+    header: PackHeader,
+    is_wanted: Callable[[int], bool],
+    digest: ContentDigest,
 ) -> Iterator[tuple[int, U8]]:
-    """(number, bytes) of the blocks that are missing; the bytes are valid until the next."""
+    """(number, bytes) of the blocks that are wanted; the bytes are valid until the next. The digest gets all that is
+    packed, of the others too."""
     _, layouts = block_layouts(catalog, kernels)
     image = np.zeros(header.block_bytes, np.uint8)
     per_layer = catalog.n_experts or 1
     for layer, layout in enumerate(layouts):
         for i in range(per_layer):
-            if any(sums[layer * per_layer + i]):
-                continue
+            block = layer * per_layer + i
             image[:] = 0
             for info, offset, size in layout.parts:
-                raw = gguf.raw(info.name)
                 matrix = kernels.matrix_in(image[offset : offset + size], info.type, *info.shape[-2:])
-                kernels.pack_rows(raw[i] if catalog.n_experts else raw, matrix, 0)
+                raw = gguf.rows(info.name, i * matrix.rows, (i + 1) * matrix.rows)
+                digest.feed(info, raw)
+                if is_wanted(block):
+                    kernels.pack_rows(raw, matrix, 0)
             if layout.neurons:
                 rows = [gguf.raw(info.name) for info in layout.neurons]
+                for info, raw in zip(layout.neurons, rows, strict=True):
+                    digest.feed(info, raw)
                 image[layout.neurons_offset : layout.stored_bytes] = np.hstack(rows).reshape(-1)
-            yield layer * per_layer + i, image
-        for info in (*(info for info, _, _ in layout.parts), *layout.neurons):
-            gguf.release(info.name)
+            if is_wanted(block):
+                yield block, image
 
 
 def _fill(fd: int, header: PackHeader, sums: list[bytes], images: Iterator[tuple[int, U8]], events: EventSink) -> None:
@@ -143,7 +232,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _verify(fd: int, header: PackHeader, path: Path, events: EventSink) -> None:
+def _check_sums(fd: int, header: PackHeader, path: Path, events: EventSink) -> None:
     """Read everything back."""
     table = os.pread(fd, header.blocks * SUM_BYTES, PAGE)
     for block in range(header.blocks):

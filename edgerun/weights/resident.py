@@ -14,7 +14,7 @@ from edgerun.events import EventSink, Progress, ignore, never
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
-from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, LayerTensors, make_catalog
+from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.store import LayerWeights, NeuronBatch
 
 
@@ -33,8 +33,8 @@ class HasLayers(Protocol):
 class ResidentStore:
     """`WeightStore` over a GGUF file whose weights fit in memory.
 
-    Every tensor is packed once and its pages of the mapped file given back, so peak memory is the weights plus
-    one tensor. The file must stay open: rows of the embedding are read from it.
+    Every tensor is read into one buffer and packed from there, so peak memory is the weights plus one tensor. The file
+    must stay open: rows of the embedding are read from it. Raises ReadError when it is cut or changed meanwhile.
     """
 
     mode: Literal["resident"] = "resident"
@@ -49,6 +49,7 @@ class ResidentStore:
         catalog = make_catalog(spec.tensors, spec.n_layers)
         self._done_bytes, self._total_bytes = 0, catalog.n_bytes
         self._embedding = catalog.embedding
+        self._buffer: NDArray[np.uint8] | None = np.empty(_largest_read(catalog), np.uint8)
         self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
         self._layers: list[LayerWeights] = []
         self._experts: list[list[Expert]] = []
@@ -59,9 +60,10 @@ class ResidentStore:
             self._layers.append(self._take(layer))
             self._experts.append(self._take_experts(layer))
         self._head = self._pack(catalog.head)
+        self._buffer = None
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
-        rows = self._gguf.raw(self._embedding.name)[ids]
+        rows = self._gguf.gather(self._embedding.name, ids)
         return np.ascontiguousarray(dequantize(rows, self._embedding.type))
 
     def head(self) -> Matrix:
@@ -124,8 +126,10 @@ class ResidentStore:
         packed = []
         for part in EXPERT_PARTS if layer.experts else ():
             info = layer.experts[part]
-            raw = self._gguf.raw(info.name)
-            packed.append([self._kernels.pack(raw[i], info.type, info.shape[2]) for i in range(info.shape[0])])
+            experts, rows, cols = info.shape
+            packed.append(
+                [self._kernels.pack(self._read(info, i * rows, rows), info.type, cols) for i in range(experts)]
+            )
             self._finish(info)
         return [Expert(i, *matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
 
@@ -134,9 +138,9 @@ class ResidentStore:
             return None
         up, down = (layer.neurons[part] for part in NEURON_PARTS)
         memory = np.empty((up.shape[0], layer.neuron_bytes), np.uint8)
-        memory[:, : up.row_bytes] = self._gguf.raw(up.name)
+        memory[:, : up.row_bytes] = self._read(up, 0, up.shape[0])
         self._finish(up)
-        memory[:, up.row_bytes :] = self._gguf.raw(down.name)
+        memory[:, up.row_bytes :] = self._read(down, 0, down.shape[0])
         self._finish(down)
         every = np.arange(up.shape[0], dtype=np.int32)
         return Neurons(every, every, memory, up.type, down.type, up.shape[1])
@@ -147,11 +151,23 @@ class ResidentStore:
         return floats
 
     def _pack(self, info: TensorInfo) -> Matrix:
-        matrix = self._kernels.pack(self._gguf.raw(info.name), info.type, info.shape[1])
+        matrix = self._kernels.pack(self._read(info, 0, info.shape[0]), info.type, info.shape[1])
         self._finish(info)
         return matrix
 
+    def _read(self, info: TensorInfo, first: int, rows: int) -> NDArray[np.uint8]:
+        """Rows of a tensor seen as (all leading dimensions, cols): (rows, row_bytes) u8, valid until the next call."""
+        return self._gguf.rows(info.name, first, first + rows, self._buffer)
+
     def _finish(self, info: TensorInfo) -> None:
-        self._gguf.release(info.name)
         self._done_bytes += info.n_bytes
         self._events(Progress("load weights", self._done_bytes, self._total_bytes, "bytes"))
+
+
+def _largest_read(catalog: Catalog) -> int:
+    """Bytes of the largest matrix that is packed, of one expert where there are several in a tensor."""
+    matrices = [catalog.head]
+    for layer in catalog.layers:
+        matrices += [*layer.matrices.values(), *layer.neurons.values()]
+    experts = [info.n_bytes // info.shape[0] for layer in catalog.layers for info in layer.experts.values()]
+    return max(*(info.n_bytes for info in matrices), *experts)

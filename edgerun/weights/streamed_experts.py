@@ -58,7 +58,7 @@ class StreamedExpertStore:
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
         kernels.prepare(catalog.types())
         with contextlib.ExitStack() as stack:
-            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct)
+            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct, events=events)
             self.flash, self.packed = self._reader.flash, self._reader.packed
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)

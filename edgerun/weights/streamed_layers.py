@@ -94,7 +94,7 @@ class StreamedLayerStore:
             kernels.prepare_neurons(catalog.neuron_types())
         self._order = [layer for layer in range(spec.n_layers) if layer not in set(pinned)]
         with contextlib.ExitStack() as stack:
-            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct)
+            self._reader = open_reader(gguf, catalog, kernels, threads=reader_threads, direct=direct, events=events)
             self.flash, self.packed = self._reader.flash, self._reader.packed
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import edgerun
 from cli.conftest import Run
 from edgerun import LLM
 from edgerun.api import prefill as api_prefill
-from edgerun.errors import DoesNotFitError
+from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -216,3 +220,79 @@ def test_doctor_where_nothing_can_be_kept(
     done = run("doctor", "--json")
     assert done.exit_code == 0, done.stderr
     assert "Permission denied" in json.loads(done.stdout)["prefill"]
+
+
+FAILURES = [
+    OSError(errno.ENOSPC, "No space left on device", "layer-000.weights"),
+    OSError(errno.EIO, "Input/output"),
+    MemoryError("no memory"),
+    ReadError("the model was cut"),
+    Cancelled("stop"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__ + str(getattr(error, "errno", "")))
+@pytest.mark.parametrize("seam", ["write_layer", "OnnxBackend", "least_expert_rows", "profile_ranges"])
+def test_failures_of_the_machine_are_no_results(
+    run: Run, user_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seam: str, error: Exception
+) -> None:
+    """Wherever they come from: the command fails, and the next one measures as if nothing had been."""
+
+    def fail(*args: object, **more: object) -> object:
+        raise error
+
+    backend = "ort-cpu:w8a8:experts" if seam == "least_expert_rows" else "ort-cpu:w8a8"
+    model = write(INSTANCES["qwen3moe" if "experts" in backend else "llama"], tmp_path / "model.gguf")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path))
+        patched.setattr(f"edgerun.prefill.calibrate.{seam}", fail)
+        done = run("calibrate", model, "--backend", backend)
+    assert done.exit_code not in (0, 2) and "Traceback" not in done.stderr and done.stderr
+    assert not list((user_home / "cache" / "edgerun" / "prefill").glob("calibration-*.json"))
+    assert not list(tmp_path.glob(".edgerun.*")), "nothing is left behind"
+
+
+def test_a_full_disk_says_where(run: Run, tmp_path: Path) -> None:
+    """A real one: files of this process may not grow."""
+    model = write(INSTANCES["llama"], tmp_path / "model.gguf")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from edgerun.prefill import calibrate\n"
+        "real = calibrate.write_layer\n"
+        "def small(*args, **more):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "    return real(*args, **more)\n"
+        "calibrate.write_layer = small\n"
+        "sys.argv[1:] = ['calibrate', sys.argv[1], '--backend', 'ort-cpu:fp32']\n"
+        "from edgerun.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert "disk is full" in done.stderr and "TMPDIR" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("[ONNXRuntimeError] : 1 : FAIL : write failed: No space left on device", DoesNotFitError),
+        ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc", DoesNotFitError),
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer", DoesNotFitError),
+        ("open file layer-000.weights fail, errcode = 24 - Too many open files", ReadError),
+        ("Node (x) Op (MatMul) has no kernel", UnsupportedError),
+    ],
+)
+def test_what_a_provider_says_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[Exception]
+) -> None:
+    from edgerun.prefill import providers
+
+    def fail(*args: object, **more: object) -> object:
+        raise RuntimeError(said)
+
+    device = providers.device_named("ort-cpu")
+    options = providers.session_options(device, 1)
+    monkeypatch.setattr(providers.runtime(), "InferenceSession", fail)
+    with pytest.raises(kind):
+        providers.open_session(device, tmp_path / "x.onnx", options)

@@ -25,20 +25,20 @@ from edgerun.errors import (
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
     "--context --threads --kernels --stats --json EDGERUN_KERNELS "
-    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --prefill",
+    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
-    "pack": "--kernels --json EDGERUN_KERNELS",
+    "pack": "--kernels --verify --json EDGERUN_KERNELS",
     "plan": "--memory --context --routing --measure --kernels --json",
     "calibrate": "--objective --most-error --backend --memory --kernels --threads --json "
     "EDGERUN_KERNELS EDGERUN_MEMORY",
-    "bench": "--memory --no-prefetch --record-routing --prompt --decode --repetitions --ids --logits --threads "
-    "--kernels --json",
+    "bench": "--memory --no-prefetch --record-routing --overwrite --prompt --decode --repetitions --ids --logits "
+    "--threads --kernels --json",
     "doctor": "--json --kernels --threads --providers",
-    "convert": "--tokenizer --quant --json",
-    "quantize": "--type --json",
+    "convert": "--tokenizer --quant --overwrite --json",
+    "quantize": "--type --overwrite --json",
     "tokenize": "--json",
 }
 HEAVY = {

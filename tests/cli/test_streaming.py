@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,20 @@ def test_packed_and_then_streamed_from_the_pack(program: Program, mixture: Path,
             assert (said["kind"], Path(said["path"]).stat().st_size) == ("experts", said["n_bytes"])
     assert np.array_equal(*logits)
     assert "384 experts" in program("pack", mixture).stdout, "verified again"
+    assert "384 experts" in program("pack", mixture, "--verify").stdout
+    shown = json.loads(program("show", mixture, "--json").stdout)["pack"]
+    assert (shown["digest"], shown["current"]) == (said["digest"], True)
+    before = mixture.stat()
+    os.utime(mixture, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    assert "was copied or changed since" in program("show", mixture).stdout
+    with Path(said["path"]).open("r+b") as file:
+        file.seek(said["n_bytes"] - 4096 * 5)
+        file.write(b"\x55\xaa" * 100)
+    damaged = program("pack", mixture, "--verify")
+    assert damaged.returncode == 1 and "is damaged" in damaged.stderr
+    os.utime(mixture, ns=(before.st_atime_ns, before.st_mtime_ns))
     Path(said["path"]).unlink()
+    assert program("pack", mixture, "--verify").returncode == 3
     assert program("pack", mixture.parent / "none.gguf").returncode == 3
 
 

@@ -40,7 +40,7 @@ def f32(g: GgufFile, name: str) -> NDArray[np.float32]:
 
 
 def convert(folder: Path, **options: Any) -> GgufFile:
-    convert_checkpoint(folder, folder / "out.gguf", **options)
+    convert_checkpoint(folder, folder / "out.gguf", overwrite=True, **options)
     return open_gguf(folder / "out.gguf")
 
 

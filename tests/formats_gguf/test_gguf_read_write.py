@@ -94,7 +94,7 @@ def test_bytes_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
 
 
-def test_tensors_are_views_in_numpy_order(tmp_path: Path) -> None:
+def test_tensors_come_in_numpy_order(tmp_path: Path) -> None:
     with open_gguf(write_small(tmp_path / "m.gguf")) as g:
         assert g.architecture == "llama"
         assert list(g.tensors) == ["a.weight", "b.weight"]
@@ -103,7 +103,6 @@ def test_tensors_are_views_in_numpy_order(tmp_path: Path) -> None:
         assert info.offset % 32 == 0
         raw = g.raw("a.weight")
         assert raw.shape == (2, 128)
-        assert not raw.flags.writeable
         assert raw.view("<f4").tolist() == np.arange(64, dtype=np.float32).reshape(2, 32).tolist()
         assert g.raw("b.weight").tobytes() == bytes(range(216))
         assert g.n_bytes == 256 + 216
@@ -113,19 +112,30 @@ def test_tensors_are_views_in_numpy_order(tmp_path: Path) -> None:
             assert file.read(info.n_bytes) == bytes(range(216))
 
 
-def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
-    big = np.arange(1 << 16, dtype=np.float32).reshape(256, 256)
+def test_rows_alone_and_in_any_order(tmp_path: Path) -> None:
+    big = np.arange(1 << 16, dtype=np.float32).reshape(2, 128, 256)
     with GgufWriter(tmp_path / "m.gguf", "llama") as w:
         w.add_tensor("first", np.ones(8, np.float32), GgmlType.F32)
         w.add_tensor("big", big, GgmlType.F32)
+    flat = big.reshape(256, 256)
     with open_gguf(tmp_path / "m.gguf") as g:
         assert (g.raw("big").view("<f4") == big).all()
-        g.release("big")
-        assert (g.raw("big").view("<f4") == big).all()
-        assert g.raw("first").view("<f4").tolist() == [1.0] * 8
+        assert (g.rows("big", 100, 131).view("<f4") == flat[100:131]).all()
+        buffer = np.zeros(5000, np.uint8)
+        given = g.rows("big", 254, 256, buffer)
+        assert np.shares_memory(given, buffer) and (given.view("<f4") == flat[254:]).all()
+        assert g.rows("big", 3, 3).shape == (0, 1024)
+        for ids in ([0], [255, 0, 7, 7, 8, 9, 200, 255], list(range(256)), [3, 5, 9, 14], []):
+            assert (g.gather("big", np.array(ids, np.int32)).view("<f4") == flat[ids]).all()
+        for first, last in ((0, 257), (-1, 3), (5, 4)):
+            with pytest.raises(ValueError, match="big has 256 rows"):
+                g.rows("big", first, last)
+        for ids in ([-1, 3], [256]):
+            with pytest.raises(IndexError, match="rows 0 to 255"):
+                g.gather("big", np.array(ids, np.int32))
 
 
-def test_views_outlive_the_file_and_closed_files_say_so(tmp_path: Path) -> None:
+def test_arrays_outlive_the_file_and_closed_files_say_so(tmp_path: Path) -> None:
     g = open_gguf(write_small(tmp_path / "m.gguf"))
     raw = g.raw("a.weight")
     g.close()

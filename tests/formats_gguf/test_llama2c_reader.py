@@ -31,18 +31,18 @@ def test_a_legacy_checkpoint_in_order(tmp_path: Path) -> None:
     config, weights = checkpoint.config, checkpoint.weights
     assert (config.dim, config.vocab_size, config.shared_head, config.head_dim) == (8, 10, True, 4)
     assert "output" not in weights
-    assert weights["tok_embeddings"][0, 0] == 0
-    assert weights["attention_norm"][0, 0] == 80
-    assert weights["wq"][1, 0, 0] == 80 + 16 + 64
+    assert weights["tok_embeddings"].array()[0, 0] == 0
+    assert weights["attention_norm"].array()[0, 0] == 80
+    assert weights["wq"].array()[1, 0, 0] == 80 + 16 + 64
     assert weights["wk"].shape == (2, 4, 8)
     assert weights["w2"].shape == (2, 8, 12)
-    assert weights["norm"][-1] == n_weights(False) - 24 - 1
+    assert weights["norm"].array()[-1] == n_weights(False) - 24 - 1
 
 
 def test_a_negative_vocabulary_has_its_own_head(tmp_path: Path) -> None:
     checkpoint = open_llama2c(write(tmp_path / "m.bin", (*HEADER[:5], -10, 6)))
     assert not checkpoint.config.shared_head
-    assert checkpoint.weights["output"][0, 0] == n_weights(False)
+    assert checkpoint.weights["output"].array()[0, 0] == n_weights(False)
 
 
 def test_version_1(tmp_path: Path) -> None:
@@ -51,10 +51,10 @@ def test_version_1(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(head + bytes(256 - len(head)) + data)
     checkpoint = open_llama2c(tmp_path / "m.bin")
     assert checkpoint.config.version == 1
-    assert checkpoint.weights["attention_norm"][0, 0] == 0
-    assert checkpoint.weights["norm"][0] == 32
-    assert checkpoint.weights["tok_embeddings"][0, 0] == 40
-    assert checkpoint.weights["w3"][-1, -1, -1] == n_weights(False, tables=False) - 1
+    assert checkpoint.weights["attention_norm"].array()[0, 0] == 0
+    assert checkpoint.weights["norm"].array()[0] == 32
+    assert checkpoint.weights["tok_embeddings"].array()[0, 0] == 40
+    assert checkpoint.weights["w3"].array()[-1, -1, -1] == n_weights(False, tables=False) - 1
 
 
 def test_version_2_is_refused(tmp_path: Path) -> None:

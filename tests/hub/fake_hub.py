@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+LOGIN = b"<!DOCTYPE html><html><body>Please accept our terms</body></html>" * 50
+MOST = 256 << 20  # what an endless answer has in truth
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -29,6 +31,9 @@ class FakeHub:
     damaged: bool = False
     cdn: str | None = None  # where downloads are redirected to, as the real hub does
     whole_only: bool = False  # knows no ranges
+    portal: str = ""  # every request that matches gets the page of a login, with status 200
+    endless: bool = False  # ranges are ignored, and files of any size are sent
+    sent: int = 0  # bytes of bodies that went out
     only_tree: bool = False  # a mirror that lists files by /tree only
     authorised: list[str] = field(default_factory=list)  # Host headers of requests with a token
     seen: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -41,7 +46,7 @@ class FakeHub:
 @contextmanager
 def serve(hub: FakeHub) -> Iterator[FakeHub]:
     """`hub` at its `endpoint`, within the block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -52,6 +57,11 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Quiet: clients hang up in the middle."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,7 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.seen.append((self.command, path, self.headers.get("Range")))
         if "Authorization" in self.headers:
             self.hub.authorised.append(self.headers["Host"])
-        if self.hub.down:
+        if self.hub.portal and re.search(self.hub.portal, f"{self.command} {path}"):
+            self._send(200, LOGIN, {"Content-Type": "text/html"}, with_body)
+        elif self.hub.endless and self.command == "GET" and not path.startswith("/api/"):
+            self._send_endless()
+        elif self.hub.down:
             self._send(503, b"down", {}, with_body)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
             self._tree(match[1], with_body)
@@ -118,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, content: bytes, headers: dict[str, str], with_body: bool) -> None:
         if self.hub.damaged:
-            content = bytes(len(content))
+            content = content[:4] + bytes(len(content) - 4)
         status, start, end = 200, 0, len(content)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted and not self.hub.whole_only:
@@ -135,6 +149,19 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+    def _send_endless(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        self.close_connection = True
+        block = bytes(1 << 16)
+        try:
+            while self.hub.sent < MOST:
+                self.wfile.write(block)
+                self.hub.sent += len(block)
+        except OSError:
+            return  # nobody listens any more
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
         self.send_response(status)

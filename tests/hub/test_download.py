@@ -10,11 +10,11 @@ from edgerun.errors import NetworkError, NotFoundError, UsageError
 from edgerun.events import Event, Progress
 from edgerun.hub import find_cached, list_models, pull, remove, resolve
 from edgerun.hub.names import RepoName
-from hub.fake_hub import FakeHub, serve
+from hub.fake_hub import LOGIN, MOST, FakeHub, serve
 
 REPO = "org/tiny-GGUF"
 ONE = b"GGUF" + bytes(range(256)) * 4000
-PARTS = {f"tiny-Q8_0-0000{i}-of-00002.gguf": b"part%d" % i * 1000 for i in (1, 2)}
+PARTS = {f"tiny-Q8_0-0000{i}-of-00002.gguf": b"GGUF part%d" % i * 1000 for i in (1, 2)}
 
 
 @pytest.fixture
@@ -190,3 +190,69 @@ def test_resolve_of_paths(tmp_path: Path) -> None:
     (tmp_path / "n.gguf").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="several"):
         resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["from the start", "resumed"])
+def test_the_page_of_a_login_is_not_kept(hub: FakeHub, cache: Path, resumed: bool) -> None:
+    """Neither as a beginning nor in place of one; the next download is right, and goes on where it was."""
+    have = 0
+    if resumed:
+        hub.break_after = 300_000
+        with pytest.raises(NetworkError):
+            pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+        hub.down = False
+        [part] = cache.rglob("*.edgerun-part")
+        have = part.stat().st_size
+    hub.portal = r"GET /.*\.gguf"
+    with pytest.raises(NetworkError, match="no GGUF file.*login page"):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    assert sum(part.stat().st_size for part in cache.rglob("*.edgerun-part")) == have
+    hub.portal = ""
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint).read_bytes() == ONE
+    assert hub.ranges()[-1] == (f"bytes={have}-" if resumed else None)
+
+
+def test_a_page_that_an_older_version_kept_is_forgotten(hub: FakeHub, cache: Path) -> None:
+    blob = cache / f"models--{REPO.replace('/', '--')}" / "blobs" / hashlib.sha256(ONE).hexdigest()
+    blob.parent.mkdir(parents=True)
+    blob.with_name(blob.name + ".edgerun-part").write_bytes(LOGIN)
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint).read_bytes() == ONE
+
+
+def test_a_server_that_begins_anew_when_asked_to_resume(hub: FakeHub, cache: Path) -> None:
+    hub.break_after = 300_000
+    with pytest.raises(NetworkError):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    hub.down, hub.whole_only = False, True
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint).read_bytes() == ONE
+
+
+def test_more_than_there_should_be_is_not_written(hub: FakeHub, cache: Path) -> None:
+    hub.endless = True
+    with pytest.raises(NetworkError):
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    assert sum(part.stat().st_size for part in cache.rglob("*.edgerun-part")) <= len(ONE)
+    assert hub.sent < MOST // 2
+
+
+@pytest.mark.parametrize("answer", [LOGIN, b"[]", b"{", b'{"siblings": 5}', b'{"siblings": [7]}', b"\xff\xfe", b"null"])
+def test_what_answers_is_no_hub(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr("hub.fake_hub.LOGIN", answer)
+    hub.portal = "."
+    with pytest.raises((NetworkError, NotFoundError)) as caught:
+        pull(REPO, cache_dir=cache, endpoint=hub.endpoint)
+    if not isinstance(caught.value, NotFoundError):
+        assert "does not answer as a Hugging Face hub does" in str(caught.value)
+
+
+def test_control_characters_of_a_hub_reach_no_terminal(hub: FakeHub, cache: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J-Q4_0.gguf"
+    hub.repos[REPO] = {evil: ONE, "fine-Q8_0.gguf": ONE, "\x9b2J-Q6_K.gguf": ONE, "\u202eevil-Q5_0.gguf": ONE}
+    with pytest.raises(NotFoundError) as caught:
+        pull(f"{REPO}:Q2_K", cache_dir=cache, endpoint=hub.endpoint)
+    assert str(caught.value).isprintable() and "Q8_0" in str(caught.value)
+    with pytest.raises(NotFoundError):
+        pull(f"{REPO}:{evil}", cache_dir=cache, endpoint=hub.endpoint)
+    said: list[Event] = []
+    assert pull(REPO, cache_dir=cache, endpoint=hub.endpoint, events=said.append).name == "fine-Q8_0.gguf"
+    assert all(event.task.isprintable() for event in said if isinstance(event, Progress))

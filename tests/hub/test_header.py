@@ -13,7 +13,7 @@ from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.hub import header
 from edgerun.hub.header import fetch_header
 from edgerun.hub.names import RepoName
-from hub.fake_hub import FakeHub, serve
+from hub.fake_hub import MOST, FakeHub, serve
 from tests.models.instances import INSTANCES, write
 
 REPO = RepoName("org/big-GGUF", None)
@@ -67,6 +67,19 @@ def test_what_can_go_wrong(model: Path, tmp_path: Path) -> None:
     model.write_bytes(b"GGUF" + bytes(1000))
     with serve_file(model) as hub, pytest.raises(FormatError):
         fetch_header(REPO, folder, endpoint=hub.endpoint)
+
+
+def test_a_server_that_ignores_ranges_is_not_read_to_its_end(model: Path, tmp_path: Path) -> None:
+    with serve_file(model, endless=True) as hub, pytest.raises(NetworkError, match="does not give parts"):
+        fetch_header(REPO, tmp_path, endpoint=hub.endpoint)
+    assert hub.sent < MOST // 8, "what the connection holds, and no more"
+
+
+def test_the_page_of_a_login_is_no_header(model: Path, tmp_path: Path) -> None:
+    with serve_file(model, portal=r"GET /.*\.gguf") as hub, pytest.raises(NetworkError):
+        fetch_header(REPO, tmp_path, endpoint=hub.endpoint)
+    with serve_file(model, portal=".") as hub, pytest.raises(NetworkError, match="does not answer as"):
+        fetch_header(REPO, tmp_path, endpoint=hub.endpoint)
 
 
 def test_a_large_vocabulary(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,11 +17,13 @@ import pytest
 
 from edgerun.errors import EdgerunError, ReadError, UnsupportedError
 from edgerun.events import Progress
+from edgerun.prefill import build as build_module
 from edgerun.prefill.build import build_model
 from edgerun.prefill.layer_files import GraphFile
 from edgerun.prefill.providers import device_named
 from edgerun.prefill.schemes import SCHEMES
 from edgerun.prefill.sessions import Sessions
+from edgerun.weights.identity import content_digest
 from tests.models.instances import INSTANCES, write
 from tests.prefill.making import attached, build, load, ort_backend, ranges_of, tokens
 
@@ -33,6 +36,7 @@ from edgerun.models import load_spec
 from edgerun.prefill.build import build_model
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import SCHEMES
+from edgerun.weights.identity import content_digest
 
 model, root, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 count, sync = 0, os.fsync
@@ -45,16 +49,23 @@ def slow(fd):
         print("here", flush=True)
         time.sleep(600)
 
-os.fsync = slow
 gguf = open_gguf(model)
 spec = load_spec(gguf)
+content_digest(gguf, root)  # found out and kept already
+os.fsync = slow
 build_model(root, gguf, spec, SCHEMES["fp32"], [LayerRanges()] * spec.n_layers, (0,))
 """
 _FILES = 4  # of a layer here: weights, two graphs, a record
 
 
+def folder_in(root: Path) -> Path:
+    """The only one with graphs."""
+    (folder,) = (each for each in root.iterdir() if each.name not in ("digests", "home"))
+    return folder
+
+
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {"build.lock"}
 
 
 @pytest.mark.parametrize(
@@ -72,9 +83,9 @@ def test_killed_and_begun_again(models, tmp_path, stopped_at):
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    (folder,) = root.iterdir()
+    folder = folder_in(root)
     left = names(folder)
-    assert len(left) == stopped_at and sum(name.endswith(".tmp") for name in left) == 1
+    assert len(left) == stopped_at and sum(name.endswith(".edgerun-tmp") for name in left) == 1
     assert "model.json" not in left
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
@@ -83,7 +94,7 @@ def test_killed_and_begun_again(models, tmp_path, stopped_at):
         root, model.gguf, model.spec, SCHEMES["fp32"], ranges_of(model, SCHEMES["fp32"]), (0,), events=said.append
     )
     assert built.folder == folder
-    assert len(names(folder)) == 3 * _FILES + 1 and not any(name.endswith(".tmp") for name in names(folder))
+    assert len(names(folder)) == 3 * _FILES + 1 and not any(name.endswith(".edgerun-tmp") for name in names(folder))
     for layer in range((stopped_at - 1) // _FILES):
         for path in folder.glob(f"layer-{layer:03d}*"):
             assert path.stat().st_mtime_ns == times[path.name], "whole layers are not made again"
@@ -236,9 +247,14 @@ def test_weights_lie_on_pages(models, tmp_path, scheme):
     assert all((built.folder / each.name).stat().st_size < 20_000 for each in graphs), "weights are beside graphs"
 
 
-def test_two_builders_at_once(models, tmp_path, monkeypatch):
-    """The second begins and ends while the first is in the middle of a file; both get the whole."""
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_builders_at_once(models, tmp_path, monkeypatch, locks):
+    """The second comes while the first is in the middle of a file. It waits and makes nothing; where nothing can be
+    locked it begins and ends, and both get the whole."""
+    if not locks:
+        monkeypatch.setattr(build_module, "one_at_a_time", lambda *args, **more: contextlib.nullcontext())
     model, started, go_on = models("llama"), threading.Event(), threading.Event()
+    content_digest(model.gguf, tmp_path)  # found out and kept already
     sync, results, errors = os.fsync, [], []
 
     def slow(fd: int) -> None:
@@ -257,12 +273,23 @@ def test_two_builders_at_once(models, tmp_path, monkeypatch):
     thread = threading.Thread(target=first, name="first")
     thread.start()
     assert started.wait(20)
-    results.append(build(model, tmp_path))
-    go_on.set()
+    if locks:
+        folder = folder_in(tmp_path)
+        before = names(folder)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(build_module, "_MOST_WAIT_S", 0.3)
+            with pytest.raises(EdgerunError, match="another edgerun is making it"):
+                build(model, tmp_path)
+        assert names(folder) == before, "the second made nothing"
+        go_on.set()
+        results.append(build(model, tmp_path))
+    else:
+        results.append(build(model, tmp_path))
+        go_on.set()
     thread.join(20)
     assert not errors
     assert results[0] == results[1]
-    assert not [name for name in names(results[0].folder) if name.endswith(".tmp")]
+    assert not [name for name in names(results[0].folder) if name.endswith(".edgerun-tmp")]
     check(model, results[0])
 
 

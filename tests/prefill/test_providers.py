@@ -23,6 +23,7 @@ from edgerun.prefill.opening import open_backend
 from edgerun.prefill.providers import KNOWN, Device, ProviderKind, device_named, open_session, session_options
 from edgerun.prefill.schemes import SCHEMES
 from edgerun.prefill.sessions import Sessions
+from edgerun.weights.identity import content_digest
 from tests.models.instances import INSTANCES, write
 from tests.prefill.making import attached, build, ort_backend, tokens
 
@@ -280,7 +281,7 @@ def path(tmp_path) -> Path:
 def calibrated(path: Path, choice: str, **more: str) -> Path:
     """As if `choice` had been found best with these versions."""
     with LLM(path, prefill="kernels") as llm, open_gguf(path) as gguf:
-        kept = calibration_path(prefill_dir(), gguf, "resident")
+        kept = calibration_path(prefill_dir(), content_digest(gguf, prefill_dir()), "resident")
         made = made_with(llm.engine.decoder.kernels, "resident") | more
         rows = (Row(choice, 256, 0.5, None, 0.01), Row("kernels", 256, 1.0), Row("qnn-npu:w8a8", 256, refused="no"))
         save_calibration(kept, Calibration(made, rows, choice, "measured", 17))

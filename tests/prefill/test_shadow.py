@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgerun.errors import ReadError, UnsupportedError
+from edgerun.formats.file_bytes import FileBytes
 from edgerun.prefill.graphs import Stored
 from edgerun.prefill.hadamard import check_rotatable, rotate
 from edgerun.prefill.ranges import Extremes, most_channels
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.shadow import excess, map_shadow
+from edgerun.prefill.shadow import excess, find_shadow
 from edgerun.prefill.weights import narrow, pack_nibbles
 from tests.prefill.making import Model, attached, build, load, ort_backend, ranges_of, relative, tokens
 from tests.prefill.planting import CHANNEL, KINDS, WIDE, write_planted
@@ -250,13 +251,13 @@ def test_shadow_weights_are_the_backends(tmp_path, bits, block):
     }
     cols = np.array([0, 31, 32, 63])
     expected = integers * (np.repeat(scale, 32, axis=0) if block else scale)
-    weights = map_shadow(path, stored, "o.t", (5, 32)).columns(cols)
+    weights = find_shadow(FileBytes(path), stored, "o.t", (5, 32)).columns(cols)
     np.testing.assert_array_equal(weights[[0, 1, 3]], expected[[0, 31, 63]].astype(np.float32))
     np.testing.assert_array_equal(weights[2], matrix[32])
     np.testing.assert_allclose(expected, matrix, atol=float(scale.max()) * 0.51)
     path.write_bytes(data.tobytes())
     with pytest.raises(ReadError, match=f"{path.name} is shorter"):
-        map_shadow(path, stored, "o.t", (5, 32))
+        find_shadow(FileBytes(path), stored, "o.t", (5, 32))
 
 
 def test_outliers_are_where_they_were_planted(planted):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerun.errors import FormatError
+from edgerun import new_files
+from edgerun.errors import EdgerunError, FormatError, NotFoundError
+from edgerun.events import Notice
 from edgerun.formats.gguf import open_gguf
-from edgerun.formats.packfile import PAGE, PackHeader, decode_header, pack_path, read_header
+from edgerun.formats.packfile import PAGE, PackHeader, decode_header, pack_path, part_path, read_header
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, packing
-from edgerun.weights.packing import write_pack
+from edgerun.weights.catalog import make_catalog
+from edgerun.weights.identity import ContentDigest, file_stamp
+from edgerun.weights.packing import find_pack, verify_pack, write_pack
 from tests.models.instances import INSTANCES, tokens_of, write
 from tests.weights.test_streamed import run
 
@@ -97,38 +103,170 @@ def test_damage_is_found(model, kernels):
         out.write_bytes(bad)
         with pytest.raises(FormatError, match="block 1 is damaged"):
             write_pack(gguf, spec, kernels)
-        out.rename(out.with_name(out.name + ".part"))  # as if it had not been finished: only that block is made anew
+        out.rename(part_path(out))  # as if it had not been finished: only that block is made anew
         write_pack(gguf, spec, kernels)
         assert out.read_bytes() == good
 
 
-def test_not_for_another_model_nor_another_layout(tmp_path, kernels):
+def flip(path, offset, *, keep_time=False):
+    """One bit of a file in place."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    moved = 0 if keep_time else 10**9  # a clock's tick may be longer than this test
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + moved))
+
+
+def packed_of(name, path, kernels):
+    """Whether a store of the model uses the file beside it, and what it says."""
+    said = []
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        if INSTANCES[name].experts:
+            store = StreamedExpertStore(gguf, spec, kernels, slots=7, wave_tokens=256, events=said.append)
+        else:
+            store = StreamedLayerStore(gguf, spec, kernels, pinned=[1], wave_tokens=256, events=said.append)
+        with closing(store):
+            return store.packed, [event.text for event in said if isinstance(event, Notice)]
+
+
+def places(gguf):
+    """Offsets of bytes of every kind: in the metadata, and at the beginning, middle and end of every tensor."""
+    inside = [info.offset + at for info in gguf.tensors.values() for at in (0, info.n_bytes // 2, info.n_bytes - 1)]
+    return [200, *inside]
+
+
+def test_a_pack_of_other_weights_is_never_used(tmp_path, kernels):
+    """Whichever byte of the model differs: seen by its time at once, and by its content when it is compared."""
     name = "olmoe-Q8_0"
     path = write(INSTANCES[name], tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        out, _ = write_pack(gguf, spec, kernels)
-        info = gguf.tensors["blk.1.ffn_up_exps.weight"]
-    pack = out.read_bytes()
-    other = tmp_path / "other.gguf"
+        out, header = write_pack(gguf, spec, kernels)
+        assert len(header.digest) == 32 and ContentDigest(gguf).finish() == header.digest
+        every = places(gguf)
+        key = gguf.metadata["general.name"].encode()
+    every[0] = path.read_bytes().index(key)
+    good = out.read_bytes()
+    assert packed_of(name, path, kernels) == (True, [])
+    for place in every[:: max(1, len(every) // 40)]:
+        flip(path, place)
+        packed, said = packed_of(name, path, kernels)
+        assert not packed, place
+        assert len(said) == 1 and "copied or changed" in said[0]
+        with open_gguf(path) as gguf, pytest.raises(FormatError, match="not this model's|other weights or metadata"):
+            verify_pack(gguf, spec, kernels)
+        assert out.read_bytes() == good, "only looked at"
+        flip(path, place)
+    for place in (every[0], every[-2]):  # nothing tells but the content
+        flip(path, place, keep_time=True)
+        os.utime(path, ns=(0, 0))
+        with open_gguf(path) as gguf:
+            out.write_bytes(replace(header, stamp=file_stamp(gguf)).encode() + good[PAGE:])
+            with pytest.raises(FormatError, match="not this model's|other weights or metadata"):
+                verify_pack(gguf, spec, kernels)
+            with pytest.raises(FormatError, match="not this model's|other weights or metadata"):
+                write_pack(gguf, spec, kernels)
+        flip(path, place, keep_time=True)
+
+
+def test_a_copied_model_keeps_its_pack_and_another_gets_a_new_one(model, kernels, tmp_path):
+    name, path = model
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        out, header = write_pack(gguf, spec, kernels)
+    (tmp_path / "there").mkdir()
+    other = tmp_path / "there" / "copy.gguf"
     shutil.copy(path, other)
-    with other.open("r+b") as file:
-        file.seek(info.offset + 10)
-        file.write(b"\x55\x66")
-    pack_path(other).write_bytes(pack)
-    with open_gguf(other) as gguf, closing(store_of(name, gguf, load_spec(gguf), kernels)) as store:
-        assert not store.packed, "same shape, other weights"
-    out.write_bytes(pack.replace(kernels.layout_name.encode() + b'"', b"x" * len(kernels.layout_name) + b'"', 1))
-    with open_gguf(path) as gguf, closing(store_of(name, gguf, spec, kernels)) as store:
-        assert not store.packed
+    shutil.copy(out, pack_path(other))
+    with open_gguf(other) as gguf:
+        assert find_pack(gguf, make_catalog(spec.tensors, spec.n_layers), kernels) is None
+        _, again = write_pack(gguf, spec, kernels)
+        assert again == replace(header, stamp=file_stamp(gguf))
+        assert pack_path(other).read_bytes()[PAGE:] == out.read_bytes()[PAGE:]
+        assert find_pack(gguf, make_catalog(spec.tensors, spec.n_layers), kernels) == again
+        place = gguf.tensors["blk.1.attn_norm.weight"].offset
+    flip(other, place)
+    with open_gguf(other) as gguf:
+        _, third = write_pack(gguf, spec, kernels)
+        assert third.digest != header.digest
+        assert verify_pack(gguf, spec, kernels) == third
+
+
+def test_another_layout_and_cut_files_are_passed_over(tmp_path, kernels):
+    name = "olmoe-Q8_0"
+    path = write(INSTANCES[name], tmp_path / "model.gguf")
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        out, header = write_pack(gguf, spec, kernels)
+    pack = out.read_bytes()
+    out.write_bytes(replace(header, layout="x").encode() + pack[PAGE:])
+    assert packed_of(name, path, kernels) == (False, [])
+    with open_gguf(path) as gguf, pytest.raises(FormatError, match="in layout x"):
+        verify_pack(gguf, spec, kernels)
     for size in (0, 100, PAGE, len(pack) - 1):
         out.write_bytes(pack[:size])
         with open_gguf(path) as gguf, closing(store_of(name, gguf, spec, kernels)) as store:
             assert not store.packed
             assert len(run(Decoder(spec, store, kernels), name)) == len(tokens_of(INSTANCES[name]))
+    out.unlink()
+    with open_gguf(path) as gguf, pytest.raises(NotFoundError, match="edgerun pack"):
+        verify_pack(gguf, spec, kernels)
 
 
-GOOD = PackHeader("d" * 24, "r8", "experts", 8192, 10).encode()
+def test_two_at_once(tmp_path, kernels, monkeypatch):
+    """The second is refused, or where nothing can be locked finishes; whatever the first, which was stopped in the
+    middle, does when it goes on, the file stays whole."""
+    name = "olmoe-Q8_0"
+    path = write(INSTANCES[name], tmp_path / "model.gguf")
+    with open_gguf(path) as gguf:
+        spec = load_spec(gguf)
+        out, _ = write_pack(gguf, spec, kernels)
+        good = out.read_bytes()
+    real, started, go_on = packing._write_all, threading.Event(), threading.Event()
+
+    def stopping(fd, data, offset):
+        if threading.current_thread().name == "first" and offset > PAGE and not started.is_set():
+            started.set()
+            assert go_on.wait(20)
+        real(fd, data, offset)
+
+    def first(errors):
+        try:
+            with open_gguf(path) as gguf:
+                write_pack(gguf, spec, kernels)
+        except OSError as error:
+            errors.append(error)
+
+    monkeypatch.setattr(packing, "_write_all", stopping)
+    for locks in (True, False):
+        out.unlink()
+        started.clear()
+        go_on.clear()
+        errors = []
+        if not locks:
+            monkeypatch.setattr(new_files, "_lock", lambda fd: None)
+
+        thread = threading.Thread(target=first, args=(errors,), name="first")
+        thread.start()
+        assert started.wait(20)
+        with open_gguf(path) as gguf:
+            if locks:
+                with pytest.raises(EdgerunError, match="another edgerun is writing it"):
+                    write_pack(gguf, spec, kernels)
+            else:
+                write_pack(gguf, spec, kernels)
+                assert out.read_bytes() == good
+        go_on.set()
+        thread.join(20)
+        assert out.read_bytes() == good
+        assert [type(error) for error in errors] == ([] if locks else [FileNotFoundError])
+
+
+GOOD = PackHeader("d" * 32, "e" * 32, "r8", "experts", 8192, 10).encode()
 
 
 @settings(max_examples=200, deadline=None)

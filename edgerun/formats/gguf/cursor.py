@@ -1,27 +1,28 @@
-"""A bounds-checked position in a memory-mapped file: no read goes past the end, every error says where."""
+"""A bounds-checked position in a file: no read goes past the end, every error says where."""
 
 from __future__ import annotations
 
-import mmap
 import struct
 from typing import NoReturn
 
 from edgerun.errors import FormatError
+from edgerun.formats.file_bytes import FileBytes
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-Buffer = mmap.mmap | bytes
+_WINDOW_BYTES = 1 << 18  # of the file that are held at a time
 
 
 class Cursor:
     """Reads little-endian values forward from `position`; `name` (the file) begins every message."""
 
-    def __init__(self, buffer: Buffer, name: str) -> None:
-        self.buffer = buffer
+    def __init__(self, source: FileBytes, name: str) -> None:
+        self.source = source
         self.name = name
-        self.size = len(buffer)
+        self.size = source.size
         self.position = 0
+        self._window, self._begin = b"", 0  # bytes of the file, and where the first of them stands
 
     def fail(self, message: str, position: int | None = None) -> NoReturn:
         """Raise FormatError at `position` (default: here)."""
@@ -35,13 +36,18 @@ class Cursor:
         self.position = start + n_bytes
         return start
 
+    def at(self, start: int, n_bytes: int) -> bytes:
+        """Bytes start .. start + n_bytes, which must be within the file."""
+        self._reach(start, n_bytes)
+        return self._window[start - self._begin : start - self._begin + n_bytes]
+
     def u32(self, what: str) -> int:
         """An unsigned 32-bit number."""
-        return int(_U32.unpack_from(self.buffer, self.skip(4, what))[0])
+        return int(_U32.unpack(self.at(self.skip(4, what), 4))[0])
 
     def u64(self, what: str) -> int:
         """An unsigned 64-bit number."""
-        return int(_U64.unpack_from(self.buffer, self.skip(8, what))[0])
+        return int(_U64.unpack(self.at(self.skip(8, what), 8))[0])
 
     def text(self, what: str, max_bytes: int) -> str:
         """A length-prefixed UTF-8 string of at most `max_bytes`."""
@@ -51,7 +57,7 @@ class Cursor:
             self.fail(f"{what} is {n_bytes} bytes long, the most is {max_bytes}", at)
         start = self.skip(n_bytes, what)
         try:
-            return bytes(self.buffer[start : start + n_bytes]).decode("utf-8")
+            return self.at(start, n_bytes).decode("utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8", start)
 
@@ -60,12 +66,24 @@ class Cursor:
         start = self.position
         if count > (self.size - start) // 8:
             self.fail(f"{what} claims {count} strings, the file has {self.size - start} bytes left")
-        read, buffer, position, last = _U64.unpack_from, self.buffer, start, self.size - 8
-        for _ in range(count):
+        read, position, left, last = _U64.unpack_from, start, count, self.size - 8
+        while left:
             if position > last:
                 self.fail(f"{what}: a string runs past the end of the file", start)
-            position += 8 + read(buffer, position)[0]
+            self._reach(position, 8)
+            window, at = self._window, position - self._begin
+            end, walked = len(window) - 8, 0
+            while walked < left and at <= end:
+                at += 8 + read(window, at)[0]
+                walked += 1
+            position, left = self._begin + at, left - walked
         if position > self.size:
             self.fail(f"{what}: a string runs past the end of the file", start)
         self.position = position
         return start
+
+    def _reach(self, start: int, n_bytes: int) -> None:
+        """Have so many bytes in the window."""
+        if not self._begin <= start <= start + n_bytes <= self._begin + len(self._window):
+            self._window = self.source.read(start, min(max(n_bytes, _WINDOW_BYTES), self.size - start))
+            self._begin = start

@@ -1,11 +1,9 @@
-"""An opened GGUF model: one file or all parts of a split one, memory-mapped."""
+"""An opened GGUF model: one file or all parts of a split one."""
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import EdgerunError, FormatError, NotFoundError
+from edgerun.errors import FormatError, NotFoundError
+from edgerun.formats.file_bytes import FileBytes
 from edgerun.formats.gguf.cursor import Cursor
 from edgerun.formats.gguf.header import Header, TensorInfo, read_header
 from edgerun.formats.gguf.metadata import Metadata
@@ -22,47 +21,33 @@ _LEADING_ZEROS = re.compile(r"(?<![^.])0+(?=[0-9]+(?![^.]))")  # of a number tha
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
+_PIECE_BYTES = 8 << 20
+
+
 class _Part:
-    """One memory-mapped file with its header."""
+    """One open file with its header."""
 
     def __init__(self, path: Path, number: int = 0) -> None:
         self.path = path
-        self.map = _map(path)
+        self.file = FileBytes(path)
         try:
-            self.header: Header = read_header(Cursor(self.map, str(path)), path, number)
+            if not self.file.size:
+                raise FormatError(f"{path}: the file is empty")
+            self.header: Header = read_header(Cursor(self.file, str(path)), path, number)
         except BaseException:
-            self.map.close()
+            self.file.close()
             raise
-        self.bytes: NDArray[np.uint8] | None = np.frombuffer(self.map, np.uint8)
 
     def close(self) -> None:
         self.header.metadata.close()
-        self.bytes = None
-        try:
-            self.map.close()
-        except BufferError:
-            return  # a view given out by raw() still lives: the mapping goes with the last of them
-
-
-def _map(path: Path) -> mmap.mmap:
-    if not path.exists():
-        raise NotFoundError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise FormatError(f"{path}: not a file")
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FormatError(f"{path}: the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise EdgerunError(f"{path}: cannot be read: {error.strerror or error}") from error
+        self.file.close()
 
 
 class GgufFile:
-    """A model in GGUF: lazy metadata, tensors as views of the mapped file. Use `open_gguf`.
+    """A model in GGUF: metadata and tensors are read when they are asked for. Use `open_gguf`.
 
     `tensors` maps names to TensorInfo in file order. `n_bytes` counts tensor data, `file_bytes` whole files.
-    Thread-safe for reading.
+    Thread-safe for reading. All reading raises ReadError when a file was cut or changed since it was opened.
     """
 
     def __init__(self, parts: list[_Part]) -> None:
@@ -80,7 +65,19 @@ class GgufFile:
         _refuse_aliases(tensors)
         self.tensors: Mapping[str, TensorInfo] = tensors
         self.n_bytes = sum(info.n_bytes for info in tensors.values())
-        self.file_bytes = sum(len(part.map) for part in parts)
+        self.file_bytes = sum(part.file.size for part in parts)
+
+    @property
+    def stamps(self) -> tuple[tuple[int, int, int], ...]:
+        """(size, time of the last change in ns, inode) of each file as it was opened."""
+        return tuple(part.file.stamp for part in self._parts)
+
+    def headers(self) -> Iterator[bytes]:
+        """All that stands before the tensors' data, of each file, in pieces."""
+        for part in self._parts:
+            end = min(part.header.data_offset, part.file.size)
+            for start in range(0, end, _PIECE_BYTES):
+                yield part.file.read(start, min(_PIECE_BYTES, end - start))
 
     @property
     def architecture(self) -> str:
@@ -97,22 +94,32 @@ class GgufFile:
         return self.metadata.get(key, default)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor: a read-only view (*shape[:-1], row_bytes) u8 of the mapped file.
+        """The stored bytes of a tensor, read now: a new array (*shape[:-1], row_bytes) u8.
 
-        NotFoundError when there is no such tensor. The view stays valid after `close`.
+        NotFoundError when there is no such tensor.
         """
         info = self._info(name)
-        data = self._parts[info.part].bytes
-        if data is None:
-            raise ValueError(f"{self.path} is closed")
-        return data[info.offset : info.offset + info.n_bytes].reshape(info.raw_shape)
+        return self._parts[info.part].file.read_array(info.offset, info.n_bytes).reshape(info.raw_shape)
 
-    def release(self, name: str) -> None:
-        """Drop the tensor's pages from this process's memory; a later read fetches them again."""
+    def rows(self, name: str, first: int, last: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Rows first .. last - 1 of a tensor seen as (all leading dimensions, cols): (last - first, row_bytes) u8, new,
+        or the beginning of `out`, which is flat."""
         info = self._info(name)
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._parts[info.part].map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.n_bytes - start)
+        size = (last - first) * info.row_bytes
+        if not 0 <= first <= last or first * info.row_bytes + size > info.n_bytes:
+            raise ValueError(f"{name} has {info.n_bytes // info.row_bytes} rows, not {first} to {last}")
+        target = np.empty(size, np.uint8) if out is None else out[:size]
+        if size:
+            self._parts[info.part].file.read_into(target, info.offset + first * info.row_bytes)
+        return target.reshape(last - first, info.row_bytes)
+
+    def gather(self, name: str, ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Some rows of a tensor seen as (all leading dimensions, cols), in the order of `ids`: (n, row_bytes) u8."""
+        info = self._info(name)
+        n_rows = info.n_bytes // info.row_bytes
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_rows:
+            raise IndexError(f"{name} has the rows 0 to {n_rows - 1}, not {int(ids.min())} to {int(ids.max())}")
+        return self._parts[info.part].file.gather(info.offset, info.row_bytes, ids)
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
@@ -121,7 +128,7 @@ class GgufFile:
         return info
 
     def close(self) -> None:
-        """Unmap the file as soon as no view of it is in use. May be called twice."""
+        """Let go of the files; no read may be under way. May be called twice."""
         for part in self._parts:
             part.close()
 

@@ -60,8 +60,8 @@ class Header:
 def read_header(cursor: Cursor, path: Path, part: int = 0) -> Header:
     """Parse and check a whole header. FormatError with the byte where it is wrong, UnsupportedError for kinds
     that edgerun does not run (version 1, big-endian, unknown tensor types)."""
-    if cursor.size < 4 or bytes(cursor.buffer[:4]) != MAGIC:
-        found = bytes(cursor.buffer[: min(4, cursor.size)])
+    found = cursor.at(0, min(4, cursor.size))
+    if found != MAGIC:
         cursor.fail(f"not a GGUF file: it begins with {found!r}, not {MAGIC!r}")
     cursor.position = 4
     version = cursor.u32("the version")

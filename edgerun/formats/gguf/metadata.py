@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import FormatError, UnsupportedError
-from edgerun.formats.gguf.cursor import Buffer, Cursor
+from edgerun.formats.file_bytes import FileBytes
+from edgerun.formats.gguf.cursor import Cursor
 from edgerun.formats.gguf.types import SCALAR_DTYPES, ValueKind
 
 MetadataValue = bool | int | float | str | list[str] | NDArray[Any]
@@ -25,13 +26,14 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where one value lies: its kind, and for arrays the kind and count of the items."""
+    """Where one value lies (bytes offset .. offset + n_bytes): its kind, and for arrays the kind and count of the
+    items."""
 
     kind: ValueKind
     offset: int
+    n_bytes: int  # in the file; of an array of strings, their lengths included
     count: int  # bytes of a string, items of an array, 1 for a scalar
     item: ValueKind | None = None
-    n_bytes: int = 0  # of an array of strings, their lengths included
 
 
 class Metadata(Mapping[str, MetadataValue]):
@@ -41,23 +43,24 @@ class Metadata(Mapping[str, MetadataValue]):
     strings as list[str]. Large values are decoded at each access, not kept: hold on to what you use often.
     Strings are bytes in GGUF and tokens need not be whole characters: bytes that are not UTF-8 come as
     surrogate escapes (PEP 383), so `value.encode("utf-8", "surrogateescape")` gives the file's bytes back.
+    Reading a value raises ReadError when the file was cut or changed since it was opened.
     """
 
-    def __init__(self, buffer: Buffer, name: str, entries: dict[str, _Entry]) -> None:
-        self._buffer: Buffer | None = buffer
+    def __init__(self, source: FileBytes, name: str, entries: dict[str, _Entry]) -> None:
+        self._source: FileBytes | None = source
         self._name = name
         self._entries = entries
 
     def __getitem__(self, key: str) -> MetadataValue:
         entry = self._entries[key]
-        if self._buffer is None:
+        if self._source is None:
             raise ValueError(f"{self._name} is closed")
+        data = self._source.read(entry.offset, entry.n_bytes)
         if entry.kind is ValueKind.STRING:
-            raw = bytes(self._buffer[entry.offset : entry.offset + entry.count])
-            return raw.decode("utf-8", "surrogateescape")
+            return data.decode("utf-8", "surrogateescape")
         if entry.item is ValueKind.STRING:
-            return self._strings(self._buffer, entry)
-        values = self._numbers(self._buffer, entry, key)
+            return self._strings(data, entry)
+        values = self._numbers(data, entry, key)
         if entry.kind is ValueKind.ARRAY:
             return values
         scalar: bool | int | float = values[0].item()
@@ -93,27 +96,27 @@ class Metadata(Mapping[str, MetadataValue]):
 
     def close(self) -> None:
         """Let go of the file; values can no longer be read."""
-        self._buffer = None
+        self._source = None
 
-    def _numbers(self, buffer: Buffer, entry: _Entry, key: str) -> NDArray[Any]:
+    def _numbers(self, data: bytes, entry: _Entry, key: str) -> NDArray[Any]:
         kind = entry.kind if entry.item is None else entry.item
         if kind is ValueKind.BOOL:
-            raw = np.frombuffer(buffer, np.uint8, entry.count, entry.offset)
+            raw = np.frombuffer(data, np.uint8, entry.count)
             if entry.count and int(raw.max()) > 1:
                 raise FormatError(f"{self._name}: byte {entry.offset}: {key} holds a bool that is not 0 or 1")
             return raw.astype(np.bool_)
         if entry.count == 0:
             return np.empty(0, SCALAR_DTYPES[kind])
-        return np.frombuffer(buffer, SCALAR_DTYPES[kind], entry.count, entry.offset).copy()
+        return np.frombuffer(data, SCALAR_DTYPES[kind], entry.count).copy()
 
     @staticmethod
-    def _strings(buffer: Buffer, entry: _Entry) -> list[str]:
-        position, read = entry.offset, _U64.unpack_from
+    def _strings(data: bytes, entry: _Entry) -> list[str]:
+        position, read = 0, _U64.unpack_from
         values = []
         for _ in range(entry.count):
             start = position + 8
-            position = start + read(buffer, position)[0]
-            values.append(buffer[start:position].decode("utf-8", "surrogateescape"))
+            position = start + read(data, position)[0]
+            values.append(data[start:position].decode("utf-8", "surrogateescape"))
         return values
 
 
@@ -128,16 +131,17 @@ def scan_metadata(cursor: Cursor, n_keys: int) -> Metadata:
         if key in entries:
             cursor.fail(f"the metadata key {key!r} stands twice", at)
         entries[key] = _scan_value(cursor, key)
-    return Metadata(cursor.buffer, cursor.name, entries)
+    return Metadata(cursor.source, cursor.name, entries)
 
 
 def _scan_value(cursor: Cursor, key: str) -> _Entry:
     kind = _kind(cursor, key)
     if kind is ValueKind.STRING:
         n_bytes = cursor.u64(f"the length of {key}")
-        return _Entry(kind, cursor.skip(n_bytes, key), n_bytes)
+        return _Entry(kind, cursor.skip(n_bytes, key), n_bytes, n_bytes)
     if kind is not ValueKind.ARRAY:
-        return _Entry(kind, cursor.skip(SCALAR_DTYPES[kind].itemsize, key), 1)
+        size = SCALAR_DTYPES[kind].itemsize
+        return _Entry(kind, cursor.skip(size, key), size, 1)
     item = _kind(cursor, key)
     at = cursor.position
     if item is ValueKind.ARRAY:
@@ -147,8 +151,9 @@ def _scan_value(cursor: Cursor, key: str) -> _Entry:
         if count > _MAX_STRINGS:
             cursor.fail(f"{key} claims {count} strings, the most is {_MAX_STRINGS}", at)
         start = cursor.skip_strings(count, key)
-        return _Entry(kind, start, count, item, cursor.position - start)
-    return _Entry(kind, cursor.skip(count * SCALAR_DTYPES[item].itemsize, key), count, item)
+        return _Entry(kind, start, cursor.position - start, count, item)
+    size = count * SCALAR_DTYPES[item].itemsize
+    return _Entry(kind, cursor.skip(size, key), size, count, item)
 
 
 def _kind(cursor: Cursor, key: str) -> ValueKind:

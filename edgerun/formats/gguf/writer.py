@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import secrets
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SCALAR_DTYPES, GgmlType, ValueKind
+from edgerun.new_files import new_file
 
 TensorData = NDArray[Any] | Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
 
@@ -51,7 +51,8 @@ class GgufWriter:
             w.add_tensor("output_norm.weight", np.ones(64, np.float32), GgmlType.F32)
 
     Tensor data may be a callable, called when its turn to be written comes, so that a file of any size is
-    written with the memory of one tensor (or of one piece, when it returns an iterable of pieces).
+    written with the memory of one tensor (or of one piece, when it returns an iterable of pieces). `check` gets the
+    whole file under another name before it has its own, and may raise.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class GgufWriter:
         architecture: str | None,
         *,
         alignment: int = DEFAULT_ALIGNMENT,
+        check: Callable[[Path], None] | None = None,
         events: EventSink = ignore,
     ) -> None:
         if alignment < 8 or alignment & (alignment - 1):
             raise UsageError(f"alignment {alignment} is not a power of two from 8 on")
         self.path = Path(path)
         self.alignment = alignment
+        self._check = check
         self._events = events
         self._keys: dict[str, bytes] = {}
         self._tensors: dict[str, _Pending] = {}
@@ -120,17 +123,13 @@ class GgufWriter:
         if self._closed:
             return
         self._closed = True
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
-            with temporary.open("xb") as file:
+            with new_file(self.path, check=self._check) as file:
                 self._write(file)
-            temporary.replace(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._explain(error) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+        except EdgerunError:
             raise
+        except OSError as error:
+            raise self._explain(error) from error
 
     def abandon(self) -> None:
         """Forget everything; nothing is written."""
