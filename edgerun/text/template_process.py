@@ -76,16 +76,19 @@ class TemplateProcess:
         self._python = python
         self._trust_system = trust_system
         self._holder = _Holder()
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        weakref.finalize(self, _Holder.end, self._holder)
+        self._lock = threading.RLock()
+        weakref.finalize(self, _Holder.close, self._holder)
         call_after_fork(self)
 
     def start(self) -> None:
         """Start the process without waiting for it, so that the first rendering need not. When it cannot be
         started, the first rendering tells why."""
-        with contextlib.suppress(TemplateError), self._lock:
-            self._worker("the chat template")
+        try:
+            self._lock.acquire()
+            with contextlib.suppress(TemplateError):
+                self._worker("the chat template")
+        finally:
+            _release(self._lock)
 
     def render(
         self, label: str, source: str, values: Mapping[str, Any], cancelled: Callable[[], bool] | None = None
@@ -96,11 +99,11 @@ class TemplateProcess:
         the limits, or the process cannot be started; Cancelled as soon as `cancelled()`; UsageError after `close`.
         """
         request = self._request(label, source, values)
-        self._take_turn(cancelled)
         try:
+            self._take_turn(cancelled)
             reply = self._exchange(label, request, cancelled)
         finally:
-            self._lock.release()
+            _release(self._lock)
         text = reply.get("text")
         if isinstance(text, str):
             return text
@@ -108,12 +111,11 @@ class TemplateProcess:
 
     def close(self) -> None:
         """End the process; a rendering that still runs raises UsageError. May be called twice."""
-        self._closed.set()
-        self._holder.end()
+        self._holder.close()
 
     def after_fork(self) -> None:
         """See `device.forks`. The worker is the other process's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._holder.forget()
 
     def _request(self, label: str, source: str, values: Mapping[str, Any]) -> bytes:
@@ -135,16 +137,25 @@ class TemplateProcess:
                 raise Cancelled("cancelled while another chat template was rendered")
 
     def _worker(self, label: str) -> _Worker:
-        if self._closed.is_set():
-            raise UsageError("the model was closed")
-        worker = self._holder.worker
-        if worker is not None and worker.process.poll() is None:
+        """One that waits for a request. Another is started in a thread of its own: an interrupt there, where Python
+        would lose a process that it has just started, cannot be."""
+        worker = self._holder.usable()
+        if worker is not None:
             return worker
-        self._holder.end()
-        self._holder.worker = worker = _started(label, self._python)
-        if self._closed.is_set():  # meanwhile
-            self._holder.end()
-            raise UsageError("the model was closed")
+        failed: list[Exception] = []
+        starting = threading.Thread(
+            target=self._holder.start, args=(label, self._python, failed), name="edgerun-template", daemon=True
+        )
+        try:
+            starting.start()
+        except RuntimeError as error:
+            raise TemplateError(f"{label} cannot be rendered: {error}") from error
+        starting.join()
+        if failed:
+            raise failed[0]
+        worker = self._holder.usable()
+        if worker is None:
+            raise TemplateError(f"{label} cannot be rendered: its process ended as soon as it was started")
         return worker
 
     def _exchange(self, label: str, request: bytes, cancelled: Callable[[], bool] | None) -> dict[str, Any]:
@@ -163,12 +174,13 @@ class TemplateProcess:
         try:
             self._wait(label, worker, allowed, cancelled)
             reply = worker.reply
+            worker.idle = reply is not None
         except BaseException:
             self._holder.end()
             raise
         if reply is None:
             self._holder.end()
-            if self._closed.is_set():
+            if self._holder.closed:
                 raise UsageError("the model was closed")
             raise TemplateError(f"{label} {self._ended(worker, len(request))}")
         if reply.get("failure") == "memory":
@@ -240,6 +252,7 @@ class _Worker:
     def __init__(self, process: subprocess.Popen[bytes], python: str) -> None:
         self.process = process
         self.python = python
+        self.idle = True  # what was sent is answered: another call cannot get this one's reply
         self.greeted = False
         self.limits_memory = False
         self.broken = ""  # what it did that a worker never does
@@ -249,11 +262,12 @@ class _Worker:
 
     def send(self, request: tuple[bytes, ...], most_bytes: int) -> None:
         """Begin to write `request` and to read the reply, of at most `most_bytes`; `done` is set at the end."""
-        self.reply = None
+        self.idle, self.reply = False, None
         self.done = threading.Event()
-        thread = threading.Thread(target=self._exchange, args=(request, most_bytes, self.done), daemon=True)
-        thread.start()
-        self._thread = thread
+        self._thread = threading.Thread(
+            target=self._exchange, args=(request, most_bytes, self.done), name="edgerun-template", daemon=True
+        )
+        self._thread.start()
 
     def _exchange(self, request: tuple[bytes, ...], most_bytes: int, done: threading.Event) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -305,11 +319,12 @@ class _Worker:
             return 0
 
     def end(self) -> None:
-        """Kill the process, wait until it is gone, and close the pipes."""
+        """Kill the process, wait until it is gone, and close the pipes. May be called again, after an interrupt."""
+        self.idle = False  # nobody may use it from now on
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the system: it goes when that lets it
             self.process.wait(_PATIENCE_S)
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread.ident is not None:
             self._thread.join(_PATIENCE_S)
             if self._thread.is_alive():
                 return  # a fork holds the other end of its pipe: closing under it could hit another's descriptor
@@ -328,22 +343,55 @@ class _Holder:
 
     def __init__(self) -> None:
         self.worker: _Worker | None = None
-        self._ending = threading.Lock()
+        self.closed = False
+        self._changing = threading.Lock()
+
+    def usable(self) -> _Worker | None:
+        """The worker, if it lives and waits for a request. UsageError when closed."""
+        if self.closed:
+            raise UsageError("the model was closed")
+        worker = self.worker
+        return worker if worker is not None and worker.idle and worker.process.poll() is None else None
+
+    def start(self, label: str, python: str | None, failed: list[Exception]) -> None:
+        """See to it that there is a usable worker; why there is none goes into `failed`."""
+        with self._changing:
+            try:
+                if self.usable() is None:
+                    self._end()
+                    self.worker = _started(label, python)
+            except (TemplateError, UsageError, MemoryError) as error:
+                failed.append(error)
 
     def end(self) -> None:
         """End the worker."""
-        with self._ending:
-            worker, self.worker = self.worker, None
-            if worker is not None:
-                worker.end()
+        with self._changing:
+            self._end()
+
+    def close(self) -> None:
+        """End it, and start no other."""
+        self.closed = True
+        self.end()
+
+    def _end(self) -> None:
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None  # not before: an interrupt must not lose it
 
     def forget(self) -> None:
         """Take over in a fork: close what was inherited; the worker stays the other process's."""
         worker, self.worker = self.worker, None
-        self._ending = threading.Lock()
+        self._changing = threading.Lock()
         if worker is not None:
             worker.close_pipes()
             worker.process.returncode = 0  # not ours to wait for
+
+
+def _release(lock: threading.RLock) -> None:
+    """However often this thread holds it: an interrupt may have come just after it was acquired, or before."""
+    with contextlib.suppress(RuntimeError):  # it is another thread's, or nobody's
+        while True:
+            lock.release()
 
 
 def _started(label: str, python: str | None) -> _Worker:

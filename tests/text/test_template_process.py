@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -37,6 +38,13 @@ def pid(process):
     return process._holder.worker.process.pid
 
 
+def kill(process):
+    number = pid(process)
+    os.kill(number, signal.SIGKILL)
+    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+
+
 def is_gone(number):
     return not psutil.pid_exists(number)
 
@@ -68,10 +76,7 @@ def test_it_may_not_start_processes_or_write(process):
 def test_a_killed_process_is_started_again(process):
     for _ in range(2):
         assert echo(process) == "hi"
-        killed = pid(process)
-        os.kill(killed, signal.SIGKILL)
-        while psutil.Process(killed).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        kill(process)
     assert echo(process) == "hi"
 
 
@@ -107,17 +112,53 @@ def test_interrupted_while_it_renders(process):
     assert echo(process) == "hi"
 
 
+def test_interrupted_anywhere():
+    """Ctrl-C at any moment, starting and ending the process among them: the next text is right, and nothing is left."""
+    rng, before, fired = random.Random(5), open_files(), 0
+    process = TemplateProcess()
+    usual = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for i in range(150):
+            if i % 10 == 0 and process._holder.worker is not None:
+                kill(process)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.choice((0.0003, 0.003, 0.1)) * rng.random() + 1e-6)
+                ChatTemplate(ENDLESS if i % 3 == 0 else ECHO, process=process).render(HI, cancelled=lambda: False)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                fired += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            text = f"text {i}"
+            assert ChatTemplate(ECHO, process=process).render([{"role": "user", "content": text}]) == text
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert fired > 50
+    in_another = []
+    other = threading.Thread(target=lambda: in_another.append(echo(process)))
+    other.start()
+    other.join(30)
+    assert in_another == ["hi"], "the turn was lost"
+    process.close()
+    assert open_files() == before
+    assert not psutil.Process().children()
+
+
 def test_cancelled_while_another_renders(process):
     stop = threading.Event()
     other = threading.Thread(target=lambda: pytest.raises(Cancelled, endless, process, stop))
     other.start()
-    while process._holder.worker is None or not process._lock.locked():
-        time.sleep(0.01)
+    wait_until_busy(process)
     with pytest.raises(Cancelled):
         ChatTemplate(ECHO, process=process).render(HI, cancelled=lambda: True)
     stop.set()
     other.join()
     assert echo(process) == "hi"
+
+
+def wait_until_busy(process):
+    while process._holder.worker is None or process._holder.worker.idle:
+        time.sleep(0.01)
 
 
 def endless(process, stop):
@@ -285,8 +326,7 @@ def test_a_fork_has_its_own(rendering, process):
     other = threading.Thread(target=lambda: pytest.raises(Cancelled, endless, process, stop))
     if rendering:
         other.start()
-        while not process._lock.locked():
-            time.sleep(0.01)
+        wait_until_busy(process)
     child = os.fork()
     if child == 0:
         status = 1
