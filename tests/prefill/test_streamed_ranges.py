@@ -16,6 +16,7 @@ from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.profile import profile_ranges
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from edgerun.weights.eviction import DecayedFrequency
+from edgerun.weights.identity import content_digest
 from tests.models.instances import INSTANCES, write
 from tests.prefill.making import tokens
 
@@ -100,6 +101,7 @@ def test_a_calibration_holds_where_the_weights_were(opened, kernels):
     gguf, _ = opened("llama")
     for mode in ("resident", "layers"):
         found = Calibration({"memory": mode}, (), "kernels", mode, 0)
-        save_calibration(calibration_path(prefill_dir(), gguf, mode), found)
+        digest = content_digest(gguf, prefill_dir())
+        save_calibration(calibration_path(prefill_dir(), digest, mode), found)
     assert kept_calibration(gguf, "experts") is None
     assert [kept_calibration(gguf, mode).why for mode in ("resident", "layers")] == ["resident", "layers"]
