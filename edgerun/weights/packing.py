@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerun.errors import FormatError, NotFoundError
+from edgerun.errors import FormatError, NotFoundError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.formats.packfile import (
@@ -49,12 +49,16 @@ def block_layouts(catalog: Catalog, kernels: Kernels) -> tuple[str, list[BlockLa
 
 def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, events: EventSink = ignore) -> PackHeader | None:
     """The header of the pack file beside a model when it is whole, of this layout, and was made from the model's files
-    as they are: same sizes, times and inodes. A Notice when only these differ."""
+    as they are: same sizes, times and inodes. A Notice when only these differ, and when others
+    can have written it."""
     path = pack_path(gguf.path)
     try:
         check_beside(path, gguf.path)
-    except OSError:
-        return None  # there is none, or others can have written it
+    except UntrustedError as error:
+        events(Notice(f"a pack file is not used: {error}"))
+        return None
+    except OSError:  # there is none
+        return None
     header = _header_of(path)
     if header is None or not _alike(header, wanted := pack_header(gguf, catalog, kernels)):
         return None

@@ -196,6 +196,18 @@ def test_a_copied_model_keeps_its_pack_and_another_gets_a_new_one(model, kernels
         assert verify_pack(gguf, spec, kernels) == third
 
 
+def test_a_pack_that_others_may_write_is_not_used(tmp_path, kernels):
+    path = write(INSTANCES["olmoe"], tmp_path / "m.gguf")
+    with open_gguf(path) as gguf:
+        spec, events = load_spec(gguf), []
+        catalog = make_catalog(spec.tensors, spec.n_layers)
+        write_pack(gguf, spec, kernels)
+        assert find_pack(gguf, catalog, kernels, events=events.append) is not None
+        pack_path(path).chmod(0o666)
+        assert find_pack(gguf, catalog, kernels, events=events.append) is None
+    assert [isinstance(event, Notice) and "others may write" in event.text for event in events] == [True]
+
+
 def test_another_layout_and_cut_files_are_passed_over(tmp_path, kernels):
     name = "olmoe-Q8_0"
     path = write(INSTANCES[name], tmp_path / "model.gguf")
