@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ class FileBytes:
         if not path.is_file():
             raise FormatError(f"{path}: not a file")
         try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+            self._file = FileIO(path)  # which closes itself, also where Ctrl-C comes just after it was opened
         except OSError as error:
             raise EdgerunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        self._fd = fd
-        self._closing = weakref.finalize(self, os.close, fd)
-        status = os.fstat(fd)
+        self._fd = self._file.fileno()
+        self._closing = weakref.finalize(self, self._file.close)
+        status = os.fstat(self._fd)
         self.size = status.st_size
         self.stamp = stamp_of(status)
 

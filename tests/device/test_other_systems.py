@@ -20,21 +20,21 @@ import huggingface_hub, prompt_toolkit, tokenizers, llvmlite.binding, tempfile, 
 for name in ("numba.core.codegen", "numba.core.typing", "onnx", "onnxruntime"):
     importlib.import_module(name)
 import mmap, os, signal, socket, time
+# SIGKILL and WNOHANG stay: this system's subprocess asks for them, Windows' does not
 for name in ("resource", "fcntl", "termios", "pwd", "grp", "pty", "tty", "syslog", "readline", "curses"):
     sys.modules[name] = None
 gone = {
     os: "fork forkpty register_at_fork pread preadv pwrite pwritev posix_fadvise posix_fallocate sched_getaffinity "
     "sched_setaffinity sched_yield O_DIRECT O_CLOEXEC O_NOFOLLOW O_DIRECTORY O_NONBLOCK getuid geteuid getgid getegid "
-    "uname sysconf statvfs fchmod fchown chown lchown killpg getpgid setsid nice wait3 wait4 WNOHANG mkfifo getloadavg "
+    "uname sysconf statvfs fchmod fchown chown lchown killpg getpgid setsid nice wait3 wait4 mkfifo getloadavg "
     "sendfile openpty",
     mmap: "MAP_PRIVATE MAP_SHARED MAP_ANONYMOUS MAP_ANON MAP_POPULATE PROT_READ PROT_WRITE MADV_DONTNEED MADV_WILLNEED "
     "MADV_RANDOM MADV_SEQUENTIAL MADV_FREE MADV_HUGEPAGE",
-    signal: "SIGKILL SIGHUP SIGALRM SIGUSR1 SIGUSR2 SIGCHLD SIGPIPE pthread_sigmask setitimer alarm sigwait pause "
+    signal: "SIGHUP SIGALRM SIGUSR1 SIGUSR2 SIGCHLD SIGPIPE pthread_sigmask setitimer alarm sigwait pause "
     "pthread_kill",
     time: "clock_gettime clock_gettime_ns CLOCK_MONOTONIC",
     socket: "AF_UNIX",
 }
-subprocess.Popen.kill = lambda process: process.send_signal(9)  # this system's asks for SIGKILL, Windows' for nothing
 for module, names in gone.items():
     for name in names.split():
         if hasattr(module, name):

@@ -179,19 +179,23 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-def _things() -> dict[str, int]:
-    """What may not become more: threads and open files."""
-    folder = Path("/proc/self/fd")
-    return {
-        "threads": sum(thread.name.startswith("edgerun") for thread in threading.enumerate()),
-        "descriptors": len(list(folder.iterdir())) if folder.is_dir() else 0,
-    }
+def _things() -> dict[str, list[str]]:
+    """What may not become more: threads and open files, by what they are."""
+    folder, descriptors = Path("/proc/self/fd"), []
+    for each in folder.iterdir() if folder.is_dir() else ():
+        try:
+            descriptors.append(str(each.readlink()).split(":")[0])
+        except OSError:  # that of the listing itself
+            continue
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("edgerun")]
+    return {"threads": threads, "descriptors": descriptors}
 
 
-def _leaks(before: dict[str, int], outcome: Outcome) -> None:
-    for kind, n in _things().items():
-        if n > before[kind]:
-            outcome.faults.append(f"{n - before[kind]} {kind} leaked")
+def _leaks(before: dict[str, list[str]], outcome: Outcome) -> None:
+    for kind, now in _things().items():
+        more = Counter(now) - Counter(before[kind])
+        if len(now) > len(before[kind]):
+            outcome.faults.append(f"{len(now) - len(before[kind])} {kind} leaked: {', '.join(more)}")
 
 
 def random_case(rng: random.Random, seen: Counter[tuple[str, str, str]]) -> Case:
