@@ -25,7 +25,7 @@ _FORGOTTEN = ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLI
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What a second run in a used home needs: `--keep-caches DIR` in the first, `--used-caches DIR` in the second."""
+    """What a second run in a used home needs: `--keep-caches=DIR` in the first, `--used-caches=DIR` in the second."""
     group = parser.getgroup("edgerun")
     group.addoption(
         "--keep-caches", type=Path, help="collect what tests leave in the cache directory under this folder"
