@@ -21,6 +21,7 @@ from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 _USERS_CACHE = KERNELS_DIR.parent
 _KERNEL_FILES = [file_name(kernel, isa) for isa in IMPLEMENTATIONS for kernel in SOURCES]
 _SHARED = Path(__file__).parents[2] / "shared"
+_KEPT = ("hot", "prefill")  # what a used home has beside kernels and rates
 _FORGOTTEN = ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "EDGERUN_THREADS")
 
 
@@ -78,11 +79,11 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     _share(KERNELS_DIR, mine, _KERNEL_FILES)
     _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
     used, kept = request.config.getoption("--used-caches"), request.config.getoption("--keep-caches")
-    if used is not None:
-        _share_tree(used, cache)
+    for name in _KEPT if used is not None else ():
+        _share_tree(used / name, cache / name)
     yield home
-    if kept is not None and cache.is_dir():
-        _share_tree(cache, kept)
+    for name in _KEPT if kept is not None else ():
+        _share_tree(cache / name, kept / name)
     if mine.is_dir():
         _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
 
@@ -99,13 +100,17 @@ def _share(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _share_tree(source: Path, target: Path) -> None:
-    """`_share` for all files below a folder but kernels. Folders are this user's alone, as edgerun makes them."""
+    """`_share` for all files below a folder. Folders are this user's alone, as edgerun makes them."""
     for folder, _, names in os.walk(source):
         here = target / Path(folder).relative_to(source)
-        if here.name == "kernels":
-            continue
         here.mkdir(mode=0o700, parents=True, exist_ok=True)
         _share(Path(folder), here, [name for name in names if (Path(folder) / name).is_file()])
+
+
+@pytest.fixture
+def nothing_calibrated(user_home: Path) -> None:
+    """For tests that say what happens before the first calibration: in a used home there may be one of their model."""
+    shutil.rmtree(Path(platformdirs.user_cache_dir("edgerun")) / "prefill", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -143,14 +144,13 @@ class TemplateProcess:
         if worker is not None:
             return worker
         failed: list[Exception] = []
-        starting = threading.Thread(
-            target=self._holder.start, args=(label, self._python, failed), name="edgerun-template", daemon=True
-        )
+        tried = _Gate()
         try:
-            starting.start()
+            start_new_thread(self._holder.replace, (self._holder.worker, label, self._python, failed, tried))
         except RuntimeError as error:
             raise TemplateError(f"{label} cannot be rendered: {error}") from error
-        starting.join()
+        while not tried.wait(_POLL_S):
+            pass  # Python is being started, which takes no longer than the system does
         if failed:
             raise failed[0]
         worker = self._holder.usable()
@@ -223,10 +223,9 @@ class TemplateProcess:
         """Why there is no reply."""
         if worker.broken:
             return f"cannot be rendered: {worker.broken}"
-        try:
-            status = worker.process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            return "cannot be rendered: its process closed its output"
+        status = worker.process.returncode  # it was ended: None where the system keeps it
+        if status is None:
+            return "cannot be rendered: its process cannot be ended"
         if not worker.greeted:
             return (
                 f"cannot be rendered: templates run in a process of their own, and {worker.python} "
@@ -243,7 +242,7 @@ class TemplateProcess:
 
 
 class _Worker:
-    """A started process and the exchange with it that is under way.
+    """A started process and the exchange with it that is under way; `done` opens when that is over.
 
     Reading and writing happen in a thread: pipes that can be waited for with a time limit do not exist everywhere,
     and ending the process always ends both.
@@ -257,19 +256,20 @@ class _Worker:
         self.limits_memory = False
         self.broken = ""  # what it did that a worker never does
         self.reply: dict[str, Any] | None = None
-        self.done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.done = _Gate()
+        self.done.open()  # nothing is under way
 
     def send(self, request: tuple[bytes, ...], most_bytes: int) -> None:
-        """Begin to write `request` and to read the reply, of at most `most_bytes`; `done` is set at the end."""
+        """Begin to write `request` and to read the reply, of at most `most_bytes`."""
         self.idle, self.reply = False, None
-        self.done = threading.Event()
-        self._thread = threading.Thread(
-            target=self._exchange, args=(request, most_bytes, self.done), name="edgerun-template", daemon=True
-        )
-        self._thread.start()
+        self.done = done = _Gate()
+        try:
+            start_new_thread(self._exchange, (request, most_bytes, done))
+        except RuntimeError:
+            done.open()
+            raise
 
-    def _exchange(self, request: tuple[bytes, ...], most_bytes: int, done: threading.Event) -> None:
+    def _exchange(self, request: tuple[bytes, ...], most_bytes: int, done: _Gate) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             if not self.greeted:
@@ -291,7 +291,7 @@ class _Worker:
         except MemoryError:
             self.broken = "there is no memory for what it wrote"
         finally:
-            done.set()
+            done.open()
 
     def _receive(self, stream: IO[bytes], most_bytes: int) -> dict[str, Any] | None:
         header = _read(stream, REPLY.size)
@@ -318,17 +318,34 @@ class _Worker:
         except psutil.Error:
             return 0
 
+    def is_alive(self) -> bool:
+        """Whether the process still runs. (`Popen.poll` would lose its lock in an interrupt.)"""
+        import psutil
+
+        try:
+            return bool(psutil.Process(self.process.pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.Error:
+            return False
+
     def end(self) -> None:
-        """Kill the process, wait until it is gone, and close the pipes. May be called again, after an interrupt."""
+        """Kill the process, wait until it is gone, and close the pipes; in a thread, for the same reason."""
         self.idle = False  # nobody may use it from now on
-        self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the system: it goes when that lets it
-            self.process.wait(_PATIENCE_S)
-        if self._thread is not None and self._thread.ident is not None:
-            self._thread.join(_PATIENCE_S)
-            if self._thread.is_alive():
-                return  # a fork holds the other end of its pipe: closing under it could hit another's descriptor
-        self.close_pipes()
+        ended = _Gate()
+        try:
+            start_new_thread(self._end, (ended,))
+        except RuntimeError:
+            self._end(ended)
+        ended.wait(3 * _PATIENCE_S)
+
+    def _end(self, ended: _Gate) -> None:
+        try:
+            self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the system: it goes when that lets it
+                self.process.wait(_PATIENCE_S)
+            if self.done.wait(_PATIENCE_S):  # else a fork holds the other end of a pipe that is read
+                self.close_pipes()
+        finally:
+            ended.open()
 
     def close_pipes(self) -> None:
         """Close this process's ends."""
@@ -336,6 +353,27 @@ class _Worker:
             assert stream is not None
             with contextlib.suppress(OSError):  # what was still to be written has nobody to read it
                 stream.close()
+
+
+class _Gate:
+    """Opened once, by another thread. Unlike `threading.Event` and `Thread.join` it can be waited for again after an
+    interrupt at any moment of a wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Let all pass."""
+        self._is_open = True
+        self._lock.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is open, at the latest after so long."""
+        if not self._is_open and self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
+        return self._is_open
 
 
 class _Holder:
@@ -348,20 +386,28 @@ class _Holder:
 
     def usable(self) -> _Worker | None:
         """The worker, if it lives and waits for a request. UsageError when closed."""
-        if self.closed:
-            raise UsageError("the model was closed")
-        worker = self.worker
-        return worker if worker is not None and worker.idle and worker.process.poll() is None else None
-
-    def start(self, label: str, python: str | None, failed: list[Exception]) -> None:
-        """See to it that there is a usable worker; why there is none goes into `failed`."""
         with self._changing:
-            try:
-                if self.usable() is None:
+            if self.closed:
+                raise UsageError("the model was closed")
+            worker = self.worker
+            return worker if worker is not None and worker.idle and worker.is_alive() else None
+
+    def replace(
+        self, old: _Worker | None, label: str, python: str | None, failed: list[Exception], tried: _Gate
+    ) -> None:
+        """Start a worker in the place of `old`, unless that was done meanwhile (another call, after this one was
+        interrupted); why there is none goes into `failed`. Then `tried` opens."""
+        try:
+            with self._changing:
+                if self.closed:
+                    raise UsageError("the model was closed")
+                if self.worker is old:
                     self._end()
                     self.worker = _started(label, python)
-            except (TemplateError, UsageError, MemoryError) as error:
-                failed.append(error)
+        except (TemplateError, UsageError, MemoryError) as error:
+            failed.append(error)
+        finally:
+            tried.open()
 
     def end(self) -> None:
         """End the worker."""

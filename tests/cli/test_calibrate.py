@@ -22,6 +22,7 @@ from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedErr
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
+pytestmark = pytest.mark.usefixtures("nothing_calibrated")
 
 DRAFT = Path(edgerun.__file__).parent / "embedded" / "tales-draft.gguf"
 LADDER = [32, 128, 256]

@@ -378,7 +378,7 @@ def test_others_wait_no_longer_than_was_stated(path):
             assert llm.logits(tokens(100)).shape == (100, llm.vocab_size)
 
 
-def test_nothing_of_onnx_is_imported_without_need(path, user_home):
+def test_nothing_of_onnx_is_imported_without_need(path, user_home, nothing_calibrated):
     """Loading a model with nothing calibrated does not cost onnxruntime's start."""
     code = (
         "import sys; from edgerun import LLM; llm = LLM(sys.argv[1], kernels='portable'); llm.logits([1, 2, 3]);"
