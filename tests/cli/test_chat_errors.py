@@ -295,8 +295,8 @@ def test_a_chat_that_is_ended_is_kept(command: tuple[str, ...], llm: LLM, how: s
         terminal.expect("as long as it may be")
         terminal.expect(">>>")
         if how == "hang up":
+            terminal.process.send_signal(signal.SIGHUP)  # as the system does first for the terminal of a session
             terminal.hang_up()
-            terminal.process.send_signal(signal.SIGHUP)  # as the system does for the terminal of a session
         else:
             terminal.process.send_signal(getattr(signal, how))
         drain = threading.Thread(target=terminal.rest) if how != "hang up" else threading.Thread()
