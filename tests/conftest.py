@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from edgerun.kernels import Kernels, load_kernels
 from edgerun.kernels.compile import SOURCES, file_name
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # programs that tests start would inherit it from `nohup`
 
 _USERS_CACHE = KERNELS_DIR.parent
 _KERNEL_FILES = [file_name(kernel, isa) for isa in IMPLEMENTATIONS for kernel in SOURCES]

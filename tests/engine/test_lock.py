@@ -16,18 +16,19 @@ from tests.interrupts import interrupts
 
 def test_two_busy_threads_alternate() -> None:
     lock, order = FairLock(), []
-    start = threading.Barrier(2)
 
     def work(name: str) -> None:
-        start.wait()
         for _ in range(20):
             with lock.held():
                 order.append(name)
                 time.sleep(0.001)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
-    for thread in threads:
-        thread.start()
+    with lock.held():
+        for thread in threads:
+            thread.start()
+        while len(lock._waiting) < 2:
+            time.sleep(0.001)
     for thread in threads:
         thread.join()
     # Both ask all the time: after the first turns nobody goes three times in a row.
