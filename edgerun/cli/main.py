@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -89,17 +90,34 @@ class Program(click.Group):
             _leave(str(error), 1, debug)
 
 
-class Terminated(BaseException):
-    """A signal asks the program to end: what is open is closed and put in order on the way out."""
+class Terminated(SystemExit):
+    """A signal asks the program to end: what is open is closed and put in order on the way out.
+
+    It is a SystemExit since event loops keep every other exception of a callback to themselves (asyncio lets only this
+    and KeyboardInterrupt through), and the signal may arrive while the prompt is just being drawn in one."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
+        super().__init__(128 + number)
         self.number = number
+
+    def __str__(self) -> str:
+        return f"ended by {signal.Signals(self.number).name}"
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # once is enough: the way out shall not be cut short
     raise Terminated(number)
+
+
+def _terminate_once_more(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised while it clears up an object (`__del__`, a weak reference's callback). Where that was
+    the end of the program, the signal is sent again, a moment later."""
+    if isinstance(unraisable.exc_value, Terminated):
+        number = unraisable.exc_value.number
+        signal.signal(number, _terminate)
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _open_closed_streams() -> bool:
@@ -165,5 +183,6 @@ def main() -> NoReturn:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
             signal.signal(getattr(signal, name), _terminate)  # not where somebody (nohup) wants it ignored
+    sys.unraisablehook = _terminate_once_more
     cli.main(prog_name="edgerun")
     raise AssertionError("Program.main leaves by SystemExit")
