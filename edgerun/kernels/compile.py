@@ -39,6 +39,7 @@ import llvmlite.binding as llvm
 
 from edgerun.errors import FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
+from edgerun.kernels.formats import BY_NAME
 from edgerun.kernels.isa import Isa, host_features
 from edgerun.kernels.object_file import read_symbols
 from edgerun.paths import kept_folder
@@ -57,22 +58,16 @@ _LIBRARY = frozenset(
 )
 _CONSTANTS = ("__real@", "__xmm@", "__ymm@", "__zmm@")  # Windows: constants shown under names that are their contents
 
-# kernel -> the module whose function `build_<kernel>(ops)` makes it
+# kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
+# `build_matmul(isa, format)`, `build_pack(isa, format)`
 SOURCES = {
     "pool_run": "pool_kernels",
     "pool_work": "pool_kernels",
     "pool_program": "pool_kernels",
     "quantize_q8": "quantize_kernels",
     "quantize_q8k": "quantize_kernels",
-    "matmul_q4_0": "legacy_kernels",
-    "matmul_q8_0": "legacy_kernels",
-    "matmul_q4_k": "k_kernels",
-    "matmul_q5_k": "k_kernels",
-    "matmul_q6_k": "k_kernels",
-    "matmul_f32": "float_kernels",
-    "matmul_f16": "float_kernels",
-    "matmul_bf16": "float_kernels",
-    **{f"pack_{name}": "pack_kernels" for name in ("f32", "f16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")},
+    **{f"matmul_{name}": "matmul_driver" for name in BY_NAME},
+    **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
     "rms_norm": "layer_kernels",
     "rope": "layer_kernels",
     "kv_write": "layer_kernels",
@@ -212,7 +207,7 @@ def _key(name: str, isa: Isa) -> str:
 def machine_stamp() -> str:
     """A digest of all that compiled code depends on, whatever the kernel."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     digest.update(f"{version('numba')} {version('llvmlite')} {llvm.get_host_cpu_name()}".encode())
     digest.update(repr(sorted(host_features().items())).encode())
@@ -233,4 +228,7 @@ def _compile(name: str, isa: Isa) -> bytes:
     from edgerun.kernels.codegen import object_code
 
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
+    task, _, format = name.partition("_")
+    if format in BY_NAME and hasattr(module, f"build_{task}"):
+        return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), entry_name(name, isa), isa)
     return object_code(getattr(module, f"build_{name}"), entry_name(name, isa), isa)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from edgerun.errors import UsageError
 
@@ -25,12 +26,22 @@ class Isa:
 
     name: str
     lanes: int
-    dot: str  # "avx2", "avx512" or "llvm" (plain LLVM, any processor)
+    dot: str  # which `ops` multiply; "llvm": plain LLVM, any processor
     needs: tuple[str, ...]
+    # Rows of activations and groups of weight rows that a product does together, for as many rows as registers hold, for
+    # few, and the groups for a single one.
+    many: tuple[int, int] = (4, 1)
+    few: tuple[int, int] = (2, 1)
+    one: int = 1
 
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
+_WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 2}
 
 ISAS = {
-    "avx512": Isa("avx512", 16, "avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")),
+    "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE_TILES),
+    "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
+    "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
     "portable": Isa("portable", 8, "llvm", ()),
 }  # best first

@@ -1,4 +1,4 @@
-"""Activations to int8: per block of 32 for Q4_0 and Q8_0 weights, per block of 256 for K-quants.
+"""Activations to int8: blocks of 32 ("q8") or of 256 ("q8k"). `formats.activations` draws the sums.
 
 Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
 Rounding is to nearest even, the scale is max |x| / 127 in f32.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import float32, int16, int64, njit
+from numba import float32, int16, int32, int64, njit
 
+from edgerun.kernels.formats.activations import Q8_SUMS_BYTES, Q8K_SUMS_BYTES
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_i64, store_f32, store_i16
+from edgerun.kernels.simd import load_i64, store_f32, store_i16, store_i32
 
 
 def _helpers(ops: Ops) -> Any:
@@ -42,7 +43,7 @@ def _helpers(ops: Ops) -> Any:
 
 
 def build_quantize_q8(ops: Ops) -> Any:
-    """sums: f32 per block, 8 * (sum of quants) * scale: what Q4_0's offset takes off."""
+    """Blocks of 32."""
     peak, write = _helpers(ops)
 
     def quantize_q8(arguments: int, low: int, high: int) -> None:
@@ -57,15 +58,22 @@ def build_quantize_q8(ops: Ops) -> Any:
                 top = peak(block, 32)
                 inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
                 scale = top / float32(127.0)
-                total = write(block, quants + at * 32, 32, inverse)
+                first = write(block, quants + at * 32, 16, inverse)
+                second = write(block + 64, quants + at * 32 + 16, 16, inverse)
+                total, to = first + second, sums + at * Q8_SUMS_BYTES
                 store_f32(int64(scales + at * 4), scale)
-                store_f32(int64(sums + at * 4), float32(8 * total) * scale)
+                store_i32(int64(to), int32(-8 * total))
+                store_i32(int64(to + 4), int32(-16 * total))
+                store_i32(int64(to + 8), int32(-128 * total))
+                store_f32(int64(to + 12), float32(total) * scale)
+                store_i32(int64(to + 16), int32(-16 * first))
+                store_i32(int64(to + 20), int32(-16 * second))
 
     return quantize_q8, kernel_signature()
 
 
 def build_quantize_q8k(ops: Ops) -> Any:
-    """sums per block: sixteen i16 over 16 quants each, then eight i16 over 32 each."""
+    """Blocks of 256."""
     peak, write = _helpers(ops)
 
     def quantize_q8k(arguments: int, low: int, high: int) -> None:
@@ -76,15 +84,27 @@ def build_quantize_q8k(ops: Ops) -> Any:
         for row in range(low, high):
             for b in range(blocks):
                 at = row * blocks + b
-                block = x + at * 1024
+                block, to = x + at * 1024, sums + at * Q8K_SUMS_BYTES
                 top = peak(block, 256)
                 inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
                 store_f32(int64(scales + at * 4), top / float32(127.0))
+                total = int32(0)
                 for i in range(8):
                     first = write(block + i * 128, quants + at * 256 + i * 32, 16, inverse)
                     second = write(block + i * 128 + 64, quants + at * 256 + i * 32 + 16, 16, inverse)
-                    store_i16(int64(sums + at * 48 + i * 4), int16(first))
-                    store_i16(int64(sums + at * 48 + i * 4 + 2), int16(second))
-                    store_i16(int64(sums + at * 48 + 32 + i * 2), int16(first + second))
+                    store_i32(int64(to + i * 8), int32(-32 * first))
+                    store_i32(int64(to + i * 8 + 4), int32(-32 * second))
+                    store_i32(int64(to + 64 + i * 4), int32(-128 * (first + second)))
+                    store_i16(int64(to + 96 + 2 * in_pairs(i)), int16(first + second))
+                    store_i16(int64(to + 112 + 2 * in_pairs(2 * i)), int16(first))
+                    store_i16(int64(to + 112 + 2 * in_pairs(2 * i + 1)), int16(second))
+                    total += first + second
+                store_i32(int64(to + 144), int32(-8 * total))
 
     return quantize_q8k, kernel_signature()
+
+
+@njit(forceinline=True)
+def in_pairs(i: int) -> int:
+    """The place of a sum in the order 0 2 1 3 4 6 5 7 ..."""
+    return i // 4 * 4 + i % 4 // 2 + i % 2 * 2

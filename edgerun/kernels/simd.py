@@ -67,7 +67,7 @@ def shuffle(builder: Any, a: Any, b: Any, indices: list[int]) -> Any:
 
 
 def function(arguments: tuple[Any, ...], result: Any, emit: Emit) -> Any:
-    """A Numba intrinsic of up to four arguments from a function that emits LLVM."""
+    """A Numba intrinsic of up to five arguments from a function that emits LLVM."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         value = emit(builder, *values)
@@ -94,10 +94,15 @@ def function(arguments: tuple[Any, ...], result: Any, emit: Emit) -> Any:
         @intrinsic
         def made(typing: Any, a: Any, b: Any, c: Any) -> Any:
             return signature, generate
-    else:
+    elif len(arguments) == 4:
 
         @intrinsic
         def made(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+            return signature, generate
+    else:
+
+        @intrinsic
+        def made(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
             return signature, generate
 
     return made
@@ -186,6 +191,7 @@ store_u8 = _store_scalar(I8, types.uint8)
 store_u16 = _store_scalar(I16, types.uint16)
 store_u32 = _store_scalar(I32, types.uint32)
 store_i16 = _store_scalar(I16, types.int16)
+store_i32 = _store_scalar(I32, types.int32)
 
 
 def _store_half(b: Any, address: Any, value: Any) -> None:

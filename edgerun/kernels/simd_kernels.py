@@ -30,6 +30,8 @@ from edgerun.kernels.attention_layout import (
     prompt_scratch_bytes,
 )
 from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.pool import ThreadPool
@@ -39,17 +41,8 @@ from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
-_MATMUL = {
-    GgmlType.Q4_0: ("matmul_q4_0", "q8"),
-    GgmlType.Q8_0: ("matmul_q8_0", "q8"),
-    GgmlType.Q4_K: ("matmul_q4_k", "q8k"),
-    GgmlType.Q5_K: ("matmul_q5_k", "q8k"),
-    GgmlType.Q6_K: ("matmul_q6_k", "q8k"),
-    GgmlType.F32: ("matmul_f32", "f32"),
-    GgmlType.F16: ("matmul_f16", "f32"),
-    GgmlType.BF16: ("matmul_bf16", "f32"),
-}
-_PACK = {type: f"pack_{type.name.lower().replace('bf16', 'f16')}" for type in _MATMUL}
+_MATMUL = {type: (f"matmul_{format.name}", format.form) for type, format in FORMATS.items()}
+_PACK = {type: f"pack_{format.name}" for type, format in FORMATS.items()}
 _ALWAYS = (
     "pool_run",
     "pool_work",
@@ -104,7 +97,7 @@ def _constants(*values: float) -> tuple[int, Any]:
 @lru_cache(maxsize=256)
 def _form_layout(kind: str, tokens: int, cols: int) -> tuple[int, int, int, int, int, int]:
     """Of quantised rows: offset of scales, of sums, size in bytes, and a row's bytes of scales, of sums, ..."""
-    block, sums_bytes = (32, 4) if kind == "q8" else (256, 48)
+    block, sums_bytes = FORMS[kind]
     blocks = cols // block
     scales_at = -(-tokens * cols // 64) * 64
     sums_at = scales_at + -(-tokens * blocks * 4 // 64) * 64
@@ -169,9 +162,7 @@ class SimdKernels:
         self._at = address(self._arguments)
         self._scratch = np.zeros(0, np.float32)
         self._busy = np.zeros(threads + 1, np.int64)
-        self._wide_bytes = layout.wide_scratch_bytes(isa.lanes)
-        self._wide_scratch = np.empty(self._wide_bytes * threads + 64, np.uint8)
-        self._product_head = (address(self._busy), -(-address(self._wide_scratch) // 64) * 64, self._wide_bytes)
+        self._together = max(isa.many[1], isa.few[1], isa.one)
         self._recorder: Recorder | None = None
         self._expert_programs: dict[Any, tuple[Program, F32, NDArray[np.int64], NDArray[np.int64]]] = {}
         call_after_fork(self)
@@ -235,9 +226,9 @@ class SimdKernels:
         if raw.ndim != 2 or raw.shape[1] != type.row_bytes(cols) or raw.dtype != np.uint8:
             raise UsageError(f"{raw.shape} {raw.dtype} are not {type.name} rows of {cols} weights")
         self.prepare([type])
-        lanes, rows, blocks = self._isa.lanes, raw.shape[0], cols // layout.BLOCK_COLS[type]
+        lanes, rows, blocks = self._isa.lanes, raw.shape[0], cols // type.block_size
         groups = -(-rows // lanes)
-        out = np.empty((groups, blocks, layout.BLOCK_BYTES[type] * lanes), np.uint8)
+        out = np.empty((groups, blocks, type.block_bytes * lanes), np.uint8)
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))
@@ -245,7 +236,7 @@ class SimdKernels:
 
     @property
     def layout_name(self) -> str:
-        return f"r{self._isa.lanes}"
+        return layout.layout_name(self._isa.lanes)
 
     @property
     def row_group(self) -> int:
@@ -270,8 +261,8 @@ class SimdKernels:
             raise UsageError(
                 f"cannot pack {raw.shape} {raw.dtype} at row {first_row} of {w.rows} x {w.cols} {w.type.name}"
             )
-        blocks = w.cols // layout.BLOCK_COLS[w.type]
-        target = w.address + first_row // lanes * blocks * layout.BLOCK_BYTES[w.type] * lanes
+        blocks = w.cols // w.type.block_size
+        target = w.address + first_row // lanes * blocks * w.type.block_bytes * lanes
         raw = np.ascontiguousarray(raw)
         arguments = (ctypes.c_int64 * 5)(address(raw), raw.shape[1], rows, target, blocks)
         self._function(_PACK[w.type])(ctypes.addressof(arguments), 0, -(-rows // lanes))
@@ -300,17 +291,17 @@ class SimdKernels:
                     check_matmul(w, x.x[first : first + tokens], out)
                 name, form = _MATMUL[w.type]
                 quants, dq, scales, ds, sums, dc = x.form(form)
-                blocks = w.cols // layout.BLOCK_COLS[w.type]
+                blocks = w.cols // w.type.block_size
                 stride = 4 * w.rows
                 weights, target = w.address, address(out)
-                for low in range(0, tokens, layout.TOKENS_AT_ONCE):
+                for low in range(0, tokens, layout.ROWS_AT_ONCE):
                     row = first + low
                     by_kernel.setdefault(name, []).append(
                         (
                             -(-w.rows // lanes),
                             weights,
                             target + low * stride,
-                            min(layout.TOKENS_AT_ONCE, tokens - low),
+                            min(layout.ROWS_AT_ONCE, tokens - low),
                             blocks,
                             w.rows,
                             stride,
@@ -332,12 +323,11 @@ class SimdKernels:
             self._arguments = np.zeros(2 * needed, np.uint8)
             self._at = address(self._arguments)
         item = 0
-        _STRUCTS[4].pack_into(self._arguments, 0, len(descriptors), *self._product_head)
+        _STRUCTS[1].pack_into(self._arguments, 0, len(descriptors))
         for index, (groups, *rest) in enumerate(descriptors):
             _DESCRIPTOR.pack_into(self._arguments, 128 * (index + 1), item, *rest)
             item += groups
-        many = any(each[3] > layout.WIDE_TOKENS for each in descriptors)  # groups share slabs of tokens
-        grain = max(1, min(layout.wide_groups(self._isa.lanes) if many else 16, item // (self.threads * 8)))
+        grain = max(1, min(16, item // (self.threads * 8)) // self._together) * self._together
         kernel = self._cache.address(name)
         if self._recorder is not None:
             self._recorder.add(name, kernel, bytes(self._arguments[: 128 * (len(descriptors) + 1)]), item, grain)
@@ -475,7 +465,7 @@ class SimdKernels:
     ) -> None:
         """One row times each (weights, out); job i takes row i * step of the activations."""
         quants, dq, scales, ds, sums, dc = form
-        blocks = like.cols // layout.BLOCK_COLS[like.type]
+        blocks = like.cols // like.type.block_size
         groups = -(-like.rows // self._isa.lanes)
         self._launch_products(
             _MATMUL[like.type][0],

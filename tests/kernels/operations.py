@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels import layout
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.attention_layout import keys_shape
 from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
 from edgerun.kernels.reference import ReferenceKernels
@@ -44,7 +44,7 @@ def product_operations(types: tuple[GgmlType, ...]) -> list[Operation]:
 def all_operations() -> list[Operation]:
     """Of all kernels but those of the thread pool, which all others run in."""
     rng = np.random.default_rng(0)
-    found = product_operations(tuple(layout.BLOCK_COLS))
+    found = product_operations(tuple(FORMATS))
     gate, up = 4 * rng.standard_normal((2, 9, 77)).astype(_F32)
     found += [_written(f"gated {name}", gate, partial(_gated, up=up, name=name), 1e-5) for name in _GATES]
     x, weight = rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
@@ -81,7 +81,7 @@ def _written(name: str, start: np.ndarray, write: Callable[[Kernels, np.ndarray]
 
 def _product(type: GgmlType, tokens: int) -> Operation:
     rng = np.random.default_rng(int(type) + tokens)
-    quantised = layout.BLOCK_COLS[type] > 1
+    quantised = type.block_size > 1
     rows, cols = (16 * 24 * 8 - 3, 256) if quantised else (37, 100)
     raw = random_blocks(rng, rows, cols, type)
     x = rng.standard_normal((tokens, cols)).astype(_F32)

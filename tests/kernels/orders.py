@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgerun.kernels import layout
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.compile import SOURCES, KernelCache
 from edgerun.kernels.isa import ISAS
 from edgerun.kernels.simd_kernels import SimdKernels
@@ -52,7 +52,7 @@ def _python(*arguments: object) -> str:
 
 
 def _load(isa: str, directory: Path, seed: int, count: int, names: Sequence[str]) -> list[tuple[int, list[str]]]:
-    types = tuple(type for type in layout.BLOCK_COLS if f"matmul_{type.name.lower()}" in names)
+    types = tuple(type for type in FORMATS if f"matmul_{type.name.lower()}" in names)
     operations = product_operations(types) if names else all_operations()
     found = []
     for at in range(seed, seed + count):

@@ -13,14 +13,15 @@ import edgerun
 from edgerun.errors import UsageError
 from edgerun.formats.gguf import GgmlType, open_gguf
 from edgerun.kernels.interface import Expert, Matrix, Neurons
-from edgerun.kernels.layout import BLOCK_COLS, layout_bytes
+from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.layout import layout_bytes
 from edgerun.models import load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from edgerun.weights.packing import write_pack
 from tests.kernels.blocks import random_blocks
 from tests.models.instances import INSTANCES, write
 
-LAYOUTS = ("gguf", "r4", "r8", "r16")
+LAYOUTS = ("gguf", "rows4", "rows8", "rows16")
 ROWS, COLS = 21, 512
 
 
@@ -30,7 +31,7 @@ def bytes_of(name, type, rows=ROWS, cols=COLS):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("type", BLOCK_COLS, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)
 def test_only_a_true_triple_becomes_a_matrix(name, type):
     memory = bytes_of(name, type)
     matrix = Matrix(ROWS, COLS, type, name, memory)

@@ -7,31 +7,23 @@ import pytest
 
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.formats.quants import dequantize
+from edgerun.formats.quants import DEQUANTIZERS, dequantize
 from edgerun.kernels import layout
+from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.interface import Expert
 from tests.kernels.blocks import random_blocks
 
-NATIVE = list(layout.BLOCK_COLS)
-OTHERS = [
-    GgmlType.Q4_1,
-    GgmlType.Q5_0,
-    GgmlType.Q5_1,
-    GgmlType.Q2_K,
-    GgmlType.Q3_K,
-    GgmlType.IQ4_NL,
-    GgmlType.IQ4_XS,
-    GgmlType.MXFP4,
-    GgmlType.TQ1_0,
-    GgmlType.TQ2_0,
-]
+NATIVE = list(FORMATS)
+QUANTISED = [type for type, format in FORMATS.items() if format.form != "f32"]
+OTHERS = [type for type in DEQUANTIZERS if type not in FORMATS]
 
 
 def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
     """What int8 activations keep of x; float formats keep all."""
-    if layout.BLOCK_COLS.get(type, 1) == 1:
+    if type not in QUANTISED:
         return x.astype(np.float64)
-    blocks = x.reshape(x.shape[0], -1, layout.BLOCK_COLS[type])
+    blocks = x.reshape(x.shape[0], -1, FORMS[FORMATS[type].form][0])
     top = np.abs(blocks).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
     return (np.rint(blocks * inverse) * (top / np.float32(127)).astype(np.float64)).reshape(x.shape)
@@ -42,7 +34,7 @@ def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
 @pytest.mark.parametrize("tokens", [1, 2, 4, 7, 129, 130])
 def test_native_formats(simd, type, rows, tokens):
     rng = np.random.default_rng(int(type) * 1000 + rows + tokens)
-    cols = 512 if layout.BLOCK_COLS[type] > 1 else 100
+    cols = 512 if type in QUANTISED else 100
     raw = random_blocks(rng, rows, cols, type)
     w = simd.pack(raw, type, cols)
     x = rng.standard_normal((tokens, cols)).astype(np.float32)
@@ -59,29 +51,6 @@ def test_native_formats(simd, type, rows, tokens):
     twice = out.copy()
     simd.matmul(w, simd.activations(x), twice, add=True)
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
-
-
-@pytest.mark.parametrize("type", [t for t in NATIVE if layout.BLOCK_COLS[t] > 1], ids=lambda t: t.name)
-@pytest.mark.parametrize("tokens", [15, 16, 21, 127, 128, 150])
-@pytest.mark.parametrize("cols", [256, 768])
-def test_eight_tokens_at_a_time(simd, type, tokens, cols):
-    """Enough rows for spread slabs, the last group not full: the same bits as token by token, and added where asked."""
-    rng = np.random.default_rng(int(type) * 1000 + tokens + cols)
-    rows = 16 * 24 * simd.row_group - 3
-    raw = random_blocks(rng, rows, cols, type)
-    w = simd.pack(raw, type, cols)
-    x = (rng.standard_normal((tokens, cols)) * np.exp(rng.standard_normal((1, cols)))).astype(np.float32)
-    out = np.full((tokens, rows), np.nan, np.float32)
-    simd._wide_scratch[:] = 0xAB
-    simd.matmul(w, simd.activations(x), out)
-    assert (simd._wide_scratch != 0xAB).any(), "slabs were used"
-    row = np.empty((1, rows), np.float32)
-    for token in {0, min(7, tokens - 1), max(0, tokens // 8 * 8 - 1), tokens - 1}:
-        simd.matmul(w, simd.activations(x[token : token + 1].copy()), row)
-        assert np.array_equal(row[0], out[token])
-    twice = out.copy()
-    simd.matmul(w, simd.activations(x), twice, add=True)
-    assert np.array_equal(twice, out + out)
 
 
 @pytest.mark.parametrize("type", OTHERS, ids=lambda t: t.name)
@@ -122,7 +91,7 @@ def test_extremes_do_not_saturate(simd, type, eights):
 @pytest.mark.parametrize("type", NATIVE, ids=lambda t: t.name)
 @pytest.mark.parametrize("rows", [32, 21])
 def test_packing_equals_numpy(simd, type, rows):
-    cols = 768 if layout.BLOCK_COLS[type] > 1 else 33
+    cols = 768 if type in QUANTISED else 33
     raw = np.random.default_rng(0).integers(0, 256, (rows, type.row_bytes(cols)), dtype=np.uint8)
     packed = simd.pack(raw, type, cols)
     want = layout.pack(raw, type, cols, simd._isa.lanes)

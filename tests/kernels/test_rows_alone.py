@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import layout
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.attention_layout import CHUNK, KEYS, keys_shape, write_keys
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import Kernels
@@ -215,7 +215,7 @@ def test_rotation(teams, given_rows, kind, heads):
         check(rope, x, ends)
 
 
-@pytest.mark.parametrize("type", [*layout.BLOCK_COLS, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
+@pytest.mark.parametrize("type", [*FORMATS, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_products(teams, type, data):

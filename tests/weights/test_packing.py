@@ -278,7 +278,7 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
         assert [type(error) for error in errors] == ([] if locks else [FileNotFoundError])
 
 
-GOOD = PackHeader("d" * 32, "e" * 32, "r8", "experts", 8192, 10).encode()
+GOOD = PackHeader("d" * 32, "e" * 32, "rows8", "experts", 8192, 10).encode()
 
 
 @settings(max_examples=200, deadline=None)

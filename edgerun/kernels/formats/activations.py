@@ -1,0 +1,39 @@
+"""How rows of activations lie, once quantised: int8 in blocks with an f32 scale, and sums that save the products work.
+
+A weight is often scale * (code - b): the b is taken off as b times the sum of a part's activations, in exact integers,
+which stands here ready, negative, so that a chain of products can start from it.
+
+"q8", of a block of 32 columns, 24 bytes:
+
+    0   -8 S    4  -16 S    8  -128 S    i32, S = sum of 32 quants
+    12  scale * S    f32
+    16  -16 S0    20  -16 S1    i32, of the first and the last 16 quants
+
+"q8k", of a block of 256 columns, 148 bytes:
+
+    0    -32 S16    16 x i32, of 16 quants each
+    64   -128 S32   8 x i32, of 32 each
+    96   S32        8 x i16, in the order 0 2 1 3 4 6 5 7, in which pairs of minima come out of a word
+    112  S16        16 x i16, by fours in the same order
+    144  -8 S256    i32
+"""
+
+from __future__ import annotations
+
+Q8_COLS, Q8_SUMS_BYTES = 32, 24
+Q8K_COLS, Q8K_SUMS_BYTES = 256, 148
+SCALED_SUM = 12  # of "q8": what a block's smallest value is multiplied with
+MIN_SUMS_32, MIN_SUMS_16 = 96, 112  # of "q8k"
+PAIR_ORDER = (0, 2, 1, 3)
+
+FORMS = {"q8": (Q8_COLS, Q8_SUMS_BYTES), "q8k": (Q8K_COLS, Q8K_SUMS_BYTES)}
+
+_Q8_STARTS = {(8, 32): (0, 0), (16, 32): (4, 0), (128, 32): (8, 0), (16, 16): (16, 4)}
+_Q8K_STARTS = {(32, 16): (0, 4), (128, 32): (64, 4), (8, 256): (144, 0)}
+
+
+def start_offset(form: str, beyond: int, part_cols: int, part: int) -> int:
+    """Where, from the first byte of the sums of the block on, -`beyond` times the sum of a part's activations stands.
+    In "q8" parts are counted within their 32 columns."""
+    first, step = (_Q8_STARTS if form == "q8" else _Q8K_STARTS)[beyond, part_cols]
+    return first + step * part
