@@ -178,13 +178,15 @@ class _Tile:
         e = self._e
         totals: list[list[Value | None]] = [[None] * self._rows for _ in range(self._groups)]
         for part in range(format.parts):
-            here = place if self._rows == 1 else Place([e.fresh(q) for q in place.weights], place.x, [], place.sums)
-            chains = self._chains(format, here, part, 0, part)
-            for g, q in enumerate(here.weights):
+            if self._rows > 1:
+                e.barrier()
+            chains = self._chains(format, place, part, 0, part)
+            for g, q in enumerate(place.weights):
                 scale = format.scale(e, q, part)
                 for j in range(self._rows):
                     chain = chains[g][j]
-                    totals[g][j] = chain.total() if scale is None else chain.add_to(totals[g][j], scale)
+                    total = chain.total() if scale is None else chain.add_to(totals[g][j], scale)
+                    totals[g][j] = e.settled(total)
         done: Sums = []
         for g, q in enumerate(place.weights):
             d, minima = format.d(e, q), format.minima(e, q)

@@ -14,6 +14,8 @@ from edgerun.kernels.simd import I8
 class Avx2(Emitter):
     """256 bits."""
 
+    REGISTER = "x"
+
     _MUL_PAIRS, _ADD_PAIRS, _SHUFFLE = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.pshuf.b"
 
     def mul_pairs(self, u: Value, s: Value) -> Value:

@@ -9,6 +9,8 @@ from edgerun.kernels.ops.emitter import Emitter, Value
 class Avx512(Avx2):
     """512 bits."""
 
+    REGISTER = "v"
+
     _MUL_PAIRS, _ADD_PAIRS = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"
     _SHUFFLE = "llvm.x86.avx512.pshuf.b.512"
 

@@ -22,6 +22,7 @@ Value = Any  # an LLVM value
 class Emitter:
     """Emits at `builder`, for `lanes` rows. See the module for words."""
 
+    REGISTER = ""  # LLVM's constraint for a vector register, where the processor is known
     signed_start = False  # whether chains of signed codes want the sum of activations to start from
 
     def __init__(self, builder: Any, lanes: int) -> None:
@@ -94,11 +95,19 @@ class Emitter:
         lane = ir.Constant(self.words, list(range(self.lanes)))
         return self.b.icmp_signed("<", lane, simd.splat(self.b, valid, self.lanes))
 
-    def fresh(self, address: Value) -> Value:
-        """The same address, but LLVM does not know: it will read memory again instead of keeping values, for which
-        registers do not suffice."""
-        kind = ir.FunctionType(I64, [I64])
-        return self.b.call(ir.InlineAsm(kind, "", "=r,0"), [address])
+    def barrier(self) -> None:
+        """What is read before is not kept, and what is read after is not read before: LLVM would mix the parts of a
+        block until registers run out."""
+        kind = ir.FunctionType(ir.VoidType(), [])
+        self.b.call(ir.InlineAsm(kind, "", "~{memory}", side_effect=True), [])
+
+    def settled(self, a: Value) -> Value:
+        """The same vector, but LLVM does not know: it cannot regroup a sum, for which it would keep so many products
+        that registers run out."""
+        if not self.REGISTER:
+            return a
+        kind = ir.FunctionType(a.type, [a.type])
+        return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0"), [a])
 
     # -- bits ---------------------------------------------------------------------------------------------------
 
