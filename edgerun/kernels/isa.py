@@ -36,7 +36,7 @@ class Isa:
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
-_WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 2}
+_WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 1}
 
 ISAS = {
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE_TILES),

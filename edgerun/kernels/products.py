@@ -21,7 +21,7 @@ from edgerun.kernels.ops import emitter_of
 from edgerun.kernels.ops.emitter import Chain, Emitter, Value
 from edgerun.kernels.simd import I32, I64, function
 
-AHEAD_BYTES = 1536  # of weights that are asked for before they are needed, by a single row of activations
+AHEAD_BYTES = 4096  # of weights that are asked for before they are needed, by a single row of activations
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Tile:
                 for j in range(self._rows):
                     chain = chains[g][j]
                     total = chain.total() if scale is None else chain.add_to(totals[g][j], scale)
-                    totals[g][j] = e.settled(total)
+                    totals[g][j] = e.settled(total) if self._rows > 1 else total
         done: Sums = []
         for g, q in enumerate(place.weights):
             d, minima = format.d(e, q), format.minima(e, q)

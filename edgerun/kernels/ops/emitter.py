@@ -102,12 +102,12 @@ class Emitter:
         self.b.call(ir.InlineAsm(kind, "", "~{memory}", side_effect=True), [])
 
     def settled(self, a: Value) -> Value:
-        """The same vector, but LLVM does not know: it cannot regroup a sum, for which it would keep so many products
-        that registers run out."""
+        """The same vector, but LLVM does not know, and makes it before the next `barrier`: it cannot put off or regroup a
+        sum, for which it would keep so many products that registers run out."""
         if not self.REGISTER:
             return a
         kind = ir.FunctionType(a.type, [a.type])
-        return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0"), [a])
+        return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0", side_effect=True), [a])
 
     # -- bits ---------------------------------------------------------------------------------------------------
 
