@@ -1,7 +1,7 @@
 """The operations that the decoder is made of, as one interface with several implementations.
 
-`reference` is numpy and obviously right; `portable`, `avx2`, `avx512` are the same operations in Numba
-over packed weights. Outputs belong to the caller, are C-contiguous f32 and are never aliased with inputs
+`reference` is numpy and obviously right; those named by an instruction set (`isa.ISAS`) are the same operations in
+Numba over packed weights. Outputs belong to the caller, are C-contiguous f32 and are never aliased with inputs
 unless stated. T is the number of rows (tokens) in the call: one in decode, a chunk of the prompt otherwise.
 """
 

@@ -28,8 +28,8 @@ class Isa:
     lanes: int
     dot: str  # which `ops` multiply; "llvm": plain LLVM, any processor
     needs: tuple[str, ...]
-    # Rows of activations and groups of weight rows that a product does together, for as many rows as registers hold, for
-    # few, and the groups for a single one.
+    # Rows of activations and groups of weight rows that a product does together: as many rows as registers hold, few,
+    # and the groups for a single one.
     many: tuple[int, int] = (4, 1)
     few: tuple[int, int] = (2, 1)
     one: int = 1

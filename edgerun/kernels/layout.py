@@ -14,10 +14,15 @@ from edgerun.kernels.formats.base import Field, swap_masks
 
 U8 = NDArray[np.uint8]
 
-ROWS_AT_ONCE = 128  # of activations in a product: their quants stay in the second-level cache
+_CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 _PACKED_NAME = re.compile(r"rows[1-9][0-9]?")
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
+
+
+def rows_at_once(cols: int) -> int:
+    """Of activations in a product: so many that they stay in the second-level cache while all weights go by."""
+    return min(max(_CACHED_BYTES // (2 * cols) // 32 * 32, 32), 128)
 
 
 def layout_name(lanes: int) -> str:

@@ -294,14 +294,15 @@ class SimdKernels:
                 blocks = w.cols // w.type.block_size
                 stride = 4 * w.rows
                 weights, target = w.address, address(out)
-                for low in range(0, tokens, layout.ROWS_AT_ONCE):
+                at_once = layout.rows_at_once(w.cols)
+                for low in range(0, tokens, at_once):
                     row = first + low
                     by_kernel.setdefault(name, []).append(
                         (
                             -(-w.rows // lanes),
                             weights,
                             target + low * stride,
-                            min(layout.ROWS_AT_ONCE, tokens - low),
+                            min(at_once, tokens - low),
                             blocks,
                             w.rows,
                             stride,

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.attention_layout import keys_shape
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels

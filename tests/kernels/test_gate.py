@@ -12,8 +12,8 @@ import pytest
 import edgerun
 from edgerun.errors import UsageError
 from edgerun.formats.gguf import GgmlType, open_gguf
-from edgerun.kernels.interface import Expert, Matrix, Neurons
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.interface import Expert, Matrix, Neurons
 from edgerun.kernels.layout import layout_bytes
 from edgerun.models import load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore

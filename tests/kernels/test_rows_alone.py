@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.attention_layout import CHUNK, KEYS, keys_shape, write_keys
 from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels

@@ -9,8 +9,8 @@ and a mask, packing rearranges them (`TURNED_BITS`, `TURNED_PAIRS`).
 
 A product is written once, over an `ops.emitter.Emitter`, as a list of *parts*: 16, 32 or more columns that share a
 scale. A part says which codes (bytes) stand at which columns; `products` multiplies them, for one row of activations or
-several. `Flat` formats have float scales: their blocks want activations in blocks of 32 ("q8"). `Super` formats have integer
-scales below a float one: activations in blocks of 256 ("q8k"). `Plain` ones are floats ("f32").
+several. `Flat` formats have float scales and want activations in blocks of 32 ("q8"). `Super` formats have integer scales
+below a float one: activations in blocks of 256 ("q8k"). `Plain` ones are floats ("f32").
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 else:
     Emitter = Value = Any
 
+__all__ = [
+    *("TURNED_BITS", "TURNED_PAIRS", "Codes", "Emitter", "Field", "Flat", "Form", "Format", "Plain", "Quantised"),
+    *("Super", "Swaps", "Value", "swap_masks"),
+]
+
 Form = Literal["q8", "q8k", "f32"]
 Codes = list[tuple[int, Any]]  # (first column of four within the block, what `ops.emitter.Chain.step` takes)
 
@@ -36,8 +41,8 @@ Swaps = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Field:
-    """`count` units of `unit` bytes, from byte `source` of a GGUF block on. `swaps`: how the bits of each 32-bit unit are
-    rearranged, as exchanges of two bits (the higher first) of a bit's number, one after the other."""
+    """`count` units of `unit` bytes, from byte `source` of a GGUF block on. `swaps`: how the bits of each 32-bit unit
+    are rearranged, as exchanges of two bits (the higher first) of a bit's number, one after the other."""
 
     source: int
     unit: int
@@ -51,7 +56,7 @@ class Field:
 
 
 class Format:
-    """A weight type for which there are kernels. `fields` in the order in which they lie packed; all bytes of a block."""
+    """A weight type for which there are kernels. `fields`: all bytes of a block, in the order in which they lie packed."""
 
     type: ClassVar[GgmlType]
     form: ClassVar[Form]
@@ -115,7 +120,6 @@ class Quantised(Format):
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         """Of a part of the packed block at q."""
         raise NotImplementedError
-
 
     def nibble_codes(self, e: Emitter, q: Value, field: int, low: int, high: int) -> list[tuple[int, Value]]:
         """(column, codes below 16) of a field of four words: its low nibbles from column `low` on, the high ones from

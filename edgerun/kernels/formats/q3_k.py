@@ -7,8 +7,8 @@ from edgerun.kernels.formats.base import Codes, Emitter, Field, Super, Value
 
 
 class Q3_K(Super):
-    """Field 1: twelve bytes of 6-bit scales. Field 2: third bits, bit 4 half + quarter of byte i. Field 3: low bits as in
-    Q2_K. Codes come eightfold, so that 4 becomes the 32 whose sums stand ready; d is divided by as much."""
+    """Field 1: twelve bytes of 6-bit scales. Field 2: third bits, bit 4 half + quarter of byte i. Field 3: low bits as
+    in Q2_K. Codes come eightfold, so that 4 becomes the 32 whose sums stand ready; d is divided by as much."""
 
     type = GgmlType.Q3_K
     fields = (Field(108, 2, 1), Field(96, 4, 3), Field(0, 4, 8), Field(32, 4, 16))

@@ -26,7 +26,7 @@ class _SixBitScales(Super):
 
     def minima(self, e: Emitter, q: Value) -> tuple[Value, Sequence[tuple[Value, int]]]:
         b, c = self.words(e, q, 1, 1), self.words(e, q, 1, 2)
-        pairs = []
+        pairs: list[tuple[Value, int]] = []
         for packed in (e.mask(b, 63), e.either(e.field(c, 4, 15), e.field(b, 2, 48))):
             for shift in (0, 8):
                 pairs.append((e.b.and_(e.b.lshr(packed, e.constant(shift)), e.constant(0x00FF00FF)), len(pairs)))

@@ -7,8 +7,8 @@ from edgerun.kernels.formats.base import Codes, Emitter, Field, Super, Value
 
 
 class Q6_K(Super):
-    """Of 128 columns, the four quarters' low four bits stand in 64 bytes: quarters 0 and 1 low, 2 and 3 high; their high
-    two bits in 32 bytes, quarter by quarter from the bottom up."""
+    """Of 128 columns, the four quarters' low four bits stand in 64 bytes: quarters 0 and 1 low, 2 and 3 high; their
+    high two bits in 32 bytes, quarter by quarter from the bottom up."""
 
     type = GgmlType.Q6_K
     fields = (Field(208, 2, 1), Field(192, 4, 4), Field(0, 4, 32), Field(128, 4, 16))

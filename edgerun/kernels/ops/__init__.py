@@ -14,7 +14,7 @@ from edgerun.kernels.ops.avx2 import Avx2
 from edgerun.kernels.ops.avx512 import Avx512
 from edgerun.kernels.ops.emitter import Emitter
 from edgerun.kernels.ops.vectors import Ops
-from edgerun.kernels.ops.vnni import AvxVnni, Avx512Vnni
+from edgerun.kernels.ops.vnni import Avx512Vnni, AvxVnni
 
 __all__ = ["Emitter", "Ops", "emitter_of"]
 

@@ -1,5 +1,5 @@
-"""LLVM of the vector operations that products are made of, as every processor runs it; an instruction set overrides what
-it does better.
+"""LLVM of the vector operations that products are made of, as every processor runs it; an instruction set overrides
+what it does better.
 
 A *word vector* is L x i32, one lane a row of weights; as *byte vector* it is 4 L bytes, four weights of each row. Codes
 of weights are bytes, unsigned and at most `top`, or signed; activations are signed bytes in -127 .. 127. All of this is
@@ -102,8 +102,8 @@ class Emitter:
         self.b.call(ir.InlineAsm(kind, "", "~{memory}", side_effect=True), [])
 
     def settled(self, a: Value) -> Value:
-        """The same vector, but LLVM does not know, and makes it before the next `barrier`: it cannot put off or regroup a
-        sum, for which it would keep so many products that registers run out."""
+        """The same vector, but LLVM does not know, and makes it before the next `barrier`: it cannot put off or regroup
+        a sum, for which it would keep so many products that registers run out."""
         if not self.REGISTER:
             return a
         kind = ir.FunctionType(a.type, [a.type])
