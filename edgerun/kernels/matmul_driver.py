@@ -6,8 +6,8 @@ number, and from byte 128 on one descriptor of sixteen int64 slots for each prod
     0 first item   1 weights   2 out           3 rows of x   4 blocks in a row   5 weight rows   6 out row bytes   7 add
     8 quants       9 quants row bytes         10 scales     11 scales row bytes 12 sums         13 sums row bytes
 
-An item is a group of `lanes` weight rows. Rows of activations go by `Isa.many`, by `Isa.few` or alone; whatever the way,
-a result's additions are the same in the same order.
+An item is a group of `lanes` weight rows. Rows of activations go by `Isa.many`, by `Isa.few` or alone; whatever the
+way, a result's additions are the same in the same order.
 """
 
 from __future__ import annotations

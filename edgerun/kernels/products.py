@@ -1,9 +1,9 @@
 """The body of a product: some rows of activations times some groups of weight rows, all columns, in registers.
 
 A format says what a block is (`formats`), an instruction set how to multiply (`ops`); here stands, once for all of
-them, the order in which a result is summed: block after block from zero on, each block one fused multiply-add (two, where
-it has minima) of an exact integer sum. So a result's bits depend neither on how many rows or groups are done together nor
-on the instruction set's way of multiplying.
+them, the order in which a result is summed: block after block from zero on, each block one fused multiply-add (two,
+where it has minima) of an exact integer sum. So a result's bits depend neither on how many rows or groups are done
+together nor on the instruction set's way of multiplying.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Sums = list[list[Value]]  # [group][row] L x f32
 
 def tile(isa: Isa, format: Format, rows: int, groups: int) -> Any:
     """A Numba function (descriptor, item, end, row, done) -> None: the products of `groups` groups, items from `item`
-    on, with `rows` rows of activations from `row` on (see `matmul_driver`). Items from `end` on are computed as the last
-    before it and not stored, and so are the first `done` rows."""
+    on, with `rows` rows of activations from `row` on (see `matmul_driver`). Items from `end` on are computed as the
+    last before it and not stored, and so are the first `done` rows."""
 
     def emit(b: Any, descriptor: Any, item: Any, end: Any, row: Any, done: Any) -> None:
         _Tile(emitter_of(isa, b), format, rows, groups).emit(descriptor, item, end, row, done)

@@ -9,8 +9,8 @@ and a mask, packing rearranges them (`TURNED_BITS`, `TURNED_PAIRS`).
 
 A product is written once, over an `ops.emitter.Emitter`, as a list of *parts*: 16, 32 or more columns that share a
 scale. A part says which codes (bytes) stand at which columns; `products` multiplies them, for one row of activations or
-several. `Flat` formats have float scales and want activations in blocks of 32 ("q8"). `Super` formats have integer scales
-below a float one: activations in blocks of 256 ("q8k"). `Plain` ones are floats ("f32").
+several. `Flat` formats have float scales and want activations in blocks of 32 ("q8"). `Super` formats have integer
+scales below a float one: activations in blocks of 256 ("q8k"). `Plain` ones are floats ("f32").
 """
 
 from __future__ import annotations
@@ -28,8 +28,20 @@ else:
     Emitter = Value = Any
 
 __all__ = [
-    *("TURNED_BITS", "TURNED_PAIRS", "Codes", "Emitter", "Field", "Flat", "Form", "Format", "Plain", "Quantised"),
-    *("Super", "Swaps", "Value", "swap_masks"),
+    "TURNED_BITS",
+    "TURNED_PAIRS",
+    "Codes",
+    "Emitter",
+    "Field",
+    "Flat",
+    "Form",
+    "Format",
+    "Plain",
+    "Quantised",
+    "Super",
+    "Swaps",
+    "Value",
+    "swap_masks",
 ]
 
 Form = Literal["q8", "q8k", "f32"]
@@ -56,7 +68,8 @@ class Field:
 
 
 class Format:
-    """A weight type for which there are kernels. `fields`: all bytes of a block, in the order in which they lie packed."""
+    """A weight type for which there are kernels. `fields`: all bytes of a block, in the order in which they lie
+    packed."""
 
     type: ClassVar[GgmlType]
     form: ClassVar[Form]

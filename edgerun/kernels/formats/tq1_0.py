@@ -8,8 +8,8 @@ from edgerun.kernels.formats.base import Codes, Emitter, Field, Super, Value
 
 class Tq1_0(Super):
     """A byte is the fraction 0.d0 d1 d2 d3 d4 to the base 3, in 256ths, rounded up: digit n is the integer part of
-    three times what 3^n times the byte leaves of 256. Of the first 32 bytes digit n is column 32 n + i; of the next sixteen
-    160 + 16 n + i, of the last four 240 + 4 n + i. Codes come eightfold: see Q3_K."""
+    three times what 3^n times the byte leaves of 256. Of the first 32 bytes digit n is column 32 n + i; of the next
+    sixteen 160 + 16 n + i, of the last four 240 + 4 n + i. Codes come eightfold: see Q3_K."""
 
     type = GgmlType.TQ1_0
     fields = (Field(52, 2, 1), Field(0, 4, 13))
