@@ -7,24 +7,13 @@ import pytest
 
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.formats.quants import dequantize
+from edgerun.formats.quants import DEQUANTIZERS, dequantize
 from edgerun.kernels import layout
 from edgerun.kernels.interface import Expert
 from tests.kernels.blocks import random_blocks
 
 NATIVE = list(layout.BLOCK_COLS)
-OTHERS = [
-    GgmlType.Q4_1,
-    GgmlType.Q5_0,
-    GgmlType.Q5_1,
-    GgmlType.Q2_K,
-    GgmlType.Q3_K,
-    GgmlType.IQ4_NL,
-    GgmlType.IQ4_XS,
-    GgmlType.MXFP4,
-    GgmlType.TQ1_0,
-    GgmlType.TQ2_0,
-]
+OTHERS = [type for type in DEQUANTIZERS if type not in layout.BLOCK_COLS]
 
 
 def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:

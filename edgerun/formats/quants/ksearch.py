@@ -63,19 +63,19 @@ def _fit_scale_and_min(x: F32, weights: F32, search: _Search) -> tuple[F32, F32]
     of a grid of scales, each refined by least squares (make_qkx2_quants)."""
     top = search.top
     measure = np.abs if search.absolute else np.square
-    low = np.minimum(x.min(axis=1, keepdims=True), 0)
-    spread = x.max(axis=1, keepdims=True) - low
-    flat = spread == 0
-    inverse = np.divide(np.float32(top), spread, out=np.zeros_like(spread), where=~flat)
-    scale = np.divide(np.float32(1), inverse, out=np.zeros_like(inverse), where=inverse > 0)
-    codes = np.rint(inverse * (x - low)).clip(0, top)
-    best = (weights * measure(scale * codes + low - x)).sum(axis=1, keepdims=True)
-    best_scale, best_low = scale, low
+    high = x.max(axis=1, keepdims=True)
+    best_low = np.minimum(x.min(axis=1, keepdims=True), 0)
+    flat = high == best_low
+    inverse = np.divide(np.float32(top), high - best_low, out=np.zeros_like(high), where=~flat)
+    best_scale = np.divide(np.float32(1), inverse, out=np.zeros_like(inverse), where=inverse > 0)
+    codes = np.rint(inverse * (x - best_low)).clip(0, top)
+    best = (weights * measure(best_scale * codes + best_low - x)).sum(axis=1, keepdims=True)
     sum_w, sum_x = weights.sum(axis=1, keepdims=True), (weights * x).sum(axis=1, keepdims=True)
     for attempt in range(search.tries + 1):
         stretched = np.float32(search.start + 0.1 * attempt + top)
-        factor = np.divide(stretched, spread, out=np.zeros_like(spread), where=~flat)
-        tried = np.rint(factor * (x - low)).clip(0, top)
+        spread = high - best_low  # from the best min so far: a try begins where the one before ended
+        factor = np.divide(stretched, spread, out=np.zeros_like(spread), where=spread > 0)
+        tried = np.rint(factor * (x - best_low)).clip(0, top)
         wl = weights * tried
         sum_l, sum_l2 = wl.sum(axis=1, keepdims=True), (wl * tried).sum(axis=1, keepdims=True)
         sum_xl = (wl * x).sum(axis=1, keepdims=True)

@@ -64,10 +64,11 @@ def f32_to_mxfp4(x: F32) -> U8:
 
 
 def _e4m3(x: F32) -> U8:
-    """The nearest code of a number >= 0, halfway the higher one; at most 448."""
+    """The nearest code of a number >= 0, halfway the higher one; at most 448. (llama.cpp's is off just below 2^-6, the
+    least normal one, and above 256.)"""
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = ((bits + np.uint32(1 << 19)) >> np.uint32(20)).astype(np.int64) - (120 << 3)  # exponent, mantissa
-    subnormal = (x * np.float32(512) + np.float32(0.5)).clip(0, 7).astype(np.int64)
+    subnormal = (x * np.float32(512) + np.float32(0.5)).clip(0, 8).astype(np.int64)  # 8: the least normal
     return np.where(rounded < 8, subnormal, np.minimum(rounded, _E4M3_LARGEST)).astype(np.uint8)
 
 
