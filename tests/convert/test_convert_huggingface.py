@@ -294,7 +294,9 @@ def test_quantised_on_the_way(tmp_path: Path) -> None:
 def test_rows_that_are_no_blocks_fall_back(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "llama")
     report = convert_checkpoint(tmp_path, tmp_path / "out.gguf", quant="Q4_K")
-    assert {fallback.used for fallback in report.fallbacks} == {"Q8_0"}
+    used = {fallback.tensor: fallback.used for fallback in report.fallbacks}
+    assert used.pop("output.weight", "Q8_0") == "Q8_0"  # the head is never less than Q6_K would be
+    assert set(used.values()) == {"Q5_0"}, "as llama-quantize does"
     assert "token_embd.weight" in {fallback.tensor for fallback in report.fallbacks}
     assert "32 weights are no whole blocks of 256" in report.fallbacks[0].reason
 

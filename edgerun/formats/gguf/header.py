@@ -161,8 +161,8 @@ def _check_q2_0(cursor: Cursor, infos: list[TensorInfo], data_bytes: int, alignm
         room = end - info.offset
         if info.type is GgmlType.Q2_0 and room < info.n_bytes and forks_bytes <= room < forks_bytes + alignment:
             raise UnsupportedError(
-                f"{cursor.name}: the tensor {info.name!r} is Q2_0 in blocks of 128 weights, as a fork of llama.cpp wrote "
-                "them before the type was settled at 64; fetch a file that was made later"
+                f"{cursor.name}: the tensor {info.name!r} is Q2_0 in blocks of 128 weights, as a fork of llama.cpp "
+                "wrote them before the type was settled at 64; fetch a file that was made later"
             )
 
 
