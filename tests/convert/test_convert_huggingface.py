@@ -402,8 +402,8 @@ def test_missing_files(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "model.safetensors", tmp_path / "out.gguf")
     with pytest.raises(NotFoundError, match="no such tokenizer"):
         convert(tmp_path, tokenizer=tmp_path / "absent.json")
-    with pytest.raises(UsageError, match="does not quantise to 'Q3_K'"):
-        convert(tmp_path, quant="Q3_K")
+    with pytest.raises(UsageError, match="does not quantise to 'IQ3_S'"):
+        convert(tmp_path, quant="IQ3_S")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(NotFoundError, match="neither tokenizer.json nor tokenizer.model"):
         convert(tmp_path)
