@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from edgerun.cli.main import cli
 from edgerun.convert import quantize_gguf
 from edgerun.convert.tensors import QUANT_TYPES
 from edgerun.errors import FormatError, NotFoundError, UsageError
@@ -95,6 +98,11 @@ def test_rows_that_fit_no_block_are_f16(tmp_path: Path, type_: GgmlType) -> None
 def test_the_label_is_of_the_type(tmp_path: Path, type_: GgmlType) -> None:
     quantize_gguf(write_model(tmp_path / "in.gguf"), tmp_path / "out.gguf", type_)
     assert show(tmp_path / "out.gguf").quantisation.startswith(type_.name)
+
+
+def test_the_help_lists_them_all() -> None:
+    text = CliRunner().invoke(cli, ["quantize", "--help"]).stdout
+    assert {type_.name for type_ in QUANT_TYPES} <= set(re.findall(r"[A-Z0-9_]+", text))
 
 
 def test_types_for_trained_models_come_with_a_warning(tmp_path: Path) -> None:

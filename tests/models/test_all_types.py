@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from edgerun.cli.main import cli
 from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.formats.quants import DEQUANTIZERS, dequantize
+from edgerun.kernels import Kernels
+from edgerun.models import Decoder, load_spec
+from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from tests.kernels.blocks import random_blocks
 from tests.models.instances import Instance, write
 
@@ -69,6 +73,28 @@ def test_experts_of_every_type_answer(tmp_path: Path, type: GgmlType) -> None:
     path = model(tmp_path / "m.gguf", type, experts=4, used=2)
     want = logits(plain(path, tmp_path / "plain.gguf"))
     assert np.abs(logits(path) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+NEW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "NVFP4", "Q1_0", "Q2_0")
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("experts", [0, 4])
+def test_streamed_as_resident(tmp_path: Path, kernels: Kernels, name: str, experts: int) -> None:
+    more = {"experts": experts, "used": 2} if experts else {}
+    with open_gguf(model(tmp_path / "m.gguf", GgmlType[name], **more)) as gguf:
+        spec = load_spec(gguf)
+        resident = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+        want = resident.forward(IDS, resident.new_cache(32), logits="all")
+        kind, room = (
+            (StreamedExpertStore, {"slots": 2, "wave_tokens": 2})
+            if experts
+            else (StreamedLayerStore, {"pinned": [], "wave_tokens": 2})
+        )
+        with closing(kind(gguf, spec, kernels, **room)) as store:
+            streamed = Decoder(spec, store, kernels)
+            got = streamed.forward(IDS, streamed.new_cache(32), logits="all")
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
 def test_show_and_plan_name_a_new_type(tmp_path: Path) -> None:
