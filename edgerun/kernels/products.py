@@ -208,13 +208,13 @@ class _Tile:
         beyond = format.beyond or (128 if not format.top and e.signed_start else 0)
         starts: list[Value | None] = [None] * self._rows
         if beyond:
-            offset = sums_at + start_offset(format.form, beyond, format.part_cols, within)
-            starts = [e.spread(sums, offset) for sums in place.sums]
-        chains = [[e.chain(format.top, start) for start in starts] for _ in place.weights]
+            offset, shift = start_offset(format.form, beyond, format.part_cols, within)
+            starts = [e.shl(e.spread(sums, sums_at + offset), shift) for sums in place.sums]
+        chains = [[e.chain(format.top, start, format.signed_top) for start in starts] for _ in place.weights]
         codes = [format.codes(e, q, part) for q in place.weights]
         for i, (column, _) in enumerate(codes[0]):
             for j, x in enumerate(place.x):
-                spread = e.spread(x, column)
+                spread = format.spread(e, x, column)
                 for g in range(self._groups):
                     chains[g][j].step(codes[g][i][1], spread)
         return chains
