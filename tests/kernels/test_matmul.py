@@ -65,7 +65,15 @@ def test_every_other_format_runs(simd, type):
 
 
 @pytest.mark.parametrize("eights", [False, True])
-@pytest.mark.parametrize("type", [GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q6_K, GgmlType.Q5_K, GgmlType.Q4_K])
+@pytest.mark.parametrize(
+    "type",
+    [
+        *(GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q6_K, GgmlType.Q5_K, GgmlType.Q4_K),
+        *(GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S, GgmlType.IQ3_XXS, GgmlType.IQ3_S),
+        *(GgmlType.IQ1_S, GgmlType.IQ1_M),
+    ],
+    ids=lambda t: t.name,
+)
 def test_extremes_do_not_saturate(simd, type, eights):
     """The largest codes against activations all at +-127: the bound that each kernel claims."""
     rng = np.random.default_rng(3)
@@ -78,6 +86,12 @@ def test_extremes_do_not_saturate(simd, type, eights):
     elif type == GgmlType.Q6_K:
         raw.reshape(-1, 210)[:, :208] = 255  # code 63, scale -1
         raw.reshape(-1, 210)[:, 192:208] = 128  # scale -128
+    elif type == GgmlType.IQ1_M:
+        raw.reshape(-1, 56)[:, :48] = 255
+        raw.reshape(-1, 56)[:, 48::2] = 255  # all scales 7, below the bits of d
+        raw.reshape(-1, 56)[:, 49::2] |= 15
+    elif type.name.startswith("IQ"):  # the grid's last word, which has its largest letters, negative, the largest scale
+        raw.reshape(-1, type.block_bytes)[:, 2:] = 255
     else:
         raw.reshape(-1, type.block_bytes)[:, 4:] = 255
     for sign in (1.0, -1.0):

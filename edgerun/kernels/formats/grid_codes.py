@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from edgerun.formats.quants import grids
 from edgerun.kernels.formats.base import Codes, Emitter, Super, Value
-from edgerun.kernels.ops.lookups import Looked, Lookup
+from edgerun.kernels.formats.lookup import Lookup
+
+if TYPE_CHECKING:
+    from edgerun.kernels.ops.lookups import Looked
 
 SEVENS = (0, 7, 14, 21)  # where the signs of four groups begin, in a word with a scale on top
 
@@ -26,6 +29,11 @@ class GridCodes(Super):
 
     grid: ClassVar[grids.Grid]
     letters: ClassVar[tuple[int, ...] | None] = None
+
+    @property
+    def table(self) -> Lookup:
+        """The grid as it is looked up, with `letters` for its own, if there are any."""
+        return lookup(self.grid, self.letters)
 
     def numbers(self, e: Emitter, q: Value, piece: int) -> list[tuple[Value, Value | None]]:
         """What `Emitter.look_up` takes: four codes of eight weights, or twice four of four."""
@@ -46,11 +54,10 @@ class GridCodes(Super):
         return codes
 
     def _looked_up(self, e: Emitter, q: Value, piece: int) -> list[Looked]:
-        table = lookup(self.grid, self.letters)
-        return [e.look_up(table, low, high) for low, high in self.numbers(e, q, piece)]
+        return [e.look_up(self.table, low, high) for low, high in self.numbers(e, q, piece)]
 
     def spread(self, e: Emitter, x: Value, column: int) -> Value:
-        return e.spread_grid(x, column)
+        return e.spread_grid(self.table, x, column)
 
     def odd(self, e: Emitter, word: Value, shift: int, bits: int) -> Value:
         """2 n + 1 of the `bits` bits n at `shift` of every lane, i32."""
@@ -69,5 +76,5 @@ class SignedGrid(GridCodes):
 
     def finished(self, e: Emitter, q: Value, piece: int, half: int, letters: list[Value]) -> list[Any]:
         signs = e.once((q, "signs", piece), lambda: self.signs(e, q, piece))
-        pairs = zip(letters, e.negatives(signs, half), strict=True)
+        pairs = zip(letters, e.negatives(self.table, signs, half), strict=True)
         return [e.with_signs(word, negative) for word, negative in pairs]

@@ -29,7 +29,7 @@ class Iq1M(GridCodes):
 
     def finished(self, e: Emitter, q: Value, piece: int, half: int, letters: list[Value]) -> list[Any]:
         upward = e.b.xor(e.field(self._nibbles(e, q, piece), 2, 2), e.constant(0x02020202))  # delta + 1
-        return [e.either(each, delta) for each, delta in zip(letters, e.by_code(upward, half), strict=True)]
+        return [e.either(each, delta) for each, delta in zip(letters, e.by_code(self.table, upward, half), strict=True)]
 
     def _nibbles(self, e: Emitter, q: Value, piece: int) -> Value:
         places = [16 * (piece % 2) + 4 * code for code in range(4)]

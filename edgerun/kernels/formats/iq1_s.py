@@ -17,7 +17,7 @@ TERNARY = (0, 8, 16)
 
 
 class Iq1S(GridCodes):
-    """Field 1: low bytes of codes. Field 2: sixteen bits a part: four times three high bits, the scale, delta's sign."""
+    """Field 1: low bytes of codes. Field 2: sixteen bits a part, four times three high bits, scale, delta's sign."""
 
     type = GgmlType.IQ1_S
     fields = (Field(0, 2, 1), Field(2, 4, 8), Field(34, 4, 4))
@@ -43,7 +43,9 @@ class Iq1S(GridCodes):
             first, second = self.words(e, q, 2, 2 * word), self.words(e, q, 2, 2 * word + 1)
             for odd, places in enumerate(((0, 1, 4, 5), (2, 3, 6, 7))):
                 both = e.pick_bytes(first, second, places)
-                scale = e.either(e.b.and_(e.b.lshr(both, e.constant(11)), e.constant(0x000E000E)), e.constant(0x00010001))
+                scale = e.either(
+                    e.b.and_(e.b.lshr(both, e.constant(11)), e.constant(0x000E000E)), e.constant(0x00010001)
+                )
                 negative = e.b.and_(e.b.lshr(both, e.constant(14)), e.constant(0x00020002))
                 factor = e.b.bitcast(e.add(negative, e.constant(0x00070007)), e.pairs)
                 pairs.append((e.b.mul(e.b.bitcast(scale, e.pairs), factor), MIN_SUMS_32 + 4 * (2 * word + odd)))

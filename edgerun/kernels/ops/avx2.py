@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from edgerun.kernels import simd
+from edgerun.kernels.formats.lookup import Lookup
 from edgerun.kernels.ops.emitter import Emitter, Value
-from edgerun.kernels.ops.lookups import Gathered, GatheredNibbles, Looked, Lookup
+from edgerun.kernels.ops.lookups import Gathered, GatheredNibbles, Looked
 from edgerun.kernels.simd import I8
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from llvmlite import ir
 
 from edgerun.kernels import simd
-from edgerun.kernels.ops.lookups import Gathered, Looked, Lookup
+from edgerun.kernels.formats.lookup import Lookup
+from edgerun.kernels.ops.lookups import Gathered, Looked
 from edgerun.kernels.simd import FLOAT, HALF, I1, I8, I16, I32, I64
 
 Value = Any  # an LLVM value
@@ -291,20 +292,23 @@ class Emitter:
         """The letters of four codes of each row, with the bias on where signs will be."""
         return Gathered(self, table, low, high)
 
-    def spread_grid(self, x: Value, column: int) -> Value:
-        """Activations in the order of a grid's vectors; columns / 4 is the vector's number."""
+    def spread_grid(self, table: Lookup, x: Value, column: int) -> Value:
+        """Activations in the order in which the table's vectors hold columns; column / 4 is the vector's number."""
         return self.spread(x, column)
 
-    def negatives(self, signs: Value, half: int) -> list[Value]:
+    def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
         """Bits of 32 columns -> of 16 of them, for each of a half's vectors: which bytes are negative."""
-        bits = ir.Constant(self.bytes, [1, 2, 4, 8] * self.lanes), ir.Constant(self.bytes, [16, 32, 64, -128] * self.lanes)
+        bits = (
+            ir.Constant(self.bytes, [1, 2, 4, 8] * self.lanes),
+            ir.Constant(self.bytes, [16, 32, 64, -128] * self.lanes),
+        )
         zero, found = simd_constant(self.bytes, 0), []
         for byte in (2 * half, 2 * half + 1):
             eight = self.b.bitcast(self.pick_bytes(signs, signs, [byte] * 4), self.bytes)
             found += [self.b.icmp_signed("!=", self.b.and_(eight, each), zero) for each in bits]
         return found
 
-    def by_code(self, four: Value, half: int) -> list[Value]:
+    def by_code(self, table: Lookup, four: Value, half: int) -> list[Value]:
         """A byte for each of four codes of eight letters -> for each of a half's vectors, beside every letter."""
         return [self.pick_bytes(four, four, [2 * half + k // 2] * 4) for k in range(4)]
 

@@ -1,45 +1,26 @@
 """Weights that are looked up in a grid, several by one code: the tables, and how any processor reads them.
 
-A grid has up to 2048 words of four or eight letters. Codes come as byte vectors: `low` holds the low eight bits of four
-neighbouring codes of each row, `high` the bits above them, if there are more than 256 words. They stand for 32 columns
-(words of eight) or 16 (of four), which are read by halves of 16 columns, as four byte vectors: columns 4 k .. 4 k + 3 in
-vector k, unless an instruction set has another order (`Emitter.spread_grid` gives activations in the same).
+A grid has up to 2048 words of four or eight letters. Codes come as byte vectors: `low` holds the low eight bits of
+four neighbouring codes of each row, `high` the bits above them, if there are more than 256 words. They stand for 32
+columns (words of eight) or 16 (of four), which are read by halves of 16 columns, as four byte vectors: columns 4 k ..
+4 k + 3 in vector k, unless an instruction set has another order (`Emitter.spread_grid` gives activations in the same).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from edgerun.kernels.formats.lookup import Lookup
 from edgerun.kernels.simd import I8, I32
 
 if TYPE_CHECKING:
     from edgerun.kernels.ops.emitter import Emitter, Value
 else:
     Emitter = Value = Any
-
-
-@dataclass(frozen=True, eq=False)
-class Lookup:
-    """`numbers`: (words, width) u8, the letters' numbers; `letters`: what they stand for, below 128. `signed`: signs
-    are put on afterwards (`Emitter.with_signs`)."""
-
-    numbers: NDArray[np.uint8]
-    letters: tuple[int, ...]
-    signed: bool
-
-    @property
-    def width(self) -> int:
-        return self.numbers.shape[1]
-
-    @property
-    def values(self) -> NDArray[np.uint8]:
-        """(words, width) u8."""
-        return np.array(self.letters, np.uint8)[self.numbers]
 
 
 class Looked:
@@ -65,7 +46,9 @@ class Gathered(Looked):
             index = code_of(e, self._low, self._high, code)
             if self._words == 2:
                 index = e.shl(index, 1)
-            found += [e.gather(self._table, e.add(index, e.constant(word)) if word else index) for word in range(self._words)]
+            found += [
+                e.gather(self._table, e.add(index, e.constant(word)) if word else index) for word in range(self._words)
+            ]
         return found
 
 

@@ -1,9 +1,11 @@
 """AVX-512 with VBMI (Ice Lake, Zen 4 and later): grids are looked up in registers, 64 codes at once.
 
-A grid's letters are few, so their numbers take two or three bits, and a byte holds four or two of them: a word's first
-half is one *plane* of bytes, its second another. `vpermi2b` reads 128 entries of a plane for 64 codes; more entries are
-chosen among by the codes' upper bits. `vpermb` then makes a letter of the bits that it looks at. What comes out first is
-the first letter of every byte, so 16 columns stand turned: vector k holds columns k, 4 + k, 8 + k, 12 + k.
+A grid's letters are few, so their numbers take two or three bits, and a byte holds four or two of them: a word's
+first half is one *plane* of bytes, its second another. `vpermi2b` reads 128 entries of a plane for 64 codes; more are
+chosen among by the codes' upper bits. `vpermb` then makes a letter of the bits that it looks at. What comes out first
+is the first letter of every byte, so 16 columns stand turned: vector k holds columns k, 4 + k, 8 + k, 12 + k.
+
+IQ1's 2048 words would take 32 of `vpermi2b` for 512 weights: memory is read for them, as everywhere else.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from edgerun.kernels import simd
+from edgerun.kernels.formats.lookup import Lookup
 from edgerun.kernels.ops.emitter import Emitter, Value, simd_constant
-from edgerun.kernels.ops.lookups import Looked, Lookup
+from edgerun.kernels.ops.lookups import Looked
 from edgerun.kernels.ops.vnni import Avx512Vnni
 from edgerun.kernels.simd import I8
 
+_MOST_WORDS = 1024
 _EVEN = (0x7F, 0x40, 0x20, 0x10, 0x08, 0x04, 0x02, 0x01)  # rows of a bit matrix, the last bit's first: it is the parity
 
 
@@ -27,21 +31,27 @@ class Avx512Vbmi(Avx512Vnni):
     """512 bits."""
 
     def look_up(self, table: Lookup, low: Value, high: Value | None = None) -> Looked:
-        return _Planes(self, table, low, high)
+        return _Planes(self, table, low, high) if _fits(table) else super().look_up(table, low, high)
 
-    def spread_grid(self, x: Value, column: int) -> Value:
+    def spread_grid(self, table: Lookup, x: Value, column: int) -> Value:
+        if not _fits(table):
+            return super().spread_grid(table, x, column)
         sixteen = self.load(x, column // 16 * 16, ir.VectorType(I8, 16))
         everywhere = simd.shuffle(self.b, sixteen, sixteen, list(range(16)) * 4)
         turned = [4 * j + column % 16 // 4 for j in range(4)] * 16
         call = simd.declare(self.b, self._SHUFFLE, self.bytes, [self.bytes] * 2)
         return self.b.bitcast(self.b.call(call, (everywhere, _bytes(turned))), self.words)
 
-    def negatives(self, signs: Value, half: int) -> list[Value]:
+    def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
+        if not _fits(table):
+            return super().negatives(table, signs, half)
         fours = self.b.bitcast(self.byte_fields(signs, [16 * half + 4 * j for j in range(4)], 255), self.bytes)
         zero = simd_constant(self.bytes, 0)
         return [self.b.icmp_signed("!=", self.b.and_(fours, simd_constant(self.bytes, 1 << k)), zero) for k in range(4)]
 
-    def by_code(self, four: Value, half: int) -> list[Value]:
+    def by_code(self, table: Lookup, four: Value, half: int) -> list[Value]:
+        if not _fits(table):
+            return super().by_code(table, four, half)
         first = 2 * half
         return [self.pick_bytes(four, four, (first, first, first + 1, first + 1))] * 4
 
@@ -54,7 +64,14 @@ class Avx512Vbmi(Avx512Vnni):
     def even_signs(self, seven: Value) -> Value:
         call = simd.declare(self.b, "llvm.x86.vgf2p8affineqb.512", self.bytes, [self.bytes, self.bytes, I8])
         rows = _bytes(list(_EVEN) * 8)
-        return self.b.bitcast(self.b.call(call, (self.b.bitcast(seven, self.bytes), rows, ir.Constant(I8, 0))), self.words)
+        return self.b.bitcast(
+            self.b.call(call, (self.b.bitcast(seven, self.bytes), rows, ir.Constant(I8, 0))), self.words
+        )
+
+
+def _fits(table: Lookup) -> bool:
+    """Whether it is looked up in registers."""
+    return len(table.numbers) <= _MOST_WORDS
 
 
 class _Planes(Looked):
