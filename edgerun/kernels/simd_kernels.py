@@ -41,8 +41,8 @@ from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
-_MATMUL = {type: (f"matmul_{format.name}", format.form) for type, format in FORMATS.items()}
 _PACK = {type: f"pack_{format.name}" for type, format in FORMATS.items()}
+_MATMUL = {type: (f"matmul_{format.name}", format.form) for type, format in FORMATS.items()}
 _ALWAYS = (
     "pool_run",
     "pool_work",
@@ -63,8 +63,7 @@ def _names_for(types: Sequence[GgmlType]) -> list[str]:
     for type in types:
         if type in _MATMUL:
             matmul, form = _MATMUL[type]
-            names.append(_PACK[type])
-            names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
+            names += [_PACK[type], matmul] if form == "f32" else [_PACK[type], matmul, f"quantize_{form}"]
     return list(dict.fromkeys(names))
 
 
