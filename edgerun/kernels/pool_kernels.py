@@ -76,6 +76,12 @@ yield_core = function((), types.int32, _sched_yield)
 
 
 @njit(forceinline=True)
+def _shares(items: int, grain: int, threads: int) -> Any:
+    """Items in a first and in a second share of each thread: whole grains."""
+    return items // (2 * threads) // grain * grain, items // (4 * threads) // grain * grain
+
+
+@njit(forceinline=True)
 def _do_piece(control: int, piece: int) -> None:
     """Of the published operation, which stands still as long as this piece is not reported."""
     kernel, arguments = load_i64(int64(control + KERNEL)), load_i64(int64(control + ARGUMENTS))
@@ -83,7 +89,7 @@ def _do_piece(control: int, piece: int) -> None:
     shares = load_i64(int64(control + SHARES))
     low, size = piece * grain, grain
     if shares > 0:
-        half, quarter = items // (2 * shares), items // (4 * shares)
+        half, quarter = _shares(items, grain, shares)
         if piece < shares:
             low, size = piece * half, half
         elif piece < 2 * shares:
@@ -109,7 +115,8 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
     shares, rest = 0, items
     if items // (4 * threads) > grain:
         shares = threads
-        rest = items - threads * (items // (2 * threads) + items // (4 * threads))
+        half, quarter = _shares(items, grain, threads)
+        rest = items - threads * (half + quarter)
     pieces = 2 * shares + (rest + grain - 1) // grain
     store_i64(int64(control + KERNEL), int64(kernel))
     store_i64(int64(control + ARGUMENTS), int64(arguments))
@@ -117,7 +124,7 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
     store_i64(int64(control + GRAIN), int64(grain))
     store_i64(int64(control + SHARES), int64(shares))
     store_release(int64(control + STATE), int64(pieces << _PIECE_BITS | 1))
-    piece, own = int64(0), 0
+    piece, own = 0, 0
     while piece >= 0:
         _do_piece(control, piece)
         own += 1
