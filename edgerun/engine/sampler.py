@@ -53,10 +53,18 @@ def _kth_bound(logits: F32, k: int) -> np.float32 | None:
 
 def keep_top_p(logits: F32, p: float) -> Positions:
     """The fewest likeliest whose probabilities sum to at least `p`."""
+    n = len(logits)
     if p >= 1:
-        return np.arange(len(logits))
+        return np.arange(n)
     probabilities = softmax(logits)
-    return _keep_until(logits.astype(np.float64), probabilities, p, inclusive=True)
+    # Sorting a whole vocabulary costs ten milliseconds. The first few mostly suffice; the others that could be wanted
+    # are at least so likely that all which are less cannot make up the rest.
+    kept = _until(keep_top_k(logits, _FIRST_GUESS), logits, probabilities, p, inclusive=True)
+    if kept is None:
+        kept = _until(np.flatnonzero(probabilities >= (1 - p) / n), logits, probabilities, p, inclusive=True)
+    if kept is None:  # by rounding
+        kept = _until(np.arange(n), logits, probabilities, p, inclusive=True)
+    return np.arange(n) if kept is None else kept
 
 
 def keep_min_p(logits: F32, p: float) -> Positions:
@@ -77,23 +85,28 @@ def keep_typical(logits: F32, p: float) -> Positions:
 
 
 def _keep_until(order: F64, probabilities: F64, p: float, *, inclusive: bool) -> Positions:
-    """Positions by falling `order` until their probabilities sum to p (>= p if inclusive, else > p).
-
-    Looks at a few first: sorting a whole vocabulary costs ten milliseconds.
-    """
+    """Positions by falling `order` until their probabilities sum to p. Looks at a few first, then at more."""
     n = len(order)
     size = min(_FIRST_GUESS, n)
     while True:
-        # The size best of `order`, in stable order: equal ones by position.
-        near = np.arange(n) if size == n else _largest(order, size)
-        near = near[np.argsort(-order[near], kind="stable")]
-        total = np.cumsum(probabilities[near])
-        reached = int(np.searchsorted(total, p, side="left" if inclusive else "right"))
-        if reached < len(near):
-            return np.sort(near[: reached + 1])
+        near = np.arange(n) if size == n else np.sort(_largest(order, size))
+        kept = _until(near, order, probabilities, p, inclusive=inclusive)
+        if kept is not None:
+            return kept
         if size == n:
-            return np.sort(near)
+            return near
         size = min(size * 16, n)
+
+
+def _until(
+    near: Positions, order: NDArray[np.floating[Any]], probabilities: F64, p: float, *, inclusive: bool
+) -> Positions | None:
+    """Of the positions `near` (ascending; none that is not among them has a higher order), by falling `order`, those
+    until their probabilities sum to p (>= p if inclusive, else > p). None: all of them do not."""
+    near = near[np.argsort(-order[near], kind="stable")]  # equal ones by position
+    total = np.cumsum(probabilities[near])
+    reached = int(np.searchsorted(total, p, side="left" if inclusive else "right"))
+    return np.sort(near[: reached + 1]) if reached < len(near) else None
 
 
 def _largest(order: F64, size: int) -> Positions:
@@ -175,5 +188,6 @@ def pick(probabilities: F64, u: float) -> int:
     """
     total = np.cumsum(probabilities)
     place = int(np.searchsorted(total, u * total[-1], side="right"))
-    last = int(np.flatnonzero(probabilities)[-1])
-    return min(place, last)
+    if place < len(total):
+        return place
+    return int(np.flatnonzero(probabilities)[-1])  # u * total was rounded up to the total

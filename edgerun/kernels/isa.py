@@ -44,7 +44,7 @@ ISAS = {
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
-    "portable": Isa("portable", 8, "llvm", ()),
+    "portable": Isa("portable", 8, "llvm", (), many=(2, 1)),
 }  # best first
 
 

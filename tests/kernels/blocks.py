@@ -49,3 +49,12 @@ def random_blocks(rng: np.random.Generator, rows: int, cols: int, type: GgmlType
     for at in _SCALES_AT.get(type, ()):
         raw[:, at : at + 2] = (rng.random(blocks) * 0.02 + 0.005).astype(np.float16).view(np.uint8).reshape(-1, 2)
     return raw.reshape(rows, type.row_bytes(cols))
+
+
+def filled_blocks(rng: np.random.Generator, rows: int, cols: int, type: GgmlType, value: int) -> np.ndarray:
+    """As `random_blocks`, but every byte that is no float scale is `value`."""
+    raw = random_blocks(rng, rows, cols, type).reshape(-1, type.block_bytes)
+    kept = {place for at in _SCALES_AT.get(type, ()) for place in (at, at + 1)}
+    kept |= {GgmlType.MXFP4: {0}, GgmlType.NVFP4: set(range(4)), GgmlType.IQ1_M: set(range(48, 56))}.get(type, set())
+    raw[:, [place for place in range(type.block_bytes) if place not in kept]] = value
+    return raw.reshape(rows, type.row_bytes(cols))
