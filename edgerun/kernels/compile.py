@@ -47,7 +47,7 @@ from edgerun.trust import Folder
 
 _VERSION = 2  # of what is kept and how; 1: objects that shared names
 _DIGEST_BYTES = 32
-_MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 40 KB
+_MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 70 KB
 
 # What code may call: of the C library and of LLVM's runtime, where a processor lacks an instruction.
 _LIBRARY = frozenset(
