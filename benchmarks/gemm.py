@@ -39,7 +39,7 @@ def build_peak(isa: Isa, kind: str) -> Any:
     """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight sums of EACH products."""
 
     def emit(b: Any, operands: Any, out: Any) -> None:
-        e = emitter_of(isa, b)
+        e = emitter_of(isa, b, rows=4)
         before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
         w = e.load_floats(operands, 0) if kind == FLOAT else e.load_words(operands, 0)
         codes = e.signed_codes(w) if kind == EIGHT_BIT else w
@@ -54,10 +54,10 @@ def build_peak(isa: Isa, kind: str) -> Any:
                 for step in range(EACH):
                     made = e.fma(w, e.load_floats(operands, 4 * e.lanes * (8 * (step % 2) + i)), made)
             else:
-                chain = e.chain(0 if kind == EIGHT_BIT else 15, total)
+                chain = e.chain(0 if kind == EIGHT_BIT else 15, None, None, total)
                 for step in range(EACH):
                     chain.step(codes, e.load_words(operands, 4 * e.lanes * (8 * (step % 2) + i)))
-                made = chain.total()
+                made = chain.end()
             total.add_incoming(e.settled(made), loop)
         following = b.add(k, ir.Constant(I64, 1))
         k.add_incoming(following, loop)
