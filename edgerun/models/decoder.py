@@ -275,8 +275,8 @@ class Decoder:
         window = spec.window(layer)
         cos, sin = (self._local_rope if window else self._rope).at(start, s.rows)
         if spec.rotates(layer):
-            kernels.rope(s.q_heads, cos, sin, family.rope)
-            kernels.rope(s.k_heads, cos, sin, family.rope)
+            for heads in s.rotated:
+                kernels.rope(heads, cos, sin, family.rope)
         keys, values = cache.keys(layer), cache.values(layer)
         kernels.kv_write(keys, values, s.k_heads, s.v_heads, start)
         kernels.attention(

@@ -101,8 +101,7 @@ class DecodeReplay:
         """Where the values go that `_patch` gives: position and end, then five for layers that see all and five for
         those with a window."""
         first = 2 + 5 * self._windowed  # a layer's first of its five
-        rope = program.find("rope")  # of queries and of keys
-        rotated = np.repeat(first[self._rotated], 2)
+        rope, rotated = program.find("rope"), first[self._rotated]
         every = np.zeros_like(first)
         places = [
             (program.argument_places(write, _KV_START), every),
