@@ -39,6 +39,7 @@ _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
 _WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 1}
 
 ISAS = {
+    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", (*_AVX512, "avx512vnni", "avx512vbmi", "gfni"), **_WIDE_TILES),
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE_TILES),
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),

@@ -163,7 +163,9 @@ class _Tile:
         for part in range(format.parts):
             block = part * format.part_cols // Q8_COLS
             starts = self._starts(format, place, Q8_SUMS_BYTES * block, part - block * Q8_COLS // format.part_cols)
-            chains = [[e.chain(format.top, start, None, None) for start in starts] for _ in place.weights]
+            chains = [
+                [e.chain(format.top, start, None, None, format.signed_top) for start in starts] for _ in place.weights
+            ]
             self._multiply(format, place, part, chains)
             for g, q in enumerate(place.weights):
                 scale, low = format.scale(e, q, part), format.low(e, q, part)
@@ -185,7 +187,12 @@ class _Tile:
             chains: list[list[Chain]] = []
             for q, row in zip(place.weights, totals, strict=True):
                 scale = format.scale(e, q, part)
-                chains.append([e.chain(format.top, start, scale, t) for start, t in zip(starts, row, strict=True)])
+                chains.append(
+                    [
+                        e.chain(format.top, start, scale, t, format.signed_top)
+                        for start, t in zip(starts, row, strict=True)
+                    ]
+                )
             self._multiply(format, place, part, chains)
             totals = [[self._settled(chain.end()) for chain in row] for row in chains]
         done: Sums = []
@@ -211,14 +218,14 @@ class _Tile:
         beyond = format.beyond or (128 if not format.top and self._e.signed_start else 0)
         if not beyond:
             return [None] * self._rows
-        offset = sums_at + start_offset(format.form, beyond, format.part_cols, within)
-        return [self._e.spread(sums, offset) for sums in place.sums]
+        offset, shift = start_offset(format.form, beyond, format.part_cols, within)
+        return [self._e.shl(self._e.spread(sums, sums_at + offset), shift) for sums in place.sums]
 
     def _multiply(self, format: Quantised, place: Place, part: int, chains: list[list[Chain]]) -> None:
         """Add the products of a part's codes with activations to [group][row] chains."""
         e = self._e
         for four in zip(*(format.codes(e, q, part) for q in place.weights), strict=True):
             for j, x in enumerate(place.x):
-                spread = e.spread(x, four[0][0])
+                spread = format.spread(e, x, four[0][0])
                 for g, (_, codes) in enumerate(four):
                     chains[g][j].step(codes, spread)

@@ -8,7 +8,7 @@ import pytest
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import DEQUANTIZERS, dequantize
-from edgerun.kernels import layout
+from edgerun.kernels import layout, simd_kernels
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.formats.base import TURNED_BITS, TURNED_PAIRS, swap_masks
@@ -17,7 +17,6 @@ from tests.kernels.blocks import filled_blocks, random_blocks
 
 NATIVE = list(FORMATS)
 QUANTISED = [type for type, format in FORMATS.items() if format.form != "f32"]
-OTHERS = [type for type in DEQUANTIZERS if type not in FORMATS]
 
 
 def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
@@ -54,8 +53,14 @@ def test_native_formats(simd, type, rows, tokens):
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
 
 
-@pytest.mark.parametrize("type", OTHERS, ids=lambda t: t.name)
-def test_every_other_format_runs(simd, type):
+def test_every_type_has_kernels():
+    assert set(FORMATS) == set(DEQUANTIZERS)
+
+
+@pytest.mark.parametrize("type", [GgmlType.Q5_1, GgmlType.IQ2_S], ids=lambda t: t.name)
+def test_a_format_without_kernels_runs(simd, monkeypatch, type):
+    """As a type would that is only read."""
+    monkeypatch.delitem(simd_kernels._MATMUL, type)
     rng = np.random.default_rng(int(type))
     raw = random_blocks(rng, 24, 512, type)
     x = rng.standard_normal((3, 512)).astype(np.float32)
@@ -81,7 +86,9 @@ def test_extremes_do_not_saturate(simd, type, value):
     assert np.abs(out - want).max() <= 1e-5 * np.abs(dense).sum(1).max()
 
 
-@pytest.mark.parametrize("type", [GgmlType.Q4_0, GgmlType.Q5_1, GgmlType.Q6_K, GgmlType.F16], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "type", [GgmlType.Q4_0, GgmlType.Q5_1, GgmlType.Q6_K, GgmlType.IQ2_S, GgmlType.F16], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("groups", [1, 2, 3, 5])
 def test_every_cut_into_tiles(simd, type, groups):
     """Rows and groups that are no whole tiles: each result is that of its row alone, once, and nothing else is

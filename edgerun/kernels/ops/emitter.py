@@ -8,15 +8,18 @@ plain integer arithmetic, exact on every instruction set, so which one computes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from llvmlite import ir
 
 from edgerun.kernels import simd
+from edgerun.kernels.formats.lookup import Lookup
+from edgerun.kernels.ops.lookups import Gathered, Looked
 from edgerun.kernels.simd import FLOAT, HALF, I1, I8, I16, I32, I64
 
 Value = Any  # an LLVM value
+T = TypeVar("T")
 
 
 class Emitter:
@@ -33,6 +36,14 @@ class Emitter:
         self.floats = ir.VectorType(FLOAT, lanes)
         self.pairs = ir.VectorType(I16, 2 * lanes)
         self.bytes = ir.VectorType(I8, 4 * lanes)
+        self._made: dict[Any, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several parts of a block share, made where the first of them asks for it."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     # -- memory: an address is an i64, offsets are bytes ----------------------------------------------------------
 
@@ -51,6 +62,11 @@ class Emitter:
     def load_halves(self, address: Value, offset: int) -> Value:
         """L x f16 -> f32."""
         return self.b.fpext(self.load(address, offset, ir.VectorType(HALF, self.lanes)), self.floats)
+
+    def halves_of(self, bits: Value) -> Value:
+        """L x f16 in the lower halves of i32 -> f32."""
+        small = self.b.bitcast(self.b.trunc(bits, ir.VectorType(I16, self.lanes)), ir.VectorType(HALF, self.lanes))
+        return self.b.fpext(small, self.floats)
 
     def load_bfloats(self, address: Value, offset: int) -> Value:
         """L x bf16 -> f32: its upper half."""
@@ -110,6 +126,16 @@ class Emitter:
         kind = ir.FunctionType(a.type, [a.type])
         return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0", side_effect=True), [a])
 
+    def gather(self, table: Value, index: Value) -> Value:
+        """The 32-bit words of a table (a pointer) by their numbers."""
+        words = self.b.bitcast(table, I32.as_pointer())
+        found = ir.Constant(self.words, ir.Undefined)
+        for lane in range(self.lanes):
+            place = ir.Constant(I32, lane)
+            at = self.b.gep(words, [self.b.extract_element(index, place)])
+            found = self.b.insert_element(found, self.b.load(at), place)
+        return found
+
     # -- bits ---------------------------------------------------------------------------------------------------
 
     def constant(self, value: int) -> Value:
@@ -161,6 +187,22 @@ class Emitter:
                 for low, high in zip(level[::2], level[1::2], strict=True)
             ]
         return self.b.bitcast(level[0], self.words)
+
+    def byte_fields(self, a: Value, offsets: Sequence[int], byte: int) -> Value:
+        """(a >> offsets[j]) & byte as byte j of every lane."""
+        found: Value | None = None
+        for place, offset in enumerate(offsets):
+            field, up = ir.Constant(self.words, [byte << 8 * place] * self.lanes), 8 * place - offset
+            moved = self.shl(a, up) if up >= 0 else self.b.lshr(a, self.constant(-up))
+            moved = self.b.and_(moved, field)
+            found = moved if found is None else self.b.or_(found, moved)
+        return found
+
+    def pick_bytes(self, a: Value, c: Value, places: Sequence[int]) -> Value:
+        """Of every lane four bytes, 0 .. 3 of a and 4 .. 7 of c."""
+        picked = [4 * lane + place % 4 + place // 4 * 4 * self.lanes for lane in range(self.lanes) for place in places]
+        a, c = self.b.bitcast(a, self.bytes), self.b.bitcast(c, self.bytes)
+        return self.b.bitcast(simd.shuffle(self.b, a, c, picked), self.words)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------
 
@@ -249,10 +291,57 @@ class Emitter:
         """The values (16, signed) of codes below 16, as `Chain.step` takes them."""
         return self.signed_codes(self.table(codes, values))
 
-    def chain(self, top: int, start: Value | None, scale: Value | None, total: Value | None) -> Chain:
-        """total + scale * (start + a sum of products of codes up to `top`, 0: signed, with activations), all i32;
-        None: 0, for scale 1. -32768 <= scale < 32768."""
-        return PairChain(self, top, start, scale, total)
+    # -- grids: see `lookups` -------------------------------------------------------------------------------------
+
+    @property
+    def bias(self) -> int:
+        """What signed codes have added where they are unsigned to the processor."""
+        return 128 if self.signed_start else 0
+
+    def look_up(self, table: Lookup, low: Value, high: Value | None = None) -> Looked:
+        """The letters of four codes of each row, with the bias on where signs will be."""
+        return Gathered(self, table, low, high)
+
+    def spread_grid(self, table: Lookup, x: Value, column: int) -> Value:
+        """Activations in the order in which the table's vectors hold columns; column / 4 is the vector's number."""
+        return self.spread(x, column)
+
+    def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
+        """Bits of 32 columns -> of 16 of them, for each of a half's vectors: which bytes are negative."""
+        bits = (
+            ir.Constant(self.bytes, [1, 2, 4, 8] * self.lanes),
+            ir.Constant(self.bytes, [16, 32, 64, -128] * self.lanes),
+        )
+        zero, found = simd_constant(self.bytes, 0), []
+        for byte in (2 * half, 2 * half + 1):
+            eight = self.b.bitcast(self.pick_bytes(signs, signs, [byte] * 4), self.bytes)
+            found += [self.b.icmp_signed("!=", self.b.and_(eight, each), zero) for each in bits]
+        return found
+
+    def by_code(self, table: Lookup, four: Value, half: int) -> list[Value]:
+        """A byte for each of four codes of eight letters -> for each of a half's vectors, beside every letter."""
+        return [self.pick_bytes(four, four, [2 * half + k // 2] * 4) for k in range(4)]
+
+    def even_signs(self, seven: Value) -> Value:
+        """Bytes of seven signs -> of eight, an even number of which is negative."""
+        parity = self.b.xor(seven, self.field(seven, 4, 15))
+        parity = self.b.xor(parity, self.field(parity, 2, 63))
+        parity = self.b.xor(parity, self.field(parity, 1, 127))
+        return self.either(seven, self.field(parity, -7, 128))
+
+    def with_signs(self, weights: Value, negative: Value) -> Any:
+        """Letters with signs, as `Chain.step` takes them."""
+        plain = self.b.bitcast(weights, self.bytes)
+        turned = self.b.sub(simd_constant(self.bytes, 0), plain)  # 128 + w becomes 128 - w
+        signed = self.b.bitcast(self.b.select(negative, turned, plain), self.words)
+        return signed if self.signed_start else (weights, signed, None)
+
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        """total + scale * (start + a sum of products of codes up to `top` with activations), all i32; None: 0, for
+        scale 1. top 0: codes are signed, up to `signed_top` either way. -32768 <= scale < 32768."""
+        return PairChain(self, top or -signed_top, start, scale, total)
 
 
 class Chain:
@@ -272,14 +361,16 @@ class PairChain(Chain):
 
     Signed codes are magnitudes times the activation with the code's sign. Where several rows share codes, its bits are
     inverted instead, which more units of a processor can do: that gives -x - 1, so each negative code's magnitude is
-    missed once, the same for all rows. (Two products are at least 2 * 128 * -128 = -32768, at most 2 * 128 * 127.)"""
+    missed once, the same for all rows. (Two products are at least 2 * 128 * -128 = -32768, at most 2 * 128 * 127.)
+
+    `top` is the largest code, negative for signed ones: they are up to as much either way."""
 
     def __init__(
         self, emitter: Emitter, top: int, start: Value | None, scale: Value | None, total: Value | None
     ) -> None:
         e = self._e = emitter
-        self._signed = not top
-        self._limit = 32767 // (2 * 127 * (top or 128))
+        self._signed = top < 0
+        self._limit = 32768 // (2 * 128 * -top) if self._signed else 32767 // (2 * 127 * top)
         self._pending: Value | None = None  # i16
         self._missed: Value | None = None  # i16, below 0
         self._room = 0

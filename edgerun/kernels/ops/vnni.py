@@ -26,7 +26,9 @@ class Avx512Vnni(Avx512):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None, scale: Value | None, total: Value | None) -> Chain:
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
         return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
@@ -44,7 +46,9 @@ class AvxVnni(Avx2):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None, scale: Value | None, total: Value | None) -> Chain:
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
         return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
