@@ -36,6 +36,7 @@ _MOST_PROCESSES = 8
 _PROCESS_BYTES = 320 << 20  # of memory, each with room: 200 MB were seen
 _MOST_CODE_BYTES = 4 << 20
 _SLOWEST = ("attention_", "matmul_")  # begun first, so that no process is left with one at the end
+_LOOK_S = 0.2
 _PATIENCE_S = 2.0  # for a killed process to be gone
 
 
@@ -73,7 +74,10 @@ def compile_jobs(jobs: Sequence[Job], processes: int, events: EventSink = ignore
         failed: list[Job] = []
         running = sum(worker.thread.ident is not None for worker in workers)
         while running:
-            job, code = done.get()
+            try:
+                job, code = done.get(timeout=_LOOK_S)
+            except queue.Empty:  # so that an interrupt is seen, wherever the system delivered it
+                continue
             if job is None:
                 running -= 1
             elif code is None:
