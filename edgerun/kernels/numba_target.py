@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -49,14 +49,20 @@ def host_machine() -> Machine:
     return Machine(triple, llvm.get_host_cpu_name(), features, "static" if static else "default", "jitdefault")
 
 
-@lru_cache(maxsize=1)
+@cache
 def kernel_target(machine: Machine) -> KernelTarget:
-    """The target for `machine`, made once; loading Numba's typing rules takes it a second."""
+    """The target for `machine`, made once; loading Numba's typing rules takes it half a second. RuntimeError for a
+    second machine in one process."""
+    if _Kernels.made_for not in (None, machine):
+        raise RuntimeError(f"this process compiles for {_Kernels.made_for}, and cannot for {machine}")
+    _Kernels.made_for = machine
     return KernelTarget(machine)
 
 
 class _Kernels(CPU):  # type: ignore[misc]
     """The target's name as a class, which is how Numba looks it up."""
+
+    made_for: Machine | None = None
 
 
 class KernelTarget(registry.CPUTarget):  # type: ignore[misc]
@@ -184,6 +190,8 @@ class _KernelCodegen(codegen.CPUCodegen):  # type: ignore[misc]
         super().__init__("edgerun")
 
     def _init(self, llvm_module: Any) -> None:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
         target = llvm.Target.from_triple(self._machine.triple)
         self._tm_features = self._machine.features
         self._tm = target.create_target_machine(
