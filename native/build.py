@@ -25,6 +25,8 @@ from edgerun.kernels.numba_target import Machine
 from native.header import c_header
 from native.targets import TARGETS, Target, host_target, link_command
 
+_HALVES = Path(__file__).with_name("halves.ll")
+
 
 def build_library(target: Target, isa: Isa, output: Path, names: Sequence[str] = tuple(SOURCES)) -> Path:
     """The library of an instruction set in the folder `output`; returns its path. UsageError without a linker."""
@@ -36,8 +38,9 @@ def build_library(target: Target, isa: Isa, output: Path, names: Sequence[str] =
         for job, code in compile_jobs(jobs, max(2, len(usable_cpus()))):
             objects.append(Path(work, f"{job.name}.o"))
             objects[-1].write_bytes(code)
-        objects.append(Path(work, "table.o"))
-        objects[-1].write_bytes(_table(target, isa, machine, names))
+        for name, text in (("table", _table(target, isa, machine, names)), ("halves", _HALVES.read_text())):
+            objects.append(Path(work, f"{name}.o"))
+            objects[-1].write_bytes(_assembled(text, machine))
         made = Path(work, library_name(isa.name, target.platform))
         done = subprocess.run(link_command(target, sorted(objects), made), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -46,10 +49,10 @@ def build_library(target: Target, isa: Isa, output: Path, names: Sequence[str] =
         return made.replace(output / made.name)  # whole: a process may have the old one loaded
 
 
-def _table(target: Target, isa: Isa, machine: Machine, names: Sequence[str]) -> bytes:
-    """The object with what `edgerun.kernels.library` reads."""
+def _table(target: Target, isa: Isa, machine: Machine, names: Sequence[str]) -> str:
+    """What `edgerun.kernels.library` reads, in LLVM's language."""
     built = f"numba {version('numba')}, llvmlite {version('llvmlite')}, {target.name} {machine.cpu} {machine.features}"
-    lines = [f'target triple = "{machine.triple}"', *(f"declare void @edgerun_{name}()" for name in names)]
+    lines = [f"declare void @edgerun_{name}()" for name in names]
     entries = []
     for i, name in enumerate(names):
         lines += [_text(f"name{i}", name), _text(f"digest{i}", kernel_digest(name, isa))]
@@ -58,12 +61,19 @@ def _table(target: Target, isa: Isa, machine: Machine, names: Sequence[str]) -> 
     lines.append(f"@kernels = private constant [{len(names)} x {{ptr, ptr, ptr}}] [{', '.join(entries)}]")
     head = f"i64 {ABI_VERSION}, i64 {len(names)}, ptr @isa, ptr @built, ptr @kernels"
     lines.append(f"@{TABLE} = constant {{i64, i64, ptr, ptr, ptr}} {{{head}}}")
+    return "\n".join(lines)
+
+
+def _assembled(text: str, machine: Machine) -> bytes:
+    """Object code of LLVM's language."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    module = llvm.parse_assembly(text)
     made_for = llvm.Target.from_triple(machine.triple).create_target_machine(
         cpu=machine.cpu, features=machine.features, reloc=machine.relocation, codemodel=machine.code_model
     )
-    return bytes(made_for.emit_object(llvm.parse_assembly("\n".join(lines))))
+    module.triple, module.data_layout = machine.triple, str(made_for.target_data)
+    return bytes(made_for.emit_object(module))
 
 
 def _text(name: str, text: str) -> str:
