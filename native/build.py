@@ -1,7 +1,7 @@
 """Kernel libraries, one for each instruction set, and their C header.
 
-    python -m native.build                                          for this machine, all that it runs
-    python -m native.build --target aarch64-linux-gnu --isa portable --output dist/libs
+python -m native.build                                          for this machine, all that it runs
+python -m native.build --target aarch64-linux-gnu --isa portable --output dist/libs
 """
 
 from __future__ import annotations

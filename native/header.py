@@ -1,6 +1,6 @@
 """The C header of a kernel library, from `edgerun.kernels.abi`.
 
-    python -m native.header > edgerun_kernels.h
+python -m native.header > edgerun_kernels.h
 """
 
 from __future__ import annotations

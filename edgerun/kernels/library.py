@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerun.errors import FormatError, UntrustedError
+from edgerun.errors import FormatError
 from edgerun.paths import kept_folder
 from edgerun.trust import check_beside
 
@@ -66,7 +66,7 @@ def platform_name() -> str:
     machine = machine.replace("arm64", "aarch64")
     if sys.platform == "android" or hasattr(sys, "getandroidapilevel"):
         return f"{machine}-android"
-    return f"{machine}-{ {'win32': 'windows', 'linux': 'linux'}.get(sys.platform, sys.platform)}"
+    return f"{machine}-{ {'win32': 'windows', 'linux': 'linux'}.get(sys.platform, sys.platform) }"
 
 
 def library_name(isa: str, target: str | None = None) -> str:

@@ -135,6 +135,8 @@ class KernelCompiler(CompilerBase):  # type: ignore[misc]
 class _KernelContext(cpu.CPUContext):  # type: ignore[misc]
     """Functions without Python around them. The error model is the kernel's to choose, so that none raises."""
 
+    _internal_codegen: Any
+
     def __init__(self, typing: Any, machine: Machine) -> None:
         self._machine = machine
         super().__init__(typing, _NAME)

@@ -67,9 +67,9 @@ DEATHS = {
     "at once": "",
     "when asked": "import sys; sys.stdin.readline()",
     "in an answer": "import sys; sys.stdin.readline(); sys.stdout.buffer.write((1000).to_bytes(8, 'little') + b'x')",
-    "after nonsense": "import sys; sys.stdin.readline(); print('hello, hello, hello', flush=True); sys.stdin.readline()",
+    "after nonsense": "import sys; sys.stdin.readline(); print('hello, hello', flush=True); sys.stdin.readline()",
     "after too much": "import sys; sys.stdin.readline(); sys.stdout.buffer.write((1 << 60).to_bytes(8, 'little'))",
-    "says that it cannot": "import sys; sys.stdin.readline(); sys.stdout.buffer.write(b'\\xff' * 8); sys.stdout.flush()",
+    "after less than nothing": "import sys; sys.stdin.readline(); sys.stdout.buffer.write(b'\\xff' * 8)",
     "killed": "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)",
 }
 

@@ -139,9 +139,7 @@ if hasattr(os, "getuid") and os.getuid() == 0:
 
 
 @pytest.mark.parametrize(("spoil", "why"), SPOILT.values(), ids=SPOILT)
-def test_a_library_that_is_not_ours_is_not_used(
-    beside: Path, empty: Path, spoil: Callable[[Path], object], why: str
-):
+def test_a_library_that_is_not_ours_is_not_used(beside: Path, empty: Path, spoil: Callable[[Path], object], why: str):
     spoil(beside)
     events: list[Event] = []
     cache = KernelCache(ISA, empty, events.append)
