@@ -52,7 +52,7 @@ def write_wheel(
     files[f"{info}/WHEEL"] = f"{head}\nRoot-Is-Purelib: false\n{tags}".encode()
     metadata = files[f"{info}/METADATA"].decode()
     for package in without:
-        metadata = re.sub(rf"(?mi)^Requires-Dist: {re.escape(package)}\b(?!.*extra ==).*\n", "", metadata)
+        metadata = re.sub(rf"(?mi)^Requires-Dist: {re.escape(package)}(?![\w.-])(?!.*extra ==).*\n", "", metadata)
     files[f"{info}/METADATA"] = metadata.encode()
     files |= {f"edgerun/kernels/libs/{each.name}": each.read_bytes() for each in libraries}
     record = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
