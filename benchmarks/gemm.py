@@ -23,7 +23,7 @@ from edgerun.device.cpu import default_threads
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import object_code
-from edgerun.kernels.compile import _new_engine
+from edgerun.kernels.engine import new_engine
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import emitter_of
@@ -39,7 +39,7 @@ def build_peak(isa: Isa, kind: str) -> Any:
     """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight sums of EACH products."""
 
     def emit(b: Any, operands: Any, out: Any) -> None:
-        e = emitter_of(isa, b)
+        e = emitter_of(isa, b, rows=4)
         before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
         w = e.load_floats(operands, 0) if kind == FLOAT else e.load_words(operands, 0)
         codes = e.signed_codes(w) if kind == EIGHT_BIT else w
@@ -54,10 +54,10 @@ def build_peak(isa: Isa, kind: str) -> Any:
                 for step in range(EACH):
                     made = e.fma(w, e.load_floats(operands, 4 * e.lanes * (8 * (step % 2) + i)), made)
             else:
-                chain = e.chain(0 if kind == EIGHT_BIT else 15, total)
+                chain = e.chain(0 if kind == EIGHT_BIT else 15, None, None, total)
                 for step in range(EACH):
                     chain.step(codes, e.load_words(operands, 4 * e.lanes * (8 * (step % 2) + i)))
-                made = chain.total()
+                made = chain.end()
             total.add_incoming(e.settled(made), loop)
         following = b.add(k, ir.Constant(I64, 1))
         k.add_incoming(following, loop)
@@ -94,7 +94,7 @@ def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
     items = 8 * kernels.threads
     peaks = {}
     for kind, products in ((EIGHT_BIT, 4 * isa.lanes), (FOUR_BIT, 4 * isa.lanes), (FLOAT, isa.lanes)):
-        engine: Any = _new_engine()
+        engine: Any = new_engine()
         code = object_code(lambda _, kind=kind: build_peak(isa, kind), "peak", isa)  # type: ignore[misc]
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()

@@ -21,7 +21,6 @@ Positions = NDArray[np.intp]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)  # of those that are exact
-_LANES = 256  # columns whose maxima bound the k-th largest logit
 _FIRST_GUESS = 256  # candidates looked at before a cumulative filter considers more
 
 
@@ -30,8 +29,7 @@ def keep_top_k(logits: F32, k: int) -> Positions:
     n = len(logits)
     if k <= 0 or k >= n:
         return np.arange(n)
-    floor = _kth_bound(logits, k)
-    near = np.arange(n) if floor is None else np.flatnonzero(logits >= floor)
+    near = _near(logits, k)
     if len(near) <= k:
         return near
     values = logits[near]
@@ -41,14 +39,24 @@ def keep_top_k(logits: F32, k: int) -> Positions:
     return np.sort(np.concatenate((above, ties)))
 
 
-def _kth_bound(logits: F32, k: int) -> np.float32 | None:
-    """A number that the k-th largest logit is not below: the k-th largest of some columns' maxima."""
-    rows = len(logits) // _LANES
-    if k > _LANES or rows < 4:
-        return None
-    maxima = logits[: rows * _LANES].reshape(rows, _LANES).max(axis=0)
-    bound: np.float32 = np.partition(maxima, _LANES - k)[_LANES - k]
-    return None if np.isneginf(bound) else bound
+def _near(logits: F32, k: int) -> Positions:
+    """Positions, ascending, with the k largest among them: all that are not below the k-th largest maximum of columns,
+    into which the logits are folded; only the columns that reach it are looked through."""
+    n = len(logits)
+    width = 1 << n.bit_length() // 2 + 3
+    rows = n // width
+    if rows < 4 or k > width // 4:
+        return np.arange(n)
+    folded, rest = logits[: rows * width].reshape(rows, width), logits[rows * width :]
+    maxima = folded.max(axis=0)
+    floor = np.partition(maxima, width - k)[width - k]
+    if np.isneginf(floor):  # of what is forbidden
+        return np.arange(n)
+    columns = np.flatnonzero(maxima >= floor)
+    if len(columns) > width // 16:
+        return np.flatnonzero(logits >= floor)
+    row, column = np.nonzero(folded[:, columns] >= floor)
+    return np.concatenate((row * width + columns[column], rows * width + np.flatnonzero(rest >= floor)))
 
 
 def keep_top_p(logits: F32, p: float) -> Positions:

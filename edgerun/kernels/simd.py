@@ -47,7 +47,7 @@ def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def constant(vec: Vector, values: int | float | list[int]) -> Any:
+def constant(vec: Vector, values: int | float | list[int] | list[float]) -> Any:
     """An LLVM constant vector; a scalar fills every lane."""
     listed = values if isinstance(values, list) else [values] * vec.llvm.count
     return ir.Constant(vec.llvm, listed)

@@ -134,15 +134,16 @@ class Decoder:
         self._single.x[0] = self._embedded.row(token)
         if self._replay is None:
             self._replay = DecodeReplay(self)
-        self._replay.run(cache, cancelled)
+        self._replay.run(cache, cancelled, logits)
         cache.advance(1)
         if not logits:
             return None
         return self._capped(self._single.logits.copy())
 
     def record_decode(self, cache: KvCache, cut: Callable[[Decide, int], None]) -> None:
-        """All launches of one token, for a recorder. Where Python must decide (experts, neurons, whether to go on),
-        `cut` is called with what decides and its layer. Addresses are remembered beyond the leases: `store.fixed`."""
+        """All launches of one token but those of its logits, for a recorder. Where Python must decide (experts,
+        neurons, whether to go on), `cut` is called with what decides and its layer. Addresses are remembered beyond the
+        leases: `store.fixed`."""
         s, unasked_bytes = self._single, 0
         for layer in range(self.spec.n_layers):
             with self.store.layer(layer) as w:
@@ -166,6 +167,10 @@ class Decoder:
                     cut(self._decode_neurons, layer)
                 else:
                     self._feed_forward(layer, w, s.x, s, never)
+
+    def record_logits(self) -> None:
+        """The launches of one token's logits, after `record_decode`."""
+        s = self._single
         self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
         self.kernels.matmul(self.store.head(), self.kernels.activations(s.normed), s.logits)
 
@@ -275,8 +280,8 @@ class Decoder:
         window = spec.window(layer)
         cos, sin = (self._local_rope if window else self._rope).at(start, s.rows)
         if spec.rotates(layer):
-            kernels.rope(s.q_heads, cos, sin, family.rope)
-            kernels.rope(s.k_heads, cos, sin, family.rope)
+            for heads in s.rotated:
+                kernels.rope(heads, cos, sin, family.rope)
         keys, values = cache.keys(layer), cache.values(layer)
         kernels.kv_write(keys, values, s.k_heads, s.v_heads, start)
         kernels.attention(

@@ -35,11 +35,13 @@ class _Recorded:
     """A whole token. It is there only once all of it is, so that no error and no interrupt can leave half of one.
 
     cuts: the number of launches before it, what decides, its layer.
+    body: launches before those of the logits.
     write, attend, merge: the launches that are patched when keys and values lie elsewhere than for the token before.
     step: what is patched for every token (`DecodeReplay._patch`)."""
 
     program: Program
     cuts: tuple[tuple[int, Decide, int], ...]
+    body: int
     write: I64
     attend: I64
     merge: I64
@@ -61,10 +63,13 @@ class DecodeReplay:
         self._rotated = np.array([spec.rotates(layer) for layer in range(spec.n_layers)], bool)
         self._laid_out: tuple[Any, int, int] | None = None  # the cache's addresses and the scratch that are recorded
 
-    def run(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
-        """Compute one token at cache.length; logits are left in the decoder's scratch. Raises Cancelled."""
+    def run(self, cache: KvCache, cancelled: Callable[[], bool], logits: bool) -> None:
+        """Compute one token at cache.length; logits, where wanted, are left in the decoder's scratch. Raises
+        Cancelled."""
         if self._eager:
             self._decoder.record_decode(cache, lambda decide, layer: decide(layer, cancelled))
+            if logits:
+                self._decoder.record_logits()
         elif self._recorded is None:
             self._record(cache, cancelled)
         else:
@@ -75,7 +80,7 @@ class DecodeReplay:
                 self._kernels.run_program(recorded.program, start, end)
                 decide(layer, cancelled)
                 start = end
-            self._kernels.run_program(recorded.program, start)
+            self._kernels.run_program(recorded.program, start, None if logits else recorded.body)
 
     def _record(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
         cuts: list[tuple[int, Decide, int]] = []
@@ -87,6 +92,8 @@ class DecodeReplay:
                     decide(layer, cancelled)
 
             self._decoder.record_decode(cache, cut)
+            body = len(recorder)
+            self._decoder.record_logits()
         if recorder.spoilt:
             self._eager = True
             return
@@ -94,15 +101,14 @@ class DecodeReplay:
         self._laid_out = None
         write, attend, merge = (program.find(name) for name in ("kv_write", "attention_decode", "attention_merge"))
         self._recorded = _Recorded(
-            program, tuple(cuts), write, attend, merge, self._step(program, write, attend, merge)
+            program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
         )
 
     def _step(self, program: Program, write: I64, attend: I64, merge: I64) -> Patch:
         """Where the values go that `_patch` gives: position and end, then five for layers that see all and five for
         those with a window."""
         first = 2 + 5 * self._windowed  # a layer's first of its five
-        rope = program.find("rope")  # of queries and of keys
-        rotated = np.repeat(first[self._rotated], 2)
+        rope, rotated = program.find("rope"), first[self._rotated]
         every = np.zeros_like(first)
         places = [
             (program.argument_places(write, _KV_START), every),

@@ -46,12 +46,10 @@ class GridCodes(Super):
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         piece, halves = (part, (0, 1)) if self.parts == 8 else (part // 2, (part % 2,))
         found = e.once((q, "letters", piece), lambda: self._looked_up(e, q, piece))
-        codes: Codes = []
         for half in halves:
             letters = found[half].half(0) if len(found) == 2 else found[0].half(half)
-            finished = self.finished(e, q, piece, half, letters)
-            codes += [(32 * piece + 16 * half + 4 * k, code) for k, code in enumerate(finished)]
-        return codes
+            for k, code in enumerate(self.finished(e, q, piece, half, letters)):
+                yield 32 * piece + 16 * half + 4 * k, code
 
     def _looked_up(self, e: Emitter, q: Value, piece: int) -> list[Looked]:
         return [e.look_up(self.table, low, high) for low, high in self.numbers(e, q, piece)]

@@ -19,12 +19,10 @@ class Nvfp4(Flat):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         values = [value + 16 for value in TWICE_E2M1]
-        found = []
         for t in range(2):
             word, column = self.words(e, q, 1, 2 * part + t), 16 * part + 4 * t
-            found.append((column, e.table(e.mask(word, 15), values)))
-            found.append((column + 8, e.table(e.field(word, 4, 15), values)))
-        return found
+            yield column, e.table(e.mask(word, 15), values)
+            yield column + 8, e.table(e.field(word, 4, 15), values)
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         """Half of what E4M3 means, since the table is doubled; its sign is not looked at."""

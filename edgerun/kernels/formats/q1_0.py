@@ -15,7 +15,7 @@ class Q1_0(Flat):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         bits = self.words(e, q, 1, part)
-        return [(32 * part + 4 * t, e.field(bits, t - 4, 16)) for t in range(8)]
+        return ((32 * part + 4 * t, e.field(bits, t - 4, 16)) for t in range(8))
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         return e.fmul(e.load_halves(q, 0), e.constant_float(0.125))

@@ -15,11 +15,11 @@ class Q2_0(Flat):
     parts, top, beyond = 2, 24, 8
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [
+        return (
             (32 * part + 16 * word + 4 * k, e.field(self.words(e, q, 1, 2 * part + word), 2 * k - 3, 24))
             for word in range(2)
             for k in range(4)
-        ]
+        )
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         return e.fmul(e.load_halves(q, 0), e.constant_float(0.125))

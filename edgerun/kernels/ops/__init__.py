@@ -29,6 +29,6 @@ _EMITTERS: dict[str, type[Emitter]] = {
 }
 
 
-def emitter_of(isa: Isa, builder: Any) -> Emitter:
-    """Emits at `builder` what `isa` does best."""
-    return _EMITTERS[isa.dot](builder, isa.lanes)
+def emitter_of(isa: Isa, builder: Any, rows: int = 1) -> Emitter:
+    """Emits at `builder` what `isa` does best, for products of so many rows of activations."""
+    return _EMITTERS[isa.dot](builder, isa.lanes, rows > 1)

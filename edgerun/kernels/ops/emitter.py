@@ -28,8 +28,9 @@ class Emitter:
     REGISTER = ""  # LLVM's constraint for a vector register, where the processor is known
     signed_start = False  # whether chains of signed codes want the sum of activations to start from
 
-    def __init__(self, builder: Any, lanes: int) -> None:
+    def __init__(self, builder: Any, lanes: int, several: bool = False) -> None:
         self.b = builder
+        self.several = several  # rows of activations share codes: what is made of these once costs little
         self.lanes = lanes
         self.words = ir.VectorType(I32, lanes)
         self.floats = ir.VectorType(FLOAT, lanes)
@@ -265,6 +266,11 @@ class Emitter:
         call = simd.declare(self.b, f"llvm.abs.v{4 * self.lanes}i8", kind, [kind, I1])
         return self.b.call(call, (self.b.bitcast(w, kind), ir.Constant(I1, 0)))
 
+    def negative(self, w: Value) -> Value:
+        """-1 where a signed byte is below 0, else 0."""
+        wide = self.b.bitcast(w, self.bytes)
+        return self.b.sext(self.b.icmp_signed("<", wide, simd_constant(self.bytes, 0)), self.bytes)
+
     def with_sign(self, x: Value, w: Value) -> Value:
         """x where w >= 0, -x where w < 0, bytes."""
         x, w = self.b.bitcast(x, self.bytes), self.b.bitcast(w, self.bytes)
@@ -274,11 +280,15 @@ class Emitter:
     # -- products -----------------------------------------------------------------------------------------------
 
     def signed_codes(self, w: Value) -> Any:
-        """Signed bytes as `Chain.step` takes them, made once for all tokens."""
-        return self.absolute(w), w
+        """Signed bytes as `Chain.step` takes them, made once for all rows of activations."""
+        size = self.absolute(w)
+        if not self.several:
+            return size, w, None
+        negative = self.negative(w)
+        return size, negative, self.mul_pairs(size, negative)
 
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
-        """The signed values (16) of codes below 16, as `Chain.step` takes them."""
+        """The values (16, signed) of codes below 16, as `Chain.step` takes them."""
         return self.signed_codes(self.table(codes, values))
 
     # -- grids: see `lookups` -------------------------------------------------------------------------------------
@@ -324,12 +334,14 @@ class Emitter:
         plain = self.b.bitcast(weights, self.bytes)
         turned = self.b.sub(simd_constant(self.bytes, 0), plain)  # 128 + w becomes 128 - w
         signed = self.b.bitcast(self.b.select(negative, turned, plain), self.words)
-        return signed if self.signed_start else (weights, signed)
+        return signed if self.signed_start else (weights, signed, None)
 
-    def chain(self, top: int, start: Value | None, signed_top: int = 128) -> Chain:
-        """start (i32; None: 0) + a sum of products of codes up to `top` (0: signed, up to `signed_top` either way)
-        with activations."""
-        return PairChain(self, top, start, signed_top)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        """total + scale * (start + a sum of products of codes up to `top` with activations), all i32; None: 0, for
+        scale 1. top 0: codes are signed, up to `signed_top` either way. -32768 <= scale < 32768."""
+        return PairChain(self, top or -signed_top, start, scale, total)
 
 
 class Chain:
@@ -339,52 +351,66 @@ class Chain:
         """Add codes (unsigned bytes, or what `Emitter.signed_codes` made) times activations."""
         raise NotImplementedError
 
-    def total(self) -> Value:
+    def end(self) -> Value:
         """The sum, i32."""
-        raise NotImplementedError
-
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        """total + scale * the sum, i32; -32768 <= scale < 32768."""
         raise NotImplementedError
 
 
 class PairChain(Chain):
-    """Products of two neighbours in i16, as many as fit before they are widened."""
+    """Products of two neighbours in i16, as many as fit before they are widened.
 
-    def __init__(self, emitter: Emitter, top: int, start: Value | None, signed_top: int) -> None:
-        self._e = emitter
-        self._start = start
-        self._signed = not top
-        self._limit = 32767 // (2 * 127 * (top or signed_top))
-        self._sums: list[Value] = []  # i16
+    Signed codes are magnitudes times the activation with the code's sign. Where several rows share codes, its bits are
+    inverted instead, which more units of a processor can do: that gives -x - 1, so each negative code's magnitude is
+    missed once, the same for all rows. (Two products are at least 2 * 128 * -128 = -32768, at most 2 * 128 * 127.)
+
+    `top` is the largest code, negative for signed ones: they are up to as much either way."""
+
+    def __init__(
+        self, emitter: Emitter, top: int, start: Value | None, scale: Value | None, total: Value | None
+    ) -> None:
+        e = self._e = emitter
+        self._signed = top < 0
+        self._limit = 32768 // (2 * 128 * -top) if self._signed else 32767 // (2 * 127 * top)
+        self._pending: Value | None = None  # i16
+        self._missed: Value | None = None  # i16, below 0
         self._room = 0
+        self._factor = simd_constant(e.pairs, 1)
+        if scale is not None:
+            twice = e.either(e.b.and_(scale, e.constant(0xFFFF)), e.shl(scale, 16))
+            self._factor = e.b.bitcast(twice, e.pairs)
+        if start is not None:
+            beyond = start if scale is None else e.mul(start, scale)
+            total = beyond if total is None else e.add(total, beyond)
+        self._total = total
 
     def step(self, codes: Any, x: Value) -> None:
         e = self._e
-        product = e.mul_pairs(codes[0], e.with_sign(x, codes[1])) if self._signed else e.mul_pairs(codes, x)
-        if self._room:
-            self._sums[-1] = e.b.add(self._sums[-1], product)
+        product = self._signed_product(codes, x) if self._signed else e.mul_pairs(codes, x)
+        if self._pending is not None and self._room:
+            self._pending = e.b.add(self._pending, product)
             self._room -= 1
-        else:
-            self._sums.append(product)
-            self._room = self._limit - 1
+            return
+        self._widen()
+        self._pending, self._room = product, self._limit - 1
 
-    def total(self) -> Value:
-        return self._times(self._start, simd_constant(self._e.pairs, 1))
+    def _signed_product(self, codes: Any, x: Value) -> Value:
+        e, (size, sign, missed) = self._e, codes
+        if missed is None:
+            return e.mul_pairs(size, e.with_sign(x, sign))
+        self._missed = missed if self._missed is None else e.b.add(self._missed, missed)
+        return e.mul_pairs(size, e.b.xor(e.b.bitcast(x, e.bytes), sign))
 
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        e = self._e
-        if self._start is not None:
-            beyond = e.mul(self._start, scale)
-            total = beyond if total is None else e.add(total, beyond)
-        twice = e.either(e.b.and_(scale, e.constant(0xFFFF)), e.shl(scale, 16))
-        return self._times(total, e.b.bitcast(twice, e.pairs))
+    def end(self) -> Value:
+        self._widen()
+        assert self._total is not None
+        if self._missed is None:
+            return self._total
+        return self._e.sub(self._total, self._e.add_pairs(self._missed, self._factor))
 
-    def _times(self, total: Value | None, factor: Value) -> Value:
-        for each in self._sums:
-            total = self._e.dot_pairs(total, each, factor)
-        assert total is not None
-        return total
+    def _widen(self) -> None:
+        if self._pending is not None:
+            self._total = self._e.dot_pairs(self._total, self._pending, self._factor)
+            self._pending = None
 
 
 def simd_constant(kind: Any, value: int) -> Any:

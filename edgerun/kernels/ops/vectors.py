@@ -179,6 +179,17 @@ class Ops:
 
         self.exp = function((float_vec,), float_vec, exp)
 
+        # Pairs of neighbours, (0, 1), (2, 3), ..: for rotations.
+        self.swap_pairs = function(
+            (float_vec,), float_vec, lambda b, a: shuffle(b, a, a, [i ^ 1 for i in range(lanes)])
+        )
+        self.to_pairs = function(  # the first half of the lanes, each twice
+            (float_vec,), float_vec, lambda b, a: shuffle(b, a, a, [i // 2 for i in range(lanes)])
+        )
+        self.negate_first = function(  # of every pair
+            (float_vec,), float_vec, lambda b, a: b.fmul(a, constant(float_vec, [-1.0, 1.0] * (lanes // 2)))
+        )
+
 
 def declare_fma(b: Any, lanes: int) -> Any:
     """LLVM's fused multiply-add over f32 lanes."""

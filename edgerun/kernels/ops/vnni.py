@@ -26,8 +26,10 @@ class Avx512Vnni(Avx512):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None, signed_top: int = 128) -> Chain:
-        return VnniChain(self, start)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
         return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
@@ -44,8 +46,10 @@ class AvxVnni(Avx2):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None, signed_top: int = 128) -> Chain:
-        return VnniChain(self, start)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
         return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
@@ -54,19 +58,23 @@ class AvxVnni(Avx2):
 class VnniChain(Chain):
     """One sum in i32."""
 
-    def __init__(self, emitter: Emitter, start: Value | None) -> None:
+    def __init__(self, emitter: Emitter, start: Value | None, scale: Value | None, total: Value | None) -> None:
         self._e = emitter
+        if start is None:
+            start = total if scale is None else None
+        elif scale is None and total is not None:
+            start = emitter.add(start, total)
         self._sum = emitter.constant(0) if start is None else start
+        self._scale, self._total = scale, total
 
     def step(self, codes: Any, x: Value) -> None:
         self._sum = dot(self._e, "vpdpbusd", self._sum, codes, x)
 
-    def total(self) -> Value:
-        return self._sum
-
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        product = self._e.mul(self._sum, scale)
-        return product if total is None else self._e.add(total, product)
+    def end(self) -> Value:
+        if self._scale is None:
+            return self._sum
+        product = self._e.mul(self._sum, self._scale)
+        return product if self._total is None else self._e.add(self._total, product)
 
 
 def dot(e: Emitter, name: str, total: Value, a: Value, c: Value) -> Value:
