@@ -22,7 +22,7 @@ from edgerun.device.cpu import default_threads
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import object_code
-from edgerun.kernels.compile import _new_engine
+from edgerun.kernels.engine import new_engine
 from edgerun.kernels.isa import choose
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
@@ -103,7 +103,7 @@ def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
     items = 8 * kernels.threads
     peaks = {}
     for kind, products in ((EIGHT_BIT, 4 * isa.lanes), (FOUR_BIT, 4 * isa.lanes), (FLOAT, isa.lanes)):
-        engine: Any = _new_engine()
+        engine: Any = new_engine()
         code = object_code(lambda ops, kind=kind: build_peak(ops, kind), "peak", isa)  # type: ignore[misc]
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()

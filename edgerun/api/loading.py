@@ -30,9 +30,9 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
     from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
-    from edgerun.api.weights import open_store, plan_weights, prepare_kernels
+    from edgerun.api.weights import load_kernels_for, open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
-    from edgerun.kernels import load_kernels, load_sizes
+    from edgerun.kernels import load_sizes
     from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
     from edgerun.planning.slow_types import slow_types_notice
@@ -57,9 +57,9 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             stack.callback(template.close)
             if template.name != "fallback":  # such a model was made to chat
                 template.start()
-        impl = load_kernels(options.kernels, threads=options.n_threads, events=events)
+        # before memory is divided: what compiling them takes must be there
+        impl = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events)
         stack.callback(impl.close)
-        prepare_kernels(impl, gguf, spec)  # what compiling them takes must be there when memory is divided
 
         def planned(reserved_bytes: int) -> MemoryPlan:
             return plan_weights(

@@ -229,7 +229,8 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
         if name not in known:
             wanted[name] = info.type, info.shape[-1]
     if wanted:
-        impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
+        types = [type for type, _ in wanted.values()]
+        impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events, types=types)
         try:
             products |= {name: measure_products(impl, *each, sizes) for name, each in wanted.items()}
         finally:

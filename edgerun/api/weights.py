@@ -11,7 +11,7 @@ from edgerun import paths
 from edgerun.device import memory_limits
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels import Kernels, kernels_missing, load_sizes
+from edgerun.kernels import Kernels, kernels_missing, load_kernels, load_sizes
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
@@ -54,12 +54,11 @@ def plan_weights(
     )
 
 
-def prepare_kernels(kernels: Kernels, gguf: GgufFile, spec: ModelSpec) -> None:
-    """Have compiled all that the model needs."""
+def load_kernels_for(spec: ModelSpec, name: str, *, threads: int | None, events: EventSink) -> Kernels:
+    """The kernels called `name`, with all that the model needs compiled."""
     catalog = make_catalog(spec.tensors, spec.n_layers)
-    kernels.prepare(catalog.types())
-    if catalog.n_neurons:
-        kernels.prepare_neurons(catalog.neuron_types())
+    neurons = catalog.neuron_types() if catalog.n_neurons else []
+    return load_kernels(name, threads=threads, events=events, types=catalog.types(), neuron_types=neurons)
 
 
 def open_store(

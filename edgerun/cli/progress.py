@@ -48,6 +48,8 @@ class ProgressBars:
             now = time.monotonic()
             began = self._began.setdefault(event.task, now)
             if event.done >= event.total:
+                if event.unit == "kernels" and not self._terminal:
+                    note(f"{event.task}: {event.total} in {now - began:.1f} s")
                 self._finish(event.task)
             elif event.unit == "kernels" or now - began >= _PATIENCE_S:  # a kernel takes its second surely
                 self._show(event, now)
@@ -75,6 +77,8 @@ class ProgressBars:
 
     def _show(self, event: Progress, now: float) -> None:
         if not self._terminal:
+            if event.unit == "kernels":  # some seconds, once on a machine: one line when it is over
+                return
             if now - self._said.get(event.task, -_LINE_EVERY_S) >= _LINE_EVERY_S:
                 self._said[event.task] = now
                 note(f"{event.task}: {_amount(event)}")

@@ -1,6 +1,7 @@
 """What the machine has: processor cores and features, memory and its limits."""
 
-from edgerun.device.cpu import cpu_features, cpu_name, default_threads, physical_cores, usable_cpus
+from edgerun.device.cpu import cpu_name, default_threads, physical_cores, usable_cpus
+from edgerun.device.cpu_features import cpu_features
 from edgerun.device.energy import EnergyMeter
 from edgerun.device.memory import (
     MemoryLimits,

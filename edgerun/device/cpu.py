@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -57,20 +56,6 @@ def default_threads(root: Path = Path("/")) -> int:
     cores = physical_cores(root=root)
     quota = cpu_quota(root)
     return cores if quota is None else max(1, min(cores, ceil(quota)))
-
-
-@lru_cache(maxsize=1)
-def cpu_features() -> frozenset[str]:
-    """LLVM's names of the features that this processor has ("avx2", "avx512vnni", "dotprod", ...).
-
-    Empty when LLVM cannot tell. Imports llvmlite: call it late.
-    """
-    import llvmlite.binding as llvm
-
-    try:
-        return frozenset(name for name, has in dict(llvm.get_host_cpu_features()).items() if has)
-    except RuntimeError:
-        return frozenset()
 
 
 def cpu_name(root: Path = Path("/")) -> str:

@@ -26,11 +26,20 @@ __all__ = [
 ]
 
 
-def load_kernels(name: str = "auto", *, threads: int | None = None, events: EventSink = ignore) -> Kernels:
+def load_kernels(
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    events: EventSink = ignore,
+    types: Sequence[GgmlType] = (),
+    neuron_types: Sequence[GgmlType] = (),
+) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
+    types, neuron_types: of matrices and neurons that will come: their kernels are made ready at once, which takes less
+    time than later one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
@@ -42,7 +51,7 @@ def load_kernels(name: str = "auto", *, threads: int | None = None, events: Even
         return ReferenceKernels()
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.load(name, threads=threads, events=events)
+    return SimdKernels.load(name, threads=threads, events=events, types=types, neuron_types=neuron_types)
 
 
 def load_sizes(name: str = "auto") -> PackedSizes:

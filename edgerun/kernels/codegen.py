@@ -14,11 +14,12 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import compiler, registry
+from numba.core import compiler
 from numba.core.compiler import DEFAULT_FLAGS
 from numba.core.compiler_lock import global_compiler_lock
 
 from edgerun.kernels.isa import Isa
+from edgerun.kernels.numba_target import KernelCompiler, Machine, host_machine, kernel_target
 from edgerun.kernels.ops import Ops
 
 
@@ -28,34 +29,41 @@ def ops_of(isa: Isa) -> Ops:
     return Ops(isa)
 
 
-def object_code(build: Callable[[Ops], tuple[Callable[..., Any], Any]], symbol: str, isa: Isa) -> bytes:
-    """`build(ops)` gives (Python function, Numba signature); returns an object file that defines `symbol`."""
+def object_code(
+    build: Callable[[Ops], tuple[Callable[..., Any], Any]], symbol: str, isa: Isa, machine: Machine | None = None
+) -> bytes:
+    """`build(ops)` gives (Python function, Numba signature); returns an object file that defines `symbol`, for
+    `machine` (default: this one)."""
     function, kind = build(ops_of(isa))
-    return link_object(function, kind, symbol)
+    return link_object(function, kind, symbol, machine)
 
 
 @global_compiler_lock
-def link_object(function: Callable[..., Any], kind: Any, symbol: str) -> bytes:
+def link_object(function: Callable[..., Any], kind: Any, symbol: str, machine: Machine | None = None) -> bytes:
     """Compile `function` for int64/float scalars and void or int64 results, under the plain C name `symbol`."""
-    target = registry.cpu_target
+    machine = machine or host_machine()
+    target = kernel_target(machine)
+    target.adopt(function)
     flags = DEFAULT_FLAGS.copy()
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True
     flags.no_compile = True
     flags.nrt = False
     flags.error_model = "numpy"
-    result = compiler.compile_extra(
-        target.typing_context,
-        target.target_context,
-        function,
-        tuple(kind.args),
-        kind.return_type,
-        flags,
-        {},
-    )
+    with target.compiling():
+        result = compiler.compile_extra(
+            target.typing_context,
+            target.target_context,
+            function,
+            tuple(kind.args),
+            kind.return_type,
+            flags,
+            {},
+            pipeline_class=KernelCompiler,
+        )
     library, context = result.library, target.target_context
     wrapper = ir.Module(symbol)
-    wrapper.triple = llvm.get_default_triple()
+    wrapper.triple = machine.triple
     arguments = [context.get_value_type(t) for t in kind.args]
     inner_type = context.call_conv.get_function_type(result.fndesc.restype, result.fndesc.argtypes)
     inner = ir.Function(wrapper, inner_type, result.fndesc.llvm_func_name)

@@ -1,9 +1,11 @@
-"""Compiled once, then loaded: a cache of kernels as machine code.
+"""Where kernels come from: a library built ahead of time (`library`), else the cache of those compiled before, else the
+compiler, whose work is then kept.
 
 A kernel is a function (arguments: int64 address, low: int64, high: int64) -> None that does the items [low, high)
 of an operation; `arguments` points to int64 slots whose meaning the kernel states. It never raises, allocates
 nothing and knows no Python object, so its object file can be kept and linked again by LLVM alone: a later start
-compiles nothing and does not even import Numba. (Numba's own cache would: it also unpickles what it finds.)
+compiles nothing and does not even import Numba. (Numba's own cache would: it also unpickles what it finds.) From a
+library it needs no LLVM either.
 
 A cache file is a sha256 of the rest, then the object code. Its name ends in the kernel's key, a digest of everything
 that its code depends on: its name and instruction set, this package's sources, the versions of Numba and LLVM, the
@@ -17,7 +19,7 @@ found by another. Three things see to it, each enough alone:
 - Each object is linked by an engine of its own, which knows no other object. What it does not find in its object it can
   only look for in the process, where no kernel is.
 - What it looks for there is checked before it is linked: an object must define its own entry and nothing else, and may
-  ask for functions of the C library in `_LIBRARY` alone.
+  ask for a few functions of the C library alone (`engine`).
 
 An object that is damaged or fails the check is dropped with a Notice and compiled anew. Code is read only from files
 that nobody but this user and root can have written (`trust`): elsewhere the checksum proves nothing. Where they could
@@ -32,31 +34,24 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import llvmlite.binding as llvm
+from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME
-from edgerun.kernels.isa import Isa, host_features
-from edgerun.kernels.object_file import read_symbols
+from edgerun.kernels.isa import Isa
+from edgerun.kernels.library import KernelLibrary, find_library
 from edgerun.paths import kept_folder
 from edgerun.trust import Folder
+
+if TYPE_CHECKING:
+    from edgerun.kernels.numba_target import Machine
 
 _VERSION = 2  # of what is kept and how; 1: objects that shared names
 _DIGEST_BYTES = 32
 _MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 40 KB
-
-# What code may call: of the C library and of LLVM's runtime, where a processor lacks an instruction.
-_LIBRARY = frozenset(
-    ["sched_yield", "memcpy", "memmove", "memset", "bzero"]
-    + ["fmaf", "nearbyintf", "rintf", "roundf", "floorf", "ceilf", "truncf", "fmaxf", "fminf"]
-    + ["__extendhfsf2", "__truncsfhf2", "__gnu_h2f_ieee", "__gnu_f2h_ieee"]  # halves
-    + ["_fltused", "__chkstk"]  # Windows: "there are floats", large frames
-)
-_CONSTANTS = ("__real@", "__xmm@", "__ymm@", "__zmm@")  # Windows: constants shown under names that are their contents
 
 # kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
 # `build_matmul(isa, format)`, `build_pack(isa, format)`
@@ -95,6 +90,8 @@ class KernelCache:
         self._engines: list[Any] = []  # one an object; they own the code
         self._addresses: dict[str, int] = {}
         self._said = False
+        self.compiled: list[str] = []  # names, by this object
+        self.library = self._find_library()
 
     def address(self, name: str) -> int:
         """The kernel's address, compiling it if no start before did."""
@@ -103,25 +100,72 @@ class KernelCache:
         return self._addresses[name]
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Have all of `names` ready. UnsupportedError for a kernel that cannot be linked on this system."""
-        missing = self._load_kept([name for name in names if name not in self._addresses])
+        """Have all of `names` ready. UnsupportedError for a kernel that cannot be linked on this system, or must be
+        compiled where there is no compiler."""
+        wanted = [name for name in dict.fromkeys(names) if name not in self._addresses and not self._take(name)]
+        missing = self._load_kept(wanted)
+        if not missing:
+            return
+        self._check_compiler(missing)
+        from edgerun.kernels.compile_processes import compile_all
+
         task = "compile kernels" if self._said else "compile kernels (once on this machine)"
-        for done, name in enumerate(missing):
-            self._events(Progress(task, done, len(missing), "kernels"))
-            code = _compile(name, self._isa)
-            self._link(name, code)
-            self._keep(name, code)
-        if missing:
-            self._events(Progress(task, len(missing), len(missing), "kernels"))
+        self._events(Progress(task, 0, len(missing), "kernels"))
+        with contextlib.closing(compile_all(missing, self._isa, self._events)) as objects:
+            for done, (name, code) in enumerate(objects, 1):
+                self._link(name, code)
+                self._keep(name, code)
+                self.compiled.append(name)
+                self._events(Progress(task, done, len(missing), "kernels"))
+
+    @property
+    def origin(self) -> str:
+        """Where the kernels that are ready come from, for people."""
+        kept = len(self._engines) - len(self.compiled)
+        taken = len(self._addresses) - len(self._engines)
+        of_library = "" if self.library is None else f"{taken} from {self.library.path} ({self.library.built})"
+        parts = (of_library, f"{kept} compiled before" if kept else "", f"{len(self.compiled)} compiled now")
+        return ", ".join(part for part in parts[: 3 if self.compiled else 2] if part)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those that no start before this one has compiled, as far as names of files tell."""
-        return [name for name in names if not (self._directory / file_name(name, self._isa)).is_file()]
+        """Those that no library has and no start before this one has compiled, as far as names of files tell."""
+        return [
+            name
+            for name in names
+            if not self._take(name) and not (self._directory / file_name(name, self._isa)).is_file()
+        ]
+
+    def _find_library(self) -> KernelLibrary | None:
+        try:
+            return find_library(self._isa.name, self._directory)
+        except (FormatError, UntrustedError) as error:
+            self._events(Notice(f"a library of kernels is not used: {error}"))
+        except OSError:  # it went away, or cannot be read
+            pass
+        return None
+
+    def _take(self, name: str) -> bool:
+        """Whether the library has the kernel just as it would be compiled."""
+        address = self.library.address(name, kernel_digest(name, self._isa)) if self.library is not None else None
+        if address is None:
+            return False
+        self._addresses[name] = address
+        return True
+
+    def _check_compiler(self, missing: list[str]) -> None:
+        lacking = [package for package in ("numba", "llvmlite") if find_spec(package) is None]
+        if lacking:
+            what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+            where = f"{self.library.path} has not just these" if self.library else "there is no library of them"
+            raise UnsupportedError(
+                f"the {self._isa.name} kernels {what} must be compiled ({where}), which needs {' and '.join(lacking)}: "
+                f"pip install {' '.join(lacking)}; or use the kernels `reference`, which need neither"
+            )
 
     def _load_kept(self, names: list[str]) -> list[str]:
         """Load what the cache has of `names`; returns the others."""
-        if not names:
-            return []
+        if not names or find_spec("llvmlite") is None:  # without it nothing can be linked
+            return names
         try:
             with kept_folder(self._directory) as folder:
                 return [name for name in names if not self._load_from(folder, name)]
@@ -151,12 +195,9 @@ class KernelCache:
 
     def _link(self, name: str, code: bytes) -> None:
         """FormatError, UnsupportedError (one of them) for an object that does not define just what it should."""
-        entry = entry_name(name, self._isa)
-        engine = _new_engine()  # first: it also makes the process's own functions known
-        _check_symbols(code, entry)
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        self._addresses[name] = engine.get_function_address(entry)
+        from edgerun.kernels.engine import link
+
+        engine, self._addresses[name] = link(code, entry_name(name, self._isa))
         self._engines.append(engine)
 
     def _keep(self, name: str, code: bytes) -> None:
@@ -177,18 +218,6 @@ class KernelCache:
             self._events(Notice(f"compiled kernels are neither kept nor taken from the cache: {error}"))
 
 
-def _check_symbols(code: bytes, entry: str) -> None:
-    symbols = read_symbols(code)
-    defined = {name for name in symbols.defined if not name.startswith(_CONSTANTS)}
-    if defined != {entry}:
-        raise FormatError(f"object code that defines {', '.join(sorted(defined)) or 'nothing'} instead of {entry}")
-    for name in sorted(symbols.undefined):
-        if name not in _LIBRARY:
-            raise FormatError(f"object code of {entry} that asks for {name}, which it may not call")
-        if llvm.address_of_symbol(name) is None:
-            raise UnsupportedError(f"{entry} needs {name}, which this system lacks; use the kernels `reference`")
-
-
 def entry_name(name: str, isa: Isa) -> str:
     """The one name that a kernel's object shows."""
     return f"edgerun_{name}_{_key(name, isa)}"
@@ -200,35 +229,43 @@ def file_name(name: str, isa: Isa) -> str:
 
 
 def _key(name: str, isa: Isa) -> str:
-    return hashlib.sha256(f"{_VERSION} {name} {isa!r} {machine_stamp()}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{kernel_digest(name, isa)} {machine_stamp()}".encode()).hexdigest()[:32]
+
+
+def kernel_digest(name: str, isa: Isa) -> str:
+    """Of what a kernel computes, whichever compiler made it and for which processor with this instruction set."""
+    return hashlib.sha256(f"{_VERSION} {name} {isa!r} {sources_digest()}".encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Of this package's sources."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:24]
 
 
 @lru_cache(maxsize=1)
 def machine_stamp() -> str:
-    """A digest of all that compiled code depends on, whatever the kernel."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    digest.update(f"{version('numba')} {version('llvmlite')} {llvm.get_host_cpu_name()}".encode())
-    digest.update(repr(sorted(host_features().items())).encode())
-    return digest.hexdigest()[:24]
+    """A digest of what compiled code depends on beside its source: the compiler and the processor."""
+    import llvmlite.binding as llvm
+
+    try:
+        features = dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # LLVM cannot tell on this platform
+        features = {}
+    versions = [version(package) if find_spec(package) else "none" for package in ("numba", "llvmlite")]
+    said = f"{versions} {llvm.get_host_cpu_name()} {sorted(features.items())}"
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
 
 
-def _new_engine() -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    module = llvm.parse_assembly("")
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.remove_module(module)  # else it would be compiled, empty as it is, which takes a millisecond
-    return engine
-
-
-def _compile(name: str, isa: Isa) -> bytes:
+def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = None) -> bytes:
+    """Object code of a kernel under the name `symbol`, for `machine` (default: this one). Takes seconds."""
     from edgerun.kernels.codegen import object_code
 
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
     task, _, format = name.partition("_")
     if format in BY_NAME and hasattr(module, f"build_{task}"):
-        return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), entry_name(name, isa), isa)
-    return object_code(getattr(module, f"build_{name}"), entry_name(name, isa), isa)
+        return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), symbol, isa, machine)
+    return object_code(getattr(module, f"build_{name}"), symbol, isa, machine)

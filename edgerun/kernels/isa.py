@@ -7,16 +7,15 @@ of those rows. The only operations that differ between processors are the two of
     add_pairs(a, b)   i16 x i16 -> i32, neighbouring products added        (pmaddwd)
 
 pmaddubsw saturates at int16; every kernel states the bound that keeps it exact. An instruction that the processor
-lacks would end the process, so `choose` looks at LLVM's feature list first.
+lacks would end the process, so `choose` looks at the system's list of features first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from edgerun.device.cpu_features import cpu_features
 from edgerun.errors import UsageError
 
 
@@ -47,21 +46,9 @@ ISAS = {
 }  # best first
 
 
-@lru_cache(maxsize=1)
-def host_features() -> Mapping[str, bool]:
-    """LLVM's feature names for the processor that this runs on."""
-    import llvmlite.binding as llvm
-
-    try:
-        return dict(llvm.get_host_cpu_features())
-    except RuntimeError:  # LLVM cannot tell on this platform: only the portable kernels are safe
-        return {}
-
-
 def runs_here(isa: Isa) -> bool:
     """Whether this processor has every instruction of `isa`."""
-    features = host_features()
-    return all(features.get(need, False) for need in isa.needs)
+    return cpu_features().issuperset(isa.needs)
 
 
 def choose(name: str) -> Isa:
@@ -70,7 +57,7 @@ def choose(name: str) -> Isa:
         return next(isa for isa in ISAS.values() if runs_here(isa))
     isa = ISAS[name]
     if not runs_here(isa):
-        missing = ", ".join(need for need in isa.needs if not host_features().get(need, False))
+        missing = ", ".join(need for need in isa.needs if need not in cpu_features())
         usable = ", ".join(other.name for other in ISAS.values() if runs_here(other))
         raise UsageError(f"this processor cannot run the {name} kernels (it lacks {missing}); use one of {usable}")
     return isa

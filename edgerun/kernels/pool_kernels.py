@@ -19,7 +19,6 @@ read first, a late helper enters an operation that is being replaced, and takes 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from llvmlite import ir
@@ -45,25 +44,18 @@ _SPINS_BEFORE_YIELD = 2000
 
 
 def _pause(b: Any) -> None:
-    triple = ir_triple()
+    triple = b.module.triple
     if triple.startswith(("x86_64", "i686", "amd64")):
         b.call(declare(b, "llvm.x86.sse2.pause", ir.VoidType(), []), ())
     elif triple.startswith(("aarch64", "arm64")):
         b.call(declare(b, "llvm.aarch64.hint", ir.VoidType(), [I32]), (ir.Constant(I32, 1),))
 
 
-def ir_triple() -> str:
-    """The triple of the processor that this compiles for."""
-    import llvmlite.binding as llvm
-
-    return str(llvm.get_process_triple())
-
-
 pause = function((), types.void, _pause)
 
 
 def _sched_yield(b: Any) -> Any:
-    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    name = "SwitchToThread" if "windows" in b.module.triple else "sched_yield"
     return b.call(declare(b, name, I32, []), ())
 
 

@@ -168,10 +168,21 @@ class SimdKernels:
         call_after_fork(self)
 
     @classmethod
-    def load(cls, name: str, *, threads: int | None, events: EventSink, directory: Path | None = None) -> SimdKernels:
+    def load(
+        cls,
+        name: str,
+        *,
+        threads: int | None,
+        events: EventSink,
+        directory: Path | None = None,
+        types: Sequence[GgmlType] = (),
+        neuron_types: Sequence[GgmlType] = (),
+    ) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
+        wanted = [*_names_for(types), *_names_for_neurons(neuron_types)] if types else []
+        cache.prepare([*_ALWAYS, *wanted])  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
@@ -183,6 +194,11 @@ class SimdKernels:
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
         self._cache.prepare(_names_for(types))
+
+    @property
+    def origin(self) -> str:
+        """Where the kernels come from, for people."""
+        return self._cache.origin
 
     def close(self) -> None:
         self._pool.close()

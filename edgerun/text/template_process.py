@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgerun.device.forks import call_after_fork
+from edgerun.device.interpreter import find_interpreter
 from edgerun.errors import Cancelled, TemplateError, UsageError
 from edgerun.text.template_worker import REPLY, REQUEST
 from edgerun.units import format_size
@@ -473,20 +474,13 @@ def _read(stream: IO[bytes], n_bytes: int) -> bytes:
 
 
 def _interpreter() -> str:
-    """The Python that runs this program, also where Python is embedded in another one."""
-    if not getattr(sys, "frozen", False):
-        stem = Path(sys.executable or "").name.lower()
-        if stem.startswith(("python", "pypy")):
-            return sys.executable
-        names = ["python.exe"] if os.name == "nt" else [f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"]
-        for folder in (sys.prefix, sys.base_prefix):
-            for name in names:
-                if (Path(folder) / name).is_file():
-                    return str(Path(folder) / name)
-    raise FileNotFoundError(
-        f"this program is {sys.executable or 'embedded'}, not Python, and has no Python beside it; "
-        "complete() works without a template"
-    )
+    found = find_interpreter()
+    if found is None:
+        raise FileNotFoundError(
+            f"this program is {sys.executable or 'embedded'}, not Python, and has no Python beside it; "
+            "complete() works without a template"
+        )
+    return found
 
 
 def _folders() -> list[str]:

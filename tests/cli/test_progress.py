@@ -33,10 +33,27 @@ def test_a_quick_task_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_kernels_show_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_are_one_line_off_a_terminal_when_they_are_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
+    with ProgressBars() as bars:
+        for done in range(20):
+            bars(Progress("compile kernels", done, 20, "kernels"))
+        assert capsys.readouterr().err == ""
+        bars(Progress("compile kernels", 20, 20, "kernels"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("compile kernels: 20 in ")
+
+
+def test_kernels_show_at_once_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with ProgressBars() as bars:
         bars(Progress("compile", 0, 2, "kernels"))
-    assert capsys.readouterr().err == "compile: 0 of 2 kernels\n"
+        assert bars._bars is not None
 
 
 def test_on_a_terminal_bars_come_and_go(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
