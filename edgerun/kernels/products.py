@@ -214,7 +214,7 @@ class _Tile:
         codes = [format.codes(e, q, part) for q in place.weights]
         for i, (column, _) in enumerate(codes[0]):
             for j, x in enumerate(place.x):
-                spread = e.spread(x, column)
+                spread = e.spread_quants(x, column)
                 for g in range(self._groups):
                     chains[g][j].step(codes[g][i][1], spread)
         return chains

@@ -68,6 +68,10 @@ class Emitter:
         """The four bytes there, in every lane."""
         return simd.splat(self.b, self.load(address, offset, I32), self.lanes)
 
+    def spread_quants(self, address: Value, column: int) -> Value:
+        """`spread` of a row's quants from `column` on, a multiple of four; all sixteen around it may be read."""
+        return self.spread(address, column)
+
     def spread_float(self, address: Value, offset: int) -> Value:
         return simd.splat(self.b, self.load(address, offset, FLOAT), self.lanes)
 
