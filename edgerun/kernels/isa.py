@@ -43,7 +43,7 @@ ISAS = {
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
     "dotprod": Isa("dotprod", 8, "dotprod", ("neon", "dotprod")),
-    "neon": Isa("neon", 8, "neon", ("neon",)),
+    "neon": Isa("neon", 8, "neon", ("neon",), many=(2, 1)),  # sums of pairs apart: four rows would spill
     "portable": Isa("portable", 8, "llvm", ()),
 }  # best first
 

@@ -66,7 +66,7 @@ def platform_name() -> str:
     machine = machine.replace("arm64", "aarch64")
     if sys.platform == "android" or hasattr(sys, "getandroidapilevel"):
         return f"{machine}-android"
-    return f"{machine}-{ {'win32': 'windows', 'linux': 'linux'}.get(sys.platform, sys.platform)}"
+    return f"{machine}-{ {'win32': 'windows', 'linux': 'linux'}.get(sys.platform, sys.platform) }"
 
 
 def library_name(isa: str, target: str | None = None) -> str:

@@ -47,7 +47,9 @@ def main() -> int:
     failed = 0
     for name in options.sets:
         compiled = put_kernels(machine, name)
-        print(f"{name} on {PROCESSORS[name]}: {compiled} kernels compiled, {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"{name} on {PROCESSORS[name]}: {compiled} kernels compiled, {time.monotonic() - start:.0f} s", flush=True
+        )
         failed |= run_tests(machine, name, options.pytest, options.all)
         print(f"{name}: {time.monotonic() - start:.0f} s since the start", flush=True)
     return int(bool(failed))
