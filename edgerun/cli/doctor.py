@@ -125,6 +125,7 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
         chosen = {
             "name": loaded.name,
             "threads": loaded.threads,
+            "origin": getattr(loaded, "origin", "numpy"),
             "ready_s": round(time.perf_counter() - started, 2),
         }
     finally:
@@ -188,6 +189,7 @@ def _print(report: dict[str, Any]) -> None:
             "processor": f"{cpu['name']}: {cpu['physical_cores']} cores, {cpu['usable_cpus']} CPUs usable",
             "features": " ".join(cpu["features"]) or "none that the kernels use",
             "kernels": f"{kernels['name']} on {kernels['threads']} threads, ready in {kernels['ready_s']} s",
+            "kernels from": kernels["origin"],
             "fast types": ", ".join(report["types"]["fast"]) or "none",
             "slow types": ", ".join(report["types"]["slow"]) + " (no kernels: numpy)",
             "memory": f"{format_size(free)} of {format_size(memory['total_bytes'])} available",

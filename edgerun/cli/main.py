@@ -111,13 +111,16 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 def _terminate_once_more(unraisable: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised while it clears up an object (`__del__`, a weak reference's callback). Where that was
-    the end of the program, the signal is sent again, a moment later."""
+    a signal's doing, the signal is sent again, a moment later."""
     if isinstance(unraisable.exc_value, Terminated):
         number = unraisable.exc_value.number
         signal.signal(number, _terminate)
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    elif isinstance(unraisable.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT
     else:
         sys.__unraisablehook__(unraisable)
+        return
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def _open_closed_streams() -> bool:

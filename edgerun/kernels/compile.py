@@ -42,8 +42,8 @@ from edgerun.device.cpu_features import cpu_features
 from edgerun.errors import FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME
-from edgerun.kernels.isa import Isa
-from edgerun.kernels.library import KernelLibrary, find_library
+from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.paths import kept_folder
 from edgerun.trust import Folder
 
@@ -130,11 +130,10 @@ class KernelCache:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those that no library has and no start before this one has compiled, as far as names of files tell."""
-        return [
-            name
-            for name in names
-            if not self._take(name) and not (self._directory / file_name(name, self._isa)).is_file()
-        ]
+        wanted = [name for name in names if not self._take(name)]
+        if wanted and _lacking():  # nothing is compiled, nor linked: `prepare` says so
+            return wanted
+        return [name for name in wanted if not (self._directory / file_name(name, self._isa)).is_file()]
 
     def _find_library(self) -> KernelLibrary | None:
         try:
@@ -154,10 +153,12 @@ class KernelCache:
         return True
 
     def _check_compiler(self, missing: list[str]) -> None:
-        lacking = [package for package in ("numba", "llvmlite") if find_spec(package) is None]
+        lacking = _lacking()
         if lacking:
             what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+            others = ", ".join(name for name in ISAS if (BESIDE / library_name(name)).is_file())
             where = f"{self.library.path} has not just these" if self.library else "there is no library of them"
+            where += f"; libraries here: {others}" if others else ""
             raise UnsupportedError(
                 f"the {self._isa.name} kernels {what} must be compiled ({where}), which needs {' and '.join(lacking)}: "
                 f"pip install {' '.join(lacking)}; or use the kernels `reference`, which need neither"
@@ -165,7 +166,7 @@ class KernelCache:
 
     def _load_kept(self, names: list[str]) -> list[str]:
         """Load what the cache has of `names`; returns the others."""
-        if not names or find_spec("llvmlite") is None:  # without it nothing can be linked
+        if not names or "llvmlite" in _lacking():  # without it nothing can be linked
             return names
         try:
             with kept_folder(self._directory) as folder:
@@ -217,6 +218,11 @@ class KernelCache:
         if not self._said:
             self._said = True
             self._events(Notice(f"compiled kernels are neither kept nor taken from the cache: {error}"))
+
+
+def _lacking() -> list[str]:
+    """Packages without which nothing can be compiled."""
+    return [package for package in ("numba", "llvmlite") if find_spec(package) is None]
 
 
 def entry_name(name: str, isa: Isa) -> str:

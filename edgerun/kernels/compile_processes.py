@@ -15,10 +15,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from edgerun.device import default_threads, memory_limits
 from edgerun.device.interpreter import find_interpreter
@@ -36,14 +36,16 @@ _MOST_PROCESSES = 8
 _PROCESS_BYTES = 320 << 20  # of memory, each with room: 200 MB were seen
 _MOST_CODE_BYTES = 4 << 20
 _SLOWEST = ("attention_", "matmul_")  # begun first, so that no process is left with one at the end
+_LOOK_S = 0.2
 _PATIENCE_S = 2.0  # for a killed process to be gone
 
 
-def compile_all(names: Sequence[str], isa: Isa, events: EventSink = ignore) -> Iterator[tuple[str, bytes]]:
+def compile_all(names: Sequence[str], isa: Isa, events: EventSink = ignore) -> Generator[tuple[str, bytes], None, None]:
     """(name, object code) of each kernel for the cache of this machine, in the order in which they are ready."""
     jobs = [Job(name, isa, entry_name(name, isa)) for name in names]
-    for job, code in compile_jobs(jobs, _processes_for(len(jobs)), events):
-        yield job.name, code
+    with contextlib.closing(compile_jobs(jobs, _processes_for(len(jobs)), events)) as objects:
+        for job, code in objects:
+            yield job.name, code
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Job:
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
-def compile_jobs(jobs: Sequence[Job], processes: int, events: EventSink = ignore) -> Iterator[tuple[Job, bytes]]:
+def compile_jobs(
+    jobs: Sequence[Job], processes: int, events: EventSink = ignore
+) -> Generator[tuple[Job, bytes], None, None]:
     """Each job's object code, by so many processes; with less than two, or none that starts, by this one."""
     ordered = sorted(jobs, key=lambda job: not job.name.startswith(_SLOWEST))
     left, done = deque(ordered), queue.SimpleQueue[tuple[Job | None, bytes | None]]()
@@ -73,7 +77,10 @@ def compile_jobs(jobs: Sequence[Job], processes: int, events: EventSink = ignore
         failed: list[Job] = []
         running = sum(worker.thread.ident is not None for worker in workers)
         while running:
-            job, code = done.get()
+            try:
+                job, code = done.get(timeout=_LOOK_S)
+            except queue.Empty:  # so that an interrupt is seen, wherever the system delivered it
+                continue
             if job is None:
                 running -= 1
             elif code is None:
@@ -151,22 +158,17 @@ class _Worker:
             done.put((None, None))
 
     def _compile(self, job: Job) -> bytes | None:
-        """None when the process has died, or says that it cannot."""
+        """None when the process has died."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
             stdin.write(job.line())
             stdin.flush()
-            header = _read(stdout, SIZE.size)
+            header = stdout.read(SIZE.size)
             n_bytes = SIZE.unpack(header)[0] if len(header) == SIZE.size else -1
             if not 0 <= n_bytes <= _MOST_CODE_BYTES:
                 return None
-            code = _read(stdout, n_bytes)
+            code = stdout.read(n_bytes)
         except (OSError, ValueError):  # the pipe is broken, or was closed here
             return None
         return code if len(code) == n_bytes else None
-
-
-def _read(stream: IO[bytes], n_bytes: int) -> bytes:
-    """So much, or less at the end."""
-    return stream.read(n_bytes)

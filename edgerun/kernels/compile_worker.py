@@ -1,8 +1,8 @@
 """The process of `compile_processes`: compiles one kernel after another for whoever started it.
 
 It reads lines of JSON (name, isa, symbol, machine) from its standard input and writes an int64 for each, how many bytes
-follow, then object code; -1 and no bytes where that failed. It ends when its input does, in the middle of a kernel too:
-whoever started it is gone, or wants no more.
+follow, then object code. An error ends it: whoever asked compiles the kernel again and sees it there. It also ends when
+its input does, in the middle of a kernel too: whoever started it is gone, or wants no more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     while True:
         code = _compiled(json.loads(requests.get()))
         with contextlib.suppress(BrokenPipeError):
-            out.write(SIZE.pack(-1) if code is None else SIZE.pack(len(code)) + code)
+            out.write(SIZE.pack(len(code)) + code)
             out.flush()
 
 
@@ -42,22 +42,19 @@ def _read(stream: IO[bytes], requests: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _compiled(request: dict[str, Any]) -> bytes | None:
+def _compiled(request: dict[str, Any]) -> bytes:
     from edgerun.kernels.compile import compile_kernel
     from edgerun.kernels.isa import Isa
+    from edgerun.kernels.numba_target import Machine
 
-    # tuples have become lists
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in request["isa"].items()}
-    machine = None
-    if request["machine"] is not None:
-        from edgerun.kernels.numba_target import Machine
+    isa: dict[str, Any] = {key: _tuples(value) for key, value in request["isa"].items()}
+    machine = None if request["machine"] is None else Machine(**request["machine"])
+    return compile_kernel(request["name"], Isa(**isa), request["symbol"], machine)
 
-        machine = Machine(**request["machine"])
-    try:
-        return compile_kernel(request["name"], Isa(**fields), request["symbol"], machine)
-    except Exception as error:  # noqa: BLE001 - whoever asked compiles it again and sees it there
-        sys.stderr.write(f"{request['name']}: {error}\n")
-        return None
+
+def _tuples(value: Any) -> Any:
+    """Tuples have become lists on the way."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

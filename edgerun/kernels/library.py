@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerun.errors import FormatError, UntrustedError
+from edgerun.errors import FormatError
 from edgerun.paths import kept_folder
 from edgerun.trust import check_beside
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -54,14 +54,20 @@ def host_machine() -> Machine:
     return Machine(triple, llvm.get_host_cpu_name(), features, "static" if static else "default", "jitdefault")
 
 
-@lru_cache(maxsize=1)
+@cache
 def kernel_target(machine: Machine) -> KernelTarget:
-    """The target for `machine`, made once; loading Numba's typing rules takes it a second."""
+    """The target for `machine`, made once; loading Numba's typing rules takes it half a second. RuntimeError for a
+    second machine in one process."""
+    if _Kernels.made_for not in (None, machine):
+        raise RuntimeError(f"this process compiles for {_Kernels.made_for}, and cannot for {machine}")
+    _Kernels.made_for = machine
     return KernelTarget(machine)
 
 
 class _Kernels(CPU):  # type: ignore[misc]
     """The target's name as a class, which is how Numba looks it up."""
+
+    made_for: Machine | None = None
 
 
 class KernelTarget(registry.CPUTarget):  # type: ignore[misc]
@@ -133,6 +139,8 @@ class KernelCompiler(CompilerBase):  # type: ignore[misc]
 
 class _KernelContext(cpu.CPUContext):  # type: ignore[misc]
     """Functions without Python around them. The error model is the kernel's to choose, so that none raises."""
+
+    _internal_codegen: Any
 
     def __init__(self, typing: Any, machine: Machine) -> None:
         self._machine = machine

@@ -112,14 +112,14 @@ def test_names_that_name_nothing(run: Run, command: str) -> None:
 
 IN_AN_EVENT_LOOP = """
 async def wait():
-    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), NUMBER)
     await asyncio.sleep(20)
 asyncio.run(wait())
 """
 IN_A_FINALIZER = """
 class Thing:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), NUMBER)
         for _ in range(1000):
             pass
 Thing()
@@ -127,14 +127,17 @@ time.sleep(20)
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("where", [IN_AN_EVENT_LOOP, IN_A_FINALIZER], ids=["event loop", "finalizer"])
-def test_a_signal_ends_the_program_wherever_it_arrives(where: str) -> None:
+def test_a_signal_ends_the_program_wherever_it_arrives(where: str, number: signal.Signals) -> None:
     """The prompt is drawn in callbacks of an event loop, and objects are cleared up at any time: both keep exceptions
     to themselves, and a signal that arrived just there was lost, and the next one ignored."""
     program = f"""
 import asyncio, os, signal, sys, time
 import click
 from edgerun.cli import main
+NUMBER = {int(number)}
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def command():
 {"".join(f"    {line}{chr(10)}" for line in where.splitlines())}
 main.cli.get_command = lambda ctx, name: click.Command("here", callback=command)
@@ -142,4 +145,5 @@ sys.argv = ["edgerun", "here"]
 main.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "edgerun: ended by SIGTERM\n")
+    said = "edgerun: interrupted" if number == signal.SIGINT else "edgerun: ended by SIGTERM"
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (128 + number, [said])
