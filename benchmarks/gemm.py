@@ -2,8 +2,8 @@
 
 python benchmarks/gemm.py [--formats Q8_0,Q4_0] [--shapes 2048x2048] [--tokens 1,256] [--threads 2] [--json]
 
-The peak is measured in the same run: a loop of nothing but the two instructions of the 8-bit dot product with their
-addition, one of the 4-bit dot product (which adds in 16 bits), and one of fused multiply-adds.
+The peak is measured in the same run: a loop of nothing but products of signed 8-bit codes with activations, summed as
+the instruction set does it, one of 4-bit codes, and one of fused multiply-adds.
 """
 
 from __future__ import annotations
@@ -16,71 +16,62 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import int64, njit
+from llvmlite import ir
+from numba import int64, types
 
 from edgerun.device.cpu import default_threads
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import object_code
 from edgerun.kernels.engine import new_engine
-from edgerun.kernels.isa import choose
+from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.matmul_driver import kernel_signature
-from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_i64, store_f32
+from edgerun.kernels.ops import emitter_of
+from edgerun.kernels.simd import I32, I64, function, load_i64
 
-FORMATS = "Q8_0,Q4_0,Q4_K,Q5_K,Q6_K,F16"
-STEPS = 4096  # of an item of a peak loop, eight independent sums each
+FORMATS = "Q8_0,Q4_0,Q4_1,Q5_0,IQ4_NL,Q4_K,Q5_K,Q6_K,F16"
+STEPS, EACH = 1024, 8  # of an item of a peak loop; products of each of its eight independent sums in a step
 EIGHT_BIT, FOUR_BIT, FLOAT = "8-bit", "4-bit", "float"
 BOUND = {"Q8_0": EIGHT_BIT, "F32": FLOAT, "F16": FLOAT, "BF16": FLOAT}  # others: FOUR_BIT
 
 
-def build_peak(ops: Ops, kind: str) -> Any:
-    """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight products with their additions."""
-    vec, load, ones = 4 * ops.lanes, ops.load_bytes, ops.ones
-    mul, pairs, plus16, plus = ops.mul_pairs, ops.add_pairs, ops.add_i16, ops.add_i32
-    to_floats, sum_floats, load_floats, fma = ops.to_floats, ops.sum_floats, ops.load_floats, ops.fma
-    start = {EIGHT_BIT: ops.zero_ints, FOUR_BIT: ops.zero_pairs, FLOAT: ops.zero_floats}[kind]
+def build_peak(isa: Isa, kind: str) -> Any:
+    """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight sums of EACH products."""
 
-    if kind == EIGHT_BIT:
+    def emit(b: Any, operands: Any, out: Any) -> None:
+        e = emitter_of(isa, b, rows=4)
+        before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+        w = e.load_floats(operands, 0) if kind == FLOAT else e.load_words(operands, 0)
+        codes = e.signed_codes(w) if kind == EIGHT_BIT else w
+        b.branch(loop)
+        b.position_at_end(loop)
+        k, sums = b.phi(I64), [b.phi(e.floats if kind == FLOAT else e.words) for _ in range(8)]
+        k.add_incoming(ir.Constant(I64, 0), before)
+        for i, total in enumerate(sums):
+            total.add_incoming(e.constant_float(0.0) if kind == FLOAT else e.constant(0), before)
+            if kind == FLOAT:
+                made = total
+                for step in range(EACH):
+                    made = e.fma(w, e.load_floats(operands, 4 * e.lanes * (8 * (step % 2) + i)), made)
+            else:
+                chain = e.chain(0 if kind == EIGHT_BIT else 15, None, None, total)
+                for step in range(EACH):
+                    chain.step(codes, e.load_words(operands, 4 * e.lanes * (8 * (step % 2) + i)))
+                made = chain.end()
+            total.add_incoming(e.settled(made), loop)
+        following = b.add(k, ir.Constant(I64, 1))
+        k.add_incoming(following, loop)
+        b.cbranch(b.icmp_signed("<", following, ir.Constant(I64, STEPS)), loop, after)
+        b.position_at_end(after)
+        for total in sums:
+            value = total if kind == FLOAT else e.to_floats(total)
+            e.store_floats(out, value, ir.Constant(I32, e.lanes))
 
-        @njit(forceinline=True)
-        def step(total: Any, w: Any, x: int) -> Any:
-            return plus(total, pairs(mul(w, load(int64(x))), ones()))
-    elif kind == FOUR_BIT:
-
-        @njit(forceinline=True)
-        def step(total: Any, w: Any, x: int) -> Any:
-            return plus16(total, mul(w, load(int64(x))))
-    else:
-
-        @njit(forceinline=True)
-        def step(total: Any, w: Any, x: int) -> Any:
-            return fma(w, load_floats(int64(x)), total)
-
-    @njit(forceinline=True)
-    def result(total: Any) -> Any:
-        if kind == EIGHT_BIT:
-            return sum_floats(to_floats(total))
-        if kind == FOUR_BIT:
-            return sum_floats(to_floats(pairs(total, ones())))
-        return sum_floats(total)
-
-    read = load_floats if kind == FLOAT else load
+    run = function((types.int64, types.int64), types.void, emit)
 
     def peak(arguments: int, low: int, high: int) -> None:
-        operands, out = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        w = read(int64(operands))
         for _ in range(low, high):
-            a, b, c, d = start(), start(), start(), start()
-            e, f, g, h = start(), start(), start(), start()
-            for i in range(STEPS):
-                x = operands + (i & 3) * 8 * vec
-                a, b = step(a, w, x), step(b, w, x + vec)
-                c, d = step(c, w, x + 2 * vec), step(d, w, x + 3 * vec)
-                e, f = step(e, w, x + 4 * vec), step(f, w, x + 5 * vec)
-                g, h = step(g, w, x + 6 * vec), step(h, w, x + 7 * vec)
-            total = result(a) + result(b) + result(c) + result(d) + result(e) + result(f) + result(g) + result(h)
-            store_f32(int64(out), total)
+            run(load_i64(int64(arguments)), load_i64(int64(arguments + 8)))
 
     return peak, kernel_signature()
 
@@ -104,12 +95,12 @@ def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
     peaks = {}
     for kind, products in ((EIGHT_BIT, 4 * isa.lanes), (FOUR_BIT, 4 * isa.lanes), (FLOAT, isa.lanes)):
         engine: Any = new_engine()
-        code = object_code(lambda ops, kind=kind: build_peak(ops, kind), "peak", isa)  # type: ignore[misc]
+        code = object_code(lambda _, kind=kind: build_peak(isa, kind), "peak", isa)  # type: ignore[misc]
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         kernel = engine.get_function_address("peak")
         taken = best_seconds(lambda: kernels._pool.run(kernel, arguments.ctypes.data, items, 1), seconds)  # noqa: B023
-        peaks[kind] = 2 * products * 8 * STEPS * items / taken / 1e9
+        peaks[kind] = 2 * products * 8 * STEPS * EACH * items / taken / 1e9
     return peaks
 
 

@@ -70,20 +70,24 @@ def wanted_backend(
     not asked; a Notice where its choice is not here any more."""
     if prefill == "kernels":
         return None
-    from edgerun.prefill.choice import parse_choice
-
     if prefill != "auto":
-        return WantedBackend(parse_choice(prefill))
+        return WantedBackend(_parsed(prefill))
     on = ""
     try:
         found = known_calibration(gguf, kernels, mode, events)
         if found is None or found.choice == "kernels":
             return None
         on = f" on {found.choice}"
-        return WantedBackend(parse_choice(found.choice), found)
+        return WantedBackend(_parsed(found.choice), found)
     except EdgerunError as error:
         events(Notice(f"prompts run on the kernels, not{on} as calibrated: {error}"))
         return None
+
+
+def _parsed(text: str) -> PromptChoice:
+    from edgerun.prefill.choice import parse_choice  # a twelfth of a small model's start, and mostly not needed
+
+    return parse_choice(text)
 
 
 def plan_backend(

@@ -25,6 +25,7 @@ _FEATURES = (
     "avx512f",
     "avx512bw",
     "avx512vnni",
+    "avx512vbmi",
     "avxvnni",
     "neon",
     "dotprod",

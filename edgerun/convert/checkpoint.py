@@ -27,8 +27,8 @@ def convert_checkpoint(
 
     `source`: a llama2.c .bin file, or a Hugging Face directory (config.json, tokenizer files, *.safetensors).
     `tokenizer`: a llama2.c tokenizer.bin, a SentencePiece .model, or for directories a directory or
-    tokenizer.json of its own. `quant`: the type of the weight matrices (Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, F16,
-    BF16, F32); left out, they keep theirs. Norms, biases and routers are always F32.
+    tokenizer.json of its own. `quant`: the type of the weight matrices (one of
+    `tensors.QUANT_TYPES`); left out, they keep theirs. Norms, biases and routers are always F32.
 
     Returns a Report. `out` appears only when it is whole and edgerun would load it. Raises NotFoundError, FormatError
     (malformed or incomplete), UnsupportedError (a family that edgerun does not know), UsageError (also when `out` is

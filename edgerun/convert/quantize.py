@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgerun.convert.report import Report
 from edgerun.convert.target import check_loads, check_target, refusing
-from edgerun.convert.tensors import Emitter, Source, file_type, is_sparse, parse_quant
+from edgerun.convert.tensors import FOR_TRAINED_MODELS, Emitter, Source, file_type, is_sparse, parse_quant
 from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
@@ -21,8 +21,8 @@ def quantize_gguf(
 ) -> Report:
     """Write the model `src` to `out` with its weight matrices in `type`.
 
-    Norms, biases and routers stay F32; the head is Q6_K in files of 4 and 5 bits; the report names the
-    weights that could not have the type. Split models are joined. Memory: a few rows at a time. `out` appears
+    Norms, biases and routers stay F32; the head is at least Q6_K; the report names the weights that could not have
+    the type. Split models are joined. Memory: a few rows at a time. `out` appears
     only when it is whole and, if edgerun loads `src`, would load too. Raises UsageError (type, out is src, or is there
     already and `overwrite` was not given), and what `open_gguf` and GgufWriter raise.
     """
@@ -42,9 +42,14 @@ def quantize_gguf(
             )
             for info in model.tensors.values():
                 emitter.add(_source(model, info))
-        again = sorted({info.type.name for info in model.tensors.values()} - _UNQUANTISED - {wanted.name})
+        types = {info.type.name for info in model.tensors.values()}
+        again = sorted(types - _UNQUANTISED - {wanted.name})
         if again:
             emitter.notes.append(f"{', '.join(again)} weights were quantised a second time, which costs accuracy")
+        if wanted in FOR_TRAINED_MODELS and wanted.name not in types:
+            emitter.notes.append(
+                f"{wanted.name} is for models that were trained to have so few values: others are ruined"
+            )
         return emitter.report(out, model.architecture)
 
 

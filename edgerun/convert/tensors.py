@@ -21,25 +21,53 @@ from edgerun.formats.quants import quantize
 
 QUANT_TYPES = (
     GgmlType.Q4_0,
+    GgmlType.Q4_1,
+    GgmlType.Q5_0,
+    GgmlType.Q5_1,
     GgmlType.Q8_0,
+    GgmlType.Q2_K,
+    GgmlType.Q3_K,
     GgmlType.Q4_K,
     GgmlType.Q5_K,
     GgmlType.Q6_K,
+    GgmlType.IQ4_NL,
+    GgmlType.IQ4_XS,
+    GgmlType.MXFP4,
+    GgmlType.TQ1_0,
+    GgmlType.TQ2_0,
+    GgmlType.Q1_0,
+    GgmlType.Q2_0,
     GgmlType.F16,
     GgmlType.BF16,
     GgmlType.F32,
 )
+FOR_TRAINED_MODELS = (GgmlType.TQ1_0, GgmlType.TQ2_0, GgmlType.Q1_0, GgmlType.Q2_0)
 
 # general.file_type: llama.h's LLAMA_FTYPE_* (K-quants as their "small" mixes, which are nearest to pure)
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32}
+_FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16,
+    "Q6_K": 18, "Q2_K": 21, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "Q1_0": 40,
+    "Q2_0": 41,
+}  # fmt: skip
+_FLOATS = (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
+_PRECISE = (GgmlType.Q6_K, GgmlType.Q8_0, *_FLOATS)  # good enough for a head
+
+# What llama-quantize takes where rows are no whole blocks; F16 where that does not fit either (and for all others)
+_NARROWER = {
+    GgmlType.Q2_K: GgmlType.Q4_0,
+    GgmlType.Q3_K: GgmlType.Q4_0,
+    GgmlType.Q4_K: GgmlType.Q5_0,
+    GgmlType.Q5_K: GgmlType.Q5_1,
+    GgmlType.Q6_K: GgmlType.Q8_0,
+    GgmlType.IQ4_XS: GgmlType.IQ4_NL,
+    GgmlType.TQ1_0: GgmlType.Q4_0,
+    GgmlType.TQ2_0: GgmlType.Q4_0,
+    GgmlType.Q1_0: GgmlType.Q4_0,
+    GgmlType.Q2_0: GgmlType.Q4_0,
+}
 _PIECE_BYTES = 4 << 20
 _NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
-_OF_NEURONS = {
-    GgmlType.Q4_K: GgmlType.Q4_0,
-    GgmlType.Q5_K: GgmlType.Q8_0,
-    GgmlType.Q6_K: GgmlType.Q8_0,
-    GgmlType.BF16: GgmlType.F16,
-}
+_IN_EIGHT_BITS = (GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.Q8_0)  # rows of neurons are
 _NOT_WEIGHTS = (GgmlType.F64, GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64)
 
 
@@ -95,19 +123,26 @@ def choose_type(
 ) -> GgmlType:
     """The type of a weight when the file is to be `wanted`.
 
-    The head (or the embedding that serves as one) is Q6_K in files of 4 and 5 bits, as llama.cpp does.
-    Rows that are no whole blocks: Q8_0 for the 256-weight types, F16 when that does not fit either. Rows of neurons
-    (`sparse`) come in few types: the nearest.
+    The head (or the embedding that serves as one) is at least Q6_K, Q8_0 in files of MXFP4, and rows that are no whole
+    blocks get the type that llama-quantize takes. Rows of neurons (`sparse`) come in few types: the nearest.
     """
     if stays_f32(name, shape):
         return GgmlType.F32
-    chosen = _OF_NEURONS.get(wanted, wanted) if sparse and name.endswith(_NEURON_ROWS) else wanted
-    if is_head and wanted in (GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q5_K):
-        chosen = GgmlType.Q6_K
-    for type_ in (chosen, GgmlType.Q8_0, GgmlType.F16):
+    chosen = _of_neurons(wanted) if sparse and name.endswith(_NEURON_ROWS) else wanted
+    if is_head and wanted not in _PRECISE:
+        whole = shape[-1] % wanted.block_size == 0 and wanted is not GgmlType.MXFP4
+        chosen = GgmlType.Q6_K if whole else GgmlType.Q8_0
+    for type_ in (chosen, _NARROWER.get(chosen, GgmlType.F16)):
         if shape[-1] % type_.block_size == 0:
             return type_
-    raise AssertionError("F16 fits every shape")
+    return GgmlType.F16
+
+
+def _of_neurons(wanted: GgmlType) -> GgmlType:
+    """The type of rows of neurons in a file of `wanted`: they come in F32, F16, Q8_0 and Q4_0."""
+    if wanted in _FLOATS:
+        return GgmlType.F32 if wanted is GgmlType.F32 else GgmlType.F16
+    return GgmlType.Q8_0 if wanted in _IN_EIGHT_BITS else GgmlType.Q4_0
 
 
 @dataclass
@@ -137,7 +172,7 @@ class Emitter:
             if stays_f32(source.name, source.shape):
                 return GgmlType.F32
             neurons = self.sparse and source.name.endswith(_NEURON_ROWS)
-            return _OF_NEURONS.get(source.type, source.type) if neurons else source.type
+            return _of_neurons(source.type) if neurons else source.type
         is_head = source.name == ("token_embd.weight" if self.tied_head else "output.weight")
         type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head, sparse=self.sparse)
         reason = ""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.sampler import (
     F32,
+    Positions,
     add_bias,
     check_finite,
     is_greedy,
@@ -60,11 +62,11 @@ class Chooser:
         """
         params = self.params
         raw = logits.copy() if params.logprobs is not None and self._edits else logits
-        check_finite(logits)
+        best = int(logits.argmax())  # the place of a NaN, where there is one
+        check_finite(logits[best : best + 1])
         if self._edits:
             logits = self._edit(logits, ids)
-        best = int(logits.argmax())  # the place of a NaN, where there is one
-        if self._edits:
+            best = int(logits.argmax())
             if np.isnan(logits[best]) or np.isposinf(logits[best]):
                 raise UsageError(
                     f"a logits processor made token {best}'s logit {logits[best]}: it must be finite or -inf"
@@ -104,18 +106,20 @@ class Chooser:
 
     def _sample(self, logits: F32) -> int:
         params = self.params
-        kept = keep_top_k(logits, params.top_k)
-        values = logits[kept]
-        for keep, amount in (
-            (keep_typical, params.typical_p),
-            (keep_top_p, params.top_p),
-            (keep_min_p, params.min_p),
-        ):
-            still = keep(values, amount)
-            if len(still) < len(kept):
-                kept, values = kept[still], values[still]
-        probabilities = softmax(values, params.temperature)
-        return int(kept[pick(probabilities, float(self._random.random()))])
+        values = logits
+        kept: Positions | None = None  # all
+        filters: tuple[tuple[Callable[[F32, Any], Positions], float, bool], ...] = (
+            (keep_top_k, params.top_k, 0 < params.top_k < len(logits)),
+            (keep_typical, params.typical_p, params.typical_p < 1),
+            (keep_top_p, params.top_p, params.top_p < 1),
+            (keep_min_p, params.min_p, params.min_p > 0),
+        )
+        for keep, amount, is_on in filters:
+            if is_on:
+                still = keep(values, amount)
+                values, kept = values[still], still if kept is None else kept[still]
+        place = pick(softmax(values, params.temperature), float(self._random.random()))
+        return place if kept is None else int(kept[place])
 
     def _with_logprobs(self, token_id: int, raw: F32, n_top: int) -> Choice:
         top = keep_top_k(raw, n_top) if n_top else np.zeros(0, np.intp)

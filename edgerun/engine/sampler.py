@@ -21,7 +21,6 @@ Positions = NDArray[np.intp]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)  # of those that are exact
-_LANES = 256  # columns whose maxima bound the k-th largest logit
 _FIRST_GUESS = 256  # candidates looked at before a cumulative filter considers more
 
 
@@ -30,8 +29,7 @@ def keep_top_k(logits: F32, k: int) -> Positions:
     n = len(logits)
     if k <= 0 or k >= n:
         return np.arange(n)
-    floor = _kth_bound(logits, k)
-    near = np.arange(n) if floor is None else np.flatnonzero(logits >= floor)
+    near = _near(logits, k)
     if len(near) <= k:
         return near
     values = logits[near]
@@ -41,22 +39,40 @@ def keep_top_k(logits: F32, k: int) -> Positions:
     return np.sort(np.concatenate((above, ties)))
 
 
-def _kth_bound(logits: F32, k: int) -> np.float32 | None:
-    """A number that the k-th largest logit is not below: the k-th largest of some columns' maxima."""
-    rows = len(logits) // _LANES
-    if k > _LANES or rows < 4:
-        return None
-    maxima = logits[: rows * _LANES].reshape(rows, _LANES).max(axis=0)
-    bound: np.float32 = np.partition(maxima, _LANES - k)[_LANES - k]
-    return None if np.isneginf(bound) else bound
+def _near(logits: F32, k: int) -> Positions:
+    """Positions, ascending, with the k largest among them: all that are not below the k-th largest maximum of columns,
+    into which the logits are folded; only the columns that reach it are looked through."""
+    n = len(logits)
+    width = 1 << n.bit_length() // 2 + 3
+    rows = n // width
+    if rows < 4 or k > width // 4:
+        return np.arange(n)
+    folded, rest = logits[: rows * width].reshape(rows, width), logits[rows * width :]
+    maxima = folded.max(axis=0)
+    floor = np.partition(maxima, width - k)[width - k]
+    if np.isneginf(floor):  # of what is forbidden
+        return np.arange(n)
+    columns = np.flatnonzero(maxima >= floor)
+    if len(columns) > width // 16:
+        return np.flatnonzero(logits >= floor)
+    row, column = np.nonzero(folded[:, columns] >= floor)
+    return np.concatenate((row * width + columns[column], rows * width + np.flatnonzero(rest >= floor)))
 
 
 def keep_top_p(logits: F32, p: float) -> Positions:
     """The fewest likeliest whose probabilities sum to at least `p`."""
+    n = len(logits)
     if p >= 1:
-        return np.arange(len(logits))
+        return np.arange(n)
     probabilities = softmax(logits)
-    return _keep_until(logits.astype(np.float64), probabilities, p, inclusive=True)
+    # Sorting a whole vocabulary costs ten milliseconds. The first few mostly suffice; the others that could be wanted
+    # are at least so likely that all which are less cannot make up the rest.
+    kept = _until(keep_top_k(logits, _FIRST_GUESS), logits, probabilities, p, inclusive=True)
+    if kept is None:
+        kept = _until(np.flatnonzero(probabilities >= (1 - p) / n), logits, probabilities, p, inclusive=True)
+    if kept is None:  # by rounding
+        kept = _until(np.arange(n), logits, probabilities, p, inclusive=True)
+    return np.arange(n) if kept is None else kept
 
 
 def keep_min_p(logits: F32, p: float) -> Positions:
@@ -77,23 +93,28 @@ def keep_typical(logits: F32, p: float) -> Positions:
 
 
 def _keep_until(order: F64, probabilities: F64, p: float, *, inclusive: bool) -> Positions:
-    """Positions by falling `order` until their probabilities sum to p (>= p if inclusive, else > p).
-
-    Looks at a few first: sorting a whole vocabulary costs ten milliseconds.
-    """
+    """Positions by falling `order` until their probabilities sum to p. Looks at a few first, then at more."""
     n = len(order)
     size = min(_FIRST_GUESS, n)
     while True:
-        # The size best of `order`, in stable order: equal ones by position.
-        near = np.arange(n) if size == n else _largest(order, size)
-        near = near[np.argsort(-order[near], kind="stable")]
-        total = np.cumsum(probabilities[near])
-        reached = int(np.searchsorted(total, p, side="left" if inclusive else "right"))
-        if reached < len(near):
-            return np.sort(near[: reached + 1])
+        near = np.arange(n) if size == n else np.sort(_largest(order, size))
+        kept = _until(near, order, probabilities, p, inclusive=inclusive)
+        if kept is not None:
+            return kept
         if size == n:
-            return np.sort(near)
+            return near
         size = min(size * 16, n)
+
+
+def _until(
+    near: Positions, order: NDArray[np.floating[Any]], probabilities: F64, p: float, *, inclusive: bool
+) -> Positions | None:
+    """Of the positions `near` (ascending; none that is not among them has a higher order), by falling `order`, those
+    until their probabilities sum to p (>= p if inclusive, else > p). None: all of them do not."""
+    near = near[np.argsort(-order[near], kind="stable")]  # equal ones by position
+    total = np.cumsum(probabilities[near])
+    reached = int(np.searchsorted(total, p, side="left" if inclusive else "right"))
+    return np.sort(near[: reached + 1]) if reached < len(near) else None
 
 
 def _largest(order: F64, size: int) -> Positions:
@@ -175,5 +196,6 @@ def pick(probabilities: F64, u: float) -> int:
     """
     total = np.cumsum(probabilities)
     place = int(np.searchsorted(total, u * total[-1], side="right"))
-    last = int(np.flatnonzero(probabilities)[-1])
-    return min(place, last)
+    if place < len(total):
+        return place
+    return int(np.flatnonzero(probabilities)[-1])  # u * total was rounded up to the total

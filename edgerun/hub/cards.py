@@ -43,10 +43,21 @@ def load_cards(directory: Path | None = None) -> dict[str, Card]:
     return cards
 
 
+def find_card(alias: str, directory: Path | None = None) -> Card | None:
+    """The card of an alias; the others are read only where no file has its name. FormatError as of `load_cards`."""
+    directory = directory or cards_dir()
+    for path in directory.glob("*.yaml"):
+        if path.stem == alias:
+            card = _read(path)
+            if card.alias == alias:
+                return card
+    return load_cards(directory).get(alias)
+
+
 def embedded_model(directory: Path | None = None) -> Path | None:
     """The model that is packaged as `default`, or None when this build has none."""
     directory = directory or cards_dir()
-    card = load_cards(directory).get(DEFAULT_ALIAS)
+    card = find_card(DEFAULT_ALIAS, directory)
     if card is None or card.file is None:
         return None
     path = directory / card.file

@@ -12,7 +12,7 @@ from edgerun.errors import NotFoundError, UsageError
 _HOSTS = re.compile(r"^(?:https?://)?(?:hf\.co|huggingface\.co)/|^hf://", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-_QUANT = re.compile(r"(?:^|[-._])(I?Q\d[A-Z0-9_]*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32|FP16|FP32)$", re.IGNORECASE)
+_QUANT = re.compile(r"(?:^|[-._])(I?Q\d[A-Z0-9_]*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)$", re.IGNORECASE)
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0")  # when the name asks for none
 
 

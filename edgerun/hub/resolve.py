@@ -7,7 +7,7 @@ from pathlib import Path
 from edgerun.errors import NotFoundError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.hub.cache import find_cached
-from edgerun.hub.cards import load_cards, packaged_file
+from edgerun.hub.cards import find_card, load_cards, packaged_file
 from edgerun.hub.download import pull
 from edgerun.hub.names import RepoName, parse_repo_name
 from edgerun.paths import kind_of, user_path
@@ -45,8 +45,7 @@ def locate(name: str | Path) -> Path | RepoName:
         return _in_directory(path)
     if isinstance(name, Path) or kind:
         return path
-    cards = load_cards()
-    card = cards.get(name)
+    card = find_card(name)
     if card is not None:
         if card.repo is None:
             return packaged_file(card)
@@ -54,7 +53,7 @@ def locate(name: str | Path) -> Path | RepoName:
     repo = parse_repo_name(name)
     looks_like_path = name.lower().endswith(".gguf") and ":" not in name
     if repo is None or looks_like_path or name.startswith((".", "/", "~")):
-        known = ", ".join(sorted(cards))
+        known = ", ".join(sorted(load_cards()))
         raise NotFoundError(
             f"{name[:300]}: no such file, and no alias of that name; "
             f"give the path of a GGUF file, org/repo:quant, or one of: {known}"

@@ -140,8 +140,10 @@ class Kernels(Protocol):
         be the first at."""
         ...
 
-    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
-        """GGUF rows (rows, row_bytes) u8 -> a Matrix. Lossless; copies, `raw` may go away."""
+    def pack(self, raw: U8, type: GgmlType, cols: int, memory: U8 | None = None) -> Matrix:
+        """GGUF rows (rows, row_bytes) u8 -> a Matrix. Lossless; copies, `raw` may go away.
+
+        memory: where to (packed_bytes,); None: to memory of its own."""
         ...
 
     @property

@@ -38,13 +38,14 @@ _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
 _WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 1}
 
 ISAS = {
+    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", (*_AVX512, "avx512vnni", "avx512vbmi", "gfni"), **_WIDE_TILES),
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE_TILES),
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
     "dotprod": Isa("dotprod", 8, "dotprod", ("neon", "dotprod")),
     "neon": Isa("neon", 8, "neon", ("neon",), many=(2, 1)),  # sums of pairs apart: four rows would spill
-    "portable": Isa("portable", 8, "llvm", ()),
+    "portable": Isa("portable", 8, "llvm", (), many=(2, 1)),
 }  # best first
 
 

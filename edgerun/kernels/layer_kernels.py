@@ -13,7 +13,7 @@ from numba import float32, int64, njit
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_f32, load_i64, store_f16, store_f32
+from edgerun.kernels.simd import load_f32, load_i64, store_f16
 
 
 def build_rms_norm(ops: Ops) -> Any:
@@ -43,24 +43,44 @@ def build_rms_norm(ops: Ops) -> Any:
 
 def build_rope(ops: Ops) -> Any:
     """0 x, 1 heads, 2 head_dim, 3 cos, 4 sin, 5 rot / 2, 6 neox. Rotates in place."""
+    lanes = ops.lanes
+    load, store, times = ops.load_floats_masked, ops.store_floats_masked, ops.mul
+    plus, minus = ops.add, ops.sub
+    swap_pairs, to_pairs, negate_first = ops.swap_pairs, ops.to_pairs, ops.negate_first
+
+    @njit(forceinline=True)
+    def halves(x: int, c: int, s: int, half: int) -> None:
+        """Pairs (i, i + half)."""
+        for i in range(0, half, lanes):
+            n, first, second = int64(half - i), int64(x + 4 * i), int64(x + 4 * (half + i))
+            a, b = load(first, n), load(second, n)
+            ci, si = load(int64(c + 4 * i), n), load(int64(s + 4 * i), n)
+            store(first, minus(times(a, ci), times(b, si)), n)
+            store(second, plus(times(a, si), times(b, ci)), n)
+
+    @njit(forceinline=True)
+    def neighbours(x: int, c: int, s: int, half: int) -> None:
+        """Pairs (2 i, 2 i + 1)."""
+        for i in range(0, 2 * half, lanes):
+            n, at = int64(2 * half - i), int64(x + 4 * i)
+            pairs = int64(min(lanes // 2, half - i // 2))
+            v = load(at, n)
+            ci, si = to_pairs(load(int64(c + 2 * i), pairs)), to_pairs(load(int64(s + 2 * i), pairs))
+            store(at, plus(times(v, ci), times(swap_pairs(v), negate_first(si))), n)
 
     def rope(arguments: int, low: int, high: int) -> None:
         x, heads = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         dim, cos = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
         sin, half = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
         neox = load_i64(int64(arguments + 48))
-        step = 4 if neox != 0 else 8
-        other = half * 4 if neox != 0 else 4
         for token in range(low, high):
             c, s = cos + token * half * 4, sin + token * half * 4
             for head in range(heads):
                 p = x + (token * heads + head) * dim * 4
-                for i in range(half):
-                    a, b = load_f32(int64(p)), load_f32(int64(p + other))
-                    ci, si = load_f32(int64(c + 4 * i)), load_f32(int64(s + 4 * i))
-                    store_f32(int64(p), a * ci - b * si)
-                    store_f32(int64(p + other), a * si + b * ci)
-                    p += step
+                if neox != 0:
+                    halves(p, c, s, half)
+                else:
+                    neighbours(p, c, s, half)
 
     return rope, kernel_signature()
 

@@ -33,30 +33,43 @@ def kernel_signature() -> Any:
 def build_matmul(isa: Isa, format: Format) -> Any:
     """The kernel of a format."""
     (many, many_groups), (few, few_groups), one_groups = isa.many, isa.few, isa.one
+    least = 1 if isa.few == isa.many else few  # fewer go by other tiles
     together = max(many_groups, few_groups, one_groups)
-    many_tile, few_tile = tile(isa, format, many, many_groups), tile(isa, format, few, few_groups)
-    one_tile = tile(isa, format, 1, one_groups)
+    many_tile, one_tile = tile(isa, format, many, many_groups), tile(isa, format, 1, one_groups)
 
     @njit(forceinline=True)
-    def groups_with_all_rows(d: int, item: int, end: int) -> None:
-        rows = load_i64(int64(d + 24))
-        row = 0
+    def with_many(d: int, item: int, end: int, row: int, rows: int) -> Any:
+        """Rows from `row` on while enough are left, of at least `many`; returns the first that is left."""
+        while rows - row > least and rows >= many:
+            first = min(row, rows - many)  # the last tile does some rows again, and does not store them
+            for at in range(item, end, many_groups):
+                many_tile(int64(d), int64(at), int64(end), int64(first), int64(row - first))
+            row = first + many
+        return row
+
+    @njit(forceinline=True)
+    def one_by_one(d: int, item: int, end: int, row: int, rows: int) -> None:
         while row < rows:
-            left = rows - row
-            if left > few and rows >= many:
-                first = min(row, rows - many)  # the last tile does some rows again, and does not store them
-                for at in range(item, end, many_groups):
-                    many_tile(int64(d), int64(at), int64(end), int64(first), int64(row - first))
-                row = first + many
-            elif left > 1:
+            for at in range(item, end, one_groups):
+                one_tile(int64(d), int64(at), int64(end), int64(row), int64(0))
+            row += 1
+
+    if isa.few == isa.many:
+
+        @njit(forceinline=True)
+        def with_few(d: int, item: int, end: int, row: int, rows: int) -> Any:
+            return row
+    else:
+        few_tile = tile(isa, format, few, few_groups)
+
+        @njit(forceinline=True)
+        def with_few(d: int, item: int, end: int, row: int, rows: int) -> Any:
+            while rows - row > 1:
                 first = min(row, rows - few)
                 for at in range(item, end, few_groups):
                     few_tile(int64(d), int64(at), int64(end), int64(first), int64(row - first))
                 row = first + few
-            else:
-                for at in range(item, end, one_groups):
-                    one_tile(int64(d), int64(at), int64(end), int64(row), int64(0))
-                row += 1
+            return row
 
     def matmul(arguments: int, low: int, high: int) -> None:
         count = load_i64(int64(arguments))
@@ -70,7 +83,10 @@ def build_matmul(isa: Isa, format: Format) -> Any:
             end = min(item + together, high)
             if index + 1 < count:
                 end = min(end, load_i64(int64(d + DESCRIPTOR_BYTES)))
-            groups_with_all_rows(d, item, end)
+            rows = load_i64(int64(d + 24))
+            row = with_many(d, item, end, 0, rows)
+            row = with_few(d, item, end, row, rows)
+            one_by_one(d, item, end, row, rows)
             item = end
 
     return matmul, kernel_signature()

@@ -16,8 +16,7 @@ import numpy as np
 
 from edgerun.errors import DoesNotFitError
 
-CONTROL_BYTES = 384
-_STOP, _AWAKE = 256 // 8, 320 // 8
+_HELPERS, _STOP, _DONE, _LINE = 136 // 8, 256 // 8, 384 // 8, 128 // 8  # slots: see `pool_kernels`
 _SPINS = 20_000  # about 100 us of `pause`
 _JOIN_S = 0.1  # after which a worker that was not there yet to be woken is woken again
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
@@ -33,10 +32,11 @@ class ThreadPool:
 
     def __init__(self, threads: int, run_address: int, work_address: int, program_address: int, code: Any) -> None:
         self.threads = threads
-        self._memory = np.zeros(CONTROL_BYTES // 8 + 8, np.int64)
+        self._memory = np.zeros(_DONE + _LINE * threads, np.int64)
         base = self._memory.ctypes.data
-        self._control = -(-base // 64) * 64
+        self._control = -(-base // 128) * 128
         self._slots = self._memory[(self._control - base) // 8 :]
+        self._slots[_HELPERS] = threads - 1
         self._run = _RUN(run_address)
         self._program = _PROGRAM(program_address)
         self._work = _WORK(work_address)
@@ -64,8 +64,9 @@ class ThreadPool:
     def after_fork(self) -> None:
         """In a fork's child: no worker is here, and one may have been inside an operation. See `device.forks`."""
         stopped = self._slots[_STOP]
-        self._slots[: CONTROL_BYTES // 8] = 0
+        self._slots[:] = 0
         self._slots[_STOP] = stopped
+        self._slots[_HELPERS] = self.threads - 1
         self._started = False
         for each in (self._asleep, self._sleeping, self._workers):
             each.clear()
@@ -104,11 +105,7 @@ class ThreadPool:
 
 def _work(work: Any, index: int, control: int, slots: Any, lock: threading.Lock, sleeping: list[bool]) -> None:
     lock.acquire()
-    seen = 0
-    while True:
-        seen = work(control, seen, _SPINS)
-        if seen < 0:
-            return
+    while work(control, index, _SPINS) >= 0:
         # From here to the lock an operation may be published without us: it does not need us, and the next one
         # sees `sleeping` and wakes us.
         sleeping[index] = True

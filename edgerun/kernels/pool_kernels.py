@@ -1,20 +1,23 @@
 """The sides of the thread pool, without the GIL: `pool_run` publishes an operation and works on it, `pool_work`
 waits for one and helps.
 
-The control block is int64 slots on cache lines of their own (offsets in bytes):
+The control block is int64 slots on cache lines of their own (offsets in bytes; two lines apart, since processors fetch
+pairs of them):
 
-    0    epoch: odd while an operation is being published, even when it may be taken
-    64   next item to take
-    128  helpers inside the operation
-    192  kernel, arguments, items, grain
+    0    state: number of pieces << 32 | next piece to take; then of the operation: kernel, arguments, items, grain,
+         threads that a first and a second share was cut for (0: all pieces are of a grain)
+    128  of the publisher alone: pieces that helpers have done when all is done; number of helpers
     256  stop
-    320  helpers that are awake (spinning)
+    384  on, for each helper: pieces that it has done since the pool began
 
-Items are taken from a shared counter, `grain` at a time, so that a thread whose core was stolen by another program
-holds back one piece and not a fixed half. A helper registers in slot 128 before it looks at the operation and leaves
-afterwards; the publisher marks the epoch odd and waits until nobody is inside before it writes the next one. Each
-side writes its own slot and then reads the other's, so both need a full fence in between: with less, a processor may
-read first, a late helper enters an operation that is being replaced, and takes an item with half of its arguments.
+A line that another core has written costs some hundred nanoseconds to fetch, as much as a small product's pieces take,
+so what counts is how often one changes hands. One `fetch_add` on the state takes a piece and tells in the same moment
+whether there was one: who got one may read the operation, since that stays what it is until the piece is reported done;
+who got none touches nothing else. So helpers need not register, a late one costs nothing, and the publisher takes the
+first piece unasked. A helper reports in a line that only it writes.
+
+Pieces shrink: the first take half of the items, the next a quarter, the rest goes by `grain`. So a thread takes four of
+them and not a dozen, and still one whose core was stolen by another program holds back little.
 """
 
 from __future__ import annotations
@@ -30,16 +33,18 @@ from edgerun.kernels.simd import (
     I32,
     call_kernel,
     declare,
-    fence,
     fetch_add,
     function,
     load_acquire,
     load_i64,
+    store_i64,
     store_release,
 )
 
-EPOCH, NEXT, INSIDE, JOB, STOP, AWAKE = 0, 64, 128, 192, 256, 320
-CONTROL_BYTES = 384
+STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES = 0, 8, 16, 24, 32, 40
+EXPECTED, HELPERS, STOP, DONE, LINE = 128, 136, 256, 384, 128
+_PIECE_BITS = 32
+_MOST_PIECES = 1 << 20
 _SPINS_BEFORE_YIELD = 2000
 
 
@@ -63,34 +68,68 @@ yield_core = function((), types.int32, _sched_yield)
 
 
 @njit(forceinline=True)
-def _take_items(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
-    while True:
-        low = fetch_add(int64(control + NEXT), int64(grain))
-        if low >= items:
-            return
-        call_kernel(int64(kernel), int64(arguments), int64(low), int64(min(low + grain, items)))
+def _shares(items: int, grain: int, threads: int) -> Any:
+    """Items in a first and in a second share of each thread: whole grains."""
+    return items // (2 * threads) // grain * grain, items // (4 * threads) // grain * grain
+
+
+@njit(forceinline=True)
+def _do_piece(control: int, piece: int) -> None:
+    """Of the published operation, which stands still as long as this piece is not reported."""
+    kernel, arguments = load_i64(int64(control + KERNEL)), load_i64(int64(control + ARGUMENTS))
+    items, grain = load_i64(int64(control + ITEMS)), load_i64(int64(control + GRAIN))
+    shares = load_i64(int64(control + SHARES))
+    low, size = piece * grain, grain
+    if shares > 0:
+        half, quarter = _shares(items, grain, shares)
+        if piece < shares:
+            low, size = piece * half, half
+        elif piece < 2 * shares:
+            low, size = shares * half + (piece - shares) * quarter, quarter
+        else:
+            low = shares * (half + quarter) + (piece - 2 * shares) * grain
+    call_kernel(kernel, arguments, int64(low), int64(min(low + size, items)))
+
+
+@njit(forceinline=True)
+def _take(control: int) -> int:
+    """The next piece, -1 when there is none."""
+    state = fetch_add(int64(control + STATE), int64(1))
+    piece = state & ((1 << _PIECE_BITS) - 1)
+    return int64(piece) if piece < state >> _PIECE_BITS else int64(-1)
 
 
 @njit(forceinline=True)
 def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
-    epoch = load_acquire(int64(control + EPOCH))
-    store_release(int64(control + EPOCH), int64(epoch + 1))
-    fence()  # the odd epoch is seen before INSIDE is read here, or a late helper is seen there: never neither
+    helpers = load_i64(int64(control + HELPERS))
+    threads = helpers + 1
+    grain = max(grain, items // _MOST_PIECES + 1)
+    shares, rest = 0, items
+    if items // (4 * threads) > grain:
+        shares = threads
+        half, quarter = _shares(items, grain, threads)
+        rest = items - threads * (half + quarter)
+    pieces = 2 * shares + (rest + grain - 1) // grain
+    store_i64(int64(control + KERNEL), int64(kernel))
+    store_i64(int64(control + ARGUMENTS), int64(arguments))
+    store_i64(int64(control + ITEMS), int64(items))
+    store_i64(int64(control + GRAIN), int64(grain))
+    store_i64(int64(control + SHARES), int64(shares))
+    store_release(int64(control + STATE), int64(pieces << _PIECE_BITS | 1))
+    piece, own = 0, 0
+    while piece >= 0:
+        _do_piece(control, piece)
+        own += 1
+        piece = _take(control)
+    expected = load_i64(int64(control + EXPECTED)) + pieces - own
+    store_i64(int64(control + EXPECTED), int64(expected))
     spins = 0
-    while load_acquire(int64(control + INSIDE)) != 0:  # late comers of the last operation
-        pause()
-        spins += 1
-        if spins > _SPINS_BEFORE_YIELD:
-            yield_core()
-    store_release(int64(control + JOB), int64(kernel))
-    store_release(int64(control + JOB + 8), int64(arguments))
-    store_release(int64(control + JOB + 16), int64(items))
-    store_release(int64(control + JOB + 24), int64(grain))
-    store_release(int64(control + NEXT), int64(0))
-    store_release(int64(control + EPOCH), int64(epoch + 2))
-    _take_items(control, kernel, arguments, items, grain)
-    spins = 0
-    while load_acquire(int64(control + INSIDE)) != 0:
+    while True:
+        done = 0
+        for helper in range(helpers):
+            done += load_acquire(int64(control + DONE + LINE * helper))
+        if done == expected:
+            return
         pause()
         spins += 1
         if spins > _SPINS_BEFORE_YIELD:
@@ -124,32 +163,26 @@ def build_pool_program(ops: Ops) -> Any:
 
 
 def build_pool_work(ops: Ops) -> Any:
-    """(control, seen epoch, spins) -> the last epoch that was helped with, when nothing came for `spins` turns,
-    or -1 when the pool stops."""
+    """(control, helper, spins) -> 0 when nothing came for `spins` turns, -1 when the pool stops."""
 
-    def pool_work(control: int, seen: int, spins: int) -> int:
+    def pool_work(control: int, helper: int, spins: int) -> int:
+        report = control + DONE + LINE * helper
+        done = load_i64(int64(report))
         idle = 0
         while idle < spins:
             if load_acquire(int64(control + STOP)) != 0:
                 return int64(-1)
-            epoch = load_acquire(int64(control + EPOCH))
-            if epoch == seen or epoch & 1 != 0:
+            state = load_acquire(int64(control + STATE))
+            if state & ((1 << _PIECE_BITS) - 1) >= state >> _PIECE_BITS:
                 pause()
                 idle += 1
                 continue
-            fetch_add(int64(control + INSIDE), int64(1))
-            fence()
-            if load_acquire(int64(control + EPOCH)) == epoch:
-                _take_items(
-                    control,
-                    load_acquire(int64(control + JOB)),
-                    load_acquire(int64(control + JOB + 8)),
-                    load_acquire(int64(control + JOB + 16)),
-                    load_acquire(int64(control + JOB + 24)),
-                )
-                seen = epoch
+            piece = _take(control)
+            if piece >= 0:
+                _do_piece(control, piece)
+                done += 1
+                store_release(int64(report), int64(done))
                 idle = 0
-            fetch_add(int64(control + INSIDE), int64(-1))
-        return int64(seen)
+        return int64(0)
 
     return pool_work, signature(types.int64, types.int64, types.int64, types.int64)

@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from edgerun.kernels.formats.activations import FORMS, SCALED_SUM, start_offset
+from edgerun.kernels.formats.activations import FORMS, Q8_COLS, Q8_SUMS_BYTES, SCALED_SUM, start_offset
 from edgerun.kernels.formats.base import Flat, Format, Plain, Quantised, Super
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.ops import emitter_of
@@ -44,7 +44,7 @@ def tile(isa: Isa, format: Format, rows: int, groups: int) -> Any:
     last before it and not stored, and so are the first `done` rows."""
 
     def emit(b: Any, descriptor: Any, item: Any, end: Any, row: Any, done: Any) -> None:
-        _Tile(emitter_of(isa, b), format, rows, groups).emit(descriptor, item, end, row, done)
+        _Tile(emitter_of(isa, b, rows), format, rows, groups).emit(descriptor, item, end, row, done)
 
     return function((types.int64,) * 5, types.void, emit)
 
@@ -161,16 +161,19 @@ class _Tile:
         e = self._e
         sums = [list(row) for row in sums]
         for part in range(format.parts):
-            block = part * format.part_cols // FORMS["q8"][0]
-            within = part - block * FORMS["q8"][0] // format.part_cols
-            chains = self._chains(format, place, part, FORMS["q8"][1] * block, within)
+            block = part * format.part_cols // Q8_COLS
+            starts = self._starts(format, place, Q8_SUMS_BYTES * block, part - block * Q8_COLS // format.part_cols)
+            chains = [
+                [e.chain(format.top, start, None, None, format.signed_top) for start in starts] for _ in place.weights
+            ]
+            self._multiply(format, place, part, chains)
             for g, q in enumerate(place.weights):
                 scale, low = format.scale(e, q, part), format.low(e, q, part)
                 for j in range(self._rows):
-                    value = e.fmul(e.to_floats(chains[g][j].total()), e.spread_float(place.scales[j], 4 * block))
+                    value = e.fmul(e.to_floats(chains[g][j].end()), e.spread_float(place.scales[j], 4 * block))
                     sums[g][j] = e.fma(value, scale, sums[g][j])
                     if low is not None:
-                        scaled = e.spread_float(place.sums[j], FORMS["q8"][1] * block + SCALED_SUM)
+                        scaled = e.spread_float(place.sums[j], Q8_SUMS_BYTES * block + SCALED_SUM)
                         sums[g][j] = e.fma(scaled, low, sums[g][j])
         return sums
 
@@ -180,13 +183,18 @@ class _Tile:
         for part in range(format.parts):
             if self._rows > 1:
                 e.barrier()
-            chains = self._chains(format, place, part, 0, part)
-            for g, q in enumerate(place.weights):
+            starts = self._starts(format, place, 0, part)
+            chains: list[list[Chain]] = []
+            for q, row in zip(place.weights, totals, strict=True):
                 scale = format.scale(e, q, part)
-                for j in range(self._rows):
-                    chain = chains[g][j]
-                    total = chain.total() if scale is None else chain.add_to(totals[g][j], scale)
-                    totals[g][j] = e.settled(total) if self._rows > 1 else total
+                chains.append(
+                    [
+                        e.chain(format.top, start, scale, t, format.signed_top)
+                        for start, t in zip(starts, row, strict=True)
+                    ]
+                )
+            self._multiply(format, place, part, chains)
+            totals = [[self._settled(chain.end()) for chain in row] for row in chains]
         done: Sums = []
         for g, q in enumerate(place.weights):
             d, minima = format.d(e, q), format.minima(e, q)
@@ -201,20 +209,23 @@ class _Tile:
                 done[-1].append(e.fma(value, e.spread_float(place.scales[j], 0), sums[g][j]))
         return done
 
-    def _chains(self, format: Quantised, place: Place, part: int, sums_at: int, within: int) -> list[list[Chain]]:
-        """[group][row]: the products of a part's codes with activations; `within`: the part's number in its block of
-        activations, whose sums are `sums_at` bytes on."""
+    def _settled(self, total: Value) -> Value:
+        return self._e.settled(total) if self._rows > 1 else total
+
+    def _starts(self, format: Quantised, place: Place, sums_at: int, within: int) -> list[Value | None]:
+        """What each row's chain of a part starts from; `within`: the part's number in its block of activations, whose
+        sums are `sums_at` bytes on."""
+        beyond = format.beyond or (128 if not format.top and self._e.signed_start else 0)
+        if not beyond:
+            return [None] * self._rows
+        offset, shift = start_offset(format.form, beyond, format.part_cols, within)
+        return [self._e.shl(self._e.spread(sums, sums_at + offset), shift) for sums in place.sums]
+
+    def _multiply(self, format: Quantised, place: Place, part: int, chains: list[list[Chain]]) -> None:
+        """Add the products of a part's codes with activations to [group][row] chains."""
         e = self._e
-        beyond = format.beyond or (128 if not format.top and e.signed_start else 0)
-        starts: list[Value | None] = [None] * self._rows
-        if beyond:
-            offset = sums_at + start_offset(format.form, beyond, format.part_cols, within)
-            starts = [e.spread(sums, offset) for sums in place.sums]
-        chains = [[e.chain(format.top, start) for start in starts] for _ in place.weights]
-        codes = [format.codes(e, q, part) for q in place.weights]
-        for i, (column, _) in enumerate(codes[0]):
+        for four in zip(*(format.codes(e, q, part) for q in place.weights), strict=True):
             for j, x in enumerate(place.x):
-                spread = e.spread_quants(x, column)
-                for g in range(self._groups):
-                    chains[g][j].step(codes[g][i][1], spread)
-        return chains
+                spread = format.spread(e, x, four[0][0])
+                for g, (_, codes) in enumerate(four):
+                    chains[g][j].step(codes, spread)

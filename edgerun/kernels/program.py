@@ -1,13 +1,14 @@
 """Launches recorded once and replayed without Python in between: what a graph capture is on a GPU.
 
 Decoding a token makes the same launches every time, on the same buffers, but for a few slots that depend on the
-position: those are patched in the recorded arguments (`Program.slots`), a numpy assignment for all layers at once.
+position: those are patched in the recorded arguments (`Program.set`, and `Patch` for what changes with every token).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,11 @@ class Program:
         self._names = [name for name, *_ in launches]
         sizes = [-(-len(arguments) // 64) * 8 for _, _, arguments, _, _ in launches]  # in slots, whole cache lines
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._arguments: I64 = np.zeros(int(self._starts[-1]), np.int64)
-        base = self._arguments.ctypes.data
         self.count = len(launches)
-        self.rows: I64 = np.zeros((self.count, 4), np.int64)
+        size = int(self._starts[-1])
+        self._memory: I64 = np.zeros(size + 4 * self.count, np.int64)
+        self._arguments, self.rows = self._memory[:size], self._memory[size:].reshape(self.count, 4)
+        base = self._memory.ctypes.data
         for index, (_, kernel, arguments, items, grain) in enumerate(launches):
             start = int(self._starts[index])
             self._arguments[start : start + len(arguments) // 8] = np.frombuffer(arguments, np.int64)
@@ -92,3 +94,34 @@ class Program:
     def set(self, launches: I64, slot: int, values: Any) -> None:
         """Argument `slot` of these launches = values (one, or one for each)."""
         self._arguments[self._starts[launches] + slot] = values
+
+    def argument_places(self, launches: I64, slot: int) -> I64:
+        """Of argument `slot` of these launches, for a `Patch`."""
+        places: I64 = self._starts[launches] + slot
+        return places
+
+    def item_places(self, launches: I64) -> I64:
+        """Of these launches' numbers of items, for a `Patch`."""
+        places: I64 = self._starts[-1] + 4 * launches + 2
+        return places
+
+    def patch(self, places: list[tuple[I64, I64]], values: int) -> Patch:
+        """Of (places, which of the `values` numbers goes to each)."""
+        where, what = (np.concatenate(each) for each in zip(*places, strict=True))
+        return Patch(self._memory, where, what, np.zeros(values, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What changes with every token, in one assignment: a few numbers, each of which goes to many places. (One for each
+    argument took 80 us of a token: after a model's weights went through the caches, all that Python does is slow.)"""
+
+    memory: I64
+    places: I64
+    sources: I64  # of each place: which of the values
+    values: I64
+
+    def write(self, *values: int) -> None:
+        """Give all values anew."""
+        self.values[:] = values
+        self.memory[self.places] = self.values[self.sources]

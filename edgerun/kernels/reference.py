@@ -50,8 +50,12 @@ class ReferenceKernels:
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Nothing is compiled."""
 
-    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
-        return Matrix(raw.shape[0], cols, type, "gguf", np.array(raw, order="C"))
+    def pack(self, raw: U8, type: GgmlType, cols: int, memory: U8 | None = None) -> Matrix:
+        if memory is None:
+            return Matrix(raw.shape[0], cols, type, "gguf", np.array(raw, order="C"))
+        matrix = self.matrix_in(memory, type, raw.shape[0], cols)
+        matrix.data[:] = raw
+        return matrix
 
     def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
         return rows * type.row_bytes(cols)

@@ -47,7 +47,7 @@ def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def constant(vec: Vector, values: int | float | list[int]) -> Any:
+def constant(vec: Vector, values: int | float | list[int] | list[float]) -> Any:
     """An LLVM constant vector; a scalar fills every lane."""
     listed = values if isinstance(values, list) else [values] * vec.llvm.count
     return ir.Constant(vec.llvm, listed)
@@ -213,10 +213,6 @@ prefetch = function((types.int64,), types.void, _prefetch)
 # Atomics, for the thread pool. Every counter is an int64 on a cache line of its own.
 
 
-def _fence(b: Any) -> None:
-    b.fence("seq_cst")
-
-
 load_acquire = function((types.int64,), types.int64, lambda b, a: b.load_atomic(_pointer(b, a, I64), "acquire", 8))
 store_release = function(
     (types.int64, types.int64), types.void, lambda b, a, v: b.store_atomic(v, _pointer(b, a, I64), "release", 8)
@@ -224,7 +220,6 @@ store_release = function(
 fetch_add = function(
     (types.int64, types.int64), types.int64, lambda b, a, v: b.atomic_rmw("add", _pointer(b, a, I64), v, "seq_cst")
 )
-fence = function((), types.void, _fence)
 exchange = function(
     (types.int64, types.int64), types.int64, lambda b, a, v: b.atomic_rmw("xchg", _pointer(b, a, I64), v, "seq_cst")
 )

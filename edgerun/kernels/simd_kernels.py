@@ -41,8 +41,8 @@ from edgerun.kernels.reference import ReferenceKernels, check_matmul, route
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DESCRIPTOR = struct.Struct("14q")
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
-_MATMUL = {type: (f"matmul_{format.name}", format.form) for type, format in FORMATS.items()}
 _PACK = {type: f"pack_{format.name}" for type, format in FORMATS.items()}
+_MATMUL = {type: (f"matmul_{format.name}", format.form) for type, format in FORMATS.items()}
 _ALWAYS = (
     "pool_run",
     "pool_work",
@@ -63,8 +63,7 @@ def _names_for(types: Sequence[GgmlType]) -> list[str]:
     for type in types:
         if type in _MATMUL:
             matmul, form = _MATMUL[type]
-            names.append(_PACK[type])
-            names += [matmul] if form == "f32" else [matmul, f"quantize_{form}"]
+            names += [_PACK[type], matmul] if form == "f32" else [_PACK[type], matmul, f"quantize_{form}"]
     return list(dict.fromkeys(names))
 
 
@@ -236,15 +235,16 @@ class SimdKernels:
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def pack(self, raw: U8, type: GgmlType, cols: int) -> Matrix:
+    def pack(self, raw: U8, type: GgmlType, cols: int, memory: U8 | None = None) -> Matrix:
         if type not in _MATMUL:
-            return self._reference.pack(raw, type, cols)
+            return self._reference.pack(raw, type, cols, memory)
         if raw.ndim != 2 or raw.shape[1] != type.row_bytes(cols) or raw.dtype != np.uint8:
             raise UsageError(f"{raw.shape} {raw.dtype} are not {type.name} rows of {cols} weights")
         self.prepare([type])
         lanes, rows, blocks = self._isa.lanes, raw.shape[0], cols // type.block_size
         groups = -(-rows // lanes)
-        out = np.empty((groups, blocks, type.block_bytes * lanes), np.uint8)
+        shape = (groups, blocks, type.block_bytes * lanes)
+        out = np.empty(shape, np.uint8) if memory is None else memory.reshape(shape)
         raw = np.ascontiguousarray(raw)
         arguments = (address(raw), raw.shape[1], rows, address(out), blocks)
         self._launch(_PACK[type], arguments, groups, max(1, 64 // lanes))

@@ -22,6 +22,7 @@ from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import RoutedRows, bounded, likeliest
 from edgerun.models.prompt import PromptBackend, PromptWalk, check
+from edgerun.models.recent_rows import RecentRows
 from edgerun.models.replay import Decide, DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.scratch import MOST_AHEAD, Scratch
@@ -29,7 +30,8 @@ from edgerun.models.spec import ModelSpec, RopeScaling
 from edgerun.weights import LayerWeights, WeightStore
 
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
-_UNASKED_BYTES = 16 << 20  # of weights that a token passes between two looks at `cancelled`: one or two milliseconds
+_UNASKED_BYTES = 32 << 20  # of weights that a token passes between two looks at `cancelled`: one or two milliseconds
+_RECENT_BYTES = 1 << 20  # of embeddings that are kept
 
 
 class Decoder:
@@ -63,6 +65,9 @@ class Decoder:
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         self._single = Scratch(spec, 1)
+        self._embedded = RecentRows(
+            lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
+        )
         self._slot = [np.array([slot], np.int32) for slot in range(max(1, spec.n_experts_used))]
         self._several: dict[int, Scratch] = {}
         self._can_replay = kernels.recordable and store.fixed
@@ -126,21 +131,19 @@ class Decoder:
         check(cancelled)
         self.store.begin()
         cache.reserve(1)
-        x = self.store.embedding(np.array([token], np.int32))
-        if self.spec.family.scaled_embedding:
-            self.kernels.scale(x, self.spec.d_model**0.5)
-        self._single.x[:] = x
+        self._single.x[0] = self._embedded.row(token)
         if self._replay is None:
             self._replay = DecodeReplay(self)
-        self._replay.run(cache, cancelled)
+        self._replay.run(cache, cancelled, logits)
         cache.advance(1)
         if not logits:
             return None
         return self._capped(self._single.logits.copy())
 
     def record_decode(self, cache: KvCache, cut: Callable[[Decide, int], None]) -> None:
-        """All launches of one token, for a recorder. Where Python must decide (experts, neurons, whether to go on),
-        `cut` is called with what decides and its layer. Addresses are remembered beyond the leases: `store.fixed`."""
+        """All launches of one token but those of its logits, for a recorder. Where Python must decide (experts,
+        neurons, whether to go on), `cut` is called with what decides and its layer. Addresses are remembered beyond the
+        leases: `store.fixed`."""
         s, unasked_bytes = self._single, 0
         for layer in range(self.spec.n_layers):
             with self.store.layer(layer) as w:
@@ -164,13 +167,16 @@ class Decoder:
                     cut(self._decode_neurons, layer)
                 else:
                     self._feed_forward(layer, w, s.x, s, never)
+
+    def record_logits(self) -> None:
+        """The launches of one token's logits, after `record_decode`."""
+        s = self._single
         self.kernels.rms_norm(s.x, self._output_norm, self.spec.norm_eps, s.normed)
         self.kernels.matmul(self.store.head(), self.kernels.activations(s.normed), s.logits)
 
-    def rope_row(self, layer: int, position: int) -> tuple[F32, F32]:
-        """(1, rope_dim / 2) cosines and sines for one position of a layer."""
-        table = self._local_rope if self.spec.window(layer) else self._rope
-        return table.at(position, 1)
+    def rope_addresses(self, position: int) -> tuple[int, int, int, int]:
+        """Of the cosines and sines (rope_dim / 2,) of one position: of layers that see all, of those with a window."""
+        return *self._rope.addresses(position), *self._local_rope.addresses(position)
 
     # -- layers -------------------------------------------------------------------------------------------------
 
@@ -204,9 +210,7 @@ class Decoder:
 
     def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool]) -> F32:
         """All layers over some tokens, each layer over all of them before the next: it is needed once. (T, d)."""
-        x = self.store.embedding(tokens)
-        if self.spec.family.scaled_embedding:
-            self.kernels.scale(x, self.spec.d_model**0.5)
+        x = self._embed(tokens)
         if self.prompt_backend is not None and len(x) >= self.prompt_backend.least_tokens:
             self.prompt_backend.run(PromptWalk(self, x, cache, cancelled))
             return x
@@ -224,6 +228,13 @@ class Decoder:
                         self._feed_forward(layer, weights, x[part], scratch, cancelled)
             if self.spec.n_experts:
                 self.expert_layer(layer, x, routed, cancelled)
+        return x
+
+    def _embed(self, tokens: NDArray[np.int32]) -> F32:
+        """What enters the first layer, (T, d)."""
+        x = self.store.embedding(tokens)
+        if self.spec.family.scaled_embedding:
+            self.kernels.scale(x, self.spec.d_model**0.5)
         return x
 
     def scratch(self, rows: int) -> Scratch:
@@ -269,8 +280,8 @@ class Decoder:
         window = spec.window(layer)
         cos, sin = (self._local_rope if window else self._rope).at(start, s.rows)
         if spec.rotates(layer):
-            kernels.rope(s.q_heads, cos, sin, family.rope)
-            kernels.rope(s.k_heads, cos, sin, family.rope)
+            for heads in s.rotated:
+                kernels.rope(heads, cos, sin, family.rope)
         keys, values = cache.keys(layer), cache.values(layer)
         kernels.kv_write(keys, values, s.k_heads, s.v_heads, start)
         kernels.attention(

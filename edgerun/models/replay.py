@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.kernels.attention_layout import decode_chunks
-from edgerun.kernels.program import I64, Program
+from edgerun.kernels.program import I64, Patch, Program
 from edgerun.kv import KvCache
 
 if TYPE_CHECKING:
@@ -34,14 +34,18 @@ Decide = Callable[[int, Callable[[], bool]], None]  # of a layer; raises Cancell
 class _Recorded:
     """A whole token. It is there only once all of it is, so that no error and no interrupt can leave half of one.
 
-    cuts: the number of launches before it, what decides, its layer. The others: which launches are patched."""
+    cuts: the number of launches before it, what decides, its layer.
+    body: launches before those of the logits.
+    write, attend, merge: the launches that are patched when keys and values lie elsewhere than for the token before.
+    step: what is patched for every token (`DecodeReplay._patch`)."""
 
     program: Program
     cuts: tuple[tuple[int, Decide, int], ...]
-    rope: I64
+    body: int
     write: I64
     attend: I64
     merge: I64
+    step: Patch
 
 
 class DecodeReplay:
@@ -53,15 +57,19 @@ class DecodeReplay:
         self._recorded: _Recorded | None = None
         self._eager = False
         spec = decoder.spec
-        self._windows = np.array([spec.window(layer) for layer in range(spec.n_layers)], np.int64)
+        windows = [spec.window(layer) for layer in range(spec.n_layers)]
+        self._window = max(windows)  # all that are not 0 are alike
+        self._windowed = np.array([window > 0 for window in windows], np.int64)
         self._rotated = np.array([spec.rotates(layer) for layer in range(spec.n_layers)], bool)
-        self._local_layer = int(np.argmax(self._windows > 0)) if self._windows.any() else 0
-        self._global_layer = int(np.argmax(self._windows == 0))
+        self._laid_out: tuple[Any, int, int] | None = None  # the cache's addresses and the scratch that are recorded
 
-    def run(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
-        """Compute one token at cache.length; logits are left in the decoder's scratch. Raises Cancelled."""
+    def run(self, cache: KvCache, cancelled: Callable[[], bool], logits: bool) -> None:
+        """Compute one token at cache.length; logits, where wanted, are left in the decoder's scratch. Raises
+        Cancelled."""
         if self._eager:
             self._decoder.record_decode(cache, lambda decide, layer: decide(layer, cancelled))
+            if logits:
+                self._decoder.record_logits()
         elif self._recorded is None:
             self._record(cache, cancelled)
         else:
@@ -72,7 +80,7 @@ class DecodeReplay:
                 self._kernels.run_program(recorded.program, start, end)
                 decide(layer, cancelled)
                 start = end
-            self._kernels.run_program(recorded.program, start)
+            self._kernels.run_program(recorded.program, start, None if logits else recorded.body)
 
     def _record(self, cache: KvCache, cancelled: Callable[[], bool]) -> None:
         cuts: list[tuple[int, Decide, int]] = []
@@ -84,59 +92,71 @@ class DecodeReplay:
                     decide(layer, cancelled)
 
             self._decoder.record_decode(cache, cut)
+            body = len(recorder)
+            self._decoder.record_logits()
         if recorder.spoilt:
             self._eager = True
             return
         program = recorder.program()
+        self._laid_out = None
+        write, attend, merge = (program.find(name) for name in ("kv_write", "attention_decode", "attention_merge"))
         self._recorded = _Recorded(
-            program,
-            tuple(cuts),
-            rope=program.find("rope"),
-            write=program.find("kv_write"),
-            attend=program.find("attention_decode"),
-            merge=program.find("attention_merge"),
+            program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
         )
 
+    def _step(self, program: Program, write: I64, attend: I64, merge: I64) -> Patch:
+        """Where the values go that `_patch` gives: position and end, then five for layers that see all and five for
+        those with a window."""
+        first = 2 + 5 * self._windowed  # a layer's first of its five
+        rope, rotated = program.find("rope"), first[self._rotated]
+        every = np.zeros_like(first)
+        places = [
+            (program.argument_places(write, _KV_START), every),
+            (program.argument_places(attend, _END), every + 1),
+            (program.argument_places(attend, _FIRST), first),
+            (program.argument_places(attend, _CHUNKS), first + 1),
+            (program.argument_places(merge, _MERGE_CHUNKS), first + 1),
+            (program.item_places(attend), first + 2),
+            (program.argument_places(rope, _ROPE_COS), rotated + 3),
+            (program.argument_places(rope, _ROPE_SIN), rotated + 4),
+        ]
+        return program.patch(places, 12)
+
     def _patch(self, recorded: _Recorded, cache: KvCache) -> None:
-        program, spec, position = recorded.program, self._decoder.spec, cache.length
-        keys, values, key_stride, value_stride = cache.addresses()
+        spec, position = self._decoder.spec, cache.length
         end = position + 1
-        if self._windows.any():
-            first = np.where(self._windows > 0, np.maximum(0, end - self._windows), 0)
-        else:
-            first = np.zeros(1, np.int64)
-        chunks = decode_chunks(first, end)
-        scratch, parts = self._kernels.decode_attention_scratch(spec.n_heads, int(chunks.max()), spec.head_dim_v)
-        cos, sin = self._rope_addresses(position)
-        program.set(recorded.rope, _ROPE_COS, cos)
-        program.set(recorded.rope, _ROPE_SIN, sin)
+        first = max(0, end - self._window) if self._window else 0
+        all_chunks, chunks = decode_chunks(0, end), decode_chunks(first, end)
+        scratch = self._kernels.decode_attention_scratch(spec.n_heads, all_chunks, spec.head_dim_v)
+        addresses = cache.addresses()
+        laid_out = self._laid_out
+        if laid_out is None or laid_out[0] is not addresses or laid_out[1:] != scratch:
+            self._lay_out(recorded, addresses, *scratch)
+        cos, sin, local_cos, local_sin = self._decoder.rope_addresses(position)
+        heads = spec.n_kv_heads
+        recorded.step.write(
+            *(position, end),
+            *(0, all_chunks, heads * all_chunks, cos, sin),
+            *(first, chunks, heads * chunks, local_cos, local_sin),
+        )
+
+    def _lay_out(self, recorded: _Recorded, addresses: tuple[I64, I64, I64, I64], scratch: int, parts: int) -> None:
+        """Where keys, values and the parts of attention lie."""
+        self._laid_out = None  # an interrupt may leave half of it
+        program = recorded.program
+        keys, values, key_stride, value_stride = addresses
         program.set(recorded.write, _KV_KEYS, keys)
         program.set(recorded.write, _KV_VALUES, values)
         program.set(recorded.write, _KV_K_STRIDE, key_stride)
         program.set(recorded.write, _KV_V_STRIDE, value_stride)
-        program.set(recorded.write, _KV_START, position)
         for slot, value in (
             (_K, keys),
             (_V, values),
             (_K_STRIDE, key_stride),
             (_V_STRIDE, value_stride),
-            (_FIRST, first),
-            (_END, end),
             (_SCRATCH, scratch),
             (_PARTS, parts),
-            (_CHUNKS, chunks),
         ):
             program.set(recorded.attend, slot, value)
-        program.rows[recorded.attend, 2] = spec.n_kv_heads * chunks
         program.set(recorded.merge, _MERGE_PARTS, parts)
-        program.set(recorded.merge, _MERGE_CHUNKS, chunks)
-
-    def _rope_addresses(self, position: int) -> tuple[Any, Any]:
-        """Of the rotary rows, for every rope launch (two a layer), or one for all."""
-        rows = self._decoder.rope_row(self._global_layer, position)
-        cos, sin = (row.ctypes.data for row in rows)
-        if not self._windows.any():
-            return cos, sin
-        local = [row.ctypes.data for row in self._decoder.rope_row(self._local_layer, position)]
-        windowed = np.repeat(self._windows[self._rotated] > 0, 2)
-        return np.where(windowed, local[0], cos), np.where(windowed, local[1], sin)
+        self._laid_out = addresses, scratch, parts

@@ -32,6 +32,9 @@ class Scratch:
         self.q_heads = self.q.reshape(rows, heads, spec.head_dim_k)
         self.k_heads = self.k.reshape(rows, kv, spec.head_dim_k)
         self.v_heads = self.v.reshape(rows, kv, spec.head_dim_v)
+        self.rotated = [self.q_heads, self.k_heads]  # what the rotary embedding goes over
+        if rows == 1:
+            self.rotated = [self.qkv[:, : q + k].reshape(1, heads + kv, spec.head_dim_k)]
         self.o_heads = self.o.reshape(rows, heads, spec.head_dim_v)
         self.q_rows, self.k_rows = self.q_heads.reshape(-1, spec.head_dim_k), self.k_heads.reshape(-1, spec.head_dim_k)
         ff = spec.d_ff_shared if spec.n_experts else spec.d_ff

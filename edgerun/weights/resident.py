@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from edgerun.events import EventSink, Progress, ignore, never
 from edgerun.formats.gguf import GgufFile, TensorInfo
+from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
+from edgerun.weights.arena import Arena
 from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.store import LayerWeights, NeuronBatch
 
@@ -49,6 +51,8 @@ class ResidentStore:
         catalog = make_catalog(spec.tensors, spec.n_layers)
         self._done_bytes, self._total_bytes = 0, catalog.n_bytes
         self._embedding = catalog.embedding
+        self._arena = Arena(_packed_bytes(catalog, kernels), large_pages=True)
+        self._used_bytes = 0
         self._buffer: NDArray[np.uint8] | None = np.empty(_largest_read(catalog), np.uint8)
         self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
         self._layers: list[LayerWeights] = []
@@ -127,9 +131,7 @@ class ResidentStore:
         for part in EXPERT_PARTS if layer.experts else ():
             info = layer.experts[part]
             experts, rows, cols = info.shape
-            packed.append(
-                [self._kernels.pack(self._read(info, i * rows, rows), info.type, cols) for i in range(experts)]
-            )
+            packed.append([self._packed(self._read(info, i * rows, rows), info.type, cols) for i in range(experts)])
             self._finish(info)
         return [Expert(i, *matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
 
@@ -151,9 +153,15 @@ class ResidentStore:
         return floats
 
     def _pack(self, info: TensorInfo) -> Matrix:
-        matrix = self._kernels.pack(self._read(info, 0, info.shape[0]), info.type, info.shape[1])
+        matrix = self._packed(self._read(info, 0, info.shape[0]), info.type, info.shape[1])
         self._finish(info)
         return matrix
+
+    def _packed(self, raw: NDArray[np.uint8], type: GgmlType, cols: int) -> Matrix:
+        n_bytes = self._kernels.packed_bytes(type, len(raw), cols)
+        start = self._used_bytes
+        self._used_bytes = start + _whole_lines(n_bytes)
+        return self._kernels.pack(raw, type, cols, self._arena.bytes[start : start + n_bytes])
 
     def _read(self, info: TensorInfo, first: int, rows: int) -> NDArray[np.uint8]:
         """Rows of a tensor seen as (all leading dimensions, cols): (rows, row_bytes) u8, valid until the next call."""
@@ -162,6 +170,24 @@ class ResidentStore:
     def _finish(self, info: TensorInfo) -> None:
         self._done_bytes += info.n_bytes
         self._events(Progress("load weights", self._done_bytes, self._total_bytes, "bytes"))
+
+
+def _packed_bytes(catalog: Catalog, kernels: Kernels) -> int:
+    """Memory of all matrices, as `ResidentStore` lays them out."""
+    infos = [catalog.head]
+    for layer in catalog.layers:
+        infos += layer.matrices.values()
+    total = sum(_whole_lines(kernels.packed_bytes(info.type, *info.shape)) for info in infos)
+    for layer in catalog.layers:
+        for info in layer.experts.values():
+            experts, rows, cols = info.shape
+            total += experts * _whole_lines(kernels.packed_bytes(info.type, rows, cols))
+    return total
+
+
+def _whole_lines(n_bytes: int) -> int:
+    """Rounded up to whole cache lines."""
+    return -(-n_bytes // 64) * 64
 
 
 def _largest_read(catalog: Catalog) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from edgerun.cli.main import cli
 from edgerun.convert import quantize_gguf
 from edgerun.convert.tensors import QUANT_TYPES
 from edgerun.errors import FormatError, NotFoundError, UsageError
 from edgerun.events import Event, Progress
 from edgerun.formats.gguf import GgmlType, GgufWriter, ValueKind, open_gguf
 from edgerun.formats.quants import dequantize, quantize
+from edgerun.hub import show
 
 RNG = np.random.default_rng(11)
 WEIGHTS = {
@@ -46,13 +50,21 @@ def write_model(path: Path, *, leave_out: str = "") -> Path:
     return path
 
 
+# what llama-quantize takes where rows are no whole blocks (tensor_type_fallback)
+FALLBACKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
+    "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q1_0": "Q4_0", "Q2_0": "Q4_0",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("type_", QUANT_TYPES)
 def test_every_type(tmp_path: Path, type_: GgmlType) -> None:
     source = write_model(tmp_path / "in.gguf")
     report = quantize_gguf(source, tmp_path / "out.gguf", type_.name.lower())
     with open_gguf(tmp_path / "out.gguf") as g:
-        head = {"Q4_0": "Q6_K", "Q4_K": "Q6_K", "Q5_K": "Q6_K"}.get(type_.name, type_.name)
-        down = {"Q4_K": "Q8_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}.get(type_.name, type_.name)
+        floats_and_fine = {"Q6_K", "Q8_0", "F16", "BF16", "F32"}
+        head = type_.name if type_.name in floats_and_fine else "Q8_0" if type_.name == "MXFP4" else "Q6_K"
+        down = FALLBACKS.get(type_.name, type_.name)  # rows of 32
         expected = {
             "token_embd.weight": type_.name, "blk.0.attn_norm.weight": "F32",
             "blk.0.attn_q.weight": type_.name, "blk.0.attn_q.bias": "F32", "blk.0.ffn_gate_inp.weight": "F32",
@@ -72,7 +84,38 @@ def test_every_type(tmp_path: Path, type_: GgmlType) -> None:
         assert report.n_bytes == g.n_bytes
 
 
-@pytest.mark.parametrize(("wanted", "neurons"), [("Q4_0", "Q4_0"), ("Q4_K", "Q4_0"), ("Q6_K", "Q8_0"), ("BF16", "F16")])
+@pytest.mark.parametrize("type_", QUANT_TYPES)
+def test_rows_that_fit_no_block_are_f16(tmp_path: Path, type_: GgmlType) -> None:
+    with GgufWriter(tmp_path / "in.gguf", "llama") as w:
+        w.add_tensor("blk.0.attn_q.weight", np.ones((4, 24), np.float32), GgmlType.F32)
+    quantize_gguf(tmp_path / "in.gguf", tmp_path / "out.gguf", type_)
+    with open_gguf(tmp_path / "out.gguf") as g:
+        used = g.tensors["blk.0.attn_q.weight"].type
+    assert used is (type_ if type_.block_size == 1 else GgmlType.F16)
+
+
+@pytest.mark.parametrize("type_", QUANT_TYPES)
+def test_the_label_is_of_the_type(tmp_path: Path, type_: GgmlType) -> None:
+    quantize_gguf(write_model(tmp_path / "in.gguf"), tmp_path / "out.gguf", type_)
+    assert show(tmp_path / "out.gguf").quantisation.startswith(type_.name)
+
+
+def test_the_help_lists_them_all() -> None:
+    text = CliRunner().invoke(cli, ["quantize", "--help"]).stdout
+    assert {type_.name for type_ in QUANT_TYPES} <= set(re.findall(r"[A-Z0-9_]+", text))
+
+
+def test_types_for_trained_models_come_with_a_warning(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "in.gguf")
+    assert any("trained" in note for note in quantize_gguf(source, tmp_path / "q1.gguf", "Q1_0").notes)
+    again = quantize_gguf(tmp_path / "q1.gguf", tmp_path / "again.gguf", "Q1_0")
+    assert not any("trained" in note for note in again.notes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "neurons"),
+    [("Q4_0", "Q4_0"), ("Q4_K", "Q4_0"), ("Q6_K", "Q8_0"), ("BF16", "F16"), ("Q5_1", "Q8_0"), ("IQ4_NL", "Q4_0")],
+)
 def test_neurons_come_in_few_types(tmp_path: Path, wanted: str, neurons: str) -> None:
     with GgufWriter(tmp_path / "in.gguf", "llama") as w:
         w.add("llama.block_count", 1)
@@ -122,7 +165,7 @@ def test_errors_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another name"):
         quantize_gguf(source, source, "Q4_0")
     with pytest.raises(UsageError, match="does not quantise"):
-        quantize_gguf(source, tmp_path / "out.gguf", "Q2_K")
+        quantize_gguf(source, tmp_path / "out.gguf", "IQ2_XXS")
     with pytest.raises(UsageError, match="a directory"):
         quantize_gguf(source, tmp_path, "Q4_0")
     with pytest.raises(NotFoundError):

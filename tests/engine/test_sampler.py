@@ -72,6 +72,21 @@ def test_top_p_is_the_smallest_set_that_reaches_p(logits: F32, p: float) -> None
         assert total - probs[order[len(kept) - 1]] < p + 1e-6
 
 
+@pytest.mark.parametrize("spread", [0.5, 2, 6])
+@pytest.mark.parametrize("p", [0.5, 0.95, 0.9999])
+def test_top_p_of_a_large_vocabulary(spread: float, p: float) -> None:
+    """However many it looks at first: what sorting everything would give, with ties, also where nearly all are kept."""
+    logits = (np.random.default_rng(0).standard_normal(20_000) * spread).astype(np.float32).round(1)
+    order = np.argsort(-logits, kind="stable")
+    reached = int(np.searchsorted(np.cumsum(sampler.softmax(logits)[order]), p))
+    assert sampler.keep_top_p(logits, p).tolist() == sorted(order[: reached + 1].tolist())
+
+
+def test_a_number_next_to_one_picks_the_last_that_is_possible() -> None:
+    assert sampler.pick(np.array([0.0, 0.7, 0.3, 0.0]), float(np.nextafter(1, 0))) == 2
+    assert sampler.pick(np.array([0.0, 5e-324, 0.0]), float(np.nextafter(1, 0))) == 1  # u * total is the total
+
+
 @given(LOGITS, st.floats(0, 1))
 def test_min_p(logits: F32, p: float) -> None:
     kept = set(sampler.keep_min_p(logits, p).tolist())

@@ -98,6 +98,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "offset huge": (build((), (tensor("a", [1], 0, 1 << 63),), data=64), "it is truncated"),
     "data missing": (build((), (tensor("a", [1000]),), data=64), "it is truncated"),
     "name twice": (build((), (tensor("a", [1]), tensor("a", [1], 0, 32)), data=64), "'a' stands twice"),
+    "Q2_0 cut": (build((), (tensor("a", [4096], 42),), data=1000), "it is truncated"),
     "overlap": (build((), (tensor("a", [16]), tensor("b", [8], 0, 32)), data=64), "overlap"),
 }  # fmt: skip
 
@@ -120,7 +121,13 @@ def test_malformed(tmp_path: Path, case: str) -> None:
     [
         (build(version=1), "version 1"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-        (build((), (tensor("a", [256], 16),), data=64), "IQ2_XXS"),
+        (build((), (tensor("a", [256], 36),), data=64), "IQ4_NL_4_4"),
+        (build((), (tensor("a", [256], 31),), data=64), "Q4_0_4_4"),
+        (build((), (tensor("a", [2048, 4], 42),), data=2048 // 128 * 34 * 4), "Q2_0 in blocks of 128"),
+        (
+            build((), (tensor("a", [4096], 42), tensor("b", [8], 0, 1088)), data=1088 + 32),
+            "'a' is Q2_0 in blocks of 128",
+        ),
         (build((), (tensor("a", [256], 1000),), data=64), "1000"),
         (build((pair("k", 9, array(9, 1, array(0, 1))),)), "array of arrays"),
     ],

@@ -109,7 +109,15 @@ def test_we_read_the_gguf_packages(tmp_path: Path, values: dict[str, Any], shape
             assert (g.raw(name).view("<f4") == array).all()
 
 
-@pytest.mark.parametrize("type_", GgmlType)
+KNOWN_TO_BOTH = [type_ for type_ in GgmlType if type_ in {each.value for each in gguf.GGMLQuantizationType}]
+
+
+def test_what_the_package_lacks() -> None:
+    """Whatever it learns is compared from then on."""
+    assert {type_.name for type_ in GgmlType} - {type_.name for type_ in KNOWN_TO_BOTH} <= {"Q1_0", "Q2_0"}
+
+
+@pytest.mark.parametrize("type_", KNOWN_TO_BOTH)
 def test_sizes_of_every_type_agree(tmp_path: Path, type_: GgmlType) -> None:
     theirs = gguf.GGMLQuantizationType(int(type_))
     assert theirs.name == type_.name

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgerun.errors import FormatError, NotFoundError
-from edgerun.hub.cards import embedded_model, load_cards, packaged_file
+from edgerun.hub.cards import embedded_model, find_card, load_cards, packaged_file
 from edgerun.hub.names import parse_repo_name
 
 CARD = "alias: default\nfile: model.gguf\nsummary: ours\nlicence: Apache-2.0\n"
@@ -26,6 +26,23 @@ def test_the_packaged_model(tmp_path: Path) -> None:
         packaged_file(load_cards(tmp_path)["default"], tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert embedded_model(tmp_path) == tmp_path / "model.gguf"
+
+
+def test_one_card_is_found_without_the_others(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text(CARD)
+    (tmp_path / "broken.yaml").write_text("- a list")
+    assert find_card("default", tmp_path) is not None
+    with pytest.raises(FormatError):
+        find_card("no such alias", tmp_path)
+
+
+def test_a_card_whose_file_has_another_name(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(CARD)
+    (tmp_path / "other.yaml").write_text(CARD.replace("default", "ours"))
+    for alias in ("default", "ours"):
+        card = find_card(alias, tmp_path)
+        assert card is not None and card.alias == alias
+    assert find_card("../ours", tmp_path) is None
 
 
 @pytest.mark.parametrize(

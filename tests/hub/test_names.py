@@ -44,6 +44,13 @@ def test_what_is_no_repository(text: str) -> None:
         ("model-IQ4_XS-00001-of-00003.gguf", "IQ4_XS"),
         ("sub/model-bf16.gguf", "BF16"),
         ("Q4_0.gguf", "Q4_0"),
+        ("Bonsai-8B-Q1_0.gguf", "Q1_0"),
+        ("Ternary-Bonsai-8B-Q2_0.gguf", "Q2_0"),
+        ("model-UD-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("model-UD-IQ1_M.gguf", "IQ1_M"),
+        ("model-NVFP4.gguf", "NVFP4"),
+        ("model-MXFP4_MOE.gguf", "MXFP4_MOE"),
+        ("bitnet-TQ1_0.gguf", "TQ1_0"),
         ("model.gguf", None),
     ],
 )

@@ -8,15 +8,15 @@ import pytest
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import DEQUANTIZERS, dequantize
-from edgerun.kernels import layout
+from edgerun.kernels import layout, simd_kernels
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.formats.activations import FORMS
+from edgerun.kernels.formats.base import TURNED_BITS, TURNED_PAIRS, swap_masks
 from edgerun.kernels.interface import Expert
-from tests.kernels.blocks import random_blocks
+from tests.kernels.blocks import filled_blocks, random_blocks
 
 NATIVE = list(FORMATS)
 QUANTISED = [type for type, format in FORMATS.items() if format.form != "f32"]
-OTHERS = [type for type in DEQUANTIZERS if type not in FORMATS]
 
 
 def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
@@ -53,8 +53,14 @@ def test_native_formats(simd, type, rows, tokens):
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
 
 
-@pytest.mark.parametrize("type", OTHERS, ids=lambda t: t.name)
-def test_every_other_format_runs(simd, type):
+def test_every_type_has_kernels():
+    assert set(FORMATS) == set(DEQUANTIZERS)
+
+
+@pytest.mark.parametrize("type", [GgmlType.Q5_1, GgmlType.IQ2_S], ids=lambda t: t.name)
+def test_a_format_without_kernels_runs(simd, monkeypatch, type):
+    """As a type would that is only read."""
+    monkeypatch.delitem(simd_kernels._MATMUL, type)
     rng = np.random.default_rng(int(type))
     raw = random_blocks(rng, 24, 512, type)
     x = rng.standard_normal((3, 512)).astype(np.float32)
@@ -64,28 +70,58 @@ def test_every_other_format_runs(simd, type):
     np.testing.assert_allclose(out, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("eights", [False, True])
-@pytest.mark.parametrize("type", [GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q6_K, GgmlType.Q5_K, GgmlType.Q4_K])
-def test_extremes_do_not_saturate(simd, type, eights):
-    """The largest codes against activations all at +-127: the bound that each kernel claims."""
-    rng = np.random.default_rng(3)
-    rows, tokens = (16 * 24 * simd.row_group, 16) if eights else (16, 5)
-    raw = random_blocks(rng, rows, 256, type)
-    if type == GgmlType.Q8_0:
-        raw.reshape(-1, 34)[:, 2:] = 128  # -128
-    elif type == GgmlType.Q4_0:
-        raw.reshape(-1, 18)[:, 2:] = 255
-    elif type == GgmlType.Q6_K:
-        raw.reshape(-1, 210)[:, :208] = 255  # code 63, scale -1
-        raw.reshape(-1, 210)[:, 192:208] = 128  # scale -128
-    else:
-        raw.reshape(-1, type.block_bytes)[:, 4:] = 255
-    for sign in (1.0, -1.0):
-        x = np.full((tokens, 256), sign, np.float32)
-        out = np.empty((tokens, rows), np.float32)
-        simd.matmul(simd.pack(raw, type, 256), simd.activations(x), out)
-        want = x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T
-        np.testing.assert_allclose(out, want, rtol=1e-5)
+@pytest.mark.parametrize("value", [0, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("type", QUANTISED, ids=lambda t: t.name)
+def test_extremes_do_not_saturate(simd, type, value):
+    """The largest codes, scales and minima against activations all at +-127: the bounds that chains of products
+    claim."""
+    raw = filled_blocks(np.random.default_rng(3), 32, 512, type, value)
+    w = simd.pack(raw, type, 512)
+    dense = dequantize(raw, type).astype(np.float64)
+    signs = np.ones((7, 512), np.float32)
+    signs[1], signs[2, ::2], signs[3, 1::2], signs[4, :256], signs[5, ::16] = -1, -1, -1, -1, -1
+    out = np.empty((7, 32), np.float32)
+    simd.matmul(w, simd.activations(signs), out)
+    want = signs.astype(np.float64) @ dense.T
+    assert np.abs(out - want).max() <= 1e-5 * np.abs(dense).sum(1).max()
+
+
+@pytest.mark.parametrize(
+    "type", [GgmlType.Q4_0, GgmlType.Q5_1, GgmlType.Q6_K, GgmlType.IQ2_S, GgmlType.F16], ids=lambda t: t.name
+)
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+def test_every_cut_into_tiles(simd, type, groups):
+    """Rows and groups that are no whole tiles: each result is that of its row alone, once, and nothing else is
+    touched."""
+    rng = np.random.default_rng(groups)
+    rows, cols = groups * simd.row_group - 3, 256
+    w = simd.pack(random_blocks(rng, rows, cols, type), type, cols)
+    x = rng.standard_normal((19, cols)).astype(np.float32)
+    alone = np.empty((19, rows), np.float32)
+    for row in range(19):
+        simd.matmul(w, simd.activations(x[row : row + 1].copy()), alone[row : row + 1])
+    for tokens in range(1, 20):
+        memory = np.full((tokens + 2, rows), 7, np.float32)
+        simd.matmul(w, simd.activations(x[:tokens].copy()), memory[1:-1])
+        assert np.array_equal(memory[1:-1], alone[:tokens])
+        assert (memory[[0, -1]] == 7).all()
+        simd.matmul(w, simd.activations(x[:tokens].copy()), memory[1:-1], add=True)
+        assert np.array_equal(memory[1:-1], alone[:tokens] + alone[:tokens]), "each is added once"
+
+
+def test_turned_bits():
+    """Bit 4 t + j of a word goes to bit t of byte j; pairs of bits change byte and place within it."""
+    words = np.array([1 << place for place in range(32)], np.uint32)
+
+    def turn(swaps):
+        found = words.copy()
+        for shift, mask in swap_masks(swaps):
+            moved = ((found >> np.uint32(shift)) ^ found) & np.uint32(mask)
+            found ^= moved ^ (moved << np.uint32(shift))
+        return np.log2(found).astype(int).tolist()
+
+    assert turn(TURNED_BITS) == [8 * (place % 4) + place // 4 for place in range(32)]
+    assert turn(TURNED_PAIRS) == [8 * (p % 8 // 2) + 2 * (p // 8) + p % 2 for p in range(32)]
 
 
 @pytest.mark.parametrize("type", NATIVE, ids=lambda t: t.name)

@@ -55,6 +55,27 @@ def test_workers_sleep_and_wake(simd):
     assert np.array_equal(first, again)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_item_is_done_once(threads):
+    """Whatever the numbers of items, grain and threads are, also while helpers come late or not at all."""
+    kernels = load_kernels("auto", threads=threads)
+    try:
+        add = kernels._cache.address("add")
+        rng = np.random.default_rng(threads)
+        for round in range(400):
+            items = int(rng.integers(1, 3000 if round % 10 == 0 else 100))
+            grain = int(rng.integers(1, 20))
+            done, one = np.zeros((items + 1, 3), np.float32), np.ones(3, np.float32)
+            arguments = np.array([done.ctypes.data, one.ctypes.data, 3, 0], np.int64)
+            for _ in range(3):
+                kernels._pool.run(add, arguments.ctypes.data, items, grain)
+            assert (done[:items] == 3).all() and (done[items:] == 0).all(), (items, grain)
+            if round % 50 == 49:
+                time.sleep(0.02)  # until helpers sleep
+    finally:
+        kernels.close()
+
+
 def test_closing_stops_the_threads():
     before = threading.active_count()
     kernels = load_kernels("auto", threads=3)

@@ -19,8 +19,8 @@ from edgerun.formats.gguf import GgmlType, GgufWriter, TensorInfo
 from edgerun.formats.gguf.types import FILE_TYPES
 from edgerun.formats.quants import DEQUANTIZERS
 from edgerun.hub import show
-from edgerun.kernels import load_sizes
-from edgerun.kernels.layout import PackedSizes
+from edgerun.kernels import load_sizes, simd_kernels
+from edgerun.kernels.formats import FORMATS
 from edgerun.planning.slow_types import slow_types, slow_types_notice
 from tests.models.instances import Instance, write
 
@@ -32,6 +32,20 @@ def test_the_kernels_agree(kernels, type):
     sizes = load_sizes(kernels.name)
     assert sizes.has_kernels(type) == (packed.layout != "gguf")
     assert packed.n_bytes == sizes.packed_bytes(type, 16, 256) == kernels.packed_bytes(type, 16, 256)
+
+
+@pytest.fixture
+def no_q5_1(monkeypatch):
+    """Every type has kernels; here Q5_1 has none."""
+    monkeypatch.delitem(FORMATS, GgmlType.Q5_1)
+    monkeypatch.delitem(simd_kernels._MATMUL, GgmlType.Q5_1)
+
+
+class Few:
+    """Kernels of two types."""
+
+    def has_kernels(self, type):
+        return type in (GgmlType.Q4_0, GgmlType.F32)
 
 
 MATRICES = st.dictionaries(
@@ -52,7 +66,7 @@ def test_shares_by_hand(given):
         if name != "norm" and not (name == "token_embd.weight" and "output.weight" in tensors)
     }
     total = sum(prod(info.shape) for info in counted.values())
-    sizes = PackedSizes(8)
+    sizes = Few()
     got = slow_types(tensors, sizes)
     for type in DEQUANTIZERS:
         share = sum(prod(info.shape) for info in counted.values() if info.type is type)
@@ -62,7 +76,7 @@ def test_shares_by_hand(given):
     assert bool(slow_types_notice(tensors, sizes)) == bool(slow_types(tensors, sizes))
 
 
-def test_a_slow_file_is_announced(tmp_path, kernels):
+def test_a_slow_file_is_announced(tmp_path, no_q5_1, kernels):
     slow = write(Instance("slow", "llama", GgmlType.Q5_1), tmp_path / "slow.gguf")
     fast = write(Instance("fast", "llama", GgmlType.Q8_0), tmp_path / "fast.gguf")
     assert slow_types_of(slow)[0] == {"Q5_1": pytest.approx(1.0)}
@@ -95,7 +109,7 @@ def test_without_a_word_the_label_is_where_the_bytes_are(tmp_path, said):
     assert labelled(tmp_path / "m.gguf", said, (GgmlType.Q2_K, GgmlType.F32)) == "F32"
 
 
-def test_the_user_is_told(tmp_path):
+def test_the_user_is_told(tmp_path, no_q5_1):
     slow = write(Instance("slow", "llama", GgmlType.Q5_1), tmp_path / "slow.gguf")
     fast = write(Instance("fast", "llama", GgmlType.Q8_0), tmp_path / "fast.gguf")
     for path, told in ((slow, True), (fast, False)):

@@ -67,3 +67,30 @@ def test_a_wrong_shape_is_named(tmp_path):
         pytest.raises(FormatError, match=r"blk.0.ffn_up.weight is \(95, 64\)"),
     ):
         load_spec(gguf)
+
+
+@pytest.mark.parametrize("name", ["llama-Q4_0", "olmoe"])
+def test_matrices_that_lie_side_by_side_are_those_packed_alone(name, tmp_path, kernels):
+    with open_gguf(write(INSTANCES[name], tmp_path / "m.gguf")) as gguf:
+        spec = load_spec(gguf)
+        store = ResidentStore(gguf, spec, kernels)
+        seen = {}
+        for layer in range(spec.n_layers):
+            with store.layer(layer) as weights:
+                seen |= {f"blk.{layer}.{part}.weight": [each] for part, each in weights.matrices.items()}
+            if spec.n_experts:
+                with store.experts(layer, np.arange(spec.n_experts, dtype=np.int32)) as batches:
+                    experts = [each for batch in batches for each in batch]
+                for part in ("gate", "up", "down"):
+                    seen[f"blk.{layer}.ffn_{part}_exps.weight"] = [getattr(each, part) for each in experts]
+        spans = []
+        for tensor, matrices in seen.items():
+            info = gguf.tensors[tensor]
+            for i, matrix in enumerate(matrices):
+                raw = gguf.rows(tensor, i * matrix.rows, (i + 1) * matrix.rows)
+                alone = kernels.pack(raw, info.type, matrix.cols)
+                assert np.array_equal(matrix.data, alone.data), tensor
+                spans.append((matrix.address, matrix.address + matrix.n_bytes))
+        assert len(seen) > 6
+        assert all(end <= start for (_, end), (start, _) in zip(sorted(spans), sorted(spans)[1:], strict=False))
+        assert all(start % 64 == 0 for start, _ in spans)

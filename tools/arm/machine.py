@@ -1,7 +1,7 @@
 """A 64-bit ARM machine to run tests on: Debian's Python and PyPI's wheels for it, under qemu's user emulation.
 
-An instruction that the emulated processor lacks ends the process, as on the real one, and the auxiliary vector says what
-it has. Nothing is installed on this machine but the emulator, and that only where root may.
+An instruction that the emulated processor lacks ends the process, as on the real one, and the auxiliary vector says
+what it has. Nothing is installed on this machine but the emulator, and that only where root may.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m tools.arm.predict [--types q4_0 q8_0 q4_k] [--show]
 
-Wants apt's llvm-22 (LLVM 19 lets Neoverse V2 dispatch 16 instructions a cycle). It counts from the first-level cache in a
-steady state: what a core could take if memory gave it. For a Cortex-A76 the table of Neoverse N1 is taken (LLVM's own is
-the A57's); that of Apple M4 is an older Apple core's with three vector units, the M4 has four; Zen 5's is Zen 4's, whose
-512 bits go in two halves.
+Wants apt's llvm-22 (LLVM 19 lets Neoverse V2 dispatch 16 instructions a cycle). It counts from the first-level cache
+in a steady state: what a core could take if memory gave it. For a Cortex-A76 the table of Neoverse N1 is taken (LLVM's
+own is the A57's); that of Apple M4 is an older Apple core's with three vector units, the M4 has four; Zen 5's is Zen
+4's, whose 512 bits go in two halves.
 """
 
 from __future__ import annotations

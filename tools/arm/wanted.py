@@ -1,7 +1,7 @@
 """Run inside the emulated machine: which kernels tests will look for in the cache there, under which names.
 
-Prints a JSON list of [instruction set, kernel, file, symbol] for those of the instruction sets in the arguments that the
-processor can run, without those that are there.
+Prints a JSON list of [instruction set, kernel, file, symbol] for those of the instruction sets in the arguments that
+the processor can run, without those that are there.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def _read_tensors(cursor: Cursor, path: Path, part: int, version: int, metadata:
         names.add(info.name)
         found.append((at, info))
     data_offset = -(-cursor.position // alignment) * alignment
+    _check_q2_0(cursor, [info for _, info in found], cursor.size - data_offset, alignment)
     tensors: dict[str, TensorInfo] = {}
     for at, info in found:
         offset = data_offset + info.offset
@@ -149,6 +150,20 @@ def _read_tensor(cursor: Cursor, path: Path, part: int, alignment: int) -> Tenso
         cursor.fail(f"the tensor {name!r} begins at {offset} of the data, not a multiple of {alignment}", at)
     n_bytes = type_.row_bytes(dims[0]) * prod(dims[1:])
     return TensorInfo(name, tuple(reversed(dims)), type_, n_bytes, path, offset, part)
+
+
+def _check_q2_0(cursor: Cursor, infos: list[TensorInfo], data_bytes: int, alignment: int) -> None:
+    """A fork of llama.cpp gave the number of Q2_0 to blocks of 128 weights (34 bytes): told by where tensors end."""
+    in_order = sorted(infos, key=lambda info: info.offset)
+    ends = [*(info.offset for info in in_order[1:]), data_bytes]
+    for info, end in zip(in_order, ends, strict=False):  # without tensors there is an end all the same
+        forks_bytes = prod(info.shape) // 128 * 34
+        room = end - info.offset
+        if info.type is GgmlType.Q2_0 and room < info.n_bytes and forks_bytes <= room < forks_bytes + alignment:
+            raise UnsupportedError(
+                f"{cursor.name}: the tensor {info.name!r} is Q2_0 in blocks of 128 weights, as a fork of llama.cpp "
+                "wrote them before the type was settled at 64; fetch a file that was made later"
+            )
 
 
 def _check_overlap(cursor: Cursor, tensors: dict[str, TensorInfo]) -> None:

@@ -1,5 +1,6 @@
 """Quantisation blocks to f32 and back, in numpy: the reference for every kernel, equal to the `gguf` package bit for
-bit (K-quants, which it does not make, are our own, by llama.cpp's searches).
+bit, and to llama.cpp where the package lacks a type. What the package does not make is made by llama.cpp's searches;
+types below three bits that want an importance matrix are read only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.formats.quants import codebooks, kquants, legacy
+from edgerun.formats.quants import codebooks, iquants, kquants, ksearch, legacy, microscaling, ternary
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -32,11 +33,21 @@ DEQUANTIZERS: dict[GgmlType, Callable[[U8], F32]] = {
     GgmlType.Q4_K: kquants.f32_from_q4_k,
     GgmlType.Q5_K: kquants.f32_from_q5_k,
     GgmlType.Q6_K: kquants.f32_from_q6_k,
+    GgmlType.IQ1_S: iquants.f32_from_iq1_s,
+    GgmlType.IQ1_M: iquants.f32_from_iq1_m,
+    GgmlType.IQ2_XXS: iquants.f32_from_iq2_xxs,
+    GgmlType.IQ2_XS: iquants.f32_from_iq2_xs,
+    GgmlType.IQ2_S: iquants.f32_from_iq2_s,
+    GgmlType.IQ3_XXS: iquants.f32_from_iq3_xxs,
+    GgmlType.IQ3_S: iquants.f32_from_iq3_s,
     GgmlType.IQ4_NL: codebooks.f32_from_iq4_nl,
     GgmlType.IQ4_XS: codebooks.f32_from_iq4_xs,
-    GgmlType.MXFP4: codebooks.f32_from_mxfp4,
-    GgmlType.TQ1_0: codebooks.f32_from_tq1_0,
-    GgmlType.TQ2_0: codebooks.f32_from_tq2_0,
+    GgmlType.MXFP4: microscaling.f32_from_mxfp4,
+    GgmlType.NVFP4: microscaling.f32_from_nvfp4,
+    GgmlType.TQ1_0: ternary.f32_from_tq1_0,
+    GgmlType.TQ2_0: ternary.f32_from_tq2_0,
+    GgmlType.Q1_0: ternary.f32_from_q1_0,
+    GgmlType.Q2_0: ternary.f32_from_q2_0,
 }
 QUANTIZERS: dict[GgmlType, Callable[[F32], U8]] = {
     GgmlType.F32: legacy.f32_to_f32,
@@ -47,11 +58,19 @@ QUANTIZERS: dict[GgmlType, Callable[[F32], U8]] = {
     GgmlType.Q5_0: legacy.f32_to_q5_0,
     GgmlType.Q5_1: legacy.f32_to_q5_1,
     GgmlType.Q8_0: legacy.f32_to_q8_0,
-    GgmlType.Q4_K: kquants.f32_to_q4_k,
-    GgmlType.Q5_K: kquants.f32_to_q5_k,
-    GgmlType.Q6_K: kquants.f32_to_q6_k,
-    GgmlType.TQ1_0: codebooks.f32_to_tq1_0,
-    GgmlType.TQ2_0: codebooks.f32_to_tq2_0,
+    GgmlType.Q2_K: ksearch.f32_to_q2_k,
+    GgmlType.Q3_K: ksearch.f32_to_q3_k,
+    GgmlType.Q4_K: ksearch.f32_to_q4_k,
+    GgmlType.Q5_K: ksearch.f32_to_q5_k,
+    GgmlType.Q6_K: ksearch.f32_to_q6_k,
+    GgmlType.IQ4_NL: codebooks.f32_to_iq4_nl,
+    GgmlType.IQ4_XS: codebooks.f32_to_iq4_xs,
+    GgmlType.MXFP4: microscaling.f32_to_mxfp4,
+    GgmlType.NVFP4: microscaling.f32_to_nvfp4,
+    GgmlType.TQ1_0: ternary.f32_to_tq1_0,
+    GgmlType.TQ2_0: ternary.f32_to_tq2_0,
+    GgmlType.Q1_0: ternary.f32_to_q1_0,
+    GgmlType.Q2_0: ternary.f32_to_q2_0,
 }
 _WEIGHTS_AT_ONCE = 1 << 20  # bounds the scratch memory
 

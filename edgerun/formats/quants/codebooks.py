@@ -1,16 +1,17 @@
-"""Types whose codes look up a value (IQ4_NL, IQ4_XS, MXFP4) and ternary ones (TQ1_0, TQ2_0).
+"""IQ4_NL and IQ4_XS: four-bit codes that look up a value, closer together near nought.
 
-Source: ggml-quants.c, ggml-common.h; the OCP Microscaling specification for MXFP4.
+Source: ggml-quants.c, ggml-common.h (Kawrakow).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from edgerun.formats.quants.legacy import F32, U8, half, half_bytes, nibbles, round_away
+from edgerun.formats.quants.legacy import F32, U8, half, half_bytes, nibbles, pack_nibbles, signed_peak
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)  # twice the value
+_BIN_OF = np.searchsorted((_IQ4[1:].astype(np.int16) + _IQ4[:-1]), np.arange(-256, 256), side="right").astype(np.uint8)
+_TINY = 1e-15  # a group whose weights are all smaller is all zeros
 
 
 def f32_from_iq4_nl(blocks: U8) -> F32:
@@ -28,63 +29,47 @@ def f32_from_iq4_xs(blocks: U8) -> F32:
     return (dl * _IQ4[codes].astype(np.float32)).reshape(-1, 256)
 
 
-def f32_from_mxfp4(blocks: U8) -> F32:
-    e = blocks[:, :1].astype(np.uint32)
-    bits = np.where(e < 2, np.uint32(0x00200000) << e, (np.maximum(e, 1) - np.uint32(1)) << np.uint32(23))
-    scale = bits.astype(np.uint32).view(np.float32)  # 2^(e - 128): half of E8M0's, since the table is doubled
-    return scale * _E2M1[nibbles(blocks[:, 1:])].astype(np.float32)
+def _nearest(x: F32) -> U8:
+    """The code whose value is nearest; halfway the higher one. Borders between codes lie at whole halves."""
+    return _BIN_OF[np.floor(2 * x).clip(-256, 255).astype(np.int16) + 256]
 
 
-_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+def _fit_scale(x: F32) -> F32:
+    """Per row of x (n, 32): the scale (n, 1) with the least error weighted by x^2, of fifteen for each of which the
+    greatest weight is near the first code (quantize_row_iq4_nl_impl)."""
+    peak = signed_peak(x)
+    zero = np.abs(peak) < _TINY
+    weights = np.square(x)
+    best_scale, best = np.zeros_like(peak), np.full_like(peak, -1)
+    first = np.float32(_IQ4[0])
+    for shift in (None, *range(-7, 8)):
+        target = -first if shift is None else first + np.float32(shift)
+        values = _IQ4[_nearest(np.divide(target, peak, out=np.zeros_like(peak), where=~zero) * x)].astype(np.float32)
+        sum_xq = (weights * values * x).sum(axis=1, keepdims=True)
+        sum_q2 = (weights * values * values).sum(axis=1, keepdims=True)
+        scale = np.divide(sum_xq, sum_q2, out=np.zeros_like(peak), where=sum_q2 > 0)
+        better = scale * sum_xq > best
+        best, best_scale = np.where(better, scale * sum_xq, best), np.where(better, scale, best_scale)
+    return np.where(zero, np.float32(0), best_scale)
 
 
-def _trits(packed: U8, digits: int) -> U8:
-    """(n, width) bytes -> (n, digits * width) of 0, 1, 2: most significant digit of all bytes first."""
-    spread = packed[:, None, :] * _POWERS[:digits, None]  # wraps at 256 on purpose
-    return ((spread.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(len(packed), -1)
+def _inverse(scale: F32) -> F32:
+    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
 
 
-def f32_from_tq1_0(blocks: U8) -> F32:
-    codes = np.concatenate(
-        [_trits(blocks[:, :32], 5), _trits(blocks[:, 32:48], 5), _trits(blocks[:, 48:52], 4)], axis=1
-    )
-    return half(blocks, 52) * (codes.astype(np.int8) - np.int8(1)).astype(np.float32)
+def f32_to_iq4_nl(x: F32) -> U8:
+    scale = _fit_scale(x)
+    return np.concatenate([half_bytes(scale), pack_nibbles(_nearest(_inverse(scale) * x))], axis=1)
 
 
-def f32_from_tq2_0(blocks: U8) -> F32:
-    q = blocks[:, :64].reshape(-1, 2, 1, 32)
-    codes = (q >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)) & 3
-    return half(blocks, 64) * (codes.reshape(-1, 256).astype(np.int8) - np.int8(1)).astype(np.float32)
-
-
-def _ternary(x: F32) -> tuple[F32, U8]:
-    d = np.abs(x).max(axis=1, keepdims=True)
-    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
-    return d, (round_away(x * inverse).astype(np.int8) + np.int8(1)).astype(np.uint8)
-
-
-def _pack_trits(codes: U8) -> U8:
-    """(n, 5, width) digits -> one byte each, rounded up so that `_trits` gives them back."""
-    total = np.zeros((codes.shape[0], codes.shape[2]), np.uint16)
-    for digit in range(codes.shape[1]):
-        total = total * 3 + codes[:, digit]
-    for _ in range(5 - codes.shape[1]):
-        total = total * 3
-    return ((total.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8)
-
-
-def f32_to_tq1_0(x: F32) -> U8:
-    d, codes = _ternary(x)
-    parts = (
-        _pack_trits(codes[:, :160].reshape(-1, 5, 32)),
-        _pack_trits(codes[:, 160:240].reshape(-1, 5, 16)),
-        _pack_trits(codes[:, 240:].reshape(-1, 4, 4)),
-    )
-    return np.concatenate([*parts, half_bytes(d)], axis=1)
-
-
-def f32_to_tq2_0(x: F32) -> U8:
-    d, codes = _ternary(x)
-    q = codes.reshape(-1, 2, 4, 32)
-    packed = q[:, :, 0] | (q[:, :, 1] << 2) | (q[:, :, 2] << 4) | (q[:, :, 3] << 6)
-    return np.concatenate([packed.reshape(-1, 64), half_bytes(d)], axis=1)
+def f32_to_iq4_xs(x: F32) -> U8:
+    parts = x.reshape(-1, 8, 32)
+    scale = _fit_scale(x.reshape(-1, 32)).reshape(-1, 8)
+    d = signed_peak(scale) / np.float32(-32)
+    levels = np.rint(_inverse(d) * scale).clip(-32, 31)
+    codes = _nearest(_inverse(d * levels)[:, :, None] * parts)
+    packed = pack_nibbles(codes.reshape(-1, 32)).reshape(-1, 128)
+    bits = (levels + 32).astype(np.uint8)
+    low = (bits[:, 0::2] & 15) | ((bits[:, 1::2] & 15) << 4)
+    high = np.bitwise_or.reduce((bits >> 4).astype(np.uint16) << (2 * np.arange(8, dtype=np.uint16)), axis=1)
+    return np.concatenate([half_bytes(d), high[:, None].view(np.uint8), low, packed], axis=1)

@@ -83,7 +83,7 @@ def _inverse(d: F32) -> F32:
     return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
 
 
-def _signed_peak(x: F32) -> F32:
+def signed_peak(x: F32) -> F32:
     """(n, 1): the value of greatest magnitude, with its sign."""
     return np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1)
 
@@ -106,7 +106,7 @@ def f32_to_bf16(x: F32) -> U8:
 
 
 def f32_to_q4_0(x: F32) -> U8:
-    d = _signed_peak(x) / np.float32(-8)
+    d = signed_peak(x) / np.float32(-8)
     codes = np.trunc(x.astype(np.float64) * _inverse(d) + 8.5).astype(np.uint8).clip(0, 15)
     return np.concatenate([half_bytes(d), pack_nibbles(codes)], axis=1)
 
@@ -125,7 +125,7 @@ def _five_bits(codes: U8) -> U8:
 
 
 def f32_to_q5_0(x: F32) -> U8:
-    d = _signed_peak(x) / np.float32(-16)
+    d = signed_peak(x) / np.float32(-16)
     codes = np.trunc(x.astype(np.float64) * _inverse(d) + 16.5).astype(np.uint8).clip(0, 31)
     return np.concatenate([half_bytes(d), _five_bits(codes)], axis=1)
 

@@ -28,12 +28,13 @@ PAIR_ORDER = (0, 2, 1, 3)
 
 FORMS = {"q8": (Q8_COLS, Q8_SUMS_BYTES), "q8k": (Q8K_COLS, Q8K_SUMS_BYTES)}
 
-_Q8_STARTS = {(8, 32): (0, 0), (16, 32): (4, 0), (128, 32): (8, 0), (16, 16): (16, 4)}
-_Q8K_STARTS = {(32, 16): (0, 4), (128, 32): (64, 4), (8, 256): (144, 0)}
+# (beyond, columns of a part) -> first byte, bytes on for the next part, how far what stands there is to be shifted up
+_Q8_STARTS = {(8, 32): (0, 0, 0), (16, 32): (4, 0, 0), (128, 32): (8, 0, 0), (16, 16): (16, 4, 0)}
+_Q8K_STARTS = {(32, 16): (0, 4, 0), (128, 16): (0, 4, 2), (128, 32): (64, 4, 0), (8, 256): (144, 0, 0)}
 
 
-def start_offset(form: str, beyond: int, part_cols: int, part: int) -> int:
-    """Where, from the first byte of the sums of the block on, -`beyond` times the sum of a part's activations stands.
-    In "q8" parts are counted within their 32 columns."""
-    first, step = (_Q8_STARTS if form == "q8" else _Q8K_STARTS)[beyond, part_cols]
-    return first + step * part
+def start_offset(form: str, beyond: int, part_cols: int, part: int) -> tuple[int, int]:
+    """Where, from the first byte of the sums of the block on, -`beyond` times the sum of a part's activations stands,
+    and by how many bits it is to be shifted up. In "q8" parts are counted within their 32 columns."""
+    first, step, shift = (_Q8_STARTS if form == "q8" else _Q8K_STARTS)[beyond, part_cols]
+    return first + step * part, shift

@@ -15,7 +15,7 @@ scales below a float one: activations in blocks of 256 ("q8k"). `Plain` ones are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Form = Literal["q8", "q8k", "f32"]
-Codes = list[tuple[int, Any]]  # (first column of four within the block, what `ops.emitter.Chain.step` takes)
+Codes = Iterable[tuple[int, Any]]  # (first column of four within the block, what `ops.emitter.Chain.step` takes)
 
 
 Swaps = tuple[tuple[int, int], ...]
@@ -124,6 +124,7 @@ class Quantised(Format):
 
     parts: ClassVar[int]  # of a block
     top: ClassVar[int]  # the largest code; 0: codes are signed, `Emitter.signed_codes` or `table_codes`
+    signed_top: ClassVar[int] = 128  # the largest magnitude of signed codes
     beyond: ClassVar[int] = 0  # a power of two times the columns' sum of activations is taken off: see `activations`
 
     @property
@@ -131,17 +132,20 @@ class Quantised(Format):
         return self.cols // self.parts
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        """Of a part of the packed block at q."""
+        """Of a part of the packed block at q, each emitted when it is asked for."""
         raise NotImplementedError
 
-    def nibble_codes(self, e: Emitter, q: Value, field: int, low: int, high: int) -> list[tuple[int, Value]]:
+    def spread(self, e: Emitter, x: Value, column: int) -> Value:
+        """The activations that stand beside the codes of a column."""
+        return e.spread_quants(x, column)
+
+    def nibble_codes(self, e: Emitter, q: Value, field: int, low: int, high: int) -> Iterator[tuple[int, Value]]:
         """(column, codes below 16) of a field of four words: its low nibbles from column `low` on, the high ones from
         `high` on."""
-        found = []
         for t in range(self.fields[field].count):
             word = self.words(e, q, field, t)
-            found += [(low + 4 * t, e.mask(word, 15)), (high + 4 * t, e.field(word, 4, 15))]
-        return found
+            yield low + 4 * t, e.mask(word, 15)
+            yield high + 4 * t, e.field(word, 4, 15)
 
 
 class Flat(Quantised):

@@ -16,7 +16,7 @@ class Iq4Nl(Flat):
     parts, top = 1, 0
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [(column, e.table_codes(code, VALUES)) for column, code in self.nibble_codes(e, q, 1, 0, 16)]
+        return ((column, e.table_codes(code, VALUES)) for column, code in self.nibble_codes(e, q, 1, 0, 16))
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         return e.load_halves(q, 0)

@@ -15,12 +15,10 @@ class Iq4Xs(Super):
     parts, top = 8, 0
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        found = []
         for t in range(4):
             word, column = self.words(e, q, 3, 4 * part + t), 32 * part + 4 * t
-            found.append((column, e.table_codes(e.mask(word, 15), VALUES)))
-            found.append((column + 16, e.table_codes(e.field(word, 4, 15), VALUES)))
-        return found
+            yield column, e.table_codes(e.mask(word, 15), VALUES)
+            yield column + 16, e.table_codes(e.field(word, 4, 15), VALUES)
 
     def d(self, e: Emitter, q: Value) -> Value:
         return e.load_halves(q, 0)

@@ -16,7 +16,7 @@ class Mxfp4(Flat):
     parts, top = 1, 0
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [(column, e.table_codes(code, TWICE_E2M1)) for column, code in self.nibble_codes(e, q, 1, 0, 16)]
+        return ((column, e.table_codes(code, TWICE_E2M1)) for column, code in self.nibble_codes(e, q, 1, 0, 16))
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         """2^(e - 128): half of what E8M0 means, since the table is doubled. Below 2 it is no normal float."""

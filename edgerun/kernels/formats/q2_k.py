@@ -19,10 +19,10 @@ class Q2_K(Super):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         half, quarter, first = part // 8, part // 2 % 4, part % 2 * 4
-        return [
+        return (
             (128 * half + 32 * quarter + 4 * t, e.field(self.words(e, q, 2, 8 * half + t), 2 * quarter, 3))
             for t in range(first, first + 4)
-        ]
+        )
 
     def d(self, e: Emitter, q: Value) -> Value:
         return e.load_halves(q, 0)

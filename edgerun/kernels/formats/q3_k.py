@@ -16,12 +16,10 @@ class Q3_K(Super):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         half, quarter, first = part // 8, part // 2 % 4, part % 2 * 4
-        found = []
         for t in range(first, first + 4):
             low = e.field(self.words(e, q, 3, 8 * half + t), 2 * quarter - 3, 24)
             third = e.field(self.words(e, q, 2, t), 4 * half + quarter - 5, 32)
-            found.append((128 * half + 32 * quarter + 4 * t, e.either(low, third)))
-        return found
+            yield 128 * half + 32 * quarter + 4 * t, e.either(low, third)
 
     def d(self, e: Emitter, q: Value) -> Value:
         return e.fmul(e.load_halves(q, 0), e.constant_float(0.125))

@@ -37,8 +37,9 @@ class _SixBitScales(Super):
 
     def four_bits(self, e: Emitter, q: Value, part: int) -> Codes:
         """The nibbles of a part."""
-        words = [self.words(e, q, len(self.fields) - 1, part // 2 * 8 + t) for t in range(8)]
-        return [(32 * part + 4 * t, e.field(word, 4 * (part % 2), 15)) for t, word in enumerate(words)]
+        for t in range(8):
+            word = self.words(e, q, len(self.fields) - 1, part // 2 * 8 + t)
+            yield 32 * part + 4 * t, e.field(word, 4 * (part % 2), 15)
 
 
 class Q4_K(_SixBitScales):
@@ -60,7 +61,7 @@ class Q5_K(_SixBitScales):
     top = 31
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [
+        return (
             (column, e.either(code, e.field(self.words(e, q, 2, t), part - 4, 16)))
             for t, (column, code) in enumerate(self.four_bits(e, q, part))
-        ]
+        )

@@ -13,10 +13,10 @@ class _FiveBits(Flat):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         fifth = self.words(e, q, 1, 0)
-        return [
+        return (
             (column, e.either(code, e.field(fifth, column // 4 - 4, 16)))
             for column, code in self.nibble_codes(e, q, 2, 0, 16)
-        ]
+        )
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         return e.load_halves(q, 0)

@@ -16,13 +16,11 @@ class Q6_K(Super):
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         half, quarter, first = part // 8, part // 2 % 4, part % 2 * 4
-        found = []
         for t in range(first, first + 4):
             low = self.words(e, q, 2, 16 * half + 8 * (quarter % 2) + t)
             high = self.words(e, q, 3, 8 * half + t)
             code = e.either(e.field(low, 4 * (quarter // 2), 15), e.field(high, 2 * quarter - 4, 48))
-            found.append((128 * half + 32 * quarter + 4 * t, code))
-        return found
+            yield 128 * half + 32 * quarter + 4 * t, code
 
     def d(self, e: Emitter, q: Value) -> Value:
         return e.load_halves(q, 0)

@@ -14,7 +14,7 @@ class Q8_0(Flat):
     parts, top = 1, 0
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [(4 * t, e.signed_codes(self.words(e, q, 1, t))) for t in range(8)]
+        return ((4 * t, e.signed_codes(self.words(e, q, 1, t))) for t in range(8))
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         return e.load_halves(q, 0)

@@ -16,7 +16,6 @@ class Tq1_0(Super):
     parts, top, beyond = 1, 24, 8
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        found = []
         for t in range(13):
             first, step, digits = (4 * t, 32, 5) if t < 8 else (160 + 4 * (t - 8), 16, 5) if t < 12 else (240, 4, 4)
             word = self.words(e, q, 1, t)
@@ -25,8 +24,7 @@ class Tq1_0(Super):
             for digit in range(digits):
                 even, low = self._next(e, even)
                 odd, high = self._next(e, odd)
-                found.append((first + step * digit, e.either(low, e.shl(high, 8))))
-        return found
+                yield first + step * digit, e.either(low, e.shl(high, 8))
 
     @staticmethod
     def _next(e: Emitter, rest: Value) -> tuple[Value, Value]:

@@ -14,12 +14,12 @@ class Tq2_0(Super):
     parts, top, beyond = 1, 24, 8
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return [
+        return (
             (128 * half + 32 * quarter + 4 * t, e.field(self.words(e, q, 1, 8 * half + t), 2 * quarter - 3, 24))
             for half in range(2)
             for t in range(8)
             for quarter in range(4)
-        ]
+        )
 
     def d(self, e: Emitter, q: Value) -> Value:
         return e.fmul(e.load_halves(q, 0), e.constant_float(0.125))

@@ -14,6 +14,7 @@ from edgerun.kernels.ops.avx2 import Avx2
 from edgerun.kernels.ops.avx512 import Avx512
 from edgerun.kernels.ops.emitter import Emitter
 from edgerun.kernels.ops.neon import DotProduct, Neon
+from edgerun.kernels.ops.vbmi import Avx512Vbmi
 from edgerun.kernels.ops.vectors import Ops
 from edgerun.kernels.ops.vnni import Avx512Vnni, AvxVnni
 
@@ -27,9 +28,10 @@ _EMITTERS: dict[str, type[Emitter]] = {
     "avx512vnni": Avx512Vnni,
     "neon": Neon,
     "dotprod": DotProduct,
+    "avx512vbmi": Avx512Vbmi,
 }
 
 
-def emitter_of(isa: Isa, builder: Any) -> Emitter:
-    """Emits at `builder` what `isa` does best."""
-    return _EMITTERS[isa.dot](builder, isa.lanes)
+def emitter_of(isa: Isa, builder: Any, rows: int = 1) -> Emitter:
+    """Emits at `builder` what `isa` does best, for products of so many rows of activations."""
+    return _EMITTERS[isa.dot](builder, isa.lanes, rows > 1)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from edgerun.kernels import simd
+from edgerun.kernels.formats.lookup import Lookup
 from edgerun.kernels.ops.emitter import Emitter, Value
+from edgerun.kernels.ops.lookups import Gathered, GatheredNibbles, Looked
 from edgerun.kernels.simd import I8
 
 
@@ -29,6 +31,14 @@ class Avx2(Emitter):
     def with_sign(self, x: Value, w: Value) -> Value:
         call = simd.declare(self.b, "llvm.x86.avx2.psign.b", self.bytes, [self.bytes] * 2)
         return self.b.call(call, (self.b.bitcast(x, self.bytes), self.b.bitcast(w, self.bytes)))
+
+    def gather(self, table: Value, index: Value) -> Value:
+        name, kinds = "llvm.x86.avx2.gather.d.d.256", [self.words, table.type, self.words, self.words, I8]
+        call = simd.declare(self.b, name, self.words, kinds)
+        return self.b.call(call, (self.constant(0), table, index, self.constant(-1), ir.Constant(I8, 4)))
+
+    def look_up(self, table: Lookup, low: Value, high: Value | None = None) -> Looked:
+        return (GatheredNibbles if table.width == 8 else Gathered)(self, table, low, high)
 
     def table(self, codes: Value, values: Sequence[int]) -> Value:
         signed = [value - 256 if value > 127 else value for value in values]

@@ -8,15 +8,18 @@ plain integer arithmetic, exact on every instruction set, so which one computes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from llvmlite import ir
 
 from edgerun.kernels import simd
+from edgerun.kernels.formats.lookup import Lookup
+from edgerun.kernels.ops.lookups import Gathered, Looked
 from edgerun.kernels.simd import FLOAT, HALF, I1, I8, I16, I32, I64
 
 Value = Any  # an LLVM value
+T = TypeVar("T")
 
 
 class Emitter:
@@ -25,13 +28,22 @@ class Emitter:
     REGISTER = ""  # LLVM's constraint for a vector register, where the processor is known
     signed_start = False  # whether chains of signed codes want the sum of activations to start from
 
-    def __init__(self, builder: Any, lanes: int) -> None:
+    def __init__(self, builder: Any, lanes: int, several: bool = False) -> None:
         self.b = builder
+        self.several = several  # rows of activations share codes: what is made of these once costs little
         self.lanes = lanes
         self.words = ir.VectorType(I32, lanes)
         self.floats = ir.VectorType(FLOAT, lanes)
         self.pairs = ir.VectorType(I16, 2 * lanes)
         self.bytes = ir.VectorType(I8, 4 * lanes)
+        self._made: dict[Any, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several parts of a block share, made where the first of them asks for it."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     # -- memory: an address is an i64, offsets are bytes ----------------------------------------------------------
 
@@ -50,6 +62,11 @@ class Emitter:
     def load_halves(self, address: Value, offset: int) -> Value:
         """L x f16 -> f32."""
         return self.b.fpext(self.load(address, offset, ir.VectorType(HALF, self.lanes)), self.floats)
+
+    def halves_of(self, bits: Value) -> Value:
+        """L x f16 in the lower halves of i32 -> f32."""
+        small = self.b.bitcast(self.b.trunc(bits, ir.VectorType(I16, self.lanes)), ir.VectorType(HALF, self.lanes))
+        return self.b.fpext(small, self.floats)
 
     def load_bfloats(self, address: Value, offset: int) -> Value:
         """L x bf16 -> f32: its upper half."""
@@ -113,6 +130,16 @@ class Emitter:
         kind = ir.FunctionType(a.type, [a.type])
         return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0", side_effect=True), [a])
 
+    def gather(self, table: Value, index: Value) -> Value:
+        """The 32-bit words of a table (a pointer) by their numbers."""
+        words = self.b.bitcast(table, I32.as_pointer())
+        found = ir.Constant(self.words, ir.Undefined)
+        for lane in range(self.lanes):
+            place = ir.Constant(I32, lane)
+            at = self.b.gep(words, [self.b.extract_element(index, place)])
+            found = self.b.insert_element(found, self.b.load(at), place)
+        return found
+
     # -- bits ---------------------------------------------------------------------------------------------------
 
     def constant(self, value: int) -> Value:
@@ -164,6 +191,22 @@ class Emitter:
                 for low, high in zip(level[::2], level[1::2], strict=True)
             ]
         return self.b.bitcast(level[0], self.words)
+
+    def byte_fields(self, a: Value, offsets: Sequence[int], byte: int) -> Value:
+        """(a >> offsets[j]) & byte as byte j of every lane."""
+        found: Value | None = None
+        for place, offset in enumerate(offsets):
+            field, up = ir.Constant(self.words, [byte << 8 * place] * self.lanes), 8 * place - offset
+            moved = self.shl(a, up) if up >= 0 else self.b.lshr(a, self.constant(-up))
+            moved = self.b.and_(moved, field)
+            found = moved if found is None else self.b.or_(found, moved)
+        return found
+
+    def pick_bytes(self, a: Value, c: Value, places: Sequence[int]) -> Value:
+        """Of every lane four bytes, 0 .. 3 of a and 4 .. 7 of c."""
+        picked = [4 * lane + place % 4 + place // 4 * 4 * self.lanes for lane in range(self.lanes) for place in places]
+        a, c = self.b.bitcast(a, self.bytes), self.b.bitcast(c, self.bytes)
+        return self.b.bitcast(simd.shuffle(self.b, a, c, picked), self.words)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------
 
@@ -227,6 +270,11 @@ class Emitter:
         call = simd.declare(self.b, f"llvm.abs.v{4 * self.lanes}i8", kind, [kind, I1])
         return self.b.call(call, (self.b.bitcast(w, kind), ir.Constant(I1, 0)))
 
+    def negative(self, w: Value) -> Value:
+        """-1 where a signed byte is below 0, else 0."""
+        wide = self.b.bitcast(w, self.bytes)
+        return self.b.sext(self.b.icmp_signed("<", wide, simd_constant(self.bytes, 0)), self.bytes)
+
     def with_sign(self, x: Value, w: Value) -> Value:
         """x where w >= 0, -x where w < 0, bytes."""
         x, w = self.b.bitcast(x, self.bytes), self.b.bitcast(w, self.bytes)
@@ -236,16 +284,72 @@ class Emitter:
     # -- products -----------------------------------------------------------------------------------------------
 
     def signed_codes(self, w: Value) -> Any:
-        """Signed bytes as `Chain.step` takes them, made once for all tokens."""
-        return self.absolute(w), w
+        """Signed bytes as `Chain.step` takes them, made once for all rows of activations."""
+        size = self.absolute(w)
+        if not self.several:
+            return size, w, None
+        negative = self.negative(w)
+        return size, negative, self.mul_pairs(size, negative)
 
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
-        """The signed values (16) of codes below 16, as `Chain.step` takes them."""
+        """The values (16, signed) of codes below 16, as `Chain.step` takes them."""
         return self.signed_codes(self.table(codes, values))
 
-    def chain(self, top: int, start: Value | None) -> Chain:
-        """start (i32; None: 0) + a sum of products of codes up to `top` (0: signed) with activations."""
-        return PairChain(self, top, start)
+    # -- grids: see `lookups` -------------------------------------------------------------------------------------
+
+    @property
+    def bias(self) -> int:
+        """What signed codes have added where they are unsigned to the processor."""
+        return 128 if self.signed_start else 0
+
+    def look_up(self, table: Lookup, low: Value, high: Value | None = None) -> Looked:
+        """The letters of four codes of each row, with the bias on where signs will be."""
+        return Gathered(self, table, low, high)
+
+    def spread_grid(self, table: Lookup, x: Value, column: int) -> Value:
+        """Activations in the order in which the table's vectors hold columns; column / 4 is the vector's number."""
+        return self.spread_quants(x, column)
+
+    def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
+        """Bits of 32 columns -> of 16 of them, for each of a half's vectors: which bytes are negative."""
+        bits = (
+            ir.Constant(self.bytes, [1, 2, 4, 8] * self.lanes),
+            ir.Constant(self.bytes, [16, 32, 64, -128] * self.lanes),
+        )
+        zero, found = simd_constant(self.bytes, 0), []
+        for byte in (2 * half, 2 * half + 1):
+            eight = self.b.bitcast(self.pick_bytes(signs, signs, [byte] * 4), self.bytes)
+            found += [self.b.icmp_signed("!=", self.b.and_(eight, each), zero) for each in bits]
+        return found
+
+    def by_code(self, table: Lookup, four: Value, half: int) -> list[Value]:
+        """A byte for each of four codes of eight letters -> for each of a half's vectors, beside every letter."""
+        return [self.pick_bytes(four, four, [2 * half + k // 2] * 4) for k in range(4)]
+
+    def even_signs(self, seven: Value) -> Value:
+        """Bytes of seven signs -> of eight, an even number of which is negative."""
+        parity = self.b.xor(seven, self.field(seven, 4, 15))
+        parity = self.b.xor(parity, self.field(parity, 2, 63))
+        parity = self.b.xor(parity, self.field(parity, 1, 127))
+        return self.either(seven, self.field(parity, -7, 128))
+
+    def with_signs(self, weights: Value, negative: Value) -> Any:
+        """Letters with signs, as `Chain.step` takes them."""
+        signed = self.signed(weights, negative)
+        return signed if self.signed_start else (weights, signed, None)
+
+    def signed(self, weights: Value, negative: Value) -> Value:
+        """Bytes, turned to their negatives where so."""
+        plain = self.b.bitcast(weights, self.bytes)
+        turned = self.b.sub(simd_constant(self.bytes, 0), plain)  # 128 + w becomes 128 - w
+        return self.b.bitcast(self.b.select(negative, turned, plain), self.words)
+
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        """total + scale * (start + a sum of products of codes up to `top` with activations), all i32; None: 0, for
+        scale 1. top 0: codes are signed, up to `signed_top` either way. -32768 <= scale < 32768."""
+        return PairChain(self, top or -signed_top, start, scale, total)
 
 
 class Chain:
@@ -255,52 +359,85 @@ class Chain:
         """Add codes (unsigned bytes, or what `Emitter.signed_codes` made) times activations."""
         raise NotImplementedError
 
-    def total(self) -> Value:
+    def end(self) -> Value:
         """The sum, i32."""
         raise NotImplementedError
 
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        """total + scale * the sum, i32; -32768 <= scale < 32768."""
-        raise NotImplementedError
+
+class SumChain(Chain):
+    """One sum in i32, of processors that can add products to it."""
+
+    def __init__(self, emitter: Emitter, start: Value | None, scale: Value | None, total: Value | None) -> None:
+        self._e = emitter
+        if start is None:
+            start = total if scale is None else None
+        elif scale is None and total is not None:
+            start = emitter.add(start, total)
+        self._sum = emitter.constant(0) if start is None else start
+        self._scale, self._total = scale, total
+
+    def end(self) -> Value:
+        if self._scale is None:
+            return self._sum
+        product = self._e.mul(self._sum, self._scale)
+        return product if self._total is None else self._e.add(self._total, product)
 
 
 class PairChain(Chain):
-    """Products of two neighbours in i16, as many as fit before they are widened."""
+    """Products of two neighbours in i16, as many as fit before they are widened.
 
-    def __init__(self, emitter: Emitter, top: int, start: Value | None) -> None:
-        self._e = emitter
-        self._start = start
-        self._signed = not top
-        self._limit = 32767 // (2 * 127 * (top or 128))
-        self._sums: list[Value] = []  # i16
+    Signed codes are magnitudes times the activation with the code's sign. Where several rows share codes, its bits are
+    inverted instead, which more units of a processor can do: that gives -x - 1, so each negative code's magnitude is
+    missed once, the same for all rows. (Two products are at least 2 * 128 * -128 = -32768, at most 2 * 128 * 127.)
+
+    `top` is the largest code, negative for signed ones: they are up to as much either way."""
+
+    def __init__(
+        self, emitter: Emitter, top: int, start: Value | None, scale: Value | None, total: Value | None
+    ) -> None:
+        e = self._e = emitter
+        self._signed = top < 0
+        self._limit = 32768 // (2 * 128 * -top) if self._signed else 32767 // (2 * 127 * top)
+        self._pending: Value | None = None  # i16
+        self._missed: Value | None = None  # i16, below 0
         self._room = 0
+        self._factor = simd_constant(e.pairs, 1)
+        if scale is not None:
+            twice = e.either(e.b.and_(scale, e.constant(0xFFFF)), e.shl(scale, 16))
+            self._factor = e.b.bitcast(twice, e.pairs)
+        if start is not None:
+            beyond = start if scale is None else e.mul(start, scale)
+            total = beyond if total is None else e.add(total, beyond)
+        self._total = total
 
     def step(self, codes: Any, x: Value) -> None:
         e = self._e
-        product = e.mul_pairs(codes[0], e.with_sign(x, codes[1])) if self._signed else e.mul_pairs(codes, x)
-        if self._room:
-            self._sums[-1] = e.b.add(self._sums[-1], product)
+        product = self._signed_product(codes, x) if self._signed else e.mul_pairs(codes, x)
+        if self._pending is not None and self._room:
+            self._pending = e.b.add(self._pending, product)
             self._room -= 1
-        else:
-            self._sums.append(product)
-            self._room = self._limit - 1
+            return
+        self._widen()
+        self._pending, self._room = product, self._limit - 1
 
-    def total(self) -> Value:
-        return self._times(self._start, simd_constant(self._e.pairs, 1))
+    def _signed_product(self, codes: Any, x: Value) -> Value:
+        e, (size, sign, missed) = self._e, codes
+        if missed is None:
+            return e.mul_pairs(size, e.with_sign(x, sign))
+        self._missed = missed if self._missed is None else e.b.add(self._missed, missed)
+        return e.mul_pairs(size, e.b.xor(e.b.bitcast(x, e.bytes), sign))
 
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        e = self._e
-        if self._start is not None:
-            beyond = e.mul(self._start, scale)
-            total = beyond if total is None else e.add(total, beyond)
-        twice = e.either(e.b.and_(scale, e.constant(0xFFFF)), e.shl(scale, 16))
-        return self._times(total, e.b.bitcast(twice, e.pairs))
+    def end(self) -> Value:
+        self._widen()
+        assert self._total is not None
+        if self._missed is None:
+            return self._total
+        return self._e.sub(self._total, self._e.add_pairs(self._missed, self._factor))
 
-    def _times(self, total: Value | None, factor: Value) -> Value:
-        for each in self._sums:
-            total = self._e.dot_pairs(total, each, factor)
-        assert total is not None
-        return total
+    def _widen(self) -> None:
+        if self._pending is not None:
+            self._total = self._e.dot_pairs(self._total, self._pending, self._factor)
+            self._pending = None
 
 
 def simd_constant(kind: Any, value: int) -> Any:

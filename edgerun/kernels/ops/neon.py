@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from edgerun.kernels import simd
-from edgerun.kernels.ops.emitter import Chain, Emitter, Value, simd_constant
+from edgerun.kernels.ops.emitter import Chain, Emitter, SumChain, Value, simd_constant
 from edgerun.kernels.simd import I8, I16, I32
 
 _BYTES, _PAIRS, _WORDS = ir.VectorType(I8, 16), ir.VectorType(I16, 8), ir.VectorType(I32, 4)  # a register
@@ -76,8 +76,13 @@ class Neon(Emitter):
     def signed_codes(self, w: Value) -> Any:
         return w
 
-    def chain(self, top: int, start: Value | None) -> Chain:
-        return WideningChain(self, top, start)
+    def with_signs(self, weights: Value, negative: Value) -> Any:
+        return self.signed(weights, negative)
+
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return WideningChain(self, top or signed_top, start, scale, total)
 
     # -- registers ----------------------------------------------------------------------------------------------
 
@@ -112,8 +117,10 @@ class Neon(Emitter):
 class DotProduct(Neon):
     """`sdot`: four products of signed bytes are added to an i32 lane (Raspberry Pi 5, phones since 2018, Apple)."""
 
-    def chain(self, top: int, start: Value | None) -> Chain:
-        return DotChain(self, start)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return DotChain(self, start, scale, total)
 
     def dot(self, total: Value, codes: Value, x: Value) -> Value:
         """total + the products of four neighbours, lane by lane."""
@@ -121,33 +128,25 @@ class DotProduct(Neon):
         return self.joined([self.call("sdot.v4i32.v16i8", _WORDS, *part) for part in parts])
 
 
-class DotChain(Chain):
+class DotChain(SumChain):
     """One sum in i32."""
 
-    def __init__(self, emitter: DotProduct, start: Value | None) -> None:
-        self._e = emitter
-        self._sum = emitter.constant(0) if start is None else start
+    _e: DotProduct
 
     def step(self, codes: Any, x: Value) -> None:
         self._sum = self._e.dot(self._sum, codes, x)
 
-    def total(self) -> Value:
-        return self._sum
 
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        product = self._e.mul(self._sum, scale)
-        return product if total is None else self._e.add(total, product)
-
-
-class WideningChain(Chain):
+class WideningChain(SumChain):
     """`smlal`: a register of codes becomes two of i16, of two rows each, a product a lane. As many are added as fit
-    (two for signed codes: 2 * 128 * 127 < 32768), then neighbours go to i32 (`sadalp`), and at the end their sums to
-    their row (`addp`)."""
+    (two of codes up to 128 either way: 2 * 128 * 127 < 32768), then neighbours go to i32 (`sadalp`), and at the end
+    their sums to their row (`addp`)."""
 
-    def __init__(self, emitter: Neon, top: int, start: Value | None) -> None:
-        self._e = emitter
-        self._start = start
-        self._limit = 32767 // (127 * (top or 128))
+    _e: Neon
+
+    def __init__(self, emitter: Neon, top: int, start: Value | None, scale: Value | None, total: Value | None) -> None:
+        super().__init__(emitter, start, scale, total)
+        self._limit = 32767 // (127 * top)
         self._room = self._limit
         self._small: list[Value] = []  # i16 sums, of two rows each
         self._wide: list[Value] = []  # i32 sums of neighbours of `_small`
@@ -166,22 +165,16 @@ class WideningChain(Chain):
         self._small = products
         self._room -= 1
 
+    def end(self) -> Value:
+        e = self._e
+        self._widen()
+        pairs = zip(self._wide[::2], self._wide[1::2], strict=True)
+        products = e.joined([e.call("addp.v4i32", _WORDS, low, high) for low, high in pairs])
+        self._sum = e.add(self._sum, products)
+        return super().end()
+
     def _widen(self) -> None:
         e = self._e
         sums = [e.call("saddlp.v4i32.v8i16", _WORDS, small) for small in self._small]
         self._wide = [e.b.add(old, new) for old, new in zip(self._wide, sums, strict=True)] if self._wide else sums
         self._small, self._room = [], self._limit
-
-    def total(self) -> Value:
-        products = self._products()
-        return products if self._start is None else self._e.add(self._start, products)
-
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        product = self._e.mul(self.total(), scale)
-        return product if total is None else self._e.add(total, product)
-
-    def _products(self) -> Value:
-        e = self._e
-        self._widen()
-        pairs = zip(self._wide[::2], self._wide[1::2], strict=True)
-        return e.joined([e.call("addp.v4i32", _WORDS, low, high) for low, high in pairs])

@@ -12,7 +12,7 @@ from typing import Any
 from edgerun.kernels import simd
 from edgerun.kernels.ops.avx2 import Avx2
 from edgerun.kernels.ops.avx512 import Avx512
-from edgerun.kernels.ops.emitter import Chain, Emitter, Value
+from edgerun.kernels.ops.emitter import Chain, Emitter, SumChain, Value
 
 
 class Avx512Vnni(Avx512):
@@ -26,8 +26,10 @@ class Avx512Vnni(Avx512):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None) -> Chain:
-        return VnniChain(self, start)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
         return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
@@ -44,29 +46,20 @@ class AvxVnni(Avx2):
     def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
         return self.table(codes, [value + 128 for value in values])
 
-    def chain(self, top: int, start: Value | None) -> Chain:
-        return VnniChain(self, start)
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return VnniChain(self, start, scale, total)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
         return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
 
 
-class VnniChain(Chain):
-    """One sum in i32."""
-
-    def __init__(self, emitter: Emitter, start: Value | None) -> None:
-        self._e = emitter
-        self._sum = emitter.constant(0) if start is None else start
+class VnniChain(SumChain):
+    """One instruction a step."""
 
     def step(self, codes: Any, x: Value) -> None:
         self._sum = dot(self._e, "vpdpbusd", self._sum, codes, x)
-
-    def total(self) -> Value:
-        return self._sum
-
-    def add_to(self, total: Value | None, scale: Value) -> Value:
-        product = self._e.mul(self._sum, scale)
-        return product if total is None else self._e.add(total, product)
 
 
 def dot(e: Emitter, name: str, total: Value, a: Value, c: Value) -> Value:
