@@ -46,21 +46,19 @@ int main(void)
     edgerun_pack_q8_0(at(&pack), 0, groups);
 
     int8_t *quants = zeros(TOKENS * COLS);
-    float *scales = zeros(sizeof(float) * TOKENS * BLOCKS), *sums = zeros(sizeof(float) * TOKENS * BLOCKS);
+    float *scales = zeros(sizeof(float) * TOKENS * BLOCKS), *sums = zeros(EDGERUN_Q8_SUMS_BYTES * TOKENS * BLOCKS);
     struct edgerun_quantize quantize = {at(x), COLS, at(quants), at(scales), at(sums)};
     edgerun_quantize_q8(at(&quantize), 0, TOKENS);
 
     float *out = zeros(sizeof(float) * TOKENS * ROWS);
-    int64_t *busy = zeros(sizeof(int64_t) * 2);
-    enum { SCRATCH_BYTES = 1 << 20 };
     uint8_t *launch = zeros(EDGERUN_PRODUCT_AT + sizeof(struct edgerun_product));
-    struct edgerun_products head = {1, at(busy), at(zeros(SCRATCH_BYTES)), SCRATCH_BYTES};
+    struct edgerun_products head = {1};
     struct edgerun_product product = {
         .weights = at(packed), .out = at(out), .tokens = TOKENS, .blocks = BLOCKS, .rows = ROWS,
         .out_stride = sizeof(float) * ROWS,
         .quants = at(quants), .quants_stride = COLS,
         .scales = at(scales), .scales_stride = sizeof(float) * BLOCKS,
-        .sums = at(sums), .sums_stride = sizeof(float) * BLOCKS,
+        .sums = at(sums), .sums_stride = EDGERUN_Q8_SUMS_BYTES * BLOCKS,
     };
     memcpy(launch, &head, sizeof head);
     memcpy(launch + EDGERUN_PRODUCT_AT, &product, sizeof product);

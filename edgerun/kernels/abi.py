@@ -56,7 +56,7 @@ class Quantize(Arguments):
     cols: int = slot("columns")
     quants: int = slot("address of (rows, cols) i8")
     scales: int = slot("address of (rows, blocks) f32")
-    sums: int = slot("address of a block's sums: an f32 (q8), 24 i16 (q8k)")
+    sums: int = slot("address of (rows, blocks) sums: 24 bytes of a block (q8), 148 (q8k)")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Products(Arguments):
     weight rows, counted through all products."""
 
     count: int = slot("products")
-    busy: int = slot("address of an int64 flag for each thread: whose scratch is in use; all 0 before the first launch")
-    scratch: int = slot("address of the threads' scratch, 64-byte aligned")
-    scratch_bytes: int = slot("bytes of scratch for each thread")
 
 
 @dataclass(frozen=True)
