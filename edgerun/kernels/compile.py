@@ -38,6 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun.device.cpu_features import cpu_features
 from edgerun.errors import FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME
@@ -207,7 +208,7 @@ class KernelCache:
             return
         try:
             with kept_folder(self._directory, make=True) as folder:
-                folder.replace(file_name(name, self._isa), [hashlib.sha256(code).digest(), code])
+                folder.replace(file_name(name, self._isa), [file_content(code)])
         except UntrustedError as error:
             self._distrust(error)
         except OSError:
@@ -232,6 +233,11 @@ def entry_name(name: str, isa: Isa) -> str:
 def file_name(name: str, isa: Isa) -> str:
     """Of a kernel in the cache."""
     return f"{name}-{isa.name}-{_key(name, isa)}.kernel"
+
+
+def file_content(code: bytes) -> bytes:
+    """Of the file that keeps object code."""
+    return hashlib.sha256(code).digest() + code
 
 
 def _key(name: str, isa: Isa) -> str:
@@ -262,7 +268,7 @@ def machine_stamp() -> str:
     except RuntimeError:  # LLVM cannot tell on this platform
         features = {}
     versions = [version(package) if find_spec(package) else "none" for package in ("numba", "llvmlite")]
-    said = f"{versions} {llvm.get_host_cpu_name()} {sorted(features.items())}"
+    said = f"{versions} {llvm.get_host_cpu_name()} {sorted(features.items())} {sorted(cpu_features())}"
     return hashlib.sha256(said.encode()).hexdigest()[:24]
 
 

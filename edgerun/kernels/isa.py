@@ -43,6 +43,8 @@ ISAS = {
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
+    "dotprod": Isa("dotprod", 8, "dotprod", ("neon", "dotprod")),
+    "neon": Isa("neon", 8, "neon", ("neon",), many=(2, 1)),  # sums of pairs apart: four rows would spill
     "portable": Isa("portable", 8, "llvm", (), many=(2, 1)),
 }  # best first
 

@@ -26,6 +26,9 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.target_extension import CPU, dispatcher_registry, jit_registry, target_override, target_registry
 from numba.core.typing import Context
 
+from edgerun.device.cpu_features import cpu_features
+
+_ARM = frozenset(("neon", "dotprod"))  # features that an `Isa` may need there
 _NAME = "edgerun"  # of the target, among Numba's
 
 
@@ -46,6 +49,8 @@ def host_machine() -> Machine:
     triple = str(llvm.get_process_triple())
     static = triple.startswith(("x86_64", "i686", "amd64"))
     features = codegen.get_host_cpu_features()
+    if triple.startswith(("aarch64", "arm64")):  # LLVM does not always know: not under emulation
+        features = ",".join(filter(None, [features, *(f"+{name}" for name in sorted(cpu_features() & _ARM))]))
     return Machine(triple, llvm.get_host_cpu_name(), features, "static" if static else "default", "jitdefault")
 
 
@@ -192,7 +197,7 @@ class _KernelCodegen(codegen.CPUCodegen):  # type: ignore[misc]
         super().__init__("edgerun")
 
     def _init(self, llvm_module: Any) -> None:
-        llvm.initialize_all_targets()
+        llvm.initialize_all_targets()  # Numba initialises this processor's alone
         llvm.initialize_all_asmprinters()
         target = llvm.Target.from_triple(self._machine.triple)
         self._tm_features = self._machine.features

@@ -11,7 +11,18 @@ from edgerun.options.keywords import checked_keywords
 from edgerun.options.kinds import Callback, Choice, Flag, Kind, Number, Size, Text, Whole
 from edgerun.options.sampling import LARGEST_SEED
 
-KERNEL_NAMES = ("auto", "reference", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi")
+KERNEL_NAMES = (
+    "auto",
+    "reference",
+    "portable",
+    "avx2",
+    "avxvnni",
+    "avx512",
+    "avx512vnni",
+    "avx512vbmi",
+    "neon",
+    "dotprod",
+)
 MOST_THREADS = 1024  # more than any machine's cores; each takes memory, and a wake-up for every operation
 
 LOADING: Mapping[str, Kind] = {

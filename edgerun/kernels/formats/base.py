@@ -137,7 +137,7 @@ class Quantised(Format):
 
     def spread(self, e: Emitter, x: Value, column: int) -> Value:
         """The activations that stand beside the codes of a column."""
-        return e.spread(x, column)
+        return e.spread_quants(x, column)
 
     def nibble_codes(self, e: Emitter, q: Value, field: int, low: int, high: int) -> Iterator[tuple[int, Value]]:
         """(column, codes below 16) of a field of four words: its low nibbles from column `low` on, the high ones from

@@ -85,6 +85,10 @@ class Emitter:
         """The four bytes there, in every lane."""
         return simd.splat(self.b, self.load(address, offset, I32), self.lanes)
 
+    def spread_quants(self, address: Value, column: int) -> Value:
+        """`spread` of a row's quants from `column` on, a multiple of four; all sixteen around it may be read."""
+        return self.spread(address, column)
+
     def spread_float(self, address: Value, offset: int) -> Value:
         return simd.splat(self.b, self.load(address, offset, FLOAT), self.lanes)
 
@@ -304,7 +308,7 @@ class Emitter:
 
     def spread_grid(self, table: Lookup, x: Value, column: int) -> Value:
         """Activations in the order in which the table's vectors hold columns; column / 4 is the vector's number."""
-        return self.spread(x, column)
+        return self.spread_quants(x, column)
 
     def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
         """Bits of 32 columns -> of 16 of them, for each of a half's vectors: which bytes are negative."""
@@ -331,10 +335,14 @@ class Emitter:
 
     def with_signs(self, weights: Value, negative: Value) -> Any:
         """Letters with signs, as `Chain.step` takes them."""
+        signed = self.signed(weights, negative)
+        return signed if self.signed_start else (weights, signed, None)
+
+    def signed(self, weights: Value, negative: Value) -> Value:
+        """Bytes, turned to their negatives where so."""
         plain = self.b.bitcast(weights, self.bytes)
         turned = self.b.sub(simd_constant(self.bytes, 0), plain)  # 128 + w becomes 128 - w
-        signed = self.b.bitcast(self.b.select(negative, turned, plain), self.words)
-        return signed if self.signed_start else (weights, signed, None)
+        return self.b.bitcast(self.b.select(negative, turned, plain), self.words)
 
     def chain(
         self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
@@ -354,6 +362,25 @@ class Chain:
     def end(self) -> Value:
         """The sum, i32."""
         raise NotImplementedError
+
+
+class SumChain(Chain):
+    """One sum in i32, of processors that can add products to it."""
+
+    def __init__(self, emitter: Emitter, start: Value | None, scale: Value | None, total: Value | None) -> None:
+        self._e = emitter
+        if start is None:
+            start = total if scale is None else None
+        elif scale is None and total is not None:
+            start = emitter.add(start, total)
+        self._sum = emitter.constant(0) if start is None else start
+        self._scale, self._total = scale, total
+
+    def end(self) -> Value:
+        if self._scale is None:
+            return self._sum
+        product = self._e.mul(self._sum, self._scale)
+        return product if self._total is None else self._e.add(self._total, product)
 
 
 class PairChain(Chain):

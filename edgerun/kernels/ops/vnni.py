@@ -12,7 +12,7 @@ from typing import Any
 from edgerun.kernels import simd
 from edgerun.kernels.ops.avx2 import Avx2
 from edgerun.kernels.ops.avx512 import Avx512
-from edgerun.kernels.ops.emitter import Chain, Emitter, Value
+from edgerun.kernels.ops.emitter import Chain, Emitter, SumChain, Value
 
 
 class Avx512Vnni(Avx512):
@@ -55,26 +55,11 @@ class AvxVnni(Avx2):
         return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
 
 
-class VnniChain(Chain):
-    """One sum in i32."""
-
-    def __init__(self, emitter: Emitter, start: Value | None, scale: Value | None, total: Value | None) -> None:
-        self._e = emitter
-        if start is None:
-            start = total if scale is None else None
-        elif scale is None and total is not None:
-            start = emitter.add(start, total)
-        self._sum = emitter.constant(0) if start is None else start
-        self._scale, self._total = scale, total
+class VnniChain(SumChain):
+    """One instruction a step."""
 
     def step(self, codes: Any, x: Value) -> None:
         self._sum = dot(self._e, "vpdpbusd", self._sum, codes, x)
-
-    def end(self) -> Value:
-        if self._scale is None:
-            return self._sum
-        product = self._e.mul(self._sum, self._scale)
-        return product if self._total is None else self._e.add(self._total, product)
 
 
 def dot(e: Emitter, name: str, total: Value, a: Value, c: Value) -> Value:
