@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
@@ -39,11 +39,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.device.cpu_features import cpu_features
-from edgerun.errors import FormatError, UnsupportedError, UntrustedError
+from edgerun.errors import EdgerunError, FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME
 from edgerun.kernels.isa import ISAS, Isa
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
+from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder
 from edgerun.trust import Folder
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 _VERSION = 2  # of what is kept and how; 1: objects that shared names
 _DIGEST_BYTES = 32
+_MOST_WAIT_S = 300  # for another process that compiles
 _MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 70 KB
 
 # kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
@@ -108,8 +110,14 @@ class KernelCache:
         if not missing:
             return
         self._check_compiler(missing)
+        with self._alone():
+            self._compile(self._load_kept(missing))
+
+    def _compile(self, missing: list[str]) -> None:
         from edgerun.kernels.compile_processes import compile_all
 
+        if not missing:  # another process was so kind
+            return
         task = "compile kernels" if self._said else "compile kernels (once on this machine)"
         self._events(Progress(task, 0, len(missing), "kernels"))
         with contextlib.closing(compile_all(missing, self._isa, self._events)) as objects:
@@ -118,6 +126,19 @@ class KernelCache:
                 self._keep(name, code)
                 self.compiled.append(name)
                 self._events(Progress(task, done, len(missing), "kernels"))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within, no other process compiles for this cache: two that start together would do the same twice."""
+
+        def waiting() -> None:
+            self._events(Notice("another edgerun is compiling kernels; waiting for it"))
+
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError, EdgerunError):  # not a folder to lock in, or nobody waits so long
+                kept_folder(self._directory, make=True).close()
+                held.enter_context(one_at_a_time(self._directory / "compiling", waiting, wait_s=_MOST_WAIT_S))
+            yield
 
     @property
     def origin(self) -> str:

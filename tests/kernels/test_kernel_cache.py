@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -274,3 +275,16 @@ def test_a_mutilated_object_is_a_format_error_or_read(kind: str, changes: list[t
         read_symbols(bytes(code[: len(code) - len(changes)]))
     except FormatError as error:
         assert "object file" in str(error)
+
+
+def test_two_that_start_together_compile_each_kernel_once(user_home: Path) -> None:
+    folder = paths.cache_dir() / "kernels"
+    shutil.rmtree(folder, ignore_errors=True)
+    names, caches = ["add", "rope", "gated"], [KernelCache(ISA, folder), KernelCache(ISA, folder)]
+    threads = [threading.Thread(target=cache.prepare, args=(names,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(caches[0].compiled + caches[1].compiled) == sorted(names)
+    assert all(add_works(cache) for cache in caches)
