@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _VERSION = 2  # of what is kept and how; 1: objects that shared names
 _DIGEST_BYTES = 32
-_MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 40 KB
+_MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 70 KB
 
 # kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
 # `build_matmul(isa, format)`, `build_pack(isa, format)`

@@ -32,11 +32,6 @@ class Avx2(Emitter):
         call = simd.declare(self.b, "llvm.x86.avx2.psign.b", self.bytes, [self.bytes] * 2)
         return self.b.call(call, (self.b.bitcast(x, self.bytes), self.b.bitcast(w, self.bytes)))
 
-    def gather(self, table: Value, index: Value) -> Value:
-        name, kinds = "llvm.x86.avx2.gather.d.d.256", [self.words, table.type, self.words, self.words, I8]
-        call = simd.declare(self.b, name, self.words, kinds)
-        return self.b.call(call, (self.constant(0), table, index, self.constant(-1), ir.Constant(I8, 4)))
-
     def look_up(self, table: Lookup, low: Value, high: Value | None = None) -> Looked:
         return (GatheredNibbles if table.width == 8 else Gathered)(self, table, low, high)
 
