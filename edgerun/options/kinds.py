@@ -204,10 +204,7 @@ class Texts(Kind):
 
     def check(self, name: str, value: object) -> tuple[str, ...]:
         items = [value] if isinstance(value, str) else items_of(value)
-        found = tuple(text for text in map(as_text, items or ()) if text)
-        if items is None or len(found) != len(items):
-            raise refused(name, self.wanted, value)
-        return found
+        return _all(self, name, value, items, [text for text in map(as_text, items or ()) if text])
 
 
 @dataclass(frozen=True)
@@ -220,10 +217,7 @@ class Callables(Kind):
 
     def check(self, name: str, value: object) -> tuple[Callable[..., Any], ...]:
         items = items_of(value)
-        found = tuple(each for each in items or () if callable(each))
-        if items is None or len(found) != len(items):
-            raise refused(name, self.wanted, value)
-        return found
+        return _all(self, name, value, items, [each for each in items or () if callable(each)])
 
 
 @dataclass(frozen=True)
@@ -285,6 +279,13 @@ def items_of(value: object) -> list[Any] | None:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
         return None
     return list(value) if len(value) <= MOST_ITEMS else None
+
+
+def _all(kind: Kind, name: str, value: object, items: list[Any] | None, found: list[Any]) -> tuple[Any, ...]:
+    """What was found acceptable of a sequence's items, if that is all of them."""
+    if items is None or len(found) != len(items):
+        raise refused(name, kind.wanted, value)
+    return tuple(found)
 
 
 def _is_word(value: object, words: Words) -> bool:

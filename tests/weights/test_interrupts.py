@@ -16,8 +16,8 @@ from edgerun.formats.gguf import GgmlType, open_gguf
 from edgerun.kv import KvCache
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
+from tests.interrupts import Interrupts
 from tests.models.instances import Instance, write
-from tests.weights.interrupts import Interrupts
 
 MIXTURE = Instance("tiny-mixture", "olmoe", layers=2, experts=4, used=2, ff=32, kv_heads=4)
 EARLY = Instance("tiny-early", "smallthinker", layers=2, experts=4, used=2, ff=32, window=4096)
