@@ -24,8 +24,9 @@ extern "C" {{
 #endif
 
 #define EDGERUN_ABI_VERSION {ABI_VERSION}
-#define EDGERUN_Q8_SUMS_BYTES {Q8_SUMS_BYTES} /* of a block of activations: see edgerun/kernels/formats/activations.py
-*/ #define EDGERUN_Q8K_SUMS_BYTES {Q8K_SUMS_BYTES}
+/* Of a block of activations: see edgerun/kernels/formats/activations.py */
+#define EDGERUN_Q8_SUMS_BYTES {Q8_SUMS_BYTES}
+#define EDGERUN_Q8K_SUMS_BYTES {Q8K_SUMS_BYTES}
 #define EDGERUN_PRODUCT_AT {abi.PRODUCT_AT} /* bytes into a launch of products: where its descriptors begin */
 
 /* Does the items [low, high) of an operation; `arguments` is the address of a struct below. It allocates nothing. */

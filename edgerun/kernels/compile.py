@@ -137,7 +137,7 @@ class KernelCache:
         with contextlib.ExitStack() as held:
             with contextlib.suppress(OSError, EdgerunError):  # not a folder to lock in, or nobody waits so long
                 kept_folder(self._directory, make=True).close()
-                held.enter_context(one_at_a_time(self._directory / "compiling", waiting, wait_s=_MOST_WAIT_S))
+                held.enter_context(one_at_a_time(self._directory, waiting, wait_s=_MOST_WAIT_S))
             yield
 
     @property

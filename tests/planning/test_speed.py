@@ -9,6 +9,7 @@ import pytest
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import PackedSizes
 from edgerun.planning.rates import (
     ProductRates,
@@ -95,6 +96,13 @@ def test_products_of_every_type_are_measured(kernels, type):
     assert 1e6 < rates.prompt_ops_per_s < 1e16
 
 
+@pytest.fixture
+def no_q5_0(monkeypatch):
+    """Every type has kernels; here Q5_0 has none."""
+    monkeypatch.delitem(FORMATS, GgmlType.Q5_0)
+
+
+@pytest.mark.usefixtures("no_q5_0")
 def test_weights_without_kernels_take_their_own_time():
     """By hand: one layer's time at each type's rate, the head's beside it."""
     sizes, rates = PackedSizes(8), {"Q4_0": Q4_0, "Q5_0 x 512": ProductRates(1e8, 1e10)}
@@ -109,6 +117,7 @@ def test_weights_without_kernels_take_their_own_time():
     assert got.first_token_s == pytest.approx(prompt_s)
 
 
+@pytest.mark.usefixtures("no_q5_0")
 def test_experts_without_kernels_are_unpacked_once_a_chunk():
     rates = Rates({"Q5_0 x 512": ProductRates(1e8, 1e12)}, 1e9, 1 << 20)
     catalog, spec = header("olmoe", 2, 512, 512, 8, 8, 3000, experts=64, used=8, type=GgmlType.Q5_0)
