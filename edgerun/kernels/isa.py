@@ -1,13 +1,9 @@
 """Instruction sets: what the same kernels are generated for, and which of them this processor runs.
 
-A kernel works on `lanes` weight rows at once, one 32-bit lane a row; a "byte vector" holds four weights of each
-of those rows. The only operations that differ between processors are the two of the integer dot product:
-
-    mul_pairs(u, s)   u8 x s8 -> i16, neighbouring products added          (pmaddubsw)
-    add_pairs(a, b)   i16 x i16 -> i32, neighbouring products added        (pmaddwd)
-
-pmaddubsw saturates at int16; every kernel states the bound that keeps it exact. An instruction that the processor
-lacks would end the process, so `choose` looks at the system's list of features first.
+A kernel works on `lanes` weight rows at once, one 32-bit lane a row. What differs between processors, above all how
+four codes of each row are multiplied with four activations, is in `ops`; here stands which features a set needs and
+how much its registers hold. An instruction that the processor lacks would end the process, so `choose` looks at the
+system's list of features first.
 """
 
 from __future__ import annotations

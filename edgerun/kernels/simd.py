@@ -132,37 +132,37 @@ def storer(vec: Vector) -> Any:
     return function((types.int64, vec), types.void, emit)
 
 
-def _lane_mask(b: Any, lanes: int, n: Any) -> Any:
+def first_lanes(b: Any, lanes: int, n: Any) -> Any:
+    """A mask of the first n (i32) lanes."""
     vec = ir.VectorType(I32, lanes)
-    return b.icmp_signed("<", ir.Constant(vec, list(range(lanes))), splat(b, b.trunc(n, I32), lanes))
+    return b.icmp_signed("<", ir.Constant(vec, list(range(lanes))), splat(b, n, lanes))
+
+
+def masked_load(b: Any, kind: Any, address: Any, n: Any) -> Any:
+    """A vector of f32 of which the first n (i32) lanes are loaded, the rest zero; never touches memory beyond."""
+    pointer, mask = _pointer(b, address, kind), first_lanes(b, kind.count, n)
+    load = declare(b, f"llvm.masked.load.v{kind.count}f32.p0", kind, [pointer.type, I32, mask.type, kind])
+    return b.call(load, (pointer, ir.Constant(I32, 1), mask, ir.Constant(kind, [0.0] * kind.count)))
+
+
+def masked_store(b: Any, value: Any, address: Any, n: Any) -> None:
+    """Store the first n (i32) lanes of a vector of f32."""
+    kind = value.type
+    pointer, mask = _pointer(b, address, kind), first_lanes(b, kind.count, n)
+    store = declare(b, f"llvm.masked.store.v{kind.count}f32.p0", ir.VoidType(), [kind, pointer.type, I32, mask.type])
+    b.call(store, (value, pointer, ir.Constant(I32, 1), mask))
 
 
 def masked_loader(vec: Vector) -> Any:
-    """(address, n) -> vector whose first n lanes are loaded, the rest zero; never touches memory beyond."""
-
-    def emit(b: Any, address: Any, n: Any) -> Any:
-        lanes = vec.llvm.count
-        pointer = _pointer(b, address, vec.llvm)
-        mask = ir.VectorType(I1, lanes)
-        name = f"llvm.masked.load.v{lanes}f32.p0"
-        load = declare(b, name, vec.llvm, [pointer.type, I32, mask, vec.llvm])
-        return b.call(load, (pointer, ir.Constant(I32, 1), _lane_mask(b, lanes, n), constant(vec, 0.0)))
-
-    return function((types.int64, types.int64), vec, emit)
+    """(address, n) -> vector: `masked_load`."""
+    return function((types.int64, types.int64), vec, lambda b, a, n: masked_load(b, vec.llvm, a, b.trunc(n, I32)))
 
 
 def masked_storer(vec: Vector) -> Any:
-    """(address, vector, n): store the first n lanes."""
-
-    def emit(b: Any, address: Any, value: Any, n: Any) -> None:
-        lanes = vec.llvm.count
-        pointer = _pointer(b, address, vec.llvm)
-        mask = ir.VectorType(I1, lanes)
-        name = f"llvm.masked.store.v{lanes}f32.p0"
-        store = declare(b, name, ir.VoidType(), [vec.llvm, pointer.type, I32, mask])
-        b.call(store, (value, pointer, ir.Constant(I32, 1), _lane_mask(b, lanes, n)))
-
-    return function((types.int64, vec, types.int64), types.void, emit)
+    """(address, vector, n): `masked_store`."""
+    return function(
+        (types.int64, vec, types.int64), types.void, lambda b, a, value, n: masked_store(b, value, a, b.trunc(n, I32))
+    )
 
 
 def scalar_loader(llvm: Any, numba_type: Any) -> Any:
@@ -174,7 +174,6 @@ load_i64 = scalar_loader(I64, types.int64)
 load_f32 = scalar_loader(FLOAT, types.float32)
 load_f16 = function((types.int64,), types.float32, lambda b, a: b.fpext(_load(b, a, HALF), FLOAT))
 load_u8 = scalar_loader(I8, types.uint8)
-load_u16 = scalar_loader(I16, types.uint16)
 load_u32 = scalar_loader(I32, types.uint32)
 
 
@@ -188,8 +187,6 @@ def _store_scalar(llvm: Any, numba_type: Any) -> Any:
 store_i64 = _store_scalar(I64, types.int64)
 store_f32 = _store_scalar(FLOAT, types.float32)
 store_u8 = _store_scalar(I8, types.uint8)
-store_u16 = _store_scalar(I16, types.uint16)
-store_u32 = _store_scalar(I32, types.uint32)
 store_i16 = _store_scalar(I16, types.int16)
 store_i32 = _store_scalar(I32, types.int32)
 

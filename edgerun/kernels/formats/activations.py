@@ -24,7 +24,6 @@ Q8_COLS, Q8_SUMS_BYTES = 32, 24
 Q8K_COLS, Q8K_SUMS_BYTES = 256, 148
 SCALED_SUM = 12  # of "q8": what a block's smallest value is multiplied with
 MIN_SUMS_32, MIN_SUMS_16 = 96, 112  # of "q8k"
-PAIR_ORDER = (0, 2, 1, 3)
 
 FORMS = {"q8": (Q8_COLS, Q8_SUMS_BYTES), "q8k": (Q8K_COLS, Q8K_SUMS_BYTES)}
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels.formats.base import Codes, Emitter, Field, Flat, Value
+from edgerun.kernels.formats.base import Emitter, Field, Value
+from edgerun.kernels.formats.nibble_table import NibbleTable
 
 TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-class Mxfp4(Flat):
+class Mxfp4(NibbleTable):
     """The exponent's byte, then nibbles as in Q4_0."""
 
     type = GgmlType.MXFP4
     fields = (Field(0, 1, 1), Field(1, 4, 4))
-    parts, top = 1, 0
-
-    def codes(self, e: Emitter, q: Value, part: int) -> Codes:
-        return ((column, e.table_codes(code, TWICE_E2M1)) for column, code in self.nibble_codes(e, q, 1, 0, 16))
+    values = TWICE_E2M1
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         """2^(e - 128): half of what E8M0 means, since the table is doubled. Below 2 it is no normal float."""

@@ -99,22 +99,11 @@ class Emitter:
 
     def store_floats(self, address: Value, value: Value, valid: Value) -> None:
         """The first `valid` (i32) lanes."""
-        pointer = self.b.inttoptr(address, self.floats.as_pointer())
-        name, mask = f"llvm.masked.store.v{self.lanes}f32.p0", self.first_lanes(valid)
-        call = simd.declare(self.b, name, ir.VoidType(), [self.floats, pointer.type, I32, mask.type])
-        self.b.call(call, (value, pointer, ir.Constant(I32, 1), mask))
+        simd.masked_store(self.b, value, address, valid)
 
     def load_some_floats(self, address: Value, valid: Value) -> Value:
         """The first `valid` (i32) lanes, the others 0 and not touched."""
-        pointer = self.b.inttoptr(address, self.floats.as_pointer())
-        name, mask = f"llvm.masked.load.v{self.lanes}f32.p0", self.first_lanes(valid)
-        call = simd.declare(self.b, name, self.floats, [pointer.type, I32, mask.type, self.floats])
-        return self.b.call(call, (pointer, ir.Constant(I32, 1), mask, ir.Constant(self.floats, [0.0] * self.lanes)))
-
-    def first_lanes(self, valid: Value) -> Value:
-        """A mask of the first `valid` (i32) lanes."""
-        lane = ir.Constant(self.words, list(range(self.lanes)))
-        return self.b.icmp_signed("<", lane, simd.splat(self.b, valid, self.lanes))
+        return simd.masked_load(self.b, self.floats, address, valid)
 
     def barrier(self) -> None:
         """What is read before is not kept, and what is read after is not read before: LLVM would mix the parts of a

@@ -15,44 +15,32 @@ from edgerun.kernels.ops.avx512 import Avx512
 from edgerun.kernels.ops.emitter import Chain, Emitter, SumChain, Value
 
 
-class Avx512Vnni(Avx512):
+class Vnni(Emitter):
+    """What both widths have; a register is that of the other base."""
+
+    signed_start = True
+
+    def signed_codes(self, w: Value) -> Any:
+        return self.b.xor(w, self.constant(0x80808080))
+
+    def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
+        return self.table(codes, [value + 128 for value in values])
+
+    def chain(
+        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
+    ) -> Chain:
+        return VnniChain(self, start, scale, total)
+
+    def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
+        return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
+
+
+class Avx512Vnni(Vnni, Avx512):
     """512 bits (Ice Lake, Zen 4 and later)."""
 
-    signed_start = True
 
-    def signed_codes(self, w: Value) -> Any:
-        return self.b.xor(w, self.constant(0x80808080))
-
-    def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
-        return self.table(codes, [value + 128 for value in values])
-
-    def chain(
-        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
-    ) -> Chain:
-        return VnniChain(self, start, scale, total)
-
-    def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
-        return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
-
-
-class AvxVnni(Avx2):
+class AvxVnni(Vnni, Avx2):
     """256 bits (Alder Lake and later, Zen 5)."""
-
-    signed_start = True
-
-    def signed_codes(self, w: Value) -> Any:
-        return self.b.xor(w, self.constant(0x80808080))
-
-    def table_codes(self, codes: Value, values: Sequence[int]) -> Any:
-        return self.table(codes, [value + 128 for value in values])
-
-    def chain(
-        self, top: int, start: Value | None, scale: Value | None, total: Value | None, signed_top: int = 128
-    ) -> Chain:
-        return VnniChain(self, start, scale, total)
-
-    def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
-        return dot(self, "vpdpwssd", self.constant(0) if total is None else total, a, c)
 
 
 class VnniChain(SumChain):
