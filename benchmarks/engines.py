@@ -32,6 +32,7 @@ class Engine:
     def __init__(
         self, name: str, model: Path, *, python: str = sys.executable, kernels: str = "auto", threads: int = 2
     ) -> None:
+        self._said = f"{name} with {model}"
         command = [python, __file__, name, str(model), kernels, str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -54,7 +55,7 @@ class Engine:
         stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise SystemExit(f"{self._process.args[2:4]} ended: {self._process.wait()}")  # it has said why on stderr
+            raise SystemExit(f"{self._said} ended ({self._process.wait()}): see above")
         return json.loads(answer)
 
 
@@ -159,7 +160,7 @@ def log_probabilities(row: F32) -> F32:
 
 def greedy(model: Model, ids: list[int], count: int) -> list[list[tuple[int, float]]]:
     """See `Engine.greedy`."""
-    steps = []
+    steps: list[list[tuple[int, float]]] = []
     (row,) = model.feed(ids, 1, anew=True)
     for step in range(count):
         if step:
@@ -175,7 +176,7 @@ def main() -> None:
     model: Model = EdgerunModel(path, kernels, int(threads)) if name == "edgerun" else LlamaCppModel(path, int(threads))
     for line in sys.stdin:
         what, *given = json.loads(line)
-        print(json.dumps({"score": score, "greedy": greedy}[what](model, *given)), flush=True)
+        print(json.dumps(score(model, *given) if what == "score" else greedy(model, *given)), flush=True)
 
 
 if __name__ == "__main__":

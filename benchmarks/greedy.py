@@ -2,10 +2,10 @@
 
 python benchmarks/greedy.py MODEL.gguf --llamacpp-python VENV/bin/python [-n 64] [--exact F32.gguf]
 
-A parting is explained when both tokens were nearly as good. Printed of each prompt: the tokens in common, the two that
-follow, and by how much each engine preferred its own, in logits and in those of its ten likeliest that the other has
-too how far both engines' logits are apart at most. With --exact (`edgerun quantize MODEL F32.gguf --type F32`) what
-edgerun says there with the same weights and no activation rounded.
+A parting is explained when both tokens were nearly as good. Printed of each prompt: how many tokens the texts have in
+common, the two that follow, by how many logits each engine preferred its own, and how far their logits are apart: the
+most of any of the ten likeliest. With --exact (`edgerun quantize MODEL F32.gguf --type F32`) also by how many logits
+edgerun prefers its own there with the same weights and no activation rounded.
 """
 
 from __future__ import annotations

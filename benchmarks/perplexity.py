@@ -72,8 +72,8 @@ def main() -> None:
                 keep(a.results, [a.model.name, name, window, *scores])
     print(f"{a.model.name}: {len(order)} of {len(windows)} windows, {len(order) * SCORED} tokens scored")
     mean = {name: np.array([found[name, window] for window in order]) / SCORED for name in engines}  # a token
-    for name, scores in mean.items():
-        nats, divergence = scores.mean(axis=0)
+    for name, each in mean.items():
+        nats, divergence = each.mean(axis=0)
         line = f"{name:10s} {np.exp(nats):10.4f}"
         print(line if name == EXACT or not a.exact else f"{line}  divergence from {EXACT} {divergence:.5f}")
     for one, other in combinations(mean, 2):
