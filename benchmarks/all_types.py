@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def main() -> None:
             try:
                 found = in_turn(peer | commands, a.repetitions)
             except CommandFailed as error:
-                print(f"{type.name}: {error}")
+                print(f"{type.name}: {error}", file=sys.stderr)
         found = found or in_turn(commands, a.repetitions)
         share = weight_bytes(path) * found[first]["decode_tok_s"] / rate
         results[type.name] = {"figures": found, "memory_bytes_per_s": rate, "memory_share": share}
