@@ -29,11 +29,12 @@ from edgerun.kernels.attention_layout import (
     keys_shape,
     prompt_scratch_bytes,
 )
+from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.interface import F16, F32, I32, U8, Activation, Expert, Matrix, Neurons, RopeKind, RouterKind
-from edgerun.kernels.isa import Isa, choose
+from edgerun.kernels.isa import Isa
 from edgerun.kernels.pool import ThreadPool
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import ReferenceKernels, check_matmul, route

@@ -14,7 +14,8 @@ from edgerun.errors import UsageError
 from edgerun.events import ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import KERNEL_NAMES, load_kernels
-from edgerun.kernels.isa import ISAS, Isa, choose
+from edgerun.kernels.choice import choose
+from edgerun.kernels.isa import ISAS, Isa
 from tests.kernels.blocks import random_blocks
 
 
