@@ -108,8 +108,9 @@ def test_a_program_that_forgets_to_close_ends_well():
 
 
 def test_a_helper_that_was_about_to_sleep_still_helps():
-    """What a caller does in Python before a launch may outlast a helper's patience, and it holds the GIL that the helper
-    needs to say that it sleeps: nobody has woken it then, and it must look again before it sleeps through a token."""
+    """What a caller does in Python before a launch may outlast a helper's patience, and it holds the GIL that
+    the helper needs to say that it sleeps: nobody has woken it then, and it must look again before it sleeps through a
+    token."""
     slots, lock, sleeping, calls = np.zeros(64, np.int64), threading.Lock(), [False], []
 
     def work(control: int, index: int, spins: int) -> int:
