@@ -50,7 +50,7 @@ def measure(llm: LLM, position: int, rounds: int) -> dict[str, float]:
     if decoder._replay is None or decoder._replay._recorded is None:
         raise SystemExit("this model's tokens are not replayed (streamed, or a type without kernels of its own)")
     program: Program = decoder._replay._recorded.program
-    pool = decoder.kernels._pool
+    pool = decoder.kernels._launcher._pool
     names = np.array(program._names)
     recordings = {"recording": program.rows}
     recordings |= {name: np.ascontiguousarray(program.rows[names != name]) for name in dict.fromkeys(names.tolist())}

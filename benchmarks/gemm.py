@@ -99,7 +99,7 @@ def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         kernel = engine.get_function_address("peak")
-        taken = best_seconds(lambda: kernels._pool.run(kernel, arguments.ctypes.data, items, 1), seconds)  # noqa: B023
+        taken = best_seconds(lambda: kernels._launcher._pool.run(kernel, arguments.ctypes.data, items, 1), seconds)  # noqa: B023
         peaks[kind] = 2 * products * 8 * STEPS * EACH * items / taken / 1e9
     return peaks
 

@@ -79,7 +79,7 @@ def _struct(arguments: type[abi.Arguments]) -> str:
 def _lines(arguments: type[abi.Arguments]) -> Iterator[str]:
     yield f"\n/* {' '.join((arguments.__doc__ or '').split())} */"
     yield f"{_tag(arguments)} {{"
-    for name, about in arguments.slots():
+    for name, about in abi.slots(arguments):
         yield f"    int64_t {name}; /* {about} */"
     yield "};"
 

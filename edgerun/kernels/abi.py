@@ -1,250 +1,238 @@
 """What kernels take: the one place that names the int64 slots of their arguments.
 
 A kernel is `void f(int64 arguments, int64 low, int64 high)`: it does the items [low, high) of an operation, and
-`arguments` is the address of the slots that a class here lists in their order. An address is one of memory that the
-caller keeps; floats travel as the address of an f32. `native/header.py` makes the C header from this.
+`arguments` is the address of the slots that a class here lists in their order. A class's docstring says what the kernel
+does and what an item is. An address is one of memory that the caller keeps; floats travel as the address of an f32.
+`native/header.py` makes the C header from this.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, field, fields
-from typing import Any
+from typing import Annotated, NamedTuple, get_type_hints
+
+Arguments = tuple[int, ...]  # any of the classes below
 
 
-def slot(about: str) -> Any:
-    """An int64, and what it is."""
-    return field(metadata={"about": about})
+def packed(arguments: Arguments) -> bytes:
+    """As a kernel reads them."""
+    return struct.pack(f"{len(arguments)}q", *arguments)
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Slots of a kernel, in their order. The docstring of each class says what the kernel does and what an item is."""
-
-    def packed(self) -> bytes:
-        """As a kernel reads them."""
-        values = astuple(self)
-        return struct.pack(f"{len(values)}q", *values)
-
-    @classmethod
-    def slots(cls) -> list[tuple[str, str]]:
-        """(name, what it is) of each."""
-        return [(each.name, str(each.metadata["about"])) for each in fields(cls)]
-
-    @classmethod
-    def index(cls, name: str) -> int:
-        """Where a slot is, for those who change it in what was recorded."""
-        return [each.name for each in fields(cls)].index(name)
+def slots(arguments: type[Arguments]) -> list[tuple[str, str]]:
+    """(name, what it is) of each, in order."""
+    hints = get_type_hints(arguments, include_extras=True)
+    return [(name, str(hint.__metadata__[0])) for name, hint in hints.items()]
 
 
-@dataclass(frozen=True)
-class Pack(Arguments):
+def slot_of(arguments: type[Arguments], name: str) -> int:
+    """Where a slot is, for those who change it in what was recorded. ValueError for none of the class."""
+    return [each for each, _ in slots(arguments)].index(name)
+
+
+class Pack(NamedTuple):
     """GGUF rows into the packed layout. An item is a group of lanes rows; rows that do not exist become zeros."""
 
-    raw: int = slot("address of the first row's first byte")
-    row_bytes: int = slot("bytes from row to row")
-    rows: int = slot("rows")
-    out: int = slot("address of the packed groups")
-    blocks: int = slot("blocks in a row")
+    raw: Annotated[int, "address of the first row's first byte"]
+    row_bytes: Annotated[int, "bytes from row to row"]
+    rows: Annotated[int, "rows"]
+    out: Annotated[int, "address of the packed groups"]
+    blocks: Annotated[int, "blocks in a row"]
 
 
-@dataclass(frozen=True)
-class Quantize(Arguments):
+class Quantize(NamedTuple):
     """Activations to int8, by blocks of 32 columns (q8) or 256 (q8k). An item is a row."""
 
-    x: int = slot("address of (rows, cols) f32")
-    cols: int = slot("columns")
-    quants: int = slot("address of (rows, cols) i8")
-    scales: int = slot("address of (rows, blocks) f32")
-    sums: int = slot("address of (rows, blocks) sums: 24 bytes of a block (q8), 148 (q8k)")
+    x: Annotated[int, "address of (rows, cols) f32"]
+    cols: Annotated[int, "columns"]
+    quants: Annotated[int, "address of (rows, cols) i8"]
+    scales: Annotated[int, "address of (rows, blocks) f32"]
+    sums: Annotated[int, "address of (rows, blocks) sums: 24 bytes of a block (q8), 148 (q8k)"]
 
 
-@dataclass(frozen=True)
-class Products(Arguments):
+class Products(NamedTuple):
     """The head of a launch of products. From byte 128 on follows a `Product` for each. An item is a group of lanes
     weight rows, counted through all products."""
 
-    count: int = slot("products")
+    products: Annotated[int, "products"]
 
 
-@dataclass(frozen=True)
-class Product(Arguments):
+class Product(NamedTuple):
     """One product: out = x times weights, transposed (or added to out). 16 slots."""
 
-    first_item: int = slot("groups in the products before it")
-    weights: int = slot("address of packed weights")
-    out: int = slot("address of (tokens, rows) f32")
-    tokens: int = slot("rows of activations")
-    blocks: int = slot("blocks in a row of weights")
-    rows: int = slot("rows of weights")
-    out_stride: int = slot("bytes from token to token in out")
-    add: int = slot("1: add to out; 0: replace it")
-    quants: int = slot("address of quants (or of f32 activations)")
-    quants_stride: int = slot("bytes from token to token in quants")
-    scales: int = slot("address of scales")
-    scales_stride: int = slot("bytes from token to token in scales")
-    sums: int = slot("address of sums")
-    sums_stride: int = slot("bytes from token to token in sums")
-    unused_14: int = slot("not used")
-    unused_15: int = slot("not used")
+    first_item: Annotated[int, "groups in the products before it"]
+    weights: Annotated[int, "address of packed weights"]
+    out: Annotated[int, "address of (tokens, rows) f32"]
+    tokens: Annotated[int, "rows of activations"]
+    blocks: Annotated[int, "blocks in a row of weights"]
+    rows: Annotated[int, "rows of weights"]
+    out_stride: Annotated[int, "bytes from token to token in out"]
+    add: Annotated[int, "1: add to out; 0: replace it"]
+    quants: Annotated[int, "address of quants (or of f32 activations)"]
+    quants_stride: Annotated[int, "bytes from token to token in quants"]
+    scales: Annotated[int, "address of scales"]
+    scales_stride: Annotated[int, "bytes from token to token in scales"]
+    sums: Annotated[int, "address of sums"]
+    sums_stride: Annotated[int, "bytes from token to token in sums"]
+    unused_14: Annotated[int, "not used"] = 0
+    unused_15: Annotated[int, "not used"] = 0
 
 
-@dataclass(frozen=True)
-class RmsNorm(Arguments):
+class RmsNorm(NamedTuple):
     """out = x / sqrt(mean(x^2) + eps) * weight. An item is a row; out may be x."""
 
-    x: int = slot("address of (rows, cols) f32")
-    weight: int = slot("address of (cols,) f32")
-    out: int = slot("address of (rows, cols) f32")
-    cols: int = slot("columns")
-    eps: int = slot("address of an f32")
+    x: Annotated[int, "address of (rows, cols) f32"]
+    weight: Annotated[int, "address of (cols,) f32"]
+    out: Annotated[int, "address of (rows, cols) f32"]
+    cols: Annotated[int, "columns"]
+    eps: Annotated[int, "address of an f32"]
 
 
-@dataclass(frozen=True)
-class Rope(Arguments):
+class Rope(NamedTuple):
     """Rotary embedding, in place. An item is a token."""
 
-    x: int = slot("address of (tokens, heads, head_dim) f32")
-    heads: int = slot("heads")
-    head_dim: int = slot("dimensions of a head")
-    cos: int = slot("address of (tokens, half) f32")
-    sin: int = slot("address of (tokens, half) f32")
-    half: int = slot("half of the dimensions that are rotated")
-    neox: int = slot("1: pairs lie half apart; 0: side by side")
+    x: Annotated[int, "address of (tokens, heads, head_dim) f32"]
+    heads: Annotated[int, "heads"]
+    head_dim: Annotated[int, "dimensions of a head"]
+    cos: Annotated[int, "address of (tokens, half) f32"]
+    sin: Annotated[int, "address of (tokens, half) f32"]
+    half: Annotated[int, "half of the dimensions that are rotated"]
+    neox: Annotated[int, "1: pairs lie half apart; 0: side by side"]
 
 
-@dataclass(frozen=True)
-class KvWrite(Arguments):
+class KvWrite(NamedTuple):
     """New keys (turned, see attention_layout.py) and values into the f16 cache. An item is a kv head."""
 
-    keys: int = slot("address of the cache's keys, f16")
-    values: int = slot("address of the cache's values, f16")
-    keys_stride: int = slot("bytes from head to head in keys")
-    values_stride: int = slot("bytes from head to head in values")
-    start: int = slot("position of the first token")
-    k: int = slot("address of (tokens, kv heads, head_dim) f32")
-    v: int = slot("address of (tokens, kv heads, head_dim_v) f32")
-    tokens: int = slot("tokens")
-    heads: int = slot("kv heads")
-    head_dim: int = slot("dimensions of a key")
-    head_dim_v: int = slot("dimensions of a value")
+    keys: Annotated[int, "address of the cache's keys, f16"]
+    values: Annotated[int, "address of the cache's values, f16"]
+    keys_stride: Annotated[int, "bytes from head to head in keys"]
+    values_stride: Annotated[int, "bytes from head to head in values"]
+    start: Annotated[int, "position of the first token"]
+    k: Annotated[int, "address of (tokens, kv heads, head_dim) f32"]
+    v: Annotated[int, "address of (tokens, kv heads, head_dim_v) f32"]
+    tokens: Annotated[int, "tokens"]
+    heads: Annotated[int, "kv heads"]
+    head_dim: Annotated[int, "dimensions of a key"]
+    head_dim_v: Annotated[int, "dimensions of a value"]
 
 
-@dataclass(frozen=True)
-class Gated(Arguments):
+class Gated(NamedTuple):
     """out = kind(gate) * up. An item is a row."""
 
-    gate: int = slot("address of (rows, cols) f32")
-    up: int = slot("address of (rows, cols) f32")
-    out: int = slot("address of (rows, cols) f32")
-    cols: int = slot("columns")
-    kind: int = slot("0 silu, 1 gelu, 2 relu, 3 relu squared")
+    gate: Annotated[int, "address of (rows, cols) f32"]
+    up: Annotated[int, "address of (rows, cols) f32"]
+    out: Annotated[int, "address of (rows, cols) f32"]
+    cols: Annotated[int, "columns"]
+    kind: Annotated[int, "0 silu, 1 gelu, 2 relu, 3 relu squared"]
 
 
-@dataclass(frozen=True)
-class Combine(Arguments):
+class Combine(NamedTuple):
     """out = sum over k of weights * parts, in the order of k. An item is a row."""
 
-    parts: int = slot("address of (rows * k, cols) f32")
-    weights: int = slot("address of (rows, k) f32")
-    out: int = slot("address of (rows, cols) f32")
-    k: int = slot("parts of a row")
-    cols: int = slot("columns")
-    add: int = slot("1: add to out; 0: replace it")
+    parts: Annotated[int, "address of (rows * k, cols) f32"]
+    weights: Annotated[int, "address of (rows, k) f32"]
+    out: Annotated[int, "address of (rows, cols) f32"]
+    k: Annotated[int, "parts of a row"]
+    cols: Annotated[int, "columns"]
+    add: Annotated[int, "1: add to out; 0: replace it"]
 
 
-@dataclass(frozen=True)
-class Add(Arguments):
+class Add(NamedTuple):
     """x += y. An item is a row."""
 
-    x: int = slot("address of (rows, cols) f32")
-    y: int = slot("address of rows of f32")
-    cols: int = slot("columns")
-    y_stride: int = slot("bytes from row to row in y; 0: the same for all")
+    x: Annotated[int, "address of (rows, cols) f32"]
+    y: Annotated[int, "address of rows of f32"]
+    cols: Annotated[int, "columns"]
+    y_stride: Annotated[int, "bytes from row to row in y; 0: the same for all"]
 
 
-@dataclass(frozen=True)
-class NeuronsUp(Arguments):
+class NeuronsUp(NamedTuple):
     """h = act(gate) * (x . up) for neurons that fired. An item is a neuron of ids."""
 
-    gate: int = slot("address of (tokens, ff) f32")
-    h: int = slot("address of (tokens, ff) f32")
-    ff: int = slot("neurons in all")
-    tokens: int = slot("tokens")
-    ids: int = slot("address of i32: which neurons")
-    slots_at: int = slot("address of i32: in which row of memory each lies")
-    memory: int = slot("address of neurons' rows, as in the file")
-    memory_stride: int = slot("bytes from row to row of memory")
-    blocks: int = slot("blocks of 32 columns")
-    x: int = slot("address of x, or of its quants")
-    x_stride: int = slot("bytes from token to token")
-    scales: int = slot("address of scales")
-    scales_stride: int = slot("bytes from token to token")
-    squared: int = slot("1: relu squared; 0: relu")
+    gate: Annotated[int, "address of (tokens, ff) f32"]
+    h: Annotated[int, "address of (tokens, ff) f32"]
+    ff: Annotated[int, "neurons in all"]
+    tokens: Annotated[int, "tokens"]
+    ids: Annotated[int, "address of i32: which neurons"]
+    slots_at: Annotated[int, "address of i32: in which row of memory each lies"]
+    memory: Annotated[int, "address of neurons' rows, as in the file"]
+    memory_stride: Annotated[int, "bytes from row to row of memory"]
+    blocks: Annotated[int, "blocks of 32 columns"]
+    x: Annotated[int, "address of x, or of its quants"]
+    x_stride: Annotated[int, "bytes from token to token"]
+    scales: Annotated[int, "address of scales"]
+    scales_stride: Annotated[int, "bytes from token to token"]
+    squared: Annotated[int, "1: relu squared; 0: relu"]
 
 
-@dataclass(frozen=True)
-class NeuronsDown(Arguments):
+class NeuronsDown(NamedTuple):
     """out += h * down for neurons that fired. An item is a slice of columns (layout.NEURON_SLICE)."""
 
-    h: int = slot("address of (tokens, ff) f32")
-    ff: int = slot("neurons in all")
-    tokens: int = slot("tokens")
-    ids: int = slot("address of i32: which neurons")
-    slots_at: int = slot("address of i32: in which row of memory each lies")
-    memory: int = slot("address of the first down row")
-    memory_stride: int = slot("bytes from row to row of memory")
-    neurons: int = slot("how many ids")
-    out: int = slot("address of (tokens, cols) f32")
-    cols: int = slot("columns")
+    h: Annotated[int, "address of (tokens, ff) f32"]
+    ff: Annotated[int, "neurons in all"]
+    tokens: Annotated[int, "tokens"]
+    ids: Annotated[int, "address of i32: which neurons"]
+    slots_at: Annotated[int, "address of i32: in which row of memory each lies"]
+    memory: Annotated[int, "address of the first down row"]
+    memory_stride: Annotated[int, "bytes from row to row of memory"]
+    neurons: Annotated[int, "how many ids"]
+    out: Annotated[int, "address of (tokens, cols) f32"]
+    cols: Annotated[int, "columns"]
 
 
-@dataclass(frozen=True)
-class Attention(Arguments):
-    """What decode and prompts share: see attention_kernels.py."""
-
-    q: int = slot("address of (tokens, heads, head_dim) f32")
-    k: int = slot("address of keys, f16, turned")
-    v: int = slot("address of values, f16")
-    k_stride: int = slot("bytes from kv head to kv head in k")
-    v_stride: int = slot("bytes from kv head to kv head in v")
-    head_dim: int = slot("dimensions of a key")
-    head_dim_v: int = slot("dimensions of a value")
-    heads: int = slot("heads")
-    group: int = slot("heads of a kv head")
-    first: int = slot("first position (decode)")
-    end: int = slot("end position")
-    constants: int = slot("address of f32 scale, softcap")
-    scratch: int = slot("address of the threads' scratch")
-    out: int = slot("address of the result")
-    busy: int = slot("address of an int64 flag for each thread, all 0 before the first launch")
-    scratch_bytes: int = slot("bytes of scratch for each thread")
-
-
-@dataclass(frozen=True)
-class AttentionDecode(Attention):
+class AttentionDecode(NamedTuple):
     """One token; out: for each head and chunk weighted values, maximum, sum. An item is (kv head, chunk)."""
 
-    chunks: int = slot("chunks of positions")
+    q: Annotated[int, "address of (tokens, heads, head_dim) f32"]
+    k: Annotated[int, "address of keys, f16, turned"]
+    v: Annotated[int, "address of values, f16"]
+    k_stride: Annotated[int, "bytes from kv head to kv head in k"]
+    v_stride: Annotated[int, "bytes from kv head to kv head in v"]
+    head_dim: Annotated[int, "dimensions of a key"]
+    head_dim_v: Annotated[int, "dimensions of a value"]
+    heads: Annotated[int, "heads"]
+    group: Annotated[int, "heads of a kv head"]
+    first: Annotated[int, "first position (decode)"]
+    end: Annotated[int, "end position"]
+    constants: Annotated[int, "address of f32 scale, softcap"]
+    scratch: Annotated[int, "address of the threads' scratch"]
+    out: Annotated[int, "address of the result"]
+    busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
+    scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
+    chunks: Annotated[int, "chunks of positions"]
 
 
-@dataclass(frozen=True)
-class AttentionPrompt(Attention):
+class AttentionPrompt(NamedTuple):
     """Many tokens. An item is (tile, kv head), later tiles first."""
 
-    tokens: int = slot("tokens")
-    window: int = slot("positions that a token sees; 0: all before it")
-    start: int = slot("position of the first token")
+    q: Annotated[int, "address of (tokens, heads, head_dim) f32"]
+    k: Annotated[int, "address of keys, f16, turned"]
+    v: Annotated[int, "address of values, f16"]
+    k_stride: Annotated[int, "bytes from kv head to kv head in k"]
+    v_stride: Annotated[int, "bytes from kv head to kv head in v"]
+    head_dim: Annotated[int, "dimensions of a key"]
+    head_dim_v: Annotated[int, "dimensions of a value"]
+    heads: Annotated[int, "heads"]
+    group: Annotated[int, "heads of a kv head"]
+    first: Annotated[int, "first position (decode)"]
+    end: Annotated[int, "end position"]
+    constants: Annotated[int, "address of f32 scale, softcap"]
+    scratch: Annotated[int, "address of the threads' scratch"]
+    out: Annotated[int, "address of the result"]
+    busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
+    scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
+    tokens: Annotated[int, "tokens"]
+    window: Annotated[int, "positions that a token sees; 0: all before it"]
+    start: Annotated[int, "position of the first token"]
 
 
-@dataclass(frozen=True)
-class AttentionMerge(Arguments):
+class AttentionMerge(NamedTuple):
     """Chunks of a head joined in ascending order. An item is a head."""
 
-    parts: int = slot("address of what attention_decode left")
-    chunks: int = slot("chunks of positions")
-    head_dim_v: int = slot("dimensions of a value")
-    out: int = slot("address of (heads, head_dim_v) f32")
+    parts: Annotated[int, "address of what attention_decode left"]
+    chunks: Annotated[int, "chunks of positions"]
+    head_dim_v: Annotated[int, "dimensions of a value"]
+    out: Annotated[int, "address of (heads, head_dim_v) f32"]
 
 
 _OF_KERNEL = {
@@ -266,6 +254,7 @@ _OF_FAMILY = {
     "neurons_down_": NeuronsDown,
 }
 PRODUCT_AT = 128  # bytes into a launch of products: where its `Product`s begin
+PRODUCT_BYTES = 128
 
 # The thread pool's are no kernels: plain functions of int64, with their parameters (see pool_kernels.py)
 POOL = {

@@ -6,22 +6,34 @@ position: those are patched in the recorded arguments (`Program.set`, and `Patch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.kernels.abi import PRODUCT_AT, PRODUCT_BYTES
+
 I64 = NDArray[np.int64]
+
+
+class Launch(NamedTuple):
+    """All items of a kernel, at least `grain` at a time."""
+
+    name: str
+    kernel: int  # address
+    arguments: bytes
+    items: int
+    grain: int
 
 
 class Recorder:
     """Notes launches while they happen."""
 
     def __init__(self) -> None:
-        self._launches: list[tuple[str, int, bytes, int, int]] = []
+        self._launches: list[Launch] = []
         self._kept: list[Any] = []
         self.spoilt: str | None = None
         self._paused = False
@@ -29,16 +41,10 @@ class Recorder:
     def __len__(self) -> int:
         return len(self._launches)
 
-    @property
-    def is_paused(self) -> bool:
-        """Within `paused`."""
-        return self._paused
-
-    def add(self, name: str, kernel: int, arguments: bytes, items: int, grain: int) -> None:
+    def add(self, launch: Launch) -> None:
         """One launch."""
-        if self._paused:
-            return
-        self._launches.append((name, kernel, arguments, items, grain))
+        if not self._paused:
+            self._launches.append(launch)
 
     def keep(self, memory: Any) -> None:
         """Memory that the recorded arguments point to."""
@@ -64,12 +70,15 @@ class Recorder:
 
 
 class Program:
-    """Recorded launches. `rows` (count, 4) int64: kernel, arguments, items, grain."""
+    """Launches in a row; `kept` is memory that their arguments point to.
 
-    def __init__(self, launches: list[tuple[str, int, bytes, int, int]], kept: list[Any]) -> None:
-        self._kept = kept
-        self._names = [name for name, *_ in launches]
-        sizes = [-(-len(arguments) // 64) * 8 for _, _, arguments, _, _ in launches]  # in slots, whole cache lines
+    rows: (count, 4) int64: kernel, arguments, items, grain.
+    """
+
+    def __init__(self, launches: Sequence[Launch], kept: Sequence[Any]) -> None:
+        self._kept = list(kept)
+        self._names = [each.name for each in launches]
+        sizes = [-(-len(each.arguments) // 64) * 8 for each in launches]  # in slots, whole cache lines
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.count = len(launches)
         size = int(self._starts[-1])
@@ -86,10 +95,10 @@ class Program:
         """Which launches are of the kernel `name`."""
         return np.array([i for i, each in enumerate(self._names) if each == name], np.int64)
 
-    def descriptors(self, launch: int, count: int) -> I64:
-        """The arguments of a product of `count` matrices, (count, 16) int64 (`matmul_driver`), to be changed."""
-        start = int(self._starts[launch]) + 16
-        return self._arguments[start : start + 16 * count].reshape(count, 16)
+    def products(self, launch: int, count: int) -> I64:
+        """The `abi.Product`s of a launch of `count` products, (count, slots) int64, to be changed."""
+        start, slots = int(self._starts[launch]) + PRODUCT_AT // 8, PRODUCT_BYTES // 8
+        return self._arguments[start : start + slots * count].reshape(count, slots)
 
     def set(self, launches: I64, slot: int, values: Any) -> None:
         """Argument `slot` of these launches = values (one, or one for each)."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgerun.kernels.abi import AttentionDecode, AttentionMerge, KvWrite, Rope, slot_of
 from edgerun.kernels.attention_layout import decode_chunks
 from edgerun.kernels.program import I64, Patch, Program
 from edgerun.kv import KvCache
@@ -20,11 +21,16 @@ from edgerun.kv import KvCache
 if TYPE_CHECKING:
     from edgerun.models.decoder import Decoder
 
-# Argument slots of the kernels that are patched (see layer_kernels, attention_kernels)
-_ROPE_COS, _ROPE_SIN = 3, 4
-_KV_KEYS, _KV_VALUES, _KV_K_STRIDE, _KV_V_STRIDE, _KV_START = 0, 1, 2, 3, 4
-_K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCRATCH, _PARTS, _CHUNKS = 1, 2, 3, 4, 9, 10, 12, 13, 16
-_MERGE_PARTS, _MERGE_CHUNKS = 0, 1
+# Argument slots of the kernels that are patched
+_ROPE_COS, _ROPE_SIN = (slot_of(Rope, name) for name in ("cos", "sin"))
+_KV_KEYS, _KV_VALUES, _KV_K_STRIDE, _KV_V_STRIDE, _KV_START = (
+    slot_of(KvWrite, name) for name in ("keys", "values", "keys_stride", "values_stride", "start")
+)
+_K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCRATCH, _PARTS, _CHUNKS = (
+    slot_of(AttentionDecode, name)
+    for name in ("k", "v", "k_stride", "v_stride", "first", "end", "scratch", "out", "chunks")
+)
+_MERGE_PARTS, _MERGE_CHUNKS = (slot_of(AttentionMerge, name) for name in ("parts", "chunks"))
 
 
 Decide = Callable[[int, Callable[[], bool]], None]  # of a layer; raises Cancelled when the second argument says so

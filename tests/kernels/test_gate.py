@@ -157,7 +157,7 @@ def test_there_is_no_other_way_to_the_kernels():
     trees = modules()
     assert {path for path, tree in trees.items() if calls(tree, "Matrix")} == {
         "kernels/reference.py",
-        "kernels/simd_kernels.py",
+        "kernels/packer.py",
     }
     for path, tree in trees.items():
         text = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -167,8 +167,11 @@ def test_there_is_no_other_way_to_the_kernels():
             assert "ctypes" not in text or path in _OWN_MEMORY, path
         if path.startswith(("weights/", "prefill/", "models/", "kernels/")) and path != "kernels/interface.py":
             assert not calls(tree, "__setattr__") and not calls(tree, "__new__"), path
-        for launch in ("_launch", "_launch_products", "_launch_alike", "run_program", "_function"):
-            assert not calls(tree, launch) or path in ("kernels/simd_kernels.py", "models/replay.py"), path
+        if not path.startswith("kernels/"):
+            assert not {"launcher", "_launcher"} & {
+                node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            }
+            assert not calls(tree, "run_program") or path == "models/replay.py", path
 
 
 _OWN_MEMORY = {"weights/flash.py", "weights/arena.py"}

@@ -64,7 +64,7 @@ def empty(user_home: Path) -> Path:
 
 def add_works(address: int) -> bool:
     x, y = np.array([1, 2, 3], np.float32), np.array([10, 20, 30], np.float32)
-    arguments = np.frombuffer(abi.Add(x.ctypes.data, y.ctypes.data, 3, 0).packed(), np.int64)
+    arguments = np.frombuffer(abi.packed(abi.Add(x.ctypes.data, y.ctypes.data, 3, 0)), np.int64)
     _KERNEL(address)(arguments.ctypes.data, 0, 1)
     return bool(x.tolist() == [11, 22, 33])
 
@@ -252,18 +252,18 @@ def test_every_kernel_has_its_arguments_in_the_header():
     for name in SOURCES:
         if name not in abi.POOL:
             assert f"edgerun_kernel edgerun_{name};" in text
-            assert abi.arguments_of(name).slots()
+            assert abi.slots(abi.arguments_of(name))
     for name in abi.POOL:
         assert f"edgerun_{name}(int64_t control" in text
     assert "    int64_t eps; /* address of an f32 */" in text
-    assert len(abi.Product.slots()) == 16
+    assert len(abi.slots(abi.Product)) == 16
 
 
 def test_arguments_lie_as_kernels_read_them():
-    packed = abi.Rope(*range(1, 8)).packed()
+    packed = abi.packed(abi.Rope(*range(1, 8)))
     assert np.frombuffer(packed, np.int64).tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert abi.KvWrite.index("start") == 4
-    assert abi.AttentionPrompt.index("start") == 18 and abi.AttentionDecode.index("chunks") == 16
+    assert abi.slot_of(abi.KvWrite, "start") == 4
+    assert abi.slot_of(abi.AttentionPrompt, "start") == 18 and abi.slot_of(abi.AttentionDecode, "chunks") == 16
 
 
 def test_names_say_platform_and_instruction_set():

@@ -8,7 +8,7 @@ import pytest
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import DEQUANTIZERS, dequantize
-from edgerun.kernels import layout, simd_kernels
+from edgerun.kernels import kernel_names, layout
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.formats.base import TURNED_BITS, TURNED_PAIRS, swap_masks
@@ -60,7 +60,7 @@ def test_every_type_has_kernels():
 @pytest.mark.parametrize("type", [GgmlType.Q5_1, GgmlType.IQ2_S], ids=lambda t: t.name)
 def test_a_format_without_kernels_runs(simd, monkeypatch, type):
     """As a type would that is only read."""
-    monkeypatch.delitem(simd_kernels._MATMUL, type)
+    monkeypatch.delitem(kernel_names.MATRIX_KERNELS, type)
     rng = np.random.default_rng(int(type))
     raw = random_blocks(rng, 24, 512, type)
     x = rng.standard_normal((3, 512)).astype(np.float32)
@@ -130,9 +130,9 @@ def test_packing_equals_numpy(simd, type, rows):
     cols = 768 if type in QUANTISED else 33
     raw = np.random.default_rng(0).integers(0, 256, (rows, type.row_bytes(cols)), dtype=np.uint8)
     packed = simd.pack(raw, type, cols)
-    want = layout.pack(raw, type, cols, simd._isa.lanes)
+    want = layout.pack(raw, type, cols, simd.row_group)
     assert np.array_equal(packed.data.reshape(want.shape), want)
-    assert packed.n_bytes == layout.packed_bytes(type, rows, cols, simd._isa.lanes)
+    assert packed.n_bytes == layout.packed_bytes(type, rows, cols, simd.row_group)
 
 
 def test_zero_rows_give_zero(simd):

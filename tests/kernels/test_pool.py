@@ -52,7 +52,7 @@ def test_workers_sleep_and_wake(simd):
     first, again = np.empty((2, 1, 512), np.float32)
     simd.matmul(w, x, first)
     time.sleep(0.1)
-    assert all(simd._pool._sleeping), "idle threads must not burn the battery"
+    assert all(simd._launcher._pool._sleeping), "idle threads must not burn the battery"
     simd.matmul(w, x, again)
     assert np.array_equal(first, again)
 
@@ -70,7 +70,7 @@ def test_every_item_is_done_once(threads):
             done, one = np.zeros((items + 1, 3), np.float32), np.ones(3, np.float32)
             arguments = np.array([done.ctypes.data, one.ctypes.data, 3, 0], np.int64)
             for _ in range(3):
-                kernels._pool.run(add, arguments.ctypes.data, items, grain)
+                kernels._launcher._pool.run(add, arguments.ctypes.data, items, grain)
             assert (done[:items] == 3).all() and (done[items:] == 0).all(), (items, grain)
             if round % 50 == 49:
                 time.sleep(0.02)  # until helpers sleep

@@ -19,7 +19,7 @@ from edgerun.formats.gguf import GgmlType, GgufWriter, TensorInfo
 from edgerun.formats.gguf.types import FILE_TYPES
 from edgerun.formats.quants import DEQUANTIZERS
 from edgerun.hub import show
-from edgerun.kernels import load_sizes, simd_kernels
+from edgerun.kernels import kernel_names, load_sizes
 from edgerun.kernels.formats import FORMATS
 from edgerun.planning.slow_types import slow_types, slow_types_notice
 from tests.models.instances import Instance, write
@@ -38,7 +38,7 @@ def test_the_kernels_agree(kernels, type):
 def no_q5_1(monkeypatch):
     """Every type has kernels; here Q5_1 has none."""
     monkeypatch.delitem(FORMATS, GgmlType.Q5_1)
-    monkeypatch.delitem(simd_kernels._MATMUL, GgmlType.Q5_1)
+    monkeypatch.delitem(kernel_names.MATRIX_KERNELS, GgmlType.Q5_1)
 
 
 class Few:

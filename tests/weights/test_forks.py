@@ -86,7 +86,7 @@ def test_a_lock_held_elsewhere_at_the_fork(kernels):
     lock, inside, go = FairLock(), threading.Event(), threading.Event()
 
     def hold():
-        with lock.held(), kernels._lock:
+        with lock.held(), kernels._launcher.lock:
             inside.set()
             go.wait(30)
 

@@ -1,0 +1,57 @@
+"""Which kernels a model needs, by the types of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.formats import FORMATS
+
+ALWAYS = (
+    *("pool_run", "pool_work", "pool_program"),
+    *("add", "rms_norm", "rope", "kv_write", "gated"),
+    *("attention_decode", "attention_merge"),
+)
+
+
+class MatrixKernels(NamedTuple):
+    """The kernels of a type of weights, and the form of activations that they take: "q8", "q8k" or "f32"."""
+
+    pack: str
+    matmul: str
+    form: str
+
+
+MATRIX_KERNELS = {
+    type: MatrixKernels(f"pack_{format.name}", f"matmul_{format.name}", format.form) for type, format in FORMATS.items()
+}
+QUANTIZE = {"q8": "quantize_q8", "q8k": "quantize_q8k"}  # of each form but "f32"
+
+
+def for_matrices(types: Sequence[GgmlType]) -> list[str]:
+    """What matrices of these types need, beside the kernels that are always needed."""
+    names = ["attention_prompt", "combine"]
+    for type in types:
+        if type in MATRIX_KERNELS:
+            pack, matmul, form = MATRIX_KERNELS[type]
+            names += [pack, matmul] if form == "f32" else [pack, matmul, QUANTIZE[form]]
+    return list(dict.fromkeys(names))
+
+
+def neurons_kernel(way: str, type: GgmlType) -> str:
+    """Of neurons' rows of a type; way: "up" or "down"."""
+    return f"neurons_{way}_{type.name.lower()}"
+
+
+def neurons_form(type: GgmlType) -> str:
+    """The form of activations that rows up of a type are multiplied with."""
+    return "f32" if type in (GgmlType.F32, GgmlType.F16) else "q8"
+
+
+def for_neurons(types: Sequence[GgmlType]) -> list[str]:
+    """What neurons of these types need, beside the kernels that are always needed."""
+    names = [neurons_kernel(way, type) for way in ("up", "down") for type in types]
+    if any(neurons_form(type) == "q8" for type in types):
+        names.append(QUANTIZE["q8"])
+    return names

@@ -1,0 +1,151 @@
+"""The one way to run a kernel: its arguments are laid out in memory, then all threads do its items.
+
+A launch can be noted as well (`Launcher.record`), to be replayed as part of a `Program`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from edgerun.kernels.abi import PRODUCT_AT, PRODUCT_BYTES, Arguments, Product, Products
+from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.memory import address
+from edgerun.kernels.pool import ThreadPool
+from edgerun.kernels.program import Launch, Program, Recorder
+
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_SLOTS = [struct.Struct(f"{count}q") for count in range(24)]  # for as many arguments
+_PACK_PRODUCT = struct.Struct(f"{PRODUCT_BYTES // 8}q").pack_into
+_ARGUMENTS_BYTES = 1 << 16  # to begin with: 511 products
+
+
+class Launcher:
+    """Kernels by name, on `threads` threads. One launch at a time: callers take turns.
+
+    lock: held by a launch, and by who needs several without others between. Reentrant.
+    """
+
+    def __init__(self, cache: KernelCache, threads: int) -> None:
+        self.lock = threading.RLock()
+        self.threads = threads
+        self._cache = cache
+        self._pool = ThreadPool(
+            threads, cache.address("pool_run"), cache.address("pool_work"), cache.address("pool_program"), cache
+        )
+        self._functions: dict[str, Any] = {}
+        self._arguments = _argument_memory(_ARGUMENTS_BYTES)
+        self._recorder: Recorder | None = None
+
+    def launch(self, name: str, arguments: Arguments, items: int, grain: int) -> None:
+        """Do all items of a kernel, at least `grain` at a time. Small work runs on the caller alone: waking the others
+        would cost more."""
+        with self.lock:
+            memory, at = self._arguments
+            _SLOTS[len(arguments)].pack_into(memory, 0, *arguments)
+            if self._recorder is not None:
+                self._recorder.add(self._noted(name, memory[: 8 * len(arguments)].tobytes(), items, grain))
+            if items <= grain:
+                self._function(name)(at, 0, items)
+            else:
+                self._pool.run(self._cache.address(name), at, items, grain)
+
+    def launch_products(self, name: str, products: Sequence[Product], items: int, grain: int) -> None:
+        """`launch` of a product's kernel, which takes a list."""
+        n_bytes = PRODUCT_AT + PRODUCT_BYTES * len(products)
+        with self.lock:
+            memory, at = self._arguments
+            if n_bytes > memory.nbytes:
+                memory, at = self._arguments = _argument_memory(2 * n_bytes)
+            _pack_products(memory, products)
+            if self._recorder is not None:
+                self._recorder.add(self._noted(name, memory[:n_bytes].tobytes(), items, grain))
+            self._pool.run(self._cache.address(name), at, items, grain)
+
+    def laid_out(self, name: str, arguments: Arguments, items: int, grain: int) -> Launch:
+        """What `launch` would do, for a `Program`."""
+        return self._noted(name, _SLOTS[len(arguments)].pack(*arguments), items, grain)
+
+    def products_laid_out(self, name: str, products: Sequence[Product], items: int, grain: int) -> Launch:
+        """What `launch_products` would do, for a `Program`."""
+        memory = bytearray(PRODUCT_AT + PRODUCT_BYTES * len(products))
+        _pack_products(memory, products)
+        return self._noted(name, bytes(memory), items, grain)
+
+    def run_alone(self, name: str, arguments: Arguments, items: int) -> None:
+        """All items on the calling thread, beside whatever else runs. Never recorded."""
+        own = (ctypes.c_int64 * len(arguments))(*arguments)
+        self._function(name)(ctypes.addressof(own), 0, items)
+
+    def run_program(self, program: Program) -> None:
+        """All launches of a program. Never recorded."""
+        with self.lock:
+            self._pool.run_program(program.rows_address, program.count)
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def record(self) -> Iterator[Recorder]:
+        """Launches within are done and also noted: see `program`. One thread at a time, no other users meanwhile."""
+        self._recorder = recorder = Recorder()
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
+
+    def replay(self, program: Program, start: int = 0, end: int | None = None) -> None:
+        """Launches start .. end - 1 of what was recorded."""
+        end = program.count if end is None else end
+        with self.lock:
+            self._recorder = None  # Ctrl-C may have left one behind
+            self._pool.run_program(program.rows_address + 32 * start, end - start)
+
+    def keep(self, memory: Any) -> None:
+        """Memory made for a launch: it stays as long as what is being recorded."""
+        if self._recorder is not None:
+            self._recorder.keep(memory)
+
+    def spoil(self, reason: str) -> None:
+        """What is being recorded cannot be replayed: something is done that is no launch, or none that stays."""
+        if self._recorder is not None:
+            self._recorder.spoil(reason)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.close()
+
+    def after_fork(self) -> None:
+        """See `device.forks`."""
+        self.lock = threading.RLock()
+        self._recorder = None
+        self._pool.after_fork()
+
+    def _noted(self, name: str, arguments: bytes, items: int, grain: int) -> Launch:
+        return Launch(name, self._cache.address(name), arguments, items, grain)
+
+    def _function(self, name: str) -> Any:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = _KERNEL(self._cache.address(name))
+        return function
+
+
+def _argument_memory(n_bytes: int) -> tuple[Any, int]:
+    """Memory and its address, which are replaced together: an interrupt must not leave one of each."""
+    memory = np.zeros(n_bytes, np.uint8)
+    return memory, address(memory)
+
+
+def _pack_products(memory: Any, products: Sequence[Product]) -> None:
+    """A head and its products, as `matmul_driver` reads them."""
+    _SLOTS[1].pack_into(memory, 0, *Products(len(products)))
+    at = PRODUCT_AT
+    for product in products:
+        _PACK_PRODUCT(memory, at, *product)
+        at += PRODUCT_BYTES

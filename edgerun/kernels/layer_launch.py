@@ -1,0 +1,60 @@
+"""What lies between a layer's products: norms, rotation, gates, sums."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerun.errors import UsageError
+from edgerun.kernels.abi import Add, Combine, Gated, RmsNorm, Rope
+from edgerun.kernels.interface import F32, Activation, RopeKind
+from edgerun.kernels.launcher import Launcher
+from edgerun.kernels.memory import address, constants
+
+GATED_GRAIN = 4  # rows
+_GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
+
+
+def rms_norm(launcher: Launcher, x: F32, weight: F32, eps: float, out: F32) -> None:
+    """See `interface.Kernels.rms_norm`."""
+    cols = weight.shape[0]
+    if x.shape[-1] != cols or out.shape != x.shape:
+        raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
+    arguments = RmsNorm(address(x), address(weight), address(out), cols, constants(eps))
+    launcher.launch("rms_norm", arguments, x.size // cols, 8)
+
+
+def add(launcher: Launcher, x: F32, y: F32) -> None:
+    """See `interface.Kernels.add`."""
+    cols = x.shape[-1]
+    if y.shape not in (x.shape, (cols,)) or not (x.flags.c_contiguous and y.flags.c_contiguous):
+        raise UsageError(f"cannot add {y.shape} to {x.shape}")
+    y_stride = 0 if y.ndim == 1 else 4 * cols
+    launcher.launch("add", Add(address(x), address(y), cols, y_stride), x.size // cols, 16)
+
+
+def rope(launcher: Launcher, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
+    """See `interface.Kernels.rope`."""
+    tokens, heads, head_dim = x.shape
+    half, neox = cos.shape[1], int(kind == "neox")
+    launcher.launch("rope", Rope(address(x), heads, head_dim, address(cos), address(sin), half, neox), tokens, 4)
+
+
+def gated(launcher: Launcher, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+    """See `interface.Kernels.gated`."""
+    launcher.launch("gated", gated_arguments(gate, up, activation, out), gate.shape[0], GATED_GRAIN)
+
+
+def gated_arguments(gate: F32, up: F32, activation: Activation, out: F32) -> Gated:
+    """Of a launch over all rows of gate (T, F). UsageError for an unknown activation."""
+    kind = _GATE_KINDS.get(activation)
+    if kind is None:
+        raise UsageError(f"unknown activation {activation!r}; choose one of {', '.join(_GATE_KINDS)}")
+    return Gated(address(gate), address(up), address(out), gate.shape[1], kind)
+
+
+def combine(launcher: Launcher, parts: F32, weights: F32, out: F32, *, add: bool) -> None:
+    """See `interface.Kernels.combine`."""
+    tokens, k = weights.shape
+    weights = np.ascontiguousarray(weights, np.float32)
+    arguments = Combine(address(parts), address(weights), address(out), k, out.shape[1], int(add))
+    launcher.launch("combine", arguments, tokens, 4)

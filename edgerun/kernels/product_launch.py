@@ -1,0 +1,107 @@
+"""Products of activations with packed weights: any number, of any formats, one launch for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edgerun.kernels import layout
+from edgerun.kernels.abi import Product
+from edgerun.kernels.interface import F32, Matrix
+from edgerun.kernels.isa import Isa
+from edgerun.kernels.kernel_names import MATRIX_KERNELS
+from edgerun.kernels.launcher import Launcher
+from edgerun.kernels.memory import address
+from edgerun.kernels.program import Launch
+from edgerun.kernels.reference import ReferenceKernels, check_matmul
+from edgerun.kernels.rows import Form, Rows
+
+_MOST_GRAIN = 16  # groups of weight rows that a thread takes at a time, at most
+_PIECES = 8  # of each thread, at least
+
+
+class Job(NamedTuple):
+    """out (tokens, w.rows) = rows first .. first + tokens - 1 of `x` times `w`, transposed."""
+
+    w: Matrix
+    x: Rows
+    first: int
+    tokens: int
+    out: F32
+
+
+class ProductLaunch:
+    """Lays out products and launches them."""
+
+    def __init__(self, launcher: Launcher, isa: Isa) -> None:
+        self._launcher = launcher
+        self._lanes = isa.lanes
+        self._together = max(isa.many[1], isa.few[1], isa.one)  # groups of weight rows
+        self._plain = ReferenceKernels()
+
+    def run(self, jobs: Sequence[Job], *, add: bool = False) -> None:
+        """All of them. Raises UsageError where shapes do not fit."""
+        launches: dict[str, _Products] = {}
+        lanes, adds = self._lanes, int(add)
+        with self._launcher.lock:
+            for w, x, first, tokens, out in jobs:
+                if w.layout == "gguf":
+                    self._plain_product(w, x, first, tokens, out, add)
+                    continue
+                if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows) or not out.flags.c_contiguous:
+                    check_matmul(w, x.x[first : first + tokens], out)
+                kernels = MATRIX_KERNELS[w.type]
+                quants, dq, scales, ds, sums, dc = x.form(kernels.form)
+                launch = launches.get(kernels.matmul)
+                if launch is None:
+                    launch = launches[kernels.matmul] = _Products()
+                groups, blocks = -(-w.rows // lanes), w.cols // w.type.block_size
+                weights, target, stride = w.address, address(out), 4 * w.rows
+                at_once = layout.rows_at_once(w.cols)
+                for low in range(0, tokens, at_once):
+                    row, rows = first + low, min(at_once, tokens - low)
+                    launch.add(
+                        groups,
+                        Product(
+                            *(launch.items, weights, target + low * stride, rows, blocks, w.rows, stride, adds),
+                            *(quants + row * dq, dq, scales + row * ds, ds, sums + row * dc, dc),
+                        ),
+                    )
+            for name, launch in launches.items():
+                self._launcher.launch_products(name, launch.products, launch.items, self._grain(launch.items))
+
+    def laid_out(self, weights: Sequence[Matrix], rows: Sequence[Form], outs: Sequence[int]) -> Launch:
+        """The launch of one row times each of some matrices that lie alike. outs: addresses of (w.rows,) f32."""
+        like = weights[0]
+        groups, blocks = -(-like.rows // self._lanes), like.cols // like.type.block_size
+        products = [
+            Product(index * groups, w.address, out, 1, blocks, like.rows, 4 * like.rows, 0, *row)
+            for index, (w, row, out) in enumerate(zip(weights, rows, outs, strict=True))
+        ]
+        items = groups * len(products)
+        name = MATRIX_KERNELS[like.type].matmul
+        return self._launcher.products_laid_out(name, products, items, self._grain(items))
+
+    def _grain(self, items: int) -> int:
+        """How many groups of weight rows a thread takes at a time: whole tiles."""
+        together = self._together
+        return max(1, min(_MOST_GRAIN, items // (self._launcher.threads * _PIECES)) // together) * together
+
+    def _plain_product(self, w: Matrix, x: Rows, first: int, tokens: int, out: F32, add: bool) -> None:
+        """Of a type without kernels."""
+        self._launcher.spoil("a product in numpy")
+        self._plain.matmul(w, self._plain.activations(x.x[first : first + tokens]), out, add=add)
+
+
+class _Products:
+    """One launch's, as they gather."""
+
+    __slots__ = ("items", "products")
+
+    def __init__(self) -> None:
+        self.items = 0
+        self.products: list[Product] = []
+
+    def add(self, groups: int, product: Product) -> None:
+        self.products.append(product)
+        self.items += groups
