@@ -1,8 +1,8 @@
 """Which instruction set "auto" is, where a processor runs several: the best by `isa.ISAS`, unless this machine was
 measured and another was faster (`planning.kernel_sets` measures; `edgerun doctor` asks it to, once).
 
-What was measured is kept with the stamp of processor and version that it holds for; another machine that shares the
-cache directory, or a later version, goes by the order again until it is measured.
+What was measured is kept with the stamp of the processor and the kernels that it holds for; another machine that shares
+the cache directory, or other kernels, go by the order again until they are measured.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgerun import __version__, paths
+from edgerun import paths
 from edgerun.device.cpu import cpu_name
 from edgerun.device.cpu_features import cpu_features
+from edgerun.kernels.compile import sources_digest
 from edgerun.kernels.isa import ISAS, Isa, find, runs_here
 
 LEAD = 1.03  # how much faster than the first of the order another must be: less is noise
@@ -71,5 +72,5 @@ def write_speeds(speeds: Mapping[str, float]) -> None:
 
 
 def _stamp() -> str:
-    said = f"{__version__} {cpu_name()} {sorted(cpu_features())}"
+    said = f"{sources_digest()} {cpu_name()} {sorted(cpu_features())}"
     return hashlib.sha256(said.encode()).hexdigest()[:24]
