@@ -107,7 +107,8 @@ def plant(gguf: GgufFile, spec: ModelSpec, out: Path, factor: float, channels: i
         grow(layer, "attn_norm", 0, ("attn_q", "attn_k", "attn_v"), rng.choice(spec.d_model, channels, replace=False))
         grow(layer, "ffn_norm", 0, ("ffn_gate", "ffn_up"), rng.choice(spec.d_model, channels, replace=False))
         grow(layer, "ffn_up", 0, ("ffn_down",), rng.choice(numbers.d_ff, channels, replace=False))
-        value = int(rng.integers(0, numbers.n_kv_heads * numbers.head_dim_v))  # one of a key/value head, read by its group
+        values = numbers.n_kv_heads * numbers.head_dim_v  # of which one is read by its group of heads
+        value = int(rng.integers(0, values))
         tensors[f"blk.{layer}.attn_v.weight"][value] *= factor
         head, at = divmod(value, numbers.head_dim_v)
         for each in range(head * group, (head + 1) * group):
