@@ -10,6 +10,8 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 FIGURES = ("prompt_tok_s", "decode_tok_s", "decode_p50_ms", "max_rss_mib")
@@ -24,6 +26,8 @@ model_params = L.llama_model_default_params()
 model_params.use_extra_bufts = not (len(sys.argv) > 5)  # repacking copies the weights: not under a cap
 start = time.perf_counter()
 model = L.llama_model_load_from_file(model_path.encode(), model_params)
+if not model:
+    raise SystemExit("llama.cpp cannot load it")
 load_s = time.perf_counter() - start
 params = L.llama_context_default_params()
 params.n_ctx = max(256, prompt + decode + 8)
@@ -58,13 +62,40 @@ print(json.dumps({
 """
 
 
+class CommandFailed(SystemExit):
+    """Ends a script that does not expect it."""
+
+
 def last_object(command: list[str]) -> dict[str, Any]:
     """Run a command and parse the JSON object that it prints."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+        raise CommandFailed(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     return found
+
+
+def ours(model: str | Path, prompt: int, decode: int, threads: int, kernels: str = "auto") -> list[str]:
+    """The command that measures edgerun once."""
+    command = [sys.executable, "-m", "edgerun", "bench", str(model), "--json", "-r", "1", "--kernels", kernels]
+    return [*command, "-p", str(prompt), "-n", str(decode), "-t", str(threads)]
+
+
+def theirs(python: str, model: str | Path, prompt: int, decode: int, threads: int) -> list[str]:
+    """The command that measures llama.cpp once, in an interpreter that has it."""
+    return [python, "-c", LLAMA_CPP, str(model), str(prompt), str(decode), str(threads)]
+
+
+def in_turn(commands: Mapping[str, list[str]], repetitions: int) -> dict[str, dict[str, float]]:
+    """Name -> the medians of its figures; the commands take turns, since a machine's speed changes with time."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for _ in range(repetitions):
+        for name, command in commands.items():
+            runs[name].append(last_object(command))
+    return {
+        name: {figure: statistics.median(run[figure] or 0.0 for run in done) for figure in FIGURES}
+        for name, done in runs.items()
+    }
 
 
 def main() -> None:
@@ -78,18 +109,10 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
-    sizes = [str(a.prompt), str(a.decode), str(a.threads)]
-    ours = [sys.executable, "-m", "edgerun", "bench", a.model, "--json", "-r", "1"]
-    ours += ["-p", sizes[0], "-n", sizes[1], "-t", sizes[2]]
-    theirs = [a.llamacpp_python, "-c", LLAMA_CPP, a.model, *sizes]
-    runs: dict[str, list[dict[str, Any]]] = {"edgerun": [], "llama.cpp": []}
-    for _ in range(a.repetitions):
-        runs["llama.cpp"].append(last_object(theirs))
-        runs["edgerun"].append(last_object(ours))
-    table = {
-        figure: {name: statistics.median(run[figure] or 0.0 for run in done) for name, done in runs.items()}
-        for figure in FIGURES
-    }
+    sizes = (a.prompt, a.decode, a.threads)
+    commands = {"llama.cpp": theirs(a.llamacpp_python, a.model, *sizes), "edgerun": ours(a.model, *sizes)}
+    found = in_turn(commands, a.repetitions)
+    table = {figure: {name: found[name][figure] for name in ("edgerun", "llama.cpp")} for figure in FIGURES}
     for row in table.values():
         row["ratio"] = row["edgerun"] / row["llama.cpp"] if row["llama.cpp"] else 0.0
     if a.json:
