@@ -28,7 +28,7 @@ class ProductLaunch:
     def __init__(self, launcher: Launcher, isa: Isa) -> None:
         self._launcher = launcher
         self._lanes = isa.lanes
-        self._together = max(isa.many[1], isa.few[1], isa.one)  # groups of weight rows
+        self._together = max(isa.tiles.together, isa.float_tiles.together)  # groups of weight rows
         self._plain = ReferenceKernels()
 
     def run(self, jobs: Sequence[Job], *, add: bool = False) -> None:
