@@ -74,7 +74,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         stack.callback(close_store)
         ledger = KvLedger(plan.kv_limit_bytes)
         stack.callback(ledger.release_all)
-        decoder = Decoder(spec, store, impl, context=n_context, kv_grant=ledger.grant)
+        decoder = Decoder(spec, store, impl, context=n_context, kv_ledger=ledger)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)

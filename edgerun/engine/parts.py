@@ -13,7 +13,7 @@ Message = Mapping[str, Any]
 
 
 class Cache(Protocol):
-    """Keys and values of `length` positions (`kv.KvCache`)."""
+    """Keys and values of `length` positions (`kv.KvSequence`)."""
 
     spare: bool  # may be emptied when another cache needs the memory
 

@@ -1,18 +1,15 @@
-"""Attention over the f16 cache. Never an n x n matrix: scores live for a block of positions at a time.
+"""Attention over pages of keys and values. Never an n x n matrix: scores live for a block of positions at a time.
 
-Decode (one token): an item is (kv head, chunk of positions); it leaves each head's maximum, sum and weighted values,
-which `attention_merge` joins (FlashDecoding, Dao et al. 2023).
+Decode (single rows, of any sequences): an item is (row, kv head, page of positions); it leaves each head's maximum, sum
+and weighted values, which `attention_merge` joins (FlashDecoding, Dao et al. 2023).
 
-Prompt: an item is (kv head, tile of tokens); keys and values are widened once a block for all rows of the tile, and
-the softmax is kept running (FlashAttention, Dao et al. 2022; Milakov and Gimelshein 2018).
+Prompt (many rows of one sequence): an item is (kv head, tile of rows); keys and values are widened once a block for all
+rows of the tile, and the softmax is kept running (FlashAttention, Dao et al. 2022; Milakov and Gimelshein 2018).
 
-Both are made of the pieces of `attention_blocks` over the same blocks and chunks, which are counted from the
-sequence's first position: a row's result is the same to the bit whichever computes it, and whatever else is computed
-with it. `attention_layout` says how keys and values lie.
-
-Slots: 0 q, 1 k, 2 v, 3 bytes from kv head to kv head in k, 4 in v, 5 head_dim, 6 head_dim of values, 7 heads,
-8 heads a kv head, 9 first position, 10 end position, 11 &(scale, softcap), 12 scratch, 13 out, 14 &busy flags,
-15 scratch bytes of a slot, then as stated. A working thread takes a slot of scratch by its busy flag.
+Both are made of the pieces of `attention_blocks` over the same blocks and pages, which are counted from the sequence's
+first position: a row's result is the same to the bit whichever computes it, and whatever else is computed with it.
+`attention_layout` says how keys and values lie, `abi` what the slots of the arguments are. A working thread takes a
+slot of scratch by its busy flag.
 """
 
 from __future__ import annotations
@@ -21,11 +18,14 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
-from edgerun.kernels.attention_layout import CHUNK, KEYS, TILE
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
+
+_ROW_BYTES, _MERGED_BYTES = 64, 32  # of an `abi.AttentionRow`, an `abi.MergedRow`
 
 
 @njit(forceinline=True)
@@ -37,7 +37,7 @@ def _take_slot(busy: int) -> int:
 
 
 def build_attention_decode(ops: Ops) -> Any:
-    """16 chunks. `out`: for every head and chunk head_dim_v weighted values, the maximum, the sum.
+    """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
 
     Scratch of a working thread, f32: scores (4, KEYS). Heads of a kv head go by fours, twos and ones."""
     lanes = ops.lanes
@@ -157,31 +157,40 @@ def build_attention_decode(ops: Ops) -> Any:
         store_f32(int64(part + 4 * dim + 4), float32(0.0))
 
     def attention_decode(arguments: int, low: int, high: int) -> None:
-        q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        v, k_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        v_stride, dim = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        dim_v, group = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 64))
-        first, end = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
-        constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        slot_bytes, chunks = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
+        keys_at, values_at = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        k_stride, v_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        dim, dim_v = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        group, constants = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
+        scratch, busy = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
+        slot_bytes, count = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         part_bytes = (dim_v + 2) * 4
-        size = chunks * part_bytes  # from head to head
         slot = _take_slot(busy)
         scores = scratch + slot * slot_bytes
+        row = arguments + LIST_AT
+        last = row + (count - 1) * _ROW_BYTES
         for item in range(low, high):
-            kv_head, chunk = item // chunks, item % chunks
-            start = (first // CHUNK + chunk) * CHUNK
-            after = min(end, start + CHUNK)
+            while row < last and load_i64(int64(row + _ROW_BYTES)) <= item:
+                row += _ROW_BYTES
+            q, table = load_i64(int64(row + 8)), load_i64(int64(row + 16))
+            first, end = load_i64(int64(row + 24)), load_i64(int64(row + 32))
+            size = load_i64(int64(row + 48)) * part_bytes  # from head to head
+            pages = (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
+            within = item - load_i64(int64(row))
+            kv_head, number = within // pages, within % pages
+            start = (first // KEYS_PER_PAGE + number) * KEYS_PER_PAGE
+            after = min(end, start + KEYS_PER_PAGE)
             begin = max(first, start)
-            parts = out + kv_head * group * size + chunk * part_bytes
+            page = load_i64(int64(table + start // KEYS_PER_PAGE * 8))
+            page_keys = page + keys_at + kv_head * k_stride
+            page_values = page + values_at + kv_head * v_stride
+            parts = load_i64(int64(row + 40)) + kv_head * group * size + number * part_bytes
             for h in range(group):
                 empty(parts + h * size, dim_v)
             for at in range(begin // KEYS * KEYS, after, KEYS):
                 lowest, n = max(0, begin - at), min(KEYS, after - at)
-                keys = k + kv_head * k_stride + at * dim * 2
-                values = v + kv_head * v_stride + (at + lowest) * dim_v * 2
+                keys = page_keys + (at - start) * dim * 2
+                values = page_values + (at - start + lowest) * dim_v * 2
                 h = 0
                 while h < group:
                     rows = min(4, group - h)
@@ -205,22 +214,23 @@ def build_attention_decode(ops: Ops) -> Any:
 
 
 def build_attention_merge(ops: Ops) -> Any:
-    """0 parts, 1 chunks, 2 head_dim_v, 3 out. An item is a head: its chunks are joined in ascending order."""
+    """See `abi.AttentionMerge`."""
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
     zero, splat, join = ops.zero_floats, ops.splat, build_join(ops)
 
     def attention_merge(arguments: int, low: int, high: int) -> None:
-        parts, chunks = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        dim, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        heads, dim = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         size = (dim + 2) * 4
-        for head in range(low, high):
-            target = out + head * dim * 4
+        for item in range(low, high):
+            row, head = arguments + LIST_AT + item // heads * _MERGED_BYTES, item % heads
+            parts, pages = load_i64(int64(row)), load_i64(int64(row + 8))
+            target = load_i64(int64(row + 16)) + head * dim * 4
             for i in range(0, dim, lanes):
                 store(int64(target + 4 * i), zero(), int64(dim - i))
             top, total = float32(LOWEST), float32(0.0)
-            for c in range(chunks):
-                part = parts + (head * chunks + c) * size
+            for c in range(pages):
+                part = parts + (head * pages + c) * size
                 at = part + 4 * dim
                 top, total, old, new = join(top, total, load_f32(int64(at)), load_f32(int64(at + 4)))
                 for i in range(0, dim, lanes):
@@ -236,11 +246,9 @@ def build_attention_merge(ops: Ops) -> Any:
 
 
 def build_attention_prompt(ops: Ops) -> Any:
-    """9 is unused. 16 tokens, 17 window (0: none), 18 position of the first token.
-
-    An item is (tile, kv head), later tiles first because they see more. Scratch of a working thread, f32: keys
+    """See `abi.AttentionPrompt`: later tiles come first because they see more. Scratch of a working thread, f32: keys
     (head_dim, KEYS), values (KEYS, padded head_dim_v), scores (4, KEYS), and twice of each of TILE * group rows, for
-    the chunk and for the chunks before: weighted values (padded head_dim_v), maximum, sum.
+    the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
     load, load_halves, store, fma, times = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma, ops.mul
@@ -275,7 +283,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         store_f32(int64(row + 4 * padded + 4), float32(0.0))
 
     @njit(forceinline=True)
-    def add_chunk(row: int, whole: int, padded: int) -> None:
+    def add_page(row: int, whole: int, padded: int) -> None:
         at, to = row + 4 * padded, whole + 4 * padded
         top, total, old, new = join(
             load_f32(int64(to)), load_f32(int64(to + 4)), load_f32(int64(at)), load_f32(int64(at + 4))
@@ -304,15 +312,15 @@ def build_attention_prompt(ops: Ops) -> Any:
             store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
 
     def attention_prompt(arguments: int, low: int, high: int) -> None:
-        q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        v, k_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        v_stride, dim = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        dim_v, heads = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
-        group = load_i64(int64(arguments + 64))
-        constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        slot_bytes, tokens = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
-        window, position = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 144))
+        q, table = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        keys_at, values_at = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        k_stride, v_stride = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        dim, dim_v = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
+        heads, group = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
+        constants, scratch = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
+        out, busy = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
+        slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
+        window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
         tiles = (tokens + TILE - 1) // TILE
@@ -338,11 +346,12 @@ def build_attention_prompt(ops: Ops) -> Any:
                 empty(wholes + r * row_bytes, padded)
             for at in range(first, end, KEYS):
                 n = min(KEYS, end - at)
-                if at == first or at % CHUNK == 0:
+                if at == first or at % KEYS_PER_PAGE == 0:
                     for r in range((count + 3) // 4 * 4):
                         empty(rows + r * row_bytes, padded)
-                widen_keys(k + kv_head * k_stride + at * dim * 2, dim, keys)
-                widen_values(v + kv_head * v_stride + at * dim_v * 2, n, dim_v, padded, values)
+                page, within = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE
+                widen_keys(page + keys_at + kv_head * k_stride + within * dim * 2, dim, keys)
+                widen_values(page + values_at + kv_head * v_stride + within * dim_v * 2, n, dim_v, padded, values)
                 for r in range(0, count, 4):
                     # the last rows may stand for less than four: the others repeat the last, and are not used
                     r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
@@ -395,12 +404,12 @@ def build_attention_prompt(ops: Ops) -> Any:
                             gather(e1, to + row_bytes, p[2], p[3], f1)
                             gather(e2, to + 2 * row_bytes, p[4], p[5], f2)
                             gather(e3, to + 3 * row_bytes, p[6], p[7], f3)
-                if at + KEYS >= end or (at + KEYS) % CHUNK == 0:
-                    chunk = at // CHUNK * CHUNK
+                if at + KEYS >= end or (at + KEYS) % KEYS_PER_PAGE == 0:
+                    begun = at // KEYS_PER_PAGE * KEYS_PER_PAGE
                     for r in range(count):
                         own = position + t0 + r // group
-                        if own >= chunk and (window == 0 or own - window + 1 < chunk + CHUNK):
-                            add_chunk(rows + r * row_bytes, wholes + r * row_bytes, padded)
+                        if own >= begun and (window == 0 or own - window + 1 < begun + KEYS_PER_PAGE):
+                            add_page(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
                 source = wholes + r * row_bytes
                 target = out + ((t0 + r // group) * heads + kv_head * group + r % group) * dim_v * 4

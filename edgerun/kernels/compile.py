@@ -68,7 +68,7 @@ SOURCES = {
     **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
     "rms_norm": "layer_kernels",
     "rope": "layer_kernels",
-    "kv_write": "layer_kernels",
+    "kv_write": "kv_kernels",
     "gated": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",

@@ -19,7 +19,6 @@ from edgerun.kernels.attention_launch import AttentionLaunch
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
 from edgerun.kernels.interface import (
-    F16,
     F32,
     I32,
     U8,
@@ -34,6 +33,7 @@ from edgerun.kernels.interface import (
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.packer import Packer
+from edgerun.kernels.pages import Span
 from edgerun.kernels.product_launch import Job, ProductLaunch
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import route
@@ -108,9 +108,9 @@ class SimdKernels:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
 
-    def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
+    def decode_attention_scratch(self, heads: int, pages: int, dim_v: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""
-        return self._attention.decode_scratch(heads, chunks, dim_v)
+        return self._attention.decode_scratch(heads, pages, dim_v)
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -189,22 +189,20 @@ class SimdKernels:
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         layer_launch.gated(self._launcher, gate, up, activation, out)
 
-    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
-        self._attention.write(keys, values, k, v, start)
+    def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
+        self._attention.write(spans, k, v)
 
     def attention(
         self,
         q: F32,
-        k: F16,
-        v: F16,
-        start: int,
+        spans: Sequence[Span],
         out: F32,
         *,
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
     ) -> None:
-        self._attention.attend(q, k, v, start, out, scale=scale, softcap=softcap, window=window)
+        self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
 
     def route(
         self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None

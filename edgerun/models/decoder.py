@@ -1,7 +1,7 @@
 """The one decoder: tokens in, logits out, for every declared family.
 
 It walks the layers with the operations of `kernels`, asks a `WeightStore` for each layer's weights and keeps keys
-and values in a `KvCache`. One token, a chunk of a prompt: the same call with another number of rows. T rows at a
+and values in a `KvSequence`. One token, a chunk of a prompt: the same call with another number of rows. T rows at a
 time, d = d_model; all activations are f32.
 """
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Activations, Expert, Kernels, Matrix
-from edgerun.kv import Grant, KvCache, unlimited
+from edgerun.kernels.pages import Span
+from edgerun.kv import KvLedger, KvSequence, PagePool
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import RoutedRows, bounded, likeliest
@@ -38,7 +39,7 @@ class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
-    kv_grant: what its caches ask before they grow.
+    kv_ledger: what the pages of all its sequences are counted by.
     """
 
     def __init__(
@@ -48,12 +49,12 @@ class Decoder:
         kernels: Kernels,
         *,
         context: int | None = None,
-        kv_grant: Grant = unlimited,
+        kv_ledger: KvLedger | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        self._kv_grant = kv_grant
+        self.pages = PagePool(spec.kv_groups(), kv_ledger)
         factors = self._rope_factors(context or spec.context_length)
         self._rope = RopeTable(*frequencies(spec.rope_dim, spec.rope_base, spec.rope_scaling, factors))
         self._local_rope = self._rope
@@ -73,15 +74,14 @@ class Decoder:
         self._can_replay = kernels.recordable and store.fixed
         self._replay: DecodeReplay | None = None
 
-    def new_cache(self, capacity: int) -> KvCache:
-        """An empty cache for one sequence of up to `capacity` tokens."""
-        s = self.spec
-        return KvCache(s.n_layers, s.n_kv_heads, s.head_dim_k, s.head_dim_v, capacity, self._kv_grant)
+    def new_cache(self, capacity: int) -> KvSequence:
+        """An empty sequence of up to `capacity` tokens."""
+        return KvSequence(self.pages, capacity)
 
     def forward(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         logits: Literal["last", "all", "none"] = "last",
         cancelled: Callable[[], bool] | None = None,
@@ -112,7 +112,7 @@ class Decoder:
     def hidden(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32:
@@ -124,7 +124,7 @@ class Decoder:
 
     # -- one token ----------------------------------------------------------------------------------------------
 
-    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Callable[[], bool]) -> F32 | None:
+    def _decode(self, token: int, cache: KvSequence, logits: bool, cancelled: Callable[[], bool]) -> F32 | None:
         """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
         if not 0 <= token < self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
@@ -140,7 +140,7 @@ class Decoder:
             return None
         return self._capped(self._single.logits.copy())
 
-    def record_decode(self, cache: KvCache, cut: Callable[[Decide, int], None]) -> None:
+    def record_decode(self, cache: KvSequence, cut: Callable[[Decide, int], None]) -> None:
         """All launches of one token but those of its logits, for a recorder. Where Python must decide (experts,
         neurons, whether to go on), `cut` is called with what decides and its layer. Addresses are remembered beyond the
         leases: `store.fixed`."""
@@ -181,7 +181,7 @@ class Decoder:
     # -- layers -------------------------------------------------------------------------------------------------
 
     def _chunks(
-        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool]
+        self, ids: Sequence[int] | NDArray[np.int32], cache: KvSequence, cancelled: Callable[[], bool]
     ) -> list[tuple[int, F32]]:
         """Run all layers over every chunk: (its first row, its states (T, d) before the output norm)."""
         tokens = np.asarray(ids, np.int32)
@@ -208,7 +208,7 @@ class Decoder:
                 self._several.clear()
         return done
 
-    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Callable[[], bool]) -> F32:
+    def _wave(self, tokens: NDArray[np.int32], cache: KvSequence, cancelled: Callable[[], bool]) -> F32:
         """All layers over some tokens, each layer over all of them before the next: it is needed once. (T, d)."""
         x = self._embed(tokens)
         if self.prompt_backend is not None and len(x) >= self.prompt_backend.least_tokens:
@@ -247,7 +247,7 @@ class Decoder:
             self._several[rows] = Scratch(self.spec, rows)
         return self._several[rows]
 
-    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvCache, s: Scratch, start: int) -> None:
+    def _attention(self, layer: int, w: LayerWeights, x: F32, cache: KvSequence, s: Scratch, start: int) -> None:
         """x += attention(norm(x)), the rows being positions start and on."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
         vectors, matrices = w.vectors, w.matrices
@@ -267,7 +267,7 @@ class Decoder:
             kernels.rms_norm(s.o, vectors["attn_sub_norm"], spec.norm_eps, s.o)
         self._add_product(w, "attn_output", s.o, x, s, "post_attention_norm")
 
-    def attend(self, layer: int, vectors: dict[str, F32], cache: KvCache, s: Scratch, start: int) -> None:
+    def attend(self, layer: int, vectors: dict[str, F32], cache: KvSequence, s: Scratch, start: int) -> None:
         """s.o = attention of the queries s.q over the cache and over s.k and s.v, which are written to it; the rows are
         positions start and on."""
         spec, family, kernels = self.spec, self.spec.family, self.kernels
@@ -282,13 +282,11 @@ class Decoder:
         if spec.rotates(layer):
             for heads in s.rotated:
                 kernels.rope(heads, cos, sin, family.rope)
-        keys, values = cache.keys(layer), cache.values(layer)
-        kernels.kv_write(keys, values, s.k_heads, s.v_heads, start)
+        spans = [Span(cache.pages(layer), start, s.rows)]
+        kernels.kv_write(spans, s.k_heads, s.v_heads)
         kernels.attention(
             s.q_heads,
-            keys,
-            values,
-            start,
+            spans,
             s.o_heads,
             scale=spec.attention_scale,
             softcap=spec.attention_softcap,

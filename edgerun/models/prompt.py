@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32
-from edgerun.kv import KvCache
+from edgerun.kv import KvSequence
 from edgerun.models.mixture import RoutedRows
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check(cancelled: Callable[[], bool]) -> None:
 class PromptWalk:
     """What the decoder does for a backend while it walks. x (tokens, d): the wave's residual stream."""
 
-    def __init__(self, decoder: Decoder, x: F32, cache: KvCache, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, decoder: Decoder, x: F32, cache: KvSequence, cancelled: Callable[[], bool]) -> None:
         self.x = x
         self.decoder = decoder
         self.spec = decoder.spec

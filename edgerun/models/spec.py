@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile, TensorInfo
-from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.kv import Group, KvLayer, layer_groups, sequence_bytes
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
@@ -98,10 +98,14 @@ class ModelSpec:
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / self.n_heads if wide else self.head_dim_k) ** -0.5)
 
-    def kv_bytes(self, positions: int) -> int:
-        """Memory of a KV cache, which has whole blocks."""
-        positions = -(-positions // KEYS) * KEYS
-        return 2 * positions * self.n_layers * self.n_kv_heads * (self.head_dim_k + self.head_dim_v)
+    def kv_groups(self) -> tuple[Group, ...]:
+        """Layers whose keys and values lie in pages together."""
+        one = KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v)
+        return layer_groups([replace(one, window=self.window(layer)) for layer in range(self.n_layers)])
+
+    def kv_bytes(self, positions: int, at_once: int | None = None) -> int:
+        """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
+        return sequence_bytes(self.kv_groups(), positions, positions if at_once is None else at_once)
 
 
 class _Numbers:

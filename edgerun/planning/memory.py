@@ -13,7 +13,7 @@ from typing import Protocol
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
-from edgerun.kernels.attention_layout import KEYS
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.units import format_size, round_up_size
@@ -267,8 +267,8 @@ def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, 
     shown = round_up_size(budget)
     below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
     missing = floor - below
-    per_token = spec.kv_bytes(KEYS) // KEYS
-    possible = (context - -(-missing // per_token)) // 64 * 64
+    per_token = spec.kv_bytes(KEYS_PER_PAGE) // KEYS_PER_PAGE
+    possible = (context - -(-missing // per_token)) // KEYS_PER_PAGE * KEYS_PER_PAGE
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
     advice.append("give it more memory, or take a smaller model or quantisation")

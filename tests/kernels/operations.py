@@ -10,12 +10,12 @@ import numpy as np
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.attention_layout import keys_shape
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
+from tests.kernels.paged import Paged
 
 _F32 = np.float32
 _INT8 = 2e-2  # of activations in the products that round them
@@ -96,15 +96,15 @@ def _product(type: GgmlType, tokens: int) -> Operation:
 
 
 def _attention(tokens: int) -> Operation:
-    """Of positions in a cache that the operation before this one writes: `kv_write` is checked with it."""
+    """Of positions in pages that the operation before this one writes: `kv_write` is checked with it."""
     rng = np.random.default_rng(tokens)
     q, new = rng.standard_normal((tokens, 8, 64)).astype(_F32), rng.standard_normal((2, 330, 2, 64)).astype(_F32)
 
     def run(kernels: Kernels) -> np.ndarray:
-        keys, values = np.full(keys_shape(2, 384, 64), np.nan, np.float16), np.full((2, 384, 64), np.nan, np.float16)
-        kernels.kv_write(keys, values, new[0], new[1], 0)
+        paged = Paged(2, 64, 64, 384)
+        kernels.kv_write([paged.span(0, 330)], new[0], new[1])
         out = np.empty((tokens, 8, 64), _F32)
-        kernels.attention(q, keys, values, 330 - tokens, out, scale=0.125)
+        kernels.attention(q, [paged.span(330 - tokens, tokens)], out, scale=0.125)
         return out
 
     return Operation(f"attention of {tokens}", run, run(_reference), 1e-4)
