@@ -121,7 +121,7 @@ def plan_model(
         prefill = f"{calibrated.choice} ({calibrated.why})"
         if plan.mode == "resident":
             speed = _measured_prompt(speed, calibrated)
-    advice = _advice(plan, spec.kv_bytes(n_context))
+    advice = _advice(plan)
     return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice)
 
 
@@ -238,11 +238,11 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
     return products
 
 
-def _advice(plan: MemoryPlan, kv_bytes: int) -> str:
+def _advice(plan: MemoryPlan) -> str:
     if plan.mode == "resident":
         return ""
-    if kv_bytes > plan.cache_bytes // 4:
-        return f"a smaller --context frees memory for weights: its KV cache takes {format_size(kv_bytes)}"
+    if plan.kv_bytes > plan.cache_bytes // 4:
+        return f"a smaller --context frees memory for weights: its KV cache takes {format_size(plan.kv_bytes)}"
     if plan.mode == "experts" and plan.cached_share < 0.5:
         return "more --memory, or a smaller quantisation, raises the share of experts that are cached"
     return ""

@@ -124,13 +124,10 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _PAGE) * _PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context)
+    kv_bytes = spec.kv_bytes(context, CHUNK)
+    fixed = runtime_bytes + GROWTH_BYTES + kv_bytes
     least = activation_bytes(spec, CHUNK)
-    common = {
-        "budget_bytes": budget_bytes,
-        "runtime_bytes": runtime_bytes + GROWTH_BYTES,
-        "kv_bytes": spec.kv_bytes(context),
-    }
+    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES}
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
@@ -153,6 +150,7 @@ def plan_memory(
             dense_bytes=everything,
             activation_bytes=least,
             reader_bytes=largest,
+            kv_bytes=kv_bytes,
             cache_bytes=0,
             margin_bytes=_margin(resident),
             floor_bytes=floor,
@@ -163,11 +161,17 @@ def plan_memory(
     if n_experts:  # a wave borrows slots for as long as it takes: decoding needs little
         active = activation_bytes(spec, 1)
         rest = budget_bytes - margin - (fixed + active + reader + outside + sum(layer_bytes))
-        slots = min(rest // slot, n_experts * len(layer_bytes))
-        wave = _wave_tokens(spec, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest))
+        more = spec.kv_bytes(context, _MOST_WAVE) - kv_bytes  # layers with a window hold a whole wave's keys and values
+        if rest - more < 2 * smallest:
+            more = 0
+        slots = min((rest - more) // slot, n_experts * len(layer_bytes))
+        wave = _wave_tokens(
+            spec, context, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest), kv_bytes + more
+        )
         return MemoryPlan(
             mode="experts",
             dense_bytes=outside + sum(layer_bytes),
+            kv_bytes=kv_bytes + more,
             activation_bytes=active,
             reader_bytes=reader,
             cache_bytes=slots * slot,
@@ -180,9 +184,10 @@ def plan_memory(
             layers=len(layer_bytes),
             **common,
         )
-    wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), (budget_bytes - floor) * 63 // 64 + least))
-    active = activation_bytes(spec, wave)
-    rest = budget_bytes - margin - (fixed + active + reader + outside + window + neurons)
+    spared = (budget_bytes - floor) * 63 // 64
+    wave = _wave_tokens(spec, context, min(int(_WAVE_SHARE * budget_bytes), spared + least), kv_bytes + spared // 2)
+    active, more = activation_bytes(spec, wave), spec.kv_bytes(context, wave) - kv_bytes
+    rest = budget_bytes - margin - (fixed + more + active + reader + outside + window + neurons)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     kept = least_neurons
     if neurons:  # what every token reads stays first, then what only some tokens need
@@ -190,6 +195,7 @@ def plan_memory(
         kept = min(catalog.n_neurons, kept + rest // sum(neuron_bytes))
     return MemoryPlan(
         mode="layers",
+        kv_bytes=kv_bytes + more,
         dense_bytes=outside + pinned * max(layer_bytes),
         activation_bytes=active,
         reader_bytes=reader,
@@ -254,10 +260,14 @@ def _with_margin(n_bytes: int) -> int:
     return (n_bytes + (16 << 20)) * 64 // 63 + 2
 
 
-def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
-    """As many tokens as these bytes allow: every expert is read once a wave."""
+def _wave_tokens(spec: ModelSpec, context: int, most_bytes: int, most_kv_bytes: int) -> int:
+    """As many tokens as these bytes of activations, and of keys and values, allow: every expert is read once a wave."""
     wave = CHUNK
-    while wave < _MOST_WAVE and activation_bytes(spec, wave + CHUNK) <= most_bytes:
+    while (
+        wave < _MOST_WAVE
+        and activation_bytes(spec, wave + CHUNK) <= most_bytes
+        and spec.kv_bytes(context, wave + CHUNK) <= most_kv_bytes
+    ):
         wave += CHUNK
     return wave
 
@@ -275,5 +285,6 @@ def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, 
     under = f" ({limited})" if limited else ""
     return (
         f"{name} needs at least {format_size(floor)} of memory, of which the KV cache of {context} tokens is "
-        f"{format_size(spec.kv_bytes(context))}, but may have {format_size(budget)}{under}; {' or '.join(advice)}"
+        f"{format_size(spec.kv_bytes(context, CHUNK))}, but may have {format_size(budget)}{under}; "
+        f"{' or '.join(advice)}"
     )

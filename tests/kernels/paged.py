@@ -13,7 +13,7 @@ from edgerun.kernels.pages import LayerLayout, LayerPages, Span
 class Paged:
     """Room for `positions` in pages full of NaN: what was never written must never be read into a result.
 
-    skipped: positions before this are in no page. `more_bytes`: of other layers, before this one's.
+    skipped: positions before this are in no page. seed: of the order in which pages lie.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Paged:
         values: KvFormat = F16,
     ) -> None:
         rng = np.random.default_rng(seed)
-        layout = LayerLayout(kv_heads, dim, dim_v, keys, values, keys_at=64 * int(rng.integers(3)))
+        layout = LayerLayout(kv_heads, dim, dim_v, keys, values, keys_at=64)
         count, gone = -(-positions // KEYS_PER_PAGE), skipped // KEYS_PER_PAGE
         apart = -(-layout.end // 64) * 64 + 64
         self._memory = np.full(apart * count + 64, 0xFF, np.uint8)

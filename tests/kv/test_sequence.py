@@ -25,7 +25,7 @@ ACTIONS = st.tuples(
 ONE = sum(group.page_bytes for group in GROUPS)  # of each group a page
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(actions=st.lists(ACTIONS, max_size=25), limit=st.one_of(st.none(), st.integers(4, 30)))
 @example(actions=[("new", 0, 1, 0), ("write", 0, 300, 1), ("fork", 0, 300, 0), ("write", 1, 9, 2)], limit=None)
 @example(actions=[("new", 0, 1, 0), ("write", 0, 600, 1), ("fork", 0, 600, 0), ("cut", 0, 500, 0)], limit=None)
@@ -85,7 +85,7 @@ def act(pool, actions):
 def test_growth_that_is_interrupted(forked):
     """At whatever line: what was there is there afterwards, and the same growth then succeeds."""
     tokens = [i % 500 for i in range(900)]
-    for moment in range(1, 400):
+    for moment in range(1, 1000):
         pool = new_pool()
         sequence = KvSequence(pool, CAPACITY)
         write(sequence, tokens[:600])
