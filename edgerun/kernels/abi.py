@@ -113,6 +113,8 @@ class KvWrite(NamedTuple):
     heads: Annotated[int, "kv heads"]
     head_dim: Annotated[int, "dimensions of a key"]
     head_dim_v: Annotated[int, "dimensions of a value"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
+    values_format: Annotated[int, "as of keys"]
 
 
 class WrittenSpan(NamedTuple):
@@ -204,6 +206,8 @@ class AttentionDecode(NamedTuple):
     busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
     scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
     rows: Annotated[int, "how many rows follow"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py); attention_decode reads f16 only"]
+    values_format: Annotated[int, "as of keys"]
 
 
 class AttentionRow(NamedTuple):
@@ -240,6 +244,8 @@ class AttentionPrompt(NamedTuple):
     rows: Annotated[int, "rows"]
     window: Annotated[int, "positions that a row sees; 0: all before it"]
     start: Annotated[int, "position of the first row"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
+    values_format: Annotated[int, "as of keys"]
 
 
 class AttentionMerge(NamedTuple):
@@ -267,6 +273,7 @@ _OF_KERNEL = {
     "combine": Combine,
     "add": Add,
     "attention_decode": AttentionDecode,
+    "attention_decode_any": AttentionDecode,
     "attention_prompt": AttentionPrompt,
     "attention_merge": AttentionMerge,
 }

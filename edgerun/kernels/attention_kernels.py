@@ -21,6 +21,7 @@ from numba import float32, int64, njit
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
+from edgerun.kernels.kv_kernels import block_bytes, build_widen
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
@@ -40,10 +41,24 @@ def build_attention_decode(ops: Ops) -> Any:
     """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
 
     Scratch of a working thread, f32: scores (4, KEYS). Heads of a kv head go by fours, twos and ones."""
+    return _decode(ops, plain=True)
+
+
+def build_attention_decode_any(ops: Ops) -> Any:
+    """The same for keys and values in any of `kv_formats`: each block is widened once for all heads of a kv head.
+
+    Scratch of a working thread, f32: scores (4, KEYS), keys (head_dim, KEYS), values (KEYS, head_dim_v)."""
+    return _decode(ops, plain=False)
+
+
+def _decode(ops: Ops, plain: bool) -> Any:
     lanes = ops.lanes
     load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
     zero, softmax = ops.zero_floats, build_softmax(ops)
-    four, two, one, single, eight = build_products(ops, ops.load_halves, 2)
+    widen_keys, widen_values = build_widen(ops)
+    size = 2 if plain else 4  # bytes of a key's or a value's dimension
+    four, two, one, single, eight = build_products(ops, ops.load_halves if plain else load, size)
+    load_one = load_f16 if plain else load_f32
 
     @njit(forceinline=True)
     def put(scores: int, row: int, j: int, a: Any, b: Any) -> None:
@@ -54,10 +69,10 @@ def build_attention_decode(ops: Ops) -> Any:
 
     @njit(forceinline=True)
     def scores_of(rows: int, q: int, dq: int, keys: int, dim: int, begin: int, end: int, out: int) -> None:
-        step, two_vectors = 2 * KEYS, 2 * lanes
+        step, two_vectors = size * KEYS, 2 * lanes
         if rows == 4:
             for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
-                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
+                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + size * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 1, j, r[2], r[3])
                 put(out, 2, j, r[4], r[5])
@@ -66,7 +81,7 @@ def build_attention_decode(ops: Ops) -> Any:
         j = begin // (4 * lanes) * (4 * lanes)
         if rows == 2:
             while j < end:
-                r = two(q, q + dq, dim, keys + 2 * j, step)
+                r = two(q, q + dq, dim, keys + size * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 0, j + two_vectors, r[2], r[3])
                 put(out, 1, j, r[4], r[5])
@@ -74,14 +89,14 @@ def build_attention_decode(ops: Ops) -> Any:
                 j += 4 * lanes
             return
         while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
-            r = eight(q, dim, keys + 2 * j, step)
+            r = eight(q, dim, keys + size * j, step)
             put(out, 0, j, r[0], r[1])
             put(out, 0, j + two_vectors, r[2], r[3])
             put(out, 0, j + 2 * two_vectors, r[4], r[5])
             put(out, 0, j + 3 * two_vectors, r[6], r[7])
             j += 8 * lanes
         while j < end:
-            s = one(q, dim, keys + 2 * j, step)
+            s = one(q, dim, keys + size * j, step)
             put(out, 0, j, s[0], s[1])
             put(out, 0, j + two_vectors, s[2], s[3])
             j += 4 * lanes
@@ -96,45 +111,45 @@ def build_attention_decode(ops: Ops) -> Any:
         """A row's dimensions from i on: by single vectors, then one by one."""
         while i + lanes <= dim:
             at = int64(out + 4 * i)
-            store(at, fma(load(at), factor, single(w, n, v + 2 * i, 2 * dim)))
+            store(at, fma(load(at), factor, single(w, n, v + size * i, size * dim)))
             i += lanes
         while i < dim:
             total = float32(0.0)
             for p in range(n):
-                total = fma_one(load_f32(int64(w + 4 * p)), load_f16(int64(v + 2 * (p * dim + i))), total)
+                total = fma_one(load_f32(int64(w + 4 * p)), load_one(int64(v + size * (p * dim + i))), total)
             at = int64(out + 4 * i)
             store_f32(at, fma_one(load_f32(at), first_lane(factor), total))
             i += 1
 
     @njit(forceinline=True)
-    def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, size: int, f: Any) -> None:
-        """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `size` bytes apart."""
+    def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, stride: int, f: Any) -> None:
+        """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `stride` bytes apart."""
         dw, pair, i = 4 * KEYS, 8 * lanes, 0
         if rows == 4:
             while i + 2 * lanes <= dim:
-                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
+                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
-                gather(at + size, f[1], r[2], r[3])
-                gather(at + 2 * size, f[2], r[4], r[5])
-                gather(at + 3 * size, f[3], r[6], r[7])
+                gather(at + stride, f[1], r[2], r[3])
+                gather(at + 2 * stride, f[2], r[4], r[5])
+                gather(at + 3 * stride, f[3], r[6], r[7])
                 i += 2 * lanes
-            rest(w + dw, n, v, dim, i, out + size, f[1])
-            rest(w + 2 * dw, n, v, dim, i, out + 2 * size, f[2])
-            rest(w + 3 * dw, n, v, dim, i, out + 3 * size, f[3])
+            rest(w + dw, n, v, dim, i, out + stride, f[1])
+            rest(w + 2 * dw, n, v, dim, i, out + 2 * stride, f[2])
+            rest(w + 3 * dw, n, v, dim, i, out + 3 * stride, f[3])
         elif rows == 2:
             while i + 4 * lanes <= dim:
-                r = two(w, w + dw, n, v + 2 * i, 2 * dim)
+                r = two(w, w + dw, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
-                gather(at + size, f[1], r[4], r[5])
-                gather(at + size + pair, f[1], r[6], r[7])
+                gather(at + stride, f[1], r[4], r[5])
+                gather(at + stride + pair, f[1], r[6], r[7])
                 i += 4 * lanes
-            rest(w + dw, n, v, dim, i, out + size, f[1])
+            rest(w + dw, n, v, dim, i, out + stride, f[1])
         else:
             while i + 8 * lanes <= dim:
-                r = eight(w, n, v + 2 * i, 2 * dim)
+                r = eight(w, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
@@ -142,7 +157,7 @@ def build_attention_decode(ops: Ops) -> Any:
                 gather(at + 3 * pair, f[0], r[6], r[7])
                 i += 8 * lanes
             while i + 4 * lanes <= dim:
-                s = one(w, n, v + 2 * i, 2 * dim)
+                s = one(w, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], s[0], s[1])
                 gather(at + pair, f[0], s[2], s[3])
@@ -163,10 +178,13 @@ def build_attention_decode(ops: Ops) -> Any:
         group, constants = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
         scratch, busy = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
         slot_bytes, count = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
+        keys_format, values_format = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         part_bytes = (dim_v + 2) * 4
         slot = _take_slot(busy)
         scores = scratch + slot * slot_bytes
+        wide_keys = scores + 4 * KEYS * 4
+        wide_values = wide_keys + dim * KEYS * 4
         row = arguments + LIST_AT
         last = row + (count - 1) * _ROW_BYTES
         for item in range(low, high):
@@ -174,7 +192,7 @@ def build_attention_decode(ops: Ops) -> Any:
                 row += _ROW_BYTES
             q, table = load_i64(int64(row + 8)), load_i64(int64(row + 16))
             first, end = load_i64(int64(row + 24)), load_i64(int64(row + 32))
-            size = load_i64(int64(row + 48)) * part_bytes  # from head to head
+            stride = load_i64(int64(row + 48)) * part_bytes  # from head to head
             pages = (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
             within = item - load_i64(int64(row))
             kv_head, number = within // pages, within % pages
@@ -184,29 +202,36 @@ def build_attention_decode(ops: Ops) -> Any:
             page = load_i64(int64(table + start // KEYS_PER_PAGE * 8))
             page_keys = page + keys_at + kv_head * k_stride
             page_values = page + values_at + kv_head * v_stride
-            parts = load_i64(int64(row + 40)) + kv_head * group * size + number * part_bytes
+            parts = load_i64(int64(row + 40)) + kv_head * group * stride + number * part_bytes
             for h in range(group):
-                empty(parts + h * size, dim_v)
+                empty(parts + h * stride, dim_v)
             for at in range(begin // KEYS * KEYS, after, KEYS):
                 lowest, n = max(0, begin - at), min(KEYS, after - at)
-                keys = page_keys + (at - start) * dim * 2
-                values = page_values + (at - start + lowest) * dim_v * 2
+                block = (at - start) // KEYS
+                keys = page_keys + block * block_bytes(keys_format, dim)
+                values = page_values + block * block_bytes(values_format, dim_v)
+                if plain:
+                    values += lowest * dim_v * 2
+                else:
+                    widen_keys(keys, dim, keys_format, wide_keys)
+                    widen_values(values, lowest, n - lowest, dim_v, dim_v, values_format, wide_values)
+                    keys, values = wide_keys, wide_values
                 h = 0
                 while h < group:
                     rows = min(4, group - h)
                     if rows == 3:
                         rows = 2
                     scores_of(rows, q + (kv_head * group + h) * dim * 4, dim * 4, keys, dim, lowest, n, scores)
-                    part = parts + h * size
+                    part = parts + h * stride
                     state = part + 4 * dim_v
                     f0 = softmax(scores, lowest, n, scale, cap, state)
                     f1, f2, f3 = zero(), zero(), zero()
                     if rows > 1:
-                        f1 = softmax(scores + 4 * KEYS, lowest, n, scale, cap, state + size)
+                        f1 = softmax(scores + 4 * KEYS, lowest, n, scale, cap, state + stride)
                     if rows > 2:
-                        f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * size)
-                        f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * size)
-                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, size, (f0, f1, f2, f3))
+                        f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * stride)
+                        f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * stride)
+                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, stride, (f0, f1, f2, f3))
                     h += rows
         store_release(int64(busy + 8 * slot), int64(0))
 
@@ -251,29 +276,11 @@ def build_attention_prompt(ops: Ops) -> Any:
     the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
-    load, load_halves, store, fma, times = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma, ops.mul
+    load, store, fma, times = ops.load_floats, ops.store_floats, ops.fma, ops.mul
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
     softmax, join = build_softmax(ops), build_join(ops)
+    widen_keys, widen_values = build_widen(ops)
     four, _, _, _, _ = build_products(ops, load, 4)
-
-    @njit(forceinline=True)
-    def widen_keys(k: int, dim: int, out: int) -> None:
-        for i in range(0, dim * KEYS, lanes):
-            store(int64(out + 4 * i), load_halves(int64(k + 2 * i)))
-
-    @njit(forceinline=True)
-    def widen_values(v: int, n: int, dim: int, padded: int, out: int) -> None:
-        for p in range(n):
-            i = 0
-            while i + lanes <= dim:
-                store(int64(out + (p * padded + i) * 4), load_halves(int64(v + (p * dim + i) * 2)))
-                i += lanes
-            while i < dim:
-                store_f32(int64(out + (p * padded + i) * 4), load_f16(int64(v + (p * dim + i) * 2)))
-                i += 1
-            while i < padded:
-                store_f32(int64(out + (p * padded + i) * 4), float32(0.0))
-                i += 1
 
     @njit(forceinline=True)
     def empty(row: int, padded: int) -> None:
@@ -321,6 +328,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         out, busy = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
         slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
         window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
+        keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
         tiles = (tokens + TILE - 1) // TILE
@@ -349,9 +357,11 @@ def build_attention_prompt(ops: Ops) -> Any:
                 if at == first or at % KEYS_PER_PAGE == 0:
                     for r in range((count + 3) // 4 * 4):
                         empty(rows + r * row_bytes, padded)
-                page, within = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE
-                widen_keys(page + keys_at + kv_head * k_stride + within * dim * 2, dim, keys)
-                widen_values(page + values_at + kv_head * v_stride + within * dim_v * 2, n, dim_v, padded, values)
+                page, block = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE // KEYS
+                source = page + keys_at + kv_head * k_stride + block * block_bytes(keys_format, dim)
+                widen_keys(source, dim, keys_format, keys)
+                source = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
+                widen_values(source, 0, n, dim_v, padded, values_format, values)
                 for r in range(0, count, 4):
                     # the last rows may stand for less than four: the others repeat the last, and are not used
                     r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)

@@ -53,6 +53,8 @@ class AttentionLaunch:
             heads=heads,
             head_dim=dim,
             head_dim_v=dim_v,
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
         )
         written, row = [], 0
         for span in spans:
@@ -80,11 +82,11 @@ class AttentionLaunch:
             for first in range(0, len(few), _MOST_ROWS):
                 self._single_rows(q, few[first : first + _MOST_ROWS], layout, window, numbers, out)
 
-    def decode_scratch(self, heads: int, pages: int, dim_v: int) -> tuple[int, int]:
+    def decode_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
         parts of results."""
-        slots = decode_scratch_bytes() // 4 * self._launcher.threads
-        scratch = self._floats(slots + heads * pages * (dim_v + 2))
+        slots = _slot_bytes(layout) // 4 * self._launcher.threads
+        scratch = self._floats(slots + heads * pages * (layout.head_dim_v + 2))
         return scratch, scratch + 4 * slots
 
     def after_fork(self) -> None:
@@ -99,7 +101,7 @@ class AttentionLaunch:
         dim_v, kv_heads = layout.head_dim_v, layout.kv_heads
         seen = [(first_seen(end, window), end) for _, _, end in few]
         pages = [decode_pages(first, end) for first, end in seen]
-        scratch, parts = self.decode_scratch(heads, sum(pages), dim_v)
+        scratch, parts = self.decode_scratch(layout, heads, sum(pages))
         q_at, out_at = address(q), address(out)
         rows, merged, before = [], [], 0
         for (row, table, _), (first, end), count in zip(few, seen, pages, strict=True):
@@ -118,10 +120,12 @@ class AttentionLaunch:
             constants=numbers,
             scratch=scratch,
             busy=address(self._busy),
-            scratch_bytes=decode_scratch_bytes(),
+            scratch_bytes=_slot_bytes(layout),
             rows=len(few),
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
         )
-        self._launcher.launch("attention_decode", arguments, kv_heads * before, 1, rows)
+        self._launcher.launch(decode_kernel(layout), arguments, kv_heads * before, 1, rows)
         self._launcher.launch("attention_merge", AttentionMerge(heads, dim_v), heads * len(few), heads, merged)
 
     def _prompt(self, q: F32, span: Span, layout: LayerLayout, window: int, numbers: int, out: F32) -> None:
@@ -148,6 +152,8 @@ class AttentionLaunch:
             rows=rows,
             window=window,
             start=span.start,
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
         )
         self._launcher.launch("attention_prompt", arguments, -(-rows // TILE) * layout.kv_heads, 1)
 
@@ -155,6 +161,15 @@ class AttentionLaunch:
         if self._scratch.size < count:
             self._scratch = np.empty(count + 16, np.float32)
         return address(self._scratch)
+
+
+def decode_kernel(layout: LayerLayout) -> str:
+    """Which of the two reads such pages."""
+    return "attention_decode" if layout.is_plain else "attention_decode_any"
+
+
+def _slot_bytes(layout: LayerLayout) -> int:
+    return decode_scratch_bytes() if layout.is_plain else decode_scratch_bytes(layout.head_dim, layout.head_dim_v)
 
 
 def first_seen(end: int, window: int) -> int:

@@ -25,9 +25,10 @@ def decode_pages(first: Position, end: int) -> Position:
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
 
 
-def decode_scratch_bytes() -> int:
-    """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines."""
-    return 4 * KEYS * 4
+def decode_scratch_bytes(head_dim: int = 0, head_dim_v: int = 0) -> int:
+    """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines; with dimensions: in
+    `build_attention_decode_any`."""
+    return 4 * KEYS * 4 + KEYS * (head_dim + head_dim_v) * 4
 
 
 def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:

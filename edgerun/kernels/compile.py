@@ -74,6 +74,7 @@ SOURCES = {
     "add": "layer_kernels",
     **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
     "attention_decode": "attention_kernels",
+    "attention_decode_any": "attention_kernels",
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",
 }

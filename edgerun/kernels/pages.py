@@ -32,14 +32,19 @@ class LayerLayout:
     keys_at: int
 
     @property
+    def is_plain(self) -> bool:
+        """Whether both are f16."""
+        return self.keys.is_plain and self.values.is_plain
+
+    @property
     def keys_stride(self) -> int:
         """Bytes from head to head in the keys."""
-        return self.keys.keys_bytes(self.head_dim)
+        return self.keys.head_bytes(self.head_dim)
 
     @property
     def values_stride(self) -> int:
         """Bytes from head to head in the values."""
-        return self.values.values_bytes(self.head_dim_v)
+        return self.values.head_bytes(self.head_dim_v)
 
     @property
     def values_at(self) -> int:

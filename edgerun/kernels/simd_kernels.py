@@ -33,7 +33,7 @@ from edgerun.kernels.interface import (
 from edgerun.kernels.isa import Isa, choose
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.packer import Packer
-from edgerun.kernels.pages import Span
+from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import Job, ProductLaunch
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import route
@@ -108,9 +108,9 @@ class SimdKernels:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
 
-    def decode_attention_scratch(self, heads: int, pages: int, dim_v: int) -> tuple[int, int]:
+    def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""
-        return self._attention.decode_scratch(heads, pages, dim_v)
+        return self._attention.decode_scratch(layout, heads, pages)
 
     # -- weights ------------------------------------------------------------------------------------------------
 

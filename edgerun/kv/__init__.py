@@ -1,8 +1,8 @@
 """The keys and values of sequences, in pages."""
 
-from edgerun.kv.groups import Group, KvLayer, layer_groups, sequence_bytes
+from edgerun.kv.groups import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
 from edgerun.kv.ledger import KvLedger
 from edgerun.kv.pages import Page, PagePool
 from edgerun.kv.sequence import KvSequence
 
-__all__ = ["Group", "KvLayer", "KvLedger", "KvSequence", "Page", "PagePool", "layer_groups", "sequence_bytes"]
+__all__ = ["Group", "KvLayer", "KvLedger", "KvOptions", "KvSequence", "Page", "PagePool", "layer_groups", "sequence_bytes"]

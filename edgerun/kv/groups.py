@@ -27,6 +27,14 @@ class KvLayer:
 
 
 @dataclass(frozen=True)
+class KvOptions:
+    """How a model's keys and values are kept."""
+
+    keys: KvFormat = F16
+    values: KvFormat = F16
+
+
+@dataclass(frozen=True)
 class Group:
     """Layers with one window, ascending, and where each lies in a page."""
 
@@ -55,13 +63,14 @@ class Group:
         return min(whole, (self.window - 1 + SLACK + at_once - 2) // KEYS_PER_PAGE + 2)
 
 
-def layer_groups(layers: Sequence[KvLayer], keys: KvFormat = F16, values: KvFormat = F16) -> tuple[Group, ...]:
-    """One group a window, in the order of their first layers."""
+def layer_groups(layers: Sequence[KvLayer], options: KvOptions | None = None) -> tuple[Group, ...]:
+    """One group a window, in the order of their first layers. UnsupportedError for heads that cannot be quantised."""
+    kept = options or KvOptions()
     found: dict[int, tuple[list[int], list[LayerLayout]]] = {}
     for index, layer in enumerate(layers):
         numbers, layouts = found.setdefault(layer.window, ([], []))
         at = layouts[-1].end if layouts else 0
-        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, keys, values, at))
+        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, kept.keys, kept.values, at))
         numbers.append(index)
     return tuple(Group(window, tuple(numbers), tuple(layouts)) for window, (numbers, layouts) in found.items())
 

@@ -18,7 +18,7 @@ from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Activations, Expert, Kernels, Matrix
 from edgerun.kernels.pages import Span
-from edgerun.kv import KvLedger, KvSequence, PagePool
+from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.chunks import chunks
 from edgerun.models.footprint import CHUNK, activation_bytes
 from edgerun.models.mixture import RoutedRows, bounded, likeliest
@@ -40,6 +40,7 @@ class Decoder:
 
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
     kv_ledger: what the pages of all its sequences are counted by.
+    kv: how keys and values are kept.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Decoder:
         *,
         context: int | None = None,
         kv_ledger: KvLedger | None = None,
+        kv: KvOptions | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        self.pages = PagePool(spec.kv_groups(), kv_ledger)
+        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         factors = self._rope_factors(context or spec.context_length)
         self._rope = RopeTable(*frequencies(spec.rope_dim, spec.rope_base, spec.rope_scaling, factors))
         self._local_rope = self._rope

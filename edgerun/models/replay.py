@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.kernels.abi import AttentionDecode, AttentionRow, MergedRow, Rope, WrittenSpan, slot_of
+from edgerun.kernels.attention_launch import decode_kernel
 from edgerun.kernels.attention_layout import decode_pages
 from edgerun.kernels.program import I64, Patch, Program
 from edgerun.kv import KvSequence
@@ -103,7 +104,8 @@ class DecodeReplay:
             return
         program = recorder.program()
         self._laid_out = None
-        write, attend, merge = (program.find(name) for name in ("kv_write", "attention_decode", "attention_merge"))
+        names = ("kv_write", decode_kernel(cache.pages(0).layout), "attention_merge")
+        write, attend, merge = (program.find(name) for name in names)
         self._recorded = _Recorded(
             program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
         )
@@ -131,7 +133,7 @@ class DecodeReplay:
         end = position + 1
         first = max(0, end - self._window) if self._window else 0
         all_pages, pages = decode_pages(0, end), decode_pages(first, end)
-        scratch = self._kernels.decode_attention_scratch(spec.n_heads, all_pages, spec.head_dim_v)
+        scratch = self._kernels.decode_attention_scratch(cache.pages(0).layout, spec.n_heads, all_pages)
         laid_out = self._laid_out
         if laid_out is None or laid_out[0] is not cache.tables or laid_out[1:] != scratch:
             self._lay_out(recorded, cache.tables, *scratch)

@@ -11,7 +11,7 @@ import numpy as np
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.kernels.interface import Activation, RouterKind
-from edgerun.kv import Group, KvLayer, layer_groups, sequence_bytes
+from edgerun.kv import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
@@ -98,14 +98,14 @@ class ModelSpec:
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / self.n_heads if wide else self.head_dim_k) ** -0.5)
 
-    def kv_groups(self) -> tuple[Group, ...]:
-        """Layers whose keys and values lie in pages together."""
+    def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
+        """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
         one = KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v)
-        return layer_groups([replace(one, window=self.window(layer)) for layer in range(self.n_layers)])
+        return layer_groups([replace(one, window=self.window(layer)) for layer in range(self.n_layers)], kv)
 
-    def kv_bytes(self, positions: int, at_once: int | None = None) -> int:
+    def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
-        return sequence_bytes(self.kv_groups(), positions, positions if at_once is None else at_once)
+        return sequence_bytes(self.kv_groups(kv), positions, positions if at_once is None else at_once)
 
 
 class _Numbers:
