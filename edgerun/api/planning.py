@@ -86,7 +86,7 @@ def plan_model(
     `measure`: the machine's rates anew. Raises DoesNotFitError with the smallest memory that would do, and what `LLM`
     raises for names and files.
     """
-    from edgerun.api.weights import plan_weights
+    from edgerun.api.weights import kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_sizes
     from edgerun.models import load_spec
@@ -101,7 +101,13 @@ def plan_model(
 
         def planned() -> MemoryPlan:
             return plan_weights(
-                gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels, state=state
+                gguf,
+                spec,
+                context=n_context,
+                memory_bytes=given.memory_bytes,
+                kernels=given.kernels,
+                state=state,
+                kv=kv_options(given.kv),
             )
 
         planned()  # refuse before anything is measured

@@ -67,19 +67,22 @@ class SimdKernels:
         directory: Path | None = None,
         types: Sequence[GgmlType] = (),
         neuron_types: Sequence[GgmlType] = (),
+        quantised_kv: bool = False,
     ) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        wanted = _all_names(types, neuron_types) if types else kernel_names.ALWAYS
+        wanted = _all_names(types, neuron_types, quantised_kv) if types else kernel_names.ALWAYS
         cache.prepare(wanted)  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
-    def missing(cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> bool:
+    def missing(
+        cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool = False
+    ) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
         cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing(_all_names(types, neuron_types)))
+        return bool(cache.missing(_all_names(types, neuron_types, quantised_kv)))
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -210,8 +213,9 @@ class SimdKernels:
         return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
 
 
-def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> list[str]:
-    return [*kernel_names.ALWAYS, *kernel_names.for_matrices(types), *kernel_names.for_neurons(neuron_types)]
+def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool) -> list[str]:
+    kv = kernel_names.QUANTISED_KV if quantised_kv else ()
+    return [*kernel_names.ALWAYS, *kernel_names.for_matrices(types), *kernel_names.for_neurons(neuron_types), *kv]
 
 
 def _rows(x: Activations) -> Rows:

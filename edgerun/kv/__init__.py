@@ -5,4 +5,14 @@ from edgerun.kv.ledger import KvLedger
 from edgerun.kv.pages import Page, PagePool
 from edgerun.kv.sequence import KvSequence
 
-__all__ = ["Group", "KvLayer", "KvLedger", "KvOptions", "KvSequence", "Page", "PagePool", "layer_groups", "sequence_bytes"]
+__all__ = [
+    "Group",
+    "KvLayer",
+    "KvLedger",
+    "KvOptions",
+    "KvSequence",
+    "Page",
+    "PagePool",
+    "layer_groups",
+    "sequence_bytes",
+]
