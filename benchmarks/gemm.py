@@ -24,7 +24,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import object_code
 from edgerun.kernels.engine import new_engine
-from edgerun.kernels.isa import Isa, choose
+from edgerun.kernels.isa import Isa, find
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import emitter_of
 from edgerun.kernels.simd import I32, I64, function, load_i64
@@ -88,7 +88,7 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 
 def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
     """Giga-operations a second (a product and its addition are two) of all threads, for every kind of loop."""
-    isa = choose(kernels.name)
+    isa = find(kernels.name)
     operands, out = np.zeros(4096, np.uint8), np.zeros(16, np.float32)
     arguments = np.array([operands.ctypes.data, out.ctypes.data], np.int64)
     items = 8 * kernels.threads

@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgerun.formats.gguf import open_gguf
+from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import SOURCES
-from edgerun.kernels.isa import choose
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore

@@ -40,8 +40,9 @@ _FEATURES = (
 @threads_option
 @json_option
 def command(kernels: str, threads: int | Literal["auto"], providers: bool, as_json: bool) -> None:
-    """Say what edgerun finds here: processor, memory and its limits, directories, versions; compile all kernels, so
-    that no later start has to; and calibrate prompts of the default model once."""
+    """Say what edgerun finds here: processor, memory and its limits, directories, versions; measure once which of the
+    instruction sets that run here is the fastest; compile all its kernels, so that no later start has to; and calibrate
+    prompts of the default model once."""
     if providers:
         found = _providers()
         if as_json:
@@ -116,6 +117,7 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
     from edgerun.hub.cache import default_cache_dir
     from edgerun.kernels import load_kernels, load_sizes
 
+    sets = _instruction_sets(options)
     started = time.perf_counter()
     loaded = load_kernels(options.kernels, threads=options.n_threads, events=options.events)
     try:
@@ -128,6 +130,7 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
             "threads": loaded.threads,
             "origin": getattr(loaded, "origin", "numpy"),
             "ready_s": round(time.perf_counter() - started, 2),
+            "measured": sets,
         }
     finally:
         loaded.close()
@@ -166,6 +169,25 @@ def _examine(options: LoadOptions) -> dict[str, Any]:
     }
 
 
+def _instruction_sets(options: LoadOptions) -> dict[str, float]:
+    """Relative speeds of the instruction sets among which "auto" chooses, measured if they were not yet; none where
+    the user named his set."""
+    from edgerun.events import Notice
+    from edgerun.kernels.choice import read_speeds, write_speeds
+    from edgerun.planning.kernel_sets import measure_sets
+
+    if options.kernels != "auto":
+        return {}
+    speeds = read_speeds()
+    if speeds is None:
+        speeds = measure_sets(threads=options.n_threads, events=options.events)
+        try:
+            write_speeds(speeds)
+        except OSError as error:
+            options.events(Notice(f"the fastest instruction set is not remembered: {error}"))
+    return speeds
+
+
 def _slow(path: Path, kernels: str) -> str:
     """What of a model is slow here; why nobody knows, for a file that cannot be read."""
     from edgerun.api.planning import slow_types_of
@@ -191,6 +213,7 @@ def _print(report: dict[str, Any]) -> None:
             "features": " ".join(cpu["features"]) or "none that the kernels use",
             "kernels": f"{kernels['name']} on {kernels['threads']} threads, ready in {kernels['ready_s']} s",
             "kernels from": kernels["origin"],
+            "measured": ", ".join(f"{name} {speed:.2f}" for name, speed in kernels["measured"].items()) or None,
             "fast types": ", ".join(report["types"]["fast"]) or "none",
             "slow types": ", ".join(report["types"]["slow"]) + " (no kernels: numpy)",
             "memory": f"{format_size(free)} of {format_size(memory['total_bytes'])} available",

@@ -62,7 +62,7 @@ def load_sizes(name: str = "auto") -> PackedSizes:
     _check(name)
     if name == "reference":
         return PackedSizes(1)
-    from edgerun.kernels.isa import choose
+    from edgerun.kernels.choice import choose
 
     return PackedSizes(choose(name).lanes)
 

@@ -2,8 +2,8 @@
 
 A kernel works on `lanes` weight rows at once, one 32-bit lane a row. What differs between processors, above all how
 four codes of each row are multiplied with four activations, is in `ops`; here stands which features a set needs and
-how much its registers hold. An instruction that the processor lacks would end the process, so `choose` looks at the
-system's list of features first.
+how much its registers hold. An instruction that the processor lacks would end the process, so `find` looks at the
+system's list of features first. `choice` says which set "auto" is.
 """
 
 from __future__ import annotations
@@ -50,10 +50,8 @@ def runs_here(isa: Isa) -> bool:
     return cpu_features().issuperset(isa.needs)
 
 
-def choose(name: str) -> Isa:
-    """The instruction set called `name`, or the best for "auto". Raises UsageError when it cannot run here."""
-    if name == "auto":
-        return next(isa for isa in ISAS.values() if runs_here(isa))
+def find(name: str) -> Isa:
+    """The instruction set called `name`. Raises UsageError when it cannot run here."""
     isa = ISAS[name]
     if not runs_here(isa):
         missing = ", ".join(need for need in isa.needs if need not in cpu_features())

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerun.errors import DoesNotFitError
 
-_HELPERS, _STOP, _DONE, _LINE = 136 // 8, 256 // 8, 384 // 8, 128 // 8  # slots: see `pool_kernels`
+_HELPERS, _RUNNING, _STOP, _DONE, _LINE = 136 // 8, 144 // 8, 256 // 8, 384 // 8, 128 // 8  # see `pool_kernels`
 _SPINS = 20_000  # about 100 us of `pause`
 _JOIN_S = 0.1  # after which a worker that was not there yet to be woken is woken again
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
@@ -95,7 +95,8 @@ class ThreadPool:
             for index, sleeping in enumerate(self._sleeping):
                 if sleeping:
                     self._sleeping[index] = False
-                    self._asleep[index].release()
+                    with contextlib.suppress(RuntimeError):  # it was told before, and has not slept since
+                        self._asleep[index].release()
 
     def close(self) -> None:
         """Stop and join the workers."""
@@ -106,12 +107,14 @@ class ThreadPool:
 def _work(work: Any, index: int, control: int, slots: Any, lock: threading.Lock, sleeping: list[bool]) -> None:
     lock.acquire()
     while work(control, index, _SPINS) >= 0:
-        # From here to the lock an operation may be published without us: it does not need us, and the next one
-        # sees `sleeping` and wakes us.
+        # Until now nobody knew that we sleep, so nobody has woken us for what is being done: we help with it. (While
+        # Python prepares a launch it holds the GIL, for which we wait here: without this look we would sleep through
+        # a whole token.) What is published from here to the lock does not need us, and the next one wakes us.
         sleeping[index] = True
         if slots[_STOP]:
             return
-        lock.acquire()
+        if not slots[_RUNNING]:
+            lock.acquire()
 
 
 def _stop(slots: Any, asleep: list[threading.Lock], kept: Any, workers: list[threading.Thread]) -> None:

@@ -6,7 +6,7 @@ pairs of them):
 
     0    state: number of pieces << 32 | next piece to take; then of the operation: kernel, arguments, items, grain,
          threads that a first and a second share was cut for (0: all pieces are of a grain)
-    128  of the publisher alone: pieces that helpers have done when all is done; number of helpers
+    128  of the publisher alone: pieces that helpers have done when all is done; number of helpers; 1 while it is here
     256  stop
     384  on, for each helper: pieces that it has done since the pool began
 
@@ -42,7 +42,7 @@ from edgerun.kernels.simd import (
 )
 
 STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES = 0, 8, 16, 24, 32, 40
-EXPECTED, HELPERS, STOP, DONE, LINE = 128, 136, 256, 384, 128
+EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
 _PIECE_BITS = 32
 _MOST_PIECES = 1 << 20
 _SPINS_BEFORE_YIELD = 2000
@@ -140,7 +140,9 @@ def build_pool_run(ops: Ops) -> Any:
     """(control, kernel, arguments, items, grain) -> None: all items done when it returns."""
 
     def pool_run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
+        store_release(int64(control + RUNNING), int64(1))
         _run(control, kernel, arguments, items, grain)
+        store_release(int64(control + RUNNING), int64(0))
 
     return pool_run, signature(types.void, *([types.int64] * 5))
 
@@ -150,6 +152,7 @@ def build_pool_program(ops: Ops) -> Any:
     kernel, arguments, items, grain. What is no more than a grain runs on the caller alone."""
 
     def pool_program(control: int, program: int, count: int) -> None:
+        store_release(int64(control + RUNNING), int64(1))
         for i in range(count):
             row = program + 32 * i
             kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
@@ -158,6 +161,7 @@ def build_pool_program(ops: Ops) -> Any:
                 call_kernel(kernel, arguments, int64(0), items)
             else:
                 _run(control, kernel, arguments, items, grain)
+        store_release(int64(control + RUNNING), int64(0))
 
     return pool_program, signature(types.void, *([types.int64] * 3))
 

@@ -142,25 +142,35 @@ class _Tile:
 
     def _block(self, place: Place, sums: Sums) -> Sums:
         e, format = self._e, self._format
-        if self._rows == 1:  # the loads of many rows hide the weights' latency
-            for q in place.weights:
-                for line in range(0, format.bytes * e.lanes, 64):
-                    e.prefetch(q, AHEAD_BYTES + line)
         if isinstance(format, Flat):
             return self._flat(format, place, sums)
         if isinstance(format, Super):
             return self._super(format, place, sums)
         assert isinstance(format, Plain)
+        self._ask_ahead(place, 0, 1)
         weights = [format.weight(e, q) for q in place.weights]
         spread = [e.spread_float(x, 0) for x in place.x]
         return [
             [e.fma(w, x, acc) for x, acc in zip(spread, row, strict=True)] for w, row in zip(weights, sums, strict=True)
         ]
 
+    def _ask_ahead(self, place: Place, part: int, parts: int) -> None:
+        """Of what a single row needs later, one of `parts` shares at a time: all at once would fill the queue of reads
+        and then leave it to run dry. (The loads of many rows hide the weights' latency.)"""
+        if self._rows > 1:
+            return
+        lines = -(-self._format.bytes * self._e.lanes // 64)
+        for q in place.weights:
+            for line in range(part * lines // parts, (part + 1) * lines // parts):
+                self._e.prefetch(q, AHEAD_BYTES + 64 * line)
+        if parts > 1:
+            self._e.barrier()  # LLVM would gather them again
+
     def _flat(self, format: Flat, place: Place, sums: Sums) -> Sums:
         e = self._e
         sums = [list(row) for row in sums]
         for part in range(format.parts):
+            self._ask_ahead(place, part, format.parts)
             block = part * format.part_cols // Q8_COLS
             starts = self._starts(format, place, Q8_SUMS_BYTES * block, part - block * Q8_COLS // format.part_cols)
             chains = [
@@ -183,6 +193,7 @@ class _Tile:
         for part in range(format.parts):
             if self._rows > 1:
                 e.barrier()
+            self._ask_ahead(place, part, format.parts)
             starts = self._starts(format, place, 0, part)
             chains: list[list[Chain]] = []
             for q, row in zip(place.weights, totals, strict=True):

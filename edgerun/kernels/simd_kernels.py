@@ -16,6 +16,7 @@ from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import kernel_names, layer_launch, neuron_launch
 from edgerun.kernels.attention_launch import AttentionLaunch
+from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
 from edgerun.kernels.interface import (
@@ -30,7 +31,7 @@ from edgerun.kernels.interface import (
     RopeKind,
     RouterKind,
 )
-from edgerun.kernels.isa import Isa, choose
+from edgerun.kernels.isa import Isa
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span

@@ -8,6 +8,7 @@ import pytest
 
 from cli.conftest import Run, load
 from edgerun import __version__
+from edgerun.kernels.choice import fastest
 from edgerun.kernels.isa import ISAS
 
 # what ../shared/tools/llamacpp_baseline.py prints
@@ -74,6 +75,9 @@ def test_doctor(run: Run) -> None:
     report = json.loads(result.stdout)
     assert report["edgerun"] == __version__
     assert report["kernels"]["threads"] == 1 and report["kernels"]["name"] in ISAS
+    measured = report["kernels"]["measured"]
+    assert report["kernels"]["name"] == fastest(measured)
+    assert measured == json.loads(run("doctor", "--json", "-t", "1").stdout)["kernels"]["measured"], "once a machine"
     assert report["memory"]["total_bytes"] > 0 and report["cpu"]["physical_cores"] >= 1
     assert report["packages"]["numpy"] and set(report["directories"]) == {"cache", "data", "models"}
     text = run("doctor", "--kernels", "reference").stdout

@@ -6,7 +6,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from edgerun.kernels.isa import choose
+from edgerun.kernels.choice import choose
 from tests.kernels import orders
 from tests.kernels.isas import KERNELS_DIR
 

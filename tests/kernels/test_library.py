@@ -171,7 +171,8 @@ library.BESIDE = Path(sys.argv[1])
 library.__file__ = str(library.BESIDE.parent / "library.py")
 from edgerun.errors import UnsupportedError
 from edgerun.kernels.compile import KernelCache
-from edgerun.kernels.isa import ISAS, choose
+from edgerun.kernels.choice import choose
+from edgerun.kernels.isa import ISAS
 cache = KernelCache(ISAS["portable"], Path(sys.argv[2]))
 choose("auto")
 cache.prepare(["add"])

@@ -14,7 +14,9 @@ from edgerun.errors import UsageError
 from edgerun.events import ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import KERNEL_NAMES, load_kernels
-from edgerun.kernels.isa import ISAS, Isa, choose
+from edgerun.kernels.choice import choose
+from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.pool import _RUNNING, _work
 from tests.kernels.blocks import random_blocks
 
 
@@ -103,3 +105,27 @@ def test_a_program_that_forgets_to_close_ends_well():
     code = "from edgerun.kernels import load_kernels; kernels = load_kernels('portable', threads=3)"
     for _ in range(3):
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_helper_that_was_about_to_sleep_still_helps():
+    """What a caller does in Python before a launch may outlast a helper's patience, and it holds the GIL that
+    the helper needs to say that it sleeps: nobody has woken it then, and it must look again before it sleeps through a
+    token."""
+    slots, lock, sleeping, calls = np.zeros(64, np.int64), threading.Lock(), [False], []
+
+    def work(control: int, index: int, spins: int) -> int:
+        calls.append(index)
+        slots[_RUNNING] = len(calls) == 1  # the first time a launch begins just when patience is at its end
+        return 0 if len(calls) < 3 else -1
+
+    helper = threading.Thread(target=_work, args=(work, 0, 0, slots, lock, sleeping))
+    helper.start()
+    until = time.monotonic() + 5
+    while len(calls) < 2 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert len(calls) == 2, "it sleeps although a launch is being computed"
+    helper.join(0.1)
+    assert helper.is_alive() and sleeping == [True] and len(calls) == 2, "nothing is computed: it must sleep"
+    lock.release()
+    helper.join(5)
+    assert not helper.is_alive() and len(calls) == 3
