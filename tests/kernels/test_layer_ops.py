@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerun.errors import UsageError
+from edgerun.errors import UnsupportedError, UsageError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import route
 from tests.kernels.paged import Paged
 
@@ -74,6 +75,43 @@ def test_rope(simd, reference, kind, dim, rot):
     simd.rope(x, np.cos(angle), np.sin(angle), kind)
     reference.rope(want, np.cos(angle), np.sin(angle), kind)
     np.testing.assert_array_equal(x, want)  # two products and a sum, each rounded
+
+
+FORMATS = [(keys, values) for keys in KV_FORMATS for values in KV_FORMATS if (keys, values) != ("f16", "f16")]
+
+
+@pytest.mark.parametrize(("keys", "values"), FORMATS)
+def test_attention_over_quantised_keys_and_values(simd, reference, keys, values):
+    """Over the numbers that the codes stand for, as exactly as over f16; what kv_write makes of them is the same byte
+    for byte."""
+    rng = np.random.default_rng(1)
+    k, v = (3 * rng.standard_normal((330, 2, n)).astype(np.float32) for n in (64, 96))
+    k[5, 0, :32], v[7, 1, 32:64], k[9, 1, :32] = 0, 0, 1e-9  # no scale, and one that f16 does not have
+    formats = {"keys": KV_FORMATS[keys], "values": KV_FORMATS[values]}
+    paged, other = Paged(2, 64, 96, 512, **formats), Paged(2, 64, 96, 512, **formats)
+    for kernels, pages in ((simd, paged), (reference, other)):
+        for low, high in ((0, 7), (7, 300), (300, 330)):
+            kernels.kv_write([pages.span(low, high - low)], k[low:high].copy(), v[low:high].copy())
+    assert paged.bytes() == other.bytes()
+    kept = paged.read(0, 330)
+    for got, want, name in ((kept[0], k, keys), (kept[1], v, values)):
+        most = {"f16": 3e-4, "q8_0": 6e-3, "q4_0": 0.1}[name]
+        assert np.linalg.norm(got - want) <= most * np.linalg.norm(want)
+    for start, tokens, window in ((329, 1, 0), (326, 4, 100), (280, 50, 0), (290, 40, 70)):
+        q = rng.standard_normal((tokens, 6, 64)).astype(np.float32)
+        out, want, alone = np.empty((3, tokens, 6, 96), np.float32)
+        simd.attention(q, [paged.span(start, tokens)], out, scale=0.1, window=window)
+        reference.attention(q, [paged.span(start, tokens)], want, scale=0.1, window=window)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
+        for i in range(tokens):
+            row, span = q[i : i + 1].copy(), paged.span(start + i, 1)
+            simd.attention(row, [span], alone[i : i + 1], scale=0.1, window=window)
+        assert alone.tobytes() == out.tobytes()
+
+
+def test_heads_that_cannot_be_quantised():
+    with pytest.raises(UnsupportedError, match="heads of 80 dimensions cannot be kept in q8_0"):
+        Paged(2, 80, 80, 100, keys=KV_FORMATS["q8_0"])
 
 
 def test_attention_of_several_sequences(simd, reference):
