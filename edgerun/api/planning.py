@@ -13,7 +13,9 @@ from edgerun.api.loading import choose_context, find_model, model_path
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
+from edgerun.models.footprint import CHUNK
 from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of
@@ -53,6 +55,7 @@ class ModelPlan:
     prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
     slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
     slow_notice: str = ""
+    windows: str = ""  # which layers keep a part of the context only
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -70,6 +73,7 @@ class ModelPlan:
             "slow_types": self.slow,
             "advice": self.advice,
             "prefill": self.prefill,
+            "windows": self.windows,
         }
 
 
@@ -127,8 +131,8 @@ def plan_model(
         prefill = f"{calibrated.choice} ({calibrated.why})"
         if plan.mode == "resident":
             speed = _measured_prompt(speed, calibrated)
-    advice = _advice(plan)
-    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice)
+    advice, windows = _advice(plan), _windows(spec, n_context)
+    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice, windows)
 
 
 def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], str]:
@@ -242,6 +246,14 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
         finally:
             impl.close()
     return products
+
+
+def _windows(spec: ModelSpec, context: int) -> str:
+    """Of a model whose layers do not all see everything: how much these keep of a long context."""
+    groups = [group for group in spec.kv_groups() if group.window]
+    layers = sum(len(group.layers) for group in groups)
+    kept = max((KEYS_PER_PAGE * group.most_pages(context, CHUNK) for group in groups), default=context)
+    return f"{layers} of {spec.n_layers} layers keep the last {kept} tokens" if kept < context else ""
 
 
 def _advice(plan: MemoryPlan) -> str:

@@ -277,15 +277,25 @@ def _wave_tokens(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes
     return wave
 
 
+def _context_within(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes: int) -> int:
+    """The longest below `context`, of whole pages, whose keys and values take no more; 0 for none."""
+    low, high = 0, context // KEYS_PER_PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        if spec.kv_bytes(middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low * KEYS_PER_PAGE
+
+
 def _refusal(
     name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str, kv: KvOptions | None
 ) -> str:
     advice = []
     shown = round_up_size(budget)
     below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
-    missing = floor - below
-    per_token = spec.kv_bytes(KEYS_PER_PAGE, kv=kv) // KEYS_PER_PAGE
-    possible = (context - -(-missing // per_token)) // KEYS_PER_PAGE * KEYS_PER_PAGE
+    possible = _context_within(spec, context, kv, spec.kv_bytes(context, CHUNK, kv) - (floor - below))
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
     advice.append("give it more memory, or take a smaller model or quantisation")
