@@ -8,6 +8,7 @@ unless stated. T is the number of rows (tokens) in the call: one in decode, a ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.layout import layout_bytes
+from edgerun.kernels.pages import LayerLayout, Span
+from edgerun.kernels.program import Program, Recorder
 
 F32 = NDArray[np.float32]
-F16 = NDArray[np.float16]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
@@ -129,6 +131,23 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         )
 
 
+class Recording(Protocol):
+    """Of kernels whose launches can be recorded."""
+
+    def record(self) -> AbstractContextManager[Recorder]:
+        """Launches within are done and also noted. One thread at a time, no other users meanwhile."""
+        ...
+
+    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
+        """Launches start .. end - 1 of what was recorded."""
+        ...
+
+    def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
+        """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
+        parts of results; until more are asked for."""
+        ...
+
+
 class Kernels(Protocol):
     """All that a decoder needs from the processor."""
 
@@ -228,17 +247,15 @@ class Kernels(Protocol):
         norm: pairs (2i, 2i + 1); neox: pairs (i, i + rot / 2)."""
         ...
 
-    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
-        """Positions start .. start + T - 1 of keys (kv_heads, blocks, head_dim, KEYS) and of values (kv_heads, room,
-        head_dim_v), both f16, = k (T, kv_heads, head_dim) and v (T, kv_heads, head_dim_v). See `attention_layout`."""
+    def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
+        """The spans' positions, in their order, = k (T, kv_heads, head_dim) and v (T, kv_heads, head_dim_v). All spans
+        are of one layer, of different sequences."""
         ...
 
     def attention(
         self,
         q: F32,  # (T, heads, head_dim)
-        k: F16,  # (kv_heads, blocks, head_dim, KEYS): see `attention_layout`
-        v: F16,  # (kv_heads, room, head_dim_v)
-        start: int,  # row t stands at position start + t and sees positions <= its own (already written)
+        spans: Sequence[Span],  # of which positions the rows are, in order; each sees those <= its own (written before)
         out: F32,  # (T, heads, head_dim_v)
         *,
         scale: float,
@@ -246,7 +263,7 @@ class Kernels(Protocol):
         window: int = 0,  # 0: none; else sees only positions > own - window
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
-        position and on what it sees alone: not on T, nor on what stands after it."""
+        position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""
         ...
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
@@ -262,8 +279,8 @@ class Kernels(Protocol):
         ...
 
     @property
-    def recordable(self) -> bool:
-        """Whether launches can be recorded and replayed (`simd_kernels.SimdKernels.record`)."""
+    def recording(self) -> Recording | None:
+        """How launches are recorded and replayed; None where they cannot be."""
         ...
 
     def close(self) -> None:

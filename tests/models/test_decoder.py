@@ -35,7 +35,7 @@ def test_replayed_decode_equals_eager(name, make):
     results = []
     for replay in (True, False):
         decoder = make(name)
-        decoder._can_replay = decoder._can_replay and replay
+        decoder._recording = decoder._recording if replay else None
         cache = decoder.new_cache(128)
         results.append(np.concatenate([decoder.forward([token], cache) for token in ids]))
     assert np.array_equal(*results), "recorded launches must give the same bits"
@@ -43,7 +43,7 @@ def test_replayed_decode_equals_eager(name, make):
 
 def test_replay_survives_growth_and_other_caches(make):
     decoder, plain = make("llama"), make("llama")
-    plain._can_replay = False
+    plain._recording = None
     rng = np.random.default_rng(0)
     caches = [(d.new_cache(2000), d.new_cache(2000)) for d in (decoder, plain)]
     for step in range(600):
@@ -54,17 +54,40 @@ def test_replay_survives_growth_and_other_caches(make):
     assert max(cache.length for cache in caches[0]) > 256
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_windows_let_go_of_pages(make, name):
+    """The same bits as with all of them, also after taking back as much as is kept."""
+    decoder = make(name)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, decoder.spec.vocab_size, 900).tolist()
+    whole = decoder.forward(ids, decoder.new_cache(1000), logits="all")
+    cache = decoder.new_cache(1000)
+    for low in range(0, 800, 100):
+        decoder.forward(ids[low : low + 100], cache, logits="none")
+    groups = {group.window: group for group in decoder.pages.groups}
+    held = {group.window: len(list(each.all())) for group, each in zip(groups.values(), cache._held, strict=True)}
+    assert held[0] == 4 and held[12] <= groups[12].most_pages(800, 100) < 4
+    for low in (800, 700, 600, 850):
+        if low <= cache.length:
+            assert cache.held_from(low) == low
+            cache.truncate(low)
+        got = [decoder.forward(ids[cache.length : low + 30], cache, logits="all")]
+        got += [decoder.forward([token], cache) for token in ids[low + 30 : low + 50]]
+        assert np.array_equal(np.concatenate(got)[-50:], whole[low : low + 50]), low
+    assert cache.held_from(200) == 0
+
+
 def test_logits_are_computed_only_where_they_are_wanted(make):
     decoder, other = make("llama"), make("llama")
     caches = decoder.new_cache(20), other.new_cache(20)
     for step, token in enumerate((3, 1, 4, 1, 5, 9)):
         wanted = step % 3 != 1
-        decoder._row_logits[:] = np.nan
+        decoder._few.logits[:] = np.nan
         got = decoder.forward([token], caches[0], logits="last" if wanted else "none")
         want = other.forward([token], caches[1])
         assert np.array_equal(got, want) if wanted else got is None
         if step and not wanted:  # all of the first token is computed, to be recorded
-            assert np.isnan(decoder._row_logits).all()
+            assert np.isnan(decoder._few.logits).all()
 
 
 def test_errors_leave_the_cache_as_it_was(make, monkeypatch):
@@ -80,7 +103,7 @@ def test_errors_leave_the_cache_as_it_was(make, monkeypatch):
         with pytest.raises(error, match=text):
             decoder.forward(ids, cache)
         assert cache.length == 3
-    with pytest.raises(UsageError, match="last, all or none"):
+    with pytest.raises(UsageError, match="none, last, all or hidden"):
         decoder.forward([1], cache, logits="some")
 
     calls = iter([False, True])
