@@ -108,7 +108,7 @@ def test_errors_leave_the_cache_as_it_was(make, monkeypatch):
 
     calls = iter([False, True])
     with pytest.raises(Cancelled):
-        decoder.forward([1, 2], cache, cancelled=lambda: next(calls))
+        decoder.forward(list(range(9)), cache, cancelled=lambda: next(calls))
     assert cache.length == 3
 
     def interrupt(*args, **kwargs):
