@@ -13,7 +13,7 @@ from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.layout import PackedSizes
 from edgerun.models.families import FAMILIES
-from edgerun.models.spec import ModelSpec, RopeScaling
+from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
 from edgerun.planning import plan_memory, process_budget
 from edgerun.units import format_size, parse_size_bytes
 from edgerun.weights import make_catalog
@@ -45,11 +45,8 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
         for dim in shape[:-1]:
             n_bytes *= dim
         tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
-    scaling = RopeScaling()
-    spec = ModelSpec(
-        arch, FAMILIES[arch], layers, d, ff, heads, kv, hd, hd, vocab, 4096, 1e-5, hd, 1e4, scaling,
-        experts, used, ff, 0, 1.0, 0, 0.0, 0.0,
-    )  # fmt: skip
+    numbers = LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
+    spec = ModelSpec(arch, FAMILIES[arch], (numbers,) * layers, d, vocab, 4096, 1e-5)
     return make_catalog(tensors, layers), spec
 
 
