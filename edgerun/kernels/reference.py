@@ -25,7 +25,7 @@ from edgerun.kernels.interface import (
     RopeKind,
     RouterKind,
 )
-from edgerun.kernels.page_arrays import read_positions, write_positions
+from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
@@ -170,6 +170,8 @@ class ReferenceKernels:
         kv_heads = layout_of(spans).kv_heads
         firsts = [max(0, span.start - window + 1) if window else 0 for span in spans]
         check_spans(spans, len(q), firsts)
+        if layout_of(spans).keys.is_rotated:
+            q = rotated(q)
         row = 0
         for span, first in zip(spans, firsts, strict=True):
             keys, values = read_positions(span.pages, first, span.end)
