@@ -102,16 +102,17 @@ def plant(gguf: GgufFile, spec: ModelSpec, out: Path, factor: float, channels: i
         for name in smaller:
             tensors[f"blk.{layer}.{name}.weight"][:, pick] /= factor
 
-    group = spec.n_heads // spec.n_kv_heads
-    for layer in range(spec.n_layers):
+    for layer, numbers in enumerate(spec.layers):
+        group = numbers.n_heads // numbers.n_kv_heads
         grow(layer, "attn_norm", 0, ("attn_q", "attn_k", "attn_v"), rng.choice(spec.d_model, channels, replace=False))
         grow(layer, "ffn_norm", 0, ("ffn_gate", "ffn_up"), rng.choice(spec.d_model, channels, replace=False))
-        grow(layer, "ffn_up", 0, ("ffn_down",), rng.choice(spec.d_ff, channels, replace=False))
-        value = int(rng.integers(0, spec.n_kv_heads * spec.head_dim_v))  # one of a key/value head, read by its group
+        grow(layer, "ffn_up", 0, ("ffn_down",), rng.choice(numbers.d_ff, channels, replace=False))
+        values = numbers.n_kv_heads * numbers.head_dim_v  # of which one is read by its group of heads
+        value = int(rng.integers(0, values))
         tensors[f"blk.{layer}.attn_v.weight"][value] *= factor
-        head, at = divmod(value, spec.head_dim_v)
+        head, at = divmod(value, numbers.head_dim_v)
         for each in range(head * group, (head + 1) * group):
-            tensors[f"blk.{layer}.attn_output.weight"][:, each * spec.head_dim_v + at] /= factor
+            tensors[f"blk.{layer}.attn_output.weight"][:, each * numbers.head_dim_v + at] /= factor
     with GgufWriter(out, gguf.architecture) as writer:
         for key, value in gguf.metadata.items():
             if key not in ("general.architecture", "general.alignment"):

@@ -34,13 +34,22 @@ class TokenGenerated:
 
 
 @dataclass(frozen=True)
+class TurnsLeft:
+    """A chat outgrew its context: its oldest `turns` left just now, and the model sees the first `messages` (after the
+    system's) no more."""
+
+    turns: int
+    messages: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user would want to know: what was chosen, or could not be, and why."""
 
     text: str
 
 
-Event = Progress | Notice | PromptProcessed | TokenGenerated
+Event = Progress | Notice | PromptProcessed | TokenGenerated | TurnsLeft
 EventSink = Callable[[Event], None]
 
 

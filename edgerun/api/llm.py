@@ -21,6 +21,7 @@ from edgerun.engine import (
     Engine,
     Message,
     Messages,
+    PlainPrompt,
     Prompt,
     SamplingOptions,
     SamplingParams,
@@ -29,7 +30,7 @@ from edgerun.engine import (
     last_completion,
     merge,
 )
-from edgerun.engine.arguments import checked_cancel, checked_ids, checked_text
+from edgerun.engine.arguments import checked_cancel, checked_ids, checked_messages, checked_text
 from edgerun.errors import UsageError
 from edgerun.options import Flag, LoadKeywords, load_options, refused
 
@@ -59,6 +60,8 @@ class LLM(OpenAIMethods):
     tpot_s: while one session's prompt is processed, others wait for their next token no longer than this (needs
         `edgerun calibrate`); None: a bound that follows from the model's size.
     seed: makes calls that name no seed of their own reproducible, as a sequence.
+    context_shift: a chat that outgrows the context goes on without its oldest turns (the event `TurnsLeft` says so), in
+        place of a ContextLengthError. System messages and the turn that is answered stay; texts are not shortened.
     events: called with `edgerun.events` while loading and generating.
 
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
@@ -81,6 +84,7 @@ class LLM(OpenAIMethods):
         self.name = name
         self._idle: Session | None = None  # the last call's cache: the next one often begins alike
         self._idle_lock = threading.Lock()
+        self._turns = engine.new_turns() if engine.context_shift else None
         call_after_fork(self)
 
     def after_fork(self) -> None:
@@ -156,7 +160,7 @@ class LLM(OpenAIMethods):
         if messages is not None:
             return self.stream_chat(messages, params, cancel=cancel, **options)
         ids = self.engine.encode(prompt, cancel=cancel)  # type: ignore[arg-type]
-        return self._stream_ids(ids, merge(params, options), cancel)
+        return self._stream(PlainPrompt(ids), merge(params, options), cancel)
 
     def stream_chat(
         self,
@@ -169,12 +173,19 @@ class LLM(OpenAIMethods):
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """As `chat`, in chunks."""
-        ids = self.engine.encode_chat(messages, tools, template_variables, cancel)
-        return self._stream_ids(ids, merge(params, options), cancel)
+        merged = merge(params, options)
 
-    def session(self, messages: Messages = ()) -> Session:
-        """A conversation that keeps its KV cache, beginning with these messages (a system prompt, say)."""
-        return Session(self.engine, messages=messages)
+        def encode(given: Messages) -> list[int]:
+            return self.engine.encode_chat(given, tools, template_variables, cancel)
+
+        if self._turns is None:
+            return self._stream(PlainPrompt(encode(messages)), merged, cancel)
+        return self._stream(self._turns.prompt(checked_messages(messages), encode, merged.max_tokens), merged, cancel)
+
+    def session(self, messages: Messages = (), *, context_shift: bool | None = None) -> Session:
+        """A conversation that keeps its KV cache, beginning with these messages (a system prompt, say).
+        context_shift: as of the LLM, unless it is given here."""
+        return Session(self.engine, messages=messages, context_shift=context_shift)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text of any length -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is
@@ -221,16 +232,16 @@ class LLM(OpenAIMethods):
     ) -> None:
         self.close()
 
-    def _stream_ids(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
-        self.engine.check_length(len(ids))
-        return self._chunks(ids, params, checked_cancel(cancel))
+    def _stream(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
+        self.engine.check_length(len(prompt.ids))
+        return self._chunks(prompt, params, checked_cancel(cancel))
 
-    def _chunks(self, ids: list[int], params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
+    def _chunks(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         with self._idle_lock:
             session, self._idle = self._idle, None
         session = session or Session(self.engine)
         try:
-            yield from session.answer(ids, params, cancel)
+            yield from session.answer(prompt, params, cancel)
         finally:
             with self._idle_lock:
                 if self._engine is not None:

@@ -104,6 +104,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             seed=options.seed,
             step_tokens=step_tokens,
             reuse_steps=decoder.prompt_backend is not None,
+            context_shift=options.context_shift,
             plan=plan,
             events=events,
         )

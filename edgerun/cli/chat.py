@@ -40,6 +40,7 @@ class Chat:
         self.last: Completion | None = None
         self.measures: dict[str, float] = {}  # of the last reply
         self.leaving = False
+        self.told = False  # that turns have left
         self.confirms: Callable[[str], bool] = lambda question: False  # nobody to ask
         self._llm = llm
         self._session = llm.session()
@@ -69,9 +70,15 @@ class Chat:
         rest = self._session.messages[0 if self.system is None else 1 :]
         self._session.messages = [*([] if text is None else [{"role": "system", "content": text}]), *rest]
 
+    @property
+    def left(self) -> int:
+        """How many messages of the chat the model sees no more, since it outgrew the context."""
+        return self._session.left
+
     def clear(self) -> None:
         """Forget the chat; the system's message stays."""
         system = self.system
+        self.told = False
         self._session.clear()
         self._last_text = self.last = None
         self.measures = {}
@@ -182,5 +189,8 @@ def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
         note("(stopped)")
     elif chat.last is not None and chat.last.finish_reason == "length":
         note("(the reply is as long as it may be)")
+    if chat.left and not chat.told:
+        chat.told = True
+        note("(the chat has outgrown the context: from here on the model forgets its oldest turns; /save keeps them)")
     if chat.stats and chat.last is not None:
         note(chat.last_stats())

@@ -116,6 +116,16 @@ def prompt_options(function: F) -> F:
     )(function)
 
 
+def context_shift_option(function: F) -> F:
+    """--context-shift."""
+    return checked_option(
+        "--context-shift",
+        name="context_shift",
+        kind=LOADING["context_shift"],
+        help="Whether the oldest turns of a chat that outgrows its context leave.  [default: on in a chat]",
+    )(function)
+
+
 def threads_option(function: F) -> F:
     """-t."""
     return checked_option(

@@ -11,6 +11,7 @@ import click
 
 from edgerun.cli.loading import find_model, load_model
 from edgerun.cli.options import (
+    context_shift_option,
     json_option,
     loading_from,
     model_options,
@@ -36,6 +37,7 @@ _STORY = "Tell me a story."
 @model_options
 @streaming_options
 @prompt_options
+@context_shift_option
 @click.option("--stats", is_flag=True, help="Report counts and rates on stderr.")
 @json_option
 def command(
@@ -43,6 +45,7 @@ def command(
     prompt: str | None,
     system: str | None,
     raw: bool,
+    context_shift: bool | None,
     record_routing: Path | None,
     overwrite: bool,
     stats: bool,
@@ -72,6 +75,7 @@ def command(
             _check_text(text, chats, interactive)
         started = time.perf_counter()
         loading = loading_from(loading_and_sampling, bars)
+        loading["context_shift"] = interactive if context_shift is None else context_shift
         with load_model(path, loading) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             if interactive:

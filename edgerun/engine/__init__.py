@@ -8,6 +8,7 @@ from edgerun.engine.params import LogitsProcessor, SamplingOptions, SamplingPara
 from edgerun.engine.parts import Message
 from edgerun.engine.results import Chunk, Completion, FinishReason, Score, Timings, TokenLogprob, Usage
 from edgerun.engine.session import Session, last_completion, merge
+from edgerun.engine.turns import PlainPrompt, Turns
 
 __all__ = [
     "CancelSignal",
@@ -19,6 +20,7 @@ __all__ = [
     "LogitsProcessor",
     "Message",
     "Messages",
+    "PlainPrompt",
     "Prompt",
     "SamplingOptions",
     "SamplingParams",
@@ -26,6 +28,7 @@ __all__ = [
     "Session",
     "Timings",
     "TokenLogprob",
+    "Turns",
     "Usage",
     "generate",
     "last_completion",

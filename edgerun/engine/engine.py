@@ -27,6 +27,7 @@ from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
 from edgerun.engine.shortage import told_as_shortage
+from edgerun.engine.turns import Turns
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore, never
 from edgerun.models.chunks import chunks
@@ -41,6 +42,8 @@ class Engine:
     seed: of the sequence of seeds for calls that name none; None: random.
     step_tokens: of a prompt that go through the model at once; then another session has its turn.
     reuse_steps: what a session holds is used again in whole steps only (see `Context`).
+    context_shift: whether the oldest turns of a chat that outgrows the context leave (`Turns`), unless its session is
+        told otherwise; else it is a ContextLengthError.
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -57,12 +60,14 @@ class Engine:
         seed: int | None = None,
         step_tokens: int = STEP_TOKENS,
         reuse_steps: bool = False,
+        context_shift: bool = False,
         plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
         self.decoder = decoder
         self.context = context
         self.vocab_size = int(decoder.spec.vocab_size)
+        self.context_shift = context_shift
         self.events = events
         self.plan = plan
         self._tokenizer = tokenizer
@@ -102,6 +107,10 @@ class Engine:
         return Context(
             self.decoder, self._lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
         )
+
+    def new_turns(self) -> Turns:
+        """For a chat whose oldest turns may leave."""
+        return Turns(self.context, self.events)
 
     def with_seed(self, params: SamplingParams) -> SamplingParams:
         """`params`, with the next of the model's seeds when they have none and the model was given one."""

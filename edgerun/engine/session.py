@@ -13,8 +13,11 @@ from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
 from edgerun.engine.results import Chunk, Completion
+from edgerun.engine.turns import PlainPrompt
 from edgerun.errors import UsageError
-from edgerun.options import as_text, as_whole, refused, shown
+from edgerun.options import Flag, as_text, as_whole, refused, shown
+
+_FLAG = Flag()
 
 
 class Session:
@@ -23,13 +26,18 @@ class Session:
     What the KV cache already holds of a prompt is not computed again. For one thread at a time; `fork` gives
     another thread its own. `messages` is an ordinary list: change it as you like between calls.
 
+    A chat that outgrows the context is a ContextLengthError, or with `context_shift` its oldest turns leave: the model
+    sees them no more (`left`), though they stay in `messages`. See `Turns`.
+
     The cache grows with the conversation. All sessions of a model have so much memory together as its plan allows; a
     call for which none is left raises DoesNotFitError and leaves the session as it was. What a session holds is free
     again when it is closed, or nothing refers to it any more.
     """
 
-    def __init__(self, engine: Engine, *, messages: Messages = ()) -> None:
+    def __init__(self, engine: Engine, *, messages: Messages = (), context_shift: bool | None = None) -> None:
+        shifts = engine.context_shift if context_shift is None else _FLAG.check("context_shift", context_shift)
         self._engine = engine
+        self._turns = engine.new_turns() if shifts else None
         self._context = engine.new_context()
         self._pending: list[int] = []  # chosen last, not yet through the model
         self.messages: list[Message] = _begun(messages)
@@ -43,6 +51,11 @@ class Session:
     def cached_tokens(self) -> int:
         """How many of `ids` have their keys and values in the cache."""
         return len(self._context)
+
+    @property
+    def left(self) -> int:
+        """How many of `messages`, after the system's, the model does not see any more."""
+        return 0 if self._turns is None else self._turns.left
 
     def chat(
         self,
@@ -79,12 +92,20 @@ class Session:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
         came; after an error or Ctrl-C `messages` are as before."""
         turn = [*_begun(self.messages), *checked_messages(message)]
-        ids = self._engine.encode_chat(turn, tools, template_variables, cancel)
+        merged = merge(params, options)
+
+        def encode(messages: Sequence[Message]) -> list[int]:
+            return self._engine.encode_chat(messages, tools, template_variables, cancel)
+
+        if self._turns is None:
+            prompt = PlainPrompt(encode(turn))
+        else:
+            prompt = self._turns.prompt(turn, encode, merged.max_tokens)
 
         def keep(text: str) -> None:
             self.messages = [*turn, {"role": "assistant", "content": text}]
 
-        return self._run(ids, merge(params, options), cancel, keep)
+        return self._run(prompt, merged, cancel, keep)
 
     def complete(
         self,
@@ -109,11 +130,13 @@ class Session:
         before = self.ids
         nothing = as_text(prompt) == "" or (isinstance(prompt, list | tuple) and not prompt)
         added = [] if nothing and before else self._engine.encode(prompt, add_special=not before, cancel=cancel)
-        return self._run([*before, *added], merge(params, options), cancel)
+        return self._run(PlainPrompt([*before, *added]), merge(params, options), cancel)
 
-    def answer(self, ids: Sequence[int], params: SamplingParams, cancel: CancelSignal | None = None) -> Iterator[Chunk]:
+    def answer(
+        self, prompt: Sequence[int] | PlainPrompt, params: SamplingParams, cancel: CancelSignal | None = None
+    ) -> Iterator[Chunk]:
         """Continue exactly these ids: what the session holds beyond their common prefix is forgotten."""
-        return self._run(list(ids), params, cancel)
+        return self._run(prompt if isinstance(prompt, PlainPrompt) else PlainPrompt(prompt), params, cancel)
 
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens of `ids`, but no `messages` (see `undo`). UsageError beyond that."""
@@ -138,6 +161,7 @@ class Session:
         """An independent copy: cache, tokens and messages."""
         twin = Session.__new__(Session)
         twin._engine = self._engine
+        twin._turns = None if self._turns is None else self._turns.copy()
         twin._context = self._context.fork()
         twin._pending = list(self._pending)
         twin.messages = list(self.messages)
@@ -147,6 +171,8 @@ class Session:
         """Forget everything, and free the cache's memory."""
         self.messages = []
         self._pending = []
+        if self._turns is not None:
+            self._turns.clear()
         self._context.release()
 
     def park(self) -> None:
@@ -167,17 +193,17 @@ class Session:
 
     def _run(
         self,
-        ids: list[int],
+        prompt: PlainPrompt,
         params: SamplingParams,
         cancel: CancelSignal | None,
         keep: Callable[[str], None] | None = None,
     ) -> Iterator[Chunk]:
-        self._engine.check_length(len(ids))
-        return self._chunks(ids, params, checked_cancel(cancel), keep)
+        self._engine.check_length(len(prompt.ids))
+        return self._chunks(prompt, params, checked_cancel(cancel), keep)
 
     def _chunks(
         self,
-        ids: list[int],
+        prompt: PlainPrompt,
         params: SamplingParams,
         cancel: CancelSignal | None,
         keep: Callable[[str], None] | None,
@@ -186,14 +212,14 @@ class Session:
         produced: list[int] = []
         before, self._pending = self.ids, []
         try:
-            for chunk in generate(self._engine, self._context, ids, params, cancel):
+            for chunk in generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room):
                 said.append(chunk.text)
                 produced.extend(chunk.token_ids)
                 if chunk.finish_reason is not None:
-                    self._end(ids, produced, said, keep)
+                    self._end(prompt.ids, produced, said, keep)
                 yield chunk
         except GeneratorExit:
-            self._end(ids, produced, said, keep)
+            self._end(prompt.ids, produced, said, keep)
             raise
         except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
             held = self._context.tokens

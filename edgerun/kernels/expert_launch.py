@@ -14,7 +14,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.kernels.abi import Product, slot_of
 from edgerun.kernels.interface import F32, I32, Activation, Expert
-from edgerun.kernels.kernel_names import MATRIX_KERNELS
+from edgerun.kernels.kernel_names import MATRIX_KERNELS, QUANTIZE
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.layer_launch import GATED_GRAIN, gated, gated_arguments
 from edgerun.kernels.memory import address
@@ -82,15 +82,15 @@ class ExpertLaunch:
         jobs: list[Job] = []
         for index, expert in enumerate(experts):
             low, high = starts[index], starts[index + 1]
-            jobs.append(Job(expert.gate, source, offsets[index], high - low, gate[low:high]))
-            jobs.append(Job(expert.up, source, offsets[index], high - low, up[low:high]))
+            jobs.append((expert.gate, source, offsets[index], high - low, gate[low:high]))
+            jobs.append((expert.up, source, offsets[index], high - low, up[low:high]))
         self._products.run(jobs)
         gated(self._launcher, gate, up, activation, gate)
         hidden = Rows(gate, self._launcher)
         result = np.empty((total, out.shape[1]), np.float32)
         self._products.run(
             [
-                Job(expert.down, hidden, starts[i], starts[i + 1] - starts[i], result[starts[i] : starts[i + 1]])
+                (expert.down, hidden, starts[i], starts[i + 1] - starts[i], result[starts[i] : starts[i + 1]])
                 for i, expert in enumerate(experts)
             ]
         )
@@ -128,15 +128,15 @@ class ExpertLaunch:
         launches: list[Launch] = []
         kept: list[object] = [row, hidden]
 
-        def form(x: F32, kind: str) -> Form:
+        def lay_out_form(x: F32, kind: str) -> Form:
             if kind == "f32":
                 return plain(x)
-            made = quantised(x, kind)
-            kept.append(made.memory)
-            launches.append(self._launcher.laid_out(made.kernel, made.arguments, len(x), QUANTIZE_GRAIN))
-            return made.form
+            form, memory, arguments = quantised(x, kind)
+            kept.append(memory)
+            launches.append(self._launcher.laid_out(QUANTIZE[kind], arguments, len(x), QUANTIZE_GRAIN))
+            return form
 
-        first = form(row, MATRIX_KERNELS[gate.type].form)
+        first = lay_out_form(row, MATRIX_KERNELS[gate.type].form)
         outs = [address(hidden) + 4 * ff * index for index in range(2 * count)]
         matrices = [each.gate for each in experts] + [each.up for each in experts]
         front = len(launches)
@@ -144,7 +144,7 @@ class ExpertLaunch:
         gates, ups = hidden[:count], hidden[count:]
         arguments = gated_arguments(gates, ups, activation, gates)
         launches.append(self._launcher.laid_out("gated", arguments, count, GATED_GRAIN))
-        second = form(gates, MATRIX_KERNELS[down.type].form)
+        second = lay_out_form(gates, MATRIX_KERNELS[down.type].form)
         back = len(launches)
         rows = [second.row(index) for index in range(count)]
         launches.append(self._products.laid_out([each.down for each in experts], rows, [0] * count))

@@ -16,6 +16,20 @@ from edgerun.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Rows of activations and groups of weight rows that a product does together. several: as many rows as registers
+    hold, then fewer for what is left; one: groups for a single row."""
+
+    several: tuple[tuple[int, int], ...] = ((4, 1), (2, 1))
+    one: int = 1
+
+    @property
+    def together(self) -> int:
+        """Groups of weight rows that whole tiles of every kind fill."""
+        return max(self.one, *(groups for _, groups in self.several))
+
+
+@dataclass(frozen=True)
 class Isa:
     """One instruction set: how many rows at once, which dot product, which processor features it needs."""
 
@@ -23,25 +37,26 @@ class Isa:
     lanes: int
     dot: str  # which `ops` multiply; "llvm": plain LLVM, any processor
     needs: tuple[str, ...]
-    # Rows of activations and groups of weight rows that a product does together: as many rows as registers hold, few,
-    # and the groups for a single one.
-    many: tuple[int, int] = (4, 1)
-    few: tuple[int, int] = (2, 1)
-    one: int = 1
+    tiles: Tiles = Tiles()  # of quantised weights
+    # Of floats, which need no registers for codes and scales, but many sums: one waits four cycles for itself.
+    float_tiles: Tiles = Tiles(((6, 2), (4, 2), (2, 2)), 2)
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
-_WIDE_TILES: dict[str, Any] = {"many": (4, 2), "few": (2, 2), "one": 1}
+_WIDE: dict[str, Any] = {
+    "tiles": Tiles(((4, 2), (2, 2))),
+    "float_tiles": Tiles(((8, 2), (4, 2), (2, 2)), 2),
+}
 
 ISAS = {
-    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", (*_AVX512, "avx512vnni", "avx512vbmi", "gfni"), **_WIDE_TILES),
-    "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE_TILES),
-    "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE_TILES),
+    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", (*_AVX512, "avx512vnni", "avx512vbmi", "gfni"), **_WIDE),
+    "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE),
+    "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),
     "avx2": Isa("avx2", 8, "avx2", ("avx2", "f16c", "fma")),
     "dotprod": Isa("dotprod", 8, "dotprod", ("neon", "dotprod")),
-    "neon": Isa("neon", 8, "neon", ("neon",), many=(2, 1)),  # sums of pairs apart: four rows would spill
-    "portable": Isa("portable", 8, "llvm", (), many=(2, 1)),
+    "neon": Isa("neon", 8, "neon", ("neon",), tiles=Tiles(((2, 1),))),  # sums of pairs apart: four rows would spill
+    "portable": Isa("portable", 8, "llvm", (), tiles=Tiles(((2, 1),)), float_tiles=Tiles(((2, 1),))),
 }  # best first
 
 

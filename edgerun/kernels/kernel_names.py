@@ -17,15 +17,17 @@ QUANTISED_KV = ("attention_decode_any", "rotate")  # what quantised keys and val
 
 
 class MatrixKernels(NamedTuple):
-    """The kernels of a type of weights, and the form of activations that they take: "q8", "q8k" or "f32"."""
+    """What a type of weights is packed and multiplied with."""
 
     pack: str
     matmul: str
-    form: str
+    form: str  # of activations: "q8", "q8k" or "f32"
+    block: int  # columns of a block
 
 
 MATRIX_KERNELS = {
-    type: MatrixKernels(f"pack_{format.name}", f"matmul_{format.name}", format.form) for type, format in FORMATS.items()
+    type: MatrixKernels(f"pack_{format.name}", f"matmul_{format.name}", format.form, format.cols)
+    for type, format in FORMATS.items()
 }
 QUANTIZE = {"q8": "quantize_q8", "q8k": "quantize_q8k"}  # of each form but "f32"
 
@@ -35,7 +37,7 @@ def for_matrices(types: Sequence[GgmlType]) -> list[str]:
     names = ["attention_prompt", "combine"]
     for type in types:
         if type in MATRIX_KERNELS:
-            pack, matmul, form = MATRIX_KERNELS[type]
+            pack, matmul, form, _ = MATRIX_KERNELS[type]
             names += [pack, matmul] if form == "f32" else [pack, matmul, QUANTIZE[form]]
     return list(dict.fromkeys(names))
 

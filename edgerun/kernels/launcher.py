@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES, Arguments, Product, Products
+from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES, Arguments, Product, Products, packed
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.memory import address
 from edgerun.kernels.pool import ThreadPool
 from edgerun.kernels.program import Launch, Program, Recorder
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-_SLOTS = [struct.Struct(f"{count}q") for count in range(24)]  # for as many arguments
+_PACK_INTO = [struct.Struct(f"{count}q").pack_into for count in range(24)]  # of so many arguments
 _ARGUMENTS_BYTES = 1 << 16  # to begin with: 511 products
 
 
@@ -54,7 +54,8 @@ class Launcher:
             if self._recorder is not None:
                 self._recorder.add(self._noted(name, memory[:n_bytes].tobytes(), items, grain))
             if items <= grain:
-                self._function(name)(at, 0, items)
+                function = self._functions.get(name) or self._function(name)
+                function(at, 0, items)
             else:
                 self._pool.run(self._cache.address(name), at, items, grain)
 
@@ -64,7 +65,7 @@ class Launcher:
 
     def laid_out(self, name: str, arguments: Arguments, items: int, grain: int) -> Launch:
         """What `launch` would do, for a `Program`."""
-        return self._noted(name, _SLOTS[len(arguments)].pack(*arguments), items, grain)
+        return self._noted(name, packed(arguments), items, grain)
 
     def products_laid_out(self, name: str, products: Sequence[Product], items: int, grain: int) -> Launch:
         """What `launch_products` would do, for a `Program`."""
@@ -75,7 +76,8 @@ class Launcher:
     def run_alone(self, name: str, arguments: Arguments, items: int) -> None:
         """All items on the calling thread, beside whatever else runs. Never recorded."""
         own = (ctypes.c_int64 * len(arguments))(*arguments)
-        self._function(name)(ctypes.addressof(own), 0, items)
+        function = self._functions.get(name) or self._function(name)
+        function(ctypes.addressof(own), 0, items)
 
     def run_program(self, program: Program) -> None:
         """All launches of a program. Never recorded."""
@@ -124,22 +126,22 @@ class Launcher:
         return Launch(name, self._cache.address(name), arguments, items, grain)
 
     def _function(self, name: str) -> Any:
-        function = self._functions.get(name)
-        if function is None:
-            function = self._functions[name] = _KERNEL(self._cache.address(name))
+        function = self._functions[name] = _KERNEL(self._cache.address(name))
         return function
 
 
-def _argument_memory(n_bytes: int) -> tuple[Any, int]:
-    """Memory and its address, which are replaced together: an interrupt must not leave one of each."""
+def _argument_memory(n_bytes: int) -> tuple[memoryview, int]:
+    """Memory and its address, which are replaced together: an interrupt must not leave one of each. (Packing into a
+    memoryview takes half as long as into an array.)"""
     memory = np.zeros(n_bytes, np.uint8)
-    return memory, address(memory)
+    return memory.data, address(memory)
 
 
-def _pack(memory: Any, arguments: Arguments, listed: Sequence[Arguments]) -> None:
+def _pack(memory: memoryview | bytearray, arguments: Arguments, listed: Sequence[Arguments] = ()) -> None:
     """As a kernel reads them."""
-    _SLOTS[len(arguments)].pack_into(memory, 0, *arguments)
-    at = LIST_AT
-    for each in listed:
-        _SLOTS[len(each)].pack_into(memory, at, *each)
-        at += 8 * len(each)
+    _PACK_INTO[len(arguments)](memory, 0, *arguments)
+    if listed:
+        at, pack_into = LIST_AT, _PACK_INTO[len(listed[0])]
+        for each in listed:
+            pack_into(memory, at, *each)
+            at += 8 * len(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ _PACKED_NAME = re.compile(r"rows[1-9][0-9]?")
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
 
+@lru_cache(maxsize=256)
 def rows_at_once(cols: int) -> int:
     """Of activations in a product: so many that they stay in the second-level cache while all weights go by."""
     return min(max(_CACHED_BYTES // (2 * cols) // 32 * 32, 32), 128)

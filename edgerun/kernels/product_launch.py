@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from edgerun.kernels import layout
 from edgerun.kernels.abi import Product
@@ -20,14 +19,7 @@ _MOST_GRAIN = 16  # groups of weight rows that a thread takes at a time, at most
 _PIECES = 8  # of each thread, at least
 
 
-class Job(NamedTuple):
-    """out (tokens, w.rows) = rows first .. first + tokens - 1 of `x` times `w`, transposed."""
-
-    w: Matrix
-    x: Rows
-    first: int
-    tokens: int
-    out: F32
+Job = tuple[Matrix, Rows, int, int, F32]  # weights w, rows, the first of them, how many, out (so many, w.rows)
 
 
 class ProductLaunch:
@@ -36,12 +28,13 @@ class ProductLaunch:
     def __init__(self, launcher: Launcher, isa: Isa) -> None:
         self._launcher = launcher
         self._lanes = isa.lanes
-        self._together = max(isa.many[1], isa.few[1], isa.one)  # groups of weight rows
+        self._together = max(isa.tiles.together, isa.float_tiles.together)  # groups of weight rows
         self._plain = ReferenceKernels()
 
     def run(self, jobs: Sequence[Job], *, add: bool = False) -> None:
-        """All of them. Raises UsageError where shapes do not fit."""
-        launches: dict[str, _Products] = {}
+        """out = rows times w, transposed, or += with `add`, for each job. UsageError where shapes do not fit."""
+        products: dict[str, list[Product]] = {}  # of each kernel
+        items: dict[str, int] = {}  # of each kernel: groups of weight rows
         lanes, adds = self._lanes, int(add)
         with self._launcher.lock:
             for w, x, first, tokens, out in jobs:
@@ -52,28 +45,23 @@ class ProductLaunch:
                     check_matmul(w, x.x[first : first + tokens], out)
                 kernels = MATRIX_KERNELS[w.type]
                 quants, dq, scales, ds, sums, dc = x.form(kernels.form)
-                launch = launches.get(kernels.matmul)
-                if launch is None:
-                    launch = launches[kernels.matmul] = _Products()
-                groups, blocks = -(-w.rows // lanes), w.cols // w.type.block_size
-                weights, target, stride = w.address, address(out), 4 * w.rows
+                name, groups, blocks, stride = kernels.matmul, -(-w.rows // lanes), w.cols // kernels.block, 4 * w.rows
+                mine, item = products.setdefault(name, []), items.get(name, 0)
+                weights, target = w.address, address(out)
                 at_once = layout.rows_at_once(w.cols)
                 for low in range(0, tokens, at_once):
-                    row, rows = first + low, min(at_once, tokens - low)
-                    launch.add(
-                        groups,
-                        Product(
-                            *(launch.items, weights, target + low * stride, rows, blocks, w.rows, stride, adds),
-                            *(quants + row * dq, dq, scales + row * ds, ds, sums + row * dc, dc),
-                        ),
-                    )
-            for name, launch in launches.items():
-                self._launcher.launch_products(name, launch.products, launch.items, self._grain(launch.items))
+                    row, rows, to = first + low, min(at_once, tokens - low), target + low * stride
+                    q, s, c = quants + row * dq, scales + row * ds, sums + row * dc
+                    mine.append(Product(item, weights, to, rows, blocks, w.rows, stride, adds, q, dq, s, ds, c, dc))
+                    item += groups
+                items[name] = item
+            for name, mine in products.items():
+                self._launcher.launch_products(name, mine, items[name], self._grain(items[name]))
 
     def laid_out(self, weights: Sequence[Matrix], rows: Sequence[Form], outs: Sequence[int]) -> Launch:
         """The launch of one row times each of some matrices that lie alike. outs: addresses of (w.rows,) f32."""
         like = weights[0]
-        groups, blocks = -(-like.rows // self._lanes), like.cols // like.type.block_size
+        groups, blocks = -(-like.rows // self._lanes), like.cols // MATRIX_KERNELS[like.type].block
         products = [
             Product(index * groups, w.address, out, 1, blocks, like.rows, 4 * like.rows, 0, *row)
             for index, (w, row, out) in enumerate(zip(weights, rows, outs, strict=True))
@@ -91,17 +79,3 @@ class ProductLaunch:
         """Of a type without kernels."""
         self._launcher.spoil("a product in numpy")
         self._plain.matmul(w, self._plain.activations(x.x[first : first + tokens]), out, add=add)
-
-
-class _Products:
-    """One launch's, as they gather."""
-
-    __slots__ = ("items", "products")
-
-    def __init__(self) -> None:
-        self.items = 0
-        self.products: list[Product] = []
-
-    def add(self, groups: int, product: Product) -> None:
-        self.products.append(product)
-        self.items += groups

@@ -34,15 +34,6 @@ class Form(NamedTuple):
         return Form(quants + index * dq, dq, scales + index * ds, ds, sums + index * dc, dc)
 
 
-class Quantised(NamedTuple):
-    """A form that must be computed: where, in which memory, and by which launch."""
-
-    form: Form
-    memory: U8
-    kernel: str
-    arguments: Quantize
-
-
 class Rows:
     """Activations (T, K) f32 and the forms that formats have asked for, each made once. UsageError for other arrays."""
 
@@ -66,10 +57,10 @@ class Rows:
     def _make(self, kind: str) -> Form:
         if kind == "f32":
             return plain(self.x)
-        form, memory, kernel, arguments = quantised(self.x, kind)
+        form, memory, arguments = quantised(self.x, kind)
         self._memory.append(memory)
         self._launcher.keep(memory)
-        self._launcher.launch(kernel, arguments, self.x.shape[0], QUANTIZE_GRAIN)
+        self._launcher.launch(QUANTIZE[kind], arguments, self.x.shape[0], QUANTIZE_GRAIN)
         return form
 
 
@@ -78,14 +69,14 @@ def plain(x: F32) -> Form:
     return Form(address(x), x.shape[1] * 4, 0, 0, 0, 0)
 
 
-def quantised(x: F32, kind: str) -> Quantised:
-    """How rows (T, K) become "q8" or "q8k"."""
+def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
+    """Where rows (T, K) will be as "q8" or "q8k", the memory that this is, and what `QUANTIZE[kind]` takes to do it."""
     tokens, cols = x.shape
     scales_at, sums_at, size, scales_bytes, sums_bytes = _offsets(kind, tokens, cols)
     memory = np.empty(size, np.uint8)
     base = address(memory)
     form = Form(base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes)
-    return Quantised(form, memory, QUANTIZE[kind], Quantize(address(x), cols, base, base + scales_at, base + sums_at))
+    return form, memory, Quantize(address(x), cols, base, base + scales_at, base + sums_at)
 
 
 @lru_cache(maxsize=256)

@@ -35,7 +35,7 @@ from edgerun.kernels.isa import Isa
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
-from edgerun.kernels.product_launch import Job, ProductLaunch
+from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import route
 from edgerun.kernels.rows import Rows
@@ -146,11 +146,11 @@ class SimdKernels:
 
     def matmul(self, w: Matrix, x: Activations, out: F32, *, add: bool = False) -> None:
         rows = _rows(x)
-        self._products.run([Job(w, rows, 0, rows.x.shape[0], out)], add=add)
+        self._products.run([(w, rows, 0, rows.x.shape[0], out)], add=add)
 
     def matmul_many(self, ws: Sequence[Matrix], x: Activations, outs: Sequence[F32]) -> None:
         rows = _rows(x)
-        self._products.run([Job(w, rows, 0, rows.x.shape[0], out) for w, out in zip(ws, outs, strict=True)])
+        self._products.run([(w, rows, 0, rows.x.shape[0], out) for w, out in zip(ws, outs, strict=True)])
 
     def experts_ffn(
         self,

@@ -8,16 +8,16 @@ are outside. The cache is the decoder's own, so decoding goes on from it without
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
-from edgerun.errors import Cancelled
-from edgerun.kernels.interface import F32, I32
-from edgerun.kv import KvSequence
-from edgerun.models.mixture import RoutedRows
-
-if TYPE_CHECKING:
-    from edgerun.models.decoder import Decoder
+from edgerun.kernels.interface import F32, I32, Expert, Kernels
+from edgerun.models.blocks.base import Cancel, Here, Watch, check
+from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.layers import Layers
+from edgerun.models.places import Places
+from edgerun.models.routed_rows import RoutedRows
+from edgerun.weights import LayerWeights
 
 
 class PromptBackend(Protocol):
@@ -43,8 +43,14 @@ class PromptBackend(Protocol):
         ...
 
 
+class RunsPrompts(Protocol):
+    """Of `Decoder`."""
+
+    prompt_backend: PromptBackend | None
+
+
 @contextlib.contextmanager
-def on_backend(decoder: Decoder, backend: PromptBackend | None) -> Iterator[None]:
+def on_backend(decoder: RunsPrompts, backend: PromptBackend | None) -> Iterator[None]:
     """For a while prompts run there; None: on the kernels."""
     before, decoder.prompt_backend = decoder.prompt_backend, backend
     try:
@@ -53,22 +59,31 @@ def on_backend(decoder: Decoder, backend: PromptBackend | None) -> Iterator[None
         decoder.prompt_backend = before
 
 
-def check(cancelled: Callable[[], bool]) -> None:
-    """Raises Cancelled when the caller wants to stop."""
-    if cancelled():
-        raise Cancelled("stopped by the caller")
-
-
 class PromptWalk:
-    """What the decoder does for a backend while it walks. x (tokens, d): the wave's residual stream."""
+    """What the decoder does for a backend while it walks. x (tokens, d): the wave's residual stream, whose rows stand
+    at `places`."""
 
-    def __init__(self, decoder: Decoder, x: F32, cache: KvSequence, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, layers: Layers, x: F32, places: Places, cancelled: Cancel) -> None:
         self.x = x
-        self.decoder = decoder
-        self.spec = decoder.spec
-        self._cache = cache
+        self.spec = layers.spec
         self.cancelled = cancelled
-        self._routed: tuple[F32, list[F32]] | None = None
+        self._layers = layers
+        self._places = places
+        self._choices: Choices | None = None  # of the mixture that an early router has begun
+
+    @property
+    def kernels(self) -> Kernels:
+        """Ours."""
+        return self._layers.tools.kernels
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether any layer's weights may be asked for at any time."""
+        return self._layers.tools.store.fixed
+
+    def vectors(self, layer: int) -> dict[str, F32]:
+        """The layer's norms, biases and scales."""
+        return self._layers.tools.store.vectors(layer)
 
     def check(self) -> None:
         """Raises Cancelled when the caller wants to stop."""
@@ -77,27 +92,69 @@ class PromptWalk:
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
-        decoder, s = self.decoder, self.decoder.scratch(len(q))
-        s.q[:], s.k[:], s.v[:] = q, k, v
-        decoder.attend(layer, decoder.store.vectors(layer), self._cache, s, self._cache.length + first)
-        return s.o.copy()
+        mixer = self._layers.plan[layer].mixer
+        b = self._layers.scratch(len(q)).of(mixer.layout)
+        b.q[:], b.k[:], b.v[:] = q, k, v
+        here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled)
+        mixer.attend(here, self._places.part(slice(first, first + len(q))), b)
+        return b.o.copy()
+
+    def dense(self, layer: int, watch: Watch) -> None:
+        """All of a layer but its experts, on our kernels, watched."""
+        store = self._layers.tools.store
+        with store.layer(layer, self.cancelled) as weights:
+            here = self._layers.here(layer, weights, self.cancelled, watch)
+            self._layers.dense(here, self.x, self._places, self.cancelled)
 
     def route(self, layer: int) -> None:
-        """Where the family's router is early: to be called before a layer's first rows go in."""
-        self._routed = self.decoder.route_early(layer, self.x)
+        """To be called before a layer's first rows go in: an early router chooses."""
+        mixture = self._layers.plan[layer].mixture
+        if mixture is not None and mixture.early:
+            choices = self._layers.choices(mixture, len(self.x))
+            with self._here(layer) as here:
+                mixture.begin(here, self.x, choices)
+            self._choices = choices
 
     def experts(self, layer: int) -> None:
         """Of a mixture, once all rows of the layer have come out: x += the experts."""
-        self.decoder.expert_layer(layer, self.x, self._routed, self.cancelled)
+        mixture = self._mixture(layer)
+        with self._here(layer) as here:
+            mixture.forward(here, self.x, self._chosen(mixture))
 
     def route_rows(self, layer: int) -> RoutedRows:
         """The first of three steps that `experts` makes: which rows go where."""
-        return self.decoder.route_rows(layer, self.x, self._routed)
+        mixture = self._mixture(layer)
+        with self._here(layer) as here:
+            return mixture.choose(here, self.x, self._chosen(mixture))
 
     def compute_experts(self, routed: RoutedRows, some: I32) -> None:
         """The second: some experts (ascending) into `routed.parts`; the others' are up to the caller."""
-        self.decoder.compute_experts(routed, some, self.cancelled)
+        with self._here(routed.layer) as here:
+            self._mixture(routed.layer).compute(here, routed, some, self.cancelled)
 
     def combine_experts(self, routed: RoutedRows) -> None:
         """The third: x += the sum."""
-        self.decoder.combine_experts(routed, self.x)
+        with self._here(routed.layer) as here:
+            self._mixture(routed.layer).combine(here, routed, self.x)
+
+    @contextlib.contextmanager
+    def lent_experts(self, routed: RoutedRows) -> Iterator[Iterator[list[Expert]]]:
+        """The weights of all chosen experts, for who computes them itself."""
+        mixture, chosen = self._mixture(routed.layer), routed.chosen
+        with self._here(routed.layer) as here, mixture.lent(here, routed, chosen, self.cancelled) as batches:
+            yield batches
+
+    @contextlib.contextmanager
+    def _here(self, layer: int) -> Iterator[Here]:
+        with self._layers.tools.store.layer(layer) as weights:
+            yield self._layers.here(layer, weights, self.cancelled)
+
+    def _mixture(self, layer: int) -> Mixture:
+        mixture = self._layers.plan[layer].mixture
+        assert mixture is not None  # the plan is known to who walks
+        return mixture
+
+    def _chosen(self, mixture: Mixture) -> Choices:
+        """The buffers that an early router has filled already, or new ones."""
+        choices, self._choices = self._choices, None
+        return self._layers.choices(mixture, len(self.x)) if choices is None else choices

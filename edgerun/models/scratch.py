@@ -1,49 +1,75 @@
-"""The decoder's own buffers."""
+"""Buffers that live as long as the decoder: made once for each number of rows that is in use."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from edgerun.kernels.interface import F32
-from edgerun.models.spec import ModelSpec
 
-MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
+Role = Literal["mixer", "feed_forward", "choices"]
+Take = Callable[[int], F32]
+"""Columns -> a buffer (rows, cols) f32."""
+
+Made_co = TypeVar("Made_co", covariant=True)
+Made = TypeVar("Made")
+
+_LINE = 16  # f32 of a cache line
+
+
+class Layout(Hashable, Protocol[Made_co]):
+    """What buffers a block wants; equal layouts share them."""
+
+    @property
+    def role(self) -> Role:
+        """Of one role only one layout is in use at a time: all lie in the same memory."""
+        ...
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each buffer that `make` takes from many rows."""
+        ...
+
+    def make(self, rows: int, take: Take) -> Made_co:
+        """The buffers for so many rows."""
+        ...
 
 
 class Scratch:
-    """Buffers for T rows: made once for each T up to CHUNK that is in use, views of one allocation."""
+    """Buffers for T rows. h, t (T, d): a normed input and a result, for whoever computes; others by their layout, of
+    which `layouts` are all that will be asked for."""
 
-    def __init__(self, spec: ModelSpec, rows: int) -> None:
+    def __init__(self, d_model: int, rows: int, layouts: frozenset[Layout[Any]]) -> None:
         self.rows = rows
-        d, heads, kv = spec.d_model, spec.n_heads, spec.n_kv_heads
-        q, k, v = heads * spec.head_dim_k, kv * spec.head_dim_k, kv * spec.head_dim_v
+        self.h, self.t = (np.empty((rows, d_model), np.float32) for _ in range(2))
+        self._layouts = layouts
+        self._memory: dict[Role, F32] = {}
+        self._made: dict[Layout[Any], Any] = {}
 
-        def floats(cols: int) -> F32:
-            return np.empty((rows, cols), np.float32)
+    def of(self, layout: Layout[Made]) -> Made:
+        """The buffers of a layout."""
+        found: Made | None = self._made.get(layout)
+        if found is None:
+            found = layout.make(self.rows, self._taker(layout.role))
+            self._made[layout] = found
+        return found
 
-        self.x, self.h, self.t = floats(d), floats(d), floats(d)
-        self.normed, self.logits = floats(d), np.empty((1, spec.vocab_size), np.float32)
-        self.qkv = floats(q + k + v)
-        if rows == 1:  # parts of one row are contiguous: nothing to take apart when a product fills them all
-            self.q, self.k, self.v = self.qkv[:, :q], self.qkv[:, q : q + k], self.qkv[:, q + k :]
-        else:
-            self.q, self.k, self.v = floats(q), floats(k), floats(v)
-        self.o = floats(heads * spec.head_dim_v)
-        self.q_heads = self.q.reshape(rows, heads, spec.head_dim_k)
-        self.k_heads = self.k.reshape(rows, kv, spec.head_dim_k)
-        self.v_heads = self.v.reshape(rows, kv, spec.head_dim_v)
-        self.rotated = [self.q_heads, self.k_heads]  # what the rotary embedding goes over
-        if rows == 1:
-            self.rotated = [self.qkv[:, : q + k].reshape(1, heads + kv, spec.head_dim_k)]
-        self.o_heads = self.o.reshape(rows, heads, spec.head_dim_v)
-        self.q_rows, self.k_rows = self.q_heads.reshape(-1, spec.head_dim_k), self.k_heads.reshape(-1, spec.head_dim_k)
-        ff = spec.d_ff_shared if spec.n_experts else spec.d_ff
-        self.gate_up = floats(2 * ff)
-        if rows == 1:
-            self.gate, self.up = self.gate_up[:, :ff], self.gate_up[:, ff:]
-        else:
-            self.gate, self.up = floats(ff), floats(ff)
-        if spec.n_experts:
-            self.router = floats(spec.n_experts)
-            self.ahead = [floats(spec.n_experts) for _ in range(MOST_AHEAD)]
-            self.parts = np.empty((spec.n_experts_used if rows == 1 else 0, d), np.float32)
+    def _taker(self, role: Role) -> Take:
+        if role not in self._memory:
+            widest = max(sum(map(self._floats, each.widths)) for each in self._layouts if each.role == role)
+            self._memory[role] = np.empty(widest, np.float32)
+        memory, low = self._memory[role], 0
+
+        def take(cols: int) -> F32:
+            nonlocal low
+            out = memory[low : low + self.rows * cols].reshape(self.rows, cols)
+            low += self._floats(cols)
+            return out
+
+        return take
+
+    def _floats(self, cols: int) -> int:
+        """Of a buffer, in whole cache lines."""
+        return -(-self.rows * cols // _LINE) * _LINE

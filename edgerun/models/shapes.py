@@ -10,6 +10,7 @@ from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufFile, TensorInfo
 from edgerun.kernels.interface import check_neurons
 from edgerun.models.families import unused_tensors
+from edgerun.models.plan import plan_of
 from edgerun.models.spec import ModelSpec, read_spec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
@@ -17,41 +18,6 @@ ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 _NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
 _NO_WEIGHTS = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
-
-
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Names without layer and `.weight` -> numpy shape, of what every layer needs."""
-    f, d = spec.family, spec.d_model
-    q, k, v = spec.n_heads * spec.head_dim_k, spec.n_kv_heads * spec.head_dim_k, spec.n_kv_heads * spec.head_dim_v
-    o = spec.n_heads * spec.head_dim_v
-    shapes: dict[str, tuple[int, ...]] = {"attn_norm": (d,), "attn_output": (d, o), "ffn_norm": (d,)}
-    if f.fused_qkv:
-        shapes["attn_qkv"] = (q + k + v, d)
-    else:
-        shapes |= {"attn_q": (q, d), "attn_k": (k, d), "attn_v": (v, d)}
-    if f.qk_norm == "head":
-        shapes |= {"attn_q_norm": (spec.head_dim_k,), "attn_k_norm": (spec.head_dim_k,)}
-    elif f.qk_norm == "full":
-        shapes |= {"attn_q_norm": (q,), "attn_k_norm": (k,)}
-    if f.post_norms:
-        shapes |= {"post_attention_norm": (d,), "post_ffw_norm": (d,)}
-    if f.sub_norms:
-        shapes |= {"attn_sub_norm": (o,), "ffn_sub_norm": (spec.d_ff,)}
-    if spec.n_experts:
-        e, ff = spec.n_experts, spec.d_ff_expert
-        shapes["ffn_gate_inp"] = (e, d)
-        shapes |= {"ffn_gate_exps": (e, ff, d), "ffn_up_exps": (e, ff, d), "ffn_down_exps": (e, d, ff)}
-        if spec.d_ff_shared:
-            ff = spec.d_ff_shared
-            shapes |= {"ffn_gate_shexp": (ff, d), "ffn_up_shexp": (ff, d), "ffn_down_shexp": (d, ff)}
-            shapes["ffn_gate_inp_shexp"] = (d,)
-    else:
-        ff = spec.d_ff
-        down = {"ffn_down_t": (ff, d)} if spec.sparse else {"ffn_down": (d, ff)}
-        shapes |= {"ffn_up": (2 * ff if f.fused_gate_up else ff, d), **down}
-        if not f.fused_gate_up:
-            shapes["ffn_gate"] = (ff, d)
-    return shapes
 
 
 def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
@@ -66,24 +32,9 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
         "output_norm.weight": ((d,), True),
     }
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
-    parts = {part: (shape, True) for part, shape in expected_shapes(spec).items()}
-    for part in _with_bias(spec):
-        rows = parts[part][0][0]
-        parts |= {f"{part}.bias": ((rows,), False), f"{part}.scale": ((1,), False)}
-    for layer in range(spec.n_layers):
-        known.update((tensor_name(layer, part), shape) for part, shape in parts.items())
+    for layer, plan in enumerate(plan_of(spec)):
+        known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}
     return known
-
-
-def _with_bias(spec: ModelSpec) -> list[str]:
-    """Products to which the decoder adds a bias or a scale where the file has one."""
-    products = ["attn_output"] + (["attn_qkv"] if spec.family.fused_qkv else ["attn_q", "attn_k", "attn_v"])
-    if spec.n_experts:
-        return products
-    if spec.sparse:
-        return [*products, "ffn_gate"]
-    gates = [] if spec.family.fused_gate_up else ["ffn_gate"]
-    return [*products, *gates, "ffn_up", "ffn_down"]
 
 
 def load_spec(gguf: GgufFile) -> ModelSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "expert_feed_forward_length": 1 << 22,
     "expert_shared_feed_forward_length": 1 << 22,
     "attention.sliding_window": 1 << 28,
+    "attention.sliding_window_pattern": 1024,
     "expert_gating_func": 1 << 16,
     "rope.scaling.original_context_length": 1 << 28,
 }
@@ -48,60 +49,83 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """One way of rotating queries and keys: `dim` dimensions of each head, by angles that begin with `base`.
+    from_file: divided by the factors that the file may have."""
+
+    dim: int
+    base: float
+    scaling: RopeScaling = field(default_factory=RopeScaling)
+    from_file: bool = True
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+    d_ff: int
+    rotation: Rotation | None  # None: positions are not told apart by it
+    window: int = 0  # positions that are seen, 0 for all
+    n_experts: int = 0
+    n_experts_used: int = 0
+    d_ff_expert: int = 0
+    d_ff_shared: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model but its weights."""
 
     architecture: str
     family: Family
-    n_layers: int
+    layers: tuple[LayerNumbers, ...]
     d_model: int
-    d_ff: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim_k: int
-    head_dim_v: int
     vocab_size: int
     context_length: int
     norm_eps: float
-    rope_dim: int
-    rope_base: float
-    rope_scaling: RopeScaling
-    n_experts: int
-    n_experts_used: int
-    d_ff_expert: int
-    d_ff_shared: int
-    expert_scale: float
-    sliding_window: int
-    attention_softcap: float
-    logit_softcap: float
+    expert_scale: float = 1.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
     activation: Activation = "silu"
     router: RouterKind = "softmax"
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict, compare=False, repr=False)  # of the file, checked
     unused: tuple[str, ...] = ()  # what the user should know of tensors that are not used
 
-    def window(self, layer: int) -> int:
-        """How many positions this layer sees, 0 for all."""
-        pattern = self.family.window_pattern
-        if not pattern:
-            return 0
-        sees_all = 0 if self.family.window_after else pattern - 1
-        return self.sliding_window if layer % pattern != sees_all else 0
-
-    def rotates(self, layer: int) -> bool:
-        """Whether this layer's queries and keys are rotated."""
-        return not (self.family.rope_in_window and self.sliding_window) or self.window(layer) > 0
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return len(self.layers)
 
     @property
-    def attention_scale(self) -> float:
+    def n_experts(self) -> int:
+        """Experts of a layer that has the most; 0: a dense model."""
+        return max(layer.n_experts for layer in self.layers)
+
+    @property
+    def n_experts_used(self) -> int:
+        """Of a layer that uses the most."""
+        return max(layer.n_experts_used for layer in self.layers)
+
+    @property
+    def rope_dim(self) -> int:
+        """Dimensions that the file's factors of the rotation are for; 0: nothing is rotated."""
+        rotations = [layer.rotation for layer in self.layers if layer.rotation is not None]
+        return max((each.dim for each in rotations if each.from_file), default=0)
+
+    def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
+        numbers = self.layers[layer]
         wide = self.family.wide_scale_layers == self.n_layers
-        return float((self.d_model / self.n_heads if wide else self.head_dim_k) ** -0.5)
+        return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
 
     def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
         """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        one = KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v)
-        return layer_groups([replace(one, window=self.window(layer)) for layer in range(self.n_layers)], kv)
+        return layer_groups([KvLayer(n.n_kv_heads, n.head_dim_k, n.head_dim_v, n.window) for n in self.layers], kv)
 
     def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
@@ -140,6 +164,39 @@ class _Numbers:
             raise FormatError(f"{self._prefix}.{key} is {value}; expected {least} to {_LIMITS[key]}")
         return int(value)
 
+    def by_layer(self, key: str, layers: int, default: Sequence[int] | None = None, least: int = 1) -> list[int]:
+        """One integer a layer: the file says one for all or an array of as many (default: `default`)."""
+        value = self._metadata.get(f"{self._prefix}.{key}")
+        if not isinstance(value, np.ndarray) or len(value) == 0:
+            if value is None and default is not None:
+                return list(default)
+            return [self.integer(key, None, least)] * layers
+        if value.dtype.kind not in "iu":
+            raise FormatError(f"{self._prefix}.{key} must be integers, got an array of {value.dtype}")
+        if len(value) < layers:
+            raise FormatError(f"{self._prefix}.{key} has {len(value)} numbers for {layers} layers")
+        for each in value.tolist():
+            if not least <= each <= _LIMITS[key]:
+                raise FormatError(f"{self._prefix}.{key} has {each}; expected {least} to {_LIMITS[key]}")
+        return [int(each) for each in value.tolist()[:layers]]
+
+    def windowed(self, family: Family, layers: int) -> list[bool]:
+        """Which layers see no more than the window: by the file, as one truth a layer or as n (of every n layers all
+        but one do), or by the family. None where the family has no windows."""
+        key = "attention.sliding_window_pattern"
+        value = self._metadata.get(f"{self._prefix}.{key}")
+        if not family.window_pattern:
+            return [False] * layers
+        if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+            if len(value) < layers:
+                raise FormatError(f"{self._prefix}.{key} has {len(value)} truths for {layers} layers")
+            return [bool(each) for each in value[:layers]]
+        every = self.integer(key, family.window_pattern, 0)
+        if every == 0:
+            return [True] * layers
+        sees_all = 0 if family.window_after else every - 1
+        return [layer % every != sees_all for layer in range(layers)]
+
     def real(self, key: str, default: float) -> float:
         value = self._value(key)
         if value is None:
@@ -162,72 +219,109 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     architecture = gguf.architecture
     family = family_of(architecture)
     n = _Numbers(gguf.metadata, architecture)
-    d_model, n_heads = n.integer("embedding_length"), n.integer("attention.head_count")
-    if n.integer("attention.key_length", 0, 1) == 0 and d_model % n_heads:
-        raise FormatError(f"{d_model} dimensions cannot be divided among {n_heads} heads")
-    head_dim = d_model // n_heads
-    n_kv_heads = n.integer("attention.head_count_kv", n_heads)
-    if n_heads % n_kv_heads:
-        raise FormatError(f"{n_heads} heads cannot share {n_kv_heads} key/value heads")
-    head_dim_k = n.integer("attention.key_length", head_dim)
-    rope_dim = n.integer("rope.dimension_count", head_dim_k, 2)
-    if rope_dim > head_dim_k or rope_dim % 2:
-        raise FormatError(f"cannot rotate {rope_dim} of {head_dim_k} dimensions")
-    n_experts = n.integer("expert_count", 0, 0)
-    used = n.integer("expert_used_count", 0, 0)
-    if n_experts and not 1 <= used <= n_experts:
-        raise FormatError(f"cannot use {used} of {n_experts} experts")
-    if family.early_router and not n_experts:
-        raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
-    d_ff = n.integer("feed_forward_length", 0, 0)
-    if family.window_pattern and not family.window_optional and n.integer("attention.sliding_window", 0, 0) == 0:
-        raise FormatError(f"the file lacks {architecture}.attention.sliding_window")
-    base = n.real("rope.freq_base", 10000.0)
-    eps = n.real("attention.layer_norm_rms_epsilon", 1e-5)
-    if base <= 1.0 or not 0.0 < eps < 1.0:
-        raise FormatError(f"impossible numbers: rope base {base}, norm epsilon {eps}")
     sparse = "blk.0.ffn_down_t.weight" in gguf.tensors
-    if sparse and (n_experts or family.fused_gate_up or family.sub_norms or family.post_norms):
+    layers = _layers(gguf, n, family)
+    if family.early_router and not layers[0].n_experts:
+        raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
+    eps = n.real("attention.layer_norm_rms_epsilon", 1e-5)
+    if not 0.0 < eps < 1.0:
+        raise FormatError(f"impossible numbers: norm epsilon {eps}")
+    experts = any(layer.n_experts for layer in layers)
+    if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
         raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
-    context = n.integer("context_length", 4096)
-    blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
-    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
-        raise FormatError(
-            f"{architecture}.block_count is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)"
-        )
-    if further >= blocks:
-        raise FormatError(f"{architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
     return ModelSpec(
         architecture=architecture,
         family=family,
-        n_layers=blocks - further,  # the last ones guess further tokens (MTP): see shapes.check_tensors
-        d_model=d_model,
-        d_ff=d_ff,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim_k=head_dim_k,
-        head_dim_v=n.integer("attention.value_length", head_dim),
+        layers=layers,
+        d_model=n.integer("embedding_length"),
         vocab_size=embedding.shape[0],
-        context_length=context,
+        context_length=n.integer("context_length", 4096),
         norm_eps=eps,
-        rope_dim=rope_dim,
-        rope_base=base,
-        rope_scaling=_rope_scaling(n, context),
-        n_experts=n_experts,
-        n_experts_used=used,
-        d_ff_expert=n.integer("expert_feed_forward_length", d_ff, 0) or d_ff,
-        d_ff_shared=n.integer("expert_shared_feed_forward_length", 0, 0),
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
-        sliding_window=n.integer("attention.sliding_window", 0, 0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
         activation=_activation(n, family, sparse),
         router=_router(n, family),
         sparse=sparse,
     )
+
+
+def _layers(gguf: GgufFile, n: _Numbers, family: Family) -> tuple[LayerNumbers, ...]:
+    """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
+    count = _layer_count(gguf, n)
+    d_model = n.integer("embedding_length")
+    heads = n.by_layer("attention.head_count", count)
+    if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
+        raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
+    for mine, shared in zip(heads, kv_heads, strict=True):
+        if mine % shared:
+            raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
+    head_dim = d_model // heads[0]
+    head_dim_k = n.integer("attention.key_length", head_dim)
+    head_dim_v = n.integer("attention.value_length", head_dim)
+    windowed, window = n.windowed(family, count), n.integer("attention.sliding_window", 0, 0)
+    if family.window_pattern and not family.window_optional and window == 0:
+        raise FormatError(f"the file lacks {gguf.architecture}.attention.sliding_window")
+    plain, local = _rotations(n, family, head_dim_k)
+    experts = n.integer("expert_count", 0, 0)
+    used = n.by_layer("expert_used_count", count, [0] * count, 0)
+    for each in used:
+        if experts and not 1 <= each <= experts:
+            raise FormatError(f"cannot use {each} of {experts} experts")
+    d_ff = n.by_layer("feed_forward_length", count, [0] * count, 0)
+    d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0)
+    d_ff_shared = n.integer("expert_shared_feed_forward_length", 0, 0)
+    found = []
+    for layer in range(count):
+        narrow = windowed[layer] and window > 0
+        unrotated = family.rope_in_window and window > 0 and not narrow
+        numbers = LayerNumbers(
+            n_heads=heads[layer],
+            n_kv_heads=kv_heads[layer],
+            head_dim_k=head_dim_k,
+            head_dim_v=head_dim_v,
+            d_ff=d_ff[layer],
+            rotation=None if unrotated else local if narrow else plain,
+            window=window if narrow else 0,
+        )
+        if experts:
+            numbers = replace(
+                numbers,
+                n_experts=experts,
+                n_experts_used=used[layer],
+                d_ff_expert=d_ff_expert[layer] or d_ff[layer],
+                d_ff_shared=d_ff_shared,
+            )
+        found.append(numbers)
+    return tuple(found)
+
+
+def _layer_count(gguf: GgufFile, n: _Numbers) -> int:
+    blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
+    name = f"{gguf.architecture}.block_count"
+    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+        raise FormatError(f"{name} is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)")
+    if further >= blocks:
+        raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
+    return blocks - further
+
+
+def _rotations(n: _Numbers, family: Family, head_dim: int) -> tuple[Rotation, Rotation]:
+    """Of layers that see all, and of those with a window."""
+    dim = n.integer("rope.dimension_count", head_dim, 2)
+    if dim > head_dim or dim % 2:
+        raise FormatError(f"cannot rotate {dim} of {head_dim} dimensions")
+    base = n.real("rope.freq_base", 10000.0)
+    if base <= 1.0:
+        raise FormatError(f"impossible numbers: rope base {base}")
+    plain = Rotation(dim, base, _rope_scaling(n, n.integer("context_length", 4096)))
+    if not family.local_rope_base:
+        return plain, plain
+    return plain, Rotation(dim, family.local_rope_base, from_file=False)
 
 
 def _activation(n: _Numbers, family: Family, sparse: bool) -> Activation:

@@ -111,7 +111,9 @@ class Number(Kind):
 
 @dataclass(frozen=True)
 class Flag(Kind):
-    """True or False, nothing that merely counts as one."""
+    """True or False, nothing that merely counts as one; on or off on the command line."""
+
+    metavar = "on|off"
 
     @property
     def wanted(self) -> str:
@@ -121,6 +123,11 @@ class Flag(Kind):
         if not isinstance(value, bool):
             raise refused(name, self.wanted, value)
         return value
+
+    def parse(self, name: str, text: str) -> bool:
+        if text not in ("on", "off"):
+            raise refused(name, "on or off", text)
+        return text == "on"
 
 
 @dataclass(frozen=True)

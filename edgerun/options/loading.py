@@ -38,6 +38,7 @@ LOADING: Mapping[str, Kind] = {
     "prefill": Text(),
     "tpot_s": Number(0, above=True, words=(None,)),
     "seed": Whole(0, LARGEST_SEED, words=(None,)),
+    "context_shift": Flag(),
     "events": Callback(),
 }
 
@@ -65,6 +66,7 @@ class LoadKeywords(PlanKeywords, total=False):
     prefill: str
     tpot_s: float | None
     seed: int | None
+    context_shift: bool
 
 
 MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
@@ -84,6 +86,7 @@ class LoadOptions:
     prefill: str = "auto"
     tpot_s: float | None = None
     seed: int | None = None
+    context_shift: bool = False
     events: EventSink = ignore
 
     def __post_init__(self) -> None:

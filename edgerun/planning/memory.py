@@ -16,7 +16,8 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
-from edgerun.models.footprint import CHUNK, activation_bytes
+from edgerun.models.chunks import CHUNK
+from edgerun.models.footprint import activation_bytes
 from edgerun.units import format_size, round_up_size
 from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
 from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES

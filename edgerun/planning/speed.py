@@ -16,10 +16,12 @@ import numpy as np
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.neurons import FIRING
+from edgerun.models.plan import plan_of
 from edgerun.planning.memory import MemoryPlan, Sizes
 from edgerun.planning.rates import Rates, product_name
 from edgerun.planning.slow_types import Types
-from edgerun.weights.catalog import EXPERT_PARTS, Catalog
+from edgerun.weights.catalog import Catalog
 
 _PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
@@ -36,8 +38,7 @@ _HITS_FEW = (0.0, 0.2, 0.315, 0.475, 0.6, 0.745, 0.855, 0.935, 0.985, 1.0)
 _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
 
-# Of sparse feed-forwards: the share of neurons that fire, and what reading one costs in bytes read at once.
-_FIRING, _NEURON_COST = 0.1, 2.0
+_NEURON_COST = 2.0  # what reading a neuron costs, in bytes read at once
 
 
 class TypeSizes(Sizes, Types, Protocol):
@@ -69,7 +70,6 @@ def predict_speed(
 ) -> Speed:
     """`hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates`
     must have all products of the catalog."""
-    used = spec.n_experts_used
     compute = prompt_compute = 0.0  # seconds a token
 
     def add(info: TensorInfo, rows: int, times: float = 1.0, touched: float = 1.0, last: bool = False) -> None:
@@ -89,40 +89,42 @@ def predict_speed(
         prompt_compute += one / _PROMPT_TOKENS if last else many
 
     add(catalog.head, catalog.head.shape[0], last=True)  # the others' logits are not asked for
-    touched = spec.n_experts * (1 - (1 - used / spec.n_experts) ** _PROMPT_TOKENS) if spec.n_experts else 0.0
-    stored_expert = stored_dense = stored_neurons = 0.0
-    for layer in catalog.layers:
+    stored_dense = stored_neurons = token_experts = prompt_experts = 0.0
+    for layer, planned in zip(catalog.layers, plan_of(spec), strict=True):
         for info in layer.matrices.values():
             add(info, info.shape[0])
             stored_dense += info.n_bytes
-        for info in layer.neurons.values():
-            add(info, info.shape[0], _FIRING)
+        for part, info in layer.neurons.items():
+            add(info, info.shape[0], planned.tensors[part].times)
             stored_neurons += info.n_bytes
-        for part in EXPERT_PARTS if layer.experts else ():
-            info = layer.experts[part]
-            add(info, info.shape[1], used, touched)
-            stored_expert += info.n_bytes
-    if spec.n_experts:
-        compute += spec.n_layers * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
+        for part, info in layer.experts.items():
+            times, experts = planned.tensors[part].times, info.shape[0]
+            touched = experts * (1 - (1 - times / experts) ** _PROMPT_TOKENS)
+            add(info, info.shape[1], times, touched)
+            token_experts += info.n_bytes * times / experts
+            prompt_experts += info.n_bytes * touched / experts
+        if planned.mixture is not None:
+            compute += _EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0)
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
     if plan.mode == "experts":
         curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
         hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
-        missing = (1 - hits) * stored_expert * used / spec.n_experts
-        prompt_missing = stored_expert * touched / spec.n_experts
+        missing = (1 - hits) * token_experts
+        prompt_missing = prompt_experts
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = prompt_missing = (1 - hits) * stored_dense
         if plan.all_neurons:
             kept = plan.neuron_slots / plan.all_neurons
-            missing += _FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
+            missing += FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += stored_neurons * (1 - kept)
     compute += missing / (_PACKING * _fastest(rates))
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
+    used = spec.n_experts_used if plan.mode == "experts" else 0
     first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
     return Speed(
-        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used if plan.mode == "experts" else 0),
+        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used),
         prompt_tok_s=_PROMPT_TOKENS / first,
         first_token_s=first,
         prompt_tokens=_PROMPT_TOKENS,

@@ -17,17 +17,18 @@ from edgerun.errors import UsageError
 from edgerun.formats.file_bytes import FileBytes
 from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
-from edgerun.models.mixture import RoutedRows
+from edgerun.models.blocks.declared import ProductName
+from edgerun.models.blocks.products import add_result, normed
 from edgerun.models.prompt import PromptWalk
+from edgerun.models.routed_rows import RoutedRows
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.ladder import LADDER, padded, rungs
 from edgerun.prefill.layer_files import GraphFile, weights_name
-from edgerun.prefill.observe import add_result, normed
 from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.shadow import ShadowWeights, excess, find_shadow
-from edgerun.prefill.stages import EXPERT, ProductName, Segment, products_of, segments_of
+from edgerun.prefill.stages import EXPERT, Segment, products_of, segments_of
 
 EXPERT_ROWS = 16  # of a wave that make an expert worth a graph's run where nobody measured it
 
@@ -106,7 +107,7 @@ class OnnxBackend:
         self._built = built
         self._sessions = sessions
         self._overlap = overlap
-        self._products = products_of(spec)
+        self._products = [products_of(spec, layer) for layer in range(spec.n_layers)]
         self._files: dict[int, FileBytes] = {}  # the weights of layers
         self._shadows: dict[tuple[int, str], ShadowWeights] = {}
         self.timeline = Timeline()
@@ -137,7 +138,7 @@ class OnnxBackend:
             )
         if self._built.rotated:
             walk.x[:] = rotate(walk.x)
-        if self._overlap and walk.decoder.store.fixed:
+        if self._overlap and walk.may_run_ahead:
             self.run_layers(walk, range(self._spec.n_layers))
         else:  # weights come layer by layer: nobody may run ahead
             for layer in range(self._spec.n_layers):
@@ -165,7 +166,7 @@ class OnnxBackend:
         ends: list[list[Task]] = [[] for _ in whole]  # of every chunk: what its next task waits for
         for layer in layers:
             shadowed = self._built.layers[layer].ranges.shadowed
-            first, second = segments_of(self._spec, shadowed)
+            first, second = segments_of(self._spec, layer, shadowed)
             if self._spec.family.early_router:
                 ends = [[add("cpu", "route", partial(walk.route, layer), ends[0])]] * len(whole)
             attended: list[Task] = []
@@ -184,7 +185,7 @@ class OnnxBackend:
                         after = [add("cpu", f"join {product}", partial(self._join, work, product), after)]
                     end = after
                 ends[index] = end
-            if self._spec.n_experts:
+            if self._spec.layers[layer].n_experts:
                 every = [task for end in ends for task in end]
                 if self._built.experts:
                     mixture = _Experts(walk, layer)
@@ -252,9 +253,9 @@ class OnnxBackend:
 
     def _shadow(self, work: _Work, name: ProductName) -> None:
         """What the product's grid cuts off, multiplied."""
-        product = self._products[name]
+        product = self._products[work.layer][name]
         inner = {"x": work.x, **work.chunk.values}[{"o": "o", "down": "h"}.get(name, "x")]
-        inner = normed(work.walk.decoder.kernels, self._spec, self._vectors(work), product, inner)
+        inner = normed(work.walk.kernels, self._vectors(work), product, inner)
         found = excess(inner, self._built.layers[work.layer].ranges.kept[name])
         if found is not None:
             cols, beyond = found
@@ -265,30 +266,30 @@ class OnnxBackend:
     def _join(self, work: _Work, name: ProductName) -> None:
         """What follows a product whose graph ends with it."""
         self._add_shadow(work, name)
-        kernels, values = work.walk.decoder.kernels, work.chunk.values
+        kernels, values = work.walk.kernels, work.chunk.values
         if name == "gate_up":
             gate, up = (np.ascontiguousarray(values.pop(out)) for out in ("gate", "up"))
             values["h"] = np.empty_like(gate)
             kernels.gated(gate, up, self._spec.activation, values["h"])
         else:
             t = np.array(values.pop("t"))
-            add_result(kernels, self._spec, self._vectors(work), self._products[name], t, work.x)
+            add_result(kernels, self._vectors(work), self._products[work.layer][name], t, work.x)
 
     def _add_shadow(self, work: _Work, name: ProductName) -> None:
-        for part in self._products[name].parts:
+        for part in self._products[work.layer][name].parts:
             added = work.chunk.shadow.pop(part.out, None)
             if added is not None:
                 work.chunk.values[part.out] = work.chunk.values[part.out] + added
 
     def _vectors(self, work: _Work) -> dict[str, F32]:
-        vectors = work.walk.decoder.store.vectors(work.layer)
+        vectors = work.walk.vectors(work.layer)
         if not self._built.rotated:
             return vectors
         ones = np.ones(self._spec.d_model, np.float32)  # a rotated stream's norms have moved into the matrices
         return {**vectors, "attn_norm": ones, "ffn_norm": ones}
 
     def _factor(self, work: _Work, tensor: str) -> np.float32:
-        scale = work.walk.decoder.store.vectors(work.layer).get(tensor + ".scale")
+        scale = work.walk.vectors(work.layer).get(tensor + ".scale")
         return np.float32(1.0 if scale is None else scale[0])
 
     def _shadow_weights(self, layer: int, product: ProductName, out: str) -> ShadowWeights:

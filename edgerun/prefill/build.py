@@ -18,6 +18,7 @@ from typing import Any, get_args
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.declared import ProductName
 from edgerun.new_files import one_at_a_time, remove_abandoned
 from edgerun.paths import kept_folder, read_kept, write_kept
 from edgerun.prefill.graphs import IR_VERSION, OPSET, Stored
@@ -25,7 +26,7 @@ from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import EXPERT, ProductName, check_supported, segments_of
+from edgerun.prefill.stages import EXPERT, check_supported, segments_of
 from edgerun.weights.identity import content_digest
 
 _VERSION = 2  # of what this code writes
@@ -67,7 +68,7 @@ class BuiltModel:
         """All graph files but those of experts, which are alike: of these the first one's."""
         found = []
         for index, layer in enumerate(self.layers):
-            first, second = segments_of(spec, layer.ranges.shadowed)
+            first, second = segments_of(spec, index, layer.ranges.shadowed)
             found += [GraphFile(index, segment, tokens) for segment in (first, *second) for tokens in self.sizes]
             if self.experts:
                 found += [GraphFile(index, EXPERT, tokens, 0) for tokens in self.sizes]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.declared import Part, Product, ProductName
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import Part, Product, ProductName, Segment, expert_products, products_of
+from edgerun.prefill.stages import Segment, expert_products, products_of
 
 OPSET, IR_VERSION = 21, 10
 Range = tuple[float, float]
@@ -45,6 +46,7 @@ class LayerConstants:
 
 def build_graph(
     spec: ModelSpec,
+    layer: int,
     segment: Segment,
     scheme: Scheme,
     constants: LayerConstants,
@@ -56,8 +58,8 @@ def build_graph(
     import onnx
 
     g = _Graph(scheme, constants, ranges)
-    products = {**products_of(spec), **expert_products(spec)}
-    widths = {"x": spec.d_model, "o": products["o"].cols, "h": spec.d_ff}
+    products = {**products_of(spec, layer), **expert_products(spec, layer)}
+    widths = {"x": spec.d_model, "o": products["o"].cols, "h": spec.layers[layer].d_ff}
     stream = "x"
     value = segment.inputs[0]
     for name in segment.products:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgerun.kernels.interface import F32
-from edgerun.models.chunks import chunks
-from edgerun.models.footprint import CHUNK
+from edgerun.models.chunks import CHUNK, chunks
 
 LADDER = (32, 128, 256)
 

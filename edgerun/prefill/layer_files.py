@@ -70,24 +70,24 @@ def write_layer(
     final name before it is whole."""
     reader = LayerReader(gguf, spec, layer, rotated=rotated)
     constants = _write_weights(folder / weights_name(layer), reader, spec, scheme, ranges)
-    first, second = segments_of(spec, ranges.shadowed)
+    first, second = segments_of(spec, layer, ranges.shadowed)
     graphs = [(GraphFile(layer, segment, tokens), constants) for segment in (first, *second) for tokens in sizes]
     stored = dict[str, Stored]()
     if experts:
         path = folder / experts_name(layer)
         write_kept(path, _placed(stored, _expert_weights(reader, spec, scheme)))
-        for expert in range(spec.n_experts):
+        for expert in range(spec.layers[layer].n_experts):
             mine = LayerConstants(path.name, _of_expert(stored, expert), {}, {})
             graphs += [(GraphFile(layer, EXPERT, tokens, expert), mine) for tokens in sizes]
     for file, known in graphs:
-        model = build_graph(spec, file.segment, scheme, known, ranges.kept, file.tokens or None)
+        model = build_graph(spec, layer, file.segment, scheme, known, ranges.kept, file.tokens or None)
         write_kept(folder / file.name, [model])
     return dict(constants.stored), stored
 
 
 def _expert_weights(reader: LayerReader, spec: ModelSpec, scheme: Scheme) -> Iterator[_Constant]:
-    for expert in range(spec.n_experts):
-        for product in expert_products(spec).values():
+    for expert in range(spec.layers[reader.layer].n_experts):
+        for product in expert_products(spec, reader.layer).values():
             for part in product.parts:
                 made = reader.part(product, part, expert)
                 yield from _narrowed(f"{expert}/{product.name}.{part.out}", made, scheme)
@@ -133,7 +133,7 @@ def _weights(
 ) -> Iterator[_Constant]:
     """A layer's, one by one; small vectors and factors go to `constants`."""
     vectors = constants.vectors
-    for product in products_of(spec).values():
+    for product in products_of(spec, reader.layer).values():
         norm = reader.norm(product)
         if norm is not None:
             vectors[product.norm] = norm

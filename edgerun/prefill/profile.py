@@ -9,12 +9,13 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.kernels.interface import F32
 from edgerun.models import Decoder
+from edgerun.models.blocks.declared import ProductName
 from edgerun.models.prompt import on_backend
 from edgerun.prefill.graphs import Range
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.ranges import Extremes, LayerRanges
-from edgerun.prefill.stages import ProductName, products_of
+from edgerun.prefill.stages import products_of
 
 MOST_TOKENS = 512
 
@@ -45,12 +46,13 @@ def profile_ranges(
     some = ids[:MOST_TOKENS]
     with on_backend(decoder, KernelLayers(see, experts=experts)):
         decoder.forward(some, decoder.new_cache(len(some)), logits="none")
-    return [_layer(seen, layer, tuple(products_of(decoder.spec)), shadow) for layer in range(decoder.spec.n_layers)]
+    spec = decoder.spec
+    return [_layer(seen, layer, tuple(products_of(spec, layer)), shadow) for layer in range(spec.n_layers)]
 
 
 def _unit(decoder: Decoder, layer: int, product: ProductName, inner: F32) -> F32:
     """A rotated stream's normed rows: their weight has moved into the matrix."""
-    weight = decoder.store.vectors(layer)[products_of(decoder.spec)[product].norm]
+    weight = decoder.store.vectors(layer)[products_of(decoder.spec, layer)[product].norm]
     return rotate(np.divide(inner, weight, out=np.zeros_like(inner), where=weight != 0))
 
 

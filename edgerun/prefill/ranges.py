@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgerun.kernels.interface import F32
+from edgerun.models.blocks.declared import ProductName
 from edgerun.prefill.graphs import Range
-from edgerun.prefill.stages import ProductName
 
 LEAST_GAIN = 2.0
 

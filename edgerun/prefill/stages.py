@@ -14,37 +14,14 @@ attention's output; its experts are graphs of their own where they are wanted, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.declared import Product, ProductName
+from edgerun.models.plan import plan_of
 from edgerun.prefill.schemes import Scheme
-
-ProductName = Literal["qkv", "o", "gate_up", "down", "expert_in", "expert_down"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One result of a product: rows [first, first + rows) of a tensor."""
-
-    out: str
-    tensor: str
-    first: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class Product:
-    """Products of one input (tokens, cols). `norm`: the RMSNorm vector that the input goes through first;
-    `post_norm`: of the result, before it is added to x."""
-
-    name: ProductName
-    cols: int
-    parts: tuple[Part, ...]
-    norm: str = ""
-    post_norm: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,51 +71,23 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
         )
 
 
-def products_of(spec: ModelSpec) -> dict[ProductName, Product]:
+def products_of(spec: ModelSpec, layer: int) -> dict[ProductName, Product]:
     """In the order of the layer."""
-    family, d = spec.family, spec.d_model
-    q, k = spec.n_heads * spec.head_dim_k, spec.n_kv_heads * spec.head_dim_k
-    v, o = spec.n_kv_heads * spec.head_dim_v, spec.n_heads * spec.head_dim_v
-    if family.fused_qkv:
-        qkv = (Part("q", "attn_qkv", 0, q), Part("k", "attn_qkv", q, k), Part("v", "attn_qkv", q + k, v))
-    else:
-        qkv = (Part("q", "attn_q", 0, q), Part("k", "attn_k", 0, k), Part("v", "attn_v", 0, v))
-    post = ("post_attention_norm", "post_ffw_norm") if family.post_norms else ("", "")
-    sub = ("attn_sub_norm", "ffn_sub_norm") if family.sub_norms else ("", "")
-    found: dict[ProductName, Product] = {
-        "qkv": Product("qkv", d, qkv, "attn_norm"),
-        "o": Product("o", o, (Part("t", "attn_output", 0, d),), sub[0], post[0]),
-    }
-    if spec.n_experts:
-        return found
-    ff = spec.d_ff
-    if family.fused_gate_up:
-        gate_up = (Part("gate", "ffn_up", 0, ff), Part("up", "ffn_up", ff, ff))
-    else:
-        gate_up = (Part("gate", "ffn_gate", 0, ff), Part("up", "ffn_up", 0, ff))
-    found["gate_up"] = Product("gate_up", d, gate_up, "ffn_norm")
-    found["down"] = Product("down", ff, (Part("t", "ffn_down", 0, d),), sub[1], post[1])
-    return found
+    return plan_of(spec)[layer].products
 
 
-def expert_products(spec: ModelSpec) -> dict[ProductName, Product]:
-    """Of every expert of a mixture; none for other models. Its input comes normed."""
-    if not spec.n_experts:
-        return {}
-    d, ff = spec.d_model, spec.d_ff_expert
-    gate_up = (Part("gate", "ffn_gate_exps", 0, ff), Part("up", "ffn_up_exps", 0, ff))
-    return {
-        "expert_in": Product("expert_in", d, gate_up),
-        "expert_down": Product("expert_down", ff, (Part("t", "ffn_down_exps", 0, d),)),
-    }
+def expert_products(spec: ModelSpec, layer: int) -> dict[ProductName, Product]:
+    """Of every expert of a layer; none where there are no experts."""
+    mixture = plan_of(spec)[layer].mixture
+    return {} if mixture is None else {each.name: each for each in mixture.expert_products}
 
 
-def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[Segment, list[Segment]]:
+def segments_of(spec: ModelSpec, layer: int, shadowed: Iterable[ProductName] = ()) -> tuple[Segment, list[Segment]]:
     """The graphs of both halves of a layer. The first gives its product's results: their shadow needs no cut."""
     alone = set(shadowed)
     out: list[Segment] = []
     together: list[ProductName] = []
-    for name in list(products_of(spec))[1:]:
+    for name in list(products_of(spec, layer))[1:]:
         if name in alone:
             if together:
                 out.append(Segment(tuple(together)))
@@ -154,14 +103,20 @@ def segments_of(spec: ModelSpec, shadowed: Iterable[ProductName] = ()) -> tuple[
 def scratch_bytes(spec: ModelSpec, scheme: Scheme) -> int:
     """What building the graphs of a layer takes at a time, and what running one takes that is mapped: its weights
     twice, the largest part in f32, and activations."""
-    parts = [product.cols * part.rows for product in products_of(spec).values() for part in product.parts]
+    parts = [weights for layer in range(spec.n_layers) for weights in _weights(products_of(spec, layer))]
     return 2 * weights_bytes(spec, scheme) // spec.n_layers + 5 * max(parts) + (64 << 20)
 
 
 def weights_bytes(spec: ModelSpec, scheme: Scheme, *, experts: bool = False) -> int:
     """Of all layers' products, and their experts', without their scales."""
-    weights = sum(product.cols * part.rows for product in products_of(spec).values() for part in product.parts)
-    if experts:
-        each = sum(product.cols * part.rows for product in expert_products(spec).values() for part in product.parts)
-        weights += spec.n_experts * each
-    return spec.n_layers * weights * (8 if scheme.bits == 7 else scheme.bits) // 8
+    weights = 0
+    for layer in range(spec.n_layers):
+        weights += sum(_weights(products_of(spec, layer)))
+        if experts:
+            weights += spec.layers[layer].n_experts * sum(_weights(expert_products(spec, layer)))
+    return weights * (8 if scheme.bits == 7 else scheme.bits) // 8
+
+
+def _weights(products: Mapping[ProductName, Product]) -> list[int]:
+    """How many each part has."""
+    return [product.cols * part.rows for product in products.values() for part in product.parts]

@@ -11,8 +11,8 @@ from edgerun.formats.gguf import GgmlType, GgufFile
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.declared import Part, Product
 from edgerun.prefill.hadamard import rotate
-from edgerun.prefill.stages import Part, Product
 from edgerun.weights.catalog import tensor_name
 
 I8 = NDArray[np.int8]
@@ -37,12 +37,12 @@ class LayerReader:
     def __init__(self, gguf: GgufFile, spec: ModelSpec, layer: int, *, rotated: bool = False) -> None:
         self._gguf = gguf
         self._spec = spec
-        self._layer = layer
+        self.layer = layer
         self._rotated = rotated
 
     def vector(self, name: str) -> F32 | None:
         """f32, or None where the file has none."""
-        info = self._spec.tensors.get(tensor_name(self._layer, name))
+        info = self._spec.tensors.get(tensor_name(self.layer, name))
         if info is None:
             return None
         return np.asarray(dequantize(self._gguf.raw(info.name), info.type), np.float32).reshape(-1)
@@ -57,7 +57,7 @@ class LayerReader:
 
     def part(self, product: Product, part: Part, expert: int | None = None) -> PartWeights:
         """Dequantised and rotated; of an expert, whose weights are one of a tensor's three dimensions."""
-        info = self._spec.tensors[tensor_name(self._layer, part.tensor)]
+        info = self._spec.tensors[tensor_name(self.layer, part.tensor)]
         first, rows = (part.first, part.rows) if expert is None else (expert * info.shape[1], info.shape[1])
         raw = self._gguf.rows(info.name, first, first + rows)
         matrix = np.asarray(dequantize(raw, info.type), np.float32)  # (rows, cols)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +16,8 @@ from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
 from edgerun.weights.arena import Arena
 from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog, LayerTensors, make_catalog
-from edgerun.weights.store import LayerWeights, NeuronBatch
+from edgerun.weights.lasting import LastingWeights
+from edgerun.weights.store import ExpertLease, LayerWeights, NeuronBatch, NeuronLease
 
 
 class HasLayers(Protocol):
@@ -32,7 +32,7 @@ class HasLayers(Protocol):
         ...
 
 
-class ResidentStore:
+class ResidentStore(LastingWeights):
     """`WeightStore` over a GGUF file whose weights fit in memory.
 
     Every tensor is read into one buffer and packed from there, so peak memory is the weights plus one tensor. The file
@@ -70,21 +70,6 @@ class ResidentStore:
         rows = self._gguf.gather(self._embedding.name, ids)
         return np.ascontiguousarray(dequantize(rows, self._embedding.type))
 
-    def head(self) -> Matrix:
-        return self._head
-
-    def vector(self, name: str) -> F32 | None:
-        return self._outside.get(name)
-
-    def begin(self) -> None:
-        """What is lent here stays here."""
-
-    def vectors(self, layer: int) -> dict[str, F32]:
-        return self._layers[layer].vectors
-
-    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
-        return contextlib.nullcontext(self._layers[layer])
-
     def experts(
         self,
         layer: int,
@@ -92,27 +77,15 @@ class ResidentStore:
         uses: I32 | None = None,
         tokens: int = 1,
         cancelled: Callable[[], bool] = never,
-    ) -> AbstractContextManager[Iterator[list[Expert]]]:
+    ) -> ExpertLease:
         mine = self._experts[layer]
         return contextlib.nullcontext(iter([[mine[i] for i in ids]]))
 
-    def neurons(
-        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
-    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
+    def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         mine = self._neurons[layer]
         assert mine is not None  # the decoder asks where the file has them
         some = Neurons(ids, ids, mine.memory, mine.up_type, mine.down_type, mine.cols)
         return contextlib.nullcontext(iter([NeuronBatch(some, lambda: None, some)]))
-
-    def routed(self, layer: int, ids: I32) -> None:
-        """There is nothing to learn."""
-
-    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
-        """Everything is here already."""
-
-    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
-        """Memory for activations was set aside."""
-        return contextlib.nullcontext()
 
     def statistics(self) -> dict[str, float]:
         return {}

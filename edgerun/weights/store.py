@@ -55,6 +55,11 @@ class NeuronBatch:
     every: Neurons
 
 
+LayerLease = AbstractContextManager[LayerWeights]
+ExpertLease = AbstractContextManager[Iterator[list[Expert]]]
+NeuronLease = AbstractContextManager[Iterator[NeuronBatch]]
+
+
 class WeightStore(Protocol):
     """One model's weights, lent for a while: what `layer`, `experts` and `neurons` give is there inside their `with`
     block and not after it. Of layers, experts and neurons, at most one each of what is streamed may be lent at a time;
@@ -102,7 +107,7 @@ class WeightStore(Protocol):
         """The layer's norms, biases and scales, which are always there."""
         ...
 
-    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> LayerLease:
         """The layer's dense weights, once they are here. The layer that is lent may be asked for again inside."""
         ...
 
@@ -113,7 +118,7 @@ class WeightStore(Protocol):
         uses: I32 | None = None,
         tokens: int = 1,
         cancelled: Callable[[], bool] = never,
-    ) -> AbstractContextManager[Iterator[list[Expert]]]:
+    ) -> ExpertLease:
         """The experts `ids` (unique, ascending) in batches as they become ready, resident ones first.
         `uses` (n,): how many of the `tokens` chose each; None: all.
 
@@ -121,9 +126,7 @@ class WeightStore(Protocol):
         next one is taken."""
         ...
 
-    def neurons(
-        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
-    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
+    def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         """The neurons `ids` (unique, ascending) of a sparse feed-forward, in ascending batches of as many as fit. A
         batch may be used until the next one is taken."""
         ...

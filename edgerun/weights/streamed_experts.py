@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Literal
@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.device.forks import call_after_fork
-from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore, never
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.weights.catalog import make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
+from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.packing import open_reader
 from edgerun.weights.predictor import ROUTER, ROUTER_TWO_AHEAD, SOURCES, ExpertPredictor
 from edgerun.weights.resident import HasLayers
-from edgerun.weights.store import LayerWeights, NeuronBatch
+from edgerun.weights.store import ExpertLease
 from edgerun.weights.tensor_reader import DenseLoader
 
 
-class StreamedExpertStore:
+class StreamedExpertStore(LastingWeights):
     """`WeightStore` over a GGUF file whose experts do not all fit.
 
     slots: experts that are kept. wave_tokens: of a prompt that pass a layer together. scores: an earlier run's
@@ -85,24 +85,12 @@ class StreamedExpertStore:
                 self.cache.expect(layer, expected.tolist())
         return self._reader.rows(self._catalog.embedding, ids)
 
-    def head(self) -> Matrix:
-        return self._head
-
-    def vector(self, name: str) -> F32 | None:
-        return self._outside.get(name)
-
     def begin(self) -> None:
         self.cache.begin()
 
     def after_fork(self) -> None:
         """See `device.forks`."""
         self.cache.after_fork()
-
-    def vectors(self, layer: int) -> dict[str, F32]:
-        return self._layers[layer].vectors
-
-    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
-        return contextlib.nullcontext(self._layers[layer])
 
     def experts(
         self,
@@ -111,14 +99,9 @@ class StreamedExpertStore:
         uses: I32 | None = None,
         tokens: int = 1,
         cancelled: Callable[[], bool] = never,
-    ) -> AbstractContextManager[Iterator[list[Expert]]]:
+    ) -> ExpertLease:
         uses = np.ones(len(ids), np.int32) if uses is None else uses
         return self.cache.lease(layer, ids, uses, tokens, cancelled)
-
-    def neurons(
-        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
-    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
-        raise UsageError("the neurons of experts are not streamed one by one")
 
     def routed(self, layer: int, ids: I32) -> None:
         if self.lookahead and self._predictor is None:  # only now is it known how many experts are used

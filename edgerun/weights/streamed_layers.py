@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -21,15 +21,16 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, ignore, never
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix
+from edgerun.kernels.interface import F32, I32, Kernels, Matrix
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
 from edgerun.weights.catalog import make_catalog
 from edgerun.weights.flash import PREDICTED, Reading
+from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.neuron_cache import NeuronCache
 from edgerun.weights.packing import open_reader
 from edgerun.weights.resident import HasLayers
-from edgerun.weights.store import LayerWeights, LeasedMatrices, NeuronBatch
+from edgerun.weights.store import LayerLease, LayerWeights, LeasedMatrices, NeuronLease
 from edgerun.weights.tensor_reader import DenseLoader
 
 
@@ -52,7 +53,7 @@ class _Load:
     reading: Reading
 
 
-class StreamedLayerStore:
+class StreamedLayerStore(LastingWeights):
     """`WeightStore` over a GGUF file of which only `pinned` layers and `buffers` (at least two) more fit.
 
     wave_tokens: of a prompt that pass a layer together. neuron_slots: neurons of each layer that are kept where
@@ -122,12 +123,6 @@ class StreamedLayerStore:
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         return self._reader.rows(self._catalog.embedding, ids)
 
-    def head(self) -> Matrix:
-        return self._head
-
-    def vector(self, name: str) -> F32 | None:
-        return self._outside.get(name)
-
     def begin(self) -> None:
         if self._lent is not None:
             self._lent.end()
@@ -140,12 +135,9 @@ class StreamedLayerStore:
         self._torn = True
         self.flash.after_fork()
 
-    def vectors(self, layer: int) -> dict[str, F32]:
-        return self._layers[layer].vectors
-
-    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[LayerWeights]:
+    def layer(self, layer: int, cancelled: Callable[[], bool] = never) -> LayerLease:
         if layer not in self._order:
-            return contextlib.nullcontext(self._layers[layer])
+            return super().layer(layer)
         return self._lease(layer, cancelled)
 
     @contextmanager
@@ -191,31 +183,9 @@ class StreamedLayerStore:
         """How often each neuron fired lately, (layers, neurons) f32; None where feed-forwards are matrices."""
         return self._neurons.scores if self._neurons is not None else None
 
-    def neurons(
-        self, layer: int, ids: I32, cancelled: Callable[[], bool] = never
-    ) -> AbstractContextManager[Iterator[NeuronBatch]]:
+    def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         assert self._neurons is not None  # the decoder asks where the file has them
         return self._neurons.lease(layer, ids, cancelled)
-
-    def experts(
-        self,
-        layer: int,
-        ids: I32,
-        uses: I32 | None = None,
-        tokens: int = 1,
-        cancelled: Callable[[], bool] = never,
-    ) -> AbstractContextManager[Iterator[list[Expert]]]:
-        raise UsageError("this model has no experts")
-
-    def routed(self, layer: int, ids: I32) -> None:
-        """There is nothing to learn."""
-
-    def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
-        """The order is known."""
-
-    def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
-        """Memory for activations was set aside."""
-        return contextlib.nullcontext()
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `WindowStats` and `ReadStats`."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -38,6 +39,30 @@ async def quiet(decoder: FakeDecoder) -> bool:
         if len(decoder.fed) == before:
             return True
     return False
+
+
+@dataclass
+class SlowModels:
+    """Models that take 0.2 s to load."""
+
+    loaded: int = 0
+    released: int = 0
+
+    def load(self, model: str, **options: Any) -> LLM:
+        time.sleep(0.2)
+        self.loaded += 1
+        return LLM.from_engine(fake_engine(), release=self.release)
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@pytest.fixture
+def slow_models(monkeypatch: pytest.MonkeyPatch) -> SlowModels:
+    """What an `AsyncLLM` loads."""
+    models = SlowModels()
+    monkeypatch.setattr(async_llm, "LLM", models.load)
+    return models
 
 
 def test_calls_give_what_the_llm_gives() -> None:
@@ -173,16 +198,7 @@ def test_after_close_every_call_is_refused() -> None:
     run(main())
 
 
-def test_loads_at_the_same_time_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[LLM] = []
-
-    def slow_model(model: str, **options: Any) -> LLM:
-        time.sleep(0.2)
-        made.append(LLM.from_engine(fake_engine()))
-        return made[-1]
-
-    monkeypatch.setattr(async_llm, "LLM", slow_model)
-
+def test_loads_at_the_same_time_load_once(slow_models: SlowModels) -> None:
     async def main() -> None:
         llm = AsyncLLM("x.gguf")
         first = asyncio.create_task(llm.load())
@@ -190,12 +206,12 @@ def test_loads_at_the_same_time_load_once(monkeypatch: pytest.MonkeyPatch) -> No
         first.cancel()  # takes nobody else's model away
         await asyncio.gather(*(llm.load() for _ in range(20)))
         await llm.load()
-        assert len(made) == 1
+        assert slow_models.loaded == 1
         assert (await llm.complete("Once", max_tokens=2)).usage.completion_tokens == 2
         await llm.close()
 
     run(main())
-    assert len(made) == 1
+    assert slow_models.loaded == 1
 
 
 def test_a_load_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,42 +236,26 @@ def test_a_load_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(tries) == 2
 
 
-def test_closing_while_it_loads_frees_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    released: list[bool] = []
-
-    def slow_model(model: str, **options: Any) -> LLM:
-        time.sleep(0.2)
-        return LLM.from_engine(fake_engine(), release=lambda: released.append(True))
-
-    monkeypatch.setattr(async_llm, "LLM", slow_model)
-
+def test_closing_while_it_loads_frees_what_was_loaded(slow_models: SlowModels) -> None:
     async def main() -> None:
         llm = AsyncLLM("x.gguf")
         loading = asyncio.create_task(llm.load())
         await asyncio.sleep(0.05)
         loading.cancel()
         await llm.close()
-        assert released == [True]
+        assert (slow_models.loaded, slow_models.released) == (1, 1)
         with pytest.raises(UsageError, match="closed"):
             await llm.load()
 
     run(main())
 
 
-def test_two_event_loops_share_one_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[LLM] = []
-
-    def slow_model(model: str, **options: Any) -> LLM:
-        time.sleep(0.2)
-        made.append(LLM.from_engine(fake_engine()))
-        return made[-1]
-
-    monkeypatch.setattr(async_llm, "LLM", slow_model)
+def test_two_event_loops_share_one_loading(slow_models: SlowModels) -> None:
     llm = AsyncLLM("x.gguf")
     threads = [threading.Thread(target=lambda: asyncio.run(llm.load())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 1
+    assert slow_models.loaded == 1
     run(llm.close())

@@ -7,10 +7,11 @@ import pty
 import select
 import subprocess
 import time
+from typing import Self
 
 
 class Terminal:
-    """Starts the program; `close` ends it."""
+    """Starts the program; the end of a `with` block ends it."""
 
     def __init__(self, *command: str, **environment: str) -> None:
         self._fd, theirs = pty.openpty()
@@ -35,6 +36,12 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def say(self, line: str | bytes, answer: str) -> None:
+        """Type a line when the chat's prompt comes, and await the answer."""
+        self.expect(">>>")
+        self.send((line.encode() if isinstance(line, str) else line) + b"\r")
+        self.expect(answer)
+
     def rest(self) -> str:
         """What comes until the program ends."""
         while select.select([self._fd], [], [], 20)[0]:
@@ -52,7 +59,10 @@ class Terminal:
         os.close(self._fd)
         self._fd = -1
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -145,9 +145,8 @@ def test_blocks(text: str, open_: bool, message: str) -> None:
 @pytest.fixture
 def terminal(chat_model: Path) -> Iterator[Terminal]:
     command = (sys.executable, "-m", "edgerun", "run", str(chat_model), "-c", "100000", "--temperature", "0")
-    terminal = Terminal(*command)
-    yield terminal
-    terminal.close()
+    with Terminal(*command) as terminal:
+        yield terminal
 
 
 def test_a_chat_on_a_terminal(terminal: Terminal, user_home: Path, tmp_path: Path) -> None:

@@ -208,11 +208,8 @@ def test_an_evening_of_mistakes_on_a_terminal(
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "stop.json").write_text('{"messages": [], "options": {"stop": 5}}')
     (tmp_path / "mine.json").write_text("[1, 2]")
-    terminal = Terminal(*command)
-    try:
-        terminal.expect(">>>")
-        terminal.send("hello\r")
-        terminal.expect("as long as it may be")
+    with Terminal(*command) as terminal:
+        terminal.say("hello", "as long as it may be")
         for line in (
             f"/load {tmp_path}/deep.json",
             f"/load {tmp_path}/stop.json",
@@ -222,26 +219,16 @@ def test_an_evening_of_mistakes_on_a_terminal(
             "/set temperature " + "9" * 400,
             "/nonsense",
         ):
-            terminal.expect(">>>")
-            terminal.send(line + "\r")
-            terminal.expect("edgerun: ")
-        terminal.expect(">>>")
-        terminal.send(b"bytes \xff\xfe\r")
-        terminal.expect("as long as it may be")
-        terminal.expect(">>>")
-        terminal.send(f"/save {tmp_path}/mine.json\r")
-        terminal.expect("[y/N]")
+            terminal.say(line, "edgerun: ")
+        terminal.say(b"bytes \xff\xfe", "as long as it may be")
+        terminal.say(f"/save {tmp_path}/mine.json", "[y/N]")
         terminal.send("n\r")
         terminal.expect("left as it is")
-        terminal.expect(">>>")
-        terminal.send(f"/save {tmp_path}/chat.json\r")
-        terminal.expect("saved")
+        terminal.say(f"/save {tmp_path}/chat.json", "saved")
         terminal.expect(">>>")
         terminal.send("/bye\r")
         assert terminal.process.wait(20) == 0
         assert "Traceback" not in terminal.rest()
-    finally:
-        terminal.close()
     said = [m["content"] for m in json.loads((tmp_path / "chat.json").read_text())["messages"] if m["role"] == "user"]
     assert said == ["hello", "bytes \ufffd\ufffd"]
     assert (tmp_path / "mine.json").read_text() == "[1, 2]"
@@ -250,49 +237,32 @@ def test_an_evening_of_mistakes_on_a_terminal(
 def test_a_home_that_cannot_be_written(command: tuple[str, ...], user_home: Path) -> None:
     """Below a file no folder can be made, whoever one is (a folder's mode does not stop root)."""
     (user_home / "file").write_text("")
-    terminal = Terminal(*command, HOME=str(user_home / "file"), XDG_DATA_HOME=str(user_home / "file" / "data"))
-    try:
+    with Terminal(*command, HOME=str(user_home / "file"), XDG_DATA_HOME=str(user_home / "file" / "data")) as terminal:
         terminal.expect("not kept for the next chat")
-        terminal.expect(">>>")
-        terminal.send("hello\r")
-        terminal.expect("as long as it may be")
-        terminal.expect(">>>")
-        terminal.send("/save hello\r")
-        terminal.expect("cannot be written")
+        terminal.say("hello", "as long as it may be")
+        terminal.say("/save hello", "cannot be written")
         terminal.expect(">>>")
         terminal.send("\x04")
         assert terminal.process.wait(20) == 0
         assert "Traceback" not in terminal.rest()
-    finally:
-        terminal.close()
 
 
 def test_a_history_that_cannot_be_written_or_read(command: tuple[str, ...], user_home: Path) -> None:
     (data_dir() / "history").mkdir(parents=True)  # a folder is no file
-    terminal = Terminal(*command)
-    try:
-        terminal.expect(">>>")
-        terminal.send("hello\r")
-        terminal.expect("as long as it may be")
-        terminal.expect(">>>")
-        terminal.send("more\r")
-        terminal.expect("as long as it may be")
+    with Terminal(*command) as terminal:
+        terminal.say("hello", "as long as it may be")
+        terminal.say("more", "as long as it may be")
         terminal.expect(">>>")
         terminal.send("\x04")
         assert terminal.process.wait(20) == 0
         seen = terminal.rest()
         assert "Traceback" not in seen and "Unhandled" not in seen
-    finally:
-        terminal.close()
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "hang up"])
 def test_a_chat_that_is_ended_is_kept(command: tuple[str, ...], llm: LLM, how: str, user_home: Path) -> None:
-    terminal = Terminal(*command)
-    try:
-        terminal.expect(">>>")
-        terminal.send("hello\r")
-        terminal.expect("as long as it may be")
+    with Terminal(*command) as terminal:
+        terminal.say("hello", "as long as it may be")
         terminal.expect(">>>")
         if how == "hang up":
             terminal.process.send_signal(signal.SIGHUP)  # as the system does first for the terminal of a session
@@ -305,8 +275,6 @@ def test_a_chat_that_is_ended_is_kept(command: tuple[str, ...], llm: LLM, how: s
         drain.join()
         assert code == 128 + (signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
         assert "Traceback" not in terminal.seen
-    finally:
-        terminal.close()
     chat = Chat(llm, name="tiny", chats=True, options={})
     obey(chat, "/load interrupted")
     assert [m["content"] for m in chat.messages if m["role"] == "user"] == ["hello"]

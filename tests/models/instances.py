@@ -12,8 +12,8 @@ import numpy as np
 from edgerun.formats.gguf import GgmlType, GgufWriter
 from edgerun.formats.quants import quantize
 from edgerun.models.families import FAMILIES
-from edgerun.models.shapes import expected_shapes
-from edgerun.models.spec import ModelSpec, RopeScaling
+from edgerun.models.plan import plan_of
+from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
 
 VOCAB, LAYERS, TOKENS = 96, 3, 40
 
@@ -40,6 +40,7 @@ class Instance:
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
+    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -104,37 +105,58 @@ SPARSE = [  # llama.cpp has no such models: these have no golden figures
     Instance("relu-Q8_0", "qwen2", GgmlType.Q8_0, ff=96, sparse=True, biases=_QKV_BIAS),
     Instance("relu-F16", "llama", GgmlType.F16, ff=96, sparse=True),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE}
+BY_LAYER = [  # nor has it families of today's with these
+    Instance("llama-by-layer", "llama", by_layer={"ff": (96, 160, 64), "heads": (4, 2, 6)}),
+    _gemma(
+        "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
+    ),
+]
+INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE + BY_LAYER}
 
 
 def spec_of(i: Instance) -> ModelSpec:
     """The numbers that the file will say, enough to know its shapes."""
+    layers = tuple(
+        LayerNumbers(
+            n_heads=heads,
+            n_kv_heads=i.kv_heads,
+            head_dim_k=i.head_dim,
+            head_dim_v=i.head_dim,
+            d_ff=ff,
+            rotation=Rotation(i.head_dim, 10000.0),
+            n_experts=i.experts,
+            n_experts_used=i.used,
+            d_ff_expert=ff,
+            d_ff_shared=i.ff_shared,
+        )
+        for ff, heads in zip(
+            i.by_layer.get("ff", (i.ff,) * i.layers), i.by_layer.get("heads", (i.heads,) * i.layers), strict=True
+        )
+    )
     return ModelSpec(
         architecture=i.arch,
         family=FAMILIES[i.arch],
-        n_layers=i.layers,
+        layers=layers,
         d_model=i.d,
-        d_ff=i.ff,
-        n_heads=i.heads,
-        n_kv_heads=i.kv_heads,
-        head_dim_k=i.head_dim,
-        head_dim_v=i.head_dim,
         vocab_size=VOCAB,
         context_length=128,
         norm_eps=1e-5,
-        rope_dim=i.head_dim,
-        rope_base=10000.0,
-        rope_scaling=RopeScaling(),
-        n_experts=i.experts,
-        n_experts_used=i.used,
-        d_ff_expert=i.ff,
-        d_ff_shared=i.ff_shared,
-        expert_scale=1.0,
-        sliding_window=i.window,
-        attention_softcap=0.0,
-        logit_softcap=0.0,
         sparse=i.sparse,
     )
+
+
+_ORDER = (  # in which a layer's tensors are made up: files from before must not change
+    *("attn_norm", "attn_output", "ffn_norm", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm"),
+    *("post_attention_norm", "post_ffw_norm", "attn_sub_norm", "ffn_sub_norm", "ffn_gate_inp", "ffn_gate_exps"),
+    *("ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
+    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate"),
+)
+
+
+def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
+    """Names without layer and `.weight` -> numpy shape, of what a layer needs."""
+    needed = {part: each.shape for part, each in plan_of(spec_of(i))[layer].tensors.items() if each.needed}
+    return {part: needed[part] for part in sorted(needed, key=_ORDER.index)}
 
 
 def tokens_of(i: Instance) -> list[int]:
@@ -166,7 +188,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             "vocab_size": n_vocab,
         }.items():
             if key not in i.metadata:
-                w.add(f"{a}.{key}", value)
+                each = i.by_layer.get({"feed_forward_length": "ff", "attention.head_count": "heads"}.get(key, ""))
+                w.add(f"{a}.{key}", value if each is None else np.array(each, np.int32))
         if i.experts:
             w.add(f"{a}.expert_count", i.experts)
             w.add(f"{a}.expert_used_count", i.used)
@@ -198,8 +221,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             for kind, top in (("long", 8.0), ("short", 1.5)):
                 factors = np.linspace(1.0, top, i.head_dim // 2).astype(np.float32)
                 w.add_tensor(f"rope_factors_{kind}.weight", factors, GgmlType.F32)
-        shapes = expected_shapes(spec_of(i))
         for layer in range(i.layers):
+            shapes = shapes_of(i, layer)
             for part, shape in shapes.items():
                 name = f"blk.{layer}.{part}.weight"
                 if len(shape) == 1:

@@ -82,12 +82,12 @@ def test_logits_are_computed_only_where_they_are_wanted(make):
     caches = decoder.new_cache(20), other.new_cache(20)
     for step, token in enumerate((3, 1, 4, 1, 5, 9)):
         wanted = step % 3 != 1
-        decoder._single.logits[:] = np.nan
+        decoder._row_logits[:] = np.nan
         got = decoder.forward([token], caches[0], logits="last" if wanted else "none")
         want = other.forward([token], caches[1])
         assert np.array_equal(got, want) if wanted else got is None
         if step and not wanted:  # all of the first token is computed, to be recorded
-            assert np.isnan(decoder._single.logits).all()
+            assert np.isnan(decoder._row_logits).all()
 
 
 def test_errors_leave_the_cache_as_it_was(make, monkeypatch):

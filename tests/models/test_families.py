@@ -10,9 +10,9 @@ import pytest
 from edgerun.formats.gguf import GgmlType, open_gguf
 from edgerun.models import FAMILIES, Decoder, load_spec
 from edgerun.weights import ResidentStore
-from tests.models.instances import INSTANCES, SPARSE, tokens_of, write
+from tests.models.instances import BY_LAYER, INSTANCES, SPARSE, tokens_of, write
 
-NOT_IN_LLAMA_CPP = {instance.name for instance in SPARSE}
+NOT_IN_LLAMA_CPP = {instance.name for instance in (*SPARSE, *BY_LAYER)}
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.layout import PackedSizes
 from edgerun.kv import KvOptions
 from edgerun.models.families import FAMILIES
-from edgerun.models.spec import ModelSpec, RopeScaling
+from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
 from edgerun.planning import plan_memory, process_budget
 from edgerun.units import format_size, parse_size_bytes
 from edgerun.weights import make_catalog
@@ -47,11 +48,9 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
         for dim in shape[:-1]:
             n_bytes *= dim
         tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
-    scaling = RopeScaling()
-    spec = ModelSpec(
-        arch, FAMILIES[arch], layers, d, ff, heads, kv, hd, hd, vocab, 4096, 1e-5, hd, 1e4, scaling,
-        experts, used, ff, 0, 1.0, window, 0.0, 0.0,
-    )  # fmt: skip
+    numbers = LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
+    numbers = [replace(numbers, window=0 if layer % 6 == 5 else window) for layer in range(layers)]
+    spec = ModelSpec(arch, FAMILIES[arch], tuple(numbers), d, vocab, 4096, 1e-5)
     return make_catalog(tensors, layers), spec
 
 
@@ -185,7 +184,7 @@ def test_windows_keep_what_can_be_seen():
     long, short = 32768, 1024
     assert spec.kv_bytes(long, 256) < 0.21 * spec.kv_bytes(long)
     assert spec.kv_bytes(short, 256) == spec.kv_bytes(short)
-    position = 2 * spec.n_kv_heads * 2 * spec.head_dim_k
+    position = 2 * spec.layers[0].n_kv_heads * 2 * spec.layers[0].head_dim_k
     assert spec.kv_bytes(long) == 34 * position * long
     assert plan(GEMMA3_4B, 64 * GIB, long).kv_bytes == position * (5 * long + 29 * 256 * 7)
 

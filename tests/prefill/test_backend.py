@@ -214,7 +214,7 @@ def test_a_rotated_bias_and_a_fused_part(models):
     from edgerun.prefill.hadamard import rotate
     from edgerun.prefill.stages import products_of
 
-    product = products_of(model.spec)["qkv"]
+    product = products_of(model.spec, 0)["qkv"]
     plain, turned = (LayerReader(model.gguf, model.spec, 0, rotated=rotated) for rotated in (False, True))
     norm = plain.norm(product)
     for part in product.parts:

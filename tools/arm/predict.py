@@ -92,8 +92,16 @@ def _cell(processor: Processor, name: str, code: bytes, show: bool) -> str:
     many = max(found, key=lambda loop: sum(map(bool, map(_PRODUCT.match, loop))))
     if show:
         sys.stderr.write("\n".join([f"{processor.name}, {name}, one row:", *one, "many:", *many, ""]))
-    rate = format.bytes * isa.lanes * isa.one / cycles(one, processor) * processor.ghz
-    operations = 2 * format.cols * isa.lanes * isa.many[0] * isa.many[1] / cycles(many, processor) * processor.ghz
+    rate = format.bytes * isa.lanes * isa.tiles.one / cycles(one, processor) * processor.ghz
+    operations = (
+        2
+        * format.cols
+        * isa.lanes
+        * isa.tiles.several[0][0]
+        * isa.tiles.several[0][1]
+        / cycles(many, processor)
+        * processor.ghz
+    )
     return f"{rate:.0f} GB/s, {operations:.0f} GOP/s"
 
 

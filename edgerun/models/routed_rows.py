@@ -1,4 +1,4 @@
-"""Choices among experts that are not the router's: which to expect, and how many to compute together."""
+"""What routers chose: which rows go to which expert, which to expect, and how many to compute together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.kernels.interface import F32, I32, Expert
-from edgerun.models.footprint import EXPERT_ROWS
+
+EXPERT_ROWS = 1024  # rows of intermediate results of experts at a time
+_FIRST_ROW = np.array([0], np.int32)
+_SLOTS = [np.array([slot], np.int32) for slot in range(64)]  # made once: a token asks for some in every layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +24,7 @@ class RoutedRows:
     h: F32  # (T, d), what experts are fed
     weights: F32  # (T, used)
     slots_of: dict[int, I32]  # expert -> slots, ascending
+    rows_of: dict[int, I32]  # expert -> the rows of these slots
     ahead: list[F32]  # logits of the next layers' routers
     parts: F32  # (T * used, d)
 
@@ -33,6 +37,21 @@ class RoutedRows:
     def used(self) -> int:
         """Experts of a row."""
         return int(self.weights.shape[1])
+
+
+def slots_by_expert(ids: I32) -> tuple[dict[int, I32], dict[int, I32]]:
+    """ids (T, used) -> `RoutedRows.slots_of` and `rows_of`."""
+    tokens, used = ids.shape
+    if tokens == 1:
+        chosen = ids[0].tolist()
+        slots = _SLOTS if used <= len(_SLOTS) else [np.array([slot], np.int32) for slot in range(used)]
+        return dict(zip(chosen, slots, strict=False)), dict.fromkeys(chosen, _FIRST_ROW)
+    order = np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
+    unique, first = np.unique(ids.reshape(-1)[order], return_index=True)
+    chosen = unique.tolist()
+    split = np.split(order, first[1:])
+    rows = np.split(order // np.int32(used), first[1:])
+    return dict(zip(chosen, split, strict=True)), dict(zip(chosen, rows, strict=True))
 
 
 def likeliest(logits: F32, k: int) -> I32:

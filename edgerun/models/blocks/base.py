@@ -1,0 +1,114 @@
+"""What every block is given to compute with, and what it answers.
+
+A block is a frozen declaration of one half of a layer: the mixer (attention, and other ways in which positions see
+each other) or the feed-forward. It adds to the residual stream x (T, d), f32, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgerun.errors import Cancelled
+from edgerun.kernels.interface import F32, I32, Kernels
+from edgerun.models.blocks.declared import KvShape, Product, ProductName, Tensor
+from edgerun.models.places import Places
+from edgerun.models.rope import RopeTable
+from edgerun.models.scratch import Layout, Scratch
+from edgerun.models.spec import Rotation
+from edgerun.weights import LayerWeights, WeightStore
+
+Cancel = Callable[[], bool]  # whether the caller wants to stop
+Decide = Callable[[Cancel], None]  # what Python does between two recorded pieces; raises Cancelled
+Cut = Callable[[Decide], None]
+
+Watch = Callable[[int, ProductName, F32, dict[str, F32]], None]
+"""Told of each product: layer, name, its input after the norm (T, cols), its parts' results before factors and biases
+(T, rows); its own copies."""
+
+
+def check(cancelled: Cancel) -> None:
+    """Raises Cancelled when the caller wants to stop."""
+    if cancelled():
+        raise Cancelled("stopped by the caller")
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What blocks of one decoder compute with. `scratch`: buffers for so many rows; `routed` is told each mixture's
+    choices, (T, used) ids."""
+
+    kernels: Kernels
+    store: WeightStore
+    n_layers: int
+    ropes: Mapping[Rotation, RopeTable]
+    scratch: Callable[[int], Scratch]
+    routed: Callable[[int, I32], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Here:
+    """The layer that is being computed. `cut` is given what only Python can decide: it is called at once, or between
+    two pieces of a recording, every time these are replayed; so it must not hold on to a sequence."""
+
+    tools: Tools
+    layer: int
+    weights: LayerWeights
+    cut: Cut
+    watch: Watch | None = None
+
+    @property
+    def kernels(self) -> Kernels:
+        """Of the tools."""
+        return self.tools.kernels
+
+    @property
+    def vectors(self) -> dict[str, F32]:
+        """The layer's norms, biases and scales."""
+        return self.weights.vectors
+
+
+class Block(Protocol):
+    """A declaration, from which all that others must know follows."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names without layer and `.weight`."""
+        ...
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """What a prompt backend would have to compute, in order; none: it stays the decoder's."""
+        ...
+
+    @property
+    def floats(self) -> int:
+        """Of buffers and quantised copies a row, at most."""
+        ...
+
+    @property
+    def layouts(self) -> tuple[Layout[Any], ...]:
+        """Of all buffers that it asks of a `Scratch`."""
+        ...
+
+
+class Mixer(Block, Protocol):
+    """How positions see each other."""
+
+    @property
+    def kv(self) -> KvShape:
+        """What it keeps of a position."""
+        ...
+
+    def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
+        """x += mixer(norm(x)); the rows stand at `places`."""
+        ...
+
+
+class FeedForward(Block, Protocol):
+    """What each position does for itself, a chunk of rows at a time. (`Mixture` takes all rows of a wave at once.)"""
+
+    def forward(self, here: Here, x: F32, s: Scratch) -> None:
+        """x += feed_forward(norm(x))."""
+        ...

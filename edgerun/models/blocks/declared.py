@@ -1,0 +1,79 @@
+"""What blocks declare: tensors, products, what is kept of a position. From these shapes are checked, memory and speed
+are planned, scratch is laid out, and prompt backends draw their graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+ProductName = Literal["qkv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One that a layer has. `times`: how many of its matrices a token is multiplied with."""
+
+    shape: tuple[int, ...]
+    needed: bool = True
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """Keys and values of a position. window: how many positions are looked at, 0 for all."""
+
+    kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One result of a product: rows [first, first + rows) of a tensor."""
+
+    out: str
+    tensor: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """Products of one input (tokens, cols). `norm`: the RMSNorm vector that the input goes through first;
+    `post_norm`: of the result, before it is added to x; `eps` of both."""
+
+    name: ProductName
+    cols: int
+    parts: tuple[Part, ...]
+    norm: str = ""
+    post_norm: str = ""
+    eps: float = 1e-5
+
+    @cached_property
+    def rows_of(self) -> dict[str, int]:
+        """Rows of each tensor, in the order of the parts."""
+        rows: dict[str, int] = {}
+        for part in self.parts:
+            rows[part.tensor] = rows.get(part.tensor, 0) + part.rows
+        return rows
+
+    @property
+    def rows(self) -> int:
+        """Of all parts together."""
+        return sum(part.rows for part in self.parts)
+
+
+def product_tensors(*products: Product) -> dict[str, Tensor]:
+    """Their matrices and norms, and the bias and the factor that a file may have of each."""
+    found: dict[str, Tensor] = {}
+    for product in products:
+        if product.norm:
+            found[product.norm] = Tensor((product.cols,))
+        for name, rows in product.rows_of.items():
+            found[name] = Tensor((rows, product.cols))
+            found |= {f"{name}.bias": Tensor((rows,), False), f"{name}.scale": Tensor((1,), False)}
+        if product.post_norm:
+            found[product.post_norm] = Tensor((product.rows,))
+    return found

@@ -1,0 +1,56 @@
+"""A model's layers as plans of blocks: what a file must hold, what a layer computes, keeps and costs, all follow from
+here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from edgerun.models.blocks.attention import Attention, attention_of
+from edgerun.models.blocks.declared import Product, ProductName, Tensor
+from edgerun.models.blocks.dense import Dense, dense_of
+from edgerun.models.blocks.mixture import Mixture, mixture_of
+from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
+from edgerun.models.scratch import Layout
+from edgerun.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A layer: how positions see each other, then what each does for itself."""
+
+    mixer: Attention
+    feed_forward: Dense | SparseNeurons | Mixture
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names without layer and `.weight`."""
+        return {**self.mixer.tensors, **self.feed_forward.tensors}
+
+    @cached_property
+    def products(self) -> dict[ProductName, Product]:
+        """What a prompt backend computes, in the order of the layer."""
+        return {each.name: each for each in (*self.mixer.products, *self.feed_forward.products)}
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Its experts, if it has some."""
+        return self.feed_forward if isinstance(self.feed_forward, Mixture) else None
+
+    @property
+    def layouts(self) -> tuple[Layout[Any], ...]:
+        """Of all buffers that its blocks use."""
+        return *self.mixer.layouts, *self.feed_forward.layouts
+
+
+@lru_cache(maxsize=16)
+def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
+    """The plan of every layer."""
+    return tuple(_layer(spec, layer) for layer in range(spec.n_layers))
+
+
+def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
+    if spec.layers[layer].n_experts:
+        return LayerPlan(attention_of(spec, layer), mixture_of(spec, layer))
+    return LayerPlan(attention_of(spec, layer), (neurons_of if spec.sparse else dense_of)(spec, layer))
