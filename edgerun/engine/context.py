@@ -24,7 +24,8 @@ class Context:
     """Token ids and the cache that holds their keys and values, always of the same length.
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
-    leaves the tokens up to the last whole step.
+    leaves the tokens up to the last whole step. Where a model's windows have let go of what a shorter beginning would
+    see, cutting to it forgets everything: it is computed again.
 
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
     arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
@@ -75,10 +76,10 @@ class Context:
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
             if self._reuse_steps:
                 n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-            self._cut(n)
+            n = self._cut(n)
             self._cache.spare = False
             with told_as_shortage("making room for a prompt"):
-                self._cache.reserve(len(ids) - n)
+                self._cache.reserve(len(ids) - n, self._step_tokens)
             return n, self._user
 
     def park(self) -> None:
@@ -129,7 +130,7 @@ class Context:
         return parts
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first `n` tokens."""
+        """Forget all but the first `n` tokens, or all of them where the cache cannot go on from there."""
         with self._lock.held():
             self._settle()
             self._user += 1
@@ -180,11 +181,14 @@ class Context:
         if n != len(self._tokens) or n != self._cache.length:
             self._cut(n)
 
-    def _cut(self, n: int) -> None:
+    def _cut(self, n: int) -> int:
+        """Keep the first `n` tokens, or as many as the cache can go on from; returns how many."""
         if n < self._cache.length:
+            n = self._cache.held_from(n)
             self._cache.truncate(n)
         del self._tokens[n:]
         self._stepped = min(self._stepped, n // self._step_tokens * self._step_tokens)
+        return n
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
