@@ -126,6 +126,15 @@ class WrittenSpan(NamedTuple):
     rows: Annotated[int, "how many"]
 
 
+class Rotate(NamedTuple):
+    """out = x times a Hadamard matrix, over its square root of size: see kv_formats.py. An item is `size` numbers."""
+
+    x: Annotated[int, "address of (items, size) f32"]
+    out: Annotated[int, "address of (items, size) f32"]
+    size: Annotated[int, "a power of two, at least the lanes"]
+    factor: Annotated[int, "address of an f32: 1 / the square root of size"]
+
+
 class Gated(NamedTuple):
     """out = kind(gate) * up. An item is a row."""
 
@@ -269,6 +278,7 @@ _OF_KERNEL = {
     "rms_norm": RmsNorm,
     "rope": Rope,
     "kv_write": KvWrite,
+    "rotate": Rotate,
     "gated": Gated,
     "combine": Combine,
     "add": Add,

@@ -21,7 +21,7 @@ from numba import float32, int64, njit
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
-from edgerun.kernels.kv_kernels import block_bytes, build_widen
+from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
@@ -208,7 +208,7 @@ def _decode(ops: Ops, plain: bool) -> Any:
             for at in range(begin // KEYS * KEYS, after, KEYS):
                 lowest, n = max(0, begin - at), min(KEYS, after - at)
                 block = (at - start) // KEYS
-                keys = page_keys + block * block_bytes(keys_format, dim)
+                keys = page_keys + block * keys_block_bytes(keys_format, dim)
                 values = page_values + block * block_bytes(values_format, dim_v)
                 if plain:
                     values += lowest * dim_v * 2
@@ -358,7 +358,7 @@ def build_attention_prompt(ops: Ops) -> Any:
                     for r in range((count + 3) // 4 * 4):
                         empty(rows + r * row_bytes, padded)
                 page, block = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE // KEYS
-                source = page + keys_at + kv_head * k_stride + block * block_bytes(keys_format, dim)
+                source = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
                 widen_keys(source, dim, keys_format, keys)
                 source = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
                 widen_values(source, 0, n, dim_v, padded, values_format, values)

@@ -14,10 +14,12 @@ from edgerun.kernels.abi import (
     AttentionRow,
     KvWrite,
     MergedRow,
+    Rotate,
     WrittenSpan,
 )
 from edgerun.kernels.attention_layout import TILE, decode_pages, decode_scratch_bytes, prompt_scratch_bytes
 from edgerun.kernels.interface import F32
+from edgerun.kernels.kv_formats import rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
@@ -43,6 +45,8 @@ class AttentionLaunch:
         if k.shape != (rows, heads, dim) or v.shape != (rows, heads, dim_v):
             raise UsageError(f"cannot write {k.shape}, {v.shape} to pages of {heads} x {dim}, {heads} x {dim_v}")
         check_spans(spans, rows, [span.start for span in spans])
+        if layout.keys.is_rotated:
+            k = self._rotated(k)
         arguments = KvWrite(
             keys_at=layout.keys_at,
             values_at=layout.values_at,
@@ -69,6 +73,8 @@ class AttentionLaunch:
         if heads % layout.kv_heads or dim != layout.head_dim or out.shape != (rows, heads, layout.head_dim_v):
             raise UsageError(f"attention of {q.shape} over {layout.kv_heads} kv heads into {out.shape}")
         check_spans(spans, rows, [first_seen(span.start + 1, window) for span in spans])
+        if layout.keys.is_rotated:
+            q = self._rotated(q)
         numbers = constants(scale, softcap)
         few: list[tuple[int, int, int]] = []  # row of q, address of its sequence's table, position after the last
         with self._launcher.lock:  # the scratch is ours until the last launch is done
@@ -156,6 +162,16 @@ class AttentionLaunch:
             values_format=layout.values.number,
         )
         self._launcher.launch("attention_prompt", arguments, -(-rows // TILE) * layout.kv_heads, 1)
+
+    def _rotated(self, x: F32) -> F32:
+        """(rows, heads, head_dim), rotated: see `kv_formats`."""
+        out = np.empty_like(x)
+        self._launcher.keep(out)
+        size = rotation_size(x.shape[2])
+        items = x.size // size
+        arguments = Rotate(address(x), address(out), size, constants(size**-0.5))
+        self._launcher.launch("rotate", arguments, items, 64)
+        return out
 
     def _floats(self, count: int) -> int:
         if self._scratch.size < count:

@@ -69,6 +69,7 @@ SOURCES = {
     "rms_norm": "layer_kernels",
     "rope": "layer_kernels",
     "kv_write": "kv_kernels",
+    "rotate": "kv_kernels",
     "gated": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",

@@ -22,7 +22,6 @@ from edgerun.kernels.program import Launch, Program, Recorder
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _PACK_INTO = [struct.Struct(f"{count}q").pack_into for count in range(24)]  # of so many arguments
-_PACK_PRODUCT = _PACK_INTO[PRODUCT_BYTES // 8]
 _ARGUMENTS_BYTES = 1 << 16  # to begin with: 511 products
 
 
@@ -138,10 +137,11 @@ def _argument_memory(n_bytes: int) -> tuple[memoryview, int]:
     return memory.data, address(memory)
 
 
-def _pack(memory: memoryview | bytearray, arguments: Arguments, listed: Sequence[Arguments]) -> None:
+def _pack(memory: memoryview | bytearray, arguments: Arguments, listed: Sequence[Arguments] = ()) -> None:
     """As a kernel reads them."""
     _PACK_INTO[len(arguments)](memory, 0, *arguments)
-    at = LIST_AT
-    for each in listed:
-        _PACK_INTO[len(each)](memory, at, *each)
-        at += 8 * len(each)
+    if listed:
+        at, pack_into = LIST_AT, _PACK_INTO[len(listed[0])]
+        for each in listed:
+            pack_into(memory, at, *each)
+            at += 8 * len(each)

@@ -39,12 +39,12 @@ class LayerLayout:
     @property
     def keys_stride(self) -> int:
         """Bytes from head to head in the keys."""
-        return self.keys.head_bytes(self.head_dim)
+        return self.keys.keys_bytes(self.head_dim)
 
     @property
     def values_stride(self) -> int:
         """Bytes from head to head in the values."""
-        return self.values.head_bytes(self.head_dim_v)
+        return self.values.values_bytes(self.head_dim_v)
 
     @property
     def values_at(self) -> int:

@@ -185,7 +185,7 @@ def test_windows_keep_what_can_be_seen():
     long, short = 32768, 1024
     assert spec.kv_bytes(long, 256) < 0.21 * spec.kv_bytes(long)
     assert spec.kv_bytes(short, 256) == spec.kv_bytes(short)
-    position = 2 * spec.n_kv_heads * 2 * spec.head_dim_k
+    position = 2 * spec.layers[0].n_kv_heads * 2 * spec.layers[0].head_dim_k
     assert spec.kv_bytes(long) == 34 * position * long
     assert plan(GEMMA3_4B, 64 * GIB, long).kv_bytes == position * (5 * long + 29 * 256 * 7)
 
