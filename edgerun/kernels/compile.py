@@ -41,8 +41,9 @@ from typing import TYPE_CHECKING, Any
 from edgerun.device.cpu_features import cpu_features
 from edgerun.errors import EdgerunError, FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
-from edgerun.kernels.formats import BY_NAME
+from edgerun.kernels.formats import BY_NAME, FORMATS
 from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.kernel_names import ROW_TYPES
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder
@@ -57,7 +58,7 @@ _MOST_WAIT_S = 300  # for another process that compiles
 _MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 70 KB
 
 # kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
-# `build_matmul(isa, format)`, `build_pack(isa, format)`
+# `build_matmul(isa, format)`, `build_pack(isa, format)`, `build_dequantize(isa, format)`
 SOURCES = {
     "pool_run": "pool_kernels",
     "pool_work": "pool_kernels",
@@ -72,7 +73,9 @@ SOURCES = {
     "gated": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",
-    **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
+    "neurons_gate": "neuron_kernels",
+    **{f"neurons_{way}_{FORMATS[type].name}": "neuron_kernels" for way in ("up", "down") for type in ROW_TYPES},
+    **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},
     "attention_decode": "attention_kernels",
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",

@@ -17,6 +17,7 @@ U8 = NDArray[np.uint8]
 
 _CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
+NEURON_SCRATCH_BYTES = 4 << 20  # of floats, and at most as much of packed rows, where neurons' rows are packed
 _PACKED_NAME = re.compile(r"rows[1-9][0-9]?")
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
