@@ -43,7 +43,7 @@ from edgerun.errors import EdgerunError, FormatError, UnsupportedError, Untruste
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME, FORMATS
 from edgerun.kernels.isa import ISAS, Isa
-from edgerun.kernels.kernel_names import ROW_TYPES
+from edgerun.kernels.layout import ROW_TYPES
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.layout import ROW_TYPES
 
 ALWAYS = (
     *("pool_run", "pool_work", "pool_program"),
@@ -39,11 +40,6 @@ def for_matrices(types: Sequence[GgmlType]) -> list[str]:
             pack, matmul, form, _ = MATRIX_KERNELS[type]
             names += [pack, matmul] if form == "f32" else [pack, matmul, QUANTIZE[form]]
     return list(dict.fromkeys(names))
-
-
-# Neurons of these types are used as they lie in the file. Rows of all others are packed when their neuron fires: `up`
-# is then a product like any other, and `down` is made floats.
-ROW_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0)
 
 
 def neurons_kernel(way: str, type: GgmlType) -> str:

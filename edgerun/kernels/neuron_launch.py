@@ -15,9 +15,9 @@ from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.abi import Dequantize, NeuronsDown, NeuronsGate, NeuronsUp
 from edgerun.kernels.interface import F32, I32, U8, Activation, Matrix, Neurons
-from edgerun.kernels.kernel_names import MATRIX_KERNELS, ROW_TYPES, dequantize_kernel, neurons_kernel
+from edgerun.kernels.kernel_names import MATRIX_KERNELS, dequantize_kernel, neurons_kernel
 from edgerun.kernels.launcher import Launcher
-from edgerun.kernels.layout import NEURON_SCRATCH_BYTES, NEURON_SLICE
+from edgerun.kernels.layout import NEURON_SLICE, ROW_TYPES, neurons_at_once
 from edgerun.kernels.memory import address
 from edgerun.kernels.packer import Packer
 from edgerun.kernels.product_launch import ProductLaunch
@@ -119,9 +119,8 @@ class NeuronLaunch:
         self._launcher.launch(neurons_kernel("down", type), arguments, items, max(1, items // 16))
 
     def _batches(self, neurons: Neurons, tokens: int) -> Iterator[tuple[I32, I32]]:
-        """Ids and slots of so many neurons that a float for each of their columns, or of `tokens`, is in bounds."""
-        most = NEURON_SCRATCH_BYTES // (4 * max(neurons.cols, tokens))
-        step = max(1, most // self._packer.lanes) * self._packer.lanes
+        """Ids and slots of neurons that are packed together."""
+        step = neurons_at_once(neurons.cols, tokens, self._packer.lanes)
         for low in range(0, len(neurons.ids), step):
             yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 

@@ -14,6 +14,7 @@ from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS
+from edgerun.kernels.layout import neuron_scratch_bytes
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
@@ -125,11 +126,12 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _PAGE) * _PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context)
+    scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
+    fixed = runtime_bytes + GROWTH_BYTES + scratch + spec.kv_bytes(context)
     least = activation_bytes(spec, CHUNK)
     common = {
         "budget_bytes": budget_bytes,
-        "runtime_bytes": runtime_bytes + GROWTH_BYTES,
+        "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch,
         "kv_bytes": spec.kv_bytes(context),
     }
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
