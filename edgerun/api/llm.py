@@ -52,6 +52,8 @@ class LLM(OpenAIMethods):
     memory: what the whole process may take, in bytes or as "2G"; "auto": what is there. A model that is larger
         is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
         fetched before they are surely needed.
+    kv: how keys and values of sessions are kept: "f16", or in half ("q8_0") or about a quarter ("q4_0") of the memory;
+        "q8_0/q4_0": keys and values apart.
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
     prefill: what computes a prompt's dense products: "kernels", a backend as "ort-cpu:w7a8" or "openvino-npu", or
         "auto", what `edgerun calibrate` found best for this model here (the kernels where it was not asked).
@@ -184,6 +186,11 @@ class LLM(OpenAIMethods):
         """A conversation that keeps its KV cache, beginning with these messages (a system prompt, say).
         context_shift: as of the LLM, unless it is given here."""
         return Session(self.engine, messages=messages, context_shift=context_shift)
+
+    def load_session(self, path: str | Path, *, context_shift: bool | None = None) -> Session:
+        """A session that was saved (`Session.save`), by this model or, if it is a chat, by any: what cannot be used is
+        computed again. Raises as `Session.load`."""
+        return Session.load(self.engine, path, context_shift=context_shift)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text of any length -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is

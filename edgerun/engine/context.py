@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.events import never
+from edgerun.formats.checked_tensors import Form
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]
@@ -24,7 +25,8 @@ class Context:
     """Token ids and the cache that holds their keys and values, always of the same length.
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
-    leaves the tokens up to the last whole step.
+    leaves the tokens up to the last whole step. Where a model's windows have let go of what a shorter beginning would
+    see, cutting to it forgets everything: it is computed again.
 
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
     arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
@@ -75,10 +77,10 @@ class Context:
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
             if self._reuse_steps:
                 n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-            self._cut(n)
+            n = self._cut(n)
             self._cache.spare = False
             with told_as_shortage("making room for a prompt"):
-                self._cache.reserve(len(ids) - n)
+                self._cache.reserve(len(ids) - n, self._step_tokens)
             return n, self._user
 
     def park(self) -> None:
@@ -129,7 +131,7 @@ class Context:
         return parts
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first `n` tokens."""
+        """Forget all but the first `n` tokens, or all of them where the cache cannot go on from there."""
         with self._lock.held():
             self._settle()
             self._user += 1
@@ -153,6 +155,36 @@ class Context:
             twin._tokens = list(self._tokens)
             twin._stepped = self._stepped
             return twin
+
+    @property
+    def stepped(self) -> int:
+        """How many of the first tokens came in whole steps of a prompt."""
+        return self._stepped
+
+    def saved_forms(self) -> Mapping[str, Form]:
+        """The arrays that the keys and values of `tokens` are written as."""
+        return self._cache.saved_forms()
+
+    def saved(self, name: str) -> NDArray[Any]:
+        """One of them, in its form."""
+        return self._cache.saved(name)
+
+    def restore(
+        self, tokens: Sequence[int], stepped: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]
+    ) -> None:
+        """Hold `tokens`, whose keys and values are read, in place of what is held.
+
+        UnsupportedError where `forms` are not those of so many tokens here, DoesNotFitError where there is no memory,
+        and what `read` raises; then nothing is held."""
+        with self._lock.held():
+            self._check_open()
+            self._user += 1
+            self._cache.release()
+            self._settle()
+            with told_as_shortage("reading a saved session"):
+                self._cache.restore(len(tokens), forms, read)
+            self._tokens = list(tokens)
+            self._stepped = stepped
 
     def _step(
         self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]
@@ -180,11 +212,14 @@ class Context:
         if n != len(self._tokens) or n != self._cache.length:
             self._cut(n)
 
-    def _cut(self, n: int) -> None:
+    def _cut(self, n: int) -> int:
+        """Keep the first `n` tokens, or as many as the cache can go on from; returns how many."""
         if n < self._cache.length:
+            n = self._cache.held_from(n)
             self._cache.truncate(n)
         del self._tokens[n:]
         self._stepped = min(self._stepped, n // self._step_tokens * self._step_tokens)
+        return n
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

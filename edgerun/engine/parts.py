@@ -8,25 +8,35 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.formats.checked_tensors import Form
+
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`, and what else the model's template knows."""
 
 
 class Cache(Protocol):
-    """Keys and values of `length` positions (`kv.KvCache`)."""
+    """Keys and values of `length` positions (`kv.KvSequence`)."""
 
     spare: bool  # may be emptied when another cache needs the memory
 
     @property
     def length(self) -> int: ...
 
-    def reserve(self, tokens: int) -> None: ...
+    def reserve(self, tokens: int, at_once: int | None = None) -> None: ...
+
+    def held_from(self, n: int) -> int: ...
 
     def release(self) -> None: ...
 
     def truncate(self, n: int) -> None: ...
 
     def copy(self, n: int) -> Self: ...
+
+    def saved_forms(self) -> Mapping[str, Form]: ...
+
+    def saved(self, name: str) -> NDArray[Any]: ...
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None: ...
 
 
 class Spec(Protocol):
@@ -50,6 +60,9 @@ class DecoderLike(Protocol):
 
     @property
     def store(self) -> Store: ...
+
+    @property
+    def arithmetic(self) -> str: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 

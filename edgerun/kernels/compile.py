@@ -69,7 +69,8 @@ SOURCES = {
     **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
     "rms_norm": "layer_kernels",
     "rope": "layer_kernels",
-    "kv_write": "layer_kernels",
+    "kv_write": "kv_kernels",
+    "rotate": "kv_kernels",
     "gated": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",
@@ -77,6 +78,7 @@ SOURCES = {
     **{f"neurons_{way}_{FORMATS[type].name}": "neuron_kernels" for way in ("up", "down") for type in ROW_TYPES},
     **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},
     "attention_decode": "attention_kernels",
+    "attention_decode_any": "attention_kernels",
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",
 }

@@ -1,22 +1,24 @@
 """The one decoder: tokens in, logits out, for every declared family.
 
 Its layers are plans of blocks (`plan.py`), computed by `layers.py` with the operations of `kernels`, the weights of a
-`WeightStore` and the keys and values of a `KvCache`. One token, a chunk of a prompt: the same call with another number
-of rows. T rows at a time, d = d_model; all activations are f32.
+`WeightStore` and the keys and values of a `KvSequence`. One token, a chunk of a prompt: the same call with another
+number of rows. T rows at a time, d = d_model; all activations are f32.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import FormatError, UnsupportedError, UsageError
+from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
+from edgerun.kernels.compile import sources_digest
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.kv import Grant, KvCache, unlimited
+from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.blocks.base import Cancel, Cut, check
 from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.footprint import activation_bytes
@@ -38,7 +40,8 @@ class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
-    kv_grant: what its caches ask before they grow.
+    kv_ledger: what the pages of all its sequences are counted by.
+    kv: how keys and values are kept.
     """
 
     def __init__(
@@ -48,19 +51,21 @@ class Decoder:
         kernels: Kernels,
         *,
         context: int | None = None,
-        kv_grant: Grant = unlimited,
+        kv_ledger: KvLedger | None = None,
+        kv: KvOptions | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
         self.plan = plan_of(spec)
-        self._kv_grant = kv_grant
+        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         output_norm = store.vector("output_norm")
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         ropes = self._ropes(context or spec.context_length)
+        self._rope_keys = sorted(rope.key for rope in ropes.values())
         self._layers = Layers(spec, store, kernels, ropes, self._tell_routing)
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
@@ -70,17 +75,21 @@ class Decoder:
         self._can_replay = kernels.recordable and store.fixed and is_replayable(self.plan)
         self._replay = DecodeReplay(kernels, self.plan, ropes, self._record, self._record_logits)
 
-    def new_cache(self, capacity: int) -> KvCache:
-        """An empty cache for one sequence of up to `capacity` tokens."""
-        shapes = {(kv.kv_heads, kv.head_dim_k, kv.head_dim_v) for kv in (layer.mixer.kv for layer in self.plan)}
-        if len(shapes) > 1:
-            raise UnsupportedError(f"keys and values differ between the layers of this {self.spec.architecture} model")
-        return KvCache(self.spec.n_layers, *shapes.pop(), capacity, self._kv_grant)
+    @property
+    def arithmetic(self) -> str:
+        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
+        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        return " ".join([self.kernels.name, sources_digest(), kept, *self._rope_keys]) + backend
+
+    def new_cache(self, capacity: int) -> KvSequence:
+        """An empty sequence of up to `capacity` tokens."""
+        return KvSequence(self.pages, capacity)
 
     def forward(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         logits: Literal["last", "all", "none"] = "last",
         cancelled: Callable[[], bool] | None = None,
@@ -111,7 +120,7 @@ class Decoder:
     def hidden(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32:
@@ -123,7 +132,7 @@ class Decoder:
 
     # -- one token ----------------------------------------------------------------------------------------------
 
-    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Cancel) -> F32 | None:
+    def _decode(self, token: int, cache: KvSequence, logits: bool, cancelled: Cancel) -> F32 | None:
         """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
         if not 0 <= token < self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
@@ -137,7 +146,7 @@ class Decoder:
             return None
         return self._capped(self._row_logits.copy())
 
-    def _record(self, cache: KvCache, cut: Cut) -> None:
+    def _record(self, cache: KvSequence, cut: Cut) -> None:
         """All launches of one token but those of its logits."""
         self._layers.record(self._x, Places(cache, cache.length, 1), cut)
 
@@ -149,7 +158,7 @@ class Decoder:
     # -- many tokens --------------------------------------------------------------------------------------------
 
     def _chunks(
-        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Cancel
+        self, ids: Sequence[int] | NDArray[np.int32], cache: KvSequence, cancelled: Cancel
     ) -> list[tuple[int, F32]]:
         """Run all layers over every wave: (its first row, its states (T, d) before the output norm)."""
         tokens = np.asarray(ids, np.int32)
@@ -176,7 +185,7 @@ class Decoder:
                 self._layers.drop_scratch()
         return done
 
-    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Cancel) -> F32:
+    def _wave(self, tokens: NDArray[np.int32], cache: KvSequence, cancelled: Cancel) -> F32:
         """All layers over some tokens, (T, d)."""
         x = self._embed(tokens)
         places = Places(cache, cache.length, len(x))
