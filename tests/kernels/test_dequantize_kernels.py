@@ -63,7 +63,8 @@ def test_whatever_a_file_may_hold(packer, type):
     """Any bytes at all: scales that are infinite, no numbers, the smallest."""
     raw = np.random.default_rng(int(type)).integers(0, 256, (400, type.row_bytes(COLS)), dtype=np.uint8)
     got, want = unpacked(*packer, raw, type), dequantize(raw, type)
-    assert same(got + np.float32(0), want + np.float32(0))
+    with np.errstate(invalid="ignore"):
+        assert same(got + np.float32(0), want + np.float32(0))
 
 
 @pytest.mark.parametrize("type", FORMATS, ids=lambda t: t.name)

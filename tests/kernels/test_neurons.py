@@ -54,7 +54,7 @@ def test_like_the_reference(simd, up_type, down_type, tokens, activation):
         kernels.neurons_down(h, neurons, out)
         results.append((mine, out))
     for got, want in zip(*results, strict=True):
-        error = 2e-2 if up_type.block_size > 1 else 1e-5  # int8 activations
+        error = 4e-2 if up_type.block_size > 1 else 1e-5  # int8 activations, and minima that cancel what they add
         assert np.linalg.norm(got - want) <= error * np.linalg.norm(want)
 
 
