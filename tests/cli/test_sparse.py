@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli.conftest import Run
 from edgerun.formats.gguf import open_gguf
+from tests.convert import hf_checkpoint
 from tests.convert.hf_checkpoint import write_checkpoint
 
 NEURONS = ("blk.0.ffn_up.weight", "blk.0.ffn_down_t.weight")
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "IQ4_XS", "Q5_1", "BF16"])
-def test_neurons_of_the_type_that_was_asked_for(run: Run, tmp_path: Path, kind: str) -> None:
-    write_checkpoint(tmp_path / "hf", "llama", hidden_act="relu", hidden_size=256, intermediate_size=320)
+def test_neurons_of_the_type_that_was_asked_for(
+    run: Run, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_checkpoint, "D", 256)
+    write_checkpoint(tmp_path / "hf", "llama", hidden_act="relu", hidden_size=256, head_dim=hf_checkpoint.HEAD)
     floats, model = tmp_path / "floats.gguf", tmp_path / "model.gguf"
     for command in (("convert", tmp_path / "hf", floats), ("quantize", floats, model, "--type", kind)):
         done = run(*command)
@@ -26,12 +31,17 @@ def test_neurons_of_the_type_that_was_asked_for(run: Run, tmp_path: Path, kind: 
     planned = run("plan", model, "-c", 64, "--json")
     assert planned.exit_code == 0, planned.stderr
     assert json.loads(planned.stdout)["memory"]["mode"] == "resident"
-    answer = ("run", model, "a b", "-n", 6, "--temperature", 0, "-c", 64, "--raw")
-    replies = [run(*answer)]
-    assert run("pack", model).exit_code == 0
-    replies.append(run(*answer))
-    assert [each.exit_code for each in replies] == [0, 0], replies[0].stderr
-    assert replies[0].stdout == replies[1].stdout
+    logits = {}
+    for name in ("auto", "reference"):
+        out = tmp_path / f"{name}.npy"
+        done = run("bench", model, "-p", 8, "-n", 3, "-r", 1, "-c", 64, "--kernels", name, "--logits", out, "--json")
+        assert done.exit_code == 0, done.stderr
+        logits[name] = np.load(out)
+    error = np.linalg.norm(logits["auto"] - logits["reference"]) / np.linalg.norm(logits["reference"])
+    assert error < 0.1  # int8 activations
+    packed = run("pack", model, "--json")
+    assert packed.exit_code == 0, packed.stderr
+    assert json.loads(packed.stdout)["kind"] == "layers"
 
 
 def test_rows_that_are_no_whole_blocks_get_a_narrower_type_and_a_word(run: Run, tmp_path: Path) -> None:
