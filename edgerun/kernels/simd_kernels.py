@@ -28,6 +28,7 @@ from edgerun.kernels.interface import (
     Expert,
     Matrix,
     Neurons,
+    Recording,
     RopeKind,
     RouterKind,
 )
@@ -44,8 +45,6 @@ from edgerun.kernels.rows import Rows
 
 class SimdKernels:
     """The operations, each passed on to the file that checks its shapes and lays out its arguments."""
-
-    recordable = True
 
     def __init__(self, isa: Isa, cache: KernelCache, threads: int) -> None:
         self.name = isa.name
@@ -105,6 +104,10 @@ class SimdKernels:
         self._attention.after_fork()
 
     # -- recording ----------------------------------------------------------------------------------------------
+
+    @property
+    def recording(self) -> Recording:
+        return self
 
     def record(self) -> AbstractContextManager[Recorder]:
         """See `Launcher.record`."""
@@ -210,10 +213,8 @@ class SimdKernels:
     ) -> None:
         self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
 
-    def route(
-        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
-    ) -> tuple[I32, F32]:
-        return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
+    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
+        return route(logits, k, kind, renormalise=renormalise, scale=scale)
 
 
 def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool) -> list[str]:
