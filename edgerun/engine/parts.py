@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgerun.models.batch import Batch
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`, and what else the model's template knows."""
@@ -53,22 +55,7 @@ class DecoderLike(Protocol):
 
     def new_cache(self, capacity: int) -> Any: ...
 
-    def forward(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: Any,
-        *,
-        logits: Literal["last", "all", "none"] = "last",
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32] | None: ...
-
-    def hidden(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: Any,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32]: ...
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool]) -> list[NDArray[np.float32] | None]: ...
 
 
 class TokenizerLike(Protocol):

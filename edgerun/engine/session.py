@@ -211,27 +211,34 @@ class Session:
         said: list[str] = []
         produced: list[int] = []
         before, self._pending = self.ids, []
+        chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room)
         try:
-            for chunk in generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room):
+            for chunk in chunks:
                 said.append(chunk.text)
                 produced.extend(chunk.token_ids)
                 if chunk.finish_reason is not None:
                     self._end(prompt.ids, produced, said, keep)
                 yield chunk
         except GeneratorExit:
+            chunks.close()
             self._end(prompt.ids, produced, said, keep)
             raise
         except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
-            held = self._context.tokens
+            chunks.close()
+            held = self._context.leave()
             self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
             raise
 
     def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
         whole = [*ids, *produced]
-        n = len(self._context)
+        n = len(self._context.leave())
+        if n > len(whole):  # it was computed ahead of what was read
+            self._context.truncate(len(whole))
+            n = len(self._context)
+        is_read = bool(produced) or n >= len(ids)
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
-        self._pending = whole[n:] if n >= len(ids) else []
-        if keep is not None and (produced or n >= len(ids)):
+        self._pending = whole[n:] if is_read else []
+        if keep is not None and is_read:
             keep("".join(said))
 
 

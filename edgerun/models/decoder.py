@@ -121,6 +121,24 @@ class Decoder:
             self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out[low : low + len(x)])
         return out
 
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool]) -> list[F32 | None]:
+        """INTERIM"""
+        done = []
+        try:
+            rows: list[F32 | None] = []
+            for each in batch.stretches:
+                before = each.sequence.length
+                if each.want == "hidden":
+                    rows.append(self.hidden(each.ids, each.sequence, cancelled=cancelled))
+                else:
+                    rows.append(self.forward(each.ids, each.sequence, logits=each.want, cancelled=cancelled))
+                done.append((each.sequence, before))
+        except BaseException:
+            for sequence, before in done:
+                sequence.truncate(before)
+            raise
+        return rows
+
     # -- one token ----------------------------------------------------------------------------------------------
 
     def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Cancel) -> F32 | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine import Engine
 from edgerun.errors import Cancelled
+from edgerun.models.batch import Batch, Want
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 VOCAB = 260
@@ -55,44 +56,40 @@ class FakeDecoder:
         self.spec = FakeSpec(vocab_size)
         self.layer_s = layer_s
         self.forbid = list(forbid)
-        self.fed: list[int] = []  # the length of each call
+        self.fed: list[int] = []  # the length of each stretch
+        self.batches: list[list[int]] = []  # the lengths of stretches of each step
         self.busy = False
         self.on_layer: Callable[[], None] = lambda: None
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
 
-    def forward(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: FakeCache,
-        *,
-        logits: Literal["last", "all", "none"] = "last",
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32] | None:
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool]) -> list[NDArray[np.float32] | None]:
         assert not self.busy, "two threads in one decoder"
         self.busy = True
+        sequences = [stretch.sequence for stretch in batch.stretches]
+        assert len({id(sequence) for sequence in sequences}) == len(sequences)
         try:
-            return self._forward([int(i) for i in ids], cache, logits, cancelled)
+            for _ in range(4):
+                if cancelled():
+                    raise Cancelled("cancelled")
+                self.on_layer()
+                time.sleep(self.layer_s)
+            self.batches.append([len(stretch.ids) for stretch in batch.stretches])
+            self.fed.extend(self.batches[-1])
+            return [self._append([int(i) for i in each.ids], each.sequence, each.want) for each in batch.stretches]
         finally:
             self.busy = False
 
-    def _forward(
-        self, ids: list[int], cache: FakeCache, logits: str, cancelled: Callable[[], bool] | None
-    ) -> NDArray[np.float32] | None:
+    def _append(self, ids: list[int], cache: FakeCache, want: Want) -> NDArray[np.float32] | None:
         assert ids and cache.length + len(ids) <= cache.limit
-        for _ in range(4):
-            if cancelled is not None and cancelled():
-                raise Cancelled("cancelled")
-            self.on_layer()
-            time.sleep(self.layer_s)
-        self.fed.append(len(ids))
         start = cache.length
         cache.held.extend(ids)
-        if logits == "none":
+        if want == "none":
             return None
-        wanted = [cache.length] if logits == "last" else range(start + 1, cache.length + 1)
-        return np.stack([self.row(cache.held[:n]) for n in wanted])
+        wanted = [cache.length] if want == "last" else range(start + 1, cache.length + 1)
+        rows = np.stack([self.row(cache.held[:n]) for n in wanted])
+        return rows[:, :8] if want == "hidden" else rows
 
     def row(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after `ids`."""
@@ -100,18 +97,6 @@ class FakeDecoder:
         row = (3 * rng.standard_normal(self.spec.vocab_size)).astype(np.float32)
         row[self.forbid] = -100
         return row
-
-    def hidden(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: FakeCache,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32]:
-        start = cache.length
-        cache.held.extend(int(i) for i in ids)
-        rows = [self.row(cache.held[: n + 1])[:8] for n in range(start, cache.length)]
-        return np.stack(rows)
 
 
 class FakeTokenizer:

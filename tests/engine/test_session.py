@@ -165,7 +165,7 @@ def test_ctrl_c_in_any_layer_leaves_the_session_usable(n: int) -> None:
         session.chat("Tell me more. " * 40, GREEDY, max_tokens=50)
     decoder.on_layer = lambda: None
     assert session.messages == before
-    assert session.cached_tokens == session._context._cache.length
+    assert session.cached_tokens == session._context.sequence.length
     expected = Session(fake_engine(context=1000), messages=before).chat("And?", GREEDY).text
     assert session.chat("And?", GREEDY).text == expected
     # The lock was given back: another thread's session works too.
@@ -175,5 +175,5 @@ def test_ctrl_c_in_any_layer_leaves_the_session_usable(n: int) -> None:
 def test_tokens_that_only_one_side_knows_of_did_not_happen() -> None:
     session = Session(fake_engine())
     said = session.complete("Once", GREEDY).text
-    session._context._cache.held.extend([1, 2, 3])  # type: ignore[attr-defined]
+    session._context.sequence.held.extend([1, 2, 3])  # type: ignore[attr-defined]
     assert session.complete(" more", GREEDY).text == fresh("Once" + said + " more")
