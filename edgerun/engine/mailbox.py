@@ -12,12 +12,7 @@ MOST_UNREAD = 16  # results that wait for their reader before its request is lef
 
 
 @dataclass(frozen=True)
-class _Result(Generic[T]):
-    value: T
-
-
-@dataclass(frozen=True)
-class _End:
+class End:
     """Nothing follows. error: what the reader is told, if it did not end well."""
 
     error: BaseException | None
@@ -35,7 +30,7 @@ class Mailbox(Generic[T]):
     """One writer at a time, one reader. The queue is one written in C: an interrupt cannot leave it locked."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[_Result[T] | _End | _Nudge] = SimpleQueue()
+        self._queue: SimpleQueue[T | End | _Nudge] = SimpleQueue()
         self.is_ended = False  # nothing more may be put in; the reader may not have come so far
 
     @property
@@ -50,35 +45,22 @@ class Mailbox(Generic[T]):
 
     def put(self, value: T) -> None:
         """One result more."""
-        self._queue.put(_Result(value))
+        self._queue.put(value)
 
     def end(self, error: BaseException | None = None) -> None:
         """The last word; of several, the first counts."""
         if not self.is_ended:
             self.is_ended = True
-            self._queue.put(_End(error))
+            self._queue.put(End(error))
 
     def nudge(self) -> None:
         """Wake the reader without a result."""
         self._queue.put(_NUDGE)
 
-    def get(self, timeout_s: float) -> _Result[T] | _End | None:
+    def get(self, timeout_s: float) -> T | End | None:
         """The next result, or the end; None: there is none after `timeout_s` (0: now), or the reader was nudged."""
         try:
             item = self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
         except Empty:
             return None
         return None if isinstance(item, _Nudge) else item
-
-
-def value_of(item: _Result[T] | _End) -> T | None:
-    """A result's value; None at the end. Raises what the request failed with."""
-    if isinstance(item, _Result):
-        return item.value
-    error = item.error
-    if error is None:
-        return None
-    try:
-        raise error
-    finally:
-        del error, item  # its traceback would hold them, and they it

@@ -69,6 +69,11 @@ class Request(ABC, Generic[T]):
         return self.results.is_ended or self.is_abandoned
 
     @property
+    def wants_no_more(self) -> bool:
+        """Whether its reader has left, or the caller cancelled it."""
+        return self.results.is_ended or self.is_cancelled()
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether nobody can read it any more, even if an interrupt kept its reader from saying so."""
         stream = None if self._stream is None else self._stream()

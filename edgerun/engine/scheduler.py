@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from edgerun.device.forks import call_after_fork
 from edgerun.engine.cancel import FairLock
-from edgerun.engine.mailbox import value_of
+from edgerun.engine.mailbox import End
 from edgerun.engine.parts import DecoderLike
 from edgerun.engine.request import Request
 from edgerun.engine.step import AnyRequest, StepOptions, Steps
@@ -92,11 +92,16 @@ class Scheduler:
         mailbox, wait_s = request.results, 0.0
         while True:
             item = mailbox.get(wait_s) if wait_s or not mailbox.is_empty else None
-            if item is not None:
+            if isinstance(item, End):
+                error, item = item.error, None
+                if error is None:
+                    return None
                 try:
-                    return value_of(item)
+                    raise error
                 finally:
-                    del item  # an error's traceback would hold it, and it the error
+                    del error  # its traceback would hold it
+            if item is not None:
+                return item
             wait_s = _POLL_S
             if self._is_alone(request):
                 if not request.is_taking and (self._steps.make(self._requests, request) or not mailbox.is_empty):

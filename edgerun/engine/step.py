@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgerun.engine.cancel import FairLock
 from edgerun.engine.context import F32, Want
@@ -36,8 +36,7 @@ class StepOptions:
     most_at_once: int = 16
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What a request has of a step."""
 
     request: AnyRequest
@@ -85,30 +84,42 @@ class Steps:
         """The parts of a step for `some` of all requests, and how many of them, the first ones, are next tokens."""
         live = []
         for request in some:
-            if request.can_go_on:
-                if request.is_cancelled():
-                    _guarded(request, request.stop_or_fail)
-                else:
-                    live.append(request)
-        self._begin(live, requests)
-        begun = [request for request in live if request.has_begun and self._has_ticket(request)]
-        chosen: dict[AnyRequest, _Part] = {}
-        for request in begun:
-            if request.n_left == 1:
-                self._choose(request, 1, chosen, requests)
-        n_decode = len(chosen)
-        prompts = [request for request in begun if request.has_begun and request not in chosen and request.n_left > 1]
-        options = self._options
-        budget = self._pace.rows(options.tpot_s, options.step_tokens) if n_decode else options.step_tokens
-        for request in self._in_turn(prompts):
-            if budget <= 0 or not request.has_begun:
+            if not request.can_go_on:
                 continue
+            if request.is_cancelled():
+                _guarded(request, request.stop_or_fail)
+            else:
+                live.append(request)
+        if any([not request.has_begun for request in live]):
+            self._begin(live, requests)
+        chosen: dict[AnyRequest, _Part] = {}
+        prompts = []
+        for request in live:
+            if request.has_begun and self._has_ticket(request):
+                if request.n_left == 1:
+                    self._choose(request, 1, chosen, requests)
+                else:
+                    prompts.append(request)
+        if prompts:
+            self._choose_prompts(prompts, chosen, requests)
+        parts = list(chosen.values())
+        if len(parts) > 1:
+            parts.sort(key=lambda part: len(part.ids) > 1)
+        return parts, sum([len(part.ids) == 1 for part in parts])
+
+    def _choose_prompts(
+        self, prompts: Sequence[AnyRequest], chosen: dict[AnyRequest, _Part], requests: Sequence[AnyRequest]
+    ) -> None:
+        """Stretches of prompts beside the next tokens that are chosen, one prompt's or several's."""
+        options = self._options
+        budget = self._pace.rows(options.tpot_s, options.step_tokens) if chosen else options.step_tokens
+        for request in self._in_turn(prompts):
+            if budget <= 0:
+                return
             most = self._fixed(request) if options.fixed_steps else budget
-            if self._choose(request, most, chosen, requests):
+            if request.has_begun and self._choose(request, most, chosen, requests):
                 self._served = request.arrival
                 budget -= budget if options.fixed_steps else len(chosen[request].ids)
-        parts = sorted(chosen.values(), key=lambda part: len(part.ids) > 1)
-        return parts, sum(len(part.ids) == 1 for part in parts)
 
     def _begin(self, live: Sequence[AnyRequest], requests: Sequence[AnyRequest]) -> None:
         """Give those that have no pages yet theirs, in the order of their arrival, as long as there are some."""
@@ -214,7 +225,7 @@ class Steps:
         requests = [part.request for part in parts]
 
         def cancelled() -> bool:
-            return self.is_closing or all([request.is_cancelled() or request.is_over for request in requests])
+            return self.is_closing or all([request.wants_no_more for request in requests])
 
         try:
             with told_as_shortage("computing a step"):
