@@ -27,7 +27,7 @@ extern "C" {{
 /* Of a block of activations: see edgerun/kernels/formats/activations.py */
 #define EDGERUN_Q8_SUMS_BYTES {Q8_SUMS_BYTES}
 #define EDGERUN_Q8K_SUMS_BYTES {Q8K_SUMS_BYTES}
-#define EDGERUN_PRODUCT_AT {abi.PRODUCT_AT} /* bytes into a launch of products: where its descriptors begin */
+#define EDGERUN_LIST_AT {abi.LIST_AT} /* bytes into a launch that does several things: where their list begins */
 
 /* Does the items [low, high) of an operation; `arguments` is the address of a struct below. It allocates nothing. */
 typedef void edgerun_kernel(int64_t arguments, int64_t low, int64_t high);
@@ -59,8 +59,9 @@ def c_header(names: Iterable[str] = tuple(SOURCES)) -> str:
     names = list(names)
     kernels = [name for name in names if name not in abi.POOL]
     classes = list(dict.fromkeys(abi.arguments_of(name) for name in kernels))
-    if abi.Products in classes:
-        classes.insert(classes.index(abi.Products) + 1, abi.Product)
+    for head, listed in abi.LISTED.items():
+        if head in classes:
+            classes.insert(classes.index(head) + 1, listed)
     parts = [_BEGIN, *(_struct(each) for each in classes), ""]
     parts += [f"edgerun_kernel edgerun_{name}; /* {_tag(abi.arguments_of(name))} */" for name in kernels]
     parts += [f"{_pool(name)};" for name in names if name in abi.POOL]

@@ -51,7 +51,7 @@ int main(void)
     edgerun_quantize_q8(at(&quantize), 0, TOKENS);
 
     float *out = zeros(sizeof(float) * TOKENS * ROWS);
-    uint8_t *launch = zeros(EDGERUN_PRODUCT_AT + sizeof(struct edgerun_product));
+    uint8_t *launch = zeros(EDGERUN_LIST_AT + sizeof(struct edgerun_product));
     struct edgerun_products head = {1};
     struct edgerun_product product = {
         .weights = at(packed), .out = at(out), .tokens = TOKENS, .blocks = BLOCKS, .rows = ROWS,
@@ -61,7 +61,7 @@ int main(void)
         .sums = at(sums), .sums_stride = EDGERUN_Q8_SUMS_BYTES * BLOCKS,
     };
     memcpy(launch, &head, sizeof head);
-    memcpy(launch + EDGERUN_PRODUCT_AT, &product, sizeof product);
+    memcpy(launch + EDGERUN_LIST_AT, &product, sizeof product);
     edgerun_matmul_q8_0(at(launch), 0, groups);
 
     double most = 0, allowed = 0;

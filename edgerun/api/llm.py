@@ -52,6 +52,8 @@ class LLM(OpenAIMethods):
     memory: what the whole process may take, in bytes or as "2G"; "auto": what is there. A model that is larger
         is streamed from its file as it is needed; the results are the same. prefetch: whether weights are
         fetched before they are surely needed.
+    kv: how keys and values of sessions are kept: "f16", or in half ("q8_0") or about a quarter ("q4_0") of the memory;
+        "q8_0/q4_0": keys and values apart.
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
     prefill: what computes a prompt's dense products: "kernels", a backend as "ort-cpu:w7a8" or "openvino-npu", or
         "auto", what `edgerun calibrate` found best for this model here (the kernels where it was not asked).

@@ -30,14 +30,14 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
     from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
-    from edgerun.api.weights import load_kernels_for, open_store, plan_weights
+    from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_sizes
     from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
     from edgerun.planning.slow_types import slow_types_notice
 
-    events, n_bytes = options.events, options.memory_bytes
+    events, n_bytes, kv = options.events, options.memory_bytes, kv_options(options.kv)
     path = find_model(model, events)
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
@@ -47,7 +47,13 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
         asked_bytes = 0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES
         plan_weights(  # refuse early
-            gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=options.kernels, reserved_bytes=asked_bytes
+            gguf,
+            spec,
+            context=n_context,
+            memory_bytes=n_bytes,
+            kernels=options.kernels,
+            reserved_bytes=asked_bytes,
+            kv=kv,
         )
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
@@ -58,12 +64,18 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             if template.name != "fallback":  # such a model was made to chat
                 template.start()
         # before memory is divided: what compiling them takes must be there
-        impl = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events)
+        impl = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events, kv=kv)
         stack.callback(impl.close)
 
         def planned(reserved_bytes: int) -> MemoryPlan:
             return plan_weights(
-                gguf, spec, context=n_context, memory_bytes=n_bytes, kernels=impl, reserved_bytes=reserved_bytes
+                gguf,
+                spec,
+                context=n_context,
+                memory_bytes=n_bytes,
+                kernels=impl,
+                reserved_bytes=reserved_bytes,
+                kv=kv,
             )
 
         wanted, plan = plan_backend(options.prefill, gguf, spec, impl, planned, events)
@@ -74,7 +86,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         stack.callback(close_store)
         ledger = KvLedger(plan.kv_limit_bytes)
         stack.callback(ledger.release_all)
-        decoder = Decoder(spec, store, impl, context=n_context, kv_grant=ledger.grant)
+        decoder = Decoder(spec, store, impl, context=n_context, kv_ledger=ledger, kv=kv)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)

@@ -13,7 +13,9 @@ from edgerun.api.loading import choose_context, find_model, model_path
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
+from edgerun.models.chunks import CHUNK
 from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of
@@ -53,6 +55,7 @@ class ModelPlan:
     prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
     slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
     slow_notice: str = ""
+    windows: str = ""  # which layers keep a part of the context only
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -70,6 +73,7 @@ class ModelPlan:
             "slow_types": self.slow,
             "advice": self.advice,
             "prefill": self.prefill,
+            "windows": self.windows,
         }
 
 
@@ -86,7 +90,7 @@ def plan_model(
     `measure`: the machine's rates anew. Raises DoesNotFitError with the smallest memory that would do, and what `LLM`
     raises for names and files.
     """
-    from edgerun.api.weights import plan_weights
+    from edgerun.api.weights import kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_sizes
     from edgerun.models import load_spec
@@ -101,7 +105,13 @@ def plan_model(
 
         def planned() -> MemoryPlan:
             return plan_weights(
-                gguf, spec, context=n_context, memory_bytes=given.memory_bytes, kernels=given.kernels, state=state
+                gguf,
+                spec,
+                context=n_context,
+                memory_bytes=given.memory_bytes,
+                kernels=given.kernels,
+                state=state,
+                kv=kv_options(given.kv),
             )
 
         planned()  # refuse before anything is measured
@@ -121,8 +131,8 @@ def plan_model(
         prefill = f"{calibrated.choice} ({calibrated.why})"
         if plan.mode == "resident":
             speed = _measured_prompt(speed, calibrated)
-    advice = _advice(plan, spec.kv_bytes(n_context))
-    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice)
+    advice, windows = _advice(plan), _windows(spec, n_context)
+    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice, windows)
 
 
 def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], str]:
@@ -238,11 +248,19 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
     return products
 
 
-def _advice(plan: MemoryPlan, kv_bytes: int) -> str:
+def _windows(spec: ModelSpec, context: int) -> str:
+    """Of a model whose layers do not all see everything: how much these keep of a long context."""
+    groups = [group for group in spec.kv_groups() if group.window]
+    layers = sum(len(group.layers) for group in groups)
+    kept = max((KEYS_PER_PAGE * group.most_pages(context, CHUNK) for group in groups), default=context)
+    return f"{layers} of {spec.n_layers} layers keep the last {kept} tokens" if kept < context else ""
+
+
+def _advice(plan: MemoryPlan) -> str:
     if plan.mode == "resident":
         return ""
-    if kv_bytes > plan.cache_bytes // 4:
-        return f"a smaller --context frees memory for weights: its KV cache takes {format_size(kv_bytes)}"
+    if plan.kv_bytes > plan.cache_bytes // 4:
+        return f"a smaller --context frees memory for weights: its KV cache takes {format_size(plan.kv_bytes)}"
     if plan.mode == "experts" and plan.cached_share < 0.5:
         return "more --memory, or a smaller quantisation, raises the share of experts that are cached"
     return ""

@@ -12,6 +12,8 @@ from edgerun.device import memory_limits
 from edgerun.events import EventSink
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels, kernels_missing, load_kernels, load_sizes
+from edgerun.kernels.kv_formats import KV_FORMATS
+from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
@@ -32,6 +34,7 @@ def plan_weights(
     kernels: Kernels | str,
     reserved_bytes: int = 0,
     state: ProcessState | None = None,
+    kv: KvOptions | None = None,
 ) -> MemoryPlan:
     """How this process will hold the model. Before the kernels are loaded (their name is given) what they, the
     libraries and the vocabulary will take is estimated. `reserved_bytes`: of the budget, for others. `state`: of the
@@ -40,7 +43,8 @@ def plan_weights(
     budget, limited = process_budget(memory_bytes, memory_limits(), state.private_bytes)
     catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
     if isinstance(kernels, str):
-        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types())
+        quantised = kv is not None and kv.is_quantised
+        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), quantised)
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
@@ -51,14 +55,30 @@ def plan_weights(
         budget_bytes=budget,
         runtime_bytes=runtime_bytes + text_bytes(gguf.metadata) + reserved_bytes,
         limited=limited,
+        kv=kv,
     )
 
 
-def load_kernels_for(spec: ModelSpec, name: str, *, threads: int | None, events: EventSink) -> Kernels:
+def kv_options(words: str) -> KvOptions:
+    """Of the option `kv`: one format, or those of keys and of values with a slash between."""
+    keys, _, values = words.partition("/")
+    return KvOptions(KV_FORMATS[keys], KV_FORMATS[values or keys])
+
+
+def load_kernels_for(
+    spec: ModelSpec, name: str, *, threads: int | None, events: EventSink, kv: KvOptions | None = None
+) -> Kernels:
     """The kernels called `name`, with all that the model needs compiled."""
     catalog = make_catalog(spec.tensors, spec.n_layers)
     neurons = catalog.neuron_types() if catalog.n_neurons else []
-    return load_kernels(name, threads=threads, events=events, types=catalog.types(), neuron_types=neurons)
+    return load_kernels(
+        name,
+        threads=threads,
+        events=events,
+        types=catalog.types(),
+        neuron_types=neurons,
+        quantised_kv=kv is not None and kv.is_quantised,
+    )
 
 
 def open_store(

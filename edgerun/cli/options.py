@@ -32,8 +32,19 @@ def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[
 
 
 def model_options(function: F) -> F:
-    """-c, -t, --memory, --kernels."""
+    """-c, --kv, -t, --memory, --kernels."""
     function = memory_option(function)
+    function = checked_option(
+        "--kv",
+        name="kv",
+        kind=LOADING["kv"],
+        metavar="f16|q8_0|q4_0",
+        default="f16",
+        show_default=True,
+        envvar="EDGERUN_KV",
+        show_envvar=True,
+        help="How keys and values are kept: q8_0 takes half the memory, q4_0 a quarter; q8_0/q4_0: keys/values.",
+    )(function)
     function = kernels_option(function)
     function = threads_option(function)
     return checked_option(

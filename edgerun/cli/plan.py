@@ -66,6 +66,8 @@ def _lines(made: Any) -> dict[str, str]:
         "layers": f"{plan.pinned} of {plan.layers} layers kept, the others streamed",
     }[plan.mode]
     lines = {"model": made.name, "how": how, "context": f"{made.context} tokens"}
+    if made.windows:
+        lines["context"] += f"; {made.windows}"
     if made.download_bytes:
         lines["to download"] = format_size(made.download_bytes)
     lines |= {name: format_size(n_bytes) for name, n_bytes in plan.accounts() if n_bytes}

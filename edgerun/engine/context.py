@@ -23,7 +23,9 @@ class Context:
     """Token ids and the sequence of pages that holds their keys and values, always of the same length.
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
-    leaves the tokens up to the last whole step. What steps call (`enter` to `drop`) is called with the lock held.
+    leaves the tokens up to the last whole step. What steps call (`enter` to `drop`) is called with the lock held. Where
+    a model's windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed
+    again.
 
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
     arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
@@ -78,10 +80,10 @@ class Context:
         n = common_prefix(self._tokens, ids[: len(ids) - 1])
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-        self._cut(n)
+        n = self._cut(n)
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
-            self.sequence.reserve(len(ids) - n)
+            self.sequence.reserve(len(ids) - n, self._step_tokens)
         return n
 
     def is_valid(self, ticket: int | None) -> bool:
@@ -134,7 +136,7 @@ class Context:
             self.sequence.release()
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first `n` tokens."""
+        """Forget all but the first `n` tokens, or all of them where the cache cannot go on from there."""
         with self._lock.held():
             self._settle()
             self._user += 1
@@ -169,11 +171,14 @@ class Context:
         if n != len(self._tokens) or n != self.sequence.length:
             self._cut(n)
 
-    def _cut(self, n: int) -> None:
+    def _cut(self, n: int) -> int:
+        """Keep the first `n` tokens, or as many as the sequence can go on from; returns how many."""
         if n < self.sequence.length:
+            n = self.sequence.held_from(n)
             self.sequence.truncate(n)
         del self._tokens[n:]
         self._stepped = min(self._stepped, n // self._step_tokens * self._step_tokens)
+        return n
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

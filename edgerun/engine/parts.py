@@ -15,14 +15,16 @@ Message = Mapping[str, Any]
 
 
 class Cache(Protocol):
-    """Keys and values of `length` positions (`kv.KvCache`)."""
+    """Keys and values of `length` positions (`kv.KvSequence`)."""
 
     spare: bool  # may be emptied when another cache needs the memory
 
     @property
     def length(self) -> int: ...
 
-    def reserve(self, tokens: int) -> None: ...
+    def reserve(self, tokens: int, at_once: int | None = None) -> None: ...
+
+    def held_from(self, n: int) -> int: ...
 
     def release(self) -> None: ...
 

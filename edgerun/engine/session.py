@@ -232,10 +232,10 @@ class Session:
     def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
         whole = [*ids, *produced]
         n = len(self._context.leave())
+        is_read = bool(produced) or n >= len(ids)
         if n > len(whole):  # it was computed ahead of what was read
             self._context.truncate(len(whole))
             n = len(self._context)
-        is_read = bool(produced) or n >= len(ids)
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
         self._pending = whole[n:] if is_read else []
         if keep is not None and is_read:

@@ -33,13 +33,14 @@ def load_kernels(
     events: EventSink = ignore,
     types: Sequence[GgmlType] = (),
     neuron_types: Sequence[GgmlType] = (),
+    quantised_kv: bool = False,
 ) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
-    types, neuron_types: of matrices and neurons that will come: their kernels are made ready at once, which takes less
-    time than later one by one.
+    types, neuron_types: of matrices and neurons that will come, quantised_kv: whether keys and values will be: their
+    kernels are made ready at once, which takes less time than later one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
@@ -51,7 +52,9 @@ def load_kernels(
         return ReferenceKernels()
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.load(name, threads=threads, events=events, types=types, neuron_types=neuron_types)
+    return SimdKernels.load(
+        name, threads=threads, events=events, types=types, neuron_types=neuron_types, quantised_kv=quantised_kv
+    )
 
 
 def load_sizes(name: str = "auto") -> PackedSizes:
@@ -64,15 +67,17 @@ def load_sizes(name: str = "auto") -> PackedSizes:
     return PackedSizes(choose(name).lanes)
 
 
-def kernels_missing(name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType] = ()) -> bool:
-    """Whether the kernels called `name` for matrices and neurons of these types must be compiled before they can be
-    used. UsageError as `load_kernels`."""
+def kernels_missing(
+    name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType] = (), quantised_kv: bool = False
+) -> bool:
+    """Whether the kernels called `name` for matrices and neurons of these types, and for quantised keys and values,
+    must be compiled before they can be used. UsageError as `load_kernels`."""
     _check(name)
     if name == "reference":
         return False
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.missing(name, types, neuron_types)
+    return SimdKernels.missing(name, types, neuron_types, quantised_kv)
 
 
 def _check(name: str) -> None:

@@ -101,19 +101,38 @@ class Rope(NamedTuple):
 
 
 class KvWrite(NamedTuple):
-    """New keys (turned, see attention_layout.py) and values into the f16 cache. An item is a kv head."""
+    """New keys (turned, see attention_layout.py) and values into pages. From byte 128 on follows a `WrittenSpan` for
+    each span. An item is (span, kv head)."""
 
-    keys: Annotated[int, "address of the cache's keys, f16"]
-    values: Annotated[int, "address of the cache's values, f16"]
+    keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
+    values_at: Annotated[int, "bytes from a page's first to the layer's values"]
     keys_stride: Annotated[int, "bytes from head to head in keys"]
     values_stride: Annotated[int, "bytes from head to head in values"]
-    start: Annotated[int, "position of the first token"]
-    k: Annotated[int, "address of (tokens, kv heads, head_dim) f32"]
-    v: Annotated[int, "address of (tokens, kv heads, head_dim_v) f32"]
-    tokens: Annotated[int, "tokens"]
+    k: Annotated[int, "address of (rows, kv heads, head_dim) f32"]
+    v: Annotated[int, "address of (rows, kv heads, head_dim_v) f32"]
     heads: Annotated[int, "kv heads"]
     head_dim: Annotated[int, "dimensions of a key"]
     head_dim_v: Annotated[int, "dimensions of a value"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
+    values_format: Annotated[int, "as of keys"]
+
+
+class WrittenSpan(NamedTuple):
+    """Consecutive rows of one sequence."""
+
+    table: Annotated[int, "address of the sequence's page addresses"]
+    start: Annotated[int, "position of the first row"]
+    row: Annotated[int, "the first row"]
+    rows: Annotated[int, "how many"]
+
+
+class Rotate(NamedTuple):
+    """out = x times a Hadamard matrix, over its square root of size: see kv_formats.py. An item is `size` numbers."""
+
+    x: Annotated[int, "address of (items, size) f32"]
+    out: Annotated[int, "address of (items, size) f32"]
+    size: Annotated[int, "a power of two, at least the lanes"]
+    factor: Annotated[int, "address of an f32: 1 / the square root of size"]
 
 
 class Gated(NamedTuple):
@@ -181,68 +200,90 @@ class NeuronsDown(NamedTuple):
 
 
 class AttentionDecode(NamedTuple):
-    """One token; out: for each head and chunk weighted values, maximum, sum. An item is (kv head, chunk)."""
+    """Single rows, of any sequences. From byte 128 on follows an `AttentionRow` for each. An item is (row, kv head,
+    page of positions)."""
 
-    q: Annotated[int, "address of (tokens, heads, head_dim) f32"]
-    k: Annotated[int, "address of keys, f16, turned"]
-    v: Annotated[int, "address of values, f16"]
-    k_stride: Annotated[int, "bytes from kv head to kv head in k"]
-    v_stride: Annotated[int, "bytes from kv head to kv head in v"]
+    keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
+    values_at: Annotated[int, "bytes from a page's first to the layer's values"]
+    keys_stride: Annotated[int, "bytes from kv head to kv head in keys"]
+    values_stride: Annotated[int, "bytes from kv head to kv head in values"]
     head_dim: Annotated[int, "dimensions of a key"]
     head_dim_v: Annotated[int, "dimensions of a value"]
-    heads: Annotated[int, "heads"]
     group: Annotated[int, "heads of a kv head"]
-    first: Annotated[int, "first position (decode)"]
-    end: Annotated[int, "end position"]
     constants: Annotated[int, "address of f32 scale, softcap"]
     scratch: Annotated[int, "address of the threads' scratch"]
-    out: Annotated[int, "address of the result"]
     busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
     scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
-    chunks: Annotated[int, "chunks of positions"]
+    rows: Annotated[int, "how many rows follow"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py); attention_decode reads f16 only"]
+    values_format: Annotated[int, "as of keys"]
+
+
+class AttentionRow(NamedTuple):
+    """One row, which sees the positions first .. end - 1."""
+
+    first_item: Annotated[int, "items of the rows before it"]
+    q: Annotated[int, "address of (heads, head_dim) f32"]
+    table: Annotated[int, "address of the sequence's page addresses"]
+    first: Annotated[int, "first position"]
+    end: Annotated[int, "end position"]
+    parts: Annotated[int, "address of the result: for each head and page weighted values, maximum, sum, f32"]
+    pages: Annotated[int, "pages of a head in the result"]
+    unused_7: Annotated[int, "not used"] = 0
 
 
 class AttentionPrompt(NamedTuple):
-    """Many tokens. An item is (tile, kv head), later tiles first."""
+    """Many rows of one sequence. An item is (tile, kv head), later tiles first."""
 
-    q: Annotated[int, "address of (tokens, heads, head_dim) f32"]
-    k: Annotated[int, "address of keys, f16, turned"]
-    v: Annotated[int, "address of values, f16"]
-    k_stride: Annotated[int, "bytes from kv head to kv head in k"]
-    v_stride: Annotated[int, "bytes from kv head to kv head in v"]
+    q: Annotated[int, "address of (rows, heads, head_dim) f32"]
+    table: Annotated[int, "address of the sequence's page addresses"]
+    keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
+    values_at: Annotated[int, "bytes from a page's first to the layer's values"]
+    keys_stride: Annotated[int, "bytes from kv head to kv head in keys"]
+    values_stride: Annotated[int, "bytes from kv head to kv head in values"]
     head_dim: Annotated[int, "dimensions of a key"]
     head_dim_v: Annotated[int, "dimensions of a value"]
     heads: Annotated[int, "heads"]
     group: Annotated[int, "heads of a kv head"]
-    first: Annotated[int, "first position (decode)"]
-    end: Annotated[int, "end position"]
     constants: Annotated[int, "address of f32 scale, softcap"]
     scratch: Annotated[int, "address of the threads' scratch"]
-    out: Annotated[int, "address of the result"]
+    out: Annotated[int, "address of (rows, heads, head_dim_v) f32"]
     busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
     scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
-    tokens: Annotated[int, "tokens"]
-    window: Annotated[int, "positions that a token sees; 0: all before it"]
-    start: Annotated[int, "position of the first token"]
+    rows: Annotated[int, "rows"]
+    window: Annotated[int, "positions that a row sees; 0: all before it"]
+    start: Annotated[int, "position of the first row"]
+    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
+    values_format: Annotated[int, "as of keys"]
 
 
 class AttentionMerge(NamedTuple):
-    """Chunks of a head joined in ascending order. An item is a head."""
+    """Pages of a head joined in ascending order. From byte 128 on follows a `MergedRow` for each row. An item is
+    (row, head)."""
+
+    heads: Annotated[int, "heads"]
+    head_dim_v: Annotated[int, "dimensions of a value"]
+
+
+class MergedRow(NamedTuple):
+    """One row."""
 
     parts: Annotated[int, "address of what attention_decode left"]
-    chunks: Annotated[int, "chunks of positions"]
-    head_dim_v: Annotated[int, "dimensions of a value"]
+    pages: Annotated[int, "pages of a head"]
     out: Annotated[int, "address of (heads, head_dim_v) f32"]
+    unused_3: Annotated[int, "not used"] = 0
 
 
 _OF_KERNEL = {
     "rms_norm": RmsNorm,
     "rope": Rope,
     "kv_write": KvWrite,
+    "rotate": Rotate,
     "gated": Gated,
     "combine": Combine,
     "add": Add,
     "attention_decode": AttentionDecode,
+    "attention_decode_any": AttentionDecode,
     "attention_prompt": AttentionPrompt,
     "attention_merge": AttentionMerge,
 }
@@ -253,7 +294,8 @@ _OF_FAMILY = {
     "neurons_up_": NeuronsUp,
     "neurons_down_": NeuronsDown,
 }
-PRODUCT_AT = 128  # bytes into a launch of products: where its `Product`s begin
+LISTED = {Products: Product, KvWrite: WrittenSpan, AttentionDecode: AttentionRow, AttentionMerge: MergedRow}
+LIST_AT = 128  # bytes into a launch: where what is `LISTED` begins
 PRODUCT_BYTES = 128
 
 # The thread pool's are no kernels: plain functions of int64, with their parameters (see pool_kernels.py)

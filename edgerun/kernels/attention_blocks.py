@@ -6,7 +6,7 @@ The order in which a row's result is summed is defined here, and depends on noth
 - the scores of a block of KEYS positions become weights against the running maximum of their chunk; what a row may not
   see weighs exactly nothing;
 - a chunk's values are summed in the order of positions, block by block, from nothing;
-- chunks of CHUNK positions, counted from position 0 of the sequence, are joined in ascending order.
+- chunks of KEYS_PER_PAGE positions, counted from position 0 of the sequence, are joined in ascending order.
 """
 
 from __future__ import annotations

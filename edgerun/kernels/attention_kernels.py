@@ -1,18 +1,15 @@
-"""Attention over the f16 cache. Never an n x n matrix: scores live for a block of positions at a time.
+"""Attention over pages of keys and values. Never an n x n matrix: scores live for a block of positions at a time.
 
-Decode (one token): an item is (kv head, chunk of positions); it leaves each head's maximum, sum and weighted values,
-which `attention_merge` joins (FlashDecoding, Dao et al. 2023).
+Decode (single rows, of any sequences): an item is (row, kv head, page of positions); it leaves each head's maximum, sum
+and weighted values, which `attention_merge` joins (FlashDecoding, Dao et al. 2023).
 
-Prompt: an item is (kv head, tile of tokens); keys and values are widened once a block for all rows of the tile, and
-the softmax is kept running (FlashAttention, Dao et al. 2022; Milakov and Gimelshein 2018).
+Prompt (many rows of one sequence): an item is (kv head, tile of rows); keys and values are widened once a block for all
+rows of the tile, and the softmax is kept running (FlashAttention, Dao et al. 2022; Milakov and Gimelshein 2018).
 
-Both are made of the pieces of `attention_blocks` over the same blocks and chunks, which are counted from the
-sequence's first position: a row's result is the same to the bit whichever computes it, and whatever else is computed
-with it. `attention_layout` says how keys and values lie.
-
-Slots: 0 q, 1 k, 2 v, 3 bytes from kv head to kv head in k, 4 in v, 5 head_dim, 6 head_dim of values, 7 heads,
-8 heads a kv head, 9 first position, 10 end position, 11 &(scale, softcap), 12 scratch, 13 out, 14 &busy flags,
-15 scratch bytes of a slot, then as stated. A working thread takes a slot of scratch by its busy flag.
+Both are made of the pieces of `attention_blocks` over the same blocks and pages, which are counted from the sequence's
+first position: a row's result is the same to the bit whichever computes it, and whatever else is computed with it.
+`attention_layout` says how keys and values lie, `abi` what the slots of the arguments are. A working thread takes a
+slot of scratch by its busy flag.
 """
 
 from __future__ import annotations
@@ -21,11 +18,15 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
-from edgerun.kernels.attention_layout import CHUNK, KEYS, TILE
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
+from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
+
+_ROW_BYTES, _MERGED_BYTES = 64, 32  # of an `abi.AttentionRow`, an `abi.MergedRow`
 
 
 @njit(forceinline=True)
@@ -37,13 +38,27 @@ def _take_slot(busy: int) -> int:
 
 
 def build_attention_decode(ops: Ops) -> Any:
-    """16 chunks. `out`: for every head and chunk head_dim_v weighted values, the maximum, the sum.
+    """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
 
     Scratch of a working thread, f32: scores (4, KEYS). Heads of a kv head go by fours, twos and ones."""
+    return _decode(ops, plain=True)
+
+
+def build_attention_decode_any(ops: Ops) -> Any:
+    """The same for keys and values in any of `kv_formats`: each block is widened once for all heads of a kv head.
+
+    Scratch of a working thread, f32: scores (4, KEYS), keys (head_dim, KEYS), values (KEYS, head_dim_v)."""
+    return _decode(ops, plain=False)
+
+
+def _decode(ops: Ops, plain: bool) -> Any:
     lanes = ops.lanes
     load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
     zero, softmax = ops.zero_floats, build_softmax(ops)
-    four, two, one, single, eight = build_products(ops, ops.load_halves, 2)
+    widen_keys, widen_values = build_widen(ops)
+    size = 2 if plain else 4  # bytes of a key's or a value's dimension
+    four, two, one, single, eight = build_products(ops, ops.load_halves if plain else load, size)
+    load_one = load_f16 if plain else load_f32
 
     @njit(forceinline=True)
     def put(scores: int, row: int, j: int, a: Any, b: Any) -> None:
@@ -54,10 +69,10 @@ def build_attention_decode(ops: Ops) -> Any:
 
     @njit(forceinline=True)
     def scores_of(rows: int, q: int, dq: int, keys: int, dim: int, begin: int, end: int, out: int) -> None:
-        step, two_vectors = 2 * KEYS, 2 * lanes
+        step, two_vectors = size * KEYS, 2 * lanes
         if rows == 4:
             for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
-                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
+                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + size * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 1, j, r[2], r[3])
                 put(out, 2, j, r[4], r[5])
@@ -66,7 +81,7 @@ def build_attention_decode(ops: Ops) -> Any:
         j = begin // (4 * lanes) * (4 * lanes)
         if rows == 2:
             while j < end:
-                r = two(q, q + dq, dim, keys + 2 * j, step)
+                r = two(q, q + dq, dim, keys + size * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 0, j + two_vectors, r[2], r[3])
                 put(out, 1, j, r[4], r[5])
@@ -74,14 +89,14 @@ def build_attention_decode(ops: Ops) -> Any:
                 j += 4 * lanes
             return
         while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
-            r = eight(q, dim, keys + 2 * j, step)
+            r = eight(q, dim, keys + size * j, step)
             put(out, 0, j, r[0], r[1])
             put(out, 0, j + two_vectors, r[2], r[3])
             put(out, 0, j + 2 * two_vectors, r[4], r[5])
             put(out, 0, j + 3 * two_vectors, r[6], r[7])
             j += 8 * lanes
         while j < end:
-            s = one(q, dim, keys + 2 * j, step)
+            s = one(q, dim, keys + size * j, step)
             put(out, 0, j, s[0], s[1])
             put(out, 0, j + two_vectors, s[2], s[3])
             j += 4 * lanes
@@ -96,45 +111,45 @@ def build_attention_decode(ops: Ops) -> Any:
         """A row's dimensions from i on: by single vectors, then one by one."""
         while i + lanes <= dim:
             at = int64(out + 4 * i)
-            store(at, fma(load(at), factor, single(w, n, v + 2 * i, 2 * dim)))
+            store(at, fma(load(at), factor, single(w, n, v + size * i, size * dim)))
             i += lanes
         while i < dim:
             total = float32(0.0)
             for p in range(n):
-                total = fma_one(load_f32(int64(w + 4 * p)), load_f16(int64(v + 2 * (p * dim + i))), total)
+                total = fma_one(load_f32(int64(w + 4 * p)), load_one(int64(v + size * (p * dim + i))), total)
             at = int64(out + 4 * i)
             store_f32(at, fma_one(load_f32(at), first_lane(factor), total))
             i += 1
 
     @njit(forceinline=True)
-    def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, size: int, f: Any) -> None:
-        """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `size` bytes apart."""
+    def values_of(rows: int, w: int, n: int, v: int, dim: int, out: int, stride: int, f: Any) -> None:
+        """Rows of weights (n of every KEYS) times values (n, dim), added to the rows of `out`, `stride` bytes apart."""
         dw, pair, i = 4 * KEYS, 8 * lanes, 0
         if rows == 4:
             while i + 2 * lanes <= dim:
-                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
+                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
-                gather(at + size, f[1], r[2], r[3])
-                gather(at + 2 * size, f[2], r[4], r[5])
-                gather(at + 3 * size, f[3], r[6], r[7])
+                gather(at + stride, f[1], r[2], r[3])
+                gather(at + 2 * stride, f[2], r[4], r[5])
+                gather(at + 3 * stride, f[3], r[6], r[7])
                 i += 2 * lanes
-            rest(w + dw, n, v, dim, i, out + size, f[1])
-            rest(w + 2 * dw, n, v, dim, i, out + 2 * size, f[2])
-            rest(w + 3 * dw, n, v, dim, i, out + 3 * size, f[3])
+            rest(w + dw, n, v, dim, i, out + stride, f[1])
+            rest(w + 2 * dw, n, v, dim, i, out + 2 * stride, f[2])
+            rest(w + 3 * dw, n, v, dim, i, out + 3 * stride, f[3])
         elif rows == 2:
             while i + 4 * lanes <= dim:
-                r = two(w, w + dw, n, v + 2 * i, 2 * dim)
+                r = two(w, w + dw, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
-                gather(at + size, f[1], r[4], r[5])
-                gather(at + size + pair, f[1], r[6], r[7])
+                gather(at + stride, f[1], r[4], r[5])
+                gather(at + stride + pair, f[1], r[6], r[7])
                 i += 4 * lanes
-            rest(w + dw, n, v, dim, i, out + size, f[1])
+            rest(w + dw, n, v, dim, i, out + stride, f[1])
         else:
             while i + 8 * lanes <= dim:
-                r = eight(w, n, v + 2 * i, 2 * dim)
+                r = eight(w, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
@@ -142,7 +157,7 @@ def build_attention_decode(ops: Ops) -> Any:
                 gather(at + 3 * pair, f[0], r[6], r[7])
                 i += 8 * lanes
             while i + 4 * lanes <= dim:
-                s = one(w, n, v + 2 * i, 2 * dim)
+                s = one(w, n, v + size * i, size * dim)
                 at = out + 4 * i
                 gather(at, f[0], s[0], s[1])
                 gather(at + pair, f[0], s[2], s[3])
@@ -157,47 +172,66 @@ def build_attention_decode(ops: Ops) -> Any:
         store_f32(int64(part + 4 * dim + 4), float32(0.0))
 
     def attention_decode(arguments: int, low: int, high: int) -> None:
-        q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        v, k_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        v_stride, dim = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        dim_v, group = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 64))
-        first, end = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
-        constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        slot_bytes, chunks = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
+        keys_at, values_at = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        k_stride, v_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        dim, dim_v = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        group, constants = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
+        scratch, busy = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
+        slot_bytes, count = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
+        keys_format, values_format = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         part_bytes = (dim_v + 2) * 4
-        size = chunks * part_bytes  # from head to head
         slot = _take_slot(busy)
         scores = scratch + slot * slot_bytes
+        wide_keys = scores + 4 * KEYS * 4
+        wide_values = wide_keys + dim * KEYS * 4
+        row = arguments + LIST_AT
+        last = row + (count - 1) * _ROW_BYTES
         for item in range(low, high):
-            kv_head, chunk = item // chunks, item % chunks
-            start = (first // CHUNK + chunk) * CHUNK
-            after = min(end, start + CHUNK)
+            while row < last and load_i64(int64(row + _ROW_BYTES)) <= item:
+                row += _ROW_BYTES
+            q, table = load_i64(int64(row + 8)), load_i64(int64(row + 16))
+            first, end = load_i64(int64(row + 24)), load_i64(int64(row + 32))
+            stride = load_i64(int64(row + 48)) * part_bytes  # from head to head
+            pages = (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
+            within = item - load_i64(int64(row))
+            kv_head, number = within // pages, within % pages
+            start = (first // KEYS_PER_PAGE + number) * KEYS_PER_PAGE
+            after = min(end, start + KEYS_PER_PAGE)
             begin = max(first, start)
-            parts = out + kv_head * group * size + chunk * part_bytes
+            page = load_i64(int64(table + start // KEYS_PER_PAGE * 8))
+            page_keys = page + keys_at + kv_head * k_stride
+            page_values = page + values_at + kv_head * v_stride
+            parts = load_i64(int64(row + 40)) + kv_head * group * stride + number * part_bytes
             for h in range(group):
-                empty(parts + h * size, dim_v)
+                empty(parts + h * stride, dim_v)
             for at in range(begin // KEYS * KEYS, after, KEYS):
                 lowest, n = max(0, begin - at), min(KEYS, after - at)
-                keys = k + kv_head * k_stride + at * dim * 2
-                values = v + kv_head * v_stride + (at + lowest) * dim_v * 2
+                block = (at - start) // KEYS
+                keys = page_keys + block * keys_block_bytes(keys_format, dim)
+                values = page_values + block * block_bytes(values_format, dim_v)
+                if plain:
+                    values += lowest * dim_v * 2
+                else:
+                    widen_keys(keys, dim, keys_format, wide_keys)
+                    widen_values(values, lowest, n - lowest, dim_v, dim_v, values_format, wide_values)
+                    keys, values = wide_keys, wide_values
                 h = 0
                 while h < group:
                     rows = min(4, group - h)
                     if rows == 3:
                         rows = 2
                     scores_of(rows, q + (kv_head * group + h) * dim * 4, dim * 4, keys, dim, lowest, n, scores)
-                    part = parts + h * size
+                    part = parts + h * stride
                     state = part + 4 * dim_v
                     f0 = softmax(scores, lowest, n, scale, cap, state)
                     f1, f2, f3 = zero(), zero(), zero()
                     if rows > 1:
-                        f1 = softmax(scores + 4 * KEYS, lowest, n, scale, cap, state + size)
+                        f1 = softmax(scores + 4 * KEYS, lowest, n, scale, cap, state + stride)
                     if rows > 2:
-                        f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * size)
-                        f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * size)
-                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, size, (f0, f1, f2, f3))
+                        f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * stride)
+                        f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * stride)
+                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, stride, (f0, f1, f2, f3))
                     h += rows
         store_release(int64(busy + 8 * slot), int64(0))
 
@@ -205,22 +239,23 @@ def build_attention_decode(ops: Ops) -> Any:
 
 
 def build_attention_merge(ops: Ops) -> Any:
-    """0 parts, 1 chunks, 2 head_dim_v, 3 out. An item is a head: its chunks are joined in ascending order."""
+    """See `abi.AttentionMerge`."""
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
     zero, splat, join = ops.zero_floats, ops.splat, build_join(ops)
 
     def attention_merge(arguments: int, low: int, high: int) -> None:
-        parts, chunks = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        dim, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        heads, dim = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         size = (dim + 2) * 4
-        for head in range(low, high):
-            target = out + head * dim * 4
+        for item in range(low, high):
+            row, head = arguments + LIST_AT + item // heads * _MERGED_BYTES, item % heads
+            parts, pages = load_i64(int64(row)), load_i64(int64(row + 8))
+            target = load_i64(int64(row + 16)) + head * dim * 4
             for i in range(0, dim, lanes):
                 store(int64(target + 4 * i), zero(), int64(dim - i))
             top, total = float32(LOWEST), float32(0.0)
-            for c in range(chunks):
-                part = parts + (head * chunks + c) * size
+            for c in range(pages):
+                part = parts + (head * pages + c) * size
                 at = part + 4 * dim
                 top, total, old, new = join(top, total, load_f32(int64(at)), load_f32(int64(at + 4)))
                 for i in range(0, dim, lanes):
@@ -236,36 +271,16 @@ def build_attention_merge(ops: Ops) -> Any:
 
 
 def build_attention_prompt(ops: Ops) -> Any:
-    """9 is unused. 16 tokens, 17 window (0: none), 18 position of the first token.
-
-    An item is (tile, kv head), later tiles first because they see more. Scratch of a working thread, f32: keys
+    """See `abi.AttentionPrompt`: later tiles come first because they see more. Scratch of a working thread, f32: keys
     (head_dim, KEYS), values (KEYS, padded head_dim_v), scores (4, KEYS), and twice of each of TILE * group rows, for
-    the chunk and for the chunks before: weighted values (padded head_dim_v), maximum, sum.
+    the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
-    load, load_halves, store, fma, times = ops.load_floats, ops.load_halves, ops.store_floats, ops.fma, ops.mul
+    load, store, fma, times = ops.load_floats, ops.store_floats, ops.fma, ops.mul
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
     softmax, join = build_softmax(ops), build_join(ops)
+    widen_keys, widen_values = build_widen(ops)
     four, _, _, _, _ = build_products(ops, load, 4)
-
-    @njit(forceinline=True)
-    def widen_keys(k: int, dim: int, out: int) -> None:
-        for i in range(0, dim * KEYS, lanes):
-            store(int64(out + 4 * i), load_halves(int64(k + 2 * i)))
-
-    @njit(forceinline=True)
-    def widen_values(v: int, n: int, dim: int, padded: int, out: int) -> None:
-        for p in range(n):
-            i = 0
-            while i + lanes <= dim:
-                store(int64(out + (p * padded + i) * 4), load_halves(int64(v + (p * dim + i) * 2)))
-                i += lanes
-            while i < dim:
-                store_f32(int64(out + (p * padded + i) * 4), load_f16(int64(v + (p * dim + i) * 2)))
-                i += 1
-            while i < padded:
-                store_f32(int64(out + (p * padded + i) * 4), float32(0.0))
-                i += 1
 
     @njit(forceinline=True)
     def empty(row: int, padded: int) -> None:
@@ -275,7 +290,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         store_f32(int64(row + 4 * padded + 4), float32(0.0))
 
     @njit(forceinline=True)
-    def add_chunk(row: int, whole: int, padded: int) -> None:
+    def add_page(row: int, whole: int, padded: int) -> None:
         at, to = row + 4 * padded, whole + 4 * padded
         top, total, old, new = join(
             load_f32(int64(to)), load_f32(int64(to + 4)), load_f32(int64(at)), load_f32(int64(at + 4))
@@ -304,15 +319,16 @@ def build_attention_prompt(ops: Ops) -> Any:
             store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
 
     def attention_prompt(arguments: int, low: int, high: int) -> None:
-        q, k = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        v, k_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        v_stride, dim = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        dim_v, heads = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
-        group = load_i64(int64(arguments + 64))
-        constants, scratch = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
-        out, busy = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        slot_bytes, tokens = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
-        window, position = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 144))
+        q, table = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        keys_at, values_at = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        k_stride, v_stride = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        dim, dim_v = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
+        heads, group = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
+        constants, scratch = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
+        out, busy = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
+        slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
+        window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
+        keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
         tiles = (tokens + TILE - 1) // TILE
@@ -338,11 +354,14 @@ def build_attention_prompt(ops: Ops) -> Any:
                 empty(wholes + r * row_bytes, padded)
             for at in range(first, end, KEYS):
                 n = min(KEYS, end - at)
-                if at == first or at % CHUNK == 0:
+                if at == first or at % KEYS_PER_PAGE == 0:
                     for r in range((count + 3) // 4 * 4):
                         empty(rows + r * row_bytes, padded)
-                widen_keys(k + kv_head * k_stride + at * dim * 2, dim, keys)
-                widen_values(v + kv_head * v_stride + at * dim_v * 2, n, dim_v, padded, values)
+                page, block = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE // KEYS
+                source = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
+                widen_keys(source, dim, keys_format, keys)
+                source = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
+                widen_values(source, 0, n, dim_v, padded, values_format, values)
                 for r in range(0, count, 4):
                     # the last rows may stand for less than four: the others repeat the last, and are not used
                     r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
@@ -395,12 +414,12 @@ def build_attention_prompt(ops: Ops) -> Any:
                             gather(e1, to + row_bytes, p[2], p[3], f1)
                             gather(e2, to + 2 * row_bytes, p[4], p[5], f2)
                             gather(e3, to + 3 * row_bytes, p[6], p[7], f3)
-                if at + KEYS >= end or (at + KEYS) % CHUNK == 0:
-                    chunk = at // CHUNK * CHUNK
+                if at + KEYS >= end or (at + KEYS) % KEYS_PER_PAGE == 0:
+                    begun = at // KEYS_PER_PAGE * KEYS_PER_PAGE
                     for r in range(count):
                         own = position + t0 + r // group
-                        if own >= chunk and (window == 0 or own - window + 1 < chunk + CHUNK):
-                            add_chunk(rows + r * row_bytes, wholes + r * row_bytes, padded)
+                        if own >= begun and (window == 0 or own - window + 1 < begun + KEYS_PER_PAGE):
+                            add_page(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
                 source = wholes + r * row_bytes
                 target = out + ((t0 + r // group) * heads + kv_head * group + r % group) * dim_v * 4

@@ -1,23 +1,32 @@
-"""Attention: new keys and values into the cache, and queries over it. See `attention_layout`, `attention_kernels`."""
+"""Attention: new keys and values into pages, and queries over them. See `attention_layout`, `attention_kernels`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import AttentionDecode, AttentionMerge, AttentionPrompt, KvWrite
-from edgerun.kernels.attention_layout import (
-    TILE,
-    decode_chunks,
-    decode_scratch_bytes,
-    keys_shape,
-    prompt_scratch_bytes,
+from edgerun.kernels.abi import (
+    AttentionDecode,
+    AttentionMerge,
+    AttentionPrompt,
+    AttentionRow,
+    KvWrite,
+    MergedRow,
+    Rotate,
+    WrittenSpan,
 )
-from edgerun.kernels.interface import F16, F32
+from edgerun.kernels.attention_layout import TILE, decode_pages, decode_scratch_bytes, prompt_scratch_bytes
+from edgerun.kernels.interface import F32
+from edgerun.kernels.kv_formats import rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
+from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
 
-_FEW = 16  # tokens; fewer are written by the caller alone
+FEW_ROWS = 8  # of a span: they go one by one, beside those of all other short spans; longer ones go by tiles
+_FEW = 16  # rows; fewer are written by the caller alone
+_MOST_ROWS = 256  # of a launch: the parts of their results are kept until they are joined
 
 
 class AttentionLaunch:
@@ -29,83 +38,156 @@ class AttentionLaunch:
         self._scratch = np.zeros(0, np.float32)
         self._busy = np.zeros(launcher.threads + 1, np.int64)  # which parts of the scratch threads have taken
 
-    def write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
+    def write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
         """See `interface.Kernels.kv_write`."""
-        (tokens, heads, dim), dim_v, room = k.shape, v.shape[2], values.shape[1]
-        fits = keys.shape == keys_shape(heads, room, dim) and values.shape[::2] == (heads, dim_v)
-        if start < 0 or start + tokens > room or v.shape[:2] != (tokens, heads) or not fits:
-            raise UsageError(
-                f"cannot write {k.shape}, {v.shape} at {start} of keys {keys.shape}, values {values.shape}"
-            )
+        layout, rows = layout_of(spans), len(k)
+        heads, dim, dim_v = layout.kv_heads, layout.head_dim, layout.head_dim_v
+        if k.shape != (rows, heads, dim) or v.shape != (rows, heads, dim_v):
+            raise UsageError(f"cannot write {k.shape}, {v.shape} to pages of {heads} x {dim}, {heads} x {dim_v}")
+        check_spans(spans, rows, [span.start for span in spans])
+        if layout.keys.is_rotated:
+            k = self._rotated(k)
         arguments = KvWrite(
-            keys=address(keys),
-            values=address(values),
-            keys_stride=keys.strides[0],
-            values_stride=values.strides[0],
-            start=start,
+            keys_at=layout.keys_at,
+            values_at=layout.values_at,
+            keys_stride=layout.keys_stride,
+            values_stride=layout.values_stride,
             k=address(k),
             v=address(v),
-            tokens=tokens,
             heads=heads,
             head_dim=dim,
             head_dim_v=dim_v,
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
         )
-        self._launcher.launch("kv_write", arguments, heads, heads if tokens < _FEW else 1)
+        written, row = [], 0
+        for span in spans:
+            written.append(WrittenSpan(span.pages.address, span.start, row, span.rows))
+            row += span.rows
+        items = heads * len(spans)
+        self._launcher.launch("kv_write", arguments, items, items if rows < _FEW else 1, written)
 
-    def attend(
-        self, q: F32, k: F16, v: F16, start: int, out: F32, *, scale: float, softcap: float, window: int
-    ) -> None:
+    def attend(self, q: F32, spans: Sequence[Span], out: F32, *, scale: float, softcap: float, window: int) -> None:
         """See `interface.Kernels.attention`."""
-        tokens, heads, dim = q.shape
-        kv_heads, dim_v = k.shape[0], v.shape[2]
-        fits = k.shape == keys_shape(kv_heads, v.shape[1], dim) and start + tokens <= v.shape[1]
-        if heads % kv_heads or not fits or out.shape != (tokens, heads, dim_v):
-            raise UsageError(
-                f"attention of {q.shape} over keys {k.shape}, values {v.shape} at {start} into {out.shape}"
-            )
-        group = heads // kv_heads
-        cache = (address(q), address(k), address(v), k.strides[0], v.strides[0], dim, dim_v, heads, group)
+        layout, (rows, heads, dim) = layout_of(spans), q.shape
+        if heads % layout.kv_heads or dim != layout.head_dim or out.shape != (rows, heads, layout.head_dim_v):
+            raise UsageError(f"attention of {q.shape} over {layout.kv_heads} kv heads into {out.shape}")
+        check_spans(spans, rows, [first_seen(span.start + 1, window) for span in spans])
+        if layout.keys.is_rotated:
+            q = self._rotated(q)
         numbers = constants(scale, softcap)
+        few: list[tuple[int, int, int]] = []  # row of q, address of its sequence's table, position after the last
         with self._launcher.lock:  # the scratch is ours until the last launch is done
-            if tokens == 1:
-                self._one_token(cache, kv_heads, max(0, start + 1 - window) if window else 0, start + 1, numbers, out)
-            else:
-                self._prompt(cache, kv_heads, tokens, start, window, numbers, out)
+            row = 0
+            for span in spans:
+                if span.rows <= FEW_ROWS:
+                    few += [(row + i, span.pages.address, span.start + i + 1) for i in range(span.rows)]
+                else:
+                    self._prompt(q[row : row + span.rows], span, layout, window, numbers, out[row : row + span.rows])
+                row += span.rows
+            for first in range(0, len(few), _MOST_ROWS):
+                self._single_rows(q, few[first : first + _MOST_ROWS], layout, window, numbers, out)
 
-    def decode_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
-        """Of attention for one token: addresses of the threads' slots, of the chunks' parts."""
-        slots = decode_scratch_bytes() // 4 * self._launcher.threads
-        scratch = self._floats(slots + heads * chunks * (dim_v + 2))
+    def decode_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
+        """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
+        parts of results."""
+        slots = _slot_bytes(layout) // 4 * self._launcher.threads
+        scratch = self._floats(slots + heads * pages * (layout.head_dim_v + 2))
         return scratch, scratch + 4 * slots
 
     def after_fork(self) -> None:
         """See `device.forks`."""
         self._busy[:] = 0
 
-    def _one_token(self, cache: tuple[int, ...], kv_heads: int, first: int, end: int, numbers: int, out: F32) -> None:
-        """Positions first .. end - 1, in chunks that threads share and a second launch joins."""
-        heads, dim_v = out.shape[1:]
-        chunks = decode_chunks(first, end)
-        scratch, parts = self.decode_scratch(heads, chunks, dim_v)
-        slots = (address(self._busy), decode_scratch_bytes())
-        arguments = AttentionDecode(*(*cache, first, end, numbers, scratch, parts, *slots, chunks))
-        self._launcher.launch("attention_decode", arguments, kv_heads * chunks, 1)
-        self._launcher.launch("attention_merge", AttentionMerge(parts, chunks, dim_v, address(out)), heads, heads)
-
-    def _prompt(
-        self, cache: tuple[int, ...], kv_heads: int, tokens: int, start: int, window: int, numbers: int, out: F32
+    def _single_rows(
+        self, q: F32, few: list[tuple[int, int, int]], layout: LayerLayout, window: int, numbers: int, out: F32
     ) -> None:
-        """Many tokens, each of which sees the positions up to its own."""
-        dim, dim_v, _, group = cache[-4:]
-        slot_bytes = prompt_scratch_bytes(dim, dim_v, group, self._lanes)
-        scratch = self._floats(slot_bytes // 4 * self._launcher.threads)
-        slots = (address(self._busy), slot_bytes)
-        arguments = AttentionPrompt(
-            *(*cache, 0, start + tokens, numbers, scratch, address(out), *slots, tokens, window, start)
+        """Each by itself, in pages that threads share and a second launch joins."""
+        _, heads, dim = q.shape
+        dim_v, kv_heads = layout.head_dim_v, layout.kv_heads
+        seen = [(first_seen(end, window), end) for _, _, end in few]
+        pages = [decode_pages(first, end) for first, end in seen]
+        scratch, parts = self.decode_scratch(layout, heads, sum(pages))
+        q_at, out_at = address(q), address(out)
+        rows, merged, before = [], [], 0
+        for (row, table, _), (first, end), count in zip(few, seen, pages, strict=True):
+            part = parts + 4 * heads * before * (dim_v + 2)
+            rows.append(AttentionRow(kv_heads * before, q_at + 4 * row * heads * dim, table, first, end, part, count))
+            merged.append(MergedRow(part, count, out_at + 4 * row * heads * dim_v))
+            before += count
+        arguments = AttentionDecode(
+            keys_at=layout.keys_at,
+            values_at=layout.values_at,
+            keys_stride=layout.keys_stride,
+            values_stride=layout.values_stride,
+            head_dim=dim,
+            head_dim_v=dim_v,
+            group=heads // kv_heads,
+            constants=numbers,
+            scratch=scratch,
+            busy=address(self._busy),
+            scratch_bytes=_slot_bytes(layout),
+            rows=len(few),
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
         )
-        self._launcher.launch("attention_prompt", arguments, -(-tokens // TILE) * kv_heads, 1)
+        self._launcher.launch(decode_kernel(layout), arguments, kv_heads * before, 1, rows)
+        self._launcher.launch("attention_merge", AttentionMerge(heads, dim_v), heads * len(few), heads, merged)
+
+    def _prompt(self, q: F32, span: Span, layout: LayerLayout, window: int, numbers: int, out: F32) -> None:
+        """Many rows of one sequence, each of which sees the positions up to its own."""
+        rows, heads, dim = q.shape
+        group = heads // layout.kv_heads
+        slot_bytes = prompt_scratch_bytes(dim, layout.head_dim_v, group, self._lanes)
+        arguments = AttentionPrompt(
+            q=address(q),
+            table=span.pages.address,
+            keys_at=layout.keys_at,
+            values_at=layout.values_at,
+            keys_stride=layout.keys_stride,
+            values_stride=layout.values_stride,
+            head_dim=dim,
+            head_dim_v=layout.head_dim_v,
+            heads=heads,
+            group=group,
+            constants=numbers,
+            scratch=self._floats(slot_bytes // 4 * self._launcher.threads),
+            out=address(out),
+            busy=address(self._busy),
+            scratch_bytes=slot_bytes,
+            rows=rows,
+            window=window,
+            start=span.start,
+            keys_format=layout.keys.number,
+            values_format=layout.values.number,
+        )
+        self._launcher.launch("attention_prompt", arguments, -(-rows // TILE) * layout.kv_heads, 1)
+
+    def _rotated(self, x: F32) -> F32:
+        """(rows, heads, head_dim), rotated: see `kv_formats`."""
+        out = np.empty_like(x)
+        self._launcher.keep(out)
+        size = rotation_size(x.shape[2])
+        items = x.size // size
+        arguments = Rotate(address(x), address(out), size, constants(size**-0.5))
+        self._launcher.launch("rotate", arguments, items, 64)
+        return out
 
     def _floats(self, count: int) -> int:
         if self._scratch.size < count:
             self._scratch = np.empty(count + 16, np.float32)
         return address(self._scratch)
+
+
+def decode_kernel(layout: LayerLayout) -> str:
+    """Which of the two reads such pages."""
+    return "attention_decode" if layout.is_plain else "attention_decode_any"
+
+
+def _slot_bytes(layout: LayerLayout) -> int:
+    return decode_scratch_bytes() if layout.is_plain else decode_scratch_bytes(layout.head_dim, layout.head_dim_v)
+
+
+def first_seen(end: int, window: int) -> int:
+    """The first position that a row sees of those before `end`."""
+    return max(0, end - window) if window else 0

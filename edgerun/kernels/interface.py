@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.layout import layout_bytes
+from edgerun.kernels.pages import Span
 
 F32 = NDArray[np.float32]
-F16 = NDArray[np.float16]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
@@ -228,17 +228,15 @@ class Kernels(Protocol):
         norm: pairs (2i, 2i + 1); neox: pairs (i, i + rot / 2)."""
         ...
 
-    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
-        """Positions start .. start + T - 1 of keys (kv_heads, blocks, head_dim, KEYS) and of values (kv_heads, room,
-        head_dim_v), both f16, = k (T, kv_heads, head_dim) and v (T, kv_heads, head_dim_v). See `attention_layout`."""
+    def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
+        """The spans' positions, in their order, = k (T, kv_heads, head_dim) and v (T, kv_heads, head_dim_v). All spans
+        are of one layer, of different sequences."""
         ...
 
     def attention(
         self,
         q: F32,  # (T, heads, head_dim)
-        k: F16,  # (kv_heads, blocks, head_dim, KEYS): see `attention_layout`
-        v: F16,  # (kv_heads, room, head_dim_v)
-        start: int,  # row t stands at position start + t and sees positions <= its own (already written)
+        spans: Sequence[Span],  # of which positions the rows are, in order; each sees those <= its own (written before)
         out: F32,  # (T, heads, head_dim_v)
         *,
         scale: float,
@@ -246,7 +244,7 @@ class Kernels(Protocol):
         window: int = 0,  # 0: none; else sees only positions > own - window
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
-        position and on what it sees alone: not on T, nor on what stands after it."""
+        position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""
         ...
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:

@@ -13,6 +13,7 @@ ALWAYS = (
     *("add", "rms_norm", "rope", "kv_write", "gated"),
     *("attention_decode", "attention_merge"),
 )
+QUANTISED_KV = ("attention_decode_any", "rotate")  # what quantised keys and values need beside these
 
 
 class MatrixKernels(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.kernels.abi import PRODUCT_AT, PRODUCT_BYTES, Arguments, Product, Products, packed
+from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES, Arguments, Product, Products, packed
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.memory import address
 from edgerun.kernels.pool import ThreadPool
@@ -22,7 +22,6 @@ from edgerun.kernels.program import Launch, Program, Recorder
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _PACK_INTO = [struct.Struct(f"{count}q").pack_into for count in range(24)]  # of so many arguments
-_PACK_PRODUCT = _PACK_INTO[PRODUCT_BYTES // 8]
 _ARGUMENTS_BYTES = 1 << 16  # to begin with: 511 products
 
 
@@ -43,14 +42,17 @@ class Launcher:
         self._arguments = _argument_memory(_ARGUMENTS_BYTES)
         self._recorder: Recorder | None = None
 
-    def launch(self, name: str, arguments: Arguments, items: int, grain: int) -> None:
+    def launch(self, name: str, arguments: Arguments, items: int, grain: int, listed: Sequence[Arguments] = ()) -> None:
         """Do all items of a kernel, at least `grain` at a time. Small work runs on the caller alone: waking the others
-        would cost more."""
+        would cost more. listed: what follows the arguments of a kernel that takes a list (`abi.LISTED`)."""
+        n_bytes = LIST_AT + 8 * len(listed[0]) * len(listed) if listed else 8 * len(arguments)
         with self.lock:
             memory, at = self._arguments
-            _PACK_INTO[len(arguments)](memory, 0, *arguments)
+            if n_bytes > memory.nbytes:
+                memory, at = self._arguments = _argument_memory(2 * n_bytes)
+            _pack(memory, arguments, listed)
             if self._recorder is not None:
-                self._recorder.add(self._noted(name, memory[: 8 * len(arguments)].tobytes(), items, grain))
+                self._recorder.add(self._noted(name, memory[:n_bytes].tobytes(), items, grain))
             if items <= grain:
                 function = self._functions.get(name) or self._function(name)
                 function(at, 0, items)
@@ -58,16 +60,8 @@ class Launcher:
                 self._pool.run(self._cache.address(name), at, items, grain)
 
     def launch_products(self, name: str, products: Sequence[Product], items: int, grain: int) -> None:
-        """`launch` of a product's kernel, which takes a list."""
-        n_bytes = PRODUCT_AT + PRODUCT_BYTES * len(products)
-        with self.lock:
-            memory, at = self._arguments
-            if n_bytes > memory.nbytes:
-                memory, at = self._arguments = _argument_memory(2 * n_bytes)
-            _pack_products(memory, products)
-            if self._recorder is not None:
-                self._recorder.add(self._noted(name, memory[:n_bytes].tobytes(), items, grain))
-            self._pool.run(self._cache.address(name), at, items, grain)
+        """`launch` of a product's kernel."""
+        self.launch(name, Products(len(products)), items, grain, products)
 
     def laid_out(self, name: str, arguments: Arguments, items: int, grain: int) -> Launch:
         """What `launch` would do, for a `Program`."""
@@ -75,8 +69,8 @@ class Launcher:
 
     def products_laid_out(self, name: str, products: Sequence[Product], items: int, grain: int) -> Launch:
         """What `launch_products` would do, for a `Program`."""
-        memory = bytearray(PRODUCT_AT + PRODUCT_BYTES * len(products))
-        _pack_products(memory, products)
+        memory = bytearray(LIST_AT + PRODUCT_BYTES * len(products))
+        _pack(memory, Products(len(products)), products)
         return self._noted(name, bytes(memory), items, grain)
 
     def run_alone(self, name: str, arguments: Arguments, items: int) -> None:
@@ -143,10 +137,11 @@ def _argument_memory(n_bytes: int) -> tuple[memoryview, int]:
     return memory.data, address(memory)
 
 
-def _pack_products(memory: memoryview | bytearray, products: Sequence[Product]) -> None:
-    """A head and its products, as `matmul_driver` reads them."""
-    _PACK_INTO[1](memory, 0, *Products(len(products)))
-    at = PRODUCT_AT
-    for product in products:
-        _PACK_PRODUCT(memory, at, *product)
-        at += PRODUCT_BYTES
+def _pack(memory: memoryview | bytearray, arguments: Arguments, listed: Sequence[Arguments] = ()) -> None:
+    """As a kernel reads them."""
+    _PACK_INTO[len(arguments)](memory, 0, *arguments)
+    if listed:
+        at, pack_into = LIST_AT, _PACK_INTO[len(listed[0])]
+        for each in listed:
+            pack_into(memory, at, *each)
+            at += 8 * len(each)

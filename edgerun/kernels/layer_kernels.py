@@ -1,4 +1,4 @@
-"""What stands between the products: norm, rotary embedding, cache writes, gates, the sum over experts.
+"""What stands between the products: norm, rotary embedding, gates, the sum over experts.
 
 Arguments are int64 slots at an address; floats travel as the address of an f32. An item is a row (a token), unless
 stated. Lengths need not be multiples of the lanes: the rest goes through masked loads and stores.
@@ -10,10 +10,9 @@ from typing import Any
 
 from numba import float32, int64, njit
 
-from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_f32, load_i64, store_f16
+from edgerun.kernels.simd import load_f32, load_i64
 
 
 def build_rms_norm(ops: Ops) -> Any:
@@ -83,39 +82,6 @@ def build_rope(ops: Ops) -> Any:
                     neighbours(p, c, s, half)
 
     return rope, kernel_signature()
-
-
-def build_kv_write(ops: Ops) -> Any:
-    """0 keys, 1 values, 2 bytes from head to head in keys, 3 in values, 4 start, 5 k, 6 v, 7 tokens, 8 kv heads,
-    9 head_dim, 10 head_dim of values. f32 -> f16, keys turned (`attention_layout`). An item is a kv head, whose blocks
-    no other thread writes."""
-    lanes, load, store_halves = ops.lanes, ops.load_floats, ops.store_halves
-
-    def kv_write(arguments: int, low: int, high: int) -> None:
-        keys, values = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        keys_stride, values_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        start = load_i64(int64(arguments + 32))
-        k, v = load_i64(int64(arguments + 40)), load_i64(int64(arguments + 48))
-        tokens, heads = load_i64(int64(arguments + 56)), load_i64(int64(arguments + 64))
-        dim, dim_v = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
-        for head in range(low, high):
-            for token in range(tokens):
-                position = start + token
-                source = k + (token * heads + head) * dim * 4
-                target = keys + head * keys_stride + (position // KEYS * dim * KEYS + position % KEYS) * 2
-                for i in range(dim):
-                    store_f16(int64(target + i * KEYS * 2), load_f32(int64(source + 4 * i)))
-                source = v + (token * heads + head) * dim_v * 4
-                target = values + head * values_stride + position * dim_v * 2
-                i = 0
-                while i + lanes <= dim_v:
-                    store_halves(int64(target + 2 * i), load(int64(source + 4 * i)))
-                    i += lanes
-                while i < dim_v:
-                    store_f16(int64(target + 2 * i), load_f32(int64(source + 4 * i)))
-                    i += 1
-
-    return kv_write, kernel_signature()
 
 
 def sigmoid_of(ops: Ops) -> Any:

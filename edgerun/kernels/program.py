@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.kernels.abi import PRODUCT_AT, PRODUCT_BYTES
+from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES
 
 I64 = NDArray[np.int64]
 
@@ -97,8 +97,16 @@ class Program:
 
     def products(self, launch: int, count: int) -> I64:
         """The `abi.Product`s of a launch of `count` products, (count, slots) int64, to be changed."""
-        start, slots = int(self._starts[launch]) + PRODUCT_AT // 8, PRODUCT_BYTES // 8
+        start, slots = int(self._starts[launch]) + LIST_AT // 8, PRODUCT_BYTES // 8
         return self._arguments[start : start + slots * count].reshape(count, slots)
+
+    def listed_places(self, launches: I64, slot: int) -> I64:
+        """Slot `slot` of the first that is listed in each of these launches (`abi.LISTED`), for a `Patch`."""
+        return self.argument_places(launches, LIST_AT // 8 + slot)
+
+    def set_listed(self, launches: I64, slot: int, values: Any) -> None:
+        """Slot `slot` of the first that is listed in each of these launches = values."""
+        self.set(launches, LIST_AT // 8 + slot, values)
 
     def set(self, launches: I64, slot: int, values: Any) -> None:
         """Argument `slot` of these launches = values (one, or one for each)."""

@@ -13,9 +13,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.attention_layout import read_keys, write_keys
 from edgerun.kernels.interface import (
-    F16,
     F32,
     I32,
     U8,
@@ -27,6 +25,8 @@ from edgerun.kernels.interface import (
     RopeKind,
     RouterKind,
 )
+from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
+from edgerun.kernels.pages import Span, check_spans, layout_of
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
 
@@ -149,35 +149,42 @@ class ReferenceKernels:
         else:
             x[:, :, :half], x[:, :, half : 2 * half] = a * c - b * s, a * s + b * c
 
-    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
-        write_keys(keys, k, start)
-        values[:, start : start + len(v)] = v.transpose(1, 0, 2)
+    def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
+        check_spans(spans, len(k), [span.start for span in spans])
+        row = 0
+        for span in spans:
+            write_positions(span.pages, span.start, k[row : row + span.rows], v[row : row + span.rows])
+            row += span.rows
 
     def attention(
         self,
         q: F32,
-        k: F16,
-        v: F16,
-        start: int,
+        spans: Sequence[Span],
         out: F32,
         *,
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
     ) -> None:
-        tokens, heads, dim = q.shape
-        kv_heads, group = k.shape[0], heads // k.shape[0]
-        keys = read_keys(k, start + tokens).astype(np.float32)
-        values = v[:, : start + tokens].astype(np.float32)
-        for row, own in enumerate(range(start, start + tokens)):  # one by one: sums are over what a row sees alone
-            seen = slice(max(0, own - window + 1) if window else 0, own + 1)
-            queries = q[row].reshape(kv_heads, group, dim)
-            scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
-            if softcap:
-                scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-            weights /= weights.sum(axis=2, keepdims=True)
-            out[row] = (weights @ values[:, seen]).reshape(heads, -1)
+        heads, dim = q.shape[1:]
+        kv_heads = layout_of(spans).kv_heads
+        firsts = [max(0, span.start - window + 1) if window else 0 for span in spans]
+        check_spans(spans, len(q), firsts)
+        if layout_of(spans).keys.is_rotated:
+            q = rotated(q)
+        row = 0
+        for span, first in zip(spans, firsts, strict=True):
+            keys, values = read_positions(span.pages, first, span.end)
+            for own in range(span.start, span.end):  # one by one: sums are over what a row sees alone
+                seen = slice(max(0, own - window + 1) - first if window else 0, own + 1 - first)
+                queries = q[row].reshape(kv_heads, heads // kv_heads, dim)
+                scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
+                if softcap:
+                    scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+                weights /= weights.sum(axis=2, keepdims=True)
+                out[row] = (weights @ values[:, seen]).reshape(heads, -1)
+                row += 1
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         out[:] = activate(gate, activation) * up

@@ -20,7 +20,6 @@ from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
 from edgerun.kernels.interface import (
-    F16,
     F32,
     I32,
     U8,
@@ -35,6 +34,7 @@ from edgerun.kernels.interface import (
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.packer import Packer
+from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.reference import route
@@ -68,19 +68,22 @@ class SimdKernels:
         directory: Path | None = None,
         types: Sequence[GgmlType] = (),
         neuron_types: Sequence[GgmlType] = (),
+        quantised_kv: bool = False,
     ) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        wanted = _all_names(types, neuron_types) if types else kernel_names.ALWAYS
+        wanted = _all_names(types, neuron_types, quantised_kv) if types else kernel_names.ALWAYS
         cache.prepare(wanted)  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
-    def missing(cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> bool:
+    def missing(
+        cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool = False
+    ) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
         cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing(_all_names(types, neuron_types)))
+        return bool(cache.missing(_all_names(types, neuron_types, quantised_kv)))
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -109,9 +112,9 @@ class SimdKernels:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
 
-    def decode_attention_scratch(self, heads: int, chunks: int, dim_v: int) -> tuple[int, int]:
+    def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""
-        return self._attention.decode_scratch(heads, chunks, dim_v)
+        return self._attention.decode_scratch(layout, heads, pages)
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -190,22 +193,20 @@ class SimdKernels:
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         layer_launch.gated(self._launcher, gate, up, activation, out)
 
-    def kv_write(self, keys: F16, values: F16, k: F32, v: F32, start: int) -> None:
-        self._attention.write(keys, values, k, v, start)
+    def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
+        self._attention.write(spans, k, v)
 
     def attention(
         self,
         q: F32,
-        k: F16,
-        v: F16,
-        start: int,
+        spans: Sequence[Span],
         out: F32,
         *,
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
     ) -> None:
-        self._attention.attend(q, k, v, start, out, scale=scale, softcap=softcap, window=window)
+        self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
 
     def route(
         self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
@@ -213,8 +214,9 @@ class SimdKernels:
         return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
 
 
-def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType]) -> list[str]:
-    return [*kernel_names.ALWAYS, *kernel_names.for_matrices(types), *kernel_names.for_neurons(neuron_types)]
+def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool) -> list[str]:
+    kv = kernel_names.QUANTISED_KV if quantised_kv else ()
+    return [*kernel_names.ALWAYS, *kernel_names.for_matrices(types), *kernel_names.for_neurons(neuron_types), *kv]
 
 
 def _rows(x: Activations) -> Rows:

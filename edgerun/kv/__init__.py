@@ -1,6 +1,18 @@
-"""The keys and values of a sequence."""
+"""The keys and values of sequences, in pages."""
 
-from edgerun.kv.cache import KvCache
-from edgerun.kv.ledger import Grant, KvLedger, unlimited
+from edgerun.kv.groups import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
+from edgerun.kv.ledger import KvLedger
+from edgerun.kv.pages import Page, PagePool
+from edgerun.kv.sequence import KvSequence
 
-__all__ = ["Grant", "KvCache", "KvLedger", "unlimited"]
+__all__ = [
+    "Group",
+    "KvLayer",
+    "KvLedger",
+    "KvOptions",
+    "KvSequence",
+    "Page",
+    "PagePool",
+    "layer_groups",
+    "sequence_bytes",
+]

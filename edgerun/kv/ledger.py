@@ -1,8 +1,8 @@
-"""What the KV caches of one model may take together, and who of them gives way.
+"""What the pages of one model may take together, and who of their holders gives way.
 
-A plan sets one context's keys and values aside, but sessions, forks and the last call's cache each have one. Every
-cache asks here before it grows; nothing has to be given back, because what is held is counted from the caches that
-still live.
+A plan sets one context's keys and values aside, but sessions, forks, what sessions share and the last call's cache
+each hold pages. Whoever needs another page asks here; nothing has to be given back, because what is held is counted
+from the pages that still live, each once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 from edgerun.device import give_back_free_memory
@@ -18,70 +18,83 @@ from edgerun.errors import DoesNotFitError
 from edgerun.units import format_size
 
 
+class Piece(Protocol):
+    """Memory that was granted. Hashed by identity."""
+
+    n_bytes: int
+
+
 class Holder(Protocol):
-    """A cache, as far as the ledger cares. Hashed by identity."""
+    """Whose pieces they are, as far as the ledger cares. Hashed by identity."""
 
-    held_bytes: int  # written by the ledger when it grants more, by the cache when it lets go
-    spare: bool  # nobody's at the moment: it may be emptied for another
+    @property
+    def n_bytes(self) -> int: ...
 
-    def release(self) -> None: ...
+    def make_room(self) -> None:
+        """Let go of what nobody would miss."""
+        ...
+
+    def release(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+P = TypeVar("P", bound=Piece)
 
 
 class KvLedger:
-    """`limit_bytes` for all caches that ask. Thread-safe; a spare cache is emptied by the thread that asks, which
+    """`limit_bytes` for all who ask; None: nobody counts. Thread-safe; holders make room in the thread that asks, which
     therefore must be the one that may use the model now."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int | None) -> None:
         self.limit_bytes = limit_bytes
-        self._caches: WeakSet[Holder] = WeakSet()
+        self._holders: WeakSet[Holder] = WeakSet()
+        self._pieces: WeakSet[Piece] = WeakSet()
         self._lock = threading.RLock()  # a collection may run finalisers that close a session
 
     @property
     def held_bytes(self) -> int:
-        """Of all caches that live."""
+        """Of all pieces that live."""
         with self._lock:
-            return sum(cache.held_bytes for cache in self._caches)
+            return sum(piece.n_bytes for piece in self._pieces)
 
-    def grant(self, cache: Holder, wanted_bytes: int, least_bytes: int) -> int:
-        """What `cache` may hold from now on: `wanted_bytes`, or where these are not there `least_bytes`.
+    def join(self, holder: Holder) -> None:
+        """From now on `holder` is asked to make room for others."""
+        with self._lock:
+            self._holders.add(holder)
 
-        Before it refuses, spare caches are emptied and those collected that nobody can reach any more.
-        Raises DoesNotFitError, and `cache` keeps what it has.
+    def grant(self, holder: Holder, n_bytes: int, make: Callable[[], list[P]]) -> list[P]:
+        """What `make` makes: pieces of `n_bytes` together.
+
+        Before it refuses, all others let go of what nobody would miss, and those are collected that nobody can reach
+        any more. Raises DoesNotFitError, and `holder` keeps what it has.
         """
+        limit = self.limit_bytes
         with self._lock:
-            self._caches.add(cache)
-            for make_room in (None, self._empty_spare, gc.collect):
+            for make_room in (None, lambda: self._others_make_room(holder), gc.collect):
                 if make_room is not None:
                     make_room()
                     give_back_free_memory()
-                free = self.limit_bytes - self.held_bytes + cache.held_bytes
-                if least_bytes <= free:
-                    cache.held_bytes = wanted_bytes if wanted_bytes <= free else least_bytes
-                    return cache.held_bytes
-            others = sum(each is not cache and each.held_bytes > 0 for each in self._caches)
+                if limit is None or self.held_bytes + n_bytes <= limit:
+                    made = make()
+                    self._pieces.update(made)
+                    return made
+            assert limit is not None
+            others = sum(each is not holder and each.n_bytes > 0 for each in self._holders)
             raise DoesNotFitError(
-                f"a session needs {format_size(least_bytes)} for its keys and values, but of the "
-                f"{format_size(self.limit_bytes)} that all sessions of this model may take together {others} others "
-                f"hold {format_size(self.held_bytes - cache.held_bytes)}; close sessions that are no longer needed, "
+                f"a session needs {format_size(holder.n_bytes + n_bytes)} for its keys and values, but of the "
+                f"{format_size(limit)} that all sessions of this model may take together {others} others "
+                f"hold {format_size(self.held_bytes - holder.n_bytes)}; close sessions that are no longer needed, "
                 "keep their texts shorter, or load the model with more memory"
             )
 
     def release_all(self) -> None:
-        """Empty every cache: the model is closed."""
+        """Everybody lets go of everything: the model is closed."""
         with self._lock:
-            for cache in list(self._caches):
-                cache.release()
+            for holder in list(self._holders):
+                holder.release()
 
-    def _empty_spare(self) -> None:
-        for cache in list(self._caches):
-            if cache.spare:
-                cache.release()
-
-
-def unlimited(cache: Holder, wanted_bytes: int, least_bytes: int) -> int:
-    """`KvLedger.grant` where nobody counts."""
-    cache.held_bytes = wanted_bytes
-    return wanted_bytes
-
-
-Grant = Callable[[Holder, int, int], int]
+    def _others_make_room(self, holder: Holder) -> None:
+        for each in list(self._holders):
+            if each is not holder:
+                each.make_room()

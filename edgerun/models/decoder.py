@@ -1,8 +1,8 @@
 """The one decoder: tokens in, logits out, for every declared family.
 
 Its layers are plans of blocks (`plan.py`), computed by `layers.py` with the operations of `kernels`, the weights of a
-`WeightStore` and the keys and values of a `KvCache`. One token, a chunk of a prompt: the same call with another number
-of rows. T rows at a time, d = d_model; all activations are f32.
+`WeightStore` and the keys and values of a `KvSequence`. One token, a chunk of a prompt: the same call with another
+number of rows. T rows at a time, d = d_model; all activations are f32.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import FormatError, UnsupportedError, UsageError
+from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.kv import Grant, KvCache, unlimited
+from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
+from edgerun.models.batch import Batch
 from edgerun.models.blocks.base import Cancel, Cut, check
 from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.footprint import activation_bytes
@@ -38,7 +39,8 @@ class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
-    kv_grant: what its caches ask before they grow.
+    kv_ledger: what the pages of all its sequences are counted by.
+    kv: how keys and values are kept.
     """
 
     def __init__(
@@ -48,13 +50,14 @@ class Decoder:
         kernels: Kernels,
         *,
         context: int | None = None,
-        kv_grant: Grant = unlimited,
+        kv_ledger: KvLedger | None = None,
+        kv: KvOptions | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
         self.plan = plan_of(spec)
-        self._kv_grant = kv_grant
+        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         output_norm = store.vector("output_norm")
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
@@ -70,17 +73,14 @@ class Decoder:
         self._can_replay = kernels.recordable and store.fixed and is_replayable(self.plan)
         self._replay = DecodeReplay(kernels, self.plan, ropes, self._record, self._record_logits)
 
-    def new_cache(self, capacity: int) -> KvCache:
-        """An empty cache for one sequence of up to `capacity` tokens."""
-        shapes = {(kv.kv_heads, kv.head_dim_k, kv.head_dim_v) for kv in (layer.mixer.kv for layer in self.plan)}
-        if len(shapes) > 1:
-            raise UnsupportedError(f"keys and values differ between the layers of this {self.spec.architecture} model")
-        return KvCache(self.spec.n_layers, *shapes.pop(), capacity, self._kv_grant)
+    def new_cache(self, capacity: int) -> KvSequence:
+        """An empty sequence of up to `capacity` tokens."""
+        return KvSequence(self.pages, capacity)
 
     def forward(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         logits: Literal["last", "all", "none"] = "last",
         cancelled: Callable[[], bool] | None = None,
@@ -111,7 +111,7 @@ class Decoder:
     def hidden(
         self,
         ids: Sequence[int] | NDArray[np.int32],
-        cache: KvCache,
+        cache: KvSequence,
         *,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32:
@@ -141,7 +141,7 @@ class Decoder:
 
     # -- one token ----------------------------------------------------------------------------------------------
 
-    def _decode(self, token: int, cache: KvCache, logits: bool, cancelled: Cancel) -> F32 | None:
+    def _decode(self, token: int, cache: KvSequence, logits: bool, cancelled: Cancel) -> F32 | None:
         """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
         if not 0 <= token < self.spec.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
@@ -155,7 +155,7 @@ class Decoder:
             return None
         return self._capped(self._row_logits.copy())
 
-    def _record(self, cache: KvCache, cut: Cut) -> None:
+    def _record(self, cache: KvSequence, cut: Cut) -> None:
         """All launches of one token but those of its logits."""
         self._layers.record(self._x, Places(cache, cache.length, 1), cut)
 
@@ -167,7 +167,7 @@ class Decoder:
     # -- many tokens --------------------------------------------------------------------------------------------
 
     def _chunks(
-        self, ids: Sequence[int] | NDArray[np.int32], cache: KvCache, cancelled: Cancel
+        self, ids: Sequence[int] | NDArray[np.int32], cache: KvSequence, cancelled: Cancel
     ) -> list[tuple[int, F32]]:
         """Run all layers over every wave: (its first row, its states (T, d) before the output norm)."""
         tokens = np.asarray(ids, np.int32)
@@ -194,7 +194,7 @@ class Decoder:
                 self._layers.drop_scratch()
         return done
 
-    def _wave(self, tokens: NDArray[np.int32], cache: KvCache, cancelled: Cancel) -> F32:
+    def _wave(self, tokens: NDArray[np.int32], cache: KvSequence, cancelled: Cancel) -> F32:
         """All layers over some tokens, (T, d)."""
         x = self._embed(tokens)
         places = Places(cache, cache.length, len(x))

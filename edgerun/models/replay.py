@@ -1,7 +1,7 @@
 """Decoding a token as recorded launches: Python's share of a token becomes a few numpy assignments.
 
-The first token is recorded while it is computed. Later ones patch what depends on the position and on the cache (the
-addresses of keys and values, the rotary row, the range that attention sees) and run the recording in one call. Where
+The first token is recorded while it is computed. Later ones patch what depends on the position and on the sequence
+(the rotary row, the range that attention sees; the table of its pages) and run the recording in one call. Where
 experts must be chosen the recording is cut into pieces; what cannot be recorded is computed eagerly for good.
 """
 
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.kernels.abi import AttentionDecode, AttentionMerge, KvWrite, Rope, slot_of
-from edgerun.kernels.attention_layout import decode_chunks
+from edgerun.kernels.abi import AttentionDecode, AttentionRow, MergedRow, Rope, WrittenSpan, slot_of
+from edgerun.kernels.attention_launch import decode_kernel
+from edgerun.kernels.attention_layout import decode_pages
 from edgerun.kernels.program import I64, Patch, Program
-from edgerun.kv import KvCache
+from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Cut, Decide
 from edgerun.models.plan import LayerPlan
 from edgerun.models.rope import RopeTable
@@ -24,14 +25,12 @@ from edgerun.models.spec import Rotation
 
 # Argument slots of the kernels that are patched
 _ROPE_COS, _ROPE_SIN = (slot_of(Rope, name) for name in ("cos", "sin"))
-_KV_KEYS, _KV_VALUES, _KV_K_STRIDE, _KV_V_STRIDE, _KV_START = (
-    slot_of(KvWrite, name) for name in ("keys", "values", "keys_stride", "values_stride", "start")
+_WRITTEN_TABLE, _START = (slot_of(WrittenSpan, name) for name in ("table", "start"))
+_SCRATCH = slot_of(AttentionDecode, "scratch")
+_TABLE, _FIRST, _END, _PARTS, _PAGES = (
+    slot_of(AttentionRow, name) for name in ("table", "first", "end", "parts", "pages")
 )
-_K, _V, _K_STRIDE, _V_STRIDE, _FIRST, _END, _SCRATCH, _PARTS, _CHUNKS = (
-    slot_of(AttentionDecode, name)
-    for name in ("k", "v", "k_stride", "v_stride", "first", "end", "scratch", "out", "chunks")
-)
-_MERGE_PARTS, _MERGE_CHUNKS = (slot_of(AttentionMerge, name) for name in ("parts", "chunks"))
+_MERGED_PARTS, _MERGED_PAGES = (slot_of(MergedRow, name) for name in ("parts", "pages"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +39,7 @@ class _Recorded:
 
     cuts: the number of launches before it, what decides.
     body: launches before those of the logits.
-    write, attend, merge: the launches that are patched when keys and values lie elsewhere than for the token before.
+    write, attend, merge: the launches that are patched when another sequence comes than for the token before.
     step: what is patched for every token (`DecodeReplay._patch`)."""
 
     program: Program
@@ -73,7 +72,7 @@ class DecodeReplay:
         kernels: Any,
         plan: tuple[LayerPlan, ...],
         ropes: dict[Rotation, RopeTable],
-        record: Callable[[KvCache, Cut], None],
+        record: Callable[[KvSequence, Cut], None],
         logits: Callable[[], None],
     ) -> None:
         self._kernels = kernels
@@ -87,9 +86,9 @@ class DecodeReplay:
         self._rotated = np.array([each.mixer.rotation is not None for each in plan], bool)
         found = {bool(m.window): ropes[m.rotation] for m in (each.mixer for each in plan) if m.rotation is not None}
         self._ropes = found.get(False), found.get(True)  # of layers that see all, of those with a window
-        self._laid_out: tuple[Any, int, int] | None = None  # the cache's addresses and the scratch that are recorded
+        self._laid_out: tuple[Any, int, int] | None = None  # the sequence's tables and the scratch that are recorded
 
-    def run(self, cache: KvCache, cancelled: Cancel, logits: bool) -> None:
+    def run(self, cache: KvSequence, cancelled: Cancel, logits: bool) -> None:
         """Compute one token at cache.length; logits, where wanted, are left where they are recorded. Raises
         Cancelled."""
         if self._eager:
@@ -108,7 +107,7 @@ class DecodeReplay:
                 start = end
             self._kernels.run_program(recorded.program, start, None if logits else recorded.body)
 
-    def _record(self, cache: KvCache, cancelled: Cancel) -> None:
+    def _record(self, cache: KvSequence, cancelled: Cancel) -> None:
         cuts: list[tuple[int, Decide]] = []
         with self._kernels.record() as recorder:
 
@@ -125,7 +124,8 @@ class DecodeReplay:
             return
         program = recorder.program()
         self._laid_out = None
-        write, attend, merge = (program.find(name) for name in ("kv_write", "attention_decode", "attention_merge"))
+        names = ("kv_write", decode_kernel(cache.pages(0).layout), "attention_merge")
+        write, attend, merge = (program.find(name) for name in names)
         self._recorded = _Recorded(
             program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
         )
@@ -137,54 +137,43 @@ class DecodeReplay:
         rope, rotated = program.find("rope"), first[self._rotated]
         every = np.zeros_like(first)
         places = [
-            (program.argument_places(write, _KV_START), every),
-            (program.argument_places(attend, _END), every + 1),
-            (program.argument_places(attend, _FIRST), first),
-            (program.argument_places(attend, _CHUNKS), first + 1),
-            (program.argument_places(merge, _MERGE_CHUNKS), first + 1),
+            (program.listed_places(write, _START), every),
+            (program.listed_places(attend, _END), every + 1),
+            (program.listed_places(attend, _FIRST), first),
+            (program.listed_places(attend, _PAGES), first + 1),
+            (program.listed_places(merge, _MERGED_PAGES), first + 1),
             (program.item_places(attend), first + 2),
             (program.argument_places(rope, _ROPE_COS), rotated + 3),
             (program.argument_places(rope, _ROPE_SIN), rotated + 4),
         ]
         return program.patch(places, 12)
 
-    def _patch(self, recorded: _Recorded, cache: KvCache) -> None:
+    def _patch(self, recorded: _Recorded, cache: KvSequence) -> None:
         attention, position = self._attention, cache.length
         end = position + 1
         first = max(0, end - self._window) if self._window else 0
-        all_chunks, chunks = decode_chunks(0, end), decode_chunks(first, end)
-        scratch = self._kernels.decode_attention_scratch(attention.heads, all_chunks, attention.head_dim_v)
-        addresses = cache.addresses()
+        all_pages, pages = decode_pages(0, end), decode_pages(first, end)
+        scratch = self._kernels.decode_attention_scratch(cache.pages(0).layout, attention.heads, all_pages)
         laid_out = self._laid_out
-        if laid_out is None or laid_out[0] is not addresses or laid_out[1:] != scratch:
-            self._lay_out(recorded, addresses, *scratch)
+        if laid_out is None or laid_out[0] is not cache.tables or laid_out[1:] != scratch:
+            self._lay_out(recorded, cache.tables, *scratch)
         (cos, sin), (local_cos, local_sin) = (
             (0, 0) if rope is None else rope.addresses(position) for rope in self._ropes
         )
         heads = attention.kv_heads
         recorded.step.write(
             *(position, end),
-            *(0, all_chunks, heads * all_chunks, cos, sin),
-            *(first, chunks, heads * chunks, local_cos, local_sin),
+            *(0, all_pages, heads * all_pages, cos, sin),
+            *(first, pages, heads * pages, local_cos, local_sin),
         )
 
-    def _lay_out(self, recorded: _Recorded, addresses: tuple[I64, I64, I64, I64], scratch: int, parts: int) -> None:
-        """Where keys, values and the parts of attention lie."""
+    def _lay_out(self, recorded: _Recorded, tables: I64, scratch: int, parts: int) -> None:
+        """Where the tables (layers,) of pages and the parts of attention lie."""
         self._laid_out = None  # an interrupt may leave half of it
         program = recorded.program
-        keys, values, key_stride, value_stride = addresses
-        program.set(recorded.write, _KV_KEYS, keys)
-        program.set(recorded.write, _KV_VALUES, values)
-        program.set(recorded.write, _KV_K_STRIDE, key_stride)
-        program.set(recorded.write, _KV_V_STRIDE, value_stride)
-        for slot, value in (
-            (_K, keys),
-            (_V, values),
-            (_K_STRIDE, key_stride),
-            (_V_STRIDE, value_stride),
-            (_SCRATCH, scratch),
-            (_PARTS, parts),
-        ):
-            program.set(recorded.attend, slot, value)
-        program.set(recorded.merge, _MERGE_PARTS, parts)
-        self._laid_out = addresses, scratch, parts
+        program.set_listed(recorded.write, _WRITTEN_TABLE, tables)
+        program.set_listed(recorded.attend, _TABLE, tables)
+        program.set(recorded.attend, _SCRATCH, scratch)
+        program.set_listed(recorded.attend, _PARTS, parts)
+        program.set_listed(recorded.merge, _MERGED_PARTS, parts)
+        self._laid_out = tables, scratch, parts

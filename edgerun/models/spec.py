@@ -10,8 +10,8 @@ import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile, TensorInfo
-from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.kv import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
 from edgerun.models.families import Family, family_of
 
 _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
@@ -123,10 +123,13 @@ class ModelSpec:
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
 
-    def kv_bytes(self, positions: int) -> int:
-        """Memory of a KV cache, which has whole blocks."""
-        positions = -(-positions // KEYS) * KEYS
-        return 2 * positions * sum(each.n_kv_heads * (each.head_dim_k + each.head_dim_v) for each in self.layers)
+    def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
+        """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
+        return layer_groups([KvLayer(n.n_kv_heads, n.head_dim_k, n.head_dim_v, n.window) for n in self.layers], kv)
+
+    def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
+        """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
+        return sequence_bytes(self.kv_groups(kv), positions, positions if at_once is None else at_once)
 
 
 class _Numbers:

@@ -19,6 +19,7 @@ from edgerun.options.kinds import (
 )
 from edgerun.options.loading import (
     KERNEL_NAMES,
+    KV_NAMES,
     LOADING,
     MACHINE_NAMES,
     PLAN_NAMES,
@@ -33,6 +34,7 @@ from edgerun.options.sampling import SAMPLING
 
 __all__ = [
     "KERNEL_NAMES",
+    "KV_NAMES",
     "LOADING",
     "MACHINE_NAMES",
     "PLAN_NAMES",

@@ -25,10 +25,14 @@ KERNEL_NAMES = (
 )
 MOST_THREADS = 1024  # more than any machine's cores; each takes memory, and a wake-up for every operation
 
+# Of keys and values, or of keys / of values
+KV_NAMES = ("f16", "q8_0", "q4_0", *("q8_0/q4_0", "f16/q8_0", "f16/q4_0", "q8_0/f16", "q4_0/q8_0", "q4_0/f16"))
+
 LOADING: Mapping[str, Kind] = {
     "context": Whole(1, 2**31 - 1, words=(None,)),
     "threads": Whole(1, MOST_THREADS, words=("auto",)),
     "memory": Size(),
+    "kv": Choice(KV_NAMES),
     "prefetch": Flag(),
     "kernels": Choice(KERNEL_NAMES),
     "prefill": Text(),
@@ -52,6 +56,7 @@ class PlanKeywords(MachineKeywords, total=False):
     """What decides how much memory a model takes."""
 
     context: int | None
+    kv: str
 
 
 class LoadKeywords(PlanKeywords, total=False):
@@ -75,6 +80,7 @@ class LoadOptions:
     context: int | None = None
     threads: int | Literal["auto"] = "auto"
     memory: int | str = "auto"
+    kv: str = "f16"
     prefetch: bool = True
     kernels: str = "auto"
     prefill: str = "auto"

@@ -13,7 +13,8 @@ from typing import Protocol
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
-from edgerun.kernels.attention_layout import KEYS
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
@@ -112,10 +113,12 @@ def plan_memory(
     budget_bytes: int,
     runtime_bytes: int,
     limited: str = "",
+    kv: KvOptions | None = None,
 ) -> MemoryPlan:
     """Split `budget_bytes` (of the whole process, of which `runtime_bytes` are in use already or will be).
 
-    `limited`: whose limit the budget is, for messages. DoesNotFitError below the floor, naming it and what lowers it.
+    `limited`: whose limit the budget is, for messages. kv: how keys and values are kept.
+    DoesNotFitError below the floor, naming it and what lowers it.
     """
     head = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
     vectors = sum(4 * info.shape[0] for each in catalog.layers for info in each.vectors.values())
@@ -125,13 +128,10 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _PAGE) * _PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    fixed = runtime_bytes + GROWTH_BYTES + spec.kv_bytes(context)
+    kv_bytes = spec.kv_bytes(context, CHUNK, kv)
+    fixed = runtime_bytes + GROWTH_BYTES + kv_bytes
     least = activation_bytes(spec, CHUNK)
-    common = {
-        "budget_bytes": budget_bytes,
-        "runtime_bytes": runtime_bytes + GROWTH_BYTES,
-        "kv_bytes": spec.kv_bytes(context),
-    }
+    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES}
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
@@ -147,13 +147,14 @@ def plan_memory(
     resident = _with_margin(fixed + least + everything + largest)
     floor = round_up_size(min(_with_margin(floor), resident))
     if budget_bytes < floor:
-        raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited))
+        raise DoesNotFitError(_refusal(name, floor, spec, context, budget_bytes, limited, kv))
     if budget_bytes >= resident:
         return MemoryPlan(
             mode="resident",
             dense_bytes=everything,
             activation_bytes=least,
             reader_bytes=largest,
+            kv_bytes=kv_bytes,
             cache_bytes=0,
             margin_bytes=_margin(resident),
             floor_bytes=floor,
@@ -164,11 +165,19 @@ def plan_memory(
     if n_experts:  # a wave borrows slots for as long as it takes: decoding needs little
         active = activation_bytes(spec, 1)
         rest = budget_bytes - margin - (fixed + active + reader + outside + sum(layer_bytes))
-        slots = min(rest // slot, n_experts * len(layer_bytes))
-        wave = _wave_tokens(spec, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest))
+        more = (
+            spec.kv_bytes(context, _MOST_WAVE, kv) - kv_bytes
+        )  # layers with a window hold a whole wave's keys and values
+        if rest - more < 2 * smallest:
+            more = 0
+        slots = min((rest - more) // slot, n_experts * len(layer_bytes))
+        wave = _wave_tokens(
+            spec, context, kv, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest), kv_bytes + more
+        )
         return MemoryPlan(
             mode="experts",
             dense_bytes=outside + sum(layer_bytes),
+            kv_bytes=kv_bytes + more,
             activation_bytes=active,
             reader_bytes=reader,
             cache_bytes=slots * slot,
@@ -181,9 +190,10 @@ def plan_memory(
             layers=len(layer_bytes),
             **common,
         )
-    wave = _wave_tokens(spec, min(int(_WAVE_SHARE * budget_bytes), (budget_bytes - floor) * 63 // 64 + least))
-    active = activation_bytes(spec, wave)
-    rest = budget_bytes - margin - (fixed + active + reader + outside + window + neurons)
+    spared = (budget_bytes - floor) * 63 // 64
+    wave = _wave_tokens(spec, context, kv, min(int(_WAVE_SHARE * budget_bytes), spared + least), kv_bytes + spared // 2)
+    active, more = activation_bytes(spec, wave), spec.kv_bytes(context, wave, kv) - kv_bytes
+    rest = budget_bytes - margin - (fixed + more + active + reader + outside + window + neurons)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     kept = least_neurons
     if neurons:  # what every token reads stays first, then what only some tokens need
@@ -191,6 +201,7 @@ def plan_memory(
         kept = min(catalog.n_neurons, kept + rest // sum(neuron_bytes))
     return MemoryPlan(
         mode="layers",
+        kv_bytes=kv_bytes + more,
         dense_bytes=outside + pinned * max(layer_bytes),
         activation_bytes=active,
         reader_bytes=reader,
@@ -255,26 +266,43 @@ def _with_margin(n_bytes: int) -> int:
     return (n_bytes + (16 << 20)) * 64 // 63 + 2
 
 
-def _wave_tokens(spec: ModelSpec, most_bytes: int) -> int:
-    """As many tokens as these bytes allow: every expert is read once a wave."""
+def _wave_tokens(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes: int, most_kv_bytes: int) -> int:
+    """As many tokens as these bytes of activations, and of keys and values, allow: every expert is read once a wave."""
     wave = CHUNK
-    while wave < _MOST_WAVE and activation_bytes(spec, wave + CHUNK) <= most_bytes:
+    while (
+        wave < _MOST_WAVE
+        and activation_bytes(spec, wave + CHUNK) <= most_bytes
+        and spec.kv_bytes(context, wave + CHUNK, kv) <= most_kv_bytes
+    ):
         wave += CHUNK
     return wave
 
 
-def _refusal(name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str) -> str:
+def _context_within(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes: int) -> int:
+    """The longest below `context`, of whole pages, whose keys and values take no more; 0 for none."""
+    low, high = 0, context // KEYS_PER_PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        if spec.kv_bytes(middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low * KEYS_PER_PAGE
+
+
+def _refusal(
+    name: str, floor: int, spec: ModelSpec, context: int, budget: int, limited: str, kv: KvOptions | None
+) -> str:
     advice = []
     shown = round_up_size(budget)
     below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
-    missing = floor - below
-    per_token = spec.kv_bytes(KEYS) // KEYS
-    possible = (context - -(-missing // per_token)) // 64 * 64
+    possible = _context_within(spec, context, kv, spec.kv_bytes(context, CHUNK, kv) - (floor - below))
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
     advice.append("give it more memory, or take a smaller model or quantisation")
     under = f" ({limited})" if limited else ""
     return (
         f"{name} needs at least {format_size(floor)} of memory, of which the KV cache of {context} tokens is "
-        f"{format_size(spec.kv_bytes(context))}, but may have {format_size(budget)}{under}; {' or '.join(advice)}"
+        f"{format_size(spec.kv_bytes(context, CHUNK, kv))}, but may have {format_size(budget)}{under}; "
+        f"{' or '.join(advice)}"
     )

@@ -80,7 +80,7 @@ def tight(tmp_path, kernels):
 
         def make(contexts: float) -> tuple[LLM, KvLedger]:
             ledger = KvLedger(int(contexts * spec.kv_bytes(CONTEXT)))
-            decoder = Decoder(spec, store, kernels, context=CONTEXT, kv_grant=ledger.grant)
+            decoder = Decoder(spec, store, kernels, context=CONTEXT, kv_ledger=ledger)
             engine = Engine(decoder, load_tokenizer(gguf.metadata), context=CONTEXT)
             return LLM.from_engine(engine, release=ledger.release_all), ledger
 

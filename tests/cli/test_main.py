@@ -24,14 +24,14 @@ from edgerun.errors import (
 
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
-    "--context --threads --kernels --stats --json EDGERUN_KERNELS "
+    "--context --kv EDGERUN_KV --threads --kernels --stats --json EDGERUN_KERNELS "
     "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",
     "rm": "--json",
     "pack": "--kernels --verify --json EDGERUN_KERNELS",
-    "plan": "--memory --context --routing --measure --kernels --json",
+    "plan": "--memory --context --kv --routing --measure --kernels --json",
     "calibrate": "--objective --most-error --backend --memory --kernels --threads --json "
     "EDGERUN_KERNELS EDGERUN_MEMORY",
     "bench": "--memory --no-prefetch --record-routing --overwrite --prompt --decode --repetitions --ids --logits "

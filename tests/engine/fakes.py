@@ -25,23 +25,27 @@ class FakeCache:
     limit: int
     held: list[int] = field(default_factory=list)
     spare: bool = False
+    window: int = 0  # how far it can be cut and still go on; 0: to any length
 
     @property
     def length(self) -> int:
         return len(self.held)
 
     def truncate(self, n: int) -> None:
-        assert 0 <= n <= self.length
+        assert 0 <= n <= self.length and self.held_from(n) == n
         del self.held[n:]
 
-    def reserve(self, tokens: int) -> None:
+    def held_from(self, n: int) -> int:
+        return 0 if self.window and 0 < n <= self.length - self.window else n
+
+    def reserve(self, tokens: int, at_once: int | None = None) -> None:
         assert self.length + tokens <= self.limit
 
     def release(self) -> None:
         self.held.clear()
 
     def copy(self, n: int) -> FakeCache:
-        return FakeCache(self.limit, self.held[:n])
+        return FakeCache(self.limit, self.held[:n], window=self.window)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from edgerun.engine import SamplingParams, Session
 from edgerun.errors import UsageError
-from engine.fakes import VOCAB, FakeDecoder, fake_engine
+from engine.fakes import VOCAB, FakeCache, FakeDecoder, fake_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
@@ -177,3 +177,28 @@ def test_tokens_that_only_one_side_knows_of_did_not_happen() -> None:
     said = session.complete("Once", GREEDY).text
     session._context.sequence.held.extend([1, 2, 3])  # type: ignore[attr-defined]
     assert session.complete(" more", GREEDY).text == fresh("Once" + said + " more")
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 9, 10, 30])
+def test_rewinding_beyond_what_a_window_keeps_computes_all_again(n: int) -> None:
+    decoder = FakeDecoder(forbid=ASCII_ONLY)
+    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    session = Session(fake_engine(decoder))
+    session.complete("Once upon a time there was", GREEDY)
+    kept, cached = session.ids[: len(session.ids) - n], session.cached_tokens
+    session.rewind(n)
+    assert session.ids == kept
+    assert session.cached_tokens == (min(cached, len(kept)) if len(kept) > cached - 10 else 0)
+    twin = session.fork()
+    assert session.complete("", GREEDY).text == twin.complete("", GREEDY).text == fresh(list(kept))
+
+
+def test_a_prompt_that_leaves_the_last_one_early_is_computed_whole() -> None:
+    decoder = FakeDecoder(forbid=ASCII_ONLY)
+    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    engine = fake_engine(decoder)
+    session = Session(engine)
+    list(session.answer(engine.encode("Once upon a time"), GREEDY))
+    done = list(session.answer(engine.encode("Once upon another time"), GREEDY))[-1].completion
+    assert done is not None
+    assert (done.text, done.usage.reused_tokens) == (fresh("Once upon another time"), 0)

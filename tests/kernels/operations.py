@@ -10,12 +10,13 @@ import numpy as np
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.attention_layout import keys_shape
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
+from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
+from tests.kernels.paged import Paged
 
 _F32 = np.float32
 _INT8 = 2e-2  # of activations in the products that round them
@@ -55,7 +56,7 @@ def all_operations() -> list[Operation]:
     found.append(_written("rope", turned, lambda k, out: k.rope(out, cos, sin, "neox"), 1e-5))
     parts, shares = rng.standard_normal((27, 77)).astype(_F32), rng.random((9, 3)).astype(_F32)
     found.append(_written("combine", x, lambda k, out: k.combine(parts, shares, out, add=True), 1e-5))
-    found += [_attention(tokens) for tokens in (1, 40)]
+    found += [_attention(tokens) for tokens in (1, 40)] + [_attention(1, "q8_0", "q4_0")]
     found += [_neurons(up, down) for up, down in zip(NEURON_TYPES, NEURON_TYPES[::-1], strict=True)]
     return found
 
@@ -95,19 +96,19 @@ def _product(type: GgmlType, tokens: int) -> Operation:
     return Operation(f"{type.name} x {tokens}", run, want, _INT8 if quantised else 1e-5)
 
 
-def _attention(tokens: int) -> Operation:
-    """Of positions in a cache that the operation before this one writes: `kv_write` is checked with it."""
+def _attention(tokens: int, keys: str = "f16", values: str = "f16") -> Operation:
+    """Of positions in pages that the operation before this one writes: `kv_write` is checked with it."""
     rng = np.random.default_rng(tokens)
     q, new = rng.standard_normal((tokens, 8, 64)).astype(_F32), rng.standard_normal((2, 330, 2, 64)).astype(_F32)
 
     def run(kernels: Kernels) -> np.ndarray:
-        keys, values = np.full(keys_shape(2, 384, 64), np.nan, np.float16), np.full((2, 384, 64), np.nan, np.float16)
-        kernels.kv_write(keys, values, new[0], new[1], 0)
+        paged = Paged(2, 64, 64, 384, keys=KV_FORMATS[keys], values=KV_FORMATS[values])
+        kernels.kv_write([paged.span(0, 330)], new[0], new[1])
         out = np.empty((tokens, 8, 64), _F32)
-        kernels.attention(q, keys, values, 330 - tokens, out, scale=0.125)
+        kernels.attention(q, [paged.span(330 - tokens, tokens)], out, scale=0.125)
         return out
 
-    return Operation(f"attention of {tokens}", run, run(_reference), 1e-4)
+    return Operation(f"attention of {tokens}, {keys}", run, run(_reference), 1e-4)
 
 
 def _neurons(up: GgmlType, down: GgmlType) -> Operation:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerun.errors import UsageError
-from edgerun.kernels.attention_layout import keys_shape, read_keys, write_keys
+from edgerun.errors import UnsupportedError, UsageError
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.kv_formats import KV_FORMATS
+from edgerun.kernels.page_arrays import rotated
 from edgerun.kernels.reference import route
+from tests.kernels.paged import Paged
 
 # tokens, heads, kv heads, head_dim, head_dim_v, start, capacity, window, softcap
 ATTENTION = [
@@ -31,13 +34,13 @@ def test_attention(simd, reference, case):
     rng = np.random.default_rng(sum(map(int, case)))
     q = 2 * rng.standard_normal((tokens, heads, dim)).astype(np.float32)
     end = start + tokens
-    k = np.full(keys_shape(kv_heads, capacity, dim), np.nan, np.float16)  # what was never written must never be read
-    v = np.full((kv_heads, capacity, dim_v), np.nan, np.float16)  # into a result
-    write_keys(k, rng.standard_normal((end, kv_heads, dim)).astype(np.float32), 0)
-    v[:, :end] = rng.standard_normal((kv_heads, end, dim_v))
+    first = max(0, start + 1 - window) // KEYS_PER_PAGE * KEYS_PER_PAGE if window else 0
+    k, v = (rng.standard_normal((end - first, kv_heads, n)).astype(np.float32) for n in (dim, dim_v))
+    paged = Paged(kv_heads, dim, dim_v, capacity, skipped=first).write(k, v, first)
     out, want = np.empty((2, tokens, heads, dim_v), np.float32)
-    simd.attention(q, k, v, start, out, scale=dim**-0.5, softcap=softcap, window=window)
-    reference.attention(q, k, v, start, want, scale=dim**-0.5, softcap=softcap, window=window)
+    for kernels, result in ((simd, out), (reference, want)):
+        spans = [paged.span(start, tokens)]
+        kernels.attention(q, spans, result, scale=dim**-0.5, softcap=softcap, window=window)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
 
 
@@ -75,20 +78,101 @@ def test_rope(simd, reference, kind, dim, rot):
     np.testing.assert_array_equal(x, want)  # two products and a sum, each rounded
 
 
+FORMATS = [(keys, values) for keys in KV_FORMATS for values in KV_FORMATS if (keys, values) != ("f16", "f16")]
+
+
+@pytest.mark.parametrize(("keys", "values"), FORMATS)
+def test_attention_over_quantised_keys_and_values(simd, reference, keys, values):
+    """Over the numbers that the codes stand for, as exactly as over f16; what kv_write makes of them is the same byte
+    for byte."""
+    rng = np.random.default_rng(1)
+    k, v = (3 * rng.standard_normal((330, 2, n)).astype(np.float32) for n in (64, 96))
+    v[5, 0, :32], v[9, 1, :32] = 0, 1e-9  # no scale, and one that f16 does not have
+    formats = {"keys": KV_FORMATS[keys], "values": KV_FORMATS[values]}
+    paged, other = Paged(2, 64, 96, 512, **formats), Paged(2, 64, 96, 512, **formats)
+    k += 10 * rng.standard_normal((1, 2, 64)).astype(np.float32)  # what all keys have in common
+    for kernels, pages in ((simd, paged), (reference, other)):
+        for low, high in ((0, 7), (7, 300), (300, 330)):
+            kernels.kv_write([pages.span(low, high - low)], k[low:high].copy(), v[low:high].copy())
+    for got, want in zip(paged.read(0, 330), other.read(0, 330), strict=True):
+        assert got.tobytes() == want.tobytes()
+    kept = paged.read(0, 330)
+    k = rotated(k) if keys == "q4_0" else k
+    for got, want, name in ((kept[0], k, keys), (kept[1], v, values)):
+        most = {"f16": 3e-4, "q8_0": 6e-3, "q4_0": 0.1}[name]
+        assert np.linalg.norm(got - want) <= most * np.linalg.norm(want)
+    for start, tokens, window in ((329, 1, 0), (326, 4, 100), (280, 50, 0), (290, 40, 70)):
+        q = rng.standard_normal((tokens, 6, 64)).astype(np.float32)
+        out, want, alone = np.empty((3, tokens, 6, 96), np.float32)
+        simd.attention(q, [paged.span(start, tokens)], out, scale=0.1, window=window)
+        reference.attention(q, [paged.span(start, tokens)], want, scale=0.1, window=window)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
+        for i in range(tokens):
+            row, span = q[i : i + 1].copy(), paged.span(start + i, 1)
+            simd.attention(row, [span], alone[i : i + 1], scale=0.1, window=window)
+        assert alone.tobytes() == out.tobytes()
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 256])
+def test_rotation_changes_no_product(dim):
+    rng = np.random.default_rng(dim)
+    q, k = rng.standard_normal((2, 50, 3, dim)).astype(np.float32)
+    k[..., 7] = 40
+    np.testing.assert_allclose((rotated(q) * rotated(k)).sum(-1), (q * k).sum(-1), atol=3e-4)
+    assert abs(rotated(k)).max() < 0.5 * 40, "what was large is spread"
+
+
+def test_heads_that_cannot_be_quantised():
+    with pytest.raises(UnsupportedError, match="heads of 80 dimensions cannot be kept in q8_0"):
+        Paged(2, 80, 80, 100, keys=KV_FORMATS["q8_0"])
+
+
+def test_attention_of_several_sequences(simd, reference):
+    """Short and long spans of sequences that are long, short and new, in one call: as if each were alone."""
+    rng = np.random.default_rng(0)
+    starts, rows = [300, 0, 700, 31, 5, 511, 1000], [1, 1, 3, 8, 20, 40, 1]
+    q = rng.standard_normal((sum(rows), 6, 32)).astype(np.float32)
+    kept = []
+    for start, n in zip(starts, rows, strict=True):
+        k, v = (rng.standard_normal((start + n, 2, dim)).astype(np.float32) for dim in (32, 24))
+        kept.append(Paged(2, 32, 24, start + n, seed=7).write(k, v))
+    spans = [each.span(start, n) for each, start, n in zip(kept, starts, rows, strict=True)]
+    for window in (0, 290):
+        out, want = np.empty((2, len(q), 6, 24), np.float32)
+        simd.attention(q, spans, out, scale=0.2, window=window)
+        reference.attention(q, spans, want, scale=0.2, window=window)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
+        row = 0
+        for span in spans:
+            alone = np.empty((span.rows, 6, 24), np.float32)
+            simd.attention(q[row : row + span.rows].copy(), [span], alone, scale=0.2, window=window)
+            assert alone.tobytes() == out[row : row + span.rows].tobytes()
+            row += span.rows
+
+
 def test_kv_write(simd, reference):
-    k, v = (np.random.default_rng(0).standard_normal((5, 3, n)).astype(np.float32) for n in (20, 12))
-    caches = [(np.zeros(keys_shape(3, 128, 20), np.float16), np.zeros((3, 128, 12), np.float16)) for _ in range(2)]
-    for kernels, cache in zip((simd, reference), caches, strict=True):
-        kernels.kv_write(*cache, k, v, 61)
-    for mine, theirs in zip(*caches, strict=True):
-        assert np.array_equal(mine, theirs)
-    keys, values = caches[0]
-    assert np.array_equal(read_keys(keys, 66)[:, 61:], k.astype(np.float16).transpose(1, 0, 2))
-    assert np.array_equal(values[:, 61:66], v.astype(np.float16).transpose(1, 0, 2))
-    assert np.count_nonzero(keys) == k.size
-    for wrong in ((keys, values, k, v, 124), (keys, values, k, v[:4], 0), (keys[:, :1], values, k, v, 0)):
-        with pytest.raises(UsageError, match="cannot write"):
-            simd.kv_write(*wrong)
+    """Two sequences; one goes over the end of a page."""
+    k, v = (np.random.default_rng(0).standard_normal((8, 3, n)).astype(np.float32) for n in (20, 12))
+    made = []
+    for kernels in (simd, reference):
+        one, other = Paged(3, 20, 12, 512), Paged(3, 20, 12, 100, seed=1)
+        kernels.kv_write([one.span(253, 5), other.span(61, 3)], k, v)
+        made.append(one.bytes() + other.bytes())
+    assert made[0] == made[1]
+    for paged, start, part in ((one, 253, slice(0, 5)), (other, 61, slice(5, 8))):
+        keys, values = paged.read(start, start + part.stop - part.start)
+        assert np.array_equal(keys, k[part].astype(np.float16))
+        assert np.array_equal(values, v[part].astype(np.float16))
+    assert np.isnan(one.read(0, 253)[0]).all() and np.isnan(one.read(258, 512)[1]).all()
+    for spans, rows in (([one.span(508, 8)], 8), ([one.span(0, 7)], 8), ([one.span(0, 9)], 8), ([], 0)):
+        with pytest.raises(UsageError):
+            simd.kv_write(spans, k[:rows], v[:rows])
+    gone = Paged(3, 20, 12, 512, skipped=256)
+    for call in (simd, reference):
+        with pytest.raises(UsageError, match="lie outside the pages that are held"):
+            call.kv_write([gone.span(250, 8)], k, v)
+    with pytest.raises(UsageError, match="cannot write"):
+        simd.kv_write([one.span(0, 8)], k, v[:7])
 
 
 @pytest.mark.parametrize("add", [False, True])

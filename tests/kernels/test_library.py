@@ -262,8 +262,10 @@ def test_every_kernel_has_its_arguments_in_the_header():
 def test_arguments_lie_as_kernels_read_them():
     packed = abi.packed(abi.Rope(*range(1, 8)))
     assert np.frombuffer(packed, np.int64).tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert abi.slot_of(abi.KvWrite, "start") == 4
-    assert abi.slot_of(abi.AttentionPrompt, "start") == 18 and abi.slot_of(abi.AttentionDecode, "chunks") == 16
+    assert abi.slot_of(abi.KvWrite, "head_dim_v") == 8 and abi.slot_of(abi.WrittenSpan, "rows") == 3
+    assert abi.slot_of(abi.AttentionPrompt, "start") == 17 and abi.slot_of(abi.AttentionDecode, "rows") == 11
+    for head, listed in abi.LISTED.items():
+        assert 8 * len(abi.slots(head)) <= abi.LIST_AT and len(abi.slots(listed)) % 4 == 0
 
 
 def test_names_say_platform_and_instruction_set():

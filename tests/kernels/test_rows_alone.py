@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels.attention_layout import CHUNK, KEYS, keys_shape, write_keys
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import Kernels
@@ -19,6 +19,7 @@ from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.paged import Paged
 
 SHAPES = {"max_examples": 40, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -48,7 +49,7 @@ def pieces(draw: st.DrawFn, tokens: int) -> list[int]:
 @st.composite
 def attentions(draw: st.DrawFn) -> dict:
     """Shapes of attention, with starts and ends about the edges of blocks and chunks."""
-    edge = draw(st.sampled_from([0, KEYS, 2 * KEYS, CHUNK, CHUNK + KEYS, 2 * CHUNK]))
+    edge = draw(st.sampled_from([0, KEYS, 2 * KEYS, KEYS_PER_PAGE, KEYS_PER_PAGE + KEYS, 2 * KEYS_PER_PAGE]))
     start = max(0, edge + draw(st.integers(-40, 40)))
     tokens = draw(st.integers(1, 70))
     dims = st.one_of(st.sampled_from([16, 48, 64, 80, 96, 128, 256]), st.integers(1, 70))
@@ -68,19 +69,16 @@ def attentions(draw: st.DrawFn) -> dict:
 
 
 def attend(kernels: Kernels, case: dict, q: np.ndarray, k: np.ndarray, v: np.ndarray, low: int, high: int):
-    """Rows low .. high - 1, in a cache whose positions after them were never written."""
+    """Rows low .. high - 1, in pages whose positions after them were never written."""
     end = case["start"] + high
-    room = -(-end // KEYS) * KEYS + draw_room(case)
-    keys = np.full(keys_shape(case["kv_heads"], room, case["dim"]), np.nan, np.float16)
-    values = np.full((case["kv_heads"], room, case["dim_v"]), np.nan, np.float16)
-    write_keys(keys, k[:end], 0)
-    values[:, :end] = v[:end].transpose(1, 0, 2)
+    first = max(0, case["start"] + low + 1 - case["window"]) if case["window"] else 0
+    first = first // KEYS_PER_PAGE * KEYS_PER_PAGE
+    paged = Paged(case["kv_heads"], case["dim"], case["dim_v"], end + draw_room(case), seed=low, skipped=first)
+    paged.write(k[first:end], v[first:end], first)
     out = np.full((high - low, q.shape[1], case["dim_v"]), np.nan, np.float32)
     kernels.attention(
         q[low:high].copy(),
-        keys,
-        values,
-        case["start"] + low,
+        [paged.span(case["start"] + low, high - low)],
         out,
         scale=case["dim"] ** -0.5,
         softcap=case["softcap"],
@@ -90,8 +88,8 @@ def attend(kernels: Kernels, case: dict, q: np.ndarray, k: np.ndarray, v: np.nda
 
 
 def draw_room(case: dict) -> int:
-    """Caches are larger or smaller."""
-    return case["seed"] % 3 * KEYS
+    """More pages or fewer."""
+    return case["seed"] % 3 * KEYS_PER_PAGE
 
 
 @settings(**SHAPES)
@@ -102,10 +100,10 @@ def draw_room(case: dict) -> int:
         "group": 2,
         "dim": 16,
         "dim_v": 16,
-        "start": 2 * CHUNK - 30,
+        "start": 2 * KEYS_PER_PAGE - 30,
         "tokens": 60,
         "ends": [1, 30, 31, 60],
-        "window": CHUNK + 10,
+        "window": KEYS_PER_PAGE + 10,
         "softcap": 0.0,
         "sharpness": 2.0,
         "seed": 1,
@@ -242,10 +240,10 @@ def test_writing_keys_and_values(teams):
     for kernels in teams:
         made = []
         for ends in ([70], [1, 2, 40, 70], list(range(1, 71))):
-            keys, values = np.zeros(keys_shape(3, 128, 20), np.float16), np.zeros((3, 128, 12), np.float16)
+            paged = Paged(3, 20, 12, 128)
             low = 0
             for high in ends:
-                kernels.kv_write(keys, values, k[low:high].copy(), v[low:high].copy(), 50 + low)
+                kernels.kv_write([paged.span(50 + low, high - low)], k[low:high].copy(), v[low:high].copy())
                 low = high
-            made.append(keys.tobytes() + values.tobytes())
+            made.append(paged.bytes())
         assert len(set(made)) == 1

@@ -54,6 +54,29 @@ def test_replay_survives_growth_and_other_caches(make):
     assert max(cache.length for cache in caches[0]) > 256
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_windows_let_go_of_pages(make, name):
+    """The same bits as with all of them, also after taking back as much as is kept."""
+    decoder = make(name)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, decoder.spec.vocab_size, 900).tolist()
+    whole = decoder.forward(ids, decoder.new_cache(1000), logits="all")
+    cache = decoder.new_cache(1000)
+    for low in range(0, 800, 100):
+        decoder.forward(ids[low : low + 100], cache, logits="none")
+    groups = {group.window: group for group in decoder.pages.groups}
+    held = {group.window: len(list(each.all())) for group, each in zip(groups.values(), cache._held, strict=True)}
+    assert held[0] == 4 and held[12] <= groups[12].most_pages(800, 100) < 4
+    for low in (800, 700, 600, 850):
+        if low <= cache.length:
+            assert cache.held_from(low) == low
+            cache.truncate(low)
+        got = [decoder.forward(ids[cache.length : low + 30], cache, logits="all")]
+        got += [decoder.forward([token], cache) for token in ids[low + 30 : low + 50]]
+        assert np.array_equal(np.concatenate(got)[-50:], whole[low : low + 50]), low
+    assert cache.held_from(200) == 0
+
+
 def test_logits_are_computed_only_where_they_are_wanted(make):
     decoder, other = make("llama"), make("llama")
     caches = decoder.new_cache(20), other.new_cache(20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
+from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.layout import PackedSizes
+from edgerun.kv import KvOptions
 from edgerun.models.families import FAMILIES
 from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
 from edgerun.planning import plan_memory, process_budget
@@ -22,7 +25,7 @@ MIB, GIB = 1 << 20, 1 << 30
 SIZES = PackedSizes(8)
 
 
-def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlType.Q4_0):
+def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlType.Q4_0, window=0):
     """(catalog, spec) of a model of this shape, with no file behind it."""
     hd = d // heads
     shapes = {"token_embd.weight": (vocab, d), "output.weight": (vocab, d), "output_norm.weight": (d,)}
@@ -46,12 +49,15 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
             n_bytes *= dim
         tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
     numbers = LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
-    spec = ModelSpec(arch, FAMILIES[arch], (numbers,) * layers, d, vocab, 4096, 1e-5)
+    numbers = [replace(numbers, window=0 if layer % 6 == 5 else window) for layer in range(layers)]
+    spec = ModelSpec(arch, FAMILIES[arch], tuple(numbers), d, vocab, 4096, 1e-5)
     return make_catalog(tensors, layers), spec
 
 
 OLMOE = header("olmoe", 16, 2048, 1024, 16, 16, 50304, experts=64, used=8)
 LLAMA_7B = header("llama", 32, 4096, 11008, 32, 32, 32000)
+GEMMA3_4B = header("gemma3", 34, 2560, 10240, 8, 4, 262144, window=1024)
+SMALLTHINKER = header("smallthinker", 32, 1536, 768, 12, 2, 151936, experts=32, used=4, window=1024)
 
 
 def plan(model, budget, context=512):
@@ -68,9 +74,9 @@ def plan(model, budget, context=512):
     )
 
 
-@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B], ids=["olmoe", "llama-7b"])
+@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B, GEMMA3_4B, SMALLTHINKER], ids=lambda model: model[1].architecture)
 @settings(max_examples=80, deadline=None)
-@given(budget=st.integers(100 * MIB, 8 * GIB), context=st.integers(1, 4096))
+@given(budget=st.integers(100 * MIB, 8 * GIB), context=st.integers(1, 8192))
 def test_never_over_the_budget(model, budget, context):
     try:
         made = plan(model, budget, context)
@@ -83,7 +89,8 @@ def test_never_over_the_budget(model, budget, context):
         return
     assert made.total_bytes <= budget
     assert made.floor_bytes <= budget
-    assert made.kv_bytes == model[1].kv_bytes(context)
+    assert made.kv_bytes >= model[1].kv_bytes(context, max(256, made.wave_tokens)), "what a wave of it takes"
+    assert made.kv_bytes <= model[1].kv_bytes(context)
     assert 0 <= made.cached_share <= 1
     if made.mode == "experts":
         assert made.slots >= 2 * model[1].n_experts_used
@@ -100,8 +107,8 @@ SMALL = {
 
 @settings(max_examples=150, deadline=None)
 @given(
-    model=st.sampled_from([OLMOE, LLAMA_7B, *SMALL.values()]),
-    context=st.integers(1, 4096),
+    model=st.sampled_from([OLMOE, LLAMA_7B, GEMMA3_4B, SMALLTHINKER, *SMALL.values()]),
+    context=st.integers(1, 8192),
     runtime=st.integers(50 * MIB, 3 * GIB),
 )
 def test_the_floor_is_one_number(model, context, runtime):
@@ -127,7 +134,7 @@ def test_the_floor_is_one_number(model, context, runtime):
             assert within(budget, int(smaller[1])).floor_bytes <= budget
 
 
-@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B], ids=["olmoe", "llama-7b"])
+@pytest.mark.parametrize("model", [OLMOE, LLAMA_7B, GEMMA3_4B, SMALLTHINKER], ids=lambda model: model[1].architecture)
 def test_more_memory_keeps_more(model):
     shares = [plan(model, budget * 256 * MIB).cached_share for budget in range(6, 24)]
     assert shares == sorted(shares)
@@ -169,3 +176,21 @@ def test_others_keep_a_little():
     budget, whose = process_budget(None, MemoryLimits(8 * GIB, 6 * GIB), 0)
     assert 5 * GIB < budget < 6 * GIB
     assert whose == "what is available"
+
+
+def test_windows_keep_what_can_be_seen():
+    """Gemma 3: 29 of 34 layers see 1,024 positions."""
+    _, spec = GEMMA3_4B
+    long, short = 32768, 1024
+    assert spec.kv_bytes(long, 256) < 0.21 * spec.kv_bytes(long)
+    assert spec.kv_bytes(short, 256) == spec.kv_bytes(short)
+    position = 2 * spec.layers[0].n_kv_heads * 2 * spec.layers[0].head_dim_k
+    assert spec.kv_bytes(long) == 34 * position * long
+    assert plan(GEMMA3_4B, 64 * GIB, long).kv_bytes == position * (5 * long + 29 * 256 * 7)
+
+
+@pytest.mark.parametrize(("kv", "share"), [("q8_0", 0.54), ("q4_0", 0.29)])
+def test_quantised_keys_and_values(kv, share):
+    _, spec = GEMMA3_4B
+    kept = KvOptions(KV_FORMATS[kv], KV_FORMATS[kv])
+    assert spec.kv_bytes(4096, kv=kept) <= share * spec.kv_bytes(4096)

@@ -13,7 +13,6 @@ import pytest
 
 from edgerun.errors import Cancelled
 from edgerun.formats.gguf import GgmlType, open_gguf
-from edgerun.kv import KvCache
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from tests.interrupts import Interrupts
@@ -139,32 +138,3 @@ def test_while_a_model_is_loaded(opened, kernels, name):
 def open_files() -> int:
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
-
-
-def test_no_memory_while_a_cache_grows(monkeypatch):
-    """Some layers have more room then, and addresses that were handed out before are not used again."""
-    from edgerun.kv import cache as module
-
-    cache = KvCache(3, 2, 4, 4, 2000)
-    cache.reserve(10)
-    cache.addresses()
-    cache.advance(10)
-    real, left = module.np.zeros, iter(range(2))
-
-    def zeros(*arguments):
-        if next(left, None) is None:
-            raise MemoryError
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.np, "zeros", zeros)
-        with pytest.raises(MemoryError):
-            cache.reserve(300)
-    keys, values, key_strides, value_strides = cache.addresses()
-    for layer in range(3):
-        assert keys[layer] == cache.keys(layer).ctypes.data
-        assert values[layer] == cache.values(layer).ctypes.data
-        assert key_strides[layer] == cache.keys(layer).strides[0]
-        assert value_strides[layer] == cache.values(layer).strides[0]
-    cache.reserve(300)
-    assert all(cache.values(layer).shape[1] >= 310 for layer in range(3))

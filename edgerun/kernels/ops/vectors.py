@@ -186,6 +186,18 @@ class Ops:
         self.to_pairs = function(  # the first half of the lanes, each twice
             (float_vec,), float_vec, lambda b, a: shuffle(b, a, a, [i // 2 for i in range(lanes)])
         )
+
+        def butterflies(b: Any, a: Any) -> Any:
+            """Of lanes i and i + 1, then i and i + 2, ..: their sum and their difference in their places."""
+            step = 1
+            while step < lanes:
+                other = shuffle(b, a, a, [i ^ step for i in range(lanes)])
+                signs = constant(float_vec, [-1.0 if i & step else 1.0 for i in range(lanes)])
+                a = b.fadd(other, b.fmul(a, signs))
+                step *= 2
+            return a
+
+        self.butterflies = function((float_vec,), float_vec, butterflies)
         self.negate_first = function(  # of every pair
             (float_vec,), float_vec, lambda b, a: b.fmul(a, constant(float_vec, [-1.0, 1.0] * (lanes // 2)))
         )

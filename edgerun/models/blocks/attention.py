@@ -126,13 +126,11 @@ class Attention:
             cos, sin = places.rotation(here.tools.ropes[self.rotation])
             for heads in b.rotated:
                 kernels.rope(heads, cos, sin, self.rope)
-        keys, values = places.cache.keys(here.layer), places.cache.values(here.layer)
-        kernels.kv_write(keys, values, b.k_heads, b.v_heads, places.start)
+        spans = [places.span(here.layer)]
+        kernels.kv_write(spans, b.k_heads, b.v_heads)
         kernels.attention(
             b.q_heads,
-            keys,
-            values,
-            places.start,
+            spans,
             b.o_heads,
             scale=self.scale,
             softcap=self.softcap,

@@ -1,0 +1,85 @@
+"""Layers whose keys and values live and go together: all that see equally far.
+
+Of a layer with a window only the last positions are ever looked at again, so its group keeps few pages however long a
+sequence is. Every group has pages of its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.kv_formats import F16, KvFormat
+from edgerun.kernels.pages import LayerLayout
+
+SLACK = 256  # positions behind a window that are kept, so that the last words can be taken back
+
+
+@dataclass(frozen=True)
+class KvLayer:
+    """What one layer keeps of a position. window: how many positions it sees, 0 for all."""
+
+    kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class KvOptions:
+    """How a model's keys and values are kept."""
+
+    keys: KvFormat = F16
+    values: KvFormat = F16
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether keys or values are."""
+        return not (self.keys.is_plain and self.values.is_plain)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers with one window, ascending, and where each lies in a page."""
+
+    window: int
+    layers: tuple[int, ...]
+    layouts: tuple[LayerLayout, ...]
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page."""
+        return self.layouts[-1].end
+
+    def first_seen(self, position: int) -> int:
+        """The first position that a row at `position`, or a later one, sees."""
+        return max(0, position - self.window + 1) if self.window else 0
+
+    def first_kept(self, length: int) -> int:
+        """The first page that a sequence of `length` positions keeps when it grows."""
+        return max(0, self.first_seen(length) - SLACK) // KEYS_PER_PAGE if self.window else 0
+
+    def most_pages(self, positions: int, at_once: int) -> int:
+        """That a sequence of so many positions ever holds, if it grows by `at_once` at most."""
+        whole = -(-positions // KEYS_PER_PAGE)
+        if not self.window:
+            return whole
+        return min(whole, (self.window - 1 + SLACK + at_once - 2) // KEYS_PER_PAGE + 2)
+
+
+def layer_groups(layers: Sequence[KvLayer], options: KvOptions | None = None) -> tuple[Group, ...]:
+    """One group a window, in the order of their first layers. UnsupportedError for heads that cannot be quantised."""
+    kept = options or KvOptions()
+    found: dict[int, tuple[list[int], list[LayerLayout]]] = {}
+    for index, layer in enumerate(layers):
+        numbers, layouts = found.setdefault(layer.window, ([], []))
+        at = layouts[-1].end if layouts else 0
+        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, kept.keys, kept.values, at))
+        numbers.append(index)
+    return tuple(Group(window, tuple(numbers), tuple(layouts)) for window, (numbers, layouts) in found.items())
+
+
+def sequence_bytes(groups: Sequence[Group], positions: int, at_once: int) -> int:
+    """The most that a sequence of so many positions holds, if it grows by `at_once` at most."""
+    return sum(group.page_bytes * group.most_pages(positions, at_once) for group in groups)

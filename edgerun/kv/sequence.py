@@ -1,0 +1,233 @@
+"""The keys and values of one sequence: for every group of layers a table of pages.
+
+The table is what kernels read; it never moves. A page is added for all layers of a group at once. Groups with a window
+let go of pages that no later position will see; then a sequence can no longer be cut to just any length (`held_from`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import ContextLengthError, UsageError
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.pages import LayerPages
+from edgerun.kv.groups import Group
+from edgerun.kv.pages import Page, PagePool
+
+I64 = NDArray[np.int64]
+
+
+class KvSequence:
+    """`length` positions are written and valid. Not thread-safe: one sequence, one user at a time.
+
+    spare: nobody needs what is in it, so that it may be emptied when the memory is needed for another.
+    """
+
+    def __init__(self, pool: PagePool, capacity: int) -> None:
+        if capacity < 1:
+            raise UsageError(f"a sequence needs a capacity of at least 1, got {capacity}")
+        self.capacity = capacity
+        self.length = 0
+        self.spare = False
+        self._pool = pool
+        self._held = [_Held(number, group, capacity) for number, group in enumerate(pool.groups)]
+        self._room = 0  # up to here positions may be written; 0: look first (_grow), for something has changed
+        layers = {
+            layer: LayerPages(held.table, layout)
+            for held in self._held
+            for layer, layout in zip(held.group.layers, held.group.layouts, strict=True)
+        }
+        self._layers = [layers[layer] for layer in sorted(layers)]
+        self.tables: I64 = np.array([pages.address for pages in self._layers], np.int64)
+        pool.join(self)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the pages held, those that others hold too among them."""
+        return sum(len(set(held.all())) * held.group.page_bytes for held in self._held)
+
+    def held_pages(self) -> Iterator[Page]:
+        """Each once."""
+        for held in self._held:
+            yield from set(held.all())
+
+    def pages(self, layer: int) -> LayerPages:
+        """A layer's keys and values. `tables` holds the addresses of all layers' tables, (layers,)."""
+        return self._layers[layer]
+
+    def reserve(self, tokens: int, at_once: int | None = None) -> None:
+        """Make room for `tokens` more positions, of which `at_once` (all) are written before the next `reserve`.
+
+        Raises ContextLengthError beyond the capacity, DoesNotFitError when the ledger has no room for them."""
+        needed = self.length + tokens
+        if needed > self.capacity:
+            raise ContextLengthError(
+                f"{tokens} more tokens after {self.length} do not fit a context of {self.capacity}; "
+                f"use a larger context or a shorter prompt"
+            )
+        if needed > self._room:
+            self._grow(needed, tokens if at_once is None else min(tokens, at_once))
+
+    def _grow(self, needed: int, at_once: int) -> None:
+        """Pages for the positions from `length` to `needed`; tables are written anew. Nothing is lost when it fails."""
+        self._room = 0
+        plans = [self._planned(held, needed, at_once) for held in self._held]
+        wanted = [held.number for held, plan in zip(self._held, plans, strict=True) for _ in range(plan.missing)]
+        fresh = self._pool.take(self, wanted) if wanted else []
+        for held, plan in zip(self._held, plans, strict=True):
+            held.arrange(plan, fresh[: plan.missing])
+            del fresh[: plan.missing]
+        self._room = min(self.capacity, *(held.end for held in self._held))
+
+    def _planned(self, held: _Held, needed: int, at_once: int) -> _Plan:
+        """What a group's table shall hold: what is kept, what has to be copied first, how many pages are missing."""
+        group, start = held.group, self.length // KEYS_PER_PAGE
+        first = group.first_kept(self.length)
+        end = -(-(self.length + at_once if group.window else needed) // KEYS_PER_PAGE)
+        kept: dict[int, Page] = {}
+        copied: Page | None = None
+        in_hand = list(held.in_hand)
+        for index, page in enumerate(held.pages):
+            if page is None:
+                continue
+            offset = max(0, self.length - index * KEYS_PER_PAGE)  # from here on it would be written
+            if index < first or (index >= end and group.window):
+                in_hand += [page] if self._pool.may_write(self, page, 0) else []
+            elif offset >= KEYS_PER_PAGE or self._pool.may_write(self, page, offset):
+                kept[index] = page
+            elif offset:
+                copied = page
+        wanted = sum(index not in kept for index in range(start, end))
+        if group.window:  # pages in hand for all that is to come, or others might take them meanwhile
+            wanted = max(wanted, group.most_pages(needed, at_once) - len(kept))
+        del in_hand[wanted:]
+        return _Plan(first, start, end, kept, copied, in_hand, wanted - len(in_hand))
+
+    def advance(self, tokens: int) -> None:
+        """`tokens` positions after `length` have been written in every layer."""
+        self.length += tokens
+
+    def held_from(self, n: int) -> int:
+        """The longest beginning of at most `n` positions from which the sequence can go on: `n`, or nothing where a
+        group has let go of positions that the next one would see."""
+        for held in self._held:
+            seen = range(held.group.first_seen(n) // KEYS_PER_PAGE, -(-n // KEYS_PER_PAGE))
+            if any(index >= len(held.pages) or held.pages[index] is None for index in seen):
+                return 0
+        return n
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n positions, as far as `held_from` has them."""
+        if not 0 <= n <= self.length:
+            raise UsageError(f"cannot cut a sequence of {self.length} positions to {n}")
+        if self.held_from(n) != n:
+            raise UsageError(f"cannot cut a sequence of {self.length} positions to {n}: what came before is not held")
+        self._room = 0
+        self.length = n
+
+    def make_room(self) -> None:
+        """For others, if it is spare."""
+        if self.spare:
+            self.release()
+
+    def release(self) -> None:
+        """Forget everything and give the memory back; the sequence can be filled again."""
+        self._room = 0
+        self.length = 0
+        for held in self._held:
+            held.clear()
+
+    def copy(self, n: int) -> KvSequence:
+        """A sequence of its own with the first n positions, whose pages both share until one of them writes."""
+        if not 0 <= n <= self.length or self.held_from(n) != n:
+            raise UsageError(f"cannot copy {n} of {self.length} positions")
+        other = KvSequence(self._pool, self.capacity)
+        self._room = 0
+        for mine, theirs in zip(self._held, other._held, strict=True):
+            shared = mine.pages[: -(-n // KEYS_PER_PAGE)]
+            for index, page in enumerate(shared):
+                if page is not None:
+                    page.promise(min(n - index * KEYS_PER_PAGE, KEYS_PER_PAGE))
+            theirs.pages = list(shared)
+        other.length = n
+        return other
+
+    def check_integrity(self) -> None:
+        """AssertionError unless tables and pages fit together. For tests."""
+        assert 0 <= self.length <= self.capacity
+        assert self.held_from(self.length) == self.length, "positions that are seen are not held"
+        for held in self._held:
+            pages = held.pages
+            assert len(pages) <= len(held.table)
+            if self._room:
+                assert self.length <= self._room <= self.capacity
+                wanted = [0 if page is None else page.address for page in pages]
+                assert held.table.tolist() == wanted + [0] * (len(held.table) - len(pages)), "a table is wrong"
+                for index in range(self.length // KEYS_PER_PAGE, -(-self._room // KEYS_PER_PAGE)):
+                    page, offset = pages[index], max(0, self.length - index * KEYS_PER_PAGE)
+                    assert page is not None and page.may_write(self, offset), "room that may not be written"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a group's pages become: `kept` by index, all others from `start` to `end` out of those in hand, `missing`
+    of which are yet to be taken. Pages below `first` are let go of. copied: what the page at `start` begins with,
+    because others hold it."""
+
+    first: int
+    start: int
+    end: int
+    kept: dict[int, Page]
+    copied: Page | None
+    in_hand: list[Page]
+    missing: int
+
+
+class _Held:
+    """A group's pages of one sequence, by index, and the table that kernels read."""
+
+    def __init__(self, number: int, group: Group, capacity: int) -> None:
+        self.number = number
+        self.group = group
+        self.table: I64 = np.zeros(-(-capacity // KEYS_PER_PAGE), np.int64)
+        self.pages: list[Page | None] = []
+        self.in_hand: list[Page] = []  # of a group with a window: those that the next positions will lie in
+
+    @property
+    def end(self) -> int:
+        """The position after the last page."""
+        return len(self.pages) * KEYS_PER_PAGE
+
+    def all(self) -> Iterator[Page]:
+        """Pages in the table and in hand."""
+        yield from (page for page in self.pages if page is not None)
+        yield from self.in_hand
+
+    def arrange(self, plan: _Plan, fresh: list[Page]) -> None:
+        """Pages and table as planned. An interrupt may leave half of it: then no page is in two places, what is not
+        there any more is None, and the table will be written anew (`KvSequence._room`)."""
+        in_hand = [*plan.in_hand, *fresh]
+        self.in_hand = []
+        self.pages = [page if index >= plan.first else None for index, page in enumerate(self.pages)]
+        length = max([plan.end, *(index + 1 for index in plan.kept)])
+        pages: list[Page | None] = [plan.kept.get(index) for index in range(length)]
+        for index in range(plan.start, plan.end):
+            if index not in plan.kept:
+                page = in_hand.pop()
+                page.promised = 0
+                if index == plan.start and plan.copied is not None:
+                    page.copy_from(plan.copied)
+                pages[index] = page
+        self.pages = pages
+        self.in_hand = in_hand
+        self.table[: len(pages)] = [0 if page is None else page.address for page in pages]
+        self.table[len(pages) :] = 0
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.pages, self.in_hand = [], []
+        self.table[:] = 0
