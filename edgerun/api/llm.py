@@ -240,13 +240,13 @@ class LLM(OpenAIMethods):
     def _chunks(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         with self._idle_lock:
             session, self._idle = self._idle, None
-        session = session or Session(self.engine)
+        session = session or Session(self.engine, is_transient=True)
         try:
             yield from session.answer(prompt, params, cancel)
         finally:
+            session.park()
             with self._idle_lock:
                 if self._engine is not None:
-                    session.park()
                     self._idle = session
 
 

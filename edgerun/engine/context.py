@@ -27,6 +27,7 @@ class Context:
     a model's windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed
     again.
 
+    is_transient: nobody misses it between requests (`park`).
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
     arithmetic is not the kernels'; those give the same bits however a prompt is cut). Then steps begin at multiples
     of `step_tokens`, and of what is held only whole ones of a prompt are used again: the same ids give the same
@@ -41,11 +42,13 @@ class Context:
         *,
         step_tokens: int = STEP_TOKENS,
         reuse_steps: bool = False,
+        is_transient: bool = False,
         cache: Cache | None = None,
     ) -> None:
         self._decoder = decoder
         self._lock = lock
         self.limit = limit  # positions
+        self.is_transient = is_transient
         self._step_tokens = step_tokens
         self._reuse_steps = reuse_steps
         self._stepped = 0  # tokens in whole steps from the beginning on

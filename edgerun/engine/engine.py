@@ -108,10 +108,15 @@ class Engine:
         return self._tokenizer is not None
 
     @told_as_shortage("making room for a new sequence")
-    def new_context(self) -> Context:
-        """An empty one; memory is taken as it fills."""
+    def new_context(self, *, is_transient: bool = False) -> Context:
+        """An empty one; memory is taken as it fills. is_transient: others may have it between requests."""
         return Context(
-            self.decoder, self.scheduler.lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
+            self.decoder,
+            self.scheduler.lock,
+            self.context,
+            step_tokens=self._step_tokens,
+            reuse_steps=self._reuse_steps,
+            is_transient=is_transient,
         )
 
     def new_turns(self) -> Turns:
@@ -217,7 +222,7 @@ class Engine:
         """What is wanted of all positions of a text, some at a time. Raises Cancelled, ContextLengthError."""
         self.check_length(len(ids))
         most = self._step_tokens if most_rows is None else most_rows
-        reading = Reading(self.new_context(), ids, checked_cancel(cancel), want, most)
+        reading = Reading(self.new_context(is_transient=True), ids, checked_cancel(cancel), want, most)
         return self.scheduler.run(reading)
 
 

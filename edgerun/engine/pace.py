@@ -7,7 +7,7 @@ they may take. Its budget is a number of tokens found beforehand; here it follow
 from __future__ import annotations
 
 _FIRST_ROWS = 16  # before anything is known
-_LEAST_ROWS = 8  # fewer are not faster by much
+_LEAST_ROWS = 4  # fewer are not faster by much
 _SHARE = 0.85  # of the bound that is aimed at: steps differ
 _WEIGHT = 0.3  # of the newest measurement
 
@@ -31,11 +31,13 @@ class Pace:
         if decode_rows:
             self._last_rows = prompt_rows
 
-    def rows(self, bound_s: float, most: int) -> int:
-        """Of prompts in a step that shall take `bound_s`; where tokens alone take that long, as much time again."""
+    def rows(self, bound_s: float, decode_rows: int, most: int) -> int:
+        """Of prompts in a step that shall take `bound_s`, with as many next tokens in it; where these alone take that
+        long, as much time again."""
         if self._row_s <= 0:
             return min(_FIRST_ROWS, most)
-        left_s = max(_SHARE * bound_s - self._base_s, self._base_s)
+        base_s = self._base_s or decode_rows * self._row_s
+        left_s = max(_SHARE * bound_s - base_s, base_s)
         rows = int(left_s / self._row_s)
         grown = max(_FIRST_ROWS, 2 * self._last_rows) if self._last_rows else rows
         return max(1, min(max(rows, _LEAST_ROWS), grown, most))

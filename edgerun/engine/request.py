@@ -88,8 +88,9 @@ class Request(ABC, Generic[T]):
 
     @property
     def holds_pages(self) -> bool:
-        """Whether its context's pages are its own, and could be taken away."""
-        return self.has_begun and not (self.is_taking or self.is_over) and self.context.is_valid(self.ticket)
+        """Whether its context's pages are its own, and could be taken away; those of one that is over, too, until its
+        reader has left."""
+        return (self.has_begun or len(self.context) > 0) and not self.is_taking and self.context.is_valid(self.ticket)
 
     def read_by(self, stream: Generator[T, None, None]) -> None:
         """Whoever has `stream` gets the results."""

@@ -133,6 +133,8 @@ class Scheduler:
 
     def _leave(self, request: AnyRequest) -> None:
         request.results.end()
+        if request.context.is_transient:
+            request.context.park()  # before nobody knows any more that it has pages
         with self._mutex:
             self._keep(lambda each: each is not request)
 

@@ -31,14 +31,21 @@ class Session:
 
     The cache grows with the conversation. All sessions of a model have so much memory together as its plan allows; a
     call for which none is left raises DoesNotFitError and leaves the session as it was. What a session holds is free
-    again when it is closed, or nothing refers to it any more.
+    again when it is closed, or nothing refers to it any more. is_transient: others may have it between calls.
     """
 
-    def __init__(self, engine: Engine, *, messages: Messages = (), context_shift: bool | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        messages: Messages = (),
+        context_shift: bool | None = None,
+        is_transient: bool = False,
+    ) -> None:
         shifts = engine.context_shift if context_shift is None else _FLAG.check("context_shift", context_shift)
         self._engine = engine
         self._turns = engine.new_turns() if shifts else None
-        self._context = engine.new_context()
+        self._context = engine.new_context(is_transient=is_transient)
         self._pending: list[int] = []  # chosen last, not yet through the model
         self.messages: list[Message] = _begun(messages)
 

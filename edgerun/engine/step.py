@@ -112,7 +112,7 @@ class Steps:
     ) -> None:
         """Stretches of prompts beside the next tokens that are chosen, one prompt's or several's."""
         options = self._options
-        budget = self._pace.rows(options.tpot_s, options.step_tokens) if chosen else options.step_tokens
+        budget = self._pace.rows(options.tpot_s, len(chosen), options.step_tokens) if chosen else options.step_tokens
         for request in self._in_turn(prompts):
             if budget <= 0:
                 return
@@ -125,16 +125,17 @@ class Steps:
         """Give those that have no pages yet theirs, in the order of their arrival, as long as there are some."""
         n_begun = sum(request.has_begun and request.can_go_on for request in requests)
         for request in live:
-            if request.has_begun or not self._may_begin(request, requests):
+            if request.has_begun:
                 continue
-            if n_begun >= self._options.most_at_once:
+            if n_begun >= self._options.most_at_once or not self._may_begin(request, requests):
                 return
             try:
                 if request.ticket is None:
                     request.ticket = request.context.enter()
                 begin = partial(request.context.begin, request.ids, request.ticket)
-                reused = self._with_room(request, requests, begin, may_take_turns=False)
+                reused = self._with_room(request, requests, begin)
             except _NoRoom:
+                request.waits_for = self.n_ended + 1
                 return
             except BaseException as error:  # noqa: BLE001 - it belongs to this request, whatever it is
                 request.fail(error)
@@ -144,9 +145,10 @@ class Steps:
             n_begun += 1
 
     def _may_begin(self, request: AnyRequest, requests: Sequence[AnyRequest]) -> bool:
-        """Not one whose pages were taken away, before somebody has ended: it would only lose them again."""
-        others = any(other.has_begun and other.can_go_on for other in requests if other is not request)
-        return not others or self.n_ended >= request.waits_for
+        """Not one for which there was no room, before somebody has ended: asking again costs time, and whoever takes
+        the last page loses it again. Those that do not go on will not end, but their pages can be had."""
+        others = [other for other in requests if other.has_begun and other is not request]
+        return self.n_ended >= request.waits_for or not others or not all([other.can_go_on for other in others])
 
     def _has_ticket(self, request: AnyRequest) -> bool:
         try:
@@ -173,7 +175,7 @@ class Steps:
         start = len(request.context)
         n, want = request.stretch(start, most)
         try:
-            self._with_room(request, requests, lambda: request.context.sequence.reserve(n), chosen=chosen)
+            self._with_room(request, requests, lambda: request.context.sequence.reserve(n), chosen)
         except _NoRoom:
             return False
         except BaseException as error:  # noqa: BLE001 - it belongs to this request, whatever it is
@@ -189,27 +191,23 @@ class Steps:
         request: AnyRequest,
         requests: Sequence[AnyRequest],
         take: Callable[[], Any],
-        *,
-        may_take_turns: bool = True,
         chosen: dict[AnyRequest, _Part] | None = None,
     ) -> Any:
-        """`take`, which asks for pages. Where there are none, those of requests that nobody reads go, then those of
-        the youngest, itself at last (_NoRoom). Whoever has not begun takes only the former, and waits for the others
-        (_NoRoom). DoesNotFitError when no other request has any."""
+        """`take`, which asks for pages for `request`. Where there are none, others lose theirs: those that do not go on
+        first (nobody reads them, they are over, or wait themselves), then the youngest, which may be `request`
+        (_NoRoom). One that has not begun waits for those that go on (_NoRoom). DoesNotFitError when no other request
+        has any."""
         while True:
             try:
                 return take()
             except DoesNotFitError:
-                holders = [each for each in requests if each.holds_pages]
-                unread = [each for each in holders if each.results.is_full]
-                if unread:
-                    victim = unread[-1]
-                elif may_take_turns and len(holders) > 1:
-                    victim = holders[-1]
-                elif may_take_turns or not holders:
+                others = [each for each in requests if each is not request and each.holds_pages]
+                idle = [each for each in others if not (each.has_begun and each.can_go_on)]
+                if not others:
                     raise
-                else:
+                if not idle and not request.has_begun:
                     raise _NoRoom from None
+                victim = idle[-1] if idle else max(others[-1], request, key=lambda each: each.arrival)
                 victim.has_begun = False
                 victim.waits_for = self.n_ended + 1
                 victim.context.drop()

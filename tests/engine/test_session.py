@@ -6,7 +6,7 @@ import pytest
 
 from edgerun.engine import SamplingParams, Session
 from edgerun.errors import UsageError
-from engine.fakes import VOCAB, FakeCache, FakeDecoder, fake_engine
+from engine.fakes import VOCAB, FakeDecoder, fake_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
@@ -181,8 +181,7 @@ def test_tokens_that_only_one_side_knows_of_did_not_happen() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 8, 9, 10, 30])
 def test_rewinding_beyond_what_a_window_keeps_computes_all_again(n: int) -> None:
-    decoder = FakeDecoder(forbid=ASCII_ONLY)
-    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    decoder = FakeDecoder(forbid=ASCII_ONLY, window=10)
     session = Session(fake_engine(decoder))
     session.complete("Once upon a time there was", GREEDY)
     kept, cached = session.ids[: len(session.ids) - n], session.cached_tokens
@@ -194,8 +193,7 @@ def test_rewinding_beyond_what_a_window_keeps_computes_all_again(n: int) -> None
 
 
 def test_a_prompt_that_leaves_the_last_one_early_is_computed_whole() -> None:
-    decoder = FakeDecoder(forbid=ASCII_ONLY)
-    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    decoder = FakeDecoder(forbid=ASCII_ONLY, window=10)
     engine = fake_engine(decoder)
     session = Session(engine)
     list(session.answer(engine.encode("Once upon a time"), GREEDY))
