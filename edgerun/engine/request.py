@@ -31,7 +31,7 @@ class Request(ABC, Generic[T]):
         self.arrival = 0  # its number: the youngest has the largest
         self.ticket: int | None = None  # see `Context.begin`
         self.has_begun = False  # it has a place in its context, and pages
-        self.is_taking = False  # what a step computed is being looked at, outside of the lock
+        self.taker: int | None = None  # the thread that is at what a step computed, outside of the lock
         self.waits_for = 0  # requests that must have ended before it begins again, because its pages were taken away
         self.thread = get_ident()  # that reads
         self._cancel = cancel
@@ -84,13 +84,13 @@ class Request(ABC, Generic[T]):
     @property
     def can_go_on(self) -> bool:
         """Whether it may be part of a step now: its reader has room for results."""
-        return not (self.is_taking or self.results.is_full or self.is_over)
+        return not (self.taker or self.results.is_full or self.is_over)
 
     @property
     def holds_pages(self) -> bool:
         """Whether its context's pages are its own, and could be taken away; those of one that is over, too, until its
         reader has left."""
-        return (self.has_begun or len(self.context) > 0) and not self.is_taking and self.context.is_valid(self.ticket)
+        return (self.has_begun or len(self.context) > 0) and not self.taker and self.context.is_valid(self.ticket)
 
     def read_by(self, stream: Generator[T, None, None]) -> None:
         """Whoever has `stream` gets the results."""

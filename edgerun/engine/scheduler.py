@@ -50,8 +50,8 @@ class Scheduler:
         self._mutex = threading.Lock()
         self._thread, self._wake = None, SimpleQueue()
         for request in self._requests:
-            if request.thread != threading.get_ident() or request.is_taking:
-                request.is_taking = False
+            if request.thread != threading.get_ident() or request.taker:
+                request.taker = None
                 request.fail(UsageError("this generation was computed by another thread when the process was forked"))
         self._requests = tuple(request for request in self._requests if not request.is_over)
 
@@ -66,7 +66,7 @@ class Scheduler:
 
     def close(self, release: Callable[[], None]) -> None:
         """End the step that is computed now, call `release`, and refuse every later one (UsageError)."""
-        self._steps.is_closing = True
+        self._steps.is_closing = True  # the thread ends, too
         try:
             self.lock.close(release)
         finally:
@@ -104,9 +104,9 @@ class Scheduler:
                 return item
             wait_s = _POLL_S
             if self._is_alone(request):
-                if not request.is_taking and (self._steps.make(self._requests, request) or not mailbox.is_empty):
+                if request.taker is None and (self._steps.make(self._requests, request) or not mailbox.is_empty):
                     wait_s = 0.0
-            elif threading.current_thread() is self._thread:  # a caller's function, called by a step, asks for more
+            elif threading.current_thread() is self._thread:  # a caller's function again
                 if self._steps.make(self._requests):
                     wait_s = 0.0
             elif not self._call_thread():
@@ -114,11 +114,13 @@ class Scheduler:
                 wait_s = 0.0
 
     def _is_alone(self, request: AnyRequest) -> bool:
-        """Whether no other request could be part of its next step."""
+        """Whether no other request could be part of its next step. One that is being dealt with by this thread cannot:
+        a caller's function, which that calls, asks for more."""
         requests = self._requests
-        return len(requests) == 1 or not any(
-            each.can_go_on or each.is_taking for each in requests if each is not request
-        )
+        if len(requests) == 1:
+            return True
+        others, me = [each for each in requests if each is not request], threading.get_ident()
+        return not any([each.can_go_on or each.taker not in (None, me) for each in others])
 
     def _join(self, request: AnyRequest) -> None:
         with self._mutex:
@@ -165,7 +167,7 @@ class Scheduler:
             return True
 
     def _work(self) -> None:
-        while True:
+        while not self._steps.is_closing:
             while self._has_company():
                 self._make_for_all()
             for request in self._requests:  # whoever is alone goes on by itself

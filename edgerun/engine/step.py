@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -229,9 +230,10 @@ class Steps:
             with told_as_shortage("computing a step"):
                 stretches = tuple(Stretch(part.request.context.sequence, part.ids, part.want) for part in parts)
                 rows = self._decoder.step(Batch(stretches), cancelled=cancelled)
+            taker = get_ident()
             for part in parts:
                 part.request.context.extend(part.ids)
-                part.request.is_taking = True
+                part.request.taker = taker
         except Cancelled:
             for request in requests:
                 if self.is_closing:
@@ -250,7 +252,7 @@ class Steps:
         for part, of_part in zip(parts, rows, strict=True):
             request = part.request
             _guarded(request, partial(request.take, of_part, self._clock() - started))
-            request.is_taking = False
+            request.taker = None
 
 
 class _NoRoom(Exception):
