@@ -47,14 +47,18 @@ def _compiled(request: dict[str, Any]) -> bytes:
     from edgerun.kernels.isa import Isa
     from edgerun.kernels.numba_target import Machine
 
-    isa: dict[str, Any] = {key: _tuples(value) for key, value in request["isa"].items()}
+    isa = {key: _as_it_was(value) for key, value in request["isa"].items()}
     machine = None if request["machine"] is None else Machine(**request["machine"])
     return compile_kernel(request["name"], Isa(**isa), request["symbol"], machine)
 
 
-def _tuples(value: Any) -> Any:
-    """Tuples have become lists on the way."""
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+def _as_it_was(value: Any) -> Any:
+    """Of an `Isa`'s value: tuples have become lists on the way, and tiles an object."""
+    from edgerun.kernels.isa import Tiles
+
+    if isinstance(value, dict):
+        return Tiles(**{key: _as_it_was(each) for key, each in value.items()})
+    return tuple(_as_it_was(each) for each in value) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

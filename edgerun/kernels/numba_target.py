@@ -28,7 +28,7 @@ from numba.core.typing import Context
 
 from edgerun.device.cpu_features import cpu_features
 
-_ARM = frozenset(("neon", "dotprod"))  # features that an `Isa` may need there
+_ARM = frozenset(("neon", "dotprod", "i8mm"))  # features that an `Isa` may need there
 _NAME = "edgerun"  # of the target, among Numba's
 
 

@@ -11,18 +11,20 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, types, uint8
 
-from edgerun.kernels.formats.base import Format, swap_masks
+from edgerun.kernels.formats.base import Format, Plain, swap_masks
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.matmul_driver import kernel_signature
-from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, store_u8
+from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, shuffle, store_u8
 
 _UNITS = {1: I8, 2: I16, 4: I32}
 
 
 def build_pack(isa: Isa, format: Format) -> Any:
     """The kernel of a format."""
+    if isinstance(format, Plain):
+        return _build_pack_floats(isa, format)
     lanes, block_bytes = isa.lanes, format.bytes
-    move = _mover(format, lanes)
+    move, turn = _mover(format, lanes), _turner(format, lanes)
 
     def pack(arguments: int, low: int, high: int) -> None:
         source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
@@ -38,7 +40,38 @@ def build_pack(isa: Isa, format: Format) -> Any:
                 for r in range(valid):
                     row = source + (group * lanes + r) * row_bytes
                     move(int64(row + b * block_bytes), int64(target), int64(r))
+                turn(int64(target))
                 target += block_bytes * lanes
+
+    return pack, kernel_signature()
+
+
+def _build_pack_floats(isa: Isa, format: Plain) -> Any:
+    """Of single weights: `lanes` columns of a whole group at once."""
+    lanes, weight_bytes = isa.lanes, format.bytes
+    move, transpose = _mover(format, lanes), _transposer(format, lanes)
+
+    def pack(arguments: int, low: int, high: int) -> None:
+        source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        rows, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        cols = load_i64(int64(arguments + 32))
+        for group in range(low, high):
+            valid = min(lanes, rows - group * lanes)
+            target, first = out + group * cols * weight_bytes * lanes, source + group * lanes * row_bytes
+            col = 0
+            if valid < lanes:
+                for i in range(cols * weight_bytes * lanes):
+                    store_u8(int64(target + i), uint8(0))
+            else:
+                while col + lanes <= cols:
+                    at = col * weight_bytes
+                    transpose(int64(first + at), int64(row_bytes), int64(target + at * lanes))
+                    col += lanes
+            while col < cols:
+                at = col * weight_bytes
+                for r in range(valid):
+                    move(int64(first + r * row_bytes + at), int64(target + at * lanes), int64(r))
+                col += 1
 
     return pack, kernel_signature()
 
@@ -51,13 +84,56 @@ def _mover(format: Format, lanes: int) -> Any:
             kind = _UNITS[field.unit]
             first = b.add(out, b.mul(row, ir.Constant(I64, field.unit)))
             for t in range(field.count):
-                at = b.add(source, ir.Constant(I64, field.source + field.unit * t))
-                unit = b.load(b.inttoptr(at, kind.as_pointer()))
-                unit.align = 1
-                for shift, mask in swap_masks(field.swaps):
-                    moved = b.and_(b.xor(b.lshr(unit, ir.Constant(I32, shift)), unit), ir.Constant(I32, mask))
-                    unit = b.xor(b.xor(unit, moved), b.shl(moved, ir.Constant(I32, shift)))
-                to = b.add(first, ir.Constant(I64, (start + field.unit * t) * lanes))
-                b.store(unit, b.inttoptr(to, kind.as_pointer())).align = 1
+                unit = _load(b, b.add(source, ir.Constant(I64, field.source + field.unit * t)), kind)
+                _store(b, unit, b.add(first, ir.Constant(I64, (start + field.unit * t) * lanes)))
 
     return function((types.int64,) * 3, types.void, emit)
+
+
+def _turner(format: Format, lanes: int) -> Any:
+    """(out): the bits of a packed block's words as its fields want them."""
+    words = ir.VectorType(I32, lanes)
+
+    def emit(b: Any, out: Any) -> None:
+        for field, start in zip(format.fields, format.starts, strict=True):
+            for t in range(field.count if field.swaps else 0):
+                at = b.add(out, ir.Constant(I64, (start + field.unit * t) * lanes))
+                word = _load(b, at, words)
+                for shift, mask in swap_masks(field.swaps):
+                    by, some = (ir.Constant(words, [value] * lanes) for value in (shift, mask))
+                    moved = b.and_(b.xor(b.lshr(word, by), word), some)
+                    word = b.xor(b.xor(word, moved), b.shl(moved, by))
+                _store(b, word, at)
+
+    return function((types.int64,), types.void, emit)
+
+
+def _transposer(format: Plain, lanes: int) -> Any:
+    """(source, row bytes, out): `lanes` rows of as many weights, turned."""
+    kind = ir.VectorType(_UNITS[format.bytes], lanes)
+
+    def emit(b: Any, source: Any, row_bytes: Any, out: Any) -> None:
+        rows = []
+        for _ in range(lanes):
+            rows.append(_load(b, source, kind))
+            source = b.add(source, row_bytes)
+        # Interleaving the first half of the rows with the second halves the distance of neighbours in a column.
+        low = [at // 2 + lanes * (at % 2) for at in range(lanes)]
+        high = [at + lanes // 2 for at in low]
+        for _ in range(lanes.bit_length() - 1):
+            pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
+            rows = [shuffle(b, one, other, half) for one, other in pairs for half in (low, high)]
+        for column, value in enumerate(rows):
+            _store(b, value, b.add(out, ir.Constant(I64, column * lanes * format.bytes)))
+
+    return function((types.int64,) * 3, types.void, emit)
+
+
+def _load(b: Any, address: Any, kind: Any) -> Any:
+    value = b.load(b.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def _store(b: Any, value: Any, address: Any) -> None:
+    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1

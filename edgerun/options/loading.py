@@ -22,6 +22,7 @@ KERNEL_NAMES = (
     "avx512vbmi",
     "neon",
     "dotprod",
+    "i8mm",
 )
 MOST_THREADS = 1024  # more than any machine's cores; each takes memory, and a wake-up for every operation
 

@@ -35,22 +35,14 @@ def talk(model: Path, *options: str) -> Terminal:
 
 
 def test_a_chat_on_a_terminal_goes_on(chat_model: Path, tmp_path: Path) -> None:
-    terminal = talk(chat_model)
-    try:
-        seen = ""
+    with talk(chat_model) as terminal:
         for i in range(9):
-            terminal.expect(">>>")
-            terminal.send(f"message {i}\r")
-            seen += terminal.expect("as long as it may be")
-        terminal.expect(">>>")
-        terminal.send(f"/save {tmp_path / 'chat.json'}\r")
-        seen += terminal.expect("saved")
+            terminal.say(f"message {i}", "as long as it may be")
+        terminal.say(f"/save {tmp_path / 'chat.json'}", "saved")
         terminal.expect(">>>")
         terminal.send("/bye\r")
         assert terminal.process.wait(20) == 0
-        assert "edgerun: " not in seen + terminal.rest()
-    finally:
-        terminal.close()
+        assert "edgerun: " not in terminal.rest()
     messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [m["content"] for m in messages if m["role"] == "user"] == [f"message {i}" for i in range(9)]
     with LLM(chat_model, context=1000) as llm:  # what came last is what the rest of some length is answered with
@@ -62,29 +54,18 @@ def test_a_chat_on_a_terminal_goes_on(chat_model: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_said_once_and_off_refuses(chat_model: Path) -> None:
-    terminal = talk(chat_model)
-    try:
+    with talk(chat_model) as terminal:
         seen = ""
         for i in range(9):
-            terminal.expect(">>>")
-            terminal.send(f"message {i}\r")
-            terminal.expect("as long as it may be")
+            terminal.say(f"message {i}", "as long as it may be")
             terminal.send("/stats\r")
             seen += terminal.expect("peak memory")
         assert seen.count(FORGETS) == 1
-    finally:
-        terminal.close()
-    terminal = talk(chat_model, "--context-shift", "off")
-    try:
-        terminal.expect(">>>")
+    with talk(chat_model, "--context-shift", "off") as terminal:
         for i in range(4):
-            terminal.send(f"message {i}\r")
-            terminal.expect(">>>")
-        terminal.send("message 9\r")
-        terminal.expect("shorten the prompt")
+            terminal.say(f"message {i}", "as long as it may be")
+        terminal.say("message 9", "shorten the prompt")
         assert terminal.process.poll() is None
-    finally:
-        terminal.close()
 
 
 def test_answers_are_those_of_the_shorter_chat(small: LLM, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Kernel tests on emulated 64-bit ARM processors, for each instruction set on one that has just it.
 
-    python -m tools.arm [--sets neon dotprod] [--folder DIR] [-- PYTEST-ARGUMENTS]
+    python -m tools.arm [--sets neon dotprod i8mm] [--folder DIR] [-- PYTEST-ARGUMENTS]
 
 The first time it sets the machine up (`machine`: 30 s, needs a network). Kernels are compiled on this machine, for that
 one, and put into its cache: Numba would take minutes under emulation. Without arguments for pytest, packing, layers and
@@ -25,7 +25,8 @@ from edgerun.kernels.numba_target import Machine as Target
 from edgerun.paths import kept_folder
 from tools.arm.machine import CPU, TRIPLE, Machine, MissingError, set_up
 
-PROCESSORS = {"neon": "cortex-a72", "dotprod": "cortex-a76"}  # qemu's, with nothing beyond the set
+PROCESSORS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}  # qemu's: the first two have
+# nothing beyond the set, "max" has all there is
 TESTS = ("tests/kernels/test_matmul.py", "tests/kernels/test_layer_ops.py")
 # Of the products of every type: two rows of activations and seven, each also alone; weight rows that fill no group.
 PART = "not (native_formats or packing) or 2-37 or 7-37 or 21-"

@@ -28,7 +28,7 @@ _LLVM = "22"
 _LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
 _JUMP = re.compile(r"^(b\.\w+|cbn?z|tbn?z|b|j\w+)\b")
 _TARGET = re.compile(r"0x([0-9a-f]+)(?: <.*)?$")
-_PRODUCT = re.compile(r"^(?:\{vex\} )?(sdot|smlal|smull|vpdpbusd|vpmadd)")
+_PRODUCT = re.compile(r"^(?:\{vex\} )?(sdot|smmla|smlal|smull|vpdpbusd|vpmadd)")
 # LLVM's Intel tables make a zeroed register wait for its old value, which no processor does; a load does not wait.
 _ZEROED = re.compile(r"^vp?xor(?:ps|d|q)? (%[xyz]mm\d+), \1, \1$")
 _ITERATIONS = 500
@@ -46,7 +46,7 @@ class Processor:
 
     @property
     def arm(self) -> bool:
-        return self.isa in ("neon", "dotprod")
+        return self.isa in ("neon", "dotprod", "i8mm")
 
     @property
     def target(self) -> Machine:
@@ -60,8 +60,11 @@ PROCESSORS = (
     Processor("Raspberry Pi 5 (Cortex-A76)", "dotprod", "neoverse-n1", 2.4, "11.4 sustained"),
     Processor("the same without `sdot`", "neon", "neoverse-n1", 2.4, "11.4 sustained"),
     Processor("Cortex-X4", "dotprod", "cortex-x4", 3.3, "77 peak"),
+    Processor("Cortex-X4", "i8mm", "cortex-x4", 3.3, "77 peak"),
     Processor("Neoverse V2 (Graviton4)", "dotprod", "neoverse-v2", 3.0, "537 peak for 96 cores"),
+    Processor("Neoverse V2 (Graviton4)", "i8mm", "neoverse-v2", 3.0, "537 peak for 96 cores"),
     Processor("Apple M4", "dotprod", "apple-m4", 4.4, "120 peak"),
+    Processor("Apple M4", "i8mm", "apple-m4", 4.4, "120 peak"),
     Processor("Zen 5", "avx512vnni", "znver5", 5.0, "90 peak"),
     Processor("Alder Lake", "avxvnni", "alderlake", 4.9, "77 peak"),
 )
@@ -125,7 +128,7 @@ def cycles(loop: list[str], processor: Processor) -> float:
     body = [line for line in body if not _JUMP.match(line) and not line.startswith("nop")]
     if not processor.arm and not processor.cpu.startswith("znver"):
         body = [_ZEROED.sub(r"vbroadcastss (%rsp), \1", line) for line in body]
-    machine = ["-march=aarch64", "-mattr=+dotprod"] if processor.arm else ["-march=x86-64"]
+    machine = ["-march=aarch64", "-mattr=+dotprod,+i8mm"] if processor.arm else ["-march=x86-64"]
     text = "\n".join([*body, ""]).encode()
     said = _run(text, ".s", f"llvm-mca-{_LLVM}", *machine, f"-mcpu={processor.cpu}", f"-iterations={_ITERATIONS}")
     total = re.search(r"^Total Cycles:\s+(\d+)", said, re.MULTILINE)

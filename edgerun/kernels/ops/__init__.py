@@ -13,6 +13,7 @@ from edgerun.kernels.isa import Isa
 from edgerun.kernels.ops.avx2 import Avx2
 from edgerun.kernels.ops.avx512 import Avx512
 from edgerun.kernels.ops.emitter import Emitter
+from edgerun.kernels.ops.i8mm import MatrixProduct
 from edgerun.kernels.ops.neon import DotProduct, Neon
 from edgerun.kernels.ops.vbmi import Avx512Vbmi
 from edgerun.kernels.ops.vectors import Ops
@@ -28,6 +29,7 @@ _EMITTERS: dict[str, type[Emitter]] = {
     "avx512vnni": Avx512Vnni,
     "neon": Neon,
     "dotprod": DotProduct,
+    "i8mm": MatrixProduct,
     "avx512vbmi": Avx512Vbmi,
 }
 
