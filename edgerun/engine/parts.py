@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.formats.checked_tensors import Form
 from edgerun.models.batch import Batch
 
 Message = Mapping[str, Any]
@@ -32,6 +33,12 @@ class Cache(Protocol):
 
     def copy(self, n: int) -> Self: ...
 
+    def saved_forms(self) -> Mapping[str, Form]: ...
+
+    def saved(self, name: str) -> NDArray[Any]: ...
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None: ...
+
 
 class Spec(Protocol):
     """Of `models.ModelSpec`."""
@@ -54,6 +61,9 @@ class DecoderLike(Protocol):
 
     @property
     def store(self) -> Store: ...
+
+    @property
+    def arithmetic(self) -> str: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine import Engine
-from edgerun.errors import Cancelled
+from edgerun.errors import Cancelled, UnsupportedError
+from edgerun.formats.checked_tensors import Form
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, layer_groups
 from edgerun.models.batch import Batch, Stretch
+from edgerun.weights.identity import ModelIdentity
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 VOCAB = 260
@@ -55,6 +57,18 @@ class FakeSequence(KvSequence):
         other.held = self.held[:n]
         return other
 
+    def saved_forms(self) -> dict[str, Form]:
+        return {"held": ("I32", (self.length,))}
+
+    def saved(self, name: str) -> NDArray[np.int32]:
+        return np.array(self.held, np.int32)
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
+        if dict(forms) != {"held": ("I32", (length,))}:
+            raise UnsupportedError("kept in another way")
+        self.reserve(length)
+        self.held = read("held").tolist()
+
 
 @dataclass(frozen=True)
 class FakeSpec:
@@ -84,6 +98,8 @@ class FakeDecoder:
         self.busy = False
         self.on_layer: Callable[[], None] = lambda: None
         self.on_step: Callable[[Batch], None] = lambda batch: None
+
+    arithmetic = "numpy's random numbers"
 
     def new_cache(self, capacity: int) -> FakeSequence:
         return FakeSequence(self.pages, capacity, self.window)
@@ -195,5 +211,6 @@ def fake_engine(decoder: FakeDecoder | None = None, *, context: int = 512, **mor
     """An engine that writes random ASCII and never ends by itself."""
     if decoder is None:
         decoder = FakeDecoder(forbid=[*range(32), *range(127, VOCAB)])
-    more = {"tokenizer": FakeTokenizer(), "template": FakeTemplate(), **more}
+    identity = ModelIdentity("a file", "a header")
+    more = {"tokenizer": FakeTokenizer(), "template": FakeTemplate(), "identity": lambda: identity, **more}
     return Engine(decoder, context=context, **more)
