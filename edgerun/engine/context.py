@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.cancel import FairLock
-from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
+from edgerun.kv import KvSequence
+from edgerun.models import Decoder
 
 F32 = NDArray[np.float32]
-Want = Literal["none", "last", "all", "hidden"]  # of what a step computes: see `models.batch.Stretch`
 
 STEP_TOKENS = 256  # of a prompt in one step, unless the model is so large that others would wait too long
 
@@ -23,10 +23,9 @@ STEP_TOKENS = 256  # of a prompt in one step, unless the model is so large that 
 class Context:
     """Token ids and the sequence of pages that holds their keys and values, always of the same length.
 
-    Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment
-    leaves the tokens up to the last whole step. What steps call (`enter` to `drop`) is called with the lock held. Where
-    a model's windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed
-    again.
+    Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment leaves the
+    tokens up to the last whole step. What steps call (`enter` to `drop`) is called with the lock held. Where a model's
+    windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed again.
 
     is_transient: nobody misses it between requests (`park`).
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
@@ -37,14 +36,14 @@ class Context:
 
     def __init__(
         self,
-        decoder: DecoderLike,
+        decoder: Decoder,
         lock: FairLock,
         limit: int,
         *,
         step_tokens: int = STEP_TOKENS,
         reuse_steps: bool = False,
         is_transient: bool = False,
-        cache: Cache | None = None,
+        sequence: KvSequence | None = None,
     ) -> None:
         self._decoder = decoder
         self._lock = lock
@@ -53,7 +52,7 @@ class Context:
         self._step_tokens = step_tokens
         self._reuse_steps = reuse_steps
         self._stepped = 0  # tokens in whole steps from the beginning on
-        self.sequence: Cache = decoder.new_cache(limit) if cache is None else cache
+        self.sequence = decoder.new_cache(limit) if sequence is None else sequence
         self._tokens: list[int] = []
         self._user = 0
         self._closed = False
@@ -152,14 +151,13 @@ class Context:
         with self._lock.held():
             self._check_open()
             self._settle()
-            cache = self.sequence.copy(len(self._tokens))
             twin = Context(
                 self._decoder,
                 self._lock,
                 self.limit,
                 step_tokens=self._step_tokens,
                 reuse_steps=self._reuse_steps,
-                cache=cache,
+                sequence=self.sequence.copy(len(self._tokens)),
             )
             twin._tokens = list(self._tokens)
             twin._stepped = self._stepped

@@ -22,9 +22,9 @@ from edgerun.engine.arguments import (
     checked_variables,
 )
 from edgerun.engine.cancel import CancelSignal
-from edgerun.engine.context import STEP_TOKENS, Context, Want
+from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
-from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
+from edgerun.engine.parts import TemplateLike, TokenizerLike
 from edgerun.engine.reading import Reading
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
@@ -34,6 +34,8 @@ from edgerun.engine.step import StepOptions
 from edgerun.engine.turns import Turns
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore, never
+from edgerun.models import Decoder
+from edgerun.models.batch import Want
 from edgerun.weights.identity import ModelIdentity
 
 TPOT_S = 0.25  # unless the caller says how long others may wait
@@ -57,7 +59,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: DecoderLike,
+        decoder: Decoder,
         tokenizer: TokenizerLike | None,
         *,
         context: int,

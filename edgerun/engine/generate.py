@@ -8,7 +8,7 @@ from time import perf_counter
 from edgerun.engine.arguments import checked_cancel
 from edgerun.engine.cancel import CancelSignal
 from edgerun.engine.chooser import Choice, Chooser
-from edgerun.engine.context import F32, Context, Want
+from edgerun.engine.context import F32, Context
 from edgerun.engine.engine import Engine
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TokenizerLike
@@ -17,6 +17,7 @@ from edgerun.engine.results import Chunk, Completion, FinishReason, Timings, Tok
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.engine.stops import StopMatcher
 from edgerun.events import PromptProcessed, TokenGenerated
+from edgerun.models.batch import Want
 
 MakeRoom = Callable[[int], list[int] | None]
 """Tokens answered so far -> a shorter prompt to go on from when the context is full; None: there is none."""
@@ -41,7 +42,9 @@ def generate(
     Raises ContextLengthError for a prompt that is too long, UsageError for an empty one, at once.
     """
     engine.check_length(len(ids))
-    return engine.scheduler.run(Generation(engine, context, ids, engine.with_seed(params), checked_cancel(cancel), make_room))
+    return engine.scheduler.run(
+        Generation(engine, context, ids, engine.with_seed(params), checked_cancel(cancel), make_room)
+    )
 
 
 class Generation(Request[Chunk]):

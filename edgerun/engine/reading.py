@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgerun.engine.cancel import CancelSignal
-from edgerun.engine.context import F32, Context, Want
+from edgerun.engine.context import F32, Context
 from edgerun.engine.request import Request
 from edgerun.errors import Cancelled
+from edgerun.models.batch import Want
 
 
 class Reading(Request[F32]):

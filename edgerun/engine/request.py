@@ -10,8 +10,9 @@ from threading import get_ident
 from typing import Generic, TypeVar
 
 from edgerun.engine.cancel import CancelSignal
-from edgerun.engine.context import F32, Context, Want
+from edgerun.engine.context import F32, Context
 from edgerun.engine.mailbox import Mailbox
+from edgerun.models.batch import Want
 
 T = TypeVar("T")
 

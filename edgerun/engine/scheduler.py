@@ -1,9 +1,9 @@
 """Who computes, and when: requests of any threads share the steps of one decoder.
 
 A request that is alone is computed by the thread that reads it, one result at a time, as it is read: nothing is handed
-over, and an interrupt of that thread harms nobody else. As soon as another can go on too, a thread of the scheduler makes
-steps for all of them and puts results into their mailboxes. A reader that does not read leaves its mailbox full: then
-its request is left out, and costs the others nothing but its pages.
+over, and an interrupt of that thread harms nobody else. As soon as another can go on too, a thread of the scheduler
+makes steps for all of them and puts results into their mailboxes. A reader that does not read leaves its mailbox full:
+then its request is left out, and costs the others nothing but its pages.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TypeVar
 from edgerun.device.forks import call_after_fork
 from edgerun.engine.cancel import FairLock
 from edgerun.engine.mailbox import End
-from edgerun.engine.parts import DecoderLike
 from edgerun.engine.request import Request
 from edgerun.engine.step import AnyRequest, StepOptions, Steps
 from edgerun.errors import BusyError, UsageError
+from edgerun.models import Decoder
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ _LINGER_S = 2.0  # the thread ends when it was not needed for so long
 class Scheduler:
     """Of one decoder. `lock` is held by whoever uses it or changes a sequence of it."""
 
-    def __init__(self, decoder: DecoderLike, options: StepOptions, *, most_requests: int = MOST_REQUESTS) -> None:
+    def __init__(self, decoder: Decoder, options: StepOptions, *, most_requests: int = MOST_REQUESTS) -> None:
         self.lock = FairLock()
         self._steps = Steps(decoder, self.lock, options)
         self._most_requests = most_requests

@@ -14,13 +14,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from edgerun.engine.cancel import FairLock
-from edgerun.engine.context import F32, Want
+from edgerun.engine.context import F32
 from edgerun.engine.pace import Pace
-from edgerun.engine.parts import DecoderLike
 from edgerun.engine.request import Request
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import Cancelled, DoesNotFitError, UsageError
-from edgerun.models.batch import Batch, Stretch
+from edgerun.models import Batch, Decoder, Stretch
+from edgerun.models.batch import Want
 
 AnyRequest = Request[Any]
 
@@ -50,7 +50,7 @@ class Steps:
 
     def __init__(
         self,
-        decoder: DecoderLike,
+        decoder: Decoder,
         lock: FairLock,
         options: StepOptions,
         clock: Callable[[], float] = perf_counter,

@@ -15,7 +15,7 @@ from edgerun.engine import Engine
 from edgerun.errors import Cancelled, UnsupportedError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, layer_groups
-from edgerun.models.batch import Batch, Stretch
+from edgerun.models import Batch, Decoder, Stretch
 from edgerun.weights.identity import ModelIdentity
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -75,7 +75,7 @@ class FakeSpec:
     vocab_size: int = VOCAB
 
 
-class FakeDecoder:
+class FakeDecoder(Decoder):
     """Logits are random numbers seeded by all ids so far. `on_layer` is called before each of 4 layers, `on_step` with
     each batch. pages: that there are; None: any number."""
 
@@ -104,9 +104,7 @@ class FakeDecoder:
     def new_cache(self, capacity: int) -> FakeSequence:
         return FakeSequence(self.pages, capacity, self.window)
 
-    def step(
-        self, batch: Batch, *, cancelled: Callable[[], bool] | None = None
-    ) -> list[NDArray[np.float32] | None]:
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[NDArray[np.float32] | None]:
         assert not self.busy, "two threads in one decoder"
         self.busy = True
         try:

@@ -9,20 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.cancel import CancelSignal, FairLock
-from edgerun.engine.context import Context, Want
+from edgerun.engine.context import Context
 from edgerun.engine.mailbox import End
 from edgerun.engine.request import Request
-from edgerun.engine.step import Steps, StepOptions
-from edgerun.models.batch import Batch
+from edgerun.engine.step import StepOptions, Steps
+from edgerun.models.batch import Batch, Want
 from engine.fakes import FakeDecoder
 
 
 class Talk(Request[int]):
     """A prompt and `most` likeliest tokens after it. `reused`: tokens held at each beginning."""
 
-    def __init__(
-        self, context: Context, ids: Sequence[int], most: int, cancel: CancelSignal | None = None
-    ) -> None:
+    def __init__(self, context: Context, ids: Sequence[int], most: int, cancel: CancelSignal | None = None) -> None:
         super().__init__(context, ids, cancel)
         self.most = most
         self.reused: list[int] = []
@@ -90,7 +88,7 @@ class House:
                 read(talk)
             if not made and not self.requests:
                 return
-        assert False, "steps have no end"
+        raise AssertionError("steps have no end")
 
 
 def read(talk: Talk) -> list[int]:

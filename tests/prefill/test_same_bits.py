@@ -8,10 +8,11 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from edgerun.engine.context import Context, Want
+from edgerun.engine.context import Context
 from edgerun.engine.request import Request
 from edgerun.engine.scheduler import Scheduler
 from edgerun.engine.step import StepOptions
+from edgerun.models.batch import Want
 from edgerun.prefill.ladder import LADDER
 from tests.prefill.making import attached, build, ort_backend, tokens
 
@@ -59,7 +60,6 @@ def test_whatever_was_held(models, tmp_path, name, experts, sizes):
     model = models(name)
     built = build(model, tmp_path, "w8a8", sizes, experts=experts)
     with closing(ort_backend(model, built, least_tokens=16)) as backend, attached(backend, model.decoder):
-
         scheduler = Scheduler(model.decoder, StepOptions(STEP, fixed_steps=True))
 
         def fresh(reuse_steps: bool = True) -> Context:
