@@ -198,14 +198,17 @@ class Steps:
         first (nobody reads them, they are over, or wait themselves), then the youngest, which may be `request`
         (_NoRoom). One that has not begun waits for those that go on (_NoRoom). DoesNotFitError when no other request
         has any."""
+        ledger = self._decoder.pages.ledger
         while True:
+            ledger.hurries = True
             try:
                 return take()
             except DoesNotFitError:
+                ledger.hurries = False
                 others = [each for each in requests if each is not request and each.holds_pages]
                 idle = [each for each in others if not (each.has_begun and each.can_go_on)]
                 if not others:
-                    raise
+                    return take()
                 if not idle and not request.has_begun:
                     raise _NoRoom from None
                 victim = idle[-1] if idle else max(others[-1], request, key=lambda each: each.arrival)
@@ -216,6 +219,8 @@ class Steps:
                     chosen.pop(victim, None)
                 if victim is request:
                     raise _NoRoom from None
+            finally:
+                ledger.hurries = False
 
     # -- the step ------------------------------------------------------------------------------------------------
 
