@@ -223,7 +223,7 @@ def calibrate_model(
     engine, path, release = load_engine(path, replace(given, prefill="kernels", context=context))
     try:
         with open_gguf(path) as gguf:
-            decoder: Decoder = engine.decoder  # type: ignore[assignment]
+            decoder = engine.decoder
             if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
             digest = content_digest(gguf, prefill_dir(), given.events)
