@@ -14,6 +14,7 @@ from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.layout import neuron_scratch_bytes
 from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
@@ -30,7 +31,7 @@ _WAVE_SHARE = 0.06  # of the budget that a wave may take when layers stream
 _LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
 _LEAST_NEURONS = 16  # of so many, one must have a slot
 _SMALLEST_CONTEXT = 256  # not worth advising less
-_PAGE = 4096
+_SYSTEM_PAGE = 4096
 
 
 class Sizes(Protocol):
@@ -125,13 +126,14 @@ def plan_memory(
     outside = head + vectors + sum(4 * info.shape[0] for info in catalog.outside.values())
     layer_bytes = [_matrices_bytes(layer, sizes) for layer in catalog.layers]
     expert_bytes = [_expert_bytes(layer, sizes) for layer in catalog.layers]
-    slot = -(-max(expert_bytes) // _PAGE) * _PAGE
+    slot = -(-max(expert_bytes) // _SYSTEM_PAGE) * _SYSTEM_PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
     kv_bytes = spec.kv_bytes(context, CHUNK, kv)
-    fixed = runtime_bytes + GROWTH_BYTES + kv_bytes
+    scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
+    fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes
     least = activation_bytes(spec, CHUNK)
-    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES}
+    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch}
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
