@@ -180,7 +180,7 @@ class Scheduler:
                         return
 
     def _nudge_all(self) -> None:
-        """Whoever is alone goes on by itself. A function of its own, so that a thread that sleeps holds nobody's pages."""
+        """Whoever is alone goes on by itself. A function of its own: a thread that sleeps must hold no request."""
         for request in self._requests:
             if request.can_go_on:
                 request.results.nudge()
