@@ -237,7 +237,7 @@ class Steps:
                 rows = self._decoder.step(Batch(stretches), cancelled=cancelled)
             taker = get_ident()
             for part in parts:
-                part.request.context.extend(part.ids)
+                part.request.context.extend(part.ids, part.request.ticket)
                 part.request.taker = taker
         except Cancelled:
             for request in requests:
