@@ -194,3 +194,13 @@ def test_route_by_hand(kind, renormalise):
     e = np.exp([0.0, 2.0, 1.0, 2.0])
     one = {"softmax": e[1] / e.sum(), "softmax_topk": 0.5, "sigmoid": 1 / (1 + np.exp(-2.0))}[kind]
     np.testing.assert_allclose(weights, [[1.0, 1.0] if renormalise else [2 * one, 2 * one]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 9, 40])
+def test_a_score_that_is_no_number_spoils_its_row(simd, tokens):
+    """However many rows there are: where there is one position to see, its weight must not make it 1 again."""
+    q, k, v = (np.ones((tokens, 2, 32), np.float32) for _ in range(3))
+    q[0] = np.nan
+    paged, out = Paged(2, 32, 32, 64).write(k, v, 0), np.empty_like(q)
+    simd.attention(q, [paged.span(0, tokens)], out, scale=0.2)
+    assert np.isnan(out[0]).all() and np.isfinite(out[1:]).all()
