@@ -43,6 +43,7 @@ from edgerun.errors import EdgerunError, FormatError, UnsupportedError, Untruste
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.formats import BY_NAME
 from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.kv_formats import QUANTISED_DECODE
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder
@@ -75,7 +76,7 @@ SOURCES = {
     "add": "layer_kernels",
     **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
     "attention_decode": "attention_kernels",
-    "attention_decode_any": "attention_kernels",
+    **dict.fromkeys(QUANTISED_DECODE, "attention_kernels"),
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",
 }
@@ -300,6 +301,9 @@ def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = N
     from edgerun.kernels.codegen import object_code
 
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
+    if name in QUANTISED_DECODE:
+        formats = QUANTISED_DECODE[name]
+        return object_code(lambda ops: module.build_attention_decode(ops, *formats), symbol, isa, machine)
     task, _, format = name.partition("_")
     if format in BY_NAME and hasattr(module, f"build_{task}"):
         return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), symbol, isa, machine)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgerun.kernels.abi import AttentionDecode, AttentionRow, MergedRow, Rope, WrittenSpan, slot_of
-from edgerun.kernels.attention_launch import decode_kernel
 from edgerun.kernels.attention_layout import decode_pages
+from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.program import I64, Patch, Program
 from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Cut, Decide
@@ -124,7 +124,8 @@ class DecodeReplay:
             return
         program = recorder.program()
         self._laid_out = None
-        names = ("kv_write", decode_kernel(cache.pages(0).layout), "attention_merge")
+        layout = cache.pages(0).layout
+        names = ("kv_write", decode_kernel(layout.keys, layout.values), "attention_merge")
         write, attend, merge = (program.find(name) for name in names)
         self._recorded = _Recorded(
             program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
