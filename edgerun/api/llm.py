@@ -187,6 +187,11 @@ class LLM(OpenAIMethods):
         context_shift: as of the LLM, unless it is given here."""
         return Session(self.engine, messages=messages, context_shift=context_shift)
 
+    def load_session(self, path: str | Path, *, context_shift: bool | None = None) -> Session:
+        """A session that was saved (`Session.save`), by this model or, if it is a chat, by any: what cannot be used is
+        computed again. Raises as `Session.load`."""
+        return Session.load(self.engine, path, context_shift=context_shift)
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text of any length -> ids. add_special: with BOS where the model wants it; parse_special: `<|end|>` is
         one."""

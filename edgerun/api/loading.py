@@ -36,6 +36,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
     from edgerun.kv import KvLedger
     from edgerun.models import Decoder, load_spec
     from edgerun.planning.slow_types import slow_types_notice
+    from edgerun.weights.identity import identify
 
     events, n_bytes, kv = options.events, options.memory_bytes, kv_options(options.kv)
     path = find_model(model, events)
@@ -105,6 +106,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             step_tokens=step_tokens,
             reuse_steps=decoder.prompt_backend is not None,
             context_shift=options.context_shift,
+            identity=lambda: identify(gguf),
             plan=plan,
             events=events,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,13 +12,14 @@ import click
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
 from edgerun.cli.output import note, print_chunk
 from edgerun.cli.progress import ProgressBars
-from edgerun.cli.saved_chat import SavedChat, write_chat
+from edgerun.cli.saved_chat import SavedChat, chat_path, read_chat, session_path, write_chat
 from edgerun.cli.stats import ReplyMeter, measures_line, stats_line
 from edgerun.errors import EdgerunError, UsageError
-from edgerun.paths import data_dir
+from edgerun.paths import kind_of
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk, Completion
+    from edgerun.cli.chat_input import Reader
 
 
 class Chat:
@@ -85,9 +87,29 @@ class Chat:
         if system is not None:
             self.system = system
 
-    def as_saved(self) -> SavedChat:
-        """The chat so far, to be written."""
-        return SavedChat(self.name, self.options, self.messages)
+    def save(self, path: Path) -> None:
+        """Write the chat, and beside it what its session holds. EdgerunError when one of them cannot be written."""
+        self.save_text(path)
+        self._session.save(session_path(path))
+
+    def save_text(self, path: Path) -> None:
+        """The chat alone, which is written in no time."""
+        write_chat(path, SavedChat(self.name, self.options, self.messages))
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved chat; what of its session cannot be used is computed again, and a note says so. Raises as
+        `read_chat`, and the chat is as before."""
+        saved, beside = read_chat(path), session_path(path)
+        self.clear()
+        if kind_of(beside):
+            try:
+                session = self._llm.load_session(beside)
+            except (EdgerunError, OSError) as error:
+                note(f"the chat is computed again: {error}")
+            else:
+                self._session.close()
+                self._session = session
+        self.messages, self.options = list(map(dict, saved.messages)), dict(saved.options)
 
     def meter(self) -> ReplyMeter:
         """For the next reply."""
@@ -115,9 +137,11 @@ class Chat:
         return self._last_text
 
 
-def talk(chat: Chat, bars: ProgressBars) -> None:
-    """Read, reply and obey until the user leaves. What goes wrong in a command or a reply is said, and the chat goes
-    on; only a signal or a terminal that is gone ends it, and what was said until then is kept in a file."""
+def talk(chat: Chat, bars: ProgressBars, kept: Path | None = None) -> None:
+    """Read, reply and obey until the user leaves; then the chat is saved as `kept`, if that is given.
+
+    What goes wrong in a command or a reply is said, and the chat goes on; only a signal or a terminal that is gone ends
+    it, and what was said until then is kept in a file."""
     from edgerun.cli.chat_input import Reader
 
     what = "chat" if chat.chats else "this model has no chat template: it continues what you write"
@@ -125,19 +149,25 @@ def talk(chat: Chat, bars: ProgressBars) -> None:
     reader = Reader()
     chat.confirms = reader.confirm
     try:
-        while not chat.leaving:
-            try:
-                text = reader.read()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                note("(Ctrl-D or /bye leaves)")
-                continue
-            if text.strip():
-                attend(chat, text, bars)
+        _converse(chat, reader, bars)
+        if kept is not None:
+            chat.save(kept)
     except BaseException:
-        _rescue(chat)
+        _rescue(chat, kept)
         raise
+
+
+def _converse(chat: Chat, reader: Reader, bars: ProgressBars) -> None:
+    while not chat.leaving:
+        try:
+            text = reader.read()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            note("(Ctrl-D or /bye leaves)")
+            continue
+        if text.strip():
+            attend(chat, text, bars)
 
 
 def attend(chat: Chat, text: str, bars: ProgressBars) -> None:
@@ -159,14 +189,13 @@ def attend(chat: Chat, text: str, bars: ProgressBars) -> None:
         note(f"edgerun: {error or 'out of memory'}")
 
 
-def _rescue(chat: Chat) -> None:
+def _rescue(chat: Chat, kept: Path | None) -> None:
     """Keep a chat that something else than its user ends (a signal, a terminal that is gone, a fault of ours)."""
     if not chat.messages:
         return
-    path = data_dir() / "chats" / "interrupted.json"
     with contextlib.suppress(EdgerunError, OSError):  # the error that ends the chat is the one to hear about
-        write_chat(path, chat.as_saved())
-        note("the chat was kept; /load interrupted goes on with it")
+        chat.save_text(kept or chat_path("interrupted"))
+        note("the chat was kept" if kept else "the chat was kept; /load interrupted goes on with it")
 
 
 def speak(chat: Chat, text: str, bars: ProgressBars) -> None:

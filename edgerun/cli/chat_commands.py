@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgerun.cli.options import SAMPLING_NAMES
 from edgerun.cli.output import note, print_pairs
-from edgerun.cli.saved_chat import read_chat, write_chat
-from edgerun.errors import FormatError, UsageError
+from edgerun.cli.saved_chat import chat_path, not_ours, session_path
+from edgerun.errors import UsageError
 from edgerun.options import SAMPLING
-from edgerun.paths import data_dir, kind_of, user_path
+from edgerun.units import format_size
 
 if TYPE_CHECKING:
     from edgerun.cli.chat import Chat
@@ -69,21 +68,20 @@ def _stats(chat: Chat, rest: str) -> None:
 def _save(chat: Chat, rest: str) -> None:
     if not chat.chats:
         raise UsageError("this model has no chat template: there is no chat to save")
-    path = _file(rest)
-    if kind_of(path) and not _is_saved_chat(path) and not chat.confirms(f"{path} is not a saved chat: overwrite it?"):
-        raise UsageError(f"{path} is not a saved chat and was left as it is; give another name")
-    write_chat(path, chat.as_saved())
-    note(f"saved {path}")
+    path = chat_path(rest)
+    for each in not_ours(path):
+        if not chat.confirms(f"{each} is not a saved chat: overwrite it?"):
+            raise UsageError(f"{each} is not a saved chat and was left as it is; give another name")
+    chat.save(path)
+    note(f"saved {path}, and {format_size(session_path(path).stat().st_size)} of keys and values beside it")
 
 
 def _load(chat: Chat, rest: str) -> None:
     if not chat.chats:
         raise UsageError("this model has no chat template: it cannot go on with a chat")
-    path = _file(rest)
-    saved = read_chat(path)
-    chat.clear()
-    chat.messages, chat.options = list(map(dict, saved.messages)), dict(saved.options)
-    note(f"loaded {path}: {len(saved.messages)} messages")
+    path = chat_path(rest)
+    chat.load(path)
+    note(f"loaded {path}: {len(chat.messages)} messages")
 
 
 def _retry(chat: Chat, rest: str) -> str:
@@ -109,24 +107,6 @@ _COMMANDS: dict[str, tuple[Callable[[Chat, str], str | None], str, str]] = {
     "clear": (_clear, "", "forget the chat"),
     "bye": (_bye, "", "leave"),
 }
-
-
-def _file(name: str) -> Path:
-    if not name:
-        raise UsageError("give a name, or a path that ends in .json")
-    if name.endswith(".json"):
-        return user_path(name)
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise UsageError(f"{name}: a name has no slashes, a path ends in .json")
-    return user_path(data_dir() / "chats" / f"{name}.json")
-
-
-def _is_saved_chat(path: Path) -> bool:
-    try:
-        read_chat(path)
-    except (FormatError, UsageError):
-        return False
-    return True
 
 
 def _shown(value: Any) -> str:

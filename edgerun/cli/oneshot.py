@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from edgerun.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk
+    from edgerun.cli.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,13 @@ class Request:
     chats: bool
     system: str | None
     options: Mapping[str, Any]
+    chat: Chat | None = None  # of which this is the next message
+    kept: Path | None = None  # where it is kept
 
 
 def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float) -> None:
-    """Print the reply as it comes, or as one JSON object. Raises Cancelled after Ctrl-C."""
+    """Print the reply as it comes, or as one JSON object; then the chat that it belongs to is kept. Raises Cancelled
+    after Ctrl-C."""
     completion, said = None, ""
     meter = ReplyMeter(llm)
     with cancelled_by_ctrl_c() as cancel:
@@ -50,11 +55,15 @@ def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, 
     if stats:
         note(stats_line(completion, load_s))
         note(measures_line(measures))
+    if request.chat is not None and request.kept is not None:
+        request.chat.save(request.kept)
     if completion.finish_reason == "cancelled":
         raise Cancelled("interrupted")
 
 
 def _stream(llm: LLM, request: Request, cancel: CancelToken) -> Iterator[Chunk]:
+    if request.chat is not None:
+        return request.chat.reply(request.text, cancel)
     if not request.chats:
         return llm.stream(request.text or _beginning(llm), cancel=cancel, **request.options)
     messages = [] if request.system is None else [{"role": "system", "content": request.system}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,13 @@ from edgerun.cli.options import (
 )
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
+from edgerun.cli.saved_chat import chat_path, not_ours
 from edgerun.cli.stdin import Stdin, checked_text
+from edgerun.paths import kind_of
+
+if TYPE_CHECKING:
+    from edgerun.api import LLM
+    from edgerun.cli.chat import Chat
 
 DEFAULT_MODEL = "default"
 _STORY = "Tell me a story."
@@ -38,6 +44,9 @@ _STORY = "Tell me a story."
 @streaming_options
 @prompt_options
 @context_shift_option
+@click.option(
+    "--session", metavar="NAME", help="Go on with the chat that is kept as NAME (or a path.json), and keep it."
+)
 @click.option("--stats", is_flag=True, help="Report counts and rates on stderr.")
 @json_option
 def command(
@@ -46,6 +55,7 @@ def command(
     system: str | None,
     raw: bool,
     context_shift: bool | None,
+    session: str | None,
     record_routing: Path | None,
     overwrite: bool,
     stats: bool,
@@ -69,20 +79,28 @@ def command(
         path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
-        _check_system(system, chats, raw)
+        _check_chats("--system", system, chats, raw)
+        _check_chats("--session", session, chats, raw)
+        kept = None if session is None else chat_path(session)
         text = "" if interactive else _joined(given, stdin.read_now())
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
         loading = loading_from(loading_and_sampling, bars)
-        loading["context_shift"] = interactive if context_shift is None else context_shift
+        is_chat = interactive or kept is not None
+        loading["context_shift"] = is_chat if context_shift is None else context_shift
         with load_model(path, loading) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
-            if interactive:
-                from edgerun.cli.chat import Chat, talk
+            name = path.stem if model is None or path == Path(model) else model
+            chat = (
+                _chat(llm, kept, name=name, chats=chats, options=options, system=system, stats=stats)
+                if is_chat
+                else None
+            )
+            if interactive and chat is not None:
+                from edgerun.cli.chat import talk
 
-                name = path.stem if model is None or path == Path(model) else model
-                talk(Chat(llm, name=name, chats=chats, options=options, system=system, stats=stats), bars)
+                talk(chat, bars, kept)
                 return
             from edgerun.cli.oneshot import Request, answer_once
 
@@ -90,7 +108,7 @@ def command(
             if model is None and not text and chats:
                 text = _STORY  # what the model that comes with edgerun is there for
             _check_text(text, chats, interactive)
-            request = Request(text, chats=chats, system=system, options=options)
+            request = Request(text, chats=chats, system=system, options=options, chat=chat, kept=kept)
             answer_once(llm, request, bars, stats=stats, as_json=as_json, load_s=load_s)
 
 
@@ -104,12 +122,28 @@ def _chats(path: Path) -> bool:
     return has_chat_template(path)
 
 
-def _check_system(system: str | None, chats: bool, raw: bool) -> None:
+def _chat(llm: LLM, kept: Path | None, *, options: dict[str, Any], system: str | None, **more: Any) -> Chat:
+    """A chat that begins, or the one that was kept. What this command says of it goes before what was said then."""
+    from edgerun.cli.chat import Chat
     from edgerun.errors import UsageError
 
-    if system is not None and not chats:
+    chat = Chat(llm, options=options, **more)
+    if kept is not None and kind_of(kept):
+        chat.load(kept)
+        chat.options = {**chat.options, **options}
+    for path in [] if kept is None else not_ours(kept):
+        raise UsageError(f"{path} is not a saved chat; give another name")
+    if system is not None:
+        chat.system = system
+    return chat
+
+
+def _check_chats(option: str, value: str | None, chats: bool, raw: bool) -> None:
+    from edgerun.errors import UsageError
+
+    if value is not None and not chats:
         why = "--raw leaves the chat format out" if raw else "the model has no chat template"
-        raise UsageError(f"--system needs a chat: {why}")
+        raise UsageError(f"{option} needs a chat: {why}")
 
 
 def _check_text(text: str, chats: bool, interactive: bool) -> None:

@@ -1,4 +1,5 @@
-"""Saved chats: JSON files with the model's name, the options of sampling and the messages."""
+"""Saved chats: JSON files with the model's name, the options of sampling and the messages. Beside each lies what its
+session holds (`Session.save`), which saves computing it again and is not needed."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 
 from edgerun.cli.json_files import read_json
 from edgerun.cli.options import SAMPLING_NAMES
-from edgerun.errors import EdgerunError, FormatError
+from edgerun.errors import EdgerunError, FormatError, UsageError
 from edgerun.options import SAMPLING
-from edgerun.paths import replace_file
+from edgerun.paths import data_dir, kind_of, replace_file, user_path
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,31 @@ class SavedChat:
     model: str
     options: Mapping[str, Any]
     messages: Sequence[Mapping[str, str]]
+
+
+def chat_path(name: str) -> Path:
+    """Where the chat of this name lies: a path that ends in .json, or a name among the chats that are kept. UsageError
+    for anything else."""
+    if not name:
+        raise UsageError("give a name, or a path that ends in .json")
+    if name.endswith(".json"):
+        return user_path(name)
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise UsageError(f"{name}: a name has no slashes, a path ends in .json")
+    return user_path(data_dir() / "chats" / f"{name}.json")
+
+
+def session_path(path: Path) -> Path:
+    """Where the session of a saved chat lies."""
+    return path.with_suffix(".session.safetensors")
+
+
+def not_ours(path: Path) -> list[Path]:
+    """Which files are there that saving a chat as `path` would overwrite though edgerun did not make them."""
+    from edgerun.engine.saved import is_session
+
+    files = ((path, _is_saved_chat), (session_path(path), is_session))
+    return [each for each, is_ours in files if kind_of(each) and not is_ours(each)]
 
 
 def write_chat(path: Path, chat: SavedChat) -> None:
@@ -46,6 +72,14 @@ def read_chat(path: Path) -> SavedChat:
     checked = {name: SAMPLING[name].check(name, options[name]) for name in SAMPLING_NAMES if name in options}
     said = [{"role": message["role"], "content": message["content"]} for message in messages]
     return SavedChat(str(content.get("model", "")), checked, said)
+
+
+def _is_saved_chat(path: Path) -> bool:
+    try:
+        read_chat(path)
+    except (FormatError, UsageError):
+        return False
+    return True
 
 
 def _is_message(value: Any) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from edgerun.engine.parts import Cache, DecoderLike
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.events import never
+from edgerun.formats.checked_tensors import Form
 from edgerun.models.chunks import chunks
 
 F32 = NDArray[np.float32]
@@ -154,6 +155,36 @@ class Context:
             twin._tokens = list(self._tokens)
             twin._stepped = self._stepped
             return twin
+
+    @property
+    def stepped(self) -> int:
+        """How many of the first tokens came in whole steps of a prompt."""
+        return self._stepped
+
+    def saved_forms(self) -> Mapping[str, Form]:
+        """The arrays that the keys and values of `tokens` are written as."""
+        return self._cache.saved_forms()
+
+    def saved(self, name: str) -> NDArray[Any]:
+        """One of them, in its form."""
+        return self._cache.saved(name)
+
+    def restore(
+        self, tokens: Sequence[int], stepped: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]
+    ) -> None:
+        """Hold `tokens`, whose keys and values are read, in place of what is held.
+
+        UnsupportedError where `forms` are not those of so many tokens here, DoesNotFitError where there is no memory,
+        and what `read` raises; then nothing is held."""
+        with self._lock.held():
+            self._check_open()
+            self._user += 1
+            self._cache.release()
+            self._settle()
+            with told_as_shortage("reading a saved session"):
+                self._cache.restore(len(tokens), forms, read)
+            self._tokens = list(tokens)
+            self._stepped = stepped
 
     def _step(
         self, chunk: Sequence[int], cancelled: Callable[[], bool], logits: Literal["last", "all", "none"]

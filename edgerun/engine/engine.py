@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from edgerun.engine.turns import Turns
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore, never
 from edgerun.models.chunks import chunks
+from edgerun.weights.identity import ModelIdentity
 
 _SCORE_BYTES = 64 << 20  # of logits at a time
 
@@ -44,6 +46,7 @@ class Engine:
     reuse_steps: what a session holds is used again in whole steps only (see `Context`).
     context_shift: whether the oldest turns of a chat that outgrows the context leave (`Turns`), unless its session is
         told otherwise; else it is a ContextLengthError.
+    identity: which model it is, for sessions that are saved; None: they cannot be.
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -61,6 +64,7 @@ class Engine:
         step_tokens: int = STEP_TOKENS,
         reuse_steps: bool = False,
         context_shift: bool = False,
+        identity: Callable[[], ModelIdentity] | None = None,
         plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
@@ -68,6 +72,7 @@ class Engine:
         self.context = context
         self.vocab_size = int(decoder.spec.vocab_size)
         self.context_shift = context_shift
+        self._identity = identity
         self.events = events
         self.plan = plan
         self._tokenizer = tokenizer
@@ -107,6 +112,19 @@ class Engine:
         return Context(
             self.decoder, self._lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
         )
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model it is. UnsupportedError where nobody knows."""
+        if self._identity is None:
+            raise UnsupportedError("nothing says which model this is: its sessions cannot be saved")
+        return self._identity()
+
+    @property
+    def arithmetic(self) -> str:
+        """What keys and values depend on beside the model's file and the ids."""
+        steps = f" in steps of {self._step_tokens}" if self._reuse_steps else ""
+        return self.decoder.arithmetic + steps
 
     def new_turns(self) -> Turns:
         """For a chat whose oldest turns may leave."""

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.formats.checked_tensors import Form
+
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`, and what else the model's template knows."""
 
@@ -29,6 +31,12 @@ class Cache(Protocol):
     def truncate(self, n: int) -> None: ...
 
     def copy(self, n: int) -> Self: ...
+
+    def saved_forms(self) -> Mapping[str, Form]: ...
+
+    def saved(self, name: str) -> NDArray[Any]: ...
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None: ...
 
 
 class Spec(Protocol):
@@ -52,6 +60,9 @@ class DecoderLike(Protocol):
 
     @property
     def store(self) -> Store: ...
+
+    @property
+    def arithmetic(self) -> str: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 

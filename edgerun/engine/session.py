@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,11 +14,14 @@ from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
 from edgerun.engine.results import Chunk, Completion
+from edgerun.engine.saved import SavedSession, read_session, write_session
 from edgerun.engine.turns import PlainPrompt
 from edgerun.errors import UsageError
-from edgerun.options import Flag, as_text, as_whole, refused, shown
+from edgerun.options import Flag, Text, as_text, as_whole, refused, shown
+from edgerun.paths import user_path
 
 _FLAG = Flag()
+_PATH = Text(4096)  # more than systems take
 
 
 class Session:
@@ -138,6 +142,37 @@ class Session:
         """Continue exactly these ids: what the session holds beyond their common prefix is forgotten."""
         return self._run(prompt if isinstance(prompt, PlainPrompt) else PlainPrompt(prompt), params, cancel)
 
+    def save(self, path: str | Path) -> None:
+        """Write messages, ids, and their keys and values to a file (`LLM.load_session` reads it): whole, or the old one
+        stays. EdgerunError when it cannot be written, UsageError for messages that JSON cannot hold."""
+        held = self._context.fork()
+        try:
+            ids = (*held.tokens, *self._pending)
+            session = SavedSession(_begun(self.messages), self.left, ids, len(held), held.stepped)
+            write_session(_checked_path(path), self._engine, held, session)
+        finally:
+            held.close()
+
+    @classmethod
+    def load(cls, engine: Engine, path: str | Path, *, context_shift: bool | None = None) -> Session:
+        """The session of a file that `save` wrote. Where its keys and values cannot be used here, they are computed
+        again at the next call, and a notice says why.
+
+        Raises NotFoundError; FormatError for what is damaged or no session; UnsupportedError for another version, or a
+        session without messages of another model; ContextLengthError for one without messages that is longer than the
+        context; DoesNotFitError."""
+        session = cls(engine, context_shift=context_shift)
+        try:
+            saved = read_session(_checked_path(path), engine, session._context)
+        except BaseException:
+            session.close()
+            raise
+        session.messages = list(saved.messages)
+        session._pending = list(saved.ids[saved.cached :])
+        if session._turns is not None:
+            session._turns.resume(session.messages, saved.left)
+        return session
+
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens of `ids`, but no `messages` (see `undo`). UsageError beyond that."""
         ids = self.ids
@@ -233,6 +268,13 @@ class Session:
         self._pending = whole[n:] if n >= len(ids) else []
         if keep is not None and (produced or n >= len(ids)):
             keep("".join(said))
+
+
+def _checked_path(path: object) -> Path:
+    """The path that a user means. UsageError for what is none."""
+    if not isinstance(path, Path) and as_text(path) is None:
+        raise refused("path", "a text or a pathlib.Path", path)
+    return user_path(_PATH.check("path", str(path)))
 
 
 def merge(params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:

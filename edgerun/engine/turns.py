@@ -47,6 +47,11 @@ class Turns:
         """The chat begins anew."""
         self._left = ()
 
+    def resume(self, messages: Sequence[Message], left: int) -> None:
+        """The chat goes on, of which the first `left` messages after the system's had left."""
+        head = _n_system(messages)
+        self._left = tuple(messages[head : head + left])
+
     def prompt(self, messages: Sequence[Message], encode: Encode, max_tokens: int | None) -> ChatPrompt:
         """The prompt for the answer to `messages` (all of the chat), without the turns that have to leave for an answer
         of at most `max_tokens`. ContextLengthError when the messages that never leave are too many tokens."""

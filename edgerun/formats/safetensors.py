@@ -44,18 +44,29 @@ class SafeTensor:
 
 class SafetensorsFile:
     """One or more safetensors files as one mapping of names to tensors. Context manager. Reading raises ReadError when
-    a file was cut or changed since it was opened."""
+    a file was cut or changed since it was opened.
 
-    def __init__(self, paths: list[Path]) -> None:
+    metadata: the texts that files have beside their tensors, by name.
+    """
+
+    def __init__(self, paths: list[Path], most_header_bytes: int = _MAX_HEADER_BYTES) -> None:
         self._files: dict[Path, FileBytes] = {}
         tensors: dict[str, SafeTensor] = {}
+        self.metadata: dict[str, str] = {}
         for path in paths:
             self._files[path] = FileBytes(path)
-            for tensor in _read_header(path, self._files[path]):
+            metadata, found = _read_header(path, self._files[path], most_header_bytes)
+            self.metadata.update(metadata)
+            for tensor in found:
                 if tensor.name in tensors:
                     raise FormatError(f"{path}: {tensor.name!r} also stands in {tensors[tensor.name].path.name}")
                 tensors[tensor.name] = tensor
         self.tensors: Mapping[str, SafeTensor] = tensors
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor, (n_bytes,)."""
+        tensor = self.tensors[name]
+        return self._files[tensor.path].read_array(tensor.offset, tensor.n_bytes)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` of a float tensor seen as (rows, cols), where cols is the last dimension:
@@ -152,11 +163,12 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     return made
 
 
-def _read_header(path: Path, file: FileBytes) -> list[SafeTensor]:
+def _read_header(path: Path, file: FileBytes, most_bytes: int) -> tuple[dict[str, str], list[SafeTensor]]:
+    """The texts and the tensors."""
     if file.size < 8:
         raise FormatError(f"{path}: {file.size} bytes are too few for a safetensors file")
     n_header = int.from_bytes(file.read(0, 8), "little")
-    if n_header > min(_MAX_HEADER_BYTES, file.size - 8):
+    if n_header > min(most_bytes, file.size - 8):
         raise FormatError(f"{path}: byte 0: a header of {n_header} bytes in a file of {file.size}")
     header = _parse_object(file.read(8, n_header), str(path))
     begin = 8 + n_header
@@ -168,7 +180,9 @@ def _read_header(path: Path, file: FileBytes) -> list[SafeTensor]:
         if tensor.offset < end and tensor.n_bytes:
             raise FormatError(f"{path}: byte {tensor.offset}: {tensor.name!r} overlaps the tensor before it")
         end = max(end, tensor.offset + tensor.n_bytes)
-    return tensors
+    metadata = header.get("__metadata__")
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return {key: text for key, text in texts if isinstance(text, str)}, tensors
 
 
 def _read_entry(path: Path, name: str, entry: Any, begin: int, size: int) -> SafeTensor:

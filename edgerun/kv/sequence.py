@@ -6,17 +6,20 @@ let go of pages that no later position will see; then a sequence can no longer b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import ContextLengthError, UsageError
+from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
+from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
 from edgerun.kv.pages import Page, PagePool
+from edgerun.kv.saved import page_content, page_form, page_name, page_place, saved_range
 
 I64 = NDArray[np.int64]
 
@@ -155,6 +158,50 @@ class KvSequence:
             theirs.pages = list(shared)
         other.length = n
         return other
+
+    def saved_forms(self) -> dict[str, Form]:
+        """The arrays that a file gets of what is held: of each group the last pages, back to the first that is not."""
+        forms = {}
+        for held in self._held:
+            index = -(-self.length // KEYS_PER_PAGE)
+            while index and held.pages[index - 1] is not None:
+                index -= 1
+                forms[page_name(held.number, index)] = page_form(held.group)
+        return forms
+
+    def saved(self, name: str) -> NDArray[np.uint8]:
+        """One of them; to be read before anything is written here."""
+        number, index = page_place(name)
+        page = self._held[number].pages[index]
+        assert page is not None
+        return page_content(page, self._held[number].group, self.length - index * KEYS_PER_PAGE)
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
+        """Hold `length` positions, whose arrays `read` gives, in place of what is held.
+
+        UnsupportedError where `forms` are not what such a sequence has, ContextLengthError beyond the capacity,
+        DoesNotFitError, and what `read` raises: then nothing is held."""
+        self.release()
+        if length > self.capacity:
+            raise ContextLengthError(f"{length} tokens do not fit a context of {self.capacity}; use a larger context")
+        found = [saved_range(forms, held.number, held.group, length) for held in self._held]
+        if len(forms) != sum(map(len, found)):
+            raise UnsupportedError("its keys and values are kept in another way")
+        fresh = self._pool.take(
+            self, [held.number for held, indexes in zip(self._held, found, strict=True) for _ in indexes]
+        )
+        try:
+            for held, indexes in zip(self._held, found, strict=True):
+                held.arrange(_Plan(indexes.start, indexes.start, indexes.stop, {}, None, [], 0), fresh[: len(indexes)])
+                del fresh[: len(indexes)]
+                for index in indexes:
+                    page = held.pages[index]
+                    assert page is not None
+                    page.fill(read(page_name(held.number, index)))
+        except BaseException:
+            self.release()
+            raise
+        self.length = length
 
     def check_integrity(self) -> None:
         """AssertionError unless tables and pages fit together. For tests."""

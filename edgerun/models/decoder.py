@@ -7,6 +7,7 @@ number of rows. T rows at a time, d = d_model; all activations are f32.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import FormatError, UsageError
 from edgerun.events import never
+from edgerun.kernels.compile import sources_digest
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.blocks.base import Cancel, Cut, check
@@ -63,6 +65,7 @@ class Decoder:
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         ropes = self._ropes(context or spec.context_length)
+        self._rope_keys = sorted(rope.key for rope in ropes.values())
         self._layers = Layers(spec, store, kernels, ropes, self._tell_routing)
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
@@ -71,6 +74,13 @@ class Decoder:
         self._row_logits = np.empty((1, spec.vocab_size), np.float32)
         self._can_replay = kernels.recordable and store.fixed and is_replayable(self.plan)
         self._replay = DecodeReplay(kernels, self.plan, ropes, self._record, self._record_logits)
+
+    @property
+    def arithmetic(self) -> str:
+        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
+        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        return " ".join([self.kernels.name, sources_digest(), kept, *self._rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:
         """An empty sequence of up to `capacity` tokens."""

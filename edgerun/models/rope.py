@@ -6,6 +6,7 @@ Every scaling comes down to one frequency for each pair of dimensions and one fa
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -49,6 +50,11 @@ class RopeTable:
         self._factor = factor
         empty = np.empty((0, len(angles)), np.float32)
         self._both = empty, empty, 0, 0  # with their addresses; replaced together, so that none is without the others
+
+    @property
+    def key(self) -> str:
+        """Alike for tables that turn alike."""
+        return hashlib.sha256(self._angles.tobytes() + repr(self._factor).encode()).hexdigest()[:16]
 
     def at(self, start: int, tokens: int) -> tuple[F32, F32]:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.events import EventSink, Progress, ignore
@@ -30,6 +31,26 @@ def file_stamp(gguf: GgufFile) -> str:
     weights, and alike only for files that nobody wrote to."""
     said = f"{header_digest(gguf)} {gguf.stamps}"
     return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model it is, found without reading the weights.
+
+    file: alike only for a file that nobody wrote to. header: alike for files with one vocabulary and one set of
+    tensors, in which ids mean the same.
+    """
+
+    file: str
+    header: str
+
+
+def identify(gguf: GgufFile) -> ModelIdentity:
+    """Of an open file. ReadError when it was cut or changed meanwhile."""
+    whole = hashlib.blake2b(digest_size=16)
+    for piece in gguf.headers():
+        whole.update(piece)
+    return ModelIdentity(file_stamp(gguf), whole.hexdigest())
 
 
 class ContentDigest:

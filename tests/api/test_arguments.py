@@ -42,6 +42,7 @@ GOOD: dict[str, Any] = {
     "ids": [1, 2, 3],
     "n": 1,
     "options": {"top_k": 5},
+    "path": "session.safetensors",
 }
 NOT_TRIED = {"from_engine", "wrap", "close", "load", "answer"}  # answer: the library's own, over checked arguments
 EXPANDED = {
@@ -65,7 +66,9 @@ def llm(path: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(autouse=True)
-def guard() -> Iterator[None]:
+def guard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)  # where files of strange names may come to lie
+
     def hangs(number: int, frame: Any) -> None:
         raise AssertionError("a call does not end")
 

@@ -19,6 +19,7 @@ from edgerun.cli.chat import Chat, attend, speak
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import whole_letters
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.saved_chat import session_path
 from edgerun.errors import UsageError
 from edgerun.paths import data_dir
 
@@ -166,7 +167,8 @@ def test_saving_leaves_the_old_chat_where_the_new_cannot_be_written(
 ) -> None:
     path = tmp_path / "chats" / "chat.json"
     obey(chat, f"/save {path}")
-    before = path.read_bytes()
+    before = {each: each.read_bytes() for each in path.parent.iterdir()}
+    assert before.keys() == {path, session_path(path)}
     speak(chat, "more", ProgressBars())
 
     def full(handle: int) -> None:
@@ -174,8 +176,7 @@ def test_saving_leaves_the_old_chat_where_the_new_cannot_be_written(
 
     monkeypatch.setattr(os, "fsync", full)
     attend(chat, f"/save {path}", ProgressBars())
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), KeyboardInterrupt()])

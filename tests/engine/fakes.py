@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine import Engine
-from edgerun.errors import Cancelled
+from edgerun.errors import Cancelled, UnsupportedError
+from edgerun.formats.checked_tensors import Form
+from edgerun.weights.identity import ModelIdentity
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 VOCAB = 260
@@ -46,6 +48,17 @@ class FakeCache:
     def copy(self, n: int) -> FakeCache:
         return FakeCache(self.limit, self.held[:n], window=self.window)
 
+    def saved_forms(self) -> dict[str, Form]:
+        return {"held": ("I32", (self.length,))}
+
+    def saved(self, name: str) -> NDArray[np.int32]:
+        return np.array(self.held, np.int32)
+
+    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
+        if dict(forms) != {"held": ("I32", (length,))}:
+            raise UnsupportedError("kept in another way")
+        self.held = read("held").tolist()
+
 
 @dataclass(frozen=True)
 class FakeSpec:
@@ -62,6 +75,8 @@ class FakeDecoder:
         self.fed: list[int] = []  # the length of each call
         self.busy = False
         self.on_layer: Callable[[], None] = lambda: None
+
+    arithmetic = "numpy's random numbers"
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
@@ -187,5 +202,6 @@ def fake_engine(decoder: FakeDecoder | None = None, *, context: int = 512, **mor
     """An engine that writes random ASCII and never ends by itself."""
     if decoder is None:
         decoder = FakeDecoder(forbid=[*range(32), *range(127, VOCAB)])
-    more = {"tokenizer": FakeTokenizer(), "template": FakeTemplate(), **more}
+    identity = ModelIdentity("a file", "a header")
+    more = {"tokenizer": FakeTokenizer(), "template": FakeTemplate(), "identity": lambda: identity, **more}
     return Engine(decoder, context=context, **more)

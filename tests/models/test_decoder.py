@@ -77,6 +77,21 @@ def test_windows_let_go_of_pages(make, name):
     assert cache.held_from(200) == 0
 
 
+@pytest.mark.parametrize("name", INSTANCES)
+def test_what_was_saved_goes_on_with_the_same_bits(name, make):
+    decoder, other = make(name), make(name)
+    ids = np.random.default_rng(0).integers(0, decoder.spec.vocab_size, 640).tolist()
+    cache, read = decoder.new_cache(700), other.new_cache(700)
+    for low in range(0, 600, 100):
+        decoder.forward(ids[low : low + 100], cache, logits="none")
+    arrays = {name: cache.saved(name).copy() for name in cache.saved_forms()}
+    read.restore(cache.length, cache.saved_forms(), arrays.__getitem__)
+    for low, high in ((600, 601), (601, 630), *((i, i + 1) for i in range(630, 640))):
+        want, got = (each.forward(ids[low:high], c, logits="all") for each, c in ((decoder, cache), (other, read)))
+        assert np.array_equal(got, want), low
+    assert decoder.arithmetic == other.arithmetic
+
+
 def test_logits_are_computed_only_where_they_are_wanted(make):
     decoder, other = make("llama"), make("llama")
     caches = decoder.new_cache(20), other.new_cache(20)
