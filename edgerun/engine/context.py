@@ -64,8 +64,8 @@ class Context:
         return len(self._tokens)
 
     def begin(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
-        most (its logits are needed).
+        """Keep the longest common prefix with `ids` (in whole steps, where they matter), or take over a longer one that
+        other sequences had, all but its last token at most (its logits are needed).
 
         Returns its length and a ticket for `feed`: an older ticket is void, for its tokens may be gone. Memory for
         the others is taken before any of them is computed: DoesNotFitError when there is none.
@@ -77,7 +77,7 @@ class Context:
             n = common_prefix(self._tokens, ids[: len(ids) - 1])
             if self._reuse_steps:
                 n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-            n = self._cut(n)
+            n = self._recalled(ids[: len(ids) - 1], self._cut(n))
             self._cache.spare = False
             with told_as_shortage("making room for a prompt"):
                 self._cache.reserve(len(ids) - n, self._step_tokens)
@@ -115,6 +115,8 @@ class Context:
             with self._lock.held(cancelled):
                 self._check(ticket)
                 out = self._step(chunk, cancelled, logits if last or logits == "all" else "none")
+                if last and len(ids) > 1:
+                    self._cache.remember(self._tokens[: self._stepped] if self._reuse_steps else self._tokens)
             if out is not None:
                 parts.append(out)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -211,6 +213,17 @@ class Context:
         n = min(len(self._tokens), self._cache.length)
         if n != len(self._tokens) or n != self._cache.length:
             self._cut(n)
+
+    def _recalled(self, ids: Sequence[int], n: int) -> int:
+        """How many of `ids` are held, of which the first `n` are: more where another sequence began like them."""
+        known = ids[: len(ids) // self._step_tokens * self._step_tokens] if self._reuse_steps else ids
+        if n >= len(known) or self._cache.recall(known) <= n:
+            return n
+        self._tokens = list(ids[: self._cache.length])
+        if self._reuse_steps:
+            n = self._cut(len(self._tokens) // self._step_tokens * self._step_tokens)
+            self._stepped = n
+        return len(self._tokens)
 
     def _cut(self, n: int) -> int:
         """Keep the first `n` tokens, or as many as the cache can go on from; returns how many."""

@@ -6,7 +6,7 @@ let go of pages that no later position will see; then a sequence can no longer b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
-from edgerun.kv.pages import Page, PagePool
+from edgerun.kv.page import Page
+from edgerun.kv.pages import PagePool
 from edgerun.kv.saved import page_content, page_form, page_name, page_place, saved_range
 
 I64 = NDArray[np.int64]
@@ -132,10 +133,25 @@ class KvSequence:
         self._room = 0
         self.length = n
 
-    def make_room(self) -> None:
+    def make_room(self, n_bytes: int) -> None:
         """For others, if it is spare."""
         if self.spare:
             self.release()
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Others may begin with these tokens, of which the first `length` are held, too (`recall`)."""
+        self._room = 0
+        self._pool.prefixes.remember(tokens[: self.length], [held.pages for held in self._held])
+
+    def recall(self, tokens: Sequence[int]) -> int:
+        """Hold what is remembered of a beginning of `tokens`, if that is longer than what is held; returns `length`."""
+        length, pages = self._pool.prefixes.recall(tokens)
+        if length > self.length and length <= self.capacity:
+            self.release()
+            for held, known in zip(self._held, pages, strict=True):
+                held.pages = known
+            self.length = length
+        return self.length
 
     def release(self) -> None:
         """Forget everything and give the memory back; the sequence can be filled again."""

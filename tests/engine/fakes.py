@@ -39,6 +39,12 @@ class FakeCache:
     def held_from(self, n: int) -> int:
         return 0 if self.window and 0 < n <= self.length - self.window else n
 
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Nothing is shared."""
+
+    def recall(self, tokens: Sequence[int]) -> int:
+        return self.length
+
     def reserve(self, tokens: int, at_once: int | None = None) -> None:
         assert self.length + tokens <= self.limit
 
