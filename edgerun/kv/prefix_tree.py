@@ -37,7 +37,8 @@ class _Node:
 
 
 class PrefixTree:
-    """What was remembered of all sequences of a model, up to `limit_bytes`: those not used for longest go first."""
+    """What was remembered of all sequences of a model. When more is, what was not used for longest goes, until what
+    nobody else holds takes `limit_bytes` at most."""
 
     def __init__(self, groups: Sequence[Group], limit_bytes: int, held_by_others: Callable[[], set[Page]]) -> None:
         self.limit_bytes = limit_bytes
@@ -80,7 +81,9 @@ class PrefixTree:
                         known.pages[number] = page
             known.used = self._clock
             node = known
-        self._evict(self.n_bytes - self.limit_bytes, set())
+        others = self._held_by_others()
+        mine_alone = sum(page.n_bytes for page in self.held_pages() if page not in others)
+        self._evict(mine_alone - self.limit_bytes, others)
 
     def recall(self, tokens: Sequence[int]) -> tuple[int, list[list[Page | None]]]:
         """The longest beginning of `tokens` that one can go on from, and its pages of every group; (0, []) for none."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
+from edgerun.errors import ContextLengthError, DoesNotFitError, UnsupportedError, UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.pages import LayerPages
@@ -79,13 +79,20 @@ class KvSequence:
     def _grow(self, needed: int, at_once: int) -> None:
         """Pages for the positions from `length` to `needed`; tables are written anew. Nothing is lost when it fails."""
         self._room = 0
-        plans = [self._planned(held, needed, at_once) for held in self._held]
-        wanted = [held.number for held, plan in zip(self._held, plans, strict=True) for _ in range(plan.missing)]
-        fresh = self._pool.take(self, wanted) if wanted else []
+        try:
+            plans, fresh = self._taken(needed, at_once)
+        except DoesNotFitError:  # whoever shared a page has let go of it now, so that it need not be copied
+            plans, fresh = self._taken(needed, at_once)
         for held, plan in zip(self._held, plans, strict=True):
             held.arrange(plan, fresh[: plan.missing])
             del fresh[: plan.missing]
         self._room = min(self.capacity, *(held.end for held in self._held))
+
+    def _taken(self, needed: int, at_once: int) -> tuple[list[_Plan], list[Page]]:
+        """What each group's table shall hold, and the pages that are missing for it."""
+        plans = [self._planned(held, needed, at_once) for held in self._held]
+        wanted = [held.number for held, plan in zip(self._held, plans, strict=True) for _ in range(plan.missing)]
+        return plans, self._pool.take(self, wanted) if wanted else []
 
     def _planned(self, held: _Held, needed: int, at_once: int) -> _Plan:
         """What a group's table shall hold: what is kept, what has to be copied first, how many pages are missing."""

@@ -95,7 +95,7 @@ def test_a_window_that_moved_on():
 
 def test_what_was_not_used_for_longest_goes_first():
     pool = new_pool()
-    pool.prefixes.limit_bytes = 4 * ONE
+    pool.prefixes.limit_bytes = 2 * ONE
     texts = [[i, *PROMPT[1:300]] for i in range(3)]
     for text in texts[:2]:
         remembered(pool, text, 300)
