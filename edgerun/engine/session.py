@@ -59,7 +59,7 @@ class Session:
     @property
     def left(self) -> int:
         """How many of `messages`, after the system's, the model does not see any more."""
-        return 0 if self._turns is None else self._turns.left
+        return 0 if self._turns is None else self._turns.left_of(_begun(self.messages))
 
     def chat(
         self,

@@ -32,10 +32,10 @@ class Turns:
         self._events = events
         self._left: tuple[Message, ...] = ()
 
-    @property
-    def left(self) -> int:
-        """How many messages have left."""
-        return len(self._left)
+    def left_of(self, messages: Sequence[Message]) -> int:
+        """How many of a chat's messages, after the system's, have left: none of another chat, or an edited one."""
+        head = _n_system(messages)
+        return len(self._left) if tuple(messages[head : head + len(self._left)]) == self._left else 0
 
     def copy(self) -> Turns:
         """For a copy of the chat."""
@@ -57,10 +57,9 @@ class Turns:
         of at most `max_tokens`. ContextLengthError when the messages that never leave are too many tokens."""
         head = _n_system(messages)
         starts = _turn_starts(messages, head)
-        left = head + len(self._left)
-        if left not in starts or tuple(messages[head:left]) != self._left:  # another chat, or one that was edited
-            left = head
-        prompt = ChatPrompt(self, messages, head, starts, starts.index(left), encode)
+        left = head + self.left_of(messages)
+        first = starts.index(left) if left in starts else 0
+        prompt = ChatPrompt(self, messages, head, starts, first, encode)
         prompt.begin(max_tokens)
         return prompt
 

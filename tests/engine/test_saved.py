@@ -212,6 +212,39 @@ def test_every_byte_counts(path: Path) -> None:
             Session.load(engine, path)
 
 
+_ACTIONS = st.tuples(
+    st.sampled_from(["chat", "chat", "chat", "complete", "rewind", "undo", "fork", "clear"]), st.integers(0, 40)
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([80, 150, 300]), st.booleans(), st.lists(_ACTIONS, max_size=20))
+def test_whatever_happened_before(path: Path, context: int, shifts: bool, actions: list[tuple[str, int]]) -> None:
+    """A session that is saved and loaded after each step, and one that never is, are the same to the last token."""
+    engine = fake_engine(context=context)
+    kept = Session(engine, messages=[{"role": "system", "content": "s"}], context_shift=shifts)
+    saved = Session(engine, messages=kept.messages, context_shift=shifts)
+    for action, n in actions:
+        said = []
+        for session in (kept, saved):
+            try:
+                if action in ("chat", "complete"):
+                    said.append(getattr(session, action)("m" * n, GREEDY).token_ids)
+                elif action == "rewind":
+                    session.rewind(n)
+                elif action == "fork":
+                    session.fork().chat("and?", GREEDY)
+                else:
+                    getattr(session, action)()
+            except (ContextLengthError, UsageError) as error:
+                said.append(str(error))
+        assert said[1:] == said[:1] or not said
+        saved.save(path)
+        saved = Session.load(engine, path, context_shift=shifts)
+        for name in ("messages", "ids", "cached_tokens", "left"):
+            assert getattr(saved, name) == getattr(kept, name)
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_hostile_headers(path: Path, data: st.DataObject) -> None:

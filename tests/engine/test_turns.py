@@ -184,6 +184,17 @@ def test_forks_forget_apart_and_undo_goes_back() -> None:
     assert chat.session.messages == before and chat.session.left == left
 
 
+def test_taking_back_what_had_left() -> None:
+    chat = Chat(200, SYSTEM)
+    while chat.session.left < 4:
+        chat.session.chat("go on", GREEDY)
+    while len(chat.session.messages) > 3:
+        chat.session.undo()
+    assert chat.session.left == 0  # of these, none
+    text = chat.session.chat("go on", GREEDY).text
+    assert text == fresh(200, chat.session.messages[:-1], GREEDY) and len(chat.template.seen) == 4
+
+
 @pytest.mark.parametrize("n", range(1, 12))
 def test_an_interrupt_or_a_cancellation_while_the_rest_is_computed_again(n: int) -> None:
     chat = Chat(300, SYSTEM, user("one " * 20), said("1 " * 20))
@@ -216,7 +227,7 @@ _TEXTS = st.text("ab ", min_size=0, max_size=60)
 _ROLES = st.sampled_from(["user", "user", "assistant", "tool"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(20, 400),
     st.none() | st.integers(0, 60),
