@@ -5,6 +5,7 @@ EdgerunError
 ├── NotFoundError         a model, file or alias does not exist           (exit 3)
 ├── DoesNotFitError       memory or context is too small for the request  (exit 4)
 │   └── ContextLengthError    a prompt is longer than the context
+├── BusyError             more calls wait for the model than may
 ├── NetworkError          a hub cannot be reached or refuses              (exit 5)
 ├── FormatError           a file is malformed, truncated or hostile
 │   └── UnsupportedError      well-formed, but a kind that edgerun does not run
@@ -45,6 +46,10 @@ class DoesNotFitError(EdgerunError, MemoryError):
 
 class ContextLengthError(DoesNotFitError):
     """A prompt (with what is already cached) is longer than the context."""
+
+
+class BusyError(EdgerunError):
+    """More calls wait for the model than may: ask again later."""
 
 
 class NetworkError(EdgerunError, ConnectionError):

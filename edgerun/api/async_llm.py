@@ -32,6 +32,8 @@ from edgerun.options import Flag, LoadKeywords, load_options, refused
 T = TypeVar("T")
 
 _MOST_CALLS = 32  # at a time; more wait for their turn
+_MOST_UNREAD = 16  # chunks of a stream that wait for whoever iterates
+_POLL_S = 0.05
 
 
 class AsyncLLM:
@@ -42,7 +44,8 @@ class AsyncLLM:
                 print(chunk.text, end="")
 
     The model is loaded on entering the `async with` block (or by `await llm.load()`). When the task that
-    awaits or iterates is cancelled, or the iterator is closed, the generation stops within a layer.
+    awaits or iterates is cancelled, or the iterator is closed, the generation stops within a step. One that is not
+    iterated pauses.
     """
 
     def __init__(self, model: str | Path, **options: Unpack[LoadKeywords]) -> None:
@@ -196,18 +199,26 @@ class AsyncLLM:
         loop = asyncio.get_running_loop()
         cancel = CancelToken()
         queue: asyncio.Queue[T | None] = asyncio.Queue()
+        room = threading.Semaphore(_MOST_UNREAD)
+
+        def wait_for_room() -> None:
+            """Wait until the queue is read, unless nobody will."""
+            while not room.acquire(timeout=_POLL_S) and not (cancel.is_set() or self._closed):
+                pass
 
         def work() -> None:
             try:
                 items: Iterator[T] = iter(call(cancel=cancel))
                 for item in items:
                     loop.call_soon_threadsafe(queue.put_nowait, item)
+                    wait_for_room()
             finally:
                 loop.call_soon_threadsafe(queue.put_nowait, None)
 
         running = self._submit(work)
         try:
             while (item := await queue.get()) is not None:
+                room.release()
                 yield item
             await running
         finally:

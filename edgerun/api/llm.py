@@ -38,7 +38,7 @@ _FLAG = Flag()
 
 
 class LLM(OpenAIMethods):
-    """A loaded model. Thread-safe; concurrent calls take turns token by token.
+    """A loaded model. Thread-safe: what several threads ask goes through the model together.
 
         with LLM("model.gguf") as llm:
             llm.complete("Once upon a time", max_tokens=50, temperature=0).text
@@ -57,8 +57,9 @@ class LLM(OpenAIMethods):
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
     prefill: what computes a prompt's dense products: "kernels", a backend as "ort-cpu:w7a8" or "openvino-npu", or
         "auto", what `edgerun calibrate` found best for this model here (the kernels where it was not asked).
-    tpot_s: while one session's prompt is processed, others wait for their next token no longer than this (needs
-        `edgerun calibrate`); None: a bound that follows from the model's size.
+    tpot_s: while others wait for their next token, so much of a prompt is processed in between that they get it after
+        this long (a token that takes as long by itself: after twice that). None: a quarter of a second. On a `prefill`
+        backend, whose steps are of one length, it needs `edgerun calibrate`.
     seed: makes calls that name no seed of their own reproducible, as a sequence.
     context_shift: a chat that outgrows the context goes on without its oldest turns (the event `TurnsLeft` says so), in
         place of a ContextLengthError. System messages and the turn that is answered stay; texts are not shortened.
@@ -244,13 +245,13 @@ class LLM(OpenAIMethods):
     def _chunks(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
         with self._idle_lock:
             session, self._idle = self._idle, None
-        session = session or Session(self.engine)
+        session = session or Session(self.engine, is_transient=True)
         try:
             yield from session.answer(prompt, params, cancel)
         finally:
+            session.park()
             with self._idle_lock:
                 if self._engine is not None:
-                    session.park()
                     self._idle = session
 
 

@@ -91,10 +91,12 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
-        if decoder.prompt_backend is not None and not plan.wave_tokens:
-            step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
-        if options.tpot_s is not None:
-            step_tokens = min(step_tokens, step_tokens_within(known_calibration(gguf, impl, plan.mode), options.tpot_s))
+        if decoder.prompt_backend is not None:  # its steps are all of one length, found beforehand
+            if not plan.wave_tokens:
+                step_tokens = max(step_tokens, decoder.prompt_backend.wave_tokens)
+            if options.tpot_s is not None:
+                known = known_calibration(gguf, impl, plan.mode)
+                step_tokens = min(step_tokens, step_tokens_within(known, options.tpot_s))
         engine = Engine(
             decoder,
             tokenizer,
@@ -104,6 +106,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             no_template=no_template,
             seed=options.seed,
             step_tokens=step_tokens,
+            tpot_s=options.tpot_s,
             reuse_steps=decoder.prompt_backend is not None,
             context_shift=options.context_shift,
             identity=lambda: identify(gguf),

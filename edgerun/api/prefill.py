@@ -56,7 +56,7 @@ class WantedBackend:
 
     def reserve_bytes(self, spec: ModelSpec, plan: MemoryPlan) -> int:
         """Of a streamed model's memory, which is all spoken for otherwise."""
-        from edgerun.prefill.stages import scratch_bytes
+        from edgerun.prefill.segments import scratch_bytes
 
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 
@@ -223,7 +223,7 @@ def calibrate_model(
     engine, path, release = load_engine(path, replace(given, prefill="kernels", context=context))
     try:
         with open_gguf(path) as gguf:
-            decoder: Decoder = engine.decoder  # type: ignore[assignment]
+            decoder = engine.decoder
             if not anew and (kept := known_calibration(gguf, decoder.kernels, decoder.store.mode)) is not None:
                 return kept
             digest = content_digest(gguf, prefill_dir(), given.events)

@@ -33,6 +33,4 @@ def load_model(path: Path, options: Mapping[str, Any]) -> LLM:
 
 def kernels_of(llm: LLM) -> Kernels:
     """The kernels that a model was loaded with."""
-    decoder: Any = llm.engine.decoder
-    kernels: Kernels = decoder.kernels
-    return kernels
+    return llm.engine.decoder.kernels

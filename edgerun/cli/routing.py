@@ -23,7 +23,7 @@ def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) ->
         return
     from edgerun.errors import UsageError
 
-    decoder: Any = llm.engine.decoder
+    decoder = llm.engine.decoder
     if not decoder.spec.n_experts:
         raise UsageError(f"--record-routing: {llm.name} has no experts")
     check_target(path, _is_routing, overwrite=overwrite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,28 +21,34 @@ from edgerun.engine.arguments import (
     checked_tools,
     checked_variables,
 )
-from edgerun.engine.cancel import CancelSignal, FairLock
+from edgerun.engine.cancel import CancelSignal
 from edgerun.engine.context import STEP_TOKENS, Context
 from edgerun.engine.params import SamplingParams
-from edgerun.engine.parts import DecoderLike, TemplateLike, TokenizerLike
+from edgerun.engine.parts import TemplateLike, TokenizerLike
+from edgerun.engine.reading import Reading
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
+from edgerun.engine.scheduler import Scheduler
 from edgerun.engine.shortage import told_as_shortage
+from edgerun.engine.step import StepOptions
 from edgerun.engine.turns import Turns
 from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
 from edgerun.events import EventSink, ignore, never
-from edgerun.models.chunks import chunks
+from edgerun.models import Decoder
+from edgerun.models.batch import Want
 from edgerun.weights.identity import ModelIdentity
 
+TPOT_S = 0.25  # unless the caller says how long others may wait
 _SCORE_BYTES = 64 << 20  # of logits at a time
 
 
 class Engine:
-    """One model. Thread-safe: steps of different sessions take turns in the order of asking.
+    """One model. Thread-safe: what different threads ask goes through the model together (`scheduler`).
 
     context: positions that a session has.
     seed: of the sequence of seeds for calls that name none; None: random.
-    step_tokens: of a prompt that go through the model at once; then another session has its turn.
+    step_tokens: of prompts that go through the model at once, at most. tpot_s: how long a step may take, as far as that
+        depends on how many of them do, in which others have their next token.
     reuse_steps: what a session holds is used again in whole steps only (see `Context`).
     context_shift: whether the oldest turns of a chat that outgrows the context leave (`Turns`), unless its session is
         told otherwise; else it is a ContextLengthError.
@@ -53,7 +59,7 @@ class Engine:
 
     def __init__(
         self,
-        decoder: DecoderLike,
+        decoder: Decoder,
         tokenizer: TokenizerLike | None,
         *,
         context: int,
@@ -62,6 +68,7 @@ class Engine:
         no_template: str = "the model has no chat template",
         seed: int | None = None,
         step_tokens: int = STEP_TOKENS,
+        tpot_s: float | None = None,
         reuse_steps: bool = False,
         context_shift: bool = False,
         identity: Callable[[], ModelIdentity] | None = None,
@@ -79,7 +86,8 @@ class Engine:
         self._template = template
         self._no_tokenizer = no_tokenizer
         self._no_template = no_template
-        self._lock = FairLock()
+        options = StepOptions(step_tokens, reuse_steps, TPOT_S if tpot_s is None else tpot_s)
+        self.scheduler = Scheduler(decoder, options)
         self._step_tokens = step_tokens
         self._reuse_steps = reuse_steps
         self._seeds = None if seed is None else np.random.default_rng(seed)
@@ -91,8 +99,8 @@ class Engine:
         self._seeds_lock = threading.Lock()
 
     def close(self, release: Callable[[], None]) -> None:
-        """Wait for the step that is computed now, call `release`, and refuse every later one (UsageError)."""
-        self._lock.close(release)
+        """End the step that is computed now, call `release`, and refuse every later one (UsageError)."""
+        self.scheduler.close(release)
 
     @property
     def tokenizer(self) -> TokenizerLike:
@@ -107,10 +115,15 @@ class Engine:
         return self._tokenizer is not None
 
     @told_as_shortage("making room for a new sequence")
-    def new_context(self) -> Context:
-        """An empty one; memory is taken as it fills."""
+    def new_context(self, *, is_transient: bool = False) -> Context:
+        """An empty one; memory is taken as it fills. is_transient: others may have it between requests."""
         return Context(
-            self.decoder, self._lock, self.context, step_tokens=self._step_tokens, reuse_steps=self._reuse_steps
+            self.decoder,
+            self.scheduler.lock,
+            self.context,
+            step_tokens=self._step_tokens,
+            reuse_steps=self._reuse_steps,
+            is_transient=is_transient,
         )
 
     @cached_property
@@ -187,10 +200,8 @@ class Engine:
     def logits(self, ids: Sequence[int], cancel: CancelSignal | None = None) -> F32:
         """Logits (n, vocab) f32 of the token after each of `ids` (n,). EdgerunError when they are not finite."""
         given = checked_ids("ids", ids, self.vocab_size)
-        self.check_length(len(given))
-        context = self.new_context()
-        _, ticket = context.begin(given)
-        logits = context.feed(given, ticket, as_callable(cancel), logits="all")
+        parts = list(self._rows(given, "all", cancel))
+        logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_finite(logits)
         return logits
 
@@ -199,14 +210,10 @@ class Engine:
         """Log-probabilities of a text's tokens, each after those before it."""
         ids = self.encode(prompt, cancel=cancel)
         self.check_length(len(ids))
-        context = self.new_context()
-        _, ticket = context.begin(ids)
-        size = min(self._step_tokens, max(32, _SCORE_BYTES // (4 * self.vocab_size)))
         logprobs: list[float] = []
-        for part in chunks(len(ids) - 1, size) if len(ids) > 1 else ():
-            targets = np.array(ids[part.start + 1 : part.stop + 1])
-            fed = ids[part]
-            logits = context.feed(fed, ticket, as_callable(cancel), logits="all")
+        most_rows = max(32, _SCORE_BYTES // (4 * self.vocab_size))
+        for logits in self._rows(ids[:-1], "all", cancel, most_rows) if len(ids) > 1 else ():
+            targets = np.array(ids[len(logprobs) + 1 : len(logprobs) + 1 + len(logits)])
             check_finite(logits)
             top = logits.max(axis=1, keepdims=True)
             chosen = logits[np.arange(len(targets)), targets].astype(np.float64) - top[:, 0]
@@ -220,12 +227,23 @@ class Engine:
     def embed(self, prompt: str, cancel: CancelSignal | None = None) -> NDArray[np.float32]:
         """The mean of the final hidden states over all tokens, scaled to length 1: (d,) f32."""
         ids = self.encode(checked_text("texts", prompt), cancel=cancel)
-        self.check_length(len(ids))
-        parts = self.new_context().hidden(ids, as_callable(cancel))
-        mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(ids)
+        total = np.zeros(0)
+        for states in self._rows(ids, "hidden", cancel):
+            for state in states:  # one by one: the sum must not depend on how the text was cut
+                total = total + state if len(total) else state.astype(np.float64)
+        mean = total / len(ids)
         check_finite(mean)
         length = float(np.linalg.norm(mean))
         return np.asarray(mean / length if length > 0 else mean, dtype=np.float32)
+
+    def _rows(
+        self, ids: Sequence[int], want: Want, cancel: CancelSignal | None, most_rows: int | None = None
+    ) -> Iterator[F32]:
+        """What is wanted of all positions of a text, some at a time. Raises Cancelled, ContextLengthError."""
+        self.check_length(len(ids))
+        most = self._step_tokens if most_rows is None else most_rows
+        reading = Reading(self.new_context(is_transient=True), ids, checked_cancel(cancel), want, most)
+        return self.scheduler.run(reading)
 
 
 def as_callable(cancel: CancelSignal | None) -> Callable[[], bool]:

@@ -1,21 +1,23 @@
-"""The loop: a prompt goes in, chunks of text come out."""
+"""The answer to a prompt: logits come in, chunks of text go out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 
+from edgerun.engine.arguments import checked_cancel
 from edgerun.engine.cancel import CancelSignal
 from edgerun.engine.chooser import Choice, Chooser
 from edgerun.engine.context import F32, Context
-from edgerun.engine.engine import Engine, as_callable
+from edgerun.engine.engine import Engine
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TokenizerLike
+from edgerun.engine.request import Request
 from edgerun.engine.results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.engine.stops import StopMatcher
-from edgerun.errors import Cancelled
 from edgerun.events import PromptProcessed, TokenGenerated
+from edgerun.models.batch import Want
 
 MakeRoom = Callable[[int], list[int] | None]
 """Tokens answered so far -> a shorter prompt to go on from when the context is full; None: there is none."""
@@ -29,7 +31,7 @@ def generate(
     params: SamplingParams,
     cancel: CancelSignal | None = None,
     make_room: MakeRoom | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Continue `ids` in `context`, reusing the prefix that stands there already.
 
     At the context's end the answer ends too, unless `make_room` has a shorter prompt: then that and what was answered
@@ -40,138 +42,163 @@ def generate(
     Raises ContextLengthError for a prompt that is too long, UsageError for an empty one, at once.
     """
     engine.check_length(len(ids))
-    return _Run(engine, context, list(ids), engine.with_seed(params), cancel, make_room).chunks()
+    return engine.scheduler.run(
+        Generation(engine, context, ids, engine.with_seed(params), checked_cancel(cancel), make_room)
+    )
 
 
-class _Run:
-    """The state of one generation."""
+class Generation(Request[Chunk]):
+    """One answer as it grows: every step's logits choose a token, and tokens become chunks."""
 
     def __init__(
         self,
         engine: Engine,
         context: Context,
-        ids: list[int],
+        ids: Sequence[int],
         params: SamplingParams,
         cancel: CancelSignal | None,
         make_room: MakeRoom | None,
     ) -> None:
-        self.engine, self.context, self.params = engine, context, params
-        self.make_room = make_room
-        self.ids, self.n_prompt = ids, len(ids)
-        self.n_asked = len(ids)  # tokens of the prompt that the answer began with
-        self.tokenizer = engine.tokenizer
-        # Rows that pad the output matrix are no tokens.
-        self.n_vocab = min(engine.vocab_size, self.tokenizer.vocab_size)
-        self.cancelled = as_callable(cancel)
-        self.chooser = Chooser(params, self.n_vocab, self.tokenizer.eog_ids)
-        self.stops = StopMatcher(params.stop)
-        self.pieces: list[str] = []
-        self.logprobs: list[TokenLogprob] = []
-        self.ticket = 0
-        self.reused = self.n_read = 0  # tokens of prompts: in the cache already; processed
-        self.steps = 0
-        self.prompt_s = self.decode_s = 0.0
-        self.n_sent = 0
-
-    def chunks(self) -> Iterator[Chunk]:
         from edgerun.text import StreamDecoder
 
-        decoder = StreamDecoder(self.tokenizer, prompt=self.ids, skip_special=True)
-        reason: FinishReason | None = None
-        for choice in self._choices():
-            if isinstance(choice, str):
-                reason = choice
-                break
-            self.ids.append(choice.token_id)
-            if self.params.logprobs is not None:
-                self.logprobs.append(_describe(choice, self.tokenizer))
-            text = self.stops.push(decoder.push(choice.token_id))
-            if self.stops.matched is not None:
-                yield self._last(text, "stop")
-                return
-            if text:
-                yield self._chunk(text)
-        text = self.stops.push(decoder.flush())
-        if self.stops.matched is None:
-            text += self.stops.flush()
+        super().__init__(context, ids, cancel)
+        self._engine, self._params = engine, params
+        self._make_room = make_room
+        self._n_asked = len(ids)  # tokens of the prompt that the answer began with
+        self._tokenizer = engine.tokenizer
+        # Rows that pad the output matrix are no tokens.
+        self._n_vocab = min(engine.vocab_size, self._tokenizer.vocab_size)
+        self._chooser = Chooser(params, self._n_vocab, self._tokenizer.eog_ids)
+        self._stops = StopMatcher(params.stop)
+        self._text = StreamDecoder(self._tokenizer, prompt=self.ids, skip_special=True)
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._is_reading = True  # of a prompt the logits are yet to come
+        self._reused_now = 0  # tokens of that prompt that were in the cache already
+        self._began = 0.0
+        self._reused = self._n_read = 0  # tokens of prompts: in the cache already; processed
+        self._steps = 0
+        self._prompt_s = self._decode_s = 0.0
+        self._n_sent = 0
+
+    # -- what steps call -----------------------------------------------------------------------------------------
+
+    def begun(self, reused: int) -> None:
+        """See `Request`."""
+        self._is_reading, self._reused_now, self._began = True, reused, perf_counter()
+        if self._n_read == 0:  # of the prompt that the answer began with
+            self._reused = reused
+        self._n_read += len(self.ids) - reused
+
+    def stretch(self, start: int, most: int) -> tuple[int, Want]:
+        """See `Request`."""
+        n = min(most, len(self.ids) - start)
+        return n, "last" if start + n == len(self.ids) else "none"
+
+    def take(self, rows: F32 | None, seconds: float) -> None:
+        """See `Request`."""
+        if rows is None:  # the prompt goes on
+            return
+        was_reading = self._is_reading
+        if was_reading:
+            self._account_prompt()
+        else:
+            self._steps += 1
+        if not self._may_go_on():
+            return
+        started = perf_counter()
+        with told_as_shortage("choosing a token"):
+            choice = self._chooser.next(rows[0, : self._n_vocab], self.ids)
+        seconds = perf_counter() - started + (0.0 if was_reading else seconds)
+        self._decode_s += seconds if self._steps else 0
+        if choice.token_id in self._tokenizer.eog_ids:
+            self._finish("stop")
+            return
+        self._engine.events(TokenGenerated(choice.token_id, seconds))
+        self._append(choice)
+        if not self.results.is_ended:
+            self._may_go_on()
+
+    def stop(self) -> None:
+        """See `Request`."""
+        self._finish("cancelled")
+
+    # -- tokens and text -----------------------------------------------------------------------------------------
+
+    @property
+    def _n_answered(self) -> int:
+        return len(self.ids) - self.n_prompt
+
+    def _account_prompt(self) -> None:
+        self._is_reading = False
+        seconds = perf_counter() - self._began
+        self._prompt_s += seconds
+        reused = self._reused_now
+        self._engine.events(PromptProcessed(len(self.ids) - reused, reused, seconds))
+
+    def _append(self, choice: Choice) -> None:
+        """A token was chosen: say what it says."""
+        self.ids.append(choice.token_id)
+        if self._params.logprobs is not None:
+            self._logprobs.append(_describe(choice, self._tokenizer))
+        text = self._stops.push(self._text.push(choice.token_id))
+        if self._stops.matched is not None:
+            self._end(text, "stop")
+            return
+        if text:
+            self.results.put(self._chunk(text))
+
+    def _may_go_on(self) -> bool:
+        """Whether a token may follow `ids` now. If not, none will, or a shorter prompt has to be read first."""
+        most = self._params.max_tokens
+        if most is not None and self._n_answered >= most:
+            self._finish("length")
+            return False
+        if len(self.ids) >= self.context.limit:
+            if not self._shorten():
+                self._finish("length")
+            return False
+        return True
+
+    def _finish(self, reason: FinishReason) -> None:
+        """No token follows; what was held back of the text does."""
+        text = self._stops.push(self._text.flush())
+        if self._stops.matched is None:
+            text += self._stops.flush()
         elif reason != "cancelled":
             reason = "stop"
-        yield self._last(text, reason or "length")
-
-    def _choices(self) -> Iterator[Choice | FinishReason]:
-        """Tokens as they are chosen, then why there are no more."""
-        events, eog_ids = self.engine.events, self.tokenizer.eog_ids
-        most = self.params.max_tokens
-        try:
-            logits = self._read()
-            ready = True  # the logits are those after all of ids
-            while most is None or len(self.ids) - self.n_prompt < most:
-                if len(self.ids) >= self.context.limit:
-                    if not self._shorten():
-                        break
-                    logits, ready = self._read(), True
-                started = perf_counter()
-                if not ready:
-                    logits = self.context.feed(self.ids[-1:], self.ticket, self.cancelled)
-                    self.steps += 1
-                elif self.cancelled():
-                    raise Cancelled("cancelled")
-                with told_as_shortage("choosing a token"):
-                    choice = self.chooser.next(logits[0, : self.n_vocab], self.ids)
-                seconds = perf_counter() - started  # without what our reader does with the token
-                self.decode_s += seconds if self.steps else 0
-                if choice.token_id in eog_ids:
-                    yield "stop"
-                    return
-                events(TokenGenerated(choice.token_id, seconds))
-                ready = False
-                yield choice  # our reader appends it to ids
-        except Cancelled:
-            yield "cancelled"
-            return
-        yield "length"
-
-    def _read(self) -> F32:
-        """The logits (1, vocab) after `ids`, of which what is in the cache is not computed again."""
-        started = perf_counter()
-        reused, self.ticket = self.context.begin(self.ids)
-        if self.n_read == 0:  # of the prompt that the answer began with
-            self.reused = reused
-        self.n_read += len(self.ids) - reused
-        logits = self.context.feed(self.ids[reused:], self.ticket, self.cancelled)
-        seconds = perf_counter() - started
-        self.prompt_s += seconds
-        self.engine.events(PromptProcessed(len(self.ids) - reused, reused, seconds))
-        return logits
+        self._end(text, reason)
 
     def _shorten(self) -> bool:
         """Go on after a shorter prompt, if there is one: `ids` are that and what was answered."""
         answered = self.ids[self.n_prompt :]
-        shorter = None if self.make_room is None else self.make_room(len(answered))
+        shorter = None if self._make_room is None else self._make_room(len(answered))
         if shorter is None:
             return False
         self.ids, self.n_prompt = [*shorter, *answered], len(shorter)
+        self.has_begun = False
         return True
 
     def _chunk(self, text: str) -> Chunk:
-        start, self.n_sent = self.n_sent, len(self.ids) - self.n_prompt
-        logprobs = None if self.params.logprobs is None else tuple(self.logprobs[start : self.n_sent])
-        self.pieces.append(text)
+        start, self._n_sent = self._n_sent, len(self.ids) - self.n_prompt
+        logprobs = None if self._params.logprobs is None else tuple(self._logprobs[start : self._n_sent])
+        self._pieces.append(text)
         return Chunk(text, tuple(self.ids[self.n_prompt + start :]), None, logprobs)
 
-    def _last(self, text: str, reason: FinishReason) -> Chunk:
+    def _end(self, text: str, reason: FinishReason) -> None:
         chunk = self._chunk(text)
         generated = tuple(self.ids[self.n_prompt :])
         completion = Completion(
-            text="".join(self.pieces),
+            text="".join(self._pieces),
             token_ids=generated,
             finish_reason=reason,
-            usage=Usage(self.n_asked, self.reused, len(generated)),
-            timings=Timings(self.prompt_s, self.decode_s, self.n_read, self.steps),
-            seed=self.chooser.seed,
-            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
+            usage=Usage(self._n_asked, self._reused, len(generated)),
+            timings=Timings(self._prompt_s, self._decode_s, self._n_read, self._steps),
+            seed=self._chooser.seed,
+            logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
         )
-        return Chunk(chunk.text, chunk.token_ids, reason, chunk.logprobs, completion)
+        self.results.put(Chunk(chunk.text, chunk.token_ids, reason, chunk.logprobs, completion))
+        self.results.end()
 
 
 def _describe(choice: Choice, tokenizer: TokenizerLike) -> TokenLogprob:

@@ -35,14 +35,21 @@ class Session:
 
     The cache grows with the conversation. All sessions of a model have so much memory together as its plan allows; a
     call for which none is left raises DoesNotFitError and leaves the session as it was. What a session holds is free
-    again when it is closed, or nothing refers to it any more.
+    again when it is closed, or nothing refers to it any more. is_transient: others may have it between calls.
     """
 
-    def __init__(self, engine: Engine, *, messages: Messages = (), context_shift: bool | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        messages: Messages = (),
+        context_shift: bool | None = None,
+        is_transient: bool = False,
+    ) -> None:
         shifts = engine.context_shift if context_shift is None else _FLAG.check("context_shift", context_shift)
         self._engine = engine
         self._turns = engine.new_turns() if shifts else None
-        self._context = engine.new_context()
+        self._context = engine.new_context(is_transient=is_transient)
         self._pending: list[int] = []  # chosen last, not yet through the model
         self.messages: list[Message] = _begun(messages)
 
@@ -246,27 +253,34 @@ class Session:
         said: list[str] = []
         produced: list[int] = []
         before, self._pending = self.ids, []
+        chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room)
         try:
-            for chunk in generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room):
+            for chunk in chunks:
                 said.append(chunk.text)
                 produced.extend(chunk.token_ids)
                 if chunk.finish_reason is not None:
                     self._end(prompt.ids, produced, said, keep)
                 yield chunk
         except GeneratorExit:
+            chunks.close()
             self._end(prompt.ids, produced, said, keep)
             raise
         except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
-            held = self._context.tokens
+            chunks.close()
+            held = self._context.leave()
             self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
             raise
 
     def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
         whole = [*ids, *produced]
-        n = len(self._context)
+        n = len(self._context.leave())
+        is_read = bool(produced) or n >= len(ids)
+        if n > len(whole):  # it was computed ahead of what was read
+            self._context.truncate(len(whole))
+            n = len(self._context)
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
-        self._pending = whole[n:] if n >= len(ids) else []
-        if keep is not None and (produced or n >= len(ids)):
+        self._pending = whole[n:] if is_read else []
+        if keep is not None and is_read:
             keep("".join(said))
 
 

@@ -48,6 +48,7 @@ class KvLedger:
 
     def __init__(self, limit_bytes: int | None) -> None:
         self.limit_bytes = limit_bytes
+        self.hurries = False  # whoever asks has others to turn to: refuse without a collection, which takes long
         self._holders: WeakSet[Holder] = WeakSet()
         self._pieces: WeakSet[Piece] = WeakSet()
         self._lock = threading.RLock()  # a collection may run finalisers that close a session
@@ -72,6 +73,8 @@ class KvLedger:
         limit = self.limit_bytes
         with self._lock:
             for make_room in (None, lambda: self._others_make_room(holder, n_bytes), gc.collect):
+                if make_room is gc.collect and self.hurries:
+                    break
                 if make_room is not None:
                     make_room()
                     give_back_free_memory()

@@ -1,8 +1,9 @@
 """Architectures, declared, and the one decoder that runs them."""
 
+from edgerun.models.batch import Batch, Stretch
 from edgerun.models.decoder import Decoder
 from edgerun.models.families import FAMILIES, Family
 from edgerun.models.shapes import load_spec
 from edgerun.models.spec import ModelSpec
 
-__all__ = ["FAMILIES", "Decoder", "Family", "ModelSpec", "load_spec"]
+__all__ = ["FAMILIES", "Batch", "Decoder", "Family", "ModelSpec", "Stretch", "load_spec"]

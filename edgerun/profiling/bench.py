@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,28 +14,10 @@ from numpy.typing import NDArray
 from edgerun.device import page_faults, peak_bytes
 from edgerun.errors import UsageError
 from edgerun.events import EventSink, Progress, ignore
+from edgerun.models import Decoder
 from edgerun.weights.statistics import summary
 
 F32 = NDArray[np.float32]
-
-
-class BenchStore(Protocol):
-    """Of `weights.WeightStore`."""
-
-    def statistics(self) -> dict[str, float]: ...
-
-
-class BenchDecoder(Protocol):
-    """Of `models.Decoder`."""
-
-    @property
-    def store(self) -> BenchStore: ...
-
-    def new_cache(self, capacity: int) -> Any: ...
-
-    def forward(
-        self, ids: Sequence[int], cache: Any, *, logits: Literal["last", "all", "none"] = "last"
-    ) -> F32 | None: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +46,7 @@ class BenchRun:
 
 
 def run_bench(
-    decoder: BenchDecoder,
+    decoder: Decoder,
     ids: Sequence[int],
     prompt_tokens: int,
     *,
@@ -89,7 +71,7 @@ def run_bench(
 
 
 def _run(
-    decoder: BenchDecoder,
+    decoder: Decoder,
     ids: Sequence[int],
     prompt_tokens: int,
     limit_s: float,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +14,34 @@ from numpy.typing import NDArray
 from edgerun.engine import Engine
 from edgerun.errors import Cancelled, UnsupportedError
 from edgerun.formats.checked_tensors import Form
+from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, layer_groups
+from edgerun.models import Batch, Decoder, Stretch
 from edgerun.weights.identity import ModelIdentity
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 VOCAB = 260
 
 
-@dataclass
-class FakeCache:
-    """Holds the ids themselves, so that logits can only come from what the cache really holds."""
+GROUPS = layer_groups([KvLayer(kv_heads=1, head_dim=4, head_dim_v=4)])
+PAGE_BYTES = GROUPS[0].page_bytes  # 256 positions
 
-    limit: int
-    held: list[int] = field(default_factory=list)
-    spare: bool = False
-    window: int = 0  # how far it can be cut and still go on; 0: to any length
+
+class FakeSequence(KvSequence):
+    """Holds the ids themselves, so that logits can only come from what the sequence really holds; its pages are taken
+    from a true pool. window: how far it can be cut and still go on; 0: to any length."""
+
+    def __init__(self, pool: PagePool, capacity: int, window: int = 0) -> None:
+        self.held: list[int] = []
+        super().__init__(pool, capacity)
+        self.window = window
 
     @property
-    def length(self) -> int:
+    def length(self) -> int:  # type: ignore[override]
         return len(self.held)
 
-    def truncate(self, n: int) -> None:
-        assert 0 <= n <= self.length and self.held_from(n) == n
+    @length.setter
+    def length(self, n: int) -> None:
+        assert n <= len(self.held)
         del self.held[n:]
 
     def held_from(self, n: int) -> int:
@@ -45,14 +53,15 @@ class FakeCache:
     def recall(self, tokens: Sequence[int]) -> int:
         return self.length
 
-    def reserve(self, tokens: int, at_once: int | None = None) -> None:
-        assert self.length + tokens <= self.limit
+    def append(self, ids: Sequence[int]) -> None:
+        for held in self._held:
+            assert held.end >= self.length + len(ids), "positions without pages"
+        self.held.extend(ids)
 
-    def release(self) -> None:
-        self.held.clear()
-
-    def copy(self, n: int) -> FakeCache:
-        return FakeCache(self.limit, self.held[:n], window=self.window)
+    def copy(self, n: int) -> FakeSequence:
+        other = FakeSequence(self._pool, self.capacity, self.window)
+        other.held = self.held[:n]
+        return other
 
     def saved_forms(self) -> dict[str, Form]:
         return {"held": ("I32", (self.length,))}
@@ -63,6 +72,7 @@ class FakeCache:
     def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
         if dict(forms) != {"held": ("I32", (length,))}:
             raise UnsupportedError("kept in another way")
+        self.reserve(length)
         self.held = read("held").tolist()
 
 
@@ -71,72 +81,69 @@ class FakeSpec:
     vocab_size: int = VOCAB
 
 
-class FakeDecoder:
-    """Logits are random numbers seeded by all ids so far. `on_layer` is called before each of 4 layers."""
+class FakeDecoder(Decoder):
+    """Logits are random numbers seeded by all ids so far. `on_layer` is called before each of 4 layers, `on_step` with
+    each batch. pages: that there are; None: any number."""
 
-    def __init__(self, vocab_size: int = VOCAB, *, layer_s: float = 0.0, forbid: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        vocab_size: int = VOCAB,
+        *,
+        layer_s: float = 0.0,
+        forbid: Sequence[int] = (),
+        pages: int | None = None,
+        window: int = 0,
+    ) -> None:
+        self.pages = PagePool(GROUPS, KvLedger(None if pages is None else pages * PAGE_BYTES))
+        self.window = window
         self.spec = FakeSpec(vocab_size)
         self.layer_s = layer_s
         self.forbid = list(forbid)
-        self.fed: list[int] = []  # the length of each call
+        self.fed: list[int] = []  # the length of each stretch
+        self.batches: list[list[int]] = []  # the lengths of stretches of each step
         self.busy = False
         self.on_layer: Callable[[], None] = lambda: None
+        self.on_step: Callable[[Batch], None] = lambda batch: None
 
     arithmetic = "numpy's random numbers"
 
-    def new_cache(self, capacity: int) -> FakeCache:
-        return FakeCache(capacity)
+    def new_cache(self, capacity: int) -> FakeSequence:
+        return FakeSequence(self.pages, capacity, self.window)
 
-    def forward(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: FakeCache,
-        *,
-        logits: Literal["last", "all", "none"] = "last",
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32] | None:
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[NDArray[np.float32] | None]:
         assert not self.busy, "two threads in one decoder"
         self.busy = True
         try:
-            return self._forward([int(i) for i in ids], cache, logits, cancelled)
+            self.on_step(batch)
+            for _ in range(4):
+                if cancelled is not None and cancelled():
+                    raise Cancelled("cancelled")
+                self.on_layer()
+                time.sleep(self.layer_s)
+            self.batches.append([len(stretch.ids) for stretch in batch.stretches])
+            self.fed.extend(self.batches[-1])
+            return [self._append(stretch) for stretch in batch.stretches]
         finally:
             self.busy = False
 
-    def _forward(
-        self, ids: list[int], cache: FakeCache, logits: str, cancelled: Callable[[], bool] | None
-    ) -> NDArray[np.float32] | None:
-        assert ids and cache.length + len(ids) <= cache.limit
-        for _ in range(4):
-            if cancelled is not None and cancelled():
-                raise Cancelled("cancelled")
-            self.on_layer()
-            time.sleep(self.layer_s)
-        self.fed.append(len(ids))
-        start = cache.length
-        cache.held.extend(ids)
-        if logits == "none":
+    def _append(self, stretch: Stretch) -> NDArray[np.float32] | None:
+        sequence, ids = stretch.sequence, [int(i) for i in stretch.ids]
+        assert isinstance(sequence, FakeSequence)
+        sequence.reserve(len(ids))
+        start = sequence.length
+        sequence.append(ids)
+        if stretch.want == "none":
             return None
-        wanted = [cache.length] if logits == "last" else range(start + 1, cache.length + 1)
-        return np.stack([self.row(cache.held[:n]) for n in wanted])
+        wanted = [sequence.length] if stretch.want == "last" else range(start + 1, sequence.length + 1)
+        rows = np.stack([self.row(sequence.held[:n]) for n in wanted])
+        return rows[:, :8] if stretch.want == "hidden" else rows
 
     def row(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after `ids`."""
-        rng = np.random.default_rng([7, *ids])
+        rng = np.random.default_rng(zlib.crc32(np.array(ids, np.int64).tobytes()))
         row = (3 * rng.standard_normal(self.spec.vocab_size)).astype(np.float32)
         row[self.forbid] = -100
         return row
-
-    def hidden(
-        self,
-        ids: Sequence[int] | NDArray[np.int32],
-        cache: FakeCache,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> NDArray[np.float32]:
-        start = cache.length
-        cache.held.extend(int(i) for i in ids)
-        rows = [self.row(cache.held[: n + 1])[:8] for n in range(start, cache.length)]
-        return np.stack(rows)
 
 
 class FakeTokenizer:

@@ -6,7 +6,7 @@ import pytest
 
 from edgerun.engine import SamplingParams, Session
 from edgerun.errors import UsageError
-from engine.fakes import VOCAB, FakeCache, FakeDecoder, fake_engine
+from engine.fakes import VOCAB, FakeDecoder, fake_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
@@ -165,7 +165,7 @@ def test_ctrl_c_in_any_layer_leaves_the_session_usable(n: int) -> None:
         session.chat("Tell me more. " * 40, GREEDY, max_tokens=50)
     decoder.on_layer = lambda: None
     assert session.messages == before
-    assert session.cached_tokens == session._context._cache.length
+    assert session.cached_tokens == session._context.sequence.length
     expected = Session(fake_engine(context=1000), messages=before).chat("And?", GREEDY).text
     assert session.chat("And?", GREEDY).text == expected
     # The lock was given back: another thread's session works too.
@@ -175,14 +175,13 @@ def test_ctrl_c_in_any_layer_leaves_the_session_usable(n: int) -> None:
 def test_tokens_that_only_one_side_knows_of_did_not_happen() -> None:
     session = Session(fake_engine())
     said = session.complete("Once", GREEDY).text
-    session._context._cache.held.extend([1, 2, 3])  # type: ignore[attr-defined]
+    session._context.sequence.held.extend([1, 2, 3])  # type: ignore[attr-defined]
     assert session.complete(" more", GREEDY).text == fresh("Once" + said + " more")
 
 
 @pytest.mark.parametrize("n", [0, 1, 8, 9, 10, 30])
 def test_rewinding_beyond_what_a_window_keeps_computes_all_again(n: int) -> None:
-    decoder = FakeDecoder(forbid=ASCII_ONLY)
-    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    decoder = FakeDecoder(forbid=ASCII_ONLY, window=10)
     session = Session(fake_engine(decoder))
     session.complete("Once upon a time there was", GREEDY)
     kept, cached = session.ids[: len(session.ids) - n], session.cached_tokens
@@ -194,8 +193,7 @@ def test_rewinding_beyond_what_a_window_keeps_computes_all_again(n: int) -> None
 
 
 def test_a_prompt_that_leaves_the_last_one_early_is_computed_whole() -> None:
-    decoder = FakeDecoder(forbid=ASCII_ONLY)
-    decoder.new_cache = lambda capacity: FakeCache(capacity, window=10)  # type: ignore[method-assign]
+    decoder = FakeDecoder(forbid=ASCII_ONLY, window=10)
     engine = fake_engine(decoder)
     session = Session(engine)
     list(session.answer(engine.encode("Once upon a time"), GREEDY))

@@ -366,16 +366,21 @@ def test_a_copy_of_the_weights_must_fit(path, monkeypatch):
 
 
 def test_others_wait_no_longer_than_was_stated(path):
+    """On a backend steps are of one length, so it must be known beforehand; the kernels' follow from what they take."""
+    choice = "ort-cpu:w8a8"
     with pytest.raises(UsageError, match="run `edgerun calibrate`"):
-        LLM(path, tpot_s=0.5)
-    kept = calibrated(path, "kernels")
+        LLM(path, tpot_s=0.5, prefill=choice)
+    kept = calibrated(path, choice)
     found = load_calibration(kept)
-    rows = tuple(Row("kernels", tokens, tokens / 100) for tokens in (32, 128, 256))
+    rows = tuple(Row(choice, tokens, tokens / 100, None, 0.01) for tokens in (32, 128, 256))
     save_calibration(kept, replace(found, rows=rows))
     for tpot_s, step in ((9.0, 256), (2.0, 128), (1.28, 128), (0.5, 32), (0.1, 1)):
         with LLM(path, tpot_s=tpot_s) as llm:
+            assert llm.engine.decoder.prompt_backend is not None
             assert llm.engine._step_tokens == step
             assert llm.logits(tokens(100)).shape == (100, llm.vocab_size)
+    with LLM(path, tpot_s=0.1, prefill="kernels") as llm:
+        assert llm.engine._step_tokens == 256
 
 
 def test_nothing_of_onnx_is_imported_without_need(path, user_home, nothing_calibrated):
