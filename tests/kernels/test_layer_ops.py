@@ -106,7 +106,7 @@ def test_attention_over_quantised_keys_and_values(simd, reference, keys, values)
         out, want, alone = np.empty((3, tokens, 6, 96), np.float32)
         simd.attention(q, [paged.span(start, tokens)], out, scale=0.1, window=window)
         reference.attention(q, [paged.span(start, tokens)], want, scale=0.1, window=window)
-        np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=3e-5)  # scores of some tens, in f32
         for i in range(tokens):
             row, span = q[i : i + 1].copy(), paged.span(start + i, 1)
             simd.attention(row, [span], alone[i : i + 1], scale=0.1, window=window)
