@@ -251,12 +251,10 @@ class Kernels(Protocol):
         """out (T, F) = activation(gate) * up. `out` may be `gate`. gelu is the tanh form, relu2 is relu squared."""
         ...
 
-    def route(
-        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
-    ) -> tuple[I32, F32]:
+    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
         """Router logits (T, experts) -> ids (T, k), weights (T, k), best first, ties to the lower id.
         softmax: probabilities over all, then top k; softmax_topk: softmax over the chosen k's logits;
-        sigmoid: independent; `bias` shifts the choice only; `renormalise`: weights sum to one; then * scale."""
+        sigmoid: independent; `renormalise`: weights sum to one; then * scale."""
         ...
 
     @property

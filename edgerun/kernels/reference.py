@@ -189,10 +189,8 @@ class ReferenceKernels:
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         out[:] = activate(gate, activation) * up
 
-    def route(
-        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
-    ) -> tuple[I32, F32]:
-        return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
+    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
+        return route(logits, k, kind, renormalise=renormalise, scale=scale)
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -213,9 +211,7 @@ def activate(x: F32, activation: Activation) -> F32:
     raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu or relu2")
 
 
-def route(
-    logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
-) -> tuple[I32, F32]:
+def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
     """See `interface.Kernels.route`. A few hundred numbers a token: numpy is the only implementation."""
     if not 1 <= k <= logits.shape[1]:
         raise UsageError(f"cannot choose {k} of {logits.shape[1]} experts")
@@ -229,8 +225,7 @@ def route(
         scores = logits
     else:
         raise UsageError(f"unknown router {kind!r}; choose softmax, softmax_topk or sigmoid")
-    choice = scores if bias is None else scores + bias
-    ids = np.argsort(-choice, axis=1, kind="stable")[:, :k]
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     weights = scores[:, ids[0]] if len(ids) == 1 else np.take_along_axis(scores, ids, axis=1)  # one token is in a hurry
     if kind == "softmax_topk":
         weights = np.exp(weights - weights.max(axis=1, keepdims=True))

@@ -208,10 +208,8 @@ class SimdKernels:
     ) -> None:
         self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
 
-    def route(
-        self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0, bias: F32 | None = None
-    ) -> tuple[I32, F32]:
-        return route(logits, k, kind, renormalise=renormalise, scale=scale, bias=bias)
+    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
+        return route(logits, k, kind, renormalise=renormalise, scale=scale)
 
 
 def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool) -> list[str]:

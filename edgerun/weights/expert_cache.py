@@ -1,10 +1,8 @@
-"""Experts in equal slots of one arena: who is there, who is coming, who must leave.
+"""Experts larger than memory, in slots: who is asked for, who is coming, who is expected, who is done with.
 
-A slot holds one expert: gate, up and down in the kernels' layout, each read and readable by itself. (Slots of single
-matrices would suit files where down has more bits than gate no better: all slots would be as large as the largest.)
 All state changes under one lock, which is never held while reading or computing. It changes between `_torn = True` and
 `_torn = False`: whoever finds the mark set came after somebody who was interrupted in between (Ctrl-C, no memory, a
-fork), and derives all of the state anew from which entry has which slot.
+fork), and derives all of the state anew from which entry has which slot (`expert_slots`).
 """
 
 from __future__ import annotations
@@ -16,59 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-import numpy as np
-
 from edgerun.device import give_back_free_memory
 from edgerun.errors import UsageError
 from edgerun.events import never
-from edgerun.kernels.interface import I32, Expert, Matrix
-from edgerun.weights.arena import Arena
-from edgerun.weights.blocks import block_bytes, slot_blocks
+from edgerun.kernels.interface import I32, Expert
 from edgerun.weights.catalog import Catalog
 from edgerun.weights.eviction import Eviction
+from edgerun.weights.expert_slots import CacheStats, Entry, ExpertSlots
 from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
+from edgerun.weights.hint_trust import HintTrust
 from edgerun.weights.tensor_reader import TensorReader
 
-_LEAST_PRECISION = 0.6  # of the reads that hints began, those that must have been of use; less costs more than it gains
-_MEMORY = 16  # reads over which that is averaged, layer by layer
-_RETRY = 32  # hints after which a layer whose hints were bad is given another chance
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
-
-
-@dataclass
-class CacheStats:
-    """Counts since the start. A hit was complete when asked for; `late` were predicted or asked for twice and still
-    on their way; misses had not been asked for. Bytes are of the file."""
-
-    hits: int = 0
-    late: int = 0
-    misses: int = 0
-    stall_s: float = 0.0
-    predicted: int = 0  # reads that a hint began
-    predicted_used: int = 0
-    evictions: int = 0
-
-    @property
-    def uses(self) -> int:
-        return self.hits + self.late + self.misses
-
-
-class _Entry:
-    """One expert in a slot, or on its way there."""
-
-    __slots__ = ("doomed", "error", "expected", "expert", "hinted", "layer", "missing", "pieces", "slot", "used")
-
-    def __init__(self, layer: int, slot: int, expert: Expert) -> None:
-        self.layer = layer
-        self.slot = slot
-        self.expert = expert
-        self.pieces: list[Piece] = []
-        self.missing: set[int] = set()  # ids of the pieces that are not here
-        self.used = False  # by the lease
-        self.expected = False  # hinted at and not yet asked for: stays until its layer has passed
-        self.hinted = False  # its reading was begun by a hint
-        self.doomed = False  # leaves as soon as what a thread has begun to read for it has landed
-        self.error: Exception | None = None
 
 
 @dataclass(eq=False)
@@ -76,8 +33,8 @@ class _Lease:
     """What a layer's experts are asked for by: pinned while it lasts."""
 
     layer: int
-    ready: list[_Entry] = field(default_factory=list)
-    pending: list[_Entry] = field(default_factory=list)  # on their way
+    ready: list[Entry] = field(default_factory=list)
+    pending: list[Entry] = field(default_factory=list)  # on their way
     later: list[int] = field(default_factory=list)  # ids that have no slot yet
     news: SimpleQueue[None] = field(default_factory=SimpleQueue)  # something landed, or a slot may have become free
 
@@ -91,35 +48,25 @@ class ExpertCache:
         self._reader = reader
         self._eviction = eviction
         self._n_experts = catalog.n_experts
-        self._layouts = slot_blocks(catalog, reader.kernels)
-        self.slot_bytes = block_bytes(self._layouts)
-        self._arena = Arena(slots * self.slot_bytes)
-        self._matrices: dict[tuple[int, int], tuple[Matrix, Matrix, Matrix]] = {}
         self._lock = threading.Lock()
         self._torn = False
-        # From these two all the rest follows:
-        self._owners: list[_Entry | None] = [None] * slots  # of each slot
-        self._lent: set[int] = set()  # slots
-        self._table: list[list[_Entry | None]] = [[None] * self._n_experts for _ in catalog.layers]
-        self._free = list(range(slots - 1, -1, -1))
-        self._keys = np.zeros(slots, np.int64)  # of the expert in each slot
-        self._locked = np.ones(slots, bool)  # may not be evicted: in use, on its way, expected or empty
-        self._expected: list[list[_Entry]] = [[] for _ in catalog.layers]
+        self._held = ExpertSlots(catalog, reader, eviction, slots, self.stats, self._landed)
+        self.slot_bytes = self._held.slot_bytes
+        self._expected: list[list[Entry]] = [[] for _ in catalog.layers]
         self._waiting_predicted = 0  # pieces
         self._lease: _Lease | None = None
         self._news: SimpleQueue[None] | None = None  # of whoever waits
-        self._precision = [1.0] * len(catalog.layers)
-        self._distrusted = [0] * len(catalog.layers)
+        self._trust = HintTrust(len(catalog.layers))
 
     # -- asking -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """A call of the decoder begins: what an interrupted one still held is free again."""
         with self._lock:
-            if self._torn or self._lease is not None or self._lent:
+            if self._torn or self._lease is not None or self._held.lent:
                 self._torn = True
                 self._lease = None
-                self._lent.clear()
+                self._held.lent.clear()
                 self._settle()
                 self._torn = False
 
@@ -154,19 +101,19 @@ class ExpertCache:
             self._torn = True
             self._lease, self._news = lease, lease.news
             self._eviction.used(layer, ids, uses, tokens)
-            table = self._table[layer]
+            table = self._held.table[layer]
             for i in wanted:
                 entry = table[i]
                 if entry is None:
                     lease.later.append(i)
                     continue
                 entry.used = True
-                self._locked[entry.slot] = True
+                self._held.locked[entry.slot] = True
                 if entry.hinted:
                     entry.hinted = False
                     self._waiting_predicted -= len(entry.missing)
                     self.stats.predicted_used += 1
-                    self._precision[layer] += (1.0 - self._precision[layer]) / _MEMORY
+                    self._trust.was_used(layer)
                 (lease.pending if entry.missing else lease.ready).append(entry)
             self._end_expectations(layer, set(wanted))
             self.stats.hits += len(lease.ready)
@@ -192,7 +139,7 @@ class ExpertCache:
                 self._reader.flash.wait(lease.news, cancelled)
                 self.stats.stall_s += time.perf_counter() - began
 
-    def _next(self, lease: _Lease, done: Sequence[_Entry]) -> list[_Entry]:
+    def _next(self, lease: _Lease, done: Sequence[Entry]) -> list[Entry]:
         """`done` with some, take those that have landed meanwhile; raises what reading one of them raised."""
         with self._lock:
             self._settle()
@@ -229,11 +176,12 @@ class ExpertCache:
             return
         with self._lock:
             self._settle()
-            room = (self.slots - len(self._lent)) // 2 - sum(map(len, self._expected))  # the others must find slots too
-            if self._waiting_predicted > _MOST_PREDICTED or room <= 0 or not self._trusts(layer):
+            most = (self.slots - len(self._held.lent)) // 2  # the others must find slots too
+            room = most - sum(map(len, self._expected))
+            if self._waiting_predicted > _MOST_PREDICTED or room <= 0 or not self._trust.allows(layer):
                 return
             self._torn = True
-            table = self._table[layer]
+            table = self._held.table[layer]
             missing = []
             for i in dict.fromkeys(ids[:room]):
                 entry = table[i]
@@ -241,9 +189,9 @@ class ExpertCache:
                     missing.append(i)
                 elif not entry.expected:
                     entry.expected = True
-                    self._locked[entry.slot] = True
+                    self._held.locked[entry.slot] = True
                     self._expected[layer].append(entry)
-            for entry in self._claim(layer, missing):
+            for entry in self._held.claim(layer, missing):
                 entry.expected = entry.hinted = True
                 self._expected[layer].append(entry)
                 self.stats.predicted += 1
@@ -258,10 +206,10 @@ class ExpertCache:
             self._torn = True
             for key in keys:
                 layer, i = divmod(int(key), self._n_experts)
-                if not self._free:
+                if not self._held.free:
                     break
-                if self._table[layer][i] is None:
-                    for entry in self._claim(layer, [i]):
+                if self._held.table[layer][i] is None:
+                    for entry in self._held.claim(layer, [i]):
                         self._reader.flash.submit(entry.pieces, BACKGROUND)
             self._torn = False
 
@@ -270,18 +218,14 @@ class ExpertCache:
         """Give the memory of some slots, the least wanted ones, back to the system for a while."""
         lent = self._take_slots(-(-n_bytes // self.slot_bytes), cancelled)
         try:
-            for slot in lent:
-                self._arena.release(slot * self.slot_bytes, self.slot_bytes)
+            self._held.give_back_memory(lent)
             yield
         finally:
             give_back_free_memory()
             with self._lock:
                 self._settle()
                 self._torn = True
-                for slot in lent:
-                    if slot in self._lent:
-                        self._lent.discard(slot)
-                        self._free.append(slot)
+                self._held.take_back(lent)
                 self._torn = False
 
     def _take_slots(self, count: int, cancelled: Callable[[], bool]) -> list[int]:
@@ -292,14 +236,11 @@ class ExpertCache:
                 self._settle()
                 self._torn = True
                 self._news = news
-                count = min(count, self.slots - len(self._lent) - 2)
+                count = min(count, self.slots - len(self._held.lent) - 2)
                 self._make_room()
-                if len(self._free) < count:
-                    self._evict(count - len(self._free))
-                if len(self._free) >= count or not any(each is not None and each.missing for each in self._owners):
-                    lent = self._free[len(self._free) - max(0, count) :] if count > 0 else []
-                    self._lent.update(lent)
-                    del self._free[len(self._free) - len(lent) :]
+                self._held.evict_for(count)
+                if len(self._held.free) >= count or not any(each.missing for each in self._held.entries()):
+                    lent = self._held.lend(count)
                     self._news = None
                     self._torn = False
                     return lent
@@ -312,7 +253,7 @@ class ExpertCache:
             self._settle()
             return [
                 (layer, i)
-                for layer, table in enumerate(self._table)
+                for layer, table in enumerate(self._held.table)
                 for i, entry in enumerate(table)
                 if entry is not None and not entry.missing
             ]
@@ -320,128 +261,60 @@ class ExpertCache:
     def check(self) -> None:
         """Assert that the bookkeeping agrees with itself, for tests: between calls, with nothing leased."""
         with self._lock:
-            assert not self._torn and self._lease is None and not self._lent
-            taken = [entry for entry in self._owners if entry is not None]
-            assert sorted([*self._free, *(entry.slot for entry in taken)]) == list(range(self.slots))
+            assert not self._torn and self._lease is None and not self._held.lent
+            self._held.check()
+            taken = self._held.entries()
             for entry in taken:
-                assert self._owners[entry.slot] is entry and not entry.used
-                assert entry.doomed or self._table[entry.layer][entry.expert.id] is entry
-                assert self._locked[entry.slot] == bool(entry.missing or entry.expected or entry.doomed)
                 assert entry.expected == any(each is entry for each in self._expected[entry.layer])
-            assert all(self._locked[slot] for slot in self._free)
-            in_table = sum(entry is not None for table in self._table for entry in table)
-            assert in_table == sum(not entry.doomed for entry in taken)
             assert self._waiting_predicted == sum(len(entry.missing) for entry in taken if entry.hinted)
 
     # -- under the lock -----------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """If somebody was interrupted while the state changed: derive it from `_owners` and `_lent`."""
+        """If somebody was interrupted while the state changed: derive it from who has which slot."""
         if not self._torn:
             return
-        unfinished = [entry for entry in self._owners if entry is not None and entry.missing]
+        unfinished = [entry for entry in self._held.entries() if entry.missing]
         pieces = [piece for entry in unfinished for piece in entry.pieces]
         self._reader.flash.cancel(pieces)
         under_way = self._reader.flash.under_way(pieces)
         for entry in unfinished:
             entry.doomed = True
             entry.missing &= under_way
-        for table in self._table:
-            table[:] = [None] * self._n_experts
-        self._expected = [[] for _ in self._table]
-        self._locked[:] = True
+        self._held.derive()
+        self._expected = [[] for _ in self._expected]
         self._waiting_predicted = 0
         self._lease = self._news = None
-        free = []
-        for slot, owner in enumerate(self._owners):
-            if owner is not None:
-                owner.used = owner.expected = owner.hinted = False
-            if owner is not None and not owner.missing:
-                table = self._table[owner.layer]
-                if owner.doomed or owner.error is not None or table[owner.expert.id] is not None:
-                    self._owners[slot] = owner = None
-                else:
-                    table[owner.expert.id] = owner
-                    self._keys[slot] = owner.layer * self._n_experts + owner.expert.id
-                    self._locked[slot] = False
-            if owner is None and slot not in self._lent:
-                free.append(slot)
-        self._free = free
         self._torn = False
 
     def _claim_for(self, lease: _Lease) -> None:
         """Begin reading as many of `later` as there are slots; those are taken off the list."""
         if not lease.later:
             return
-        entries = self._claim(lease.layer, lease.later)
+        entries = self._held.claim(lease.layer, lease.later)
         del lease.later[: len(entries)]
         for entry in entries:
             entry.used = True
         lease.pending += entries
         self._reader.flash.submit([piece for entry in entries for piece in entry.pieces], DEMAND)
 
-    def _claim(self, layer: int, ids: Sequence[int]) -> list[_Entry]:
-        """Slots for the first of `ids`, as far as there are free ones or some to evict; nothing is submitted."""
-        if not ids:
-            return []
-        if len(self._free) < len(ids):
-            self._evict(len(ids) - len(self._free))
-        entries = []
-        for i in ids:
-            if not self._free:
-                break
-            slot = self._free.pop()
-            entry = _Entry(layer, slot, Expert(i, *self._slot_matrices(layer, slot)))
-            self._make_pieces(entry)
-            self._owners[slot] = entry
-            self._keys[slot] = layer * self._n_experts + i
-            self._locked[slot] = True
-            self._table[layer][i] = entry
-            entries.append(entry)
-        return entries
-
-    def _evict(self, count: int) -> None:
-        candidates = np.flatnonzero(~self._locked)
-        if len(candidates) > count:
-            ranks = self._eviction.ranks(self._keys[candidates])
-            candidates = candidates[np.argpartition(ranks, count - 1)[:count]]
-        for slot in candidates.tolist():
-            entry = self._owners[slot]
-            assert entry is not None  # an empty slot is locked
-            self._drop(entry)
-            self.stats.evictions += 1
-
-    def _drop(self, entry: _Entry) -> None:
-        if self._table[entry.layer][entry.expert.id] is entry:
-            self._table[entry.layer][entry.expert.id] = None
-        self._owners[entry.slot] = None
-        self._locked[entry.slot] = True
-        self._free.append(entry.slot)
-
     def _make_room(self) -> None:
         """Somebody needs slots more than those who were only expected, or are read because nothing better is known."""
         for layer in range(len(self._expected)):
             self._end_expectations(layer, set())
-        for entry in self._owners:
-            if entry is not None and entry.missing and not entry.used and not entry.doomed:
+        for entry in self._held.entries():
+            if entry.missing and not entry.used and not entry.doomed:
                 self._take_back(entry)
 
-    def _take_back(self, entry: _Entry) -> None:
+    def _take_back(self, entry: Entry) -> None:
         """Nobody wants it now: what has not been begun is not read, what has been is finished."""
         gone = self._reader.flash.cancel(entry.pieces)
         if gone == entry.missing == {id(piece) for piece in entry.pieces}:
             if entry.hinted:
                 self._waiting_predicted -= len(gone)
-            self._drop(entry)
+            self._held.drop(entry)
         elif gone:
             self._reader.flash.submit([piece for piece in entry.pieces if id(piece) in gone], PREDICTED)
-
-    def _trusts(self, layer: int) -> bool:
-        """Whether hints for this layer have been worth their reads; now and then they may show that they are again."""
-        if self._precision[layer] >= _LEAST_PRECISION:
-            return True
-        self._distrusted[layer] = (self._distrusted[layer] + 1) % _RETRY
-        return self._distrusted[layer] == 0
 
     def _end_expectations(self, layer: int, wanted: set[int]) -> None:
         """The layer is here: what was expected and is not wanted need not be read, or may leave."""
@@ -451,40 +324,14 @@ class ExpertCache:
             if entry.expert.id in wanted:
                 continue
             if entry.hinted and wanted:
-                self._precision[layer] -= self._precision[layer] / _MEMORY
+                self._trust.was_wasted(layer)
             if entry.missing:
                 self._take_back(entry)
             else:
                 entry.hinted = False
-                self._locked[entry.slot] = entry.used
+                self._held.locked[entry.slot] = entry.used
 
-    def _slot_matrices(self, layer: int, slot: int) -> tuple[Matrix, Matrix, Matrix]:
-        layout = self._layouts[layer]
-        known = self._matrices.get((slot, layout.number))
-        if known is None:
-            base, made = slot * self.slot_bytes, []
-            for info, offset, size in layout.parts:
-                memory = self._arena.bytes[base + offset : base + offset + size]
-                made.append(self._reader.kernels.matrix_in(memory, info.type, *info.shape[-2:]))
-            known = self._matrices[slot, layout.number] = (made[0], made[1], made[2])
-        return known
-
-    def _make_pieces(self, entry: _Entry) -> None:
-        def landed(piece: Piece, error: Exception | None) -> None:
-            self._landed(entry, piece, error)
-
-        expert, base = entry.expert, entry.slot * self.slot_bytes
-        entry.pieces = self._reader.block_pieces(
-            self._layouts[entry.layer],
-            entry.layer * self._n_experts + expert.id,
-            expert.id,
-            self._arena.bytes[base : base + self.slot_bytes],
-            (expert.gate, expert.up, expert.down),
-            landed,
-        )
-        entry.missing = {id(piece) for piece in entry.pieces}
-
-    def _unpin(self, entries: Sequence[_Entry]) -> None:
+    def _unpin(self, entries: Sequence[Entry]) -> None:
         """The lease is done with these, whether they came or not: others land all the same."""
         for entry in entries:
             if not entry.used:
@@ -493,13 +340,13 @@ class ExpertCache:
             if entry.missing:
                 continue
             if entry.error is not None:
-                self._drop(entry)
+                self._held.drop(entry)
             elif not entry.expected:
-                self._locked[entry.slot] = False
+                self._held.locked[entry.slot] = False
 
     # -- readers ------------------------------------------------------------------------------------------------
 
-    def _landed(self, entry: _Entry, piece: Piece, error: Exception | None) -> None:
+    def _landed(self, entry: Entry, piece: Piece, error: Exception | None) -> None:
         """A piece is in its place, or will never be."""
         with self._lock:
             entry.error = entry.error or error
@@ -511,20 +358,20 @@ class ExpertCache:
             if self._news is not None:
                 self._news.put(None)
 
-    def _count_landed(self, entry: _Entry) -> None:
+    def _count_landed(self, entry: Entry) -> None:
         if entry.hinted:
             self._waiting_predicted -= 1
         if entry.missing:
             return
         if entry.doomed:
-            self._drop(entry)
+            self._held.drop(entry)
         elif entry.error is not None:  # whoever asks next tries again
             if entry.expected:
                 self._expected[entry.layer].remove(entry)
                 entry.expected = False
-            if self._table[entry.layer][entry.expert.id] is entry:
-                self._table[entry.layer][entry.expert.id] = None
+            if self._held.table[entry.layer][entry.expert.id] is entry:
+                self._held.table[entry.layer][entry.expert.id] = None
             if not entry.used:
-                self._drop(entry)
+                self._held.drop(entry)
         elif not entry.expected and not entry.used:
-            self._locked[entry.slot] = False
+            self._held.locked[entry.slot] = False

@@ -116,8 +116,10 @@ def test_a_refusal_leaves_a_session_as_it_was(tight):
         with pytest.raises(DoesNotFitError, match="sessions of this model"):
             session.complete([5, 6, 7] + PROMPT[:150], temperature=0, max_tokens=110)
         assert session.ids == before
+        twin = other.fork()  # which shares what there is, and may not write in it
         with pytest.raises(DoesNotFitError):
-            other.fork()
+            twin.complete([1], temperature=0, max_tokens=5)
+        twin.close()
         other.close()
         for _ in range(2):
             session.complete([5, 6, 7], temperature=0, max_tokens=110)
@@ -131,8 +133,10 @@ def test_what_ends_gives_its_memory_back(tight):
         for session in sessions:
             session.complete(PROMPT, temperature=0, max_tokens=1)
         assert ledger.held_bytes > 2.9 * ledger.limit_bytes / 3
+        twin = sessions[0].fork()
         with pytest.raises(DoesNotFitError):
-            sessions[0].fork()
+            twin.complete([1], temperature=0, max_tokens=1)
+        twin.close()
         sessions[0].clear()
         twin = sessions[1].fork()
         assert twin.complete([1], temperature=0, max_tokens=5).text == (

@@ -52,7 +52,6 @@ def test_scalars_come_back(tmp_path: Path, value: object, kind: ValueKind | None
         assert g.metadata["key"] == value
         assert type(g.metadata["key"]) is type(value)
         assert g.metadata.kind("key") == (stored, 1)
-        assert not g.metadata.is_array("key")
 
 
 def test_arrays_come_back(tmp_path: Path) -> None:

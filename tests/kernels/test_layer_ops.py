@@ -194,10 +194,3 @@ def test_route_by_hand(kind, renormalise):
     e = np.exp([0.0, 2.0, 1.0, 2.0])
     one = {"softmax": e[1] / e.sum(), "softmax_topk": 0.5, "sigmoid": 1 / (1 + np.exp(-2.0))}[kind]
     np.testing.assert_allclose(weights, [[1.0, 1.0] if renormalise else [2 * one, 2 * one]], rtol=1e-6)
-
-
-def test_route_bias_shifts_the_choice_only():
-    logits = np.array([[3.0, 1.0, 2.0]], np.float32)
-    ids, weights = route(logits, 1, "sigmoid", renormalise=False, bias=np.array([0, 9, 0], np.float32))
-    assert ids.tolist() == [[1]]
-    np.testing.assert_allclose(weights, [[1 / (1 + np.exp(-1.0))]], rtol=1e-6)

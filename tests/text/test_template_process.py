@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from edgerun.errors import Cancelled, TemplateError, UsageError
-from edgerun.text import ChatTemplate, template_process
+from edgerun.text import ChatTemplate, template_child
 from edgerun.text.template_process import AT_REST_BYTES, Limits, TemplateProcess
 
 HI = [{"role": "user", "content": "hi"}]
@@ -392,7 +392,7 @@ def test_python_embedded_in_another_program(monkeypatch):
 
 
 def test_without_jinja2(monkeypatch):
-    monkeypatch.setattr(template_process, "_folders", lambda: ["/nowhere"])
+    monkeypatch.setattr(template_child, "_folders", lambda: ["/nowhere"])
     with pytest.raises(TemplateError, match="jinja2 cannot be imported"):
         echo(TemplateProcess())
 

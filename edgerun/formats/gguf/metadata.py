@@ -90,10 +90,6 @@ class Metadata(Mapping[str, MetadataValue]):
         """Bytes that an array of strings takes in the file, without decoding it; 0 for other values."""
         return self._entries[key].n_bytes
 
-    def is_array(self, key: str) -> bool:
-        """Whether the value is an array."""
-        return self._entries[key].kind is ValueKind.ARRAY
-
     def close(self) -> None:
         """Let go of the file; values can no longer be read."""
         self._source = None

@@ -1,0 +1,212 @@
+"""Equal slots of one arena, an expert in each: who has which, which are free, which are lent, who leaves for another.
+
+A slot holds one expert: gate, up and down in the kernels' layout, each read and readable by itself. (Slots of single
+matrices would suit files where down has more bits than gate no better: all slots would be as large as the largest.)
+`ExpertCache` changes all of this under its lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgerun.kernels.interface import Expert, Matrix
+from edgerun.weights.arena import Arena
+from edgerun.weights.blocks import block_bytes, slot_blocks
+from edgerun.weights.catalog import Catalog
+from edgerun.weights.eviction import Eviction
+from edgerun.weights.flash import Piece
+from edgerun.weights.tensor_reader import TensorReader
+
+
+@dataclass
+class CacheStats:
+    """Counts since the start. A hit was complete when asked for; `late` were predicted or asked for twice and still
+    on their way; misses had not been asked for. Bytes are of the file."""
+
+    hits: int = 0
+    late: int = 0
+    misses: int = 0
+    stall_s: float = 0.0
+    predicted: int = 0  # reads that a hint began
+    predicted_used: int = 0
+    evictions: int = 0
+
+    @property
+    def uses(self) -> int:
+        return self.hits + self.late + self.misses
+
+
+class Entry:
+    """One expert in a slot, or on its way there."""
+
+    __slots__ = ("doomed", "error", "expected", "expert", "hinted", "layer", "missing", "pieces", "slot", "used")
+
+    def __init__(self, layer: int, slot: int, expert: Expert) -> None:
+        self.layer = layer
+        self.slot = slot
+        self.expert = expert
+        self.pieces: list[Piece] = []
+        self.missing: set[int] = set()  # ids of the pieces that are not here
+        self.used = False  # by the lease
+        self.expected = False  # hinted at and not yet asked for: stays until its layer has passed
+        self.hinted = False  # its reading was begun by a hint
+        self.doomed = False  # leaves as soon as what a thread has begun to read for it has landed
+        self.error: Exception | None = None
+
+
+class ExpertSlots:
+    """`count` experts of a model. `landed` hears of every piece of theirs that is in its place, or will never be."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader: TensorReader,
+        eviction: Eviction,
+        count: int,
+        stats: CacheStats,
+        landed: Callable[[Entry, Piece, Exception | None], None],
+    ) -> None:
+        self._count = count
+        self._reader = reader
+        self._eviction = eviction
+        self._stats = stats
+        self._landed = landed
+        self._n_experts = catalog.n_experts
+        self._layouts = slot_blocks(catalog, reader.kernels)
+        self.slot_bytes = block_bytes(self._layouts)
+        self._arena = Arena(count * self.slot_bytes)
+        self._matrices: dict[tuple[int, int], tuple[Matrix, Matrix, Matrix]] = {}
+        # From these two all the rest follows:
+        self._owners: list[Entry | None] = [None] * count  # of each slot
+        self.lent: set[int] = set()  # slots
+        self.table: list[list[Entry | None]] = [[None] * self._n_experts for _ in catalog.layers]
+        self.free = list(range(count - 1, -1, -1))
+        self._keys = np.zeros(count, np.int64)  # of the expert in each slot
+        self.locked = np.ones(count, bool)  # may not be evicted: in use, on its way, expected or empty
+
+    def entries(self) -> list[Entry]:
+        """Those that have a slot, whether they are there or on their way."""
+        return [entry for entry in self._owners if entry is not None]
+
+    def claim(self, layer: int, ids: Sequence[int]) -> list[Entry]:
+        """Slots for the first of `ids`, as far as there are free ones or some to evict; nothing is submitted."""
+        if not ids:
+            return []
+        self.evict_for(len(ids))
+        entries = []
+        for i in ids:
+            if not self.free:
+                break
+            slot = self.free.pop()
+            entry = Entry(layer, slot, Expert(i, *self._slot_matrices(layer, slot)))
+            self._make_pieces(entry)
+            self._owners[slot] = entry
+            self._keys[slot] = layer * self._n_experts + i
+            self.locked[slot] = True
+            self.table[layer][i] = entry
+            entries.append(entry)
+        return entries
+
+    def evict_for(self, count: int) -> None:
+        """Have so many free slots, as far as there are experts that may leave for it."""
+        count -= len(self.free)
+        if count <= 0:
+            return
+        candidates = np.flatnonzero(~self.locked)
+        if len(candidates) > count:
+            ranks = self._eviction.ranks(self._keys[candidates])
+            candidates = candidates[np.argpartition(ranks, count - 1)[:count]]
+        for slot in candidates.tolist():
+            entry = self._owners[slot]
+            assert entry is not None  # an empty slot is locked
+            self.drop(entry)
+            self._stats.evictions += 1
+
+    def drop(self, entry: Entry) -> None:
+        """Its slot is free."""
+        if self.table[entry.layer][entry.expert.id] is entry:
+            self.table[entry.layer][entry.expert.id] = None
+        self._owners[entry.slot] = None
+        self.locked[entry.slot] = True
+        self.free.append(entry.slot)
+
+    def lend(self, count: int) -> list[int]:
+        """So many of the free slots (all, if there are fewer), for something else than experts."""
+        lent = self.free[len(self.free) - max(0, count) :] if count > 0 else []
+        self.lent.update(lent)
+        del self.free[len(self.free) - len(lent) :]
+        return lent
+
+    def give_back_memory(self, lent: Sequence[int]) -> None:
+        """The system has the memory of lent slots until they are written again."""
+        for slot in lent:
+            self._arena.release(slot * self.slot_bytes, self.slot_bytes)
+
+    def take_back(self, lent: Sequence[int]) -> None:
+        """Lent slots are free again, but for those that were taken back before."""
+        for slot in lent:
+            if slot in self.lent:
+                self.lent.discard(slot)
+                self.free.append(slot)
+
+    def derive(self) -> None:
+        """Everything anew from which entry has which slot and which slots are lent; nobody uses or expects any."""
+        for table in self.table:
+            table[:] = [None] * self._n_experts
+        self.locked[:] = True
+        free = []
+        for slot, owner in enumerate(self._owners):
+            if owner is not None:
+                owner.used = owner.expected = owner.hinted = False
+            if owner is not None and not owner.missing:
+                table = self.table[owner.layer]
+                if owner.doomed or owner.error is not None or table[owner.expert.id] is not None:
+                    self._owners[slot] = owner = None
+                else:
+                    table[owner.expert.id] = owner
+                    self._keys[slot] = owner.layer * self._n_experts + owner.expert.id
+                    self.locked[slot] = False
+            if owner is None and slot not in self.lent:
+                free.append(slot)
+        self.free = free
+
+    def check(self) -> None:
+        """Assert that the bookkeeping agrees with itself, for tests: with nothing lent or in use."""
+        taken = self.entries()
+        assert sorted([*self.free, *(entry.slot for entry in taken)]) == list(range(self._count))
+        for entry in taken:
+            assert self._owners[entry.slot] is entry and not entry.used
+            assert entry.doomed or self.table[entry.layer][entry.expert.id] is entry
+            assert self.locked[entry.slot] == bool(entry.missing or entry.expected or entry.doomed)
+        assert all(self.locked[slot] for slot in self.free)
+        in_table = sum(entry is not None for table in self.table for entry in table)
+        assert in_table == sum(not entry.doomed for entry in taken)
+
+    def _slot_matrices(self, layer: int, slot: int) -> tuple[Matrix, Matrix, Matrix]:
+        layout = self._layouts[layer]
+        known = self._matrices.get((slot, layout.number))
+        if known is None:
+            base, made = slot * self.slot_bytes, []
+            for info, offset, size in layout.parts:
+                memory = self._arena.bytes[base + offset : base + offset + size]
+                made.append(self._reader.kernels.matrix_in(memory, info.type, *info.shape[-2:]))
+            known = self._matrices[slot, layout.number] = (made[0], made[1], made[2])
+        return known
+
+    def _make_pieces(self, entry: Entry) -> None:
+        def landed(piece: Piece, error: Exception | None) -> None:
+            self._landed(entry, piece, error)
+
+        expert, base = entry.expert, entry.slot * self.slot_bytes
+        entry.pieces = self._reader.block_pieces(
+            self._layouts[entry.layer],
+            entry.layer * self._n_experts + expert.id,
+            expert.id,
+            self._arena.bytes[base : base + self.slot_bytes],
+            (expert.gate, expert.up, expert.down),
+            landed,
+        )
+        entry.missing = {id(piece) for piece in entry.pieces}
