@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MOST_DRAFTED = 7  # of one request: with the last token before them 8 rows, which have the bits of rows one by one
-_PRIOR_WEIGHT = 3.0  # guesses, for which what was supposed beforehand counts
-_KEPT = 0.9  # of what was seen, after each draft
+_PRIOR_WEIGHT = 1.5  # guesses, for which what was supposed beforehand counts
+_KEPT = 0.85  # of what was seen, after each draft
 _KEPT_UNUSED = 0.98  # and after each step for which no guess seemed worth it: then it is tried again some day
 
 
