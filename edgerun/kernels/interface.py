@@ -8,6 +8,7 @@ unless stated. T is the number of rows (tokens) in the call: one in decode, a ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.layout import layout_bytes
-from edgerun.kernels.pages import Span
+from edgerun.kernels.pages import LayerLayout, Span
+from edgerun.kernels.program import Program, Recorder
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -127,6 +129,23 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         raise UnsupportedError(
             f"{what}: neurons of {cols} {type.name}; they may be {known}, of a multiple of {NEURON_COLS}"
         )
+
+
+class Recording(Protocol):
+    """Of kernels whose launches can be recorded."""
+
+    def record(self) -> AbstractContextManager[Recorder]:
+        """Launches within are done and also noted. One thread at a time, no other users meanwhile."""
+        ...
+
+    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
+        """Launches start .. end - 1 of what was recorded."""
+        ...
+
+    def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
+        """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
+        parts of results; until more are asked for."""
+        ...
 
 
 class Kernels(Protocol):
@@ -258,8 +277,8 @@ class Kernels(Protocol):
         ...
 
     @property
-    def recordable(self) -> bool:
-        """Whether launches can be recorded and replayed (`simd_kernels.SimdKernels.record`)."""
+    def recording(self) -> Recording | None:
+        """How launches are recorded and replayed; None where they cannot be."""
         ...
 
     def close(self) -> None:

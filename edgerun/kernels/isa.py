@@ -44,7 +44,7 @@ class Isa:
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
 _WIDE: dict[str, Any] = {
-    "tiles": Tiles(((4, 2), (2, 2))),
+    "tiles": Tiles(((8, 1), (4, 2), (2, 2))),
     "float_tiles": Tiles(((8, 2), (4, 2), (2, 2)), 2),
 }
 

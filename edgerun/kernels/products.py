@@ -157,8 +157,6 @@ class _Tile:
     def _ask_ahead(self, place: Place, part: int, parts: int) -> None:
         """Of what a single row needs later, one of `parts` shares at a time: all at once would fill the queue of reads
         and then leave it to run dry. (The loads of many rows hide the weights' latency.)"""
-        if self._rows > 1:
-            return
         lines = -(-self._format.bytes * self._e.lanes // 64)
         for q in place.weights:
             for line in range(part * lines // parts, (part + 1) * lines // parts):

@@ -101,16 +101,8 @@ class Program:
         return self._arguments[start : start + slots * count].reshape(count, slots)
 
     def listed_places(self, launches: I64, slot: int) -> I64:
-        """Slot `slot` of the first that is listed in each of these launches (`abi.LISTED`), for a `Patch`."""
+        """Slot `slot` of what is listed in each of these launches (`abi.LISTED`), all that is listed in a row."""
         return self.argument_places(launches, LIST_AT // 8 + slot)
-
-    def set_listed(self, launches: I64, slot: int, values: Any) -> None:
-        """Slot `slot` of the first that is listed in each of these launches = values."""
-        self.set(launches, LIST_AT // 8 + slot, values)
-
-    def set(self, launches: I64, slot: int, values: Any) -> None:
-        """Argument `slot` of these launches = values (one, or one for each)."""
-        self._arguments[self._starts[launches] + slot] = values
 
     def argument_places(self, launches: I64, slot: int) -> I64:
         """Of argument `slot` of these launches, for a `Patch`."""

@@ -43,7 +43,7 @@ class ReferenceKernels:
 
     name = "reference"
     threads = 1
-    recordable = False
+    recording = None
     row_group = 1
     layout_name = "gguf"
 

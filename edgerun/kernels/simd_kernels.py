@@ -28,6 +28,7 @@ from edgerun.kernels.interface import (
     Expert,
     Matrix,
     Neurons,
+    Recording,
     RopeKind,
     RouterKind,
 )
@@ -43,8 +44,6 @@ from edgerun.kernels.rows import Rows
 
 class SimdKernels:
     """The operations, each passed on to the file that checks its shapes and lays out its arguments."""
-
-    recordable = True
 
     def __init__(self, isa: Isa, cache: KernelCache, threads: int) -> None:
         self.name = isa.name
@@ -103,6 +102,10 @@ class SimdKernels:
         self._attention.after_fork()
 
     # -- recording ----------------------------------------------------------------------------------------------
+
+    @property
+    def recording(self) -> Recording:
+        return self
 
     def record(self) -> AbstractContextManager[Recorder]:
         """See `Launcher.record`."""

@@ -1,8 +1,8 @@
 """The one decoder: tokens in, logits out, for every declared family.
 
 Its layers are plans of blocks (`plan.py`), computed by `layers.py` with the operations of `kernels`, the weights of a
-`WeightStore` and the keys and values of a `KvSequence`. One token, a chunk of a prompt: the same call with another
-number of rows. T rows at a time, d = d_model; all activations are f32.
+`WeightStore` and the keys and values of `KvSequence`s. One token, a chunk of a prompt, eight users' tokens: all of
+it is one call (`batch.py`). T rows at a time, d = d_model; all activations are f32.
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import FormatError, UsageError
+from edgerun.errors import FormatError
 from edgerun.events import never
 from edgerun.kernels.compile import sources_digest
-from edgerun.kernels.interface import F32, I32, Kernels
+from edgerun.kernels.interface import F32, I32, Kernels, Recording
 from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
-from edgerun.models.batch import Batch
-from edgerun.models.blocks.base import Cancel, Cut, check
-from edgerun.models.chunks import CHUNK, chunks
+from edgerun.models.batch import Batch, Stretch, Want
+from edgerun.models.blocks.base import Cancel, check
+from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
-from edgerun.models.layers import Layers
-from edgerun.models.places import Places
-from edgerun.models.plan import plan_of
+from edgerun.models.layers import RECORDED_ROWS, Layers
+from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.models.recent_rows import RecentRows
-from edgerun.models.replay import DecodeReplay, is_replayable
+from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import ModelSpec, Rotation
 from edgerun.weights import WeightStore
 
 _ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
 _RECENT_BYTES = 1 << 20  # of embeddings that are kept
+
+
+class _FewRows:
+    """Buffers that recordings of up to `rows` rows share: x (rows, d) what enters the first layer and leaves the last,
+    the same normed, its logits (rows, vocab)."""
+
+    def __init__(self, rows: int, spec: ModelSpec) -> None:
+        self.x, self.normed = (np.empty((rows, spec.d_model), np.float32) for _ in range(2))
+        self.logits = np.empty((rows, spec.vocab_size), np.float32)
 
 
 class Decoder:
@@ -58,7 +66,6 @@ class Decoder:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        self.plan = plan_of(spec)
         self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         output_norm = store.vector("output_norm")
         assert output_norm is not None  # shapes.check_tensors
@@ -71,10 +78,9 @@ class Decoder:
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
         )
-        self._x, self._normed = (np.empty((1, spec.d_model), np.float32) for _ in range(2))  # of one token
-        self._row_logits = np.empty((1, spec.vocab_size), np.float32)
-        self._can_replay = kernels.recordable and store.fixed and is_replayable(self.plan)
-        self._replay = DecodeReplay(kernels, self.plan, ropes, self._record, self._record_logits)
+        self._few = _FewRows(max(RECORDED_ROWS), spec)
+        self._recording = kernels.recording if store.fixed else None
+        self._replays: dict[int, DecodeReplay] = {}
 
     @property
     def arithmetic(self) -> str:
@@ -87,6 +93,30 @@ class Decoder:
         """An empty sequence of up to `capacity` tokens."""
         return KvSequence(self.pages, capacity)
 
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
+        """Append every stretch's ids to its sequence, all in one pass over the weights; returns what each wanted: None,
+        logits (1 or n, vocab), or final normed states (n, d), new arrays. What a row computes does not depend on its
+        company.
+
+        Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
+        `cancelled()` became true between two layers. After any exception the sequences are as they were before.
+        """
+        tokens, cancelled = batch.tokens(self.spec.vocab_size), cancelled or never
+        check(cancelled)
+        self.store.begin()
+        lengths = [each.sequence.length for each in batch.stretches]
+        try:
+            for each in batch.stretches:
+                each.sequence.reserve(len(each.ids))
+            if self._recording is not None and len(tokens) <= max(RECORDED_ROWS) and not self._on_backend(batch):
+                return self._few_rows(batch, tokens, self._recording, cancelled)
+            return self._many_rows(batch, tokens, cancelled)
+        except BaseException:
+            for each, length in zip(batch.stretches, lengths, strict=True):
+                if each.sequence.length > length:
+                    each.sequence.truncate(length)
+            raise
+
     def forward(
         self,
         ids: Sequence[int] | NDArray[np.int32],
@@ -95,28 +125,8 @@ class Decoder:
         logits: Literal["last", "all", "none"] = "last",
         cancelled: Callable[[], bool] | None = None,
     ) -> F32 | None:
-        """Append `ids` at cache.length; returns logits (1 or n, vocab), a new array, or None.
-
-        Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
-        `cancelled()` became true between two layers. After any exception the cache is as it was before.
-        """
-        if logits not in ("last", "all", "none"):
-            raise UsageError(f"logits must be last, all or none, got {logits!r}")
-        if len(ids) == 1 and self._can_replay:
-            return self._decode(int(ids[0]), cache, logits != "none", cancelled or never)
-        out: F32 | None = None
-        if logits == "all":
-            out = np.empty((len(ids), self.spec.vocab_size), np.float32)
-        for low, x in self._chunks(ids, cache, cancelled or never):
-            if logits == "all":
-                assert out is not None
-                for row in range(0, len(x), _ALL_LOGITS):
-                    part = x[row : row + _ALL_LOGITS]
-                    self._logits(part, out[low + row : low + row + len(part)])
-            elif logits == "last" and low + len(x) == len(ids):
-                out = np.empty((1, self.spec.vocab_size), np.float32)
-                self._logits(x[-1:], out)
-        return out
+        """`step` of one sequence."""
+        return self.step(Batch((Stretch(cache, ids, logits),)), cancelled=cancelled)[0]
 
     def hidden(
         self,
@@ -125,94 +135,119 @@ class Decoder:
         *,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32:
-        """Append `ids`; returns their final normed states (n, d)."""
-        out = np.empty((len(ids), self.spec.d_model), np.float32)
-        for low, x in self._chunks(ids, cache, cancelled or never):
-            self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out[low : low + len(x)])
+        """`step` of one sequence; its final normed states (n, d)."""
+        (out,) = self.step(Batch((Stretch(cache, ids, "hidden"),)), cancelled=cancelled)
+        assert out is not None  # it was wanted
         return out
 
-    def step(self, batch: Batch, *, cancelled: Callable[[], bool]) -> list[F32 | None]:
-        """INTERIM"""
-        done = []
+    # -- a few rows ---------------------------------------------------------------------------------------------
+
+    def _few_rows(
+        self, batch: Batch, tokens: NDArray[np.int32], recording: Recording, cancelled: Cancel
+    ) -> list[F32 | None]:
+        """By replaying recorded launches (`replay.DecodeReplay`)."""
+        few, n = self._few, len(tokens)
+        for row, token in enumerate(tokens.tolist()):
+            few.x[row] = self._embedded.row(token)
+        rows = [(s.sequence, s.sequence.length + i) for s in batch.stretches for i in range(len(s.ids))]
+        together = all(s.want in ("all", "last") and len(s.ids) == 1 or s.want == "all" for s in batch.stretches)
+        self._replay(next(size for size in RECORDED_ROWS if size >= n), recording).run(rows, cancelled, together)
+        out: list[F32 | None] = []
+        low = 0
+        for each in batch.stretches:
+            high = low + len(each.ids)
+            each.sequence.advance(high - low)
+            if together:
+                out.append(self._capped(few.logits[low:high].copy()))
+            else:
+                out.append(self._wanted(each.want, few.x[low:high]))
+            low = high
+        return out
+
+    def _replay(self, rows: int, recording: Recording) -> DecodeReplay:
+        found = self._replays.get(rows)
+        if found is None:
+            x, normed, logits = self._few.x[:rows], self._few.normed[:rows], self._few.logits[:rows]
+
+            def make_logits() -> None:
+                self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
+                self.kernels.matmul(self.store.head(), self.kernels.activations(normed), logits)
+
+            found = self._replays[rows] = DecodeReplay(recording, self._layers, x, make_logits)
+        return found
+
+    # -- many rows ----------------------------------------------------------------------------------------------
+
+    def _many_rows(self, batch: Batch, tokens: NDArray[np.int32], cancelled: Cancel) -> list[F32 | None]:
+        """Wave after wave. On a prompt backend, whose arithmetic is another, every stretch goes by itself."""
+        backend = self.prompt_backend if self._on_backend(batch) else None
+        together = [[each] for each in batch.stretches] if backend is not None else [list(batch.stretches)]
+        out: list[F32 | None] = []
+        low = 0
         try:
-            rows: list[F32 | None] = []
-            for each in batch.stretches:
-                before = each.sequence.length
-                if each.want == "hidden":
-                    rows.append(self.hidden(each.ids, each.sequence, cancelled=cancelled))
-                else:
-                    rows.append(self.forward(each.ids, each.sequence, logits=each.want, cancelled=cancelled))
-                done.append((each.sequence, before))
-        except BaseException:
-            for sequence, before in done:
-                sequence.truncate(before)
-            raise
-        return rows
-
-    # -- one token ----------------------------------------------------------------------------------------------
-
-    def _decode(self, token: int, cache: KvSequence, logits: bool, cancelled: Cancel) -> F32 | None:
-        """`forward` of one token, by replaying recorded launches (`replay.DecodeReplay`)."""
-        if not 0 <= token < self.spec.vocab_size:
-            raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
-        check(cancelled)
-        self.store.begin()
-        cache.reserve(1)
-        self._x[0] = self._embedded.row(token)
-        self._replay.run(cache, cancelled, logits)
-        cache.advance(1)
-        if not logits:
-            return None
-        return self._capped(self._row_logits.copy())
-
-    def _record(self, cache: KvSequence, cut: Cut) -> None:
-        """All launches of one token but those of its logits."""
-        self._layers.record(self._x, Places(cache, cache.length, 1), cut)
-
-    def _record_logits(self) -> None:
-        """The launches of one token's logits, after `_record`."""
-        self.kernels.rms_norm(self._x, self._output_norm, self.spec.norm_eps, self._normed)
-        self.kernels.matmul(self.store.head(), self.kernels.activations(self._normed), self._row_logits)
-
-    # -- many tokens --------------------------------------------------------------------------------------------
-
-    def _chunks(
-        self, ids: Sequence[int] | NDArray[np.int32], cache: KvSequence, cancelled: Cancel
-    ) -> list[tuple[int, F32]]:
-        """Run all layers over every wave: (its first row, its states (T, d) before the output norm)."""
-        tokens = np.asarray(ids, np.int32)
-        if tokens.ndim != 1 or len(tokens) == 0:
-            raise UsageError("forward needs a list of at least one token id")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.spec.vocab_size:
-            raise UsageError(f"token ids must be 0 to {self.spec.vocab_size - 1}")
-        self.store.begin()
-        before = cache.length
-        cache.reserve(len(tokens))
-        done: list[tuple[int, F32]] = []
-        wave = self.store.wave_tokens or (self.prompt_backend.wave_tokens if self.prompt_backend else CHUNK)
-        try:
-            for part in chunks(len(tokens), wave):
-                with self.store.lend(activation_bytes(self.spec, part.stop - part.start), cancelled):
-                    x = self._wave(tokens[part], cache, cancelled)
-                cache.advance(len(x))
-                done.append((part.start, x))
-        except BaseException:
-            cache.truncate(before)
-            raise
+            for stretches in together:
+                rows = sum(len(each.ids) for each in stretches)
+                out += self._waves(stretches, tokens[low : low + rows], backend, cancelled)
+                low += rows
         finally:
             if self.store.wave_tokens:  # memory is short: it is needed for weights now
                 self._layers.drop_scratch()
-        return done
+        return out
 
-    def _wave(self, tokens: NDArray[np.int32], cache: KvSequence, cancelled: Cancel) -> F32:
+    def _waves(
+        self,
+        stretches: Sequence[Stretch],
+        tokens: NDArray[np.int32],
+        backend: PromptBackend | None,
+        cancelled: Cancel,
+    ) -> list[F32 | None]:
+        """All rows of some stretches, as many at a time as a wave has."""
+        places = Places(Run(each.sequence, each.sequence.length, len(each.ids)) for each in stretches)
+        found: list[list[F32]] = [[] for _ in stretches]  # of each stretch, what its rows gave
+        left = [len(each.ids) for each in stretches]  # rows that are still to come
+        for part, some in places.cut(self.store.wave_tokens or (backend.wave_tokens if backend else CHUNK)):
+            with self.store.lend(activation_bytes(self.spec, some.rows), cancelled):
+                x = self._wave(tokens[part], some, backend, cancelled)
+            low = 0
+            for run in some.runs:
+                run.sequence.advance(run.rows)
+                index = next(i for i, each in enumerate(stretches) if each.sequence is run.sequence)
+                left[index] -= run.rows
+                want = stretches[index].want
+                if want != "last" or not left[index]:
+                    rows = self._wanted(want, x[low : low + run.rows])
+                    found[index] += [] if rows is None else [rows]
+                low += run.rows
+        return [None if not each else each[0] if len(each) == 1 else np.concatenate(each) for each in found]
+
+    def _wave(self, tokens: NDArray[np.int32], places: Places, backend: PromptBackend | None, cancelled: Cancel) -> F32:
         """All layers over some tokens, (T, d)."""
         x = self._embed(tokens)
-        places = Places(cache, cache.length, len(x))
-        if self.prompt_backend is not None and len(x) >= self.prompt_backend.least_tokens:
-            self.prompt_backend.run(PromptWalk(self._layers, x, places, cancelled))
+        if backend is not None and len(x) >= backend.least_tokens:
+            backend.run(PromptWalk(self._layers, x, places, cancelled))
         else:
             self._layers.wave(x, places, cancelled)
         return x
+
+    def _on_backend(self, batch: Batch) -> bool:
+        """Whether some stretch is a prompt for the backend: of one token none is."""
+        backend = self.prompt_backend
+        return backend is not None and any(len(s.ids) >= max(2, backend.least_tokens) for s in batch.stretches)
+
+    def _wanted(self, want: Want, x: F32) -> F32 | None:
+        """Of rows x (T, d), before the output norm."""
+        if want == "none":
+            return None
+        x = x[-1:] if want == "last" else x
+        normed = np.empty_like(x)
+        self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
+        if want == "hidden":
+            return normed
+        out = np.empty((len(x), self.spec.vocab_size), np.float32)
+        for low in range(0, len(x), _ALL_LOGITS):
+            some = slice(low, low + _ALL_LOGITS)
+            self.kernels.matmul(self.store.head(), self.kernels.activations(normed[some]), out[some])
+        return self._capped(out)
 
     def _embed(self, tokens: NDArray[np.int32]) -> F32:
         """What enters the first layer, (T, d)."""
@@ -220,13 +255,6 @@ class Decoder:
         if self.spec.family.scaled_embedding:
             self.kernels.scale(x, self.spec.d_model**0.5)
         return x
-
-    def _logits(self, x: F32, out: F32) -> None:
-        """States before the output norm (T, d) -> (T, vocab)."""
-        normed = np.empty_like(x)
-        self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
-        self.kernels.matmul(self.store.head(), self.kernels.activations(normed), out)
-        self._capped(out)
 
     def _capped(self, logits: F32) -> F32:
         """cap * tanh(logits / cap), in place, where the model has a cap."""
@@ -242,7 +270,7 @@ class Decoder:
     def _ropes(self, context: int) -> dict[Rotation, RopeTable]:
         """Of every way in which some layer rotates, for sequences of up to `context` tokens."""
         factors = self._rope_factors(context)
-        rotations = {each.mixer.rotation for each in self.plan if each.mixer.rotation is not None}
+        rotations = {each.rotation for each in self.spec.layers if each.rotation is not None}
         return {
             each: RopeTable(*frequencies(each.dim, each.base, each.scaling, factors if each.from_file else None))
             for each in rotations

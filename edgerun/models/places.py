@@ -1,31 +1,67 @@
-"""Where the rows of a pass stand: positions of a sequence, whose keys and values they read and write."""
+"""Where the rows of a pass stand: runs of consecutive positions, each of one sequence, whose keys and values they read
+and write."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.kernels.pages import Span
 from edgerun.kv import KvSequence
+from edgerun.models.chunks import chunks
 from edgerun.models.rope import RopeTable
+
+Rotations = dict[RopeTable, tuple[F32, F32]]
+"""Cosines and sines (rows, rope_dim / 2) by their table."""
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """`rows` consecutive positions of one sequence, from `start`."""
+class Run:
+    """`rows` consecutive positions of a sequence, from `start`."""
 
-    cache: KvSequence
+    sequence: KvSequence
     start: int
     rows: int
 
+
+class Places:
+    """Of all rows, run after run. rotations: those that are known; others are made when they are asked for."""
+
+    def __init__(self, runs: Iterable[Run], rotations: Rotations | None = None) -> None:
+        self.runs = tuple(runs)
+        self.rows = sum(run.rows for run in self.runs)
+        self._rotations: Rotations = {} if rotations is None else rotations
+
     def part(self, part: slice) -> Places:
         """Of some of the rows."""
-        return Places(self.cache, self.start + part.start, part.stop - part.start)
+        found, first = [], 0
+        for run in self.runs:
+            low, high = max(part.start, first), min(part.stop, first + run.rows)
+            if low < high:
+                found.append(Run(run.sequence, run.start + low - first, high - low))
+            first += run.rows
+        return Places(found)
 
-    def span(self, layer: int) -> Span:
-        """Their keys and values of a layer."""
-        return Span(self.cache.pages(layer), self.start, self.rows)
+    def cut(self, size: int) -> list[tuple[slice, Places]]:
+        """In pieces of so many rows."""
+        if self.rows <= size:
+            return [(slice(0, self.rows), self)]
+        return [(part, self.part(part)) for part in chunks(self.rows, size)]
+
+    def spans(self, layer: int) -> list[Span]:
+        """As kernels take them, of one layer."""
+        return [Span(run.sequence.pages(layer), run.start, run.rows) for run in self.runs]
 
     def rotation(self, table: RopeTable) -> tuple[F32, F32]:
         """Cosines and sines (rows, rope_dim / 2)."""
-        return table.at(self.start, self.rows)
+        found = self._rotations.get(table)
+        if found is None:
+            each = [table.at(run.start, run.rows) for run in self.runs]
+            found = each[0]
+            if len(each) > 1:
+                found = np.concatenate([cos for cos, _ in each]), np.concatenate([sin for _, sin in each])
+            self._rotations[table] = found
+        return found

@@ -14,6 +14,7 @@ from typing import Protocol
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
 from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.chunks import CHUNK
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places
 from edgerun.models.routed_rows import RoutedRows
@@ -95,7 +96,7 @@ class PromptWalk:
         mixer = self._layers.plan[layer].mixer
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
-        here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled)
+        here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))
         mixer.attend(here, self._places.part(slice(first, first + len(q))), b)
         return b.o.copy()
 
@@ -103,8 +104,8 @@ class PromptWalk:
         """All of a layer but its experts, on our kernels, watched."""
         store = self._layers.tools.store
         with store.layer(layer, self.cancelled) as weights:
-            here = self._layers.here(layer, weights, self.cancelled, watch)
-            self._layers.dense(here, self.x, self._places, self.cancelled)
+            here = self._layers.here(layer, weights, self.cancelled, len(self.x), watch)
+            self._layers.dense(here, self.x, self._places.cut(CHUNK), self.cancelled)
 
     def route(self, layer: int) -> None:
         """To be called before a layer's first rows go in: an early router chooses."""
@@ -147,7 +148,7 @@ class PromptWalk:
     @contextlib.contextmanager
     def _here(self, layer: int) -> Iterator[Here]:
         with self._layers.tools.store.layer(layer) as weights:
-            yield self._layers.here(layer, weights, self.cancelled)
+            yield self._layers.here(layer, weights, self.cancelled, len(self.x))
 
     def _mixture(self, layer: int) -> Mixture:
         mixture = self._layers.plan[layer].mixture

@@ -1,179 +1,120 @@
-"""Decoding a token as recorded launches: Python's share of a token becomes a few numpy assignments.
+"""Decoding as recorded launches: Python's share of a step becomes one numpy assignment.
 
-The first token is recorded while it is computed. Later ones patch what depends on the position and on the sequence
-(the rotary row, the range that attention sees; the table of its pages) and run the recording in one call. Where
-experts must be chosen the recording is cut into pieces; what cannot be recorded is computed eagerly for good.
+The first step of so many rows is recorded while it is computed. Later ones say where the rows stand now (their pages,
+positions and rotations) and run the recording in one call. Where experts must be chosen the recording is cut into
+pieces; what cannot be recorded is computed eagerly for good. A step of fewer rows than a recording has is filled up
+with rows that are nobody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from edgerun.kernels.abi import AttentionDecode, AttentionRow, MergedRow, Rope, WrittenSpan, slot_of
-from edgerun.kernels.attention_launch import decode_kernel
-from edgerun.kernels.attention_layout import decode_pages
-from edgerun.kernels.program import I64, Patch, Program
+from edgerun.kernels.interface import F32, Recording
+from edgerun.kernels.program import Program
+from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
 from edgerun.kv import KvSequence
-from edgerun.models.blocks.base import Cancel, Cut, Decide
-from edgerun.models.plan import LayerPlan
-from edgerun.models.rope import RopeTable
-from edgerun.models.spec import Rotation
+from edgerun.models.blocks.base import Cancel, Decide
+from edgerun.models.layers import Layers
+from edgerun.models.places import Places, Rotations, Run
 
-# Argument slots of the kernels that are patched
-_ROPE_COS, _ROPE_SIN = (slot_of(Rope, name) for name in ("cos", "sin"))
-_WRITTEN_TABLE, _START = (slot_of(WrittenSpan, name) for name in ("table", "start"))
-_SCRATCH = slot_of(AttentionDecode, "scratch")
-_TABLE, _FIRST, _END, _PARTS, _PAGES = (
-    slot_of(AttentionRow, name) for name in ("table", "first", "end", "parts", "pages")
-)
-_MERGED_PARTS, _MERGED_PAGES = (slot_of(MergedRow, name) for name in ("parts", "pages"))
+Row = tuple[KvSequence, int]  # a sequence and a position of it
 
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    """A whole token. It is there only once all of it is, so that no error and no interrupt can leave half of one.
+    """A whole step. It is there only once all of it is, so that no error and no interrupt can leave half of one.
 
     cuts: the number of launches before it, what decides.
     body: launches before those of the logits.
-    write, attend, merge: the launches that are patched when another sequence comes than for the token before.
-    step: what is patched for every token (`DecodeReplay._patch`)."""
+    first_layers: of each group of layers, whose pages are found through one table."""
 
     program: Program
     cuts: tuple[tuple[int, Decide], ...]
     body: int
-    write: I64
-    attend: I64
-    merge: I64
-    step: Patch
-
-
-def is_replayable(plan: tuple[LayerPlan, ...]) -> bool:
-    """Whether one position of all layers is patched by so few numbers: attention alike in all of them, but for one
-    window and one rotation that some have and others have not."""
-    kinds = {(each.mixer.heads, each.mixer.kv) for each in plan}
-    windows = {each.mixer.window for each in plan if each.mixer.window}
-    shapes = {(heads, kv.kv_heads, kv.head_dim_k, kv.head_dim_v) for heads, kv in kinds}
-    rotations = {bool(w): {p.mixer.rotation for p in plan if p.mixer.window == w} - {None} for w in windows | {0}}
-    return len(shapes) == 1 and len(windows) <= 1 and all(len(each) <= 1 for each in rotations.values())
+    attention: RecordedRows
+    first_layers: tuple[int, ...]
 
 
 class DecodeReplay:
-    """One decoder's single-token step. `run` expects the token's embedding in the decoder's row.
+    """One decoder's steps of `len(x)` rows. `run` expects what enters the first layer in x (rows, d); `logits` makes
+    the logits of x."""
 
-    record: makes all launches of one token at the cache's length but those of its logits, and `logits` these; `cut` is
-    called where Python must decide."""
-
-    def __init__(
-        self,
-        kernels: Any,
-        plan: tuple[LayerPlan, ...],
-        ropes: dict[Rotation, RopeTable],
-        record: Callable[[KvSequence, Cut], None],
-        logits: Callable[[], None],
-    ) -> None:
-        self._kernels = kernels
-        self._record_body, self._record_logits = record, logits
+    def __init__(self, recording: Recording, layers: Layers, x: F32, logits: Callable[[], None]) -> None:
+        self._recording = recording
+        self._layers = layers
+        self._x = x
+        self._logits = logits
         self._recorded: _Recorded | None = None
         self._eager = False
-        self._attention = plan[0].mixer
-        windows = [each.mixer.window for each in plan]
-        self._window = max(windows)  # all that are not 0 are alike
-        self._windowed = np.array([window > 0 for window in windows], np.int64)
-        self._rotated = np.array([each.mixer.rotation is not None for each in plan], bool)
-        found = {bool(m.window): ropes[m.rotation] for m in (each.mixer for each in plan) if m.rotation is not None}
-        self._ropes = found.get(False), found.get(True)  # of layers that see all, of those with a window
-        self._laid_out: tuple[Any, int, int] | None = None  # the sequence's tables and the scratch that are recorded
+        self._rotations: Rotations = {}
+        for rotation, table in layers.tools.ropes.items():
+            cos, sin = np.empty((2, len(x), rotation.dim // 2), np.float32)
+            self._rotations[table] = cos, sin
 
-    def run(self, cache: KvSequence, cancelled: Cancel, logits: bool) -> None:
-        """Compute one token at cache.length; logits, where wanted, are left where they are recorded. Raises
+    def run(self, rows: Sequence[Row], cancelled: Cancel, logits: bool) -> None:
+        """Compute up to len(x) rows; x becomes their final states, logits, where wanted, those of x. Raises
         Cancelled."""
+        somebody = len(rows)
         if self._eager:
-            self._record_body(cache, lambda decide: decide(cancelled))
+            self._layers.record(self._x[:somebody], _places(rows), lambda decide: decide(cancelled, somebody))
             if logits:
-                self._record_logits()
-        elif self._recorded is None:
-            self._record(cache, cancelled)
+                self._logits()
+            return
+        idle = len(self._x) - somebody
+        rows = [*rows, *[rows[-1]] * idle]
+        self._fill_up(somebody)
+        positions = [position for _, position in rows]
+        for table, (cos, sin) in self._rotations.items():
+            table.gather(positions, cos, sin)
+        if self._recorded is None:
+            self._record(rows, somebody, cancelled)
         else:
             recorded = self._recorded
-            self._patch(recorded, cache)
+            tables = [[int(sequence.tables[layer]) for sequence, _ in rows] for layer in recorded.first_layers]
+            recorded.attention.place(positions, tables, idle)
             start = 0
             for end, decide in recorded.cuts:
-                self._kernels.run_program(recorded.program, start, end)
-                decide(cancelled)
+                self._recording.run_program(recorded.program, start, end)
+                decide(cancelled, somebody)
                 start = end
-            self._kernels.run_program(recorded.program, start, None if logits else recorded.body)
+            self._recording.run_program(recorded.program, start, None if logits else recorded.body)
 
-    def _record(self, cache: KvSequence, cancelled: Cancel) -> None:
+    def _fill_up(self, somebody: int) -> None:
+        """Nobody's rows are copies of the last: while a step is recorded they write what it writes."""
+        self._x[somebody:] = self._x[somebody - 1]
+
+    def _record(self, rows: Sequence[Row], somebody: int, cancelled: Cancel) -> None:
         cuts: list[tuple[int, Decide]] = []
-        with self._kernels.record() as recorder:
+        with self._recording.record() as recorder:
 
             def cut(decide: Decide) -> None:
                 cuts.append((len(recorder), decide))
                 with recorder.paused():
-                    decide(cancelled)
+                    decide(cancelled, somebody)
+                    self._fill_up(somebody)
 
-            self._record_body(cache, cut)
+            self._layers.record(self._x, _places(rows, self._rotations), cut)
             body = len(recorder)
-            self._record_logits()
+            self._logits()
         if recorder.spoilt:
             self._eager = True
             return
-        program = recorder.program()
-        self._laid_out = None
-        names = ("kv_write", decode_kernel(cache.pages(0).layout), "attention_merge")
-        write, attend, merge = (program.find(name) for name in names)
-        self._recorded = _Recorded(
-            program, tuple(cuts), body, write, attend, merge, self._step(program, write, attend, merge)
-        )
-
-    def _step(self, program: Program, write: I64, attend: I64, merge: I64) -> Patch:
-        """Where the values go that `_patch` gives: position and end, then five for layers that see all and five for
-        those with a window."""
-        first = 2 + 5 * self._windowed  # a layer's first of its five
-        rope, rotated = program.find("rope"), first[self._rotated]
-        every = np.zeros_like(first)
-        places = [
-            (program.listed_places(write, _START), every),
-            (program.listed_places(attend, _END), every + 1),
-            (program.listed_places(attend, _FIRST), first),
-            (program.listed_places(attend, _PAGES), first + 1),
-            (program.listed_places(merge, _MERGED_PAGES), first + 1),
-            (program.item_places(attend), first + 2),
-            (program.argument_places(rope, _ROPE_COS), rotated + 3),
-            (program.argument_places(rope, _ROPE_SIN), rotated + 4),
+        program, sequence = recorder.program(), rows[0][0]
+        tables = sequence.tables.tolist()
+        groups = list(dict.fromkeys(tables))
+        recorded = [
+            RecordedLayer(sequence.pages(layer).layout, plan.mixer.heads, plan.mixer.kv.window, groups.index(table))
+            for layer, (plan, table) in enumerate(zip(self._layers.plan, tables, strict=True))
         ]
-        return program.patch(places, 12)
+        attention = RecordedRows(self._recording, program, recorded, len(rows))
+        first_layers = tuple(tables.index(table) for table in groups)
+        self._recorded = _Recorded(program, tuple(cuts), body, attention, first_layers)
 
-    def _patch(self, recorded: _Recorded, cache: KvSequence) -> None:
-        attention, position = self._attention, cache.length
-        end = position + 1
-        first = max(0, end - self._window) if self._window else 0
-        all_pages, pages = decode_pages(0, end), decode_pages(first, end)
-        scratch = self._kernels.decode_attention_scratch(cache.pages(0).layout, attention.heads, all_pages)
-        laid_out = self._laid_out
-        if laid_out is None or laid_out[0] is not cache.tables or laid_out[1:] != scratch:
-            self._lay_out(recorded, cache.tables, *scratch)
-        (cos, sin), (local_cos, local_sin) = (
-            (0, 0) if rope is None else rope.addresses(position) for rope in self._ropes
-        )
-        heads = attention.kv_heads
-        recorded.step.write(
-            *(position, end),
-            *(0, all_pages, heads * all_pages, cos, sin),
-            *(first, pages, heads * pages, local_cos, local_sin),
-        )
 
-    def _lay_out(self, recorded: _Recorded, tables: I64, scratch: int, parts: int) -> None:
-        """Where the tables (layers,) of pages and the parts of attention lie."""
-        self._laid_out = None  # an interrupt may leave half of it
-        program = recorded.program
-        program.set_listed(recorded.write, _WRITTEN_TABLE, tables)
-        program.set_listed(recorded.attend, _TABLE, tables)
-        program.set(recorded.attend, _SCRATCH, scratch)
-        program.set_listed(recorded.attend, _PARTS, parts)
-        program.set_listed(recorded.merge, _MERGED_PARTS, parts)
-        self._laid_out = tables, scratch, parts
+def _places(rows: Sequence[Row], rotations: Rotations | None = None) -> Places:
+    """Each row a run of its own."""
+    return Places((Run(sequence, position, 1) for sequence, position in rows), rotations)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class RopeTable:
         self._angles = angles
         self._factor = factor
         empty = np.empty((0, len(angles)), np.float32)
-        self._both = empty, empty, 0, 0  # with their addresses; replaced together, so that none is without the others
+        self._both = empty, empty  # replaced together, so that none is without the other
 
     @property
     def key(self) -> str:
@@ -60,15 +61,15 @@ class RopeTable:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
         end = start + tokens
         self._grow_to(end)
-        cos, sin, _, _ = self._both
+        cos, sin = self._both
         return cos[start:end], sin[start:end]
 
-    def addresses(self, position: int) -> tuple[int, int]:
-        """Of a position's row of cosines and of sines, until more are asked for."""
-        self._grow_to(position + 1)
-        cos, _, cos_at, sin_at = self._both
-        offset = position * cos.strides[0]
-        return cos_at + offset, sin_at + offset
+    def gather(self, positions: Sequence[int], cos: F32, sin: F32) -> None:
+        """cos and sin (rows, rope_dim / 2) = those of any positions."""
+        self._grow_to(max(positions) + 1)
+        all_cos, all_sin = self._both
+        for row, position in enumerate(positions):
+            cos[row], sin[row] = all_cos[position], all_sin[position]
 
     def _grow_to(self, end: int) -> None:
         known = len(self._both[0])
@@ -77,7 +78,7 @@ class RopeTable:
 
     def _grow(self, positions: int) -> None:
         """In arrays of one size, so that how numpy vectorises them cannot depend on when more were asked for."""
-        known_cos, known_sin, _, _ = self._both
+        known_cos, known_sin = self._both
         known = len(known_cos)
         positions = -(-positions // _POSITIONS) * _POSITIONS
         cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
@@ -86,4 +87,4 @@ class RopeTable:
             theta = np.arange(first, first + _POSITIONS)[:, None] * self._angles
             cos[first : first + _POSITIONS] = np.cos(theta) * self._factor
             sin[first : first + _POSITIONS] = np.sin(theta) * self._factor
-        self._both = cos, sin, cos.ctypes.data, sin.ctypes.data
+        self._both = cos, sin

@@ -75,6 +75,11 @@ class LayerNumbers:
     d_ff_expert: int = 0
     d_ff_shared: int = 0
 
+    @property
+    def kv(self) -> KvLayer:
+        """What the layer keeps of a position."""
+        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -125,7 +130,7 @@ class ModelSpec:
 
     def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
         """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        return layer_groups([KvLayer(n.n_kv_heads, n.head_dim_k, n.head_dim_v, n.window) for n in self.layers], kv)
+        return layer_groups([layer.kv for layer in self.layers], kv)
 
     def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""

@@ -40,7 +40,7 @@ class Instance:
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
-    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads: where layers differ
+    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,6 +107,7 @@ SPARSE = [  # llama.cpp has no such models: these have no golden figures
 ]
 BY_LAYER = [  # nor has it families of today's with these
     Instance("llama-by-layer", "llama", by_layer={"ff": (96, 160, 64), "heads": (4, 2, 6)}),
+    Instance("qwen3-by-layer", "qwen3", by_layer={"heads": (4, 8, 6), "kv_heads": (2, 4, 1)}),
     _gemma(
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
@@ -114,12 +115,19 @@ BY_LAYER = [  # nor has it families of today's with these
 INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE + BY_LAYER}
 
 
+_BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
+
+
+def _by_layer(i: Instance, name: str) -> tuple[int, ...]:
+    return i.by_layer.get(name) or (getattr(i, name),) * i.layers
+
+
 def spec_of(i: Instance) -> ModelSpec:
     """The numbers that the file will say, enough to know its shapes."""
     layers = tuple(
         LayerNumbers(
             n_heads=heads,
-            n_kv_heads=i.kv_heads,
+            n_kv_heads=kv_heads,
             head_dim_k=i.head_dim,
             head_dim_v=i.head_dim,
             d_ff=ff,
@@ -129,9 +137,7 @@ def spec_of(i: Instance) -> ModelSpec:
             d_ff_expert=ff,
             d_ff_shared=i.ff_shared,
         )
-        for ff, heads in zip(
-            i.by_layer.get("ff", (i.ff,) * i.layers), i.by_layer.get("heads", (i.heads,) * i.layers), strict=True
-        )
+        for ff, heads, kv_heads in zip(*(_by_layer(i, name) for name in ("ff", "heads", "kv_heads")), strict=True)
     )
     return ModelSpec(
         architecture=i.arch,
@@ -188,7 +194,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             "vocab_size": n_vocab,
         }.items():
             if key not in i.metadata:
-                each = i.by_layer.get({"feed_forward_length": "ff", "attention.head_count": "heads"}.get(key, ""))
+                each = i.by_layer.get(_BY_LAYER.get(key, ""))
                 w.add(f"{a}.{key}", value if each is None else np.array(each, np.int32))
         if i.experts:
             w.add(f"{a}.expert_count", i.experts)

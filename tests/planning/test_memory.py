@@ -48,9 +48,10 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
         for dim in shape[:-1]:
             n_bytes *= dim
         tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
-    numbers = LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
-    numbers = [replace(numbers, window=0 if layer % 6 == 5 else window) for layer in range(layers)]
-    spec = ModelSpec(arch, FAMILIES[arch], tuple(numbers), d, vocab, 4096, 1e-5)
+    family, numbers = FAMILIES[arch], LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
+    every = family.window_pattern
+    windows = [window if every and layer % every != every - 1 else 0 for layer in range(layers)]
+    spec = ModelSpec(arch, family, tuple(replace(numbers, window=each) for each in windows), d, vocab, 4096, 1e-5)
     return make_catalog(tensors, layers), spec
 
 

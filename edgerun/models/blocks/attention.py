@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Literal
 
 from edgerun.kernels.interface import F32, RopeKind
+from edgerun.kv import KvLayer
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import KvShape, Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
@@ -57,14 +58,12 @@ class AttentionBuffers:
 class Attention:
     """x += output(attention(qkv(norm(x)))), with what families put in between.
 
-    qk_norm: an RMSNorm of q and k, of each head or of all together. scale: of scores; softcap: of scores, 0 for none.
+    kv: what is kept of a position. qk_norm: an RMSNorm of q and k, of each head or of all together. scale: of scores;
+    softcap: of scores, 0 for none.
     """
 
     heads: int
-    kv_heads: int
-    head_dim_k: int
-    head_dim_v: int
-    window: int
+    kv: KvLayer
     rotation: Rotation | None
     rope: RopeKind
     qk_norm: Literal["none", "head", "full"]
@@ -79,7 +78,7 @@ class Attention:
         found = product_tensors(self.qkv, self.output)
         q, k = (part.rows for part in self.qkv.parts[:2])
         if self.qk_norm == "head":
-            found |= {"attn_q_norm": Tensor((self.head_dim_k,)), "attn_k_norm": Tensor((self.head_dim_k,))}
+            found |= {"attn_q_norm": Tensor((self.kv.head_dim,)), "attn_k_norm": Tensor((self.kv.head_dim,))}
         elif self.qk_norm == "full":
             found |= {"attn_q_norm": Tensor((q,)), "attn_k_norm": Tensor((k,))}
         return found
@@ -92,14 +91,10 @@ class Attention:
     def floats(self) -> int:
         return 2 * self.qkv.rows + self.output.cols
 
-    @property
-    def kv(self) -> KvShape:
-        return KvShape(self.kv_heads, self.head_dim_k, self.head_dim_v, self.window)
-
     @cached_property
     def layout(self) -> AttentionLayout:
         """Of its buffers."""
-        return AttentionLayout(self.qkv, self.heads, self.kv_heads, self.head_dim_v)
+        return AttentionLayout(self.qkv, self.heads, self.kv.kv_heads, self.kv.head_dim_v)
 
     @property
     def layouts(self) -> tuple[AttentionLayout, ...]:
@@ -126,16 +121,9 @@ class Attention:
             cos, sin = places.rotation(here.tools.ropes[self.rotation])
             for heads in b.rotated:
                 kernels.rope(heads, cos, sin, self.rope)
-        spans = [places.span(here.layer)]
+        spans = places.spans(here.layer)
         kernels.kv_write(spans, b.k_heads, b.v_heads)
-        kernels.attention(
-            b.q_heads,
-            spans,
-            b.o_heads,
-            scale=self.scale,
-            softcap=self.softcap,
-            window=self.window,
-        )
+        kernels.attention(b.q_heads, spans, b.o_heads, scale=self.scale, softcap=self.softcap, window=self.kv.window)
 
 
 def attention_of(spec: ModelSpec, layer: int) -> Attention:
@@ -149,10 +137,7 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention:
         parts = (Part("q", "attn_q", 0, q), Part("k", "attn_k", 0, k), Part("v", "attn_v", 0, v))
     return Attention(
         heads=numbers.n_heads,
-        kv_heads=numbers.n_kv_heads,
-        head_dim_k=numbers.head_dim_k,
-        head_dim_v=numbers.head_dim_v,
-        window=numbers.window,
+        kv=numbers.kv,
         rotation=numbers.rotation,
         rope=family.rope,
         qk_norm=family.qk_norm,

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.models.blocks.declared import KvShape, Product, ProductName, Tensor
+from edgerun.kv import KvLayer
+from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.places import Places
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
@@ -20,7 +21,8 @@ from edgerun.models.spec import Rotation
 from edgerun.weights import LayerWeights, WeightStore
 
 Cancel = Callable[[], bool]  # whether the caller wants to stop
-Decide = Callable[[Cancel], None]  # what Python does between two recorded pieces; raises Cancelled
+Decide = Callable[[Cancel, int], None]
+"""What Python does between two recorded pieces, of the first so many rows: others are nobody's. Raises Cancelled."""
 Cut = Callable[[Decide], None]
 
 Watch = Callable[[int, ProductName, F32, dict[str, F32]], None]
@@ -97,7 +99,7 @@ class Mixer(Block, Protocol):
     """How positions see each other."""
 
     @property
-    def kv(self) -> KvShape:
+    def kv(self) -> KvLayer:
         """What it keeps of a position."""
         ...
 

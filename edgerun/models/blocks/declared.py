@@ -1,4 +1,4 @@
-"""What blocks declare: tensors, products, what is kept of a position. From these shapes are checked, memory and speed
+"""What blocks declare: tensors and products. From these shapes are checked, memory and speed
 are planned, scratch is laid out, and prompt backends draw their graphs."""
 
 from __future__ import annotations
@@ -17,16 +17,6 @@ class Tensor:
     shape: tuple[int, ...]
     needed: bool = True
     times: float = 1.0
-
-
-@dataclass(frozen=True)
-class KvShape:
-    """Keys and values of a position. window: how many positions are looked at, 0 for all."""
-
-    kv_heads: int
-    head_dim_k: int
-    head_dim_v: int
-    window: int
 
 
 @dataclass(frozen=True)

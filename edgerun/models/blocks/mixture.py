@@ -126,7 +126,7 @@ class Mixture:
     def choose(self, here: Here, x: F32, b: Choices) -> RoutedRows:
         """Which experts each row of x (T, d) goes to."""
         self._ask(here, x, b)
-        return self._routed(here, b)
+        return self._routed(here, b, len(x))
 
     def compute(self, here: Here, routed: RoutedRows, some: I32, cancelled: Cancel) -> None:
         """The results of some of the chosen experts (ascending) into `routed.parts`."""
@@ -166,14 +166,14 @@ class Mixture:
         if not self.early:
             self._routers(here, b.h, b)
 
-    def _announce(self, here: Here, b: Choices, cancelled: Cancel) -> None:
-        here.tools.store.expect(here.layer, likeliest(b.router, self.used), 0)
+    def _announce(self, here: Here, b: Choices, cancelled: Cancel, rows: int) -> None:
+        here.tools.store.expect(here.layer, likeliest(b.router[:rows], self.used), 0)
 
-    def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel) -> None:
+    def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel, rows: int) -> None:
         check(cancelled)
-        routed = self._routed(here, b)
+        routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
-        self.combine(here, routed, x)
+        self.combine(here, routed, x[:rows])
 
     def _routers(self, here: Here, h: F32, b: Choices) -> None:
         """This layer's router and, for a store that reads ahead, those of the next layers for the same input: the
@@ -192,15 +192,16 @@ class Mixture:
         ahead = min(here.tools.store.lookahead, MOST_AHEAD if tokens == 1 else 1)
         return range(here.layer + 1, min(here.layer + 1 + ahead, here.tools.n_layers))
 
-    def _routed(self, here: Here, b: Choices) -> RoutedRows:
-        """What the router chooses for b.h."""
+    def _routed(self, here: Here, b: Choices, rows: int) -> RoutedRows:
+        """What the router chooses for the first rows of b.h."""
         ids, weights = here.kernels.route(
-            b.router, self.used, self.router, renormalise=self.renormalise, scale=self.scale
+            b.router[:rows], self.used, self.router, renormalise=self.renormalise, scale=self.scale
         )
         here.tools.routed(here.layer, ids)
         here.tools.store.routed(here.layer, ids)
         slots_of, rows_of = slots_by_expert(ids)
-        return RoutedRows(here.layer, b.h, weights, slots_of, rows_of, b.ahead, b.parts)
+        ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used]
+        return RoutedRows(here.layer, b.h[:rows], weights, slots_of, rows_of, ahead, parts)
 
 
 def mixture_of(spec: ModelSpec, layer: int) -> Mixture:

@@ -77,19 +77,19 @@ class SparseNeurons:
         multiply(here, self.gate, s.h, b.results)
         here.cut(partial(self._fired, here, x, s.h, b))
 
-    def _fired(self, here: Here, x: F32, h: F32, b: NeuronBuffers, cancelled: Cancel) -> None:
-        """x += the neurons, by b.gate."""
+    def _fired(self, here: Here, x: F32, h: F32, b: NeuronBuffers, cancelled: Cancel, rows: int) -> None:
+        """x += the neurons, by b.gate, of the first so many rows."""
         check(cancelled)
-        kernels = here.kernels
-        rows = kernels.activations(h)
-        ids = np.flatnonzero((b.gate > 0).any(axis=0)).astype(np.int32)
+        kernels, gate, up = here.kernels, b.gate[:rows], b.up[:rows]
+        inputs = kernels.activations(h[:rows])
+        ids = np.flatnonzero((gate > 0).any(axis=0)).astype(np.int32)
         with here.tools.store.neurons(here.layer, ids, cancelled) as batches:
             for batch in batches:
-                kernels.neurons_up(b.gate, rows, batch.ready, self.activation, b.up)
+                kernels.neurons_up(gate, inputs, batch.ready, self.activation, up)
                 rest = batch.rest()
                 if rest is not None:
-                    kernels.neurons_up(b.gate, rows, rest, self.activation, b.up)
-                kernels.neurons_down(b.up, batch.every, x)
+                    kernels.neurons_up(gate, inputs, rest, self.activation, up)
+                kernels.neurons_down(up, batch.every, x[:rows])
 
 
 def neurons_of(spec: ModelSpec, layer: int) -> SparseNeurons:

@@ -3,10 +3,12 @@ after."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from edgerun.kernels.interface import F32, Kernels
-from edgerun.models.blocks.base import Here
+from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product
 from edgerun.models.scratch import Take
 
@@ -54,7 +56,12 @@ def multiply(here: Here, product: Product, inner: F32, out: Results) -> None:
         here.watch(here.layer, product.name, inner.copy(), raw)
     for name, result in out.tensors.items():
         _scale_and_bias(here, name, result)
-    for part, view in out.apart:
+    if out.apart:
+        here.cut(partial(_take_apart, out.apart))
+
+
+def _take_apart(apart: list[tuple[F32, F32]], cancelled: Cancel, rows: int) -> None:
+    for part, view in apart:
         part[:] = view
 
 
