@@ -30,8 +30,9 @@ _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most,
 def load_engine(
     model: str | Path, options: LoadOptions, *, draft: MakeDrafter | None = None, reserved_bytes: int = 0
 ) -> tuple[Engine, Path, Callable[[], None]]:
-    """Open, check and load a model -> the engine, the file's path, and what releases it all. draft: guesses what it will
-    say; for that `reserved_bytes` of the memory are kept.
+    """Open, check and load a model -> the engine, the file's path, and what releases it all.
+
+    draft: guesses what it will say; for that `reserved_bytes` of the memory are kept.
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
