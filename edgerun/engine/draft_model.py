@@ -19,6 +19,7 @@ from edgerun.models import Decoder
 
 _PRIORS = {0: 0.6}
 _MOST_READ = 128  # tokens of a prompt in a step of the large model: others wait meanwhile
+_FORGOTTEN = 256  # steps without guesses, after which what they take is not known any more
 _MEASURED = 9  # drafts, of which the median counts
 
 
@@ -31,6 +32,8 @@ class DraftModel:
         self.capacity = capacity
         self.n_vocab = n_vocab
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
+        self._n_skipped = 0
+        self._is_prepared = False  # once it has guessed
         self.token_s = 0.0  # that a guess takes
 
     def drafter(self, context: Context, chooser: Chooser) -> ModelDrafter:
@@ -40,9 +43,19 @@ class DraftModel:
         return ModelDrafter(self, context.read_ahead, chooser)
 
     def saw(self, guesses: int, seconds: float) -> None:
-        """So many guesses took `seconds`."""
-        self._seconds.append(seconds / guesses)
-        self.token_s = median(self._seconds)
+        """So many guesses took `seconds`. The first do not count: they were prepared."""
+        self._n_skipped = 0
+        if self._is_prepared:
+            self._seconds.append(seconds / guesses)
+            self.token_s = median(self._seconds)
+        self._is_prepared = True
+
+    def skipped(self) -> None:
+        """No guess was wanted of it. If that was so for long, it is asked again: it may have been a bad hour."""
+        self._n_skipped += 1
+        if self._n_skipped > _FORGOTTEN:
+            self._seconds.clear()
+            self.token_s, self._n_skipped = 0.0, 0
 
 
 class ModelDrafter(Drafter):
@@ -64,6 +77,7 @@ class ModelDrafter(Drafter):
 
     def propose(self, ids: Sequence[int], n: int) -> Sequence[int]:
         """See `Drafter`. None as long as a prompt is not read."""
+        is_behind = len(ids) - self._reading.n_read > MOST_DRAFTED + 1
         started = perf_counter()
         logits = self._reading.follow(ids, _MOST_READ)
         if logits is None:
@@ -74,5 +88,11 @@ class ModelDrafter(Drafter):
             if len(so_far) == len(ids) + n:
                 break
             logits = self._reading.append(so_far[-1])
-        self._model.saw(n, perf_counter() - started)
+        if not is_behind:
+            self._model.saw(n, perf_counter() - started)
         return so_far[len(ids) :]
+
+    def skipped(self) -> None:
+        """See `Drafter`."""
+        super().skipped()
+        self._model.skipped()

@@ -23,6 +23,11 @@ class ReadAhead:
         self._followed: Sequence[int] = ()  # with this list it agrees, up to:
         self._agreed = 0
 
+    @property
+    def n_read(self) -> int:
+        """Tokens, those among them that turned out otherwise."""
+        return len(self._read)
+
     def follow(self, ids: Sequence[int], most: int) -> NDArray[np.float32] | None:
         """Read what is new of `ids`, at most so many; logits (vocab,) of what follows them all, or None when some are
         still to be read."""
