@@ -17,9 +17,10 @@ import llvmlite.binding as llvm
 
 from edgerun.device import usable_cpus
 from edgerun.errors import EdgerunError, UsageError
-from edgerun.kernels.compile import SOURCES, kernel_digest
+from edgerun.kernels.compile import kernel_digest
 from edgerun.kernels.compile_processes import Job, compile_jobs
 from edgerun.kernels.isa import ISAS, Isa, runs_here
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.library import ABI_VERSION, TABLE, library_name, platform_name
 from edgerun.kernels.numba_target import Machine
 from native.header import c_header

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from edgerun.kernels import abi
-from edgerun.kernels.compile import SOURCES
 from edgerun.kernels.formats.activations import Q8_SUMS_BYTES, Q8K_SUMS_BYTES
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.library import ABI_VERSION, TABLE
 
 _BEGIN = f"""\

@@ -15,7 +15,8 @@ import pytest
 
 from edgerun.events import ignore
 from edgerun.kernels import Kernels, load_kernels
-from edgerun.kernels.compile import SOURCES, file_name
+from edgerun.kernels.compile import file_name
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 

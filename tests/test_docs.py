@@ -7,8 +7,8 @@ from pathlib import Path
 
 import edgerun
 from edgerun.cli.main import cli
-from edgerun.kernels.compile import SOURCES
 from edgerun.kernels.formats import BY_NAME
+from edgerun.kernels.kernel_code import SOURCES
 
 ROOT = Path(__file__).parent.parent
 

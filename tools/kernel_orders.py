@@ -26,7 +26,7 @@ from pathlib import Path
 
 from edgerun.formats.gguf import open_gguf
 from edgerun.kernels.choice import choose
-from edgerun.kernels.compile import SOURCES
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore

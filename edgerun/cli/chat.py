@@ -1,25 +1,19 @@
-"""The chat on a terminal."""
+"""A chat besides its terminal: what was said, how to reply, what is kept."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from edgerun.cli.interrupt import cancelled_by_ctrl_c
-from edgerun.cli.output import note, print_chunk
-from edgerun.cli.progress import ProgressBars
-from edgerun.cli.saved_chat import SavedChat, chat_path, read_chat, session_path, write_chat
+from edgerun.cli.output import note
+from edgerun.cli.saved_chat import SavedChat, read_chat, session_path, write_chat
 from edgerun.cli.stats import ReplyMeter, measures_line, stats_line
 from edgerun.errors import EdgerunError, UsageError
 from edgerun.paths import kind_of
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk, Completion
-    from edgerun.cli.chat_input import Reader
 
 
 class Chat:
@@ -135,91 +129,3 @@ class Chat:
         if self._last_text is None:
             raise UsageError("there is nothing to retry yet")
         return self._last_text
-
-
-def talk(chat: Chat, bars: ProgressBars, kept: Path | None = None) -> None:
-    """Read, reply and obey until the user leaves; then the chat is saved as `kept`, if that is given.
-
-    What goes wrong in a command or a reply is said, and the chat goes on; only a signal or a terminal that is gone ends
-    it, and what was said until then is kept in a file."""
-    from edgerun.cli.chat_input import Reader
-
-    what = "chat" if chat.chats else "this model has no chat template: it continues what you write"
-    note(f"{chat.name}: {what}. /help lists the commands, Ctrl-D leaves.")
-    reader = Reader()
-    chat.confirms = reader.confirm
-    try:
-        _converse(chat, reader, bars)
-        if kept is not None:
-            chat.save(kept)
-    except BaseException:
-        _rescue(chat, kept)
-        raise
-
-
-def _converse(chat: Chat, reader: Reader, bars: ProgressBars) -> None:
-    while not chat.leaving:
-        try:
-            text = reader.read()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            note("(Ctrl-D or /bye leaves)")
-            continue
-        if text.strip():
-            attend(chat, text, bars)
-
-
-def attend(chat: Chat, text: str, bars: ProgressBars) -> None:
-    """Do what a line of the user says. This is the one place where errors of commands and replies end; that nobody
-    reads any more (BrokenPipeError) is not one of them."""
-    from edgerun.cli.chat_commands import obey
-
-    try:
-        again = obey(chat, text) if text.startswith("/") else text
-        if again is not None:
-            speak(chat, again, bars)
-    except BrokenPipeError:
-        raise
-    except KeyboardInterrupt:
-        note("(interrupted)")
-    except (EdgerunError, OSError) as error:
-        note(f"edgerun: {error}")
-    except MemoryError as error:
-        note(f"edgerun: {error or 'out of memory'}")
-
-
-def _rescue(chat: Chat, kept: Path | None) -> None:
-    """Keep a chat that something else than its user ends (a signal, a terminal that is gone, a fault of ours)."""
-    if not chat.messages:
-        return
-    with contextlib.suppress(EdgerunError, OSError):  # the error that ends the chat is the one to hear about
-        chat.save_text(kept or chat_path("interrupted"))
-        note("the chat was kept" if kept else "the chat was kept; /load interrupted goes on with it")
-
-
-def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
-    """Print the reply as it comes; Ctrl-C ends it and keeps what came."""
-    said, meter = "", chat.meter()
-    with cancelled_by_ctrl_c() as cancel:
-        bars.waiting("reading")
-        try:
-            for chunk in chat.reply(text, cancel):
-                bars.arrived()
-                meter.arrived()
-                said = print_chunk(chunk) or said
-                if chunk.completion is not None:
-                    chat.last, chat.measures = chunk.completion, meter.measures(chunk.completion)
-        finally:
-            bars.arrived()
-        if not said.endswith("\n"):
-            click.echo()
-    if chat.last is not None and chat.last.finish_reason == "cancelled":
-        note("(stopped)")
-    elif chat.last is not None and chat.last.finish_reason == "length":
-        note("(the reply is as long as it may be)")
-    if chat.left and not chat.told:
-        chat.told = True
-        note("(the chat has outgrown the context: from here on the model forgets its oldest turns; /save keeps them)")
-    if chat.stats and chat.last is not None:
-        note(chat.last_stats())

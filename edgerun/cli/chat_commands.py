@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from edgerun.cli.chat import Chat
 from edgerun.cli.options import SAMPLING_NAMES
 from edgerun.cli.output import note, print_pairs
 from edgerun.cli.saved_chat import chat_path, not_ours, session_path
 from edgerun.errors import UsageError
 from edgerun.options import SAMPLING
 from edgerun.units import format_size
-
-if TYPE_CHECKING:
-    from edgerun.cli.chat import Chat
 
 
 def obey(chat: Chat, line: str) -> str | None:

@@ -100,7 +100,7 @@ def command(
                 else None
             )
             if interactive and chat is not None:
-                from edgerun.cli.chat import talk
+                from edgerun.cli.talk import talk
 
                 talk(chat, bars, kept)
                 return

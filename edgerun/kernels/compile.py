@@ -2,7 +2,7 @@
 compiler, whose work is then kept.
 
 A kernel is a function (arguments: int64 address, low: int64, high: int64) -> None that does the items [low, high)
-of an operation; `arguments` points to int64 slots whose meaning the kernel states. It never raises, allocates
+of an operation; `arguments` points to int64 words whose meaning `abi` states. It never raises, allocates
 nothing and knows no Python object, so its object file can be kept and linked again by LLVM alone: a later start
 compiles nothing and does not even import Numba. (Numba's own cache would: it also unpickles what it finds.) From a
 library it needs no LLVM either.
@@ -32,53 +32,25 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgerun.device.cpu_features import cpu_features
 from edgerun.errors import EdgerunError, FormatError, UnsupportedError, UntrustedError
 from edgerun.events import EventSink, Notice, Progress, ignore
-from edgerun.kernels.formats import BY_NAME
+from edgerun.kernels.compile_processes import Job, compile_all
 from edgerun.kernels.isa import ISAS, Isa
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder
 from edgerun.trust import Folder
 
-if TYPE_CHECKING:
-    from edgerun.kernels.numba_target import Machine
-
 _VERSION = 2  # of what is kept and how; 1: objects that shared names
 _DIGEST_BYTES = 32
 _MOST_WAIT_S = 300  # for another process that compiles
 _MOST_BYTES = 4 << 20  # of a cache file; the largest kernel takes 70 KB
-
-# kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
-# `build_matmul(isa, format)`, `build_pack(isa, format)`
-SOURCES = {
-    "pool_run": "pool_kernels",
-    "pool_work": "pool_kernels",
-    "pool_program": "pool_kernels",
-    "quantize_q8": "quantize_kernels",
-    "quantize_q8k": "quantize_kernels",
-    **{f"matmul_{name}": "matmul_driver" for name in BY_NAME},
-    **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
-    "rms_norm": "layer_kernels",
-    "rope": "layer_kernels",
-    "kv_write": "kv_kernels",
-    "rotate": "kv_kernels",
-    "gated": "layer_kernels",
-    "combine": "layer_kernels",
-    "add": "layer_kernels",
-    **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
-    "attention_decode": "attention_kernels",
-    "attention_decode_any": "attention_kernels",
-    "attention_merge": "attention_kernels",
-    "attention_prompt": "attention_kernels",
-}
 
 
 class KernelCache:
@@ -116,13 +88,12 @@ class KernelCache:
             self._compile(self._load_kept(missing))
 
     def _compile(self, missing: list[str]) -> None:
-        from edgerun.kernels.compile_processes import compile_all
-
         if not missing:  # another process was so kind
             return
         task = "compile kernels" if self._said else "compile kernels (once on this machine)"
         self._events(Progress(task, 0, len(missing), "kernels"))
-        with contextlib.closing(compile_all(missing, self._isa, self._events)) as objects:
+        jobs = [Job(name, self._isa, entry_name(name, self._isa)) for name in missing]
+        with contextlib.closing(compile_all(jobs, self._events)) as objects:
             for done, (name, code) in enumerate(objects, 1):
                 self._link(name, code)
                 self._keep(name, code)
@@ -293,14 +264,3 @@ def machine_stamp() -> str:
     versions = [version(package) if find_spec(package) else "none" for package in ("numba", "llvmlite")]
     said = f"{versions} {llvm.get_host_cpu_name()} {sorted(features.items())} {sorted(cpu_features())}"
     return hashlib.sha256(said.encode()).hexdigest()[:24]
-
-
-def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = None) -> bytes:
-    """Object code of a kernel under the name `symbol`, for `machine` (default: this one). Takes seconds."""
-    from edgerun.kernels.codegen import object_code
-
-    module = import_module(f"edgerun.kernels.{SOURCES[name]}")
-    task, _, format = name.partition("_")
-    if format in BY_NAME and hasattr(module, f"build_{task}"):
-        return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), symbol, isa, machine)
-    return object_code(getattr(module, f"build_{name}"), symbol, isa, machine)

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from edgerun.device import default_threads, memory_limits
 from edgerun.device.interpreter import find_interpreter
 from edgerun.events import EventSink, Notice, ignore
-from edgerun.kernels.compile import compile_kernel, entry_name
 from edgerun.kernels.compile_worker import SIZE
 from edgerun.kernels.isa import Isa
+from edgerun.kernels.kernel_code import compile_kernel
 
 if TYPE_CHECKING:
     from edgerun.kernels.numba_target import Machine
@@ -40,14 +40,6 @@ _LOOK_S = 0.2
 _PATIENCE_S = 2.0  # for a killed process to be gone
 
 
-def compile_all(names: Sequence[str], isa: Isa, events: EventSink = ignore) -> Generator[tuple[str, bytes], None, None]:
-    """(name, object code) of each kernel for the cache of this machine, in the order in which they are ready."""
-    jobs = [Job(name, isa, entry_name(name, isa)) for name in names]
-    with contextlib.closing(compile_jobs(jobs, _processes_for(len(jobs)), events)) as objects:
-        for job, code in objects:
-            yield job.name, code
-
-
 @dataclass(frozen=True)
 class Job:
     """A kernel to compile: under which symbol, for which machine (None: this one)."""
@@ -60,6 +52,13 @@ class Job:
     def line(self) -> bytes:
         """As a process reads it."""
         return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def compile_all(jobs: Sequence[Job], events: EventSink = ignore) -> Generator[tuple[str, bytes], None, None]:
+    """(name, object code) of each kernel, in the order in which they are ready, by as many processes as pay."""
+    with contextlib.closing(compile_jobs(jobs, _processes_for(len(jobs)), events)) as objects:
+        for job, code in objects:
+            yield job.name, code
 
 
 def compile_jobs(

@@ -43,8 +43,8 @@ def _read(stream: IO[bytes], requests: queue.SimpleQueue[bytes]) -> None:
 
 
 def _compiled(request: dict[str, Any]) -> bytes:
-    from edgerun.kernels.compile import compile_kernel
     from edgerun.kernels.isa import Isa
+    from edgerun.kernels.kernel_code import compile_kernel
     from edgerun.kernels.numba_target import Machine
 
     isa = {key: _as_it_was(value) for key, value in request["isa"].items()}

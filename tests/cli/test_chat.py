@@ -15,10 +15,11 @@ import pytest
 from cli.conftest import load
 from cli.terminal import Terminal
 from edgerun import LLM
-from edgerun.cli.chat import Chat, speak
+from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import in_block, unfenced
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.talk import speak
 from edgerun.errors import FormatError, NotFoundError, UsageError
 
 

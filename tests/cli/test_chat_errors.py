@@ -15,11 +15,12 @@ import pytest
 from cli.conftest import load
 from cli.terminal import Terminal
 from edgerun import LLM
-from edgerun.cli.chat import Chat, attend, speak
+from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import whole_letters
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.saved_chat import session_path
+from edgerun.cli.talk import attend, speak
 from edgerun.errors import UsageError
 from edgerun.paths import data_dir
 

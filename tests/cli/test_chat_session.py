@@ -14,10 +14,11 @@ from tiny_model import make_tiny_model
 from cli.conftest import Run, load
 from cli.terminal import Terminal
 from edgerun import LLM
-from edgerun.cli.chat import Chat, attend, speak
+from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.saved_chat import chat_path, session_path
+from edgerun.cli.talk import attend, speak
 from edgerun.errors import UsageError
 
 SHORT = ("-n", "12", "--temperature", "0")

@@ -13,9 +13,10 @@ import pytest
 from cli.conftest import Run
 from cli.terminal import Terminal
 from edgerun import LLM
-from edgerun.cli.chat import Chat, speak
+from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.talk import speak
 
 CONTEXT = 160
 FORGETS = "the model forgets its oldest turns"

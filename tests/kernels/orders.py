@@ -17,9 +17,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgerun.kernels.compile import SOURCES, KernelCache
+from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.isa import ISAS
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.operations import all_operations, product_operations, wrong_operations
 

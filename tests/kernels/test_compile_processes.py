@@ -20,9 +20,10 @@ from edgerun import paths
 from edgerun.device import interpreter
 from edgerun.events import Event, Notice
 from edgerun.kernels import compile_processes
-from edgerun.kernels.compile import SOURCES, KernelCache, compile_kernel
+from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.compile_processes import Job, compile_jobs
 from edgerun.kernels.isa import ISAS
+from edgerun.kernels.kernel_code import SOURCES, compile_kernel
 from edgerun.kernels.object_file import read_symbols
 
 ISA = ISAS["portable"]
@@ -135,7 +136,8 @@ def test_processes_end_when_nobody_wants_the_rest():
 START = """
 import sys
 from pathlib import Path
-from edgerun.kernels.compile import KernelCache, SOURCES
+from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.isa import ISAS
 from edgerun.kernels import compile_processes
 compile_processes._processes_for = lambda count: 2

@@ -26,8 +26,9 @@ from edgerun.errors import FormatError
 from edgerun.events import Event, Notice, Progress
 from edgerun.kernels import load_kernels
 from edgerun.kernels.codegen import link_object
-from edgerun.kernels.compile import SOURCES, KernelCache, entry_name, file_name
+from edgerun.kernels.compile import KernelCache, entry_name, file_name
 from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.object_file import read_symbols
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 

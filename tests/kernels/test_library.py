@@ -18,8 +18,9 @@ from edgerun import paths
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.events import Event, Notice
 from edgerun.kernels import abi, compile, library
-from edgerun.kernels.compile import SOURCES, KernelCache
+from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.isa import ISAS
+from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.library import library_name
 from native.build import build_library
 from native.header import c_header

@@ -10,8 +10,9 @@ import json
 import sys
 
 from edgerun import paths
-from edgerun.kernels.compile import SOURCES, entry_name, file_name
+from edgerun.kernels.compile import entry_name, file_name
 from edgerun.kernels.isa import ISAS, runs_here
+from edgerun.kernels.kernel_code import SOURCES
 
 FOLDER = paths.cache_dir() / "kernels"
 

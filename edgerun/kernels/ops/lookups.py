@@ -8,19 +8,13 @@ columns (words of eight) or 16 (of four), which are read by halves of 16 columns
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
 from edgerun.kernels.formats.lookup import Lookup
+from edgerun.kernels.ops.word_ops import Value, WordOps
 from edgerun.kernels.simd import I8, I32
-
-if TYPE_CHECKING:
-    from edgerun.kernels.ops.emitter import Emitter, Value
-else:
-    Emitter = Value = Any
 
 
 class Looked:
@@ -34,7 +28,7 @@ class Looked:
 class Gathered(Looked):
     """A table of 32-bit words, four letters each."""
 
-    def __init__(self, e: Emitter, table: Lookup, low: Value, high: Value | None) -> None:
+    def __init__(self, e: WordOps, table: Lookup, low: Value, high: Value | None) -> None:
         self._e, self._low, self._high = e, low, high
         self._words = table.width // 4
         values = table.values + np.uint8(e.bias if table.signed else 0)
@@ -55,7 +49,7 @@ class Gathered(Looked):
 class GatheredNibbles(Looked):
     """Words of eight letters, each a nibble: one read for all of them, then a table in a register."""
 
-    def __init__(self, e: Emitter, table: Lookup, low: Value, high: Value | None) -> None:
+    def __init__(self, e: WordOps, table: Lookup, low: Value, high: Value | None) -> None:
         self._e, self._low, self._high = e, low, high
         self._letters = [letter + e.bias for letter in table.letters] if table.signed else list(table.letters)
         self._letters += [0] * (16 - len(self._letters))
@@ -70,13 +64,13 @@ class GatheredNibbles(Looked):
         return found
 
 
-def code_of(e: Emitter, low: Value, high: Value | None, code: int) -> Value:
+def code_of(e: WordOps, low: Value, high: Value | None, code: int) -> Value:
     """L x i32."""
     index = e.byte_of(low, code)
     return index if high is None else e.either(index, e.shl(e.byte_of(high, code), 8))
 
 
-def constant_words(e: Emitter, name: str, words: NDArray[np.uint32]) -> Value:
+def constant_words(e: WordOps, name: str, words: NDArray[np.uint32]) -> Value:
     """A pointer to the words, which lie in the kernel's object file under no name that others see."""
     module, full = e.b.module, f"edgerun.grid.{name}"
     known = module.globals.get(full)

@@ -1,0 +1,47 @@
+"""One kernel's code: which module makes it, and compiling it here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edgerun.kernels.formats import BY_NAME
+from edgerun.kernels.isa import Isa
+
+if TYPE_CHECKING:  # it loads Numba
+    from edgerun.kernels.numba_target import Machine
+
+# kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
+# `build_matmul(isa, format)`, `build_pack(isa, format)`
+SOURCES = {
+    "pool_run": "pool_kernels",
+    "pool_work": "pool_kernels",
+    "pool_program": "pool_kernels",
+    "quantize_q8": "quantize_kernels",
+    "quantize_q8k": "quantize_kernels",
+    **{f"matmul_{name}": "matmul_driver" for name in BY_NAME},
+    **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
+    "rms_norm": "layer_kernels",
+    "rope": "layer_kernels",
+    "kv_write": "kv_kernels",
+    "rotate": "kv_kernels",
+    "gated": "layer_kernels",
+    "combine": "layer_kernels",
+    "add": "layer_kernels",
+    **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
+    "attention_decode": "attention_kernels",
+    "attention_decode_any": "attention_kernels",
+    "attention_merge": "attention_kernels",
+    "attention_prompt": "attention_kernels",
+}
+
+
+def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = None) -> bytes:
+    """Object code of a kernel under the name `symbol`, for `machine` (default: this one). Takes seconds."""
+    from edgerun.kernels.codegen import object_code
+
+    module = import_module(f"edgerun.kernels.{SOURCES[name]}")
+    task, _, format = name.partition("_")
+    if format in BY_NAME and hasattr(module, f"build_{task}"):
+        return object_code(lambda _: getattr(module, f"build_{task}")(isa, BY_NAME[format]), symbol, isa, machine)
+    return object_code(getattr(module, f"build_{name}"), symbol, isa, machine)
