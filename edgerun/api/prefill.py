@@ -56,7 +56,7 @@ class WantedBackend:
 
     def reserve_bytes(self, spec: ModelSpec, plan: MemoryPlan) -> int:
         """Of a streamed model's memory, which is all spoken for otherwise."""
-        from edgerun.prefill.stages import scratch_bytes
+        from edgerun.prefill.segments import scratch_bytes
 
         return 0 if plan.mode == "resident" else scratch_bytes(spec, self.choice.scheme)
 

@@ -3,10 +3,10 @@
 The order in which a row's result is summed is defined here, and depends on nothing but the row's own position:
 
 - a score is one chain of fused multiply-adds over the dimensions of the head, in one lane;
-- the scores of a block of KEYS positions become weights against the running maximum of their chunk; what a row may not
+- the scores of a block of KEYS positions become weights against the running maximum of their page; what a row may not
   see weighs exactly nothing;
-- a chunk's values are summed in the order of positions, block by block, from nothing;
-- chunks of KEYS_PER_PAGE positions, counted from position 0 of the sequence, are joined in ascending order.
+- a page's values are summed in the order of positions, block by block, from nothing;
+- pages (KEYS_PER_PAGE positions, counted from position 0 of the sequence) are joined in ascending order.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def build_softmax(ops: Ops) -> Any:
     """(scores (KEYS,), begin, end, scale, cap, state) -> what sums so far are to be multiplied by, in every lane.
 
     Scores become weights; those outside begin .. end - 1 become 0, whatever they were. `state` is (maximum, sum) of
-    the chunk so far."""
+    the page so far."""
     lanes = ops.lanes
     load, store, exp, first_lane = ops.load_floats, ops.store_floats, ops.exp, ops.first_lane
     zero, plus, minus, times, splat = ops.zero_floats, ops.add, ops.sub, ops.mul, ops.splat
@@ -156,15 +156,15 @@ def build_softmax(ops: Ops) -> Any:
 
 
 def build_join(ops: Ops) -> Any:
-    """(maximum, sum) of what is joined already, (maximum, sum) of the next chunk -> both of the whole, and what the
+    """(maximum, sum) of what is joined already, (maximum, sum) of the next page -> both of the whole, and what the
     values of either are to be multiplied by, in every lane."""
     exp, minus, splat, fma_one, first_lane = ops.exp, ops.sub, ops.splat, ops.fma_one, ops.first_lane
 
     @njit(forceinline=True)
-    def join(top: Any, total: Any, chunk_top: Any, chunk_total: Any) -> Any:
-        highest = max(top, chunk_top)
-        old, new = exp(minus(splat(top), splat(highest))), exp(minus(splat(chunk_top), splat(highest)))
-        whole = fma_one(total, first_lane(old), float32(chunk_total * first_lane(new)))
+    def join(top: Any, total: Any, page_top: Any, page_total: Any) -> Any:
+        highest = max(top, page_top)
+        old, new = exp(minus(splat(top), splat(highest))), exp(minus(splat(page_top), splat(highest)))
+        whole = fma_one(total, first_lane(old), float32(page_total * first_lane(new)))
         return highest, whole, old, new
 
     return join

@@ -30,7 +30,7 @@ _WAVE_SHARE = 0.06  # of the budget that a wave may take when layers stream
 _LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
 _LEAST_NEURONS = 16  # of so many, one must have a slot
 _SMALLEST_CONTEXT = 256  # not worth advising less
-_PAGE = 4096
+_SYSTEM_PAGE = 4096
 
 
 class Sizes(Protocol):
@@ -125,7 +125,7 @@ def plan_memory(
     outside = head + vectors + sum(4 * info.shape[0] for info in catalog.outside.values())
     layer_bytes = [_matrices_bytes(layer, sizes) for layer in catalog.layers]
     expert_bytes = [_expert_bytes(layer, sizes) for layer in catalog.layers]
-    slot = -(-max(expert_bytes) // _PAGE) * _PAGE
+    slot = -(-max(expert_bytes) // _SYSTEM_PAGE) * _SYSTEM_PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
     kv_bytes = spec.kv_bytes(context, CHUNK, kv)

@@ -23,12 +23,12 @@ from edgerun.models.prompt import PromptWalk
 from edgerun.models.routed_rows import RoutedRows
 from edgerun.prefill.build import BuiltModel
 from edgerun.prefill.hadamard import rotate
-from edgerun.prefill.ladder import LADDER, padded, rungs
+from edgerun.prefill.ladder import LADDER, graph_chunks, padded
 from edgerun.prefill.layer_files import GraphFile, weights_name
 from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
+from edgerun.prefill.segments import EXPERT, Segment, products_of, segments_of
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.shadow import ShadowWeights, excess, find_shadow
-from edgerun.prefill.stages import EXPERT, Segment, products_of, segments_of
 
 EXPERT_ROWS = 16  # of a wave that make an expert worth a graph's run where nobody measured it
 
@@ -148,7 +148,7 @@ class OnnxBackend:
 
     def run_layers(self, walk: PromptWalk, layers: range) -> None:
         """Some layers, of a stream that is rotated already where it has to be."""
-        whole = [_Chunk(rows, size) for rows, size in rungs(len(walk.x), self._built.sizes)]
+        whole = [_Chunk(rows, size) for rows, size in graph_chunks(len(walk.x), self._built.sizes)]
         two_sided = self._built.experts or any(self._built.layers[layer].ranges.outliers for layer in layers)
         alone = len(whole) == 1 and not two_sided
         tasks = self._tasks(walk, whole, layers)
@@ -228,7 +228,7 @@ class OnnxBackend:
         jobs = []
         for expert, slots in routed.slots_of.items():
             if self._is_there(routed, expert):
-                for rows, size in rungs(len(slots), self._built.sizes):
+                for rows, size in graph_chunks(len(slots), self._built.sizes):
                     job = _ExpertRows(mixture.walk, routed, slots[rows], size)
                     jobs.append((GraphFile(mixture.layer, EXPERT, size, expert), job.rows, job.take))
         self._sessions.run_experts(jobs)

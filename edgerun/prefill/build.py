@@ -26,7 +26,7 @@ from edgerun.prefill.hadamard import check_rotatable
 from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, write_layer
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import EXPERT, check_supported, segments_of
+from edgerun.prefill.segments import EXPERT, check_supported, segments_of
 from edgerun.weights.identity import content_digest
 
 _VERSION = 2  # of what this code writes

@@ -42,8 +42,8 @@ from edgerun.prefill.providers import Device, find_devices, runtime
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schedule import Timeline
 from edgerun.prefill.schemes import scheme_named
+from edgerun.prefill.segments import check_supported
 from edgerun.prefill.sessions import Sessions
-from edgerun.prefill.stages import check_supported
 from edgerun.units import format_size
 from edgerun.weights.store import Mode
 

@@ -8,7 +8,7 @@ from edgerun.errors import UsageError
 from edgerun.models import ModelSpec
 from edgerun.prefill.providers import Device, ProviderKind, device_named
 from edgerun.prefill.schemes import Scheme, scheme_named
-from edgerun.prefill.stages import weights_bytes
+from edgerun.prefill.segments import weights_bytes
 
 KERNELS, AUTO = "kernels", "auto"
 

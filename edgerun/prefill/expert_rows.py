@@ -12,10 +12,10 @@ import numpy as np
 from edgerun.errors import UnsupportedError
 from edgerun.kernels.interface import F32
 from edgerun.models import Decoder
-from edgerun.prefill.ladder import padded, rungs
+from edgerun.prefill.ladder import graph_chunks, padded
 from edgerun.prefill.layer_files import GraphFile
+from edgerun.prefill.segments import EXPERT
 from edgerun.prefill.sessions import ExpertJob, Sessions
-from edgerun.prefill.stages import EXPERT
 
 TRIED = (8, 16, 32, 64, 128)
 _TURNS = 5
@@ -33,7 +33,7 @@ def least_expert_rows(decoder: Decoder, sessions: Sessions, layer: int, sizes: S
             every = np.arange(rows, dtype=np.int32)
             slots = [every + rows * i for i in range(len(ids))]
             parts = np.empty((rows * len(ids), spec.d_model), np.float32)
-            ((_, size),) = rungs(rows, sizes)
+            ((_, size),) = graph_chunks(rows, sizes)
             jobs: list[ExpertJob] = [
                 (GraphFile(layer, EXPERT, size, int(expert)), partial(padded, x, size), _drop) for expert in ids
             ]

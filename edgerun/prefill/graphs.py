@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgerun.models import ModelSpec
 from edgerun.models.blocks.declared import Part, Product, ProductName
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import Segment, expert_products, products_of
+from edgerun.prefill.segments import Segment, expert_products, products_of
 
 OPSET, IR_VERSION = 21, 10
 Range = tuple[float, float]

@@ -9,10 +9,10 @@ import numpy as np
 from edgerun.kernels.interface import F32
 from edgerun.models.chunks import CHUNK, chunks
 
-LADDER = (32, 128, 256)
+LADDER = (32, 128, 256)  # rows of a chunk for which graphs are built
 
 
-def rungs(tokens: int, sizes: Sequence[int]) -> list[tuple[slice, int]]:
+def graph_chunks(tokens: int, sizes: Sequence[int]) -> list[tuple[slice, int]]:
     """Rows and the size of the graph that takes them: the largest repeatedly, then the smallest that fits, padded.
     A size of 0 takes any number."""
     if 0 in sizes:

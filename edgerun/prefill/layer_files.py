@@ -16,7 +16,7 @@ from edgerun.paths import write_kept
 from edgerun.prefill.graphs import LayerConstants, Stored, build_graph
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
-from edgerun.prefill.stages import EXPERT, Segment, expert_products, products_of, segments_of
+from edgerun.prefill.segments import EXPERT, Segment, expert_products, products_of, segments_of
 from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles, same_nibbles
 
 _PAGE = 4096

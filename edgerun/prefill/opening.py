@@ -20,8 +20,8 @@ from edgerun.prefill.choice import PromptChoice
 from edgerun.prefill.ladder import LADDER
 from edgerun.prefill.profile import MOST_TOKENS, profile_ranges
 from edgerun.prefill.ranges import LayerRanges
+from edgerun.prefill.segments import check_supported
 from edgerun.prefill.sessions import Sessions
-from edgerun.prefill.stages import check_supported
 from edgerun.weights.identity import content_digest
 
 _RANGES_VERSION = 2  # those of 1 that were found while a model was streamed are wrong

@@ -15,7 +15,7 @@ from edgerun.prefill.graphs import Range
 from edgerun.prefill.hadamard import rotate
 from edgerun.prefill.observe import KernelLayers
 from edgerun.prefill.ranges import Extremes, LayerRanges
-from edgerun.prefill.stages import products_of
+from edgerun.prefill.segments import products_of
 
 MOST_TOKENS = 512
 

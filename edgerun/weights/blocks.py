@@ -9,7 +9,7 @@ from edgerun.kernels.interface import Kernels
 from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog
 
 _ALIGNMENT = 64
-_PAGE = 4096
+_SYSTEM_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def stored_block_bytes(layouts: list[BlockLayout]) -> int:
 
 
 def _paged(n_bytes: int) -> int:
-    return -(-n_bytes // _PAGE) * _PAGE
+    return -(-n_bytes // _SYSTEM_PAGE) * _SYSTEM_PAGE
 
 
 def _blocks(layers: list[list[TensorInfo]], kernels: Kernels) -> list[BlockLayout]:

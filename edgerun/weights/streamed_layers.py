@@ -35,7 +35,7 @@ from edgerun.weights.tensor_reader import DenseLoader
 
 
 @dataclass
-class WindowStats:
+class BufferStats:
     """Counts since the start: layers that were ready when asked for, those waited for, and the waiting."""
 
     ready: int = 0
@@ -86,7 +86,7 @@ class StreamedLayerStore(LastingWeights):
         if buffers < 2:
             raise UsageError(f"streaming layers needs two buffers, got {buffers}")
         self.wave_tokens = wave_tokens
-        self.stats = WindowStats()
+        self.stats = BufferStats()
         self._catalog = catalog
         kernels.prepare(catalog.types())
         if catalog.n_neurons:
@@ -188,7 +188,7 @@ class StreamedLayerStore(LastingWeights):
         return self._neurons.lease(layer, ids, cancelled)
 
     def statistics(self) -> dict[str, float]:
-        """Counts since the start: see `WindowStats` and `ReadStats`."""
+        """Counts since the start: see `BufferStats` and `ReadStats`."""
         neurons = asdict(self._neurons.stats) if self._neurons is not None else {}
         return {**asdict(self.stats), **neurons, **{f"read_{k}": v for k, v in asdict(self.flash.stats).items()}}
 

@@ -13,7 +13,7 @@ from edgerun.errors import UnsupportedError
 from edgerun.formats.quants import dequantize
 from edgerun.models import Decoder
 from edgerun.models.prompt import on_backend
-from edgerun.prefill.ladder import LADDER, rungs
+from edgerun.prefill.ladder import LADDER, graph_chunks
 from edgerun.prefill.weights import LayerReader, same_nibbles
 from edgerun.weights import StreamedExpertStore, StreamedLayerStore
 from tests.models.instances import INSTANCES
@@ -77,8 +77,8 @@ def test_any_length_and_ladder(models, ladders, name, length, sizes, more):
 
 
 @given(length=st.integers(1, 2000), sizes=SIZES)
-def test_rungs_cover_a_prompt_once(length, sizes):
-    cut = rungs(length, sizes)
+def test_chunks_cover_a_prompt_once(length, sizes):
+    cut = graph_chunks(length, sizes)
     assert [row for rows, _ in cut for row in range(rows.start, rows.stop)] == list(range(length))
     for rows, size in cut:
         assert size in sizes
@@ -212,7 +212,7 @@ def test_a_rotated_bias_and_a_fused_part(models):
     """What is read is cut from the fused matrix before it is turned."""
     model = models("phi3")
     from edgerun.prefill.hadamard import rotate
-    from edgerun.prefill.stages import products_of
+    from edgerun.prefill.segments import products_of
 
     product = products_of(model.spec, 0)["qkv"]
     plain, turned = (LayerReader(model.gguf, model.spec, 0, rotated=rotated) for rotated in (False, True))
