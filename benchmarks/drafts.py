@@ -16,14 +16,14 @@ from edgerun import LLM
 from edgerun.engine import Completion
 
 _TEXT = Path(__file__).parents[1] / "docs" / "streaming.md"
-_REPEATED = "Repeat the following text word for word:\n\n"
-_NEW = "Write a long story about a lighthouse keeper and his dog."
+_BEGUN = 200  # characters of its second copy
+_NEW = "Once upon a time a lighthouse keeper and his dog"
 
 
 def answer(llm: LLM, prompt: str, tokens: int, **options: Any) -> Completion:
     """Of a session of its own: nothing of the prompt is there already."""
     with llm.session() as session:
-        return session.chat(prompt, max_tokens=tokens, ignore_eos=True, **options)
+        return session.complete(prompt, max_tokens=tokens, ignore_eos=True, **options)
 
 
 def main() -> None:
@@ -35,19 +35,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--characters", type=int, default=3000, help="of the text to be repeated")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--temperature", type=float, default=0.0)
     given = parser.parse_args()
-    tasks = {"repeated": _REPEATED + _TEXT.read_text("utf-8")[: given.characters], "new": _NEW}
+    text = _TEXT.read_text("utf-8")[: given.characters]
+    tasks = {
+        "repeated": (f"{text}\n\n{text[:_BEGUN]}", 0.0),
+        "new": (_NEW, 1.0),
+    }  # greedy, a small model repeats itself
     rates: dict[tuple[str, bool], list[float]] = {}
     guessed: dict[str, tuple[int, int]] = {}
     with LLM(given.model, threads=given.threads, memory=given.memory, draft=given.draft) as llm:
         draft = llm.engine.draft
         for number in range(given.rounds):
-            for name, prompt in tasks.items():
+            for name, (prompt, temperature) in tasks.items():
                 said = []
                 for is_drafted in (False, True) if number % 2 else (True, False):
                     llm.engine.draft = draft if is_drafted else None
-                    done = answer(llm, prompt, given.tokens, seed=number, temperature=given.temperature)
+                    done = answer(llm, prompt, given.tokens, seed=number, temperature=temperature)
                     said.append(done.token_ids)
                     rates.setdefault((name, is_drafted), []).append(done.timings.decode_tokens_per_s)
                     if is_drafted:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +76,28 @@ def test_which_vocabularies_are_the_same() -> None:
     ):
         with pytest.raises(UsageError, match=why):
             check_same_vocabulary("x", other, model)
+
+
+def test_as_typed() -> None:
+    arguments = [
+        sys.executable,
+        "-m",
+        "edgerun",
+        "run",
+        "tales",
+        PROMPTS[0],
+        "-n",
+        "40",
+        "--temperature",
+        "0",
+        "--json",
+    ]
+    said = [
+        json.loads(subprocess.run([*arguments, *more], capture_output=True, text=True, check=True).stdout)
+        for more in ([], ["--draft", "lookup"], ["--draft", "tales-draft"])
+    ]
+    assert said[0]["text"] == said[1]["text"] == said[2]["text"]
+    assert all(0 <= each["accepted_tokens"] <= each["drafted_tokens"] for each in said)
 
 
 @pytest.mark.parametrize("value", ["", 3, b"lookup", ["lookup"]])
