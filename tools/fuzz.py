@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from edgerun.formats.gguf import GgmlType  # noqa: E402
 from edgerun.kernels import load_kernels  # noqa: E402
+from edgerun.kernels.interface import NEURON_TYPES  # noqa: E402
 from tools.fuzzing.case import Bench, Outcome  # noqa: E402
 from tools.fuzzing.corpus import KINDS, make_corpus  # noqa: E402
 from tools.fuzzing.workers import run_cases  # noqa: E402
@@ -33,7 +34,7 @@ def make_bench(folder: Path, kernels: str = "auto") -> Bench:
     """The corpus in `folder`, and kernels with one thread, all compiled, so that processes can be forked off."""
     made = load_kernels(kernels, threads=1)
     made.prepare(list(GgmlType))
-    made.prepare_neurons((GgmlType.F32, GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0))
+    made.prepare_neurons(NEURON_TYPES)
     bench = Bench(make_corpus(folder), made)
     bench.warm_up()
     return bench

@@ -51,7 +51,7 @@ def command(
 
     The choice is kept and used from then on (`--prefill auto`).
     """
-    from edgerun.api.prefill import calibrate_model
+    from edgerun.api.calibration import calibrate_model
 
     with ProgressBars() as bars:
         found = calibrate_model(

@@ -93,7 +93,7 @@ def _print_providers(found: dict[str, Any]) -> None:
 
 def _prefill(options: LoadOptions) -> str:
     """What prompts of the default model run on, calibrated if it was not yet."""
-    from edgerun.api.prefill import calibrate_model
+    from edgerun.api.calibration import calibrate_model
     from edgerun.errors import EdgerunError
     from edgerun.hub import embedded_model
 

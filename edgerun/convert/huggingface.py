@@ -35,7 +35,7 @@ def convert_huggingface(
             for key, value in hyperparameters(config).items():
                 writer.add(f"{architecture}.{key}", value)
             vocabulary.write(writer)
-            emitter = Emitter(writer, quant, tied_head, sparse=config.sparse)
+            emitter = Emitter(writer, quant, tied_head)
             for tensor in sources:
                 emitter.add(tensor)
             emitter.notes += _notes(config, dropped)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgerun.convert.report import Report
 from edgerun.convert.target import check_loads, check_target, refusing
-from edgerun.convert.tensors import FOR_TRAINED_MODELS, Emitter, Source, file_type, is_sparse, parse_quant
+from edgerun.convert.tensors import FOR_TRAINED_MODELS, Emitter, Source, file_type, parse_quant
 from edgerun.errors import EdgerunError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
@@ -37,9 +37,7 @@ def quantize_gguf(
             _copy_metadata(model, writer)
             writer.add("general.file_type", file_type(wanted, ()))
             writer.add("general.quantization_version", 2)
-            emitter = Emitter(
-                writer, wanted, tied_head="output.weight" not in model.tensors, sparse=is_sparse(model.tensors)
-            )
+            emitter = Emitter(writer, wanted, tied_head="output.weight" not in model.tensors)
             for info in model.tensors.values():
                 emitter.add(_source(model, info))
         types = {info.type.name for info in model.tensors.values()}

@@ -66,8 +66,6 @@ _NARROWER = {
     GgmlType.Q2_0: GgmlType.Q4_0,
 }
 _PIECE_BYTES = 4 << 20
-_NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
-_IN_EIGHT_BITS = (GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.Q8_0)  # rows of neurons are
 _NOT_WEIGHTS = (GgmlType.F64, GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64)
 
 
@@ -113,22 +111,15 @@ def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or not name.endswith(".weight") or "_norm." in name or "ffn_gate_inp" in name
 
 
-def is_sparse(tensors: Iterable[str]) -> bool:
-    """Whether these tensors are of a model whose feed-forward is stored neuron by neuron."""
-    return any(name.endswith(".ffn_down_t.weight") for name in tensors)
-
-
-def choose_type(
-    name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool, sparse: bool = False
-) -> GgmlType:
+def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool) -> GgmlType:
     """The type of a weight when the file is to be `wanted`.
 
     The head (or the embedding that serves as one) is at least Q6_K, Q8_0 in files of MXFP4, and rows that are no whole
-    blocks get the type that llama-quantize takes. Rows of neurons (`sparse`) come in few types: the nearest.
+    blocks get the type that llama-quantize takes.
     """
     if stays_f32(name, shape):
         return GgmlType.F32
-    chosen = _of_neurons(wanted) if sparse and name.endswith(_NEURON_ROWS) else wanted
+    chosen = wanted
     if is_head and wanted not in _PRECISE:
         whole = shape[-1] % wanted.block_size == 0 and wanted is not GgmlType.MXFP4
         chosen = GgmlType.Q6_K if whole else GgmlType.Q8_0
@@ -138,13 +129,6 @@ def choose_type(
     return GgmlType.F16
 
 
-def _of_neurons(wanted: GgmlType) -> GgmlType:
-    """The type of rows of neurons in a file of `wanted`: they come in F32, F16, Q8_0 and Q4_0."""
-    if wanted in _FLOATS:
-        return GgmlType.F32 if wanted is GgmlType.F32 else GgmlType.F16
-    return GgmlType.Q8_0 if wanted in _IN_EIGHT_BITS else GgmlType.Q4_0
-
-
 @dataclass
 class Emitter:
     """Adds tensors to a writer in the wanted type (None: each as its source) and keeps account."""
@@ -152,7 +136,6 @@ class Emitter:
     writer: GgufWriter
     wanted: GgmlType | None
     tied_head: bool
-    sparse: bool = False
     types: Counter[str] = field(default_factory=Counter)
     fallbacks: list[Fallback] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -169,18 +152,11 @@ class Emitter:
         if source.type in _NOT_WEIGHTS:
             return source.type
         if self.wanted is None:
-            if stays_f32(source.name, source.shape):
-                return GgmlType.F32
-            neurons = self.sparse and source.name.endswith(_NEURON_ROWS)
-            return _of_neurons(source.type) if neurons else source.type
+            return GgmlType.F32 if stays_f32(source.name, source.shape) else source.type
         is_head = source.name == ("token_embd.weight" if self.tied_head else "output.weight")
-        type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head, sparse=self.sparse)
-        reason = ""
+        type_ = choose_type(source.name, source.shape, self.wanted, is_head=is_head)
         if not stays_f32(source.name, source.shape) and source.shape[-1] % self.wanted.block_size:
             reason = f"rows of {source.shape[-1]} weights are no whole blocks of {self.wanted.block_size}"
-        elif self.sparse and source.name.endswith(_NEURON_ROWS) and type_ != self.wanted:
-            reason = "neurons that are used one by one do not come in that type"
-        if reason:
             self.fallbacks.append(Fallback(source.name, self.wanted.name, type_.name, reason))
         return type_
 

@@ -38,6 +38,15 @@ class Pack(NamedTuple):
     rows: Annotated[int, "rows"]
     out: Annotated[int, "address of the packed groups"]
     blocks: Annotated[int, "blocks in a row"]
+    chosen: Annotated[int, "address of i32: the number of every row that is packed; 0: all from the first on"] = 0
+
+
+class Dequantize(NamedTuple):
+    """Packed rows back to floats. An item is a group of lanes rows, all of which are written."""
+
+    packed: Annotated[int, "address of the packed groups"]
+    out: Annotated[int, "address of (groups * lanes, columns) f32"]
+    blocks: Annotated[int, "blocks in a row"]
 
 
 class Quantize(NamedTuple):
@@ -184,6 +193,18 @@ class NeuronsUp(NamedTuple):
     squared: Annotated[int, "1: relu squared; 0: relu"]
 
 
+class NeuronsGate(NamedTuple):
+    """h = act(gate) * values for neurons that fired, 0 for the others. An item is a token."""
+
+    gate: Annotated[int, "address of (tokens, ff) f32"]
+    h: Annotated[int, "address of (tokens, ff) f32"]
+    ff: Annotated[int, "neurons in all"]
+    ids: Annotated[int, "address of i32: which neurons"]
+    neurons: Annotated[int, "how many ids"]
+    values: Annotated[int, "address of (tokens, neurons) f32: x . up"]
+    squared: Annotated[int, "1: relu squared; 0: relu"]
+
+
 class NeuronsDown(NamedTuple):
     """out += h * down for neurons that fired. An item is a slice of columns (layout.NEURON_SLICE)."""
 
@@ -282,6 +303,7 @@ _OF_KERNEL = {
     "gated": Gated,
     "combine": Combine,
     "add": Add,
+    "neurons_gate": NeuronsGate,
     "attention_decode": AttentionDecode,
     "attention_decode_any": AttentionDecode,
     "attention_prompt": AttentionPrompt,
@@ -289,6 +311,7 @@ _OF_KERNEL = {
 }
 _OF_FAMILY = {
     "pack_": Pack,
+    "dequantize_": Dequantize,
     "quantize_": Quantize,
     "matmul_": Products,
     "neurons_up_": NeuronsUp,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
@@ -93,7 +94,7 @@ class Expert:
         object.__setattr__(self, "kind", kind)
 
 
-NEURON_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0)
+NEURON_TYPES = tuple(FORMATS)
 NEURON_COLS = 32  # d must be a multiple
 
 
@@ -124,10 +125,13 @@ class Neurons:
 
 def check_neurons(what: str, type: GgmlType, cols: int) -> None:
     """UnsupportedError unless neurons can be of this type and width."""
-    if type not in NEURON_TYPES or cols % NEURON_COLS:
+    if type not in NEURON_TYPES:
         known = ", ".join(each.name for each in NEURON_TYPES)
+        raise UnsupportedError(f"{what}: there are no neurons of {type.name}; they may be {known}")
+    multiple = max(NEURON_COLS, type.block_size)
+    if cols % multiple:
         raise UnsupportedError(
-            f"{what}: neurons of {cols} {type.name}; they may be {known}, of a multiple of {NEURON_COLS}"
+            f"{what}: neurons of {cols} {type.name}; of this type they have a multiple of {multiple}"
         )
 
 

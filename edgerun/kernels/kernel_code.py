@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from edgerun.kernels.formats import BY_NAME
+from edgerun.kernels.formats import BY_NAME, FORMATS
 from edgerun.kernels.isa import Isa
+from edgerun.kernels.layout import ROW_TYPES
 
 if TYPE_CHECKING:  # it loads Numba
     from edgerun.kernels.numba_target import Machine
 
 # kernel -> the module whose function makes it: `build_<kernel>(ops)`, or, of those that every format has one of,
-# `build_matmul(isa, format)`, `build_pack(isa, format)`
+# `build_matmul(isa, format)`, `build_pack(isa, format)`, `build_dequantize(isa, format)`
 SOURCES = {
     "pool_run": "pool_kernels",
     "pool_work": "pool_kernels",
@@ -28,7 +29,9 @@ SOURCES = {
     "gated": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",
-    **{f"neurons_{way}_{name}": "neuron_kernels" for way in ("up", "down") for name in ("f32", "f16", "q8_0", "q4_0")},
+    "neurons_gate": "neuron_kernels",
+    **{f"neurons_{way}_{FORMATS[type].name}": "neuron_kernels" for way in ("up", "down") for type in ROW_TYPES},
+    **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},
     "attention_decode": "attention_kernels",
     "attention_decode_any": "attention_kernels",
     "attention_merge": "attention_kernels",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.layout import ROW_TYPES
 
 ALWAYS = (
     *("pool_run", "pool_work", "pool_program"),
@@ -43,18 +44,23 @@ def for_matrices(types: Sequence[GgmlType]) -> list[str]:
 
 
 def neurons_kernel(way: str, type: GgmlType) -> str:
-    """Of neurons' rows of a type; way: "up" or "down"."""
+    """Of neurons' rows of one of ROW_TYPES; way: "up" or "down"."""
     return f"neurons_{way}_{type.name.lower()}"
 
 
-def neurons_form(type: GgmlType) -> str:
-    """The form of activations that rows up of a type are multiplied with."""
-    return "f32" if type in (GgmlType.F32, GgmlType.F16) else "q8"
+def dequantize_kernel(type: GgmlType) -> str:
+    """Of packed rows of a type that is none of ROW_TYPES."""
+    return f"dequantize_{FORMATS[type].name}"
 
 
 def for_neurons(types: Sequence[GgmlType]) -> list[str]:
     """What neurons of these types need, beside the kernels that are always needed."""
-    names = [neurons_kernel(way, type) for way in ("up", "down") for type in types]
-    if any(neurons_form(type) == "q8" for type in types):
-        names.append(QUANTIZE["q8"])
-    return names
+    names = []
+    for type in types:
+        pack, matmul, form, _ = MATRIX_KERNELS[type]
+        if type in ROW_TYPES:
+            names += [neurons_kernel("up", type), neurons_kernel("down", type)]
+        else:
+            names += [pack, matmul, "neurons_gate", dequantize_kernel(type), neurons_kernel("down", GgmlType.F32)]
+        names += [QUANTIZE[form]] if form != "f32" else []
+    return list(dict.fromkeys(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,11 @@ U8 = NDArray[np.uint8]
 
 _CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
+# Neurons of these types are used as they lie in the file. Rows of all others are packed when their neuron fires: `up`
+# is then a product like any other, and `down` is made floats.
+ROW_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0)
+NEURON_FLOATS_BYTES = 4 << 20  # of so many floats at a time, unless a single group of rows is more
+_MOST_LANES = 16
 _PACKED_NAME = re.compile(r"rows[1-9][0-9]?")
 _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 
@@ -49,6 +55,17 @@ def layout_bytes(name: str, type: GgmlType, rows: int, cols: int) -> int:
     if not lanes or type not in FORMATS:
         raise UsageError(f"there is no layout {name!r} of {type.name}")
     return packed_bytes(type, rows, cols, lanes)
+
+
+def neurons_at_once(cols: int, tokens: int, lanes: int) -> int:
+    """Neurons whose rows are packed together: a float for each of their columns, or of the tokens, is in bounds."""
+    return max(1, NEURON_FLOATS_BYTES // (4 * max(cols, tokens)) // lanes) * lanes
+
+
+def neuron_scratch_bytes(types: Sequence[GgmlType], cols: int) -> int:
+    """What neurons of these types take while they are used, beside their rows, at most."""
+    rows = neurons_at_once(cols, 1, _MOST_LANES)
+    return max((rows * (4 * cols + each.row_bytes(cols)) for each in types if each not in ROW_TYPES), default=0)
 
 
 class PackedSizes:

@@ -1,13 +1,14 @@
 """A ReLU feed-forward by its neurons: only rows of those that fired are touched (PowerInfer, PowerInfer-2).
 
-Rows are GGUF blocks as they are in the file: picking rows and interleaving them (as `layout` does) would cost more than
-it brings. Up's rows are dotted with the (int8) activations, down's are added to the result, which is why down must be
-stored transposed.
+Rows of the types here are used as GGUF blocks, as they are in the file: picking rows and interleaving them (as `layout`
+does) would cost more than it brings. Up's rows are dotted with the (int8) activations, down's are added to the result,
+which is why down must be stored transposed. Rows of all other types are interleaved: `neuron_launch` says how.
 
 `neurons_up`, an item is a neuron: 0 gate, 1 h, 2 ff, 3 tokens, 4 ids (i32), 5 slots (i32), 6 memory, 7 bytes of a row
 of memory, 8 blocks of 32 columns, 9 x or its quants, 10 their stride, 11 scales, 12 their stride, 13 relu squared.
 `neurons_down`, an item is NEURON_SLICE columns of the result: 0 h, 1 ff, 2 tokens, 3 ids, 4 slots, 5 memory of the
 first down row, 6 bytes of a row of memory, 7 neurons, 8 out, 9 columns.
+`neurons_gate`, an item is a token: 0 gate, 1 h, 2 ff, 3 ids, 4 neurons, 5 x . up of them, 6 relu squared.
 """
 
 from __future__ import annotations
@@ -45,6 +46,28 @@ def _up(ops: Ops, product: Any) -> Any:
                 store_f32(int64(h + at), value)
 
     return neurons_up, kernel_signature()
+
+
+def build_neurons_gate(ops: Ops) -> Any:
+    """What `_up` does with the products of neurons, made before."""
+
+    def neurons_gate(arguments: int, low: int, high: int) -> None:
+        gate, h = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        ff, ids = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        n, values = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        squared = load_i64(int64(arguments + 48))
+        for t in range(low, high):
+            for i in range(n):
+                at = (t * ff + int64(load_u32(int64(ids + 4 * i)))) * 4
+                g = load_f32(int64(gate + at))
+                value = float32(0.0)
+                if g > float32(0.0):
+                    if squared != 0:
+                        g = g * g
+                    value = g * load_f32(int64(values + (t * n + i) * 4))
+                store_f32(int64(h + at), value)
+
+    return neurons_gate, kernel_signature()
 
 
 def _up_quantised(ops: Ops, dot: Any, block_bytes: int) -> Any:
@@ -88,6 +111,11 @@ def build_neurons_up_q8_0(ops: Ops) -> Any:
 def build_neurons_up_f16(ops: Ops) -> Any:
     """Widened when loaded."""
     return _up_floats(ops, ops.load_halves, 2)
+
+
+def build_neurons_up_bf16(ops: Ops) -> Any:
+    """Widened when loaded."""
+    return _up_floats(ops, ops.load_bfloats, 2)
 
 
 def build_neurons_up_f32(ops: Ops) -> Any:
@@ -164,6 +192,11 @@ def _down_floats(ops: Ops, widen: Any, width: int) -> Any:
 def build_neurons_down_f16(ops: Ops) -> Any:
     """Widened when loaded."""
     return _down_floats(ops, ops.load_halves, 2)
+
+
+def build_neurons_down_bf16(ops: Ops) -> Any:
+    """Widened when loaded."""
+    return _down_floats(ops, ops.load_bfloats, 2)
 
 
 def build_neurons_down_f32(ops: Ops) -> Any:

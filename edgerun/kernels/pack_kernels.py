@@ -1,7 +1,7 @@
 """GGUF rows to the packed layout at memory speed: the same result as `layout.pack`, bit for bit.
 
-Arguments (int64 slots): 0 rows' first byte, 1 row bytes, 2 rows, 3 out, 4 blocks in a row. An item is a group of lanes
-rows; rows that do not exist become zeros.
+Arguments (int64 slots): 0 rows' first byte, 1 row bytes, 2 rows, 3 out, 4 blocks in a row, 5 the rows' numbers (i32; 0:
+they follow each other). An item is a group of lanes rows; rows that do not exist become zeros.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import int64, types, uint8
+from numba import int64, njit, types, uint8
 
 from edgerun.kernels.formats.base import Format, Plain, swap_masks
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.matmul_driver import kernel_signature
-from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, shuffle, store_u8
+from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, load_u32, store_u8, transposed
 
 _UNITS = {1: I8, 2: I16, 4: I32}
+
+
+@njit(forceinline=True)
+def _number(chosen: int, row: int) -> int:
+    """Of a row among those that there are."""
+    return int64(load_u32(int64(chosen + 4 * row))) if chosen else int64(row)
 
 
 def build_pack(isa: Isa, format: Format) -> Any:
@@ -29,7 +35,7 @@ def build_pack(isa: Isa, format: Format) -> Any:
     def pack(arguments: int, low: int, high: int) -> None:
         source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         rows, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        blocks = load_i64(int64(arguments + 32))
+        blocks, chosen = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
         for group in range(low, high):
             valid = min(lanes, rows - group * lanes)
             target = out + group * blocks * block_bytes * lanes
@@ -38,7 +44,7 @@ def build_pack(isa: Isa, format: Format) -> Any:
                     store_u8(int64(target + i), uint8(0))
             for b in range(blocks):
                 for r in range(valid):
-                    row = source + (group * lanes + r) * row_bytes
+                    row = source + _number(chosen, group * lanes + r) * row_bytes
                     move(int64(row + b * block_bytes), int64(target), int64(r))
                 turn(int64(target))
                 target += block_bytes * lanes
@@ -54,15 +60,16 @@ def _build_pack_floats(isa: Isa, format: Plain) -> Any:
     def pack(arguments: int, low: int, high: int) -> None:
         source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         rows, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        cols = load_i64(int64(arguments + 32))
+        cols, chosen = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
         for group in range(low, high):
             valid = min(lanes, rows - group * lanes)
-            target, first = out + group * cols * weight_bytes * lanes, source + group * lanes * row_bytes
+            target = out + group * cols * weight_bytes * lanes
             col = 0
             if valid < lanes:
                 for i in range(cols * weight_bytes * lanes):
                     store_u8(int64(target + i), uint8(0))
-            else:
+            elif not chosen:
+                first = source + group * lanes * row_bytes
                 while col + lanes <= cols:
                     at = col * weight_bytes
                     transpose(int64(first + at), int64(row_bytes), int64(target + at * lanes))
@@ -70,7 +77,8 @@ def _build_pack_floats(isa: Isa, format: Plain) -> Any:
             while col < cols:
                 at = col * weight_bytes
                 for r in range(valid):
-                    move(int64(first + r * row_bytes + at), int64(target + at * lanes), int64(r))
+                    row = source + _number(chosen, group * lanes + r) * row_bytes
+                    move(int64(row + at), int64(target + at * lanes), int64(r))
                 col += 1
 
     return pack, kernel_signature()
@@ -117,13 +125,7 @@ def _transposer(format: Plain, lanes: int) -> Any:
         for _ in range(lanes):
             rows.append(_load(b, source, kind))
             source = b.add(source, row_bytes)
-        # Interleaving the first half of the rows with the second halves the distance of neighbours in a column.
-        low = [at // 2 + lanes * (at % 2) for at in range(lanes)]
-        high = [at + lanes // 2 for at in low]
-        for _ in range(lanes.bit_length() - 1):
-            pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
-            rows = [shuffle(b, one, other, half) for one, other in pairs for half in (low, high)]
-        for column, value in enumerate(rows):
+        for column, value in enumerate(transposed(b, rows)):
             _store(b, value, b.add(out, ir.Constant(I64, column * lanes * format.bytes)))
 
     return function((types.int64,) * 3, types.void, emit)

@@ -8,7 +8,7 @@ from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
 from edgerun.kernels.abi import Pack
-from edgerun.kernels.interface import U8, Matrix
+from edgerun.kernels.interface import I32, U8, Matrix
 from edgerun.kernels.kernel_names import MATRIX_KERNELS
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address
@@ -39,6 +39,26 @@ class Packer:
         arguments = Pack(address(raw), raw.shape[1], rows, address(out), blocks)
         self._launcher.launch(MATRIX_KERNELS[type].pack, arguments, groups, max(1, 64 // self.lanes))
         return Matrix(rows, cols, type, self.layout_name, out)
+
+    def pack_chosen(self, rows: U8, first_byte: int, chosen: I32, type: GgmlType, cols: int, memory: U8) -> Matrix:
+        """Of `rows` (n, bytes) u8 those whose numbers are `chosen`, from a byte of each on, packed to memory
+        (packed_bytes,). UsageError for numbers and bytes that are not there, and for a type without kernels."""
+        end = first_byte + type.row_bytes(cols)
+        inside = not len(chosen) or (chosen.min() >= 0 and chosen.max() < len(rows))
+        if (
+            not inside
+            or not 0 <= first_byte < end <= rows.shape[1]
+            or chosen.dtype != np.int32
+            or not (rows.dtype == np.uint8 and rows.flags.c_contiguous and chosen.flags.c_contiguous)
+        ):
+            raise UsageError(f"{rows.shape} {rows.dtype} have not all {type.name} rows of {cols} weights to be packed")
+        packed = Matrix(len(chosen), cols, type, self.layout_name, memory)
+        blocks = cols // type.block_size
+        arguments = Pack(
+            address(rows) + first_byte, rows.shape[1], len(chosen), packed.address, blocks, address(chosen)
+        )
+        self._launcher.launch(MATRIX_KERNELS[type].pack, arguments, -(-len(chosen) // self.lanes), 1)
+        return packed
 
     def packed_bytes(self, type: GgmlType, rows: int, cols: int) -> int:
         return self._sizes.packed_bytes(type, rows, cols)

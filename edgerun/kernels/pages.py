@@ -7,7 +7,8 @@ of a group is laid out alike. Kernels get the address of the table, a layer's pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,11 @@ class LayerPages:
 
     table: I64
     layout: LayerLayout
-    address: int = field(init=False)  # of the table
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "address", int(self.table.ctypes.data))
+    @cached_property
+    def address(self) -> int:
+        """Of the table."""
+        return int(self.table.ctypes.data)
 
 
 @dataclass(frozen=True, eq=False)

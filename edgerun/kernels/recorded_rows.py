@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.kernels.abi import AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of
+from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
 from edgerun.kernels.attention_launch import decode_kernel, first_seen
 from edgerun.kernels.attention_layout import decode_pages
 from edgerun.kernels.interface import Recording
 from edgerun.kernels.pages import LayerLayout
-from edgerun.kernels.program import I64, Program
+from edgerun.kernels.program import I64, Patch, Program
 
 
 @dataclass(frozen=True)
@@ -38,87 +38,89 @@ class RecordedRows:
         for layer in layers:
             of_kind.setdefault(_kind(layer), layer)
         self._kinds = list(of_kind.values())
-        self._groups = 1 + max(layer.group for layer in layers)
+        groups = 1 + max(layer.group for layer in layers)
         numbers = {kind: index for index, kind in enumerate(of_kind)}
+        launches = _Launches(program, {decode_kernel(layer.layout) for layer in layers}, rows)
         kinds = np.array([numbers[_kind(layer)] for layer in layers], np.int64)
-        groups = np.array([layer.group for layer in layers], np.int64)
-        self._patch = program.patch(
-            self._places(program, layers, kinds, groups), rows * (3 + self._groups) + len(self._kinds) * self._per_kind
-        )
-
-    @property
-    def _per_kind(self) -> int:
-        """Numbers: those of rows, then items and scratch."""
-        return 4 * self._rows + 2
-
-    def _places(
-        self, program: Program, layers: Sequence[RecordedLayer], kinds: I64, groups: I64
-    ) -> list[tuple[I64, I64]]:
-        """Where the numbers go that `place` gives, which is: positions, ends, whether they are written, tables of each
-        group, then of each kind first items, first positions, parts and pages of all rows, items, scratch."""
-        rows = self._rows
-        write, merge = program.find("kv_write"), program.find("attention_merge")
-        names = {decode_kernel(layer.layout) for layer in layers}
-        attend = np.sort(np.concatenate([program.find(name) for name in names]))
-        none, table = np.zeros_like(groups), rows * (3 + groups)
-        kind = rows * (3 + self._groups) + kinds * self._per_kind
-        places = [
-            (program.item_places(attend), kind + 4 * rows),
-            (program.argument_places(attend, slot_of(AttentionDecode, "scratch")), kind + 4 * rows + 1),
-        ]
-        for row in range(rows):
-            for launches, record, slots in (
-                (write, WrittenSpan, {"start": none, "rows": none + 2 * rows, "table": table}),
-                (
-                    attend,
-                    AttentionRow,
-                    {
-                        "end": none + rows,
-                        "table": table,
-                        "first_item": kind,
-                        "first": kind + rows,
-                        "parts": kind + 2 * rows,
-                        "pages": kind + 3 * rows,
-                    },
-                ),
-                (merge, MergedRow, {"parts": kind + 2 * rows, "pages": kind + 3 * rows}),
-            ):
-                before = row * len(record._fields)
-                places += [
-                    (program.listed_places(launches, before + slot_of(record, name)), source + row)
-                    for name, source in slots.items()
-                ]
-        return places
+        group_of = np.array([layer.group for layer in layers], np.int64)
+        self._step = launches.step_patch(kinds, len(self._kinds))
+        self._seldom = launches.seldom_patch(kinds, len(self._kinds), group_of, groups)
+        self._placed: list[int] | None = None  # the numbers that change seldom, as they are written
 
     def place(self, positions: Sequence[int], tables: Sequence[Sequence[int]], idle: int = 0) -> None:
         """The rows stand at `positions`; tables[g][r]: address of row r's table of group g. The last `idle` rows are
         nobody's: they write nothing and see no more than their own position."""
         busy = self._rows - idle
-        values = [*positions, *(position + 1 for position in positions), *[1] * busy, *[0] * idle]
-        for table in tables:
-            values += table
-        seen: list[tuple[list[int], list[int], list[int]]] = []  # of each kind: first positions, pages, pages before
+        step = [*positions, *(position + 1 for position in positions)]
+        seen: list[tuple[list[int], list[int], int]] = []  # of each kind: pages, pages before, all
         for kind in self._kinds:
-            firsts, pages, before, total = [], [], [], 0
+            pages, before, total = [], [], 0
             for row, position in enumerate(positions):
                 first = first_seen(position + 1, kind.window) if row < busy else position
+                step.append(first)
                 count = decode_pages(first, position + 1)
-                firsts.append(first)
                 pages.append(count)
                 before.append(total)
                 total += count
             self._recording.decode_attention_scratch(kind.layout, kind.heads, total)  # grows, before it is relied on
-            seen.append((firsts, pages, before))
-        for kind, (firsts, pages, before) in zip(self._kinds, seen, strict=True):
-            total, heads = before[-1] + pages[-1], kind.layout.kv_heads
+            seen.append((pages, before, total))
+        seldom = [*[1] * busy, *[0] * idle]
+        for table in tables:
+            seldom += table
+        for kind, (pages, before, total) in zip(self._kinds, seen, strict=True):
             scratch, parts = self._recording.decode_attention_scratch(kind.layout, kind.heads, total)
             part_bytes = 4 * kind.heads * (kind.layout.head_dim_v + 2)
-            values += [heads * count for count in before]
-            values += firsts
-            values += [parts + part_bytes * count for count in before]
-            values += pages
-            values += [heads * total, scratch]
-        self._patch.write(*values)
+            seldom += [kind.layout.kv_heads * count for count in before]
+            seldom += [parts + part_bytes * count for count in before]
+            seldom += pages
+            seldom += [kind.layout.kv_heads * total, scratch]
+        if seldom != self._placed:
+            self._placed = None  # an interrupt may leave half of it
+            self._seldom.write(*seldom)
+            self._placed = seldom
+        self._step.write(*step)
+
+
+class _Launches:
+    """The launches of each layer, and where the numbers go that `RecordedRows.place` gives, row after row."""
+
+    def __init__(self, program: Program, kernels: set[str], rows: int) -> None:
+        self._program = program
+        self._rows = rows
+        self._write, self._merge = program.find("kv_write"), program.find("attention_merge")
+        self._attend = np.sort(np.concatenate([program.find(name) for name in kernels]))
+
+    def step_patch(self, kinds: I64, n_kinds: int) -> Patch:
+        """Positions, ends; of each kind first positions."""
+        rows, none = self._rows, np.zeros_like(kinds)
+        places = self._listed(self._write, WrittenSpan, {"start": none})
+        places += self._listed(self._attend, AttentionRow, {"end": none + rows, "first": rows * (2 + kinds)})
+        return self._program.patch(places, rows * (2 + n_kinds))
+
+    def seldom_patch(self, kinds: I64, n_kinds: int, group_of: I64, groups: int) -> Patch:
+        """Whether rows are written, their tables of each group; of each kind first items, parts, pages, then items and
+        scratch."""
+        rows, none = self._rows, np.zeros_like(kinds)
+        per_kind = 3 * rows + 2
+        table, kind = rows * (1 + group_of), rows * (1 + groups) + kinds * per_kind
+        seen = {"first_item": kind, "parts": kind + rows, "pages": kind + 2 * rows}
+        places = [
+            (self._program.item_places(self._attend), kind + 3 * rows),
+            (self._program.argument_places(self._attend, slot_of(AttentionDecode, "scratch")), kind + 3 * rows + 1),
+            *self._listed(self._write, WrittenSpan, {"rows": none, "table": table}),
+            *self._listed(self._attend, AttentionRow, {"table": table, **seen}),
+            *self._listed(self._merge, MergedRow, {"parts": seen["parts"], "pages": seen["pages"]}),
+        ]
+        return self._program.patch(places, rows * (1 + groups) + n_kinds * per_kind)
+
+    def _listed(self, launches: I64, record: type[Arguments], sources: dict[str, I64]) -> list[tuple[I64, I64]]:
+        """Of every row's record: slots by name, and the number of row 0 that goes to each layer's."""
+        size = len(slots(record))
+        return [
+            (self._program.listed_places(launches, row * size + slot_of(record, name)), source + row)
+            for row in range(self._rows)
+            for name, source in sources.items()
+        ]
 
 
 def _kind(layer: RecordedLayer) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ Weights stay in their GGUF blocks and are dequantised a few rows at a time; acti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,18 +106,20 @@ class ReferenceKernels:
 
     def neurons_up(self, gate: F32, x: Activations, neurons: Neurons, activation: Activation, h: F32) -> None:
         up_bytes = neurons.up_type.row_bytes(neurons.cols)
-        for i, slot in zip(neurons.ids.tolist(), neurons.slots.tolist(), strict=True):
-            row = dequantize(neurons.memory[slot : slot + 1, :up_bytes], neurons.up_type)[0]
-            fired = activate(gate[:, i], activation)
-            products = np.add.reduce(x.x * row, axis=1)  # no BLAS: a row must not depend on its neighbours
-            h[:, i] = np.where(fired > 0, fired * products, np.float32(0))
+        for ids, slots in _in_pieces(neurons):
+            rows = dequantize(neurons.memory[slots, :up_bytes], neurons.up_type)
+            fired = activate(gate[:, ids], activation)
+            for t, row in enumerate(x.x):
+                products = np.add.reduce(rows * row, axis=1)  # no BLAS: a row must not depend on its neighbours
+                h[t, ids] = np.where(fired[t] > 0, fired[t] * products, np.float32(0))
 
     def neurons_down(self, h: F32, neurons: Neurons, out: F32) -> None:
         up_bytes = neurons.up_type.row_bytes(neurons.cols)
-        for i, slot in zip(neurons.ids.tolist(), neurons.slots.tolist(), strict=True):
-            row = dequantize(neurons.memory[slot : slot + 1, up_bytes:], neurons.down_type)[0]
-            fired = h[:, i] != 0
-            out[fired] += h[fired, i, None] * row
+        for ids, slots in _in_pieces(neurons):
+            rows = dequantize(neurons.memory[slots, up_bytes:], neurons.down_type)
+            for i, row in zip(ids.tolist(), rows, strict=True):
+                fired = h[:, i] != 0
+                out[fired] += h[fired, i, None] * row
 
     def combine(self, parts: F32, weights: F32, out: F32, *, add: bool = False) -> None:
         tokens, k = weights.shape
@@ -194,6 +196,13 @@ class ReferenceKernels:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _in_pieces(neurons: Neurons) -> Iterator[tuple[I32, I32]]:
+    """Ids and slots of so many neurons as are dequantised at a time."""
+    step = max(1, _WEIGHTS // neurons.cols)
+    for low in range(0, len(neurons.ids), step):
+        yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 
 
 def activate(x: F32, activation: Activation) -> F32:

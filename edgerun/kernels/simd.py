@@ -66,6 +66,18 @@ def shuffle(builder: Any, a: Any, b: Any, indices: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), indices))
 
 
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """L vectors of L elements, L a power of two -> their columns."""
+    lanes = len(rows)
+    # Interleaving the first half of the rows with the second halves the distance of neighbours in a column.
+    low = [at // 2 + lanes * (at % 2) for at in range(lanes)]
+    high = [at + lanes // 2 for at in low]
+    for _ in range(lanes.bit_length() - 1):
+        pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
+        rows = [shuffle(builder, one, other, half) for one, other in pairs for half in (low, high)]
+    return rows
+
+
 def function(arguments: tuple[Any, ...], result: Any, emit: Emit) -> Any:
     """A Numba intrinsic of up to five arguments from a function that emits LLVM."""
 

@@ -14,7 +14,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, neuron_launch
+from edgerun.kernels import kernel_names, layer_launch
 from edgerun.kernels.attention_launch import AttentionLaunch
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -34,6 +34,7 @@ from edgerun.kernels.interface import (
 )
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.launcher import Launcher
+from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
@@ -54,6 +55,7 @@ class SimdKernels:
         self._packer = Packer(self._launcher, isa.lanes)
         self._products = ProductLaunch(self._launcher, isa)
         self._experts = ExpertLaunch(self._launcher, self._products)
+        self._neurons = NeuronLaunch(self._launcher, self._packer, self._products)
         self._attention = AttentionLaunch(self._launcher, isa.lanes)
         call_after_fork(self)
 
@@ -170,10 +172,10 @@ class SimdKernels:
         self._cache.prepare(kernel_names.for_neurons(types))
 
     def neurons_up(self, gate: F32, x: Activations, neurons: Neurons, activation: Activation, h: F32) -> None:
-        neuron_launch.neurons_up(self._launcher, gate, _rows(x), neurons, activation, h)
+        self._neurons.up(gate, _rows(x), neurons, activation, h)
 
     def neurons_down(self, h: F32, neurons: Neurons, out: F32) -> None:
-        neuron_launch.neurons_down(self._launcher, h, neurons, out)
+        self._neurons.down(h, neurons, out)
 
     # -- between the products -----------------------------------------------------------------------------------
 

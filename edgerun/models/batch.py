@@ -47,13 +47,15 @@ class Batch:
         """Of all stretches."""
         return sum(len(each.ids) for each in self.stretches)
 
-    def tokens(self, vocab_size: int) -> NDArray[np.int32]:
+    def tokens(self, vocab_size: int) -> list[int]:
         """All ids (rows,), stretch after stretch. UsageError for a stretch without any, or ids outside the
         vocabulary."""
-        each = [np.asarray(stretch.ids, np.int32) for stretch in self.stretches]
-        if any(ids.ndim != 1 or len(ids) == 0 for ids in each):
-            raise UsageError("a stretch needs a list of at least one token id")
-        tokens = each[0] if len(each) == 1 else np.concatenate(each)
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
+        tokens: list[int] = []
+        for each in self.stretches:
+            ids = each.ids
+            if not len(ids) or isinstance(ids, np.ndarray) and ids.ndim != 1:
+                raise UsageError("a stretch needs a list of at least one token id")
+            tokens += ids.tolist() if isinstance(ids, np.ndarray) else ids
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
             raise UsageError(f"token ids must be 0 to {vocab_size - 1}")
         return tokens

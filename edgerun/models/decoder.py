@@ -142,12 +142,10 @@ class Decoder:
 
     # -- a few rows ---------------------------------------------------------------------------------------------
 
-    def _few_rows(
-        self, batch: Batch, tokens: NDArray[np.int32], recording: Recording, cancelled: Cancel
-    ) -> list[F32 | None]:
+    def _few_rows(self, batch: Batch, tokens: list[int], recording: Recording, cancelled: Cancel) -> list[F32 | None]:
         """By replaying recorded launches (`replay.DecodeReplay`)."""
         few, n = self._few, len(tokens)
-        for row, token in enumerate(tokens.tolist()):
+        for row, token in enumerate(tokens):
             few.x[row] = self._embedded.row(token)
         rows = [(s.sequence, s.sequence.length + i) for s in batch.stretches for i in range(len(s.ids))]
         together = all(s.want in ("all", "last") and len(s.ids) == 1 or s.want == "all" for s in batch.stretches)
@@ -178,7 +176,7 @@ class Decoder:
 
     # -- many rows ----------------------------------------------------------------------------------------------
 
-    def _many_rows(self, batch: Batch, tokens: NDArray[np.int32], cancelled: Cancel) -> list[F32 | None]:
+    def _many_rows(self, batch: Batch, tokens: list[int], cancelled: Cancel) -> list[F32 | None]:
         """Wave after wave. On a prompt backend, whose arithmetic is another, every stretch goes by itself."""
         backend = self.prompt_backend if self._on_backend(batch) else None
         together = [[each] for each in batch.stretches] if backend is not None else [list(batch.stretches)]
@@ -197,7 +195,7 @@ class Decoder:
     def _waves(
         self,
         stretches: Sequence[Stretch],
-        tokens: NDArray[np.int32],
+        tokens: list[int],
         backend: PromptBackend | None,
         cancelled: Cancel,
     ) -> list[F32 | None]:
@@ -207,7 +205,7 @@ class Decoder:
         left = [len(each.ids) for each in stretches]  # rows that are still to come
         for part, some in places.cut(self.store.wave_tokens or (backend.wave_tokens if backend else CHUNK)):
             with self.store.lend(activation_bytes(self.spec, some.rows), cancelled):
-                x = self._wave(tokens[part], some, backend, cancelled)
+                x = self._wave(np.array(tokens[part], np.int32), some, backend, cancelled)
             low = 0
             for run in some.runs:
                 run.sequence.advance(run.rows)

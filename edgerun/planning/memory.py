@@ -14,6 +14,7 @@ from edgerun.device import MemoryLimits
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.layout import neuron_scratch_bytes
 from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
@@ -129,9 +130,10 @@ def plan_memory(
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
     kv_bytes = spec.kv_bytes(context, CHUNK, kv)
-    fixed = runtime_bytes + GROWTH_BYTES + kv_bytes
+    scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
+    fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes
     least = activation_bytes(spec, CHUNK)
-    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES}
+    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch}
     largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons

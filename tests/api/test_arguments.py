@@ -20,8 +20,8 @@ from tiny_model import make_tiny_model
 
 from api.hostile import hostile
 from edgerun import LLM, AsyncLLM, SamplingParams, Session
+from edgerun.api.calibration import calibrate_model
 from edgerun.api.planning import plan_model
-from edgerun.api.prefill import calibrate_model
 from edgerun.engine import SamplingOptions
 from edgerun.errors import EdgerunError, UsageError
 from edgerun.options import LOADING, SAMPLING, LoadKeywords, LoadOptions, MachineKeywords, PlanKeywords

@@ -93,7 +93,7 @@ def test_experts_too(run: Run, user_home: Path, tmp_path: Path, monkeypatch: pyt
         assert (backend.name, backend.expert_rows) == ("ort-cpu:w8a8:experts", 24)
 
     with monkeypatch.context() as patched:
-        patched.setattr(api_prefill, "_room_bytes", lambda plan: 2_000_000)  # enough for all but the experts
+        patched.setattr(api_prefill, "room_bytes", lambda plan: 2_000_000)  # enough for all but the experts
         with LLM(model, prefill="ort-cpu:w8a8"):
             pass
         with pytest.raises(DoesNotFitError, match=r"ort-cpu:w8a8:experts keeps its own copy .* --prefill kernels"):
@@ -116,7 +116,7 @@ def test_calibrating_what_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_a_rotated_backend_is_measured_rotated(tmp_path: Path) -> None:
     """Outliers in the norms: their error is seen without rotation, and not with it."""
-    from edgerun.api.prefill import calibrate_model
+    from edgerun.api.calibration import calibrate_model
     from tests.prefill.planting import write_planted
 
     model = write_planted(tmp_path / "planted.gguf", ("norms",), 60.0)

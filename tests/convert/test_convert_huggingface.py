@@ -24,7 +24,7 @@ from hf_checkpoint import (
 from numpy.typing import NDArray
 
 from edgerun.convert import convert_checkpoint
-from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError, UsageError
+from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufFile, open_gguf
 
 ARCHITECTURES = {
@@ -331,151 +331,8 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
         assert g.metadata["tokenizer.chat_template"] == "C"
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"model_type": "mamba"}, UnsupportedError, "'mamba' is not one .* converts: llama, mistral"),
-        ({"hidden_size": None}, FormatError, "hidden_size is missing"),
-        ({"hidden_size": "32"}, FormatError, "hidden_size is '32'"),
-        ({"num_hidden_layers": -1}, FormatError, "num_hidden_layers is -1"),
-        ({"num_hidden_layers": 3}, FormatError, "no model.layers.2"),
-        ({"num_hidden_layers": 1}, UnsupportedError, "tensors that its family does not"),
-        ({"intermediate_size": 65}, FormatError, "by config.json it is"),
-        ({"num_key_value_heads": 3}, FormatError, "do not share"),
-        ({"vocab_size": 63}, FormatError, "by config.json it is"),
-        ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act is 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, UnsupportedError, "quantised already"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedError, "'dynamic'"),
-        ({"rope_scaling": [1]}, FormatError, "not an object"),
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1e29}},
-            FormatError,
-            "original_max_position_embeddings is 1e.29, not a count",
-        ),
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0.5}},
-            FormatError,
-            "original_max_position_embeddings is 0.5, not a count",
-        ),
-        ({"rope_theta": "x"}, FormatError, "rope_theta is 'x'"),
-        ({"rms_norm_eps": [1]}, FormatError, "rms_norm_eps is"),
-        ({"head_dim": 7}, FormatError, "cannot be rotated"),
-        ({"partial_rotary_factor": 2.0}, FormatError, "cannot be rotated"),
-        ({"vocab_size": (1 << 31) - 1}, FormatError, "by config.json it is"),
-        ({"num_hidden_layers": (1 << 31) - 1}, FormatError, "no model.layers.2"),
-    ],
-)
-def test_configs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    write_checkpoint(tmp_path, "llama")
-    config = json.loads((tmp_path / "config.json").read_text()) | changes
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(error, match=message):
-        convert(tmp_path)
-    assert not (tmp_path / "out.gguf").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_local_experts": None}, "num_local_experts is missing"),
-        ({"num_local_experts": 0}, "num_local_experts is 0"),
-        ({"num_local_experts": -1}, "num_local_experts is -1"),
-        ({"num_local_experts": (1 << 31) - 1}, "by config.json it is"),
-        ({"num_experts_per_tok": None}, "num_experts_per_tok is missing"),
-    ],
-)
-def test_experts_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    write_checkpoint(tmp_path, "mixtral")
-    config = json.loads((tmp_path / "config.json").read_text()) | changes
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=message):
-        convert(tmp_path)
-
-
-def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no such checkpoint"):
-        convert_checkpoint(tmp_path / "absent", tmp_path / "out.gguf")
-    with pytest.raises(NotFoundError, match="config.json"):
-        convert(tmp_path)
-    write_checkpoint(tmp_path, "llama")
-    with pytest.raises(UsageError, match="give the directory"):
-        convert_checkpoint(tmp_path / "model.safetensors", tmp_path / "out.gguf")
-    with pytest.raises(NotFoundError, match="no such tokenizer"):
-        convert(tmp_path, tokenizer=tmp_path / "absent.json")
-    with pytest.raises(UsageError, match="does not quantise to 'IQ3_S'"):
-        convert(tmp_path, quant="IQ3_S")
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(NotFoundError, match="neither tokenizer.json nor tokenizer.model"):
-        convert(tmp_path)
-    write_bpe_tokenizer(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(FormatError, match="truncated"):
-        convert(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(NotFoundError, match="safetensors"):
-        convert(tmp_path)
-    assert not (tmp_path / "out.gguf").exists()
-
-
 def test_every_family_has_a_tiny_checkpoint_here() -> None:
     from edgerun.convert.hf_families import FAMILIES
 
     assert set(FAMILIES) - {"gemma3"} == set(CONFIGS)
     assert all(shapes_of(config_of(model_type)) for model_type in CONFIGS)
-
-
-STRANGE = [None, True, -1, 0, 1, 3.5, 1e308, (1 << 31) - 1, 1 << 70, "text", [], [1], {}, {"a": 1}]
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "phi3", "gemma3_text"])
-def test_strange_config_values_give_typed_errors(tmp_path: Path, model_type: str) -> None:
-    """Every key, also those inside rope_scaling, with values of every kind: converted, or an EdgerunError."""
-    write_checkpoint(tmp_path, model_type)
-    whole = json.loads((tmp_path / "config.json").read_text())
-    outcomes = []
-    scaling = whole.get("rope_scaling") or {}
-    places = [(whole, key) for key in whole] + [(scaling, key) for key in scaling]
-    for holder, key in places:
-        kept = holder[key]
-        for value in STRANGE:
-            holder[key] = value
-            (tmp_path / "config.json").write_text(json.dumps(whole))
-            try:
-                convert(tmp_path).close()
-                outcomes.append(True)
-            except EdgerunError:
-                outcomes.append(False)
-        holder[key] = kept
-    assert any(outcomes)
-    assert not all(outcomes)
-
-
-def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, "llama")
-    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
-    places = [(tokenizer, key) for key in tokenizer] + [(tokenizer["model"], key) for key in tokenizer["model"]]
-    places += [(tokenizer["added_tokens"][0], key) for key in tokenizer["added_tokens"][0]]
-    outcomes = []
-    for holder, key in places:
-        kept = holder[key]
-        for value in STRANGE:
-            holder[key] = value
-            (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-            try:
-                convert(tmp_path).close()
-                outcomes.append(True)
-            except EdgerunError:
-                outcomes.append(False)
-        holder[key] = kept
-    assert any(outcomes)
-    assert not all(outcomes)
-
-
-def test_a_sparse_model_with_biases_where_neurons_have_none(tmp_path: Path) -> None:
-    weights = write_checkpoint(tmp_path, "llama", hidden_act="relu")
-    for part, rows in (("up_proj", 64), ("down_proj", 32)):
-        name = f"model.layers.0.mlp.{part}.bias"
-        write_safetensors(tmp_path / "model.safetensors", weights | {name: np.zeros(rows, np.float32)})
-        with pytest.raises(UnsupportedError, match="bias on"):
-            convert(tmp_path)

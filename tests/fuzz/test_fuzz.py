@@ -19,7 +19,8 @@ from edgerun.formats.gguf import open_gguf
 from tests.models.instances import INSTANCES, write
 from tools.fuzzing.case import Bench, Outcome
 from tools.fuzzing.gguf_parts import put_together, take_apart
-from tools.fuzzing.mutations import damage_gguf, damage_json, damage_safetensors, damage_template
+from tools.fuzzing.mutations import damage_gguf, damage_json, damage_safetensors
+from tools.fuzzing.template_mutations import damage_template
 from tools.fuzzing.workers import run_cases
 
 ROOT = Path(__file__).parents[2]

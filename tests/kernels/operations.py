@@ -113,7 +113,7 @@ def _attention(tokens: int, keys: str = "f16", values: str = "f16") -> Operation
 
 def _neurons(up: GgmlType, down: GgmlType) -> Operation:
     rng = np.random.default_rng(int(up))
-    ff, cols, rows = 90, 160, 97
+    ff, cols, rows = 90, 256, 97
     memory = np.ascontiguousarray(np.hstack([random_blocks(rng, rows, cols, type) for type in (up, down)]))
     ids = np.arange(0, ff, 2, dtype=np.int32)
     neurons = Neurons(ids, rng.permutation(rows)[: len(ids)].astype(np.int32), memory, up, down, cols)

@@ -104,6 +104,8 @@ SPARSE = [  # llama.cpp has no such models: these have no golden figures
     Instance("relu2-Q4_0", "llama", GgmlType.Q4_0, ff=96, sparse=True, metadata={"hidden_activation": "relu2"}),
     Instance("relu-Q8_0", "qwen2", GgmlType.Q8_0, ff=96, sparse=True, biases=_QKV_BIAS),
     Instance("relu-F16", "llama", GgmlType.F16, ff=96, sparse=True),
+    Instance("relu-Q4_K", "llama", GgmlType.Q4_K, d=256, ff=256, head_dim=64, sparse=True, biases=("ffn_gate",)),
+    Instance("relu2-Q5_1", "qwen2", GgmlType.Q5_1, ff=96, sparse=True, metadata={"hidden_activation": "relu2"}),
 ]
 BY_LAYER = [  # nor has it families of today's with these
     Instance("llama-by-layer", "llama", by_layer={"ff": (96, 160, 64), "heads": (4, 2, 6)}),

@@ -16,6 +16,7 @@ from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.formats.quants import DEQUANTIZERS, dequantize
 from edgerun.kernels import Kernels
+from edgerun.kernels.interface import NEURON_TYPES
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from tests.kernels.blocks import random_blocks
@@ -94,6 +95,27 @@ def test_streamed_as_resident(tmp_path: Path, kernels: Kernels, name: str, exper
         with closing(kind(gguf, spec, kernels, **room)) as store:
             streamed = Decoder(spec, store, kernels)
             got = streamed.forward(IDS, streamed.new_cache(32), logits="all")
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("type", NEURON_TYPES, ids=lambda type: type.name)
+def test_neurons_of_every_type_answer(tmp_path: Path, type: GgmlType) -> None:
+    path = model(tmp_path / "m.gguf", type, sparse=True)
+    want = logits(plain(path, tmp_path / "plain.gguf"))
+    assert np.abs(logits(path) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("type", NEURON_TYPES, ids=lambda type: type.name)
+def test_streamed_neurons_are_as_resident_ones(tmp_path: Path, kernels: Kernels, type: GgmlType) -> None:
+    with open_gguf(model(tmp_path / "m.gguf", type, sparse=True)) as gguf:
+        spec = load_spec(gguf)
+        resident = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+        want = resident.forward(IDS, resident.new_cache(32), logits="all")
+        with closing(StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=2, neuron_slots=24)) as store:
+            streamed = Decoder(spec, store, kernels)
+            got = streamed.forward(IDS, streamed.new_cache(32), logits="all")
+            statistics = store.statistics()
+    assert statistics["neuron_misses"] > 24
     assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
 

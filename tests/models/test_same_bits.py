@@ -77,7 +77,7 @@ def test_however_it_is_cut(name, directory, kernels):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K"]
+    "name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K", "relu-Q4_K"]
 )
 def test_of_the_reference(name, directory):
     reference = ReferenceKernels()
@@ -87,7 +87,7 @@ def test_of_the_reference(name, directory):
         check(decoder, decoder, 70)
 
 
-@pytest.mark.parametrize("name", ["llama-Q4_0", "qwen2moe", "gemma3", "relu-Q8_0"])
+@pytest.mark.parametrize("name", ["llama-Q4_0", "qwen2moe", "gemma3", "relu-Q8_0", "relu-Q4_K"])
 def test_streamed(name, directory, kernels):
     gguf, spec = open_instance(name, directory)
     with gguf:

@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from edgerun import LLM
-from edgerun.api.prefill import calibrate_model, prefill_dir
+from edgerun.api.calibration import calibrate_model
+from edgerun.api.prefill import prefill_dir
 from edgerun.errors import DoesNotFitError, UnsupportedError, UsageError
 from edgerun.events import Notice
 from edgerun.formats.gguf import open_gguf
@@ -357,7 +358,7 @@ def test_a_damaged_calibration_is_ignored(path, text):
 def test_a_copy_of_the_weights_must_fit(path, monkeypatch):
     monkeypatch.setattr(Device, "copies_weights", True)
     assert opened(path, "ort-cpu:w8a8")[0] == "ort-cpu:w8a8", "there is room"
-    monkeypatch.setattr("edgerun.api.prefill._room_bytes", lambda plan: 10_000)
+    monkeypatch.setattr("edgerun.api.prefill.room_bytes", lambda plan: 10_000)
     with pytest.raises(DoesNotFitError, match="own copy of the weights.*--memory, or use --prefill kernels"):
         opened(path, "ort-cpu:w8a8")
     calibrated(path, "ort-cpu:w8a8")

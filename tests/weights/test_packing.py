@@ -24,10 +24,10 @@ from edgerun.weights.catalog import make_catalog
 from edgerun.weights.identity import ContentDigest, file_stamp
 from edgerun.weights.packing import find_pack, verify_pack, write_pack
 from tests.models.instances import INSTANCES, tokens_of, write
-from tests.weights.test_streamed import run
+from tests.weights.streaming import run
 
 
-@pytest.fixture(params=["olmoe-Q8_0", "qwen3moe-small-Q4_0", "llama-Q4_K", "gemma2", "relu", "relu2-Q4_0"])
+@pytest.fixture(params=["olmoe-Q8_0", "qwen3moe-small-Q4_0", "llama-Q4_K", "gemma2", "relu", "relu2-Q4_0", "relu-Q4_K"])
 def model(request, tmp_path):
     return request.param, write(INSTANCES[request.param], tmp_path / "model.gguf")
 

@@ -26,7 +26,8 @@ from edgerun.text.template import ChatTemplate
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore
 from edgerun.weights.packing import write_pack
 from tools.fuzzing.corpus import Subject, copy_subject
-from tools.fuzzing.mutations import damage_bytes, damage_gguf, damage_json, damage_safetensors, damage_template
+from tools.fuzzing.mutations import damage_bytes, damage_gguf, damage_json, damage_safetensors
+from tools.fuzzing.template_mutations import damage_template
 
 GOOD = ("ok", "same")  # ran; ran and answered as the undamaged file does
 PROMPT = (3, 1, 4, 1, 5, 9, 2)

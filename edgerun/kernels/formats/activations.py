@@ -32,6 +32,14 @@ _Q8_STARTS = {(8, 32): (0, 0, 0), (16, 32): (4, 0, 0), (128, 32): (8, 0, 0), (16
 _Q8K_STARTS = {(32, 16): (0, 4, 0), (128, 16): (0, 4, 2), (128, 32): (64, 4, 0), (8, 256): (144, 0, 0)}
 
 
+def minimum_place(part_cols: int, part: int) -> tuple[int, int]:
+    """Of "q8k": where, from the first byte of a block's sums on, the pair of i16 stands in which a part's sum is, and
+    which of the two it is."""
+    base = MIN_SUMS_32 if part_cols == 32 else MIN_SUMS_16
+    place = part // 4 * 4 + (0, 2, 1, 3)[part % 4]
+    return base + place // 2 * 4, place % 2
+
+
 def start_offset(form: str, beyond: int, part_cols: int, part: int) -> tuple[int, int]:
     """Where, from the first byte of the sums of the block on, -`beyond` times the sum of a part's activations stands,
     and by how many bits it is to be shifted up. In "q8" parts are counted within their 32 columns."""

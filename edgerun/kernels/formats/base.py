@@ -139,6 +139,10 @@ class Quantised(Format):
         """The activations that stand beside the codes of a column."""
         return e.spread_quants(x, column)
 
+    def columns(self, e: Emitter, column: int) -> Sequence[int]:
+        """Which columns the four codes of a vector are of that is called by `column`."""
+        return range(column, column + 4)
+
     def nibble_codes(self, e: Emitter, q: Value, field: int, low: int, high: int) -> Iterator[tuple[int, Value]]:
         """(column, codes below 16) of a field of four words: its low nibbles from column `low` on, the high ones from
         `high` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,6 +57,9 @@ class GridCodes(Super):
 
     def spread(self, e: Emitter, x: Value, column: int) -> Value:
         return e.spread_grid(self.table, x, column)
+
+    def columns(self, e: Emitter, column: int) -> Sequence[int]:
+        return e.grid_columns(self.table, column)
 
     def odd(self, e: Emitter, word: Value, shift: int, bits: int) -> Value:
         """2 n + 1 of the `bits` bits n at `shift` of every lane, i32."""

@@ -6,7 +6,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats.base import Codes, Emitter, Field, Flat, Value
 from edgerun.kernels.formats.mxfp4 import TWICE_E2M1
 
-_NO_NUMBER = 0x7F  # the only code of E4M3 that is none counts as 0
+_NO_NUMBER = 0x7F  # counts as 0; with a sign, which scales have not, it is taken for 480
 
 
 class Nvfp4(Flat):
@@ -26,8 +26,9 @@ class Nvfp4(Flat):
 
     def scale(self, e: Emitter, q: Value, part: int) -> Value:
         """Half of what E4M3 means, since the table is doubled; its sign is not looked at."""
-        code = e.b.and_(e.load_u8(q, self.offset(e, 0, part)), e.constant(0x7F))
+        byte = e.load_u8(q, self.offset(e, 0, part))
+        code = e.b.and_(byte, e.constant(0x7F))
         normal = e.b.bitcast(e.add(e.shl(code, 20), e.constant(119 << 23)), e.floats)
         small = e.fmul(e.to_floats(code), e.constant_float(2.0**-10))
         value = e.b.select(e.b.icmp_signed("<", code, e.constant(8)), small, normal)
-        return e.b.select(e.b.icmp_signed("==", code, e.constant(_NO_NUMBER)), e.constant_float(0.0), value)
+        return e.b.select(e.b.icmp_signed("==", byte, e.constant(_NO_NUMBER)), e.constant_float(0.0), value)

@@ -43,6 +43,10 @@ class Emitter(WordOps):
         """Activations in the order in which the table's vectors hold columns; column / 4 is the vector's number."""
         return self.spread_quants(x, column)
 
+    def grid_columns(self, table: Lookup, column: int) -> Sequence[int]:
+        """The columns of that vector, in their order."""
+        return range(column, column + 4)
+
     def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
         """Bits of 32 columns -> of 16 of them, for each of a half's vectors: which bytes are negative."""
         bits = (

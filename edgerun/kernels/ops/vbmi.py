@@ -38,9 +38,15 @@ class Avx512Vbmi(Avx512Vnni):
             return super().spread_grid(table, x, column)
         sixteen = self.load(x, column // 16 * 16, ir.VectorType(I8, 16))
         everywhere = simd.shuffle(self.b, sixteen, sixteen, list(range(16)) * 4)
-        turned = [4 * j + column % 16 // 4 for j in range(4)] * 16
+        turned = [place % 16 for place in self.grid_columns(table, column)] * 16
         call = simd.declare(self.b, self._SHUFFLE, self.bytes, [self.bytes] * 2)
         return self.b.bitcast(self.b.call(call, (everywhere, _bytes(turned))), self.words)
+
+    def grid_columns(self, table: Lookup, column: int) -> Sequence[int]:
+        if not _fits(table):
+            return super().grid_columns(table, column)
+        first = column // 16 * 16
+        return [first + 4 * j + column % 16 // 4 for j in range(4)]
 
     def negatives(self, table: Lookup, signs: Value, half: int) -> list[Value]:
         if not _fits(table):

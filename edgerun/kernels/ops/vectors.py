@@ -10,7 +10,7 @@ from numba import types
 
 from edgerun.kernels import simd
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.simd import FLOAT, HALF, I8, I32, constant, function, loader, shuffle, splat, vector
+from edgerun.kernels.simd import FLOAT, HALF, I8, I16, I32, constant, function, loader, shuffle, splat, vector
 
 
 class Ops:
@@ -30,6 +30,12 @@ class Ops:
             float_vec,
             lambda b, a: b.fpext(simd._load(b, a, ir.VectorType(HALF, lanes)), float_vec.llvm),
         )
+
+        def bfloats(b: Any, address: Any) -> Any:
+            small = simd._load(b, address, ir.VectorType(I16, lanes))
+            return b.bitcast(b.shl(b.zext(small, int_vec.llvm), constant(int_vec, 16)), float_vec.llvm)
+
+        self.load_bfloats = function((types.int64,), float_vec, bfloats)  # L x bf16 -> f32
 
         self.splat = function((types.float32,), float_vec, lambda b, a: splat(b, a, lanes))
         self.splat_load = function((types.int64,), float_vec, lambda b, a: splat(b, simd._load(b, a, FLOAT), lanes))
