@@ -170,9 +170,7 @@ class Scheduler:
         while not self._steps.is_closing:
             while self._has_company():
                 self._make_for_all()
-            for request in self._requests:  # whoever is alone goes on by itself
-                if request.can_go_on:
-                    request.results.nudge()
+            self._nudge_all()
             try:
                 self._wake.get(timeout=_LINGER_S)
             except Empty:
@@ -180,6 +178,12 @@ class Scheduler:
                     if self._wake.empty():
                         self._thread = None
                         return
+
+    def _nudge_all(self) -> None:
+        """Whoever is alone goes on by itself. A function of its own: a thread that sleeps must hold no request."""
+        for request in self._requests:
+            if request.can_go_on:
+                request.results.nudge()
 
     def _make_for_all(self) -> None:
         """A step; what is no error of a request (the model was closed), is one of all."""
