@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.cancel import FairLock
+from edgerun.engine.drafts import Draft
+from edgerun.engine.read_ahead import ReadAhead
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
@@ -54,6 +56,8 @@ class Context:
         self._stepped = 0  # tokens in whole steps from the beginning on
         self.sequence = decoder.new_cache(limit) if sequence is None else sequence
         self._tokens: list[int] = []
+        self.read_ahead: ReadAhead | None = None  # what a model that guesses has read of it
+        self._draft: Draft | None = None  # whose guesses the sequence has after the tokens, right or wrong
         self._user = 0
         self._closed = False
 
@@ -100,11 +104,12 @@ class Context:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
         self._settle()
 
-    def extend(self, ids: Sequence[int]) -> None:
-        """The sequence has these now."""
+    def extend(self, ids: Sequence[int], draft: Draft | None = None) -> None:
+        """The sequence has these now, and after them guesses. By the next step it must be known which are right."""
         if len(self._tokens) == self._stepped and len(ids) == self._step_tokens:
             self._stepped += len(ids)
         self._tokens.extend(ids)
+        self._draft = draft
 
     def drop(self) -> None:
         """Forget all tokens and give the memory back; the ticket stays, and `begin` begins anew."""
@@ -136,6 +141,7 @@ class Context:
         """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
         with self._lock.held(though_closed=True):
             self._closed = True
+            self.read_ahead = None
             self.sequence.release()
 
     def truncate(self, n: int) -> None:
@@ -197,7 +203,10 @@ class Context:
             raise UsageError("this session is closed")
 
     def _settle(self) -> None:
-        """After an interruption: what only one of the two knows did not happen."""
+        """What was guessed right happened. After an interruption: what only one of the two knows did not."""
+        if self._draft is not None:
+            self._tokens.extend(self._draft.ids[: self._draft.accepted])
+            self._draft = None
         n = min(len(self._tokens), self.sequence.length)
         if n != len(self._tokens) or n != self.sequence.length:
             self._cut(n)
