@@ -15,6 +15,7 @@ from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kv import KvSequence
+from edgerun.kv.prefix_tree import LEAST_SHARED
 from edgerun.models import Decoder
 
 F32 = NDArray[np.float32]
@@ -78,8 +79,8 @@ class Context:
         return self._user
 
     def begin(self, ids: Sequence[int], ticket: int) -> int:
-        """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
-        most (its logits are needed), and return its length.
+        """Keep the longest common prefix with `ids` (in whole steps, where they matter), or take over a longer one that
+        other sequences had, all but its last token at most (its logits are needed), and return its length.
 
         Memory for the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
@@ -87,7 +88,7 @@ class Context:
         n = common_prefix(self._tokens, ids[: len(ids) - 1])
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-        n = self._cut(n)
+        n = self._recalled(ids[: len(ids) - 1], self._cut(n))
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)
@@ -109,6 +110,8 @@ class Context:
         if len(self._tokens) == self._stepped and len(ids) == self._step_tokens:
             self._stepped += len(ids)
         self._tokens.extend(ids)
+        if len(ids) >= LEAST_SHARED:  # of a prompt
+            self.sequence.remember(self._tokens[: self._stepped] if self._reuse_steps else self._tokens)
         self._draft = draft
 
     def drop(self) -> None:
@@ -210,6 +213,17 @@ class Context:
         n = min(len(self._tokens), self.sequence.length)
         if n != len(self._tokens) or n != self.sequence.length:
             self._cut(n)
+
+    def _recalled(self, ids: Sequence[int], n: int) -> int:
+        """How many of `ids` are held, of which the first `n` are: more where another sequence began like them."""
+        known = ids[: len(ids) // self._step_tokens * self._step_tokens] if self._reuse_steps else ids
+        if n >= len(known) or self.sequence.recall(known) <= n:
+            return n
+        self._tokens = list(ids[: self.sequence.length])
+        if self._reuse_steps:
+            n = self._cut(len(self._tokens) // self._step_tokens * self._step_tokens)
+            self._stepped = n
+        return len(self._tokens)
 
     def _cut(self, n: int) -> int:
         """Keep the first `n` tokens, or as many as the sequence can go on from; returns how many."""
