@@ -27,10 +27,18 @@ class PromptProcessed:
 
 @dataclass(frozen=True)
 class TokenGenerated:
-    """One token was decoded."""
+    """One token was decoded. Of tokens of the same step (a draft's), the first has its seconds."""
 
     token_id: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class TokensDrafted:
+    """Guesses went through the model: `drafted` of one request in a step, the first `accepted` of which were right."""
+
+    drafted: int
+    accepted: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Notice:
     text: str
 
 
-Event = Progress | Notice | PromptProcessed | TokenGenerated | TurnsLeft
+Event = Progress | Notice | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
 EventSink = Callable[[Event], None]
 
 

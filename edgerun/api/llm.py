@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.api.loading import load_engine
+from edgerun.api.drafting import load_with_draft
 from edgerun.api.openai import OpenAIMethods
 from edgerun.device.forks import call_after_fork
 from edgerun.engine import (
@@ -63,13 +63,16 @@ class LLM(OpenAIMethods):
     seed: makes calls that name no seed of their own reproducible, as a sequence.
     context_shift: a chat that outgrows the context goes on without its oldest turns (the event `TurnsLeft` says so), in
         place of a ContextLengthError. System messages and the turn that is answered stay; texts are not shortened.
+    draft: who guesses what comes next, so that one pass over the weights brings several tokens: "lookup" (what followed
+        the same words before, in prompt and answer), or a small model with the same vocabulary, as `model` names one.
+        The answers are the same; how much is guessed follows from what pays (docs/library.md).
     events: called with `edgerun.events` while loading and generating.
 
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
     """
 
     def __init__(self, model: str | Path, **options: Unpack[LoadKeywords]) -> None:
-        engine, path, release = load_engine(model, load_options(options))
+        engine, path, release = load_with_draft(model, load_options(options))
         self._setup(engine, path.stem, release)
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.engine import Engine
+from edgerun.engine.drafts import MOST_DRAFTED
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
@@ -16,7 +17,9 @@ from edgerun.options import LoadOptions, as_text, refused
 from edgerun.paths import kind_of, user_path
 
 if TYPE_CHECKING:
+    from edgerun.engine.engine import MakeDrafter
     from edgerun.formats.gguf import TensorInfo
+    from edgerun.models import Decoder
     from edgerun.planning import MemoryPlan
 
 DEFAULT_CONTEXT = 4096
@@ -24,8 +27,12 @@ _STEPS = ((120_000_000, 256), (300_000_000, 128))  # weights in a layer at most,
 
 
 @told_as_shortage("loading the model")
-def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, Callable[[], None]]:
+def load_engine(
+    model: str | Path, options: LoadOptions, *, draft: MakeDrafter | None = None, reserved_bytes: int = 0
+) -> tuple[Engine, Path, Callable[[], None]]:
     """Open, check and load a model -> the engine, the file's path, and what releases it all.
+
+    draft: guesses what it will say; for that `reserved_bytes` of the memory are kept.
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
@@ -46,7 +53,7 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         for text in spec.unused:
             events(Notice(text))
         n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
-        asked_bytes = 0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES
+        asked_bytes = reserved_bytes + (0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES)
         plan_weights(  # refuse early
             gguf,
             spec,
@@ -68,14 +75,14 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
         impl = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events, kv=kv)
         stack.callback(impl.close)
 
-        def planned(reserved_bytes: int) -> MemoryPlan:
+        def planned(backend_bytes: int) -> MemoryPlan:
             return plan_weights(
                 gguf,
                 spec,
                 context=n_context,
                 memory_bytes=n_bytes,
                 kernels=impl,
-                reserved_bytes=reserved_bytes,
+                reserved_bytes=reserved_bytes + backend_bytes,
                 kv=kv,
             )
 
@@ -109,6 +116,8 @@ def load_engine(model: str | Path, options: LoadOptions) -> tuple[Engine, Path, 
             tpot_s=options.tpot_s,
             reuse_steps=decoder.prompt_backend is not None,
             context_shift=options.context_shift,
+            draft=draft,
+            most_drafted=_most_drafted(decoder),
             identity=lambda: identify(gguf),
             plan=plan,
             events=events,
@@ -162,6 +171,12 @@ def choose_step_tokens(tensors: Mapping[str, TensorInfo], n_layers: int) -> int:
     weights = sum(prod(info.shape) for name, info in tensors.items() if name.startswith("blk."))
     per_layer = weights // max(1, n_layers)
     return next((step for most, step in _STEPS if per_layer <= most), 64)
+
+
+def _most_drafted(decoder: Decoder) -> int:
+    """Guesses in a step: not so many that they would go through a prompt's backend, whose arithmetic is another."""
+    backend = decoder.prompt_backend
+    return MOST_DRAFTED if backend is None else max(0, min(MOST_DRAFTED, backend.least_tokens - 2))
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:

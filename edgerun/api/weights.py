@@ -43,8 +43,8 @@ def plan_weights(
     budget, limited = process_budget(memory_bytes, memory_limits(), state.private_bytes)
     catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
     if isinstance(kernels, str):
-        quantised = kv is not None and kv.is_quantised
-        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), quantised)
+        kept = kv or KvOptions()
+        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), (kept.keys, kept.values))
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
@@ -71,13 +71,14 @@ def load_kernels_for(
     """The kernels called `name`, with all that the model needs compiled."""
     catalog = make_catalog(spec.tensors, spec.n_layers)
     neurons = catalog.neuron_types() if catalog.n_neurons else []
+    kept = kv or KvOptions()
     return load_kernels(
         name,
         threads=threads,
         events=events,
         types=catalog.types(),
         neuron_types=neurons,
-        quantised_kv=kv is not None and kv.is_quantised,
+        kv=(kept.keys, kept.values),
     )
 
 

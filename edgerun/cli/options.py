@@ -126,6 +126,19 @@ def context_shift_option(function: F) -> F:
     )(function)
 
 
+def draft_option(function: F) -> F:
+    """--draft."""
+    return checked_option(
+        "--draft",
+        name="draft",
+        kind=LOADING["draft"],
+        metavar="lookup|MODEL",
+        envvar="EDGERUN_DRAFT",
+        show_envvar=True,
+        help="Who guesses what comes next, for speed: what the text has already, or a small model.",
+    )(function)
+
+
 def threads_option(function: F) -> F:
     """-t."""
     return checked_option(

@@ -12,6 +12,7 @@ import click
 from edgerun.cli.loading import find_model, load_model
 from edgerun.cli.options import (
     context_shift_option,
+    draft_option,
     json_option,
     loading_from,
     model_options,
@@ -44,6 +45,7 @@ _STORY = "Tell me a story."
 @streaming_options
 @prompt_options
 @context_shift_option
+@draft_option
 @click.option(
     "--session", metavar="NAME", help="Go on with the chat that is kept as NAME (or a path.json), and keep it."
 )

@@ -55,6 +55,8 @@ def stats_dict(completion: Completion, load_s: float | None = None) -> dict[str,
         "decode_s": round(timings.decode_s, 3),
         "prompt_tok_s": round(timings.prompt_tokens_per_s, 2),
         "decode_tok_s": round(timings.decode_tokens_per_s, 2),
+        "drafted_tokens": timings.drafted_tokens,
+        "accepted_tokens": timings.accepted_tokens,
     }
 
 
@@ -68,6 +70,8 @@ def stats_line(completion: Completion, load_s: float | None = None) -> str:
         f"reply {usage.completion_tokens} tokens: {timings.decode_s:.2f} s, {timings.decode_tokens_per_s:.1f} tokens/s",
         f"seed {completion.seed}",
     ]
+    if timings.drafted_tokens:
+        parts.insert(2, f"guessed {timings.drafted_tokens} tokens, {timings.accepted_tokens} of them right")
     if load_s is not None:
         parts.insert(0, f"loaded in {load_s:.2f} s")
     return "; ".join(parts)

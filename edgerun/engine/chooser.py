@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,14 @@ class Chooser:
         if params.logprobs is None:
             return Choice(token_id)
         return self._with_logprobs(token_id, raw, params.logprobs)
+
+    def foreseeing(self) -> Chooser:
+        """Another, that draws the same numbers as this one will, for guesses by a smaller model's logits. Callers'
+        functions are left out: they see what was chosen, not what might be."""
+        twin = copy(self)
+        twin.params = replace(self.params, processors=(), logprobs=None)
+        twin._random = deepcopy(self._random)
+        return twin
 
     @property
     def _edits(self) -> bool:

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.cancel import FairLock
+from edgerun.engine.drafts import Draft
+from edgerun.engine.read_ahead import ReadAhead
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kv import KvSequence
+from edgerun.kv.prefix_tree import LEAST_SHARED
 from edgerun.models import Decoder
 
 F32 = NDArray[np.float32]
@@ -55,6 +58,8 @@ class Context:
         self._stepped = 0  # tokens in whole steps from the beginning on
         self.sequence = decoder.new_cache(limit) if sequence is None else sequence
         self._tokens: list[int] = []
+        self.read_ahead: ReadAhead | None = None  # what a model that guesses has read of it
+        self._draft: Draft | None = None  # whose guesses the sequence has after the tokens, right or wrong
         self._user = 0
         self._closed = False
 
@@ -75,8 +80,8 @@ class Context:
         return self._user
 
     def begin(self, ids: Sequence[int], ticket: int) -> int:
-        """Keep the longest common prefix with `ids` (in whole steps, where they matter), all but its last token at
-        most (its logits are needed), and return its length.
+        """Keep the longest common prefix with `ids` (in whole steps, where they matter), or take over a longer one that
+        other sequences had, all but its last token at most (its logits are needed), and return its length.
 
         Memory for the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
@@ -84,7 +89,7 @@ class Context:
         n = common_prefix(self._tokens, ids[: len(ids) - 1])
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-        n = self._cut(n)
+        n = self._recalled(ids[: len(ids) - 1], self._cut(n))
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)
@@ -101,13 +106,17 @@ class Context:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
         self._settle()
 
-    def extend(self, ids: Sequence[int], ticket: int | None) -> None:
-        """The sequence has these now. Where whoever asked has left meanwhile, it will be cut again (`_settle`)."""
+    def extend(self, ids: Sequence[int], ticket: int | None, draft: Draft | None = None) -> None:
+        """The sequence has these now, and after them guesses. By the next step it must be known which are right. Where
+        whoever asked has left meanwhile, it will be cut again (`_settle`)."""
         if ticket != self._user:
             return
         if len(self._tokens) == self._stepped and len(ids) == self._step_tokens:
             self._stepped += len(ids)
         self._tokens.extend(ids)
+        if len(ids) >= LEAST_SHARED:  # of a prompt
+            self.sequence.remember(self._tokens[: self._stepped] if self._reuse_steps else self._tokens)
+        self._draft = draft
 
     def drop(self) -> None:
         """Forget all tokens and give the memory back; the ticket stays, and `begin` begins anew."""
@@ -135,12 +144,16 @@ class Context:
     def close(self) -> None:
         """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
         self._closed = True
-        self._lock.now_or_later(self.sequence.release, though_closed=True)
+        self._lock.now_or_later(self._close, though_closed=True)
 
     def truncate(self, n: int) -> None:
         """Forget all but the first `n` tokens, or all of them where the cache cannot go on from there."""
         self._user += 1
         self._lock.now_or_later(partial(self._truncate, n))
+
+    def _close(self) -> None:
+        self.read_ahead = None
+        self.sequence.release()
 
     def _set_spare(self) -> None:
         self.sequence.spare = True
@@ -201,10 +214,24 @@ class Context:
             raise UsageError("this session is closed")
 
     def _settle(self) -> None:
-        """After an interruption: what only one of the two knows did not happen."""
+        """What was guessed right happened. After an interruption: what only one of the two knows did not."""
+        if self._draft is not None:
+            self._tokens.extend(self._draft.ids[: self._draft.accepted])
+            self._draft = None
         n = min(len(self._tokens), self.sequence.length)
         if n != len(self._tokens) or n != self.sequence.length:
             self._cut(n)
+
+    def _recalled(self, ids: Sequence[int], n: int) -> int:
+        """How many of `ids` are held, of which the first `n` are: more where another sequence began like them."""
+        known = ids[: len(ids) // self._step_tokens * self._step_tokens] if self._reuse_steps else ids
+        if n >= len(known) or self.sequence.recall(known) <= n:
+            return n
+        self._tokens = list(ids[: self.sequence.length])
+        if self._reuse_steps:
+            n = self._cut(len(self._tokens) // self._step_tokens * self._step_tokens)
+            self._stepped = n
+        return len(self._tokens)
 
     def _cut(self, n: int) -> int:
         """Keep the first `n` tokens, or as many as the sequence can go on from; returns how many."""

@@ -22,7 +22,9 @@ from edgerun.engine.arguments import (
     checked_variables,
 )
 from edgerun.engine.cancel import CancelSignal
+from edgerun.engine.chooser import Chooser
 from edgerun.engine.context import STEP_TOKENS, Context
+from edgerun.engine.drafts import MOST_DRAFTED, Drafter
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TemplateLike, TokenizerLike
 from edgerun.engine.reading import Reading
@@ -39,6 +41,9 @@ from edgerun.models.batch import Want
 from edgerun.weights.identity import ModelIdentity
 
 TPOT_S = 0.25  # unless the caller says how long others may wait
+MakeDrafter = Callable[[Context, Chooser], Drafter]
+"""A guesser for one request, that has this context, and whose tokens are chosen so."""
+
 _SCORE_BYTES = 64 << 20  # of logits at a time
 
 
@@ -53,6 +58,7 @@ class Engine:
     context_shift: whether the oldest turns of a chat that outgrows the context leave (`Turns`), unless its session is
         told otherwise; else it is a ContextLengthError.
     identity: which model it is, for sessions that are saved; None: they cannot be.
+    draft: guesses what follows, so that a step may bring several tokens; of one request at most `most_drafted`.
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -71,6 +77,8 @@ class Engine:
         tpot_s: float | None = None,
         reuse_steps: bool = False,
         context_shift: bool = False,
+        draft: MakeDrafter | None = None,
+        most_drafted: int = MOST_DRAFTED,
         identity: Callable[[], ModelIdentity] | None = None,
         plan: Any = None,
         events: EventSink = ignore,
@@ -79,6 +87,8 @@ class Engine:
         self.context = context
         self.vocab_size = int(decoder.spec.vocab_size)
         self.context_shift = context_shift
+        self.draft = draft
+        self.most_drafted = most_drafted
         self._identity = identity
         self.events = events
         self.plan = plan

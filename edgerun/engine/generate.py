@@ -9,6 +9,7 @@ from edgerun.engine.arguments import checked_cancel
 from edgerun.engine.cancel import CancelSignal
 from edgerun.engine.chooser import Choice, Chooser
 from edgerun.engine.context import F32, Context
+from edgerun.engine.drafts import Draft
 from edgerun.engine.engine import Engine
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TokenizerLike
@@ -16,7 +17,7 @@ from edgerun.engine.request import Request
 from edgerun.engine.results import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.engine.stops import StopMatcher
-from edgerun.events import PromptProcessed, TokenGenerated
+from edgerun.events import PromptProcessed, TokenGenerated, TokensDrafted
 from edgerun.models.batch import Want
 
 MakeRoom = Callable[[int], list[int] | None]
@@ -77,7 +78,9 @@ class Generation(Request[Chunk]):
         self._reused_now = 0  # tokens of that prompt that were in the cache already
         self._began = 0.0
         self._reused = self._n_read = 0  # tokens of prompts: in the cache already; processed
-        self._steps = 0
+        self._steps = self._n_drafted = self._n_accepted = 0
+        if engine.draft is not None:
+            self.drafter = engine.draft(context, self._chooser)
         self._prompt_s = self._decode_s = 0.0
         self._n_sent = 0
 
@@ -95,29 +98,50 @@ class Generation(Request[Chunk]):
         n = min(most, len(self.ids) - start)
         return n, "last" if start + n == len(self.ids) else "none"
 
+    @property
+    def most_drafted(self) -> int:
+        """See `Request`: as many as may follow, with the token that is chosen after them."""
+        most = min(self._engine.most_drafted, self.context.limit - len(self.ids))
+        max_tokens = self._params.max_tokens
+        return most if max_tokens is None else min(most, max_tokens - self._n_answered - 1)
+
     def take(self, rows: F32 | None, seconds: float) -> None:
-        """See `Request`."""
+        """See `Request`. Choices are made row by row as long as they are what was guessed."""
+        draft, self.draft = self.draft or Draft(()), None
         if rows is None:  # the prompt goes on
             return
-        was_reading = self._is_reading
-        if was_reading:
+        if self._is_reading:
             self._account_prompt()
+            seconds = 0.0
         else:
             self._steps += 1
         if not self._may_go_on():
             return
+        self._n_drafted += len(draft.ids)
+        while self._take_row(rows[draft.accepted], draft, seconds):
+            seconds = 0.0
+        if draft.ids and self.drafter is not None:
+            self.drafter.learn(draft)
+            self._engine.events(TokensDrafted(len(draft.ids), draft.accepted))
+
+    def _take_row(self, row: F32, draft: Draft, seconds: float) -> bool:
+        """Choose a token by logits (vocab,); whether it was guessed, and another may follow. seconds: that the logits
+        took, as far as no other token has them."""
         started = perf_counter()
         with told_as_shortage("choosing a token"):
-            choice = self._chooser.next(rows[0, : self._n_vocab], self.ids)
-        seconds = perf_counter() - started + (0.0 if was_reading else seconds)
+            choice = self._chooser.next(row[: self._n_vocab], self.ids)
+        seconds += perf_counter() - started
         self._decode_s += seconds if self._steps else 0
         if choice.token_id in self._tokenizer.eog_ids:
             self._finish("stop")
-            return
+            return False
+        is_guessed = draft.accepted < len(draft.ids) and draft.ids[draft.accepted] == choice.token_id
+        if is_guessed:  # said before anybody can read the token
+            draft.accepted += 1
+            self._n_accepted += 1
         self._engine.events(TokenGenerated(choice.token_id, seconds))
         self._append(choice)
-        if not self.results.is_ended:
-            self._may_go_on()
+        return not self.results.is_ended and self._may_go_on() and is_guessed
 
     def stop(self) -> None:
         """See `Request`."""
@@ -185,6 +209,10 @@ class Generation(Request[Chunk]):
         self._pieces.append(text)
         return Chunk(text, tuple(self.ids[self.n_prompt + start :]), None, logprobs)
 
+    def _timings(self) -> Timings:
+        drafted, accepted = self._n_drafted, self._n_accepted
+        return Timings(self._prompt_s, self._decode_s, self._n_read, self._steps, drafted, accepted)
+
     def _end(self, text: str, reason: FinishReason) -> None:
         chunk = self._chunk(text)
         generated = tuple(self.ids[self.n_prompt :])
@@ -193,7 +221,7 @@ class Generation(Request[Chunk]):
             token_ids=generated,
             finish_reason=reason,
             usage=Usage(self._n_asked, self._reused, len(generated)),
-            timings=Timings(self._prompt_s, self._decode_s, self._n_read, self._steps),
+            timings=self._timings(),
             seed=self._chooser.seed,
             logprobs=None if self._params.logprobs is None else tuple(self._logprobs),
         )

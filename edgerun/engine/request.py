@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from edgerun.engine.cancel import CancelSignal
 from edgerun.engine.context import F32, Context
+from edgerun.engine.drafts import Draft, Drafter
 from edgerun.engine.mailbox import Mailbox
 from edgerun.models.batch import Want
 
@@ -34,6 +35,8 @@ class Request(ABC, Generic[T]):
         self.has_begun = False  # it has a place in its context, and pages
         self.taker: int | None = None  # the thread that is at what a step computed, outside of the lock
         self.waits_for = 0  # requests that must have ended before it begins again, because its pages were taken away
+        self.drafter: Drafter | None = None  # guesses what follows its last id
+        self.draft: Draft | None = None  # whose guesses were in the step that is taken now
         self.thread = get_ident()  # that reads
         self._cancel = cancel
         self._stream: weakref.ref[Generator[T, None, None]] | None = None
@@ -51,11 +54,17 @@ class Request(ABC, Generic[T]):
 
     @abstractmethod
     def take(self, rows: F32 | None, seconds: float) -> None:
-        """What a step of so many seconds computed of its last stretch. Puts results, and their end when it is there."""
+        """What a step of so many seconds computed of its last stretch, and of `draft`. Puts results, and their end when
+        it is there."""
 
     @abstractmethod
     def stop(self) -> None:
         """The caller wants no more: put what is left to say and the end, which may be `Cancelled`."""
+
+    @property
+    def most_drafted(self) -> int:
+        """Guesses of which all could be of use, if they were right."""
+        return 0
 
     # -- what they have in common --------------------------------------------------------------------------------
 

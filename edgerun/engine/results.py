@@ -42,6 +42,8 @@ class Timings:
     decode_s: float
     prompt_tokens: int  # processed, that is without the reused ones
     decode_steps: int  # forward passes after the prompt
+    drafted_tokens: int = 0  # guesses that went through the model
+    accepted_tokens: int = 0  # of these, the right ones: tokens without a forward pass of their own
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -51,7 +53,7 @@ class Timings:
     @property
     def decode_tokens_per_s(self) -> float:
         """0 when at most one token was generated."""
-        return self.decode_steps / self.decode_s if self.decode_s > 0 else 0.0
+        return (self.decode_steps + self.accepted_tokens) / self.decode_s if self.decode_s > 0 else 0.0
 
 
 @dataclass(frozen=True)

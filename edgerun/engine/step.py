@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from edgerun.engine.cancel import FairLock
 from edgerun.engine.context import F32
+from edgerun.engine.drafts import Draft
+from edgerun.engine.goodput import Goodput
 from edgerun.engine.pace import Pace
 from edgerun.engine.request import Request
 from edgerun.engine.shortage import told_as_shortage
-from edgerun.errors import Cancelled, DoesNotFitError, UsageError
+from edgerun.errors import Cancelled, DoesNotFitError, EdgerunError, UsageError
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.batch import Want
 
@@ -43,6 +45,22 @@ class _Part(NamedTuple):
     request: AnyRequest
     ids: Sequence[int]
     want: Want
+    draft: Draft | None = None  # guesses, that follow its ids
+
+    @property
+    def is_next(self) -> bool:
+        """Whether it is one token, which mostly was chosen just now."""
+        return len(self.ids) == 1
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids) + (0 if self.draft is None else len(self.draft.ids))
+
+    @property
+    def stretch(self) -> Stretch:
+        if self.draft is None:
+            return Stretch(self.request.context.sequence, self.ids, self.want)
+        return Stretch(self.request.context.sequence, [*self.ids, *self.draft.ids], "all")
 
 
 class Steps:
@@ -60,6 +78,7 @@ class Steps:
         self._options = options
         self._clock = clock
         self._pace = Pace()
+        self._goodput = Goodput()
         self._served = 0  # the arrival of the request whose prompt had the last turn
         self.n_ended = 0  # requests so far: there may be room for those whose pages were taken away
         self.is_closing = False  # a step that is being computed shall end
@@ -70,19 +89,19 @@ class Steps:
         the model was closed.
         """
         with self._lock.held():
-            parts, n_decode = self._chosen(requests, requests if only is None else (only,))
+            started = self._clock()
+            parts = self._chosen(requests, requests if only is None else (only,))
             if not parts:
                 return False
-            started = self._clock()
-            rows = self._computed(parts, n_decode, started)
+            rows = self._computed(parts)
         if rows is not None:
             self._hand_out(parts, rows, started)
         return True
 
     # -- who takes part ------------------------------------------------------------------------------------------
 
-    def _chosen(self, requests: Sequence[AnyRequest], some: Sequence[AnyRequest]) -> tuple[list[_Part], int]:
-        """The parts of a step for `some` of all requests, and how many of them, the first ones, are next tokens."""
+    def _chosen(self, requests: Sequence[AnyRequest], some: Sequence[AnyRequest]) -> list[_Part]:
+        """The parts of a step for `some` of all requests; next tokens come first."""
         live = []
         for request in some:
             if not request.can_go_on:
@@ -101,19 +120,23 @@ class Steps:
                     self._choose(request, 1, chosen, requests)
                 else:
                     prompts.append(request)
+        if any([request.drafter is not None for request in chosen]):
+            self._guess(chosen)
         if prompts:
             self._choose_prompts(prompts, chosen, requests)
         parts = list(chosen.values())
         if len(parts) > 1:
-            parts.sort(key=lambda part: len(part.ids) > 1)
-        return parts, sum([len(part.ids) == 1 for part in parts])
+            parts.sort(key=lambda part: not part.is_next)
+        return parts
 
     def _choose_prompts(
         self, prompts: Sequence[AnyRequest], chosen: dict[AnyRequest, _Part], requests: Sequence[AnyRequest]
     ) -> None:
         """Stretches of prompts beside the next tokens that are chosen, one prompt's or several's."""
         options = self._options
-        budget = self._pace.rows(options.tpot_s, len(chosen), options.step_tokens) if chosen else options.step_tokens
+        budget = options.step_tokens
+        if chosen:
+            budget = self._pace.rows(options.tpot_s, sum(part.rows for part in chosen.values()), budget)
         for request in self._in_turn(prompts):
             if budget <= 0:
                 return
@@ -121,6 +144,31 @@ class Steps:
             if request.has_begun and self._choose(request, most, chosen, requests):
                 self._served = request.arrival
                 budget -= budget if options.fixed_steps else len(chosen[request].ids)
+
+    def _guess(self, chosen: dict[AnyRequest, _Part]) -> None:
+        """Guesses after the next tokens that are chosen, as many as pay. No request loses its pages for them."""
+        asked = [(request, request.drafter) for request in chosen if request.drafter is not None]
+        outlooks = [drafter.outlook(request.ids, request.most_drafted) for request, drafter in asked]
+        if not any([outlook.most for outlook in outlooks]):
+            return
+        token_s = max(drafter.token_s for _, drafter in asked)
+        shares = self._goodput.shares(len(chosen), outlooks, token_s)
+        for (request, drafter), outlook, n in zip(asked, outlooks, shares, strict=True):
+            if n == 0:
+                if outlook.most:
+                    drafter.skipped()
+                continue
+            try:
+                guesses = drafter.propose(request.ids, n)
+                request.context.sequence.reserve(1 + len(guesses))
+            except EdgerunError:  # without guesses it goes on just so
+                continue
+            except BaseException as error:  # noqa: BLE001 - it belongs to this request, whatever it is
+                request.fail(error)
+                del chosen[request]
+                continue
+            if guesses:
+                chosen[request] = chosen[request]._replace(draft=Draft(guesses, drafter.kind))
 
     def _begin(self, live: Sequence[AnyRequest], requests: Sequence[AnyRequest]) -> None:
         """Give those that have no pages yet theirs, in the order of their arrival, as long as there are some."""
@@ -224,20 +272,21 @@ class Steps:
 
     # -- the step ------------------------------------------------------------------------------------------------
 
-    def _computed(self, parts: Sequence[_Part], n_decode: int, started: float) -> list[F32 | None] | None:
+    def _computed(self, parts: Sequence[_Part]) -> list[F32 | None] | None:
         """What each part wanted; None when the step failed, which its requests know."""
         requests = [part.request for part in parts]
+        started = self._clock()
 
         def cancelled() -> bool:
             return self.is_closing or all([request.wants_no_more for request in requests])
 
         try:
             with told_as_shortage("computing a step"):
-                stretches = tuple(Stretch(part.request.context.sequence, part.ids, part.want) for part in parts)
-                rows = self._decoder.step(Batch(stretches), cancelled=cancelled)
+                rows = self._decoder.step(Batch(tuple(part.stretch for part in parts)), cancelled=cancelled)
             taker = get_ident()
             for part in parts:
-                part.request.context.extend(part.ids, part.request.ticket)
+                part.request.context.extend(part.ids, part.request.ticket, part.draft)
+                part.request.draft = part.draft
                 part.request.taker = taker
         except Cancelled:
             for request in requests:
@@ -250,7 +299,12 @@ class Steps:
             for request in requests:
                 request.fail(error)
             return None
-        self._pace.saw(n_decode, sum(len(part.ids) for part in parts) - n_decode, self._clock() - started)
+        seconds = self._clock() - started
+        next_rows = sum(part.rows for part in parts if part.is_next)
+        prompt_rows = sum(len(part.ids) for part in parts if not part.is_next)
+        self._pace.saw(next_rows, prompt_rows, seconds)
+        if not prompt_rows:
+            self._goodput.saw(next_rows, seconds)
         return rows
 
     def _hand_out(self, parts: Sequence[_Part], rows: Sequence[F32 | None], started: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
+from edgerun.kernels.kv_formats import F16, KvFormat
 from edgerun.kernels.layout import PackedSizes
 from edgerun.options.loading import KERNEL_NAMES, LOADING
 
@@ -33,13 +34,13 @@ def load_kernels(
     events: EventSink = ignore,
     types: Sequence[GgmlType] = (),
     neuron_types: Sequence[GgmlType] = (),
-    quantised_kv: bool = False,
+    kv: tuple[KvFormat, KvFormat] = (F16, F16),
 ) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
-    types, neuron_types: of matrices and neurons that will come, quantised_kv: whether keys and values will be: their
+    types, neuron_types: of matrices and neurons that will come, kv: the formats of keys and values: their
     kernels are made ready at once, which takes less time than later one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
@@ -52,9 +53,7 @@ def load_kernels(
         return ReferenceKernels()
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.load(
-        name, threads=threads, events=events, types=types, neuron_types=neuron_types, quantised_kv=quantised_kv
-    )
+    return SimdKernels.load(name, threads=threads, events=events, types=types, neuron_types=neuron_types, kv=kv)
 
 
 def load_sizes(name: str = "auto") -> PackedSizes:
@@ -68,16 +67,19 @@ def load_sizes(name: str = "auto") -> PackedSizes:
 
 
 def kernels_missing(
-    name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType] = (), quantised_kv: bool = False
+    name: str,
+    types: Sequence[GgmlType],
+    neuron_types: Sequence[GgmlType] = (),
+    kv: tuple[KvFormat, KvFormat] = (F16, F16),
 ) -> bool:
-    """Whether the kernels called `name` for matrices and neurons of these types, and for quantised keys and values,
-    must be compiled before they can be used. UsageError as `load_kernels`."""
+    """Whether the kernels called `name` for matrices and neurons of these types, and for keys and values in these
+    formats, must be compiled before they can be used. UsageError as `load_kernels`."""
     _check(name)
     if name == "reference":
         return False
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.missing(name, types, neuron_types, quantised_kv)
+    return SimdKernels.missing(name, types, neuron_types, kv)
 
 
 def _check(name: str) -> None:

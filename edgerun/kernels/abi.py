@@ -221,8 +221,8 @@ class NeuronsDown(NamedTuple):
 
 
 class AttentionDecode(NamedTuple):
-    """Single rows, of any sequences. From byte 128 on follows an `AttentionRow` for each. An item is (row, kv head,
-    page of positions)."""
+    """Single rows, of any sequences, over f16, or over the formats of keys and values in the kernel's name. From byte
+    128 on follows an `AttentionRow` for each. An item is (row, kv head, page of positions)."""
 
     keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
     values_at: Annotated[int, "bytes from a page's first to the layer's values"]
@@ -236,8 +236,6 @@ class AttentionDecode(NamedTuple):
     busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
     scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
     rows: Annotated[int, "how many rows follow"]
-    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py); attention_decode reads f16 only"]
-    values_format: Annotated[int, "as of keys"]
 
 
 class AttentionRow(NamedTuple):
@@ -305,11 +303,11 @@ _OF_KERNEL = {
     "add": Add,
     "neurons_gate": NeuronsGate,
     "attention_decode": AttentionDecode,
-    "attention_decode_any": AttentionDecode,
     "attention_prompt": AttentionPrompt,
     "attention_merge": AttentionMerge,
 }
 _OF_FAMILY = {
+    "attention_decode_": AttentionDecode,
     "pack_": Pack,
     "dequantize_": Dequantize,
     "quantize_": Quantize,

@@ -21,11 +21,14 @@ from numba import float32, int64, njit
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
+from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_shift, build_values
+from edgerun.kernels.kv_formats import F16, GROUP, Q4_0, Q8_0, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
+_PLAIN, _BYTES, _NIBBLES = F16.number, Q8_0.number, Q4_0.number
 _ROW_BYTES, _MERGED_BYTES = 64, 32  # of an `abi.AttentionRow`, an `abi.MergedRow`
 
 
@@ -37,28 +40,16 @@ def _take_slot(busy: int) -> int:
     return slot
 
 
-def build_attention_decode(ops: Ops) -> Any:
+def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format: KvFormat = F16) -> Any:
     """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
 
-    Scratch of a working thread, f32: scores (4, KEYS). Heads of a kv head go by fours, twos and ones."""
-    return _decode(ops, plain=True)
-
-
-def build_attention_decode_any(ops: Ops) -> Any:
-    """The same for keys and values in any of `kv_formats`: each block is widened once for all heads of a kv head.
-
-    Scratch of a working thread, f32: scores (4, KEYS), keys (head_dim, KEYS), values (KEYS, head_dim_v)."""
-    return _decode(ops, plain=False)
-
-
-def _decode(ops: Ops, plain: bool) -> Any:
+    Scratch of a working thread, f32: scores (4, KEYS), for quantised values also (groups, 4, KEYS). Heads of a kv head
+    go by fours, twos and ones."""
     lanes = ops.lanes
     load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
     zero, softmax = ops.zero_floats, build_softmax(ops)
-    widen_keys, widen_values = build_widen(ops)
-    size = 2 if plain else 4  # bytes of a key's or a value's dimension
-    four, two, one, single, eight = build_products(ops, ops.load_halves if plain else load, size)
-    load_one = load_f16 if plain else load_f32
+    four, two, one, single, eight = build_products(ops, ops.load_halves, 2)
+    keys_number, values_number = keys_format.number, values_format.number
 
     @njit(forceinline=True)
     def put(scores: int, row: int, j: int, a: Any, b: Any) -> None:
@@ -69,10 +60,10 @@ def _decode(ops: Ops, plain: bool) -> Any:
 
     @njit(forceinline=True)
     def scores_of(rows: int, q: int, dq: int, keys: int, dim: int, begin: int, end: int, out: int) -> None:
-        step, two_vectors = size * KEYS, 2 * lanes
+        step, two_vectors = 2 * KEYS, 2 * lanes
         if rows == 4:
             for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
-                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + size * j, step)
+                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 1, j, r[2], r[3])
                 put(out, 2, j, r[4], r[5])
@@ -81,7 +72,7 @@ def _decode(ops: Ops, plain: bool) -> Any:
         j = begin // (4 * lanes) * (4 * lanes)
         if rows == 2:
             while j < end:
-                r = two(q, q + dq, dim, keys + size * j, step)
+                r = two(q, q + dq, dim, keys + 2 * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 0, j + two_vectors, r[2], r[3])
                 put(out, 1, j, r[4], r[5])
@@ -89,14 +80,14 @@ def _decode(ops: Ops, plain: bool) -> Any:
                 j += 4 * lanes
             return
         while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
-            r = eight(q, dim, keys + size * j, step)
+            r = eight(q, dim, keys + 2 * j, step)
             put(out, 0, j, r[0], r[1])
             put(out, 0, j + two_vectors, r[2], r[3])
             put(out, 0, j + 2 * two_vectors, r[4], r[5])
             put(out, 0, j + 3 * two_vectors, r[6], r[7])
             j += 8 * lanes
         while j < end:
-            s = one(q, dim, keys + size * j, step)
+            s = one(q, dim, keys + 2 * j, step)
             put(out, 0, j, s[0], s[1])
             put(out, 0, j + two_vectors, s[2], s[3])
             j += 4 * lanes
@@ -111,12 +102,12 @@ def _decode(ops: Ops, plain: bool) -> Any:
         """A row's dimensions from i on: by single vectors, then one by one."""
         while i + lanes <= dim:
             at = int64(out + 4 * i)
-            store(at, fma(load(at), factor, single(w, n, v + size * i, size * dim)))
+            store(at, fma(load(at), factor, single(w, n, v + 2 * i, 2 * dim)))
             i += lanes
         while i < dim:
             total = float32(0.0)
             for p in range(n):
-                total = fma_one(load_f32(int64(w + 4 * p)), load_one(int64(v + size * (p * dim + i))), total)
+                total = fma_one(load_f32(int64(w + 4 * p)), load_f16(int64(v + 2 * (p * dim + i))), total)
             at = int64(out + 4 * i)
             store_f32(at, fma_one(load_f32(at), first_lane(factor), total))
             i += 1
@@ -127,7 +118,7 @@ def _decode(ops: Ops, plain: bool) -> Any:
         dw, pair, i = 4 * KEYS, 8 * lanes, 0
         if rows == 4:
             while i + 2 * lanes <= dim:
-                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + size * i, size * dim)
+                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + stride, f[1], r[2], r[3])
@@ -139,7 +130,7 @@ def _decode(ops: Ops, plain: bool) -> Any:
             rest(w + 3 * dw, n, v, dim, i, out + 3 * stride, f[3])
         elif rows == 2:
             while i + 4 * lanes <= dim:
-                r = two(w, w + dw, n, v + size * i, size * dim)
+                r = two(w, w + dw, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
@@ -149,7 +140,7 @@ def _decode(ops: Ops, plain: bool) -> Any:
             rest(w + dw, n, v, dim, i, out + stride, f[1])
         else:
             while i + 8 * lanes <= dim:
-                r = eight(w, n, v + size * i, size * dim)
+                r = eight(w, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
@@ -157,12 +148,21 @@ def _decode(ops: Ops, plain: bool) -> Any:
                 gather(at + 3 * pair, f[0], r[6], r[7])
                 i += 8 * lanes
             while i + 4 * lanes <= dim:
-                s = one(w, n, v + size * i, size * dim)
+                s = one(w, n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], s[0], s[1])
                 gather(at + pair, f[0], s[2], s[3])
                 i += 4 * lanes
         rest(w, n, v, dim, i, out, f[0])
+
+    @njit(forceinline=True)
+    def plain_values(
+        rows: int, w: int, first: int, n: int, block: int, dim: int, out: int, stride: int, f: Any, space: int
+    ) -> None:
+        values_of(rows, w + 4 * first, n, block + first * dim * 2, dim, out, stride, f)
+
+    add_scores = scores_of if keys_format.is_plain else build_scores(ops, keys_format)
+    add_values = plain_values if values_format.is_plain else build_values(ops, values_format)
 
     @njit(forceinline=True)
     def empty(part: int, dim: int) -> None:
@@ -178,13 +178,10 @@ def _decode(ops: Ops, plain: bool) -> Any:
         group, constants = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
         scratch, busy = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
         slot_bytes, count = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
-        keys_format, values_format = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         part_bytes = (dim_v + 2) * 4
         slot = _take_slot(busy)
         scores = scratch + slot * slot_bytes
-        wide_keys = scores + 4 * KEYS * 4
-        wide_values = wide_keys + dim * KEYS * 4
         row = arguments + LIST_AT
         last = row + (count - 1) * _ROW_BYTES
         for item in range(low, high):
@@ -208,20 +205,15 @@ def _decode(ops: Ops, plain: bool) -> Any:
             for at in range(begin // KEYS * KEYS, after, KEYS):
                 lowest, n = max(0, begin - at), min(KEYS, after - at)
                 block = (at - start) // KEYS
-                keys = page_keys + block * keys_block_bytes(keys_format, dim)
-                values = page_values + block * block_bytes(values_format, dim_v)
-                if plain:
-                    values += lowest * dim_v * 2
-                else:
-                    widen_keys(keys, dim, keys_format, wide_keys)
-                    widen_values(values, lowest, n - lowest, dim_v, dim_v, values_format, wide_values)
-                    keys, values = wide_keys, wide_values
+                keys = page_keys + block * keys_block_bytes(keys_number, dim)
+                values = page_values + block * block_bytes(values_number, dim_v)
                 h = 0
                 while h < group:
                     rows = min(4, group - h)
                     if rows == 3:
                         rows = 2
-                    scores_of(rows, q + (kv_head * group + h) * dim * 4, dim * 4, keys, dim, lowest, n, scores)
+                    head = q + (kv_head * group + h) * dim * 4
+                    add_scores(rows, head, dim * 4, keys, dim, lowest, n, scores)
                     part = parts + h * stride
                     state = part + 4 * dim_v
                     f0 = softmax(scores, lowest, n, scale, cap, state)
@@ -231,7 +223,8 @@ def _decode(ops: Ops, plain: bool) -> Any:
                     if rows > 2:
                         f2 = softmax(scores + 8 * KEYS, lowest, n, scale, cap, state + 2 * stride)
                         f3 = softmax(scores + 12 * KEYS, lowest, n, scale, cap, state + 3 * stride)
-                    values_of(rows, scores + 4 * lowest, n - lowest, values, dim_v, part, stride, (f0, f1, f2, f3))
+                    f, space = (f0, f1, f2, f3), scores + 4 * KEYS * 4
+                    add_values(rows, scores, lowest, n - lowest, values, dim_v, part, stride, f, space)
                     h += rows
         store_release(int64(busy + 8 * slot), int64(0))
 
@@ -272,15 +265,28 @@ def build_attention_merge(ops: Ops) -> Any:
 
 def build_attention_prompt(ops: Ops) -> Any:
     """See `abi.AttentionPrompt`: later tiles come first because they see more. Scratch of a working thread, f32: keys
-    (head_dim, KEYS), values (KEYS, padded head_dim_v), scores (4, KEYS), and twice of each of TILE * group rows, for
-    the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
+    (head_dim, KEYS), values (KEYS, padded head_dim_v), scores and scaled weights (4, KEYS) each, and twice of each of
+    TILE * group rows, for the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats, ops.store_floats, ops.fma, ops.mul
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
     softmax, join = build_softmax(ops), build_join(ops)
     widen_keys, widen_values = build_widen(ops)
+    mean_shift, scaled, load_halves = build_shift(ops, True), build_scaled(ops), ops.load_halves
     four, _, _, _, _ = build_products(ops, load, 4)
+
+    @njit(forceinline=True)
+    def shift(q: int, block: int, dim: int) -> Any:
+        return mean_shift(q, block, dim, _NIBBLES)
+
+    @njit(forceinline=True)
+    def add_scaled(scales: int, r: Any, t: Any) -> Any:
+        """Sums of codes of four rows and two vectors, times the positions' scales, added to t."""
+        a, b = load_halves(int64(scales)), load_halves(int64(scales + 2 * lanes))
+        t0, t1, t2, t3 = fma(a, r[0], t[0]), fma(b, r[1], t[1]), fma(a, r[2], t[2]), fma(b, r[3], t[3])
+        t4, t5, t6, t7 = fma(a, r[4], t[4]), fma(b, r[5], t[5]), fma(a, r[6], t[6]), fma(b, r[7], t[7])
+        return t0, t1, t2, t3, t4, t5, t6, t7
 
     @njit(forceinline=True)
     def empty(row: int, padded: int) -> None:
@@ -329,6 +335,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
         window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
         keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
+        chain = GROUP if keys_format == _BYTES else GROUP // 2  # dimensions whose codes are summed together
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
         tiles = (tokens + TILE - 1) // TILE
@@ -337,7 +344,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         keys = scratch + slot * slot_bytes
         values = keys + dim * KEYS * 4
         scores = values + KEYS * padded * 4
-        rows = scores + 4 * KEYS * 4
+        rows = scores + 8 * KEYS * 4
         row_bytes = (padded + 2) * 4
         wholes = rows + (TILE * group + 4) * row_bytes
         for item in range(low, high):
@@ -358,10 +365,10 @@ def build_attention_prompt(ops: Ops) -> Any:
                     for r in range((count + 3) // 4 * 4):
                         empty(rows + r * row_bytes, padded)
                 page, block = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE // KEYS
-                source = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
-                widen_keys(source, dim, keys_format, keys)
-                source = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
-                widen_values(source, 0, n, dim_v, padded, values_format, values)
+                kept_keys = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
+                widen_keys(kept_keys, dim, keys_format, keys)
+                kept_values = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
+                widen_values(kept_values, n, dim_v, padded, values_format, values)
                 for r in range(0, count, 4):
                     # the last rows may stand for less than four: the others repeat the last, and are not used
                     r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
@@ -377,8 +384,21 @@ def build_attention_prompt(ops: Ops) -> Any:
                         q1 = head + (o1 * heads + r1 % group) * dim * 4
                         q2 = head + (o2 * heads + r2 % group) * dim * 4
                         q3 = head + (o3 * heads + r3 % group) * dim * 4
+                        if keys_format == _NIBBLES:
+                            h0, h1 = splat(shift(q0, kept_keys, dim)), splat(shift(q1, kept_keys, dim))
+                            h2, h3 = splat(shift(q2, kept_keys, dim)), splat(shift(q3, kept_keys, dim))
+                        else:
+                            h0, h1, h2, h3 = zero(), zero(), zero(), zero()
                         for j in range(0, last, 2 * lanes):
-                            p = four(q0, q1, q2, q3, dim, keys + 4 * j, 4 * KEYS)
+                            if keys_format == _PLAIN:
+                                p = four(q0, q1, q2, q3, dim, keys + 4 * j, 4 * KEYS)
+                            else:
+                                p = (h0, h0, h1, h1, h2, h2, h3, h3)
+                                for i in range(0, dim, chain):
+                                    group_at = kept_keys + i // GROUP * block_bytes(keys_format, GROUP) + 2 * j
+                                    at_i, x = keys + 4 * (i * KEYS + j), 4 * i
+                                    sums = four(q0 + x, q1 + x, q2 + x, q3 + x, chain, at_i, 4 * KEYS)
+                                    p = add_scaled(group_at, sums, p)
                             to = scores + 4 * j
                             store(int64(to), p[0])
                             store(int64(to + 4 * lanes), p[1])
@@ -399,16 +419,14 @@ def build_attention_prompt(ops: Ops) -> Any:
                             f2 = softmax(scores + 8 * KEYS, b2, e2, scale, cap, state + 2 * row_bytes)
                         if e3 > 0:
                             f3 = softmax(scores + 12 * KEYS, b3, e3, scale, cap, state + 3 * row_bytes)
+                        w = scores
                         for i in range(0, padded, 2 * lanes):
-                            p = four(
-                                scores,
-                                scores + 4 * KEYS,
-                                scores + 8 * KEYS,
-                                scores + 12 * KEYS,
-                                last,
-                                values + 4 * i,
-                                4 * padded,
-                            )
+                            if values_format != _PLAIN:
+                                w = scores + 4 * KEYS * 4
+                                if i % GROUP == 0:
+                                    scaled(4, scores, kept_values + i // GROUP * 2 * KEYS, w)
+                            w1, w2, w3 = w + 4 * KEYS, w + 8 * KEYS, w + 12 * KEYS
+                            p = four(w, w1, w2, w3, last, values + 4 * i, 4 * padded)
                             to = row + 4 * i
                             gather(e0, to, p[0], p[1], f0)
                             gather(e1, to + row_bytes, p[2], p[3], f1)

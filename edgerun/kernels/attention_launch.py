@@ -19,7 +19,7 @@ from edgerun.kernels.abi import (
 )
 from edgerun.kernels.attention_layout import TILE, decode_pages, decode_scratch_bytes, prompt_scratch_bytes
 from edgerun.kernels.interface import F32
-from edgerun.kernels.kv_formats import rotation_size
+from edgerun.kernels.kv_formats import GROUP, decode_kernel, rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
@@ -128,10 +128,8 @@ class AttentionLaunch:
             busy=address(self._busy),
             scratch_bytes=_slot_bytes(layout),
             rows=len(few),
-            keys_format=layout.keys.number,
-            values_format=layout.values.number,
         )
-        self._launcher.launch(decode_kernel(layout), arguments, kv_heads * before, 1, rows)
+        self._launcher.launch(decode_kernel(layout.keys, layout.values), arguments, kv_heads * before, 1, rows)
         self._launcher.launch("attention_merge", AttentionMerge(heads, dim_v), heads * len(few), heads, merged)
 
     def _prompt(self, q: F32, span: Span, layout: LayerLayout, window: int, numbers: int, out: F32) -> None:
@@ -179,13 +177,8 @@ class AttentionLaunch:
         return address(self._scratch)
 
 
-def decode_kernel(layout: LayerLayout) -> str:
-    """Which of the two reads such pages."""
-    return "attention_decode" if layout.is_plain else "attention_decode_any"
-
-
 def _slot_bytes(layout: LayerLayout) -> int:
-    return decode_scratch_bytes() if layout.is_plain else decode_scratch_bytes(layout.head_dim, layout.head_dim_v)
+    return decode_scratch_bytes(0 if layout.values.is_plain else layout.head_dim_v // GROUP)
 
 
 def first_seen(end: int, window: int) -> int:

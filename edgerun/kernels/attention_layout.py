@@ -25,14 +25,14 @@ def decode_pages(first: Position, end: int) -> Position:
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
 
 
-def decode_scratch_bytes(head_dim: int = 0, head_dim_v: int = 0) -> int:
-    """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines; with dimensions: in
-    `build_attention_decode_any`."""
-    return 4 * KEYS * 4 + KEYS * (head_dim + head_dim_v) * 4
+def decode_scratch_bytes(groups: int) -> int:
+    """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines. groups: of quantised
+    values."""
+    return 4 * KEYS * 4 * (1 + groups)
 
 
 def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:
     """What one thread needs in `attention_kernels.build_attention_prompt`, in whole cache lines."""
     padded = -(-head_dim_v // (2 * lanes)) * 2 * lanes
-    floats = head_dim * KEYS + KEYS * padded + 4 * KEYS + 2 * (TILE * group + 4) * (padded + 2)
+    floats = head_dim * KEYS + KEYS * padded + 8 * KEYS + 2 * (TILE * group + 4) * (padded + 2)
     return -(-floats * 4 // 64) * 64

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.kv_formats import KvFormat, decode_kernel
 from edgerun.kernels.layout import ROW_TYPES
 
 ALWAYS = (
@@ -14,7 +15,6 @@ ALWAYS = (
     *("add", "rms_norm", "rope", "kv_write", "gated"),
     *("attention_decode", "attention_merge"),
 )
-QUANTISED_KV = ("attention_decode_any", "rotate")  # what quantised keys and values need beside these
 
 
 class MatrixKernels(NamedTuple):
@@ -41,6 +41,11 @@ def for_matrices(types: Sequence[GgmlType]) -> list[str]:
             pack, matmul, form, _ = MATRIX_KERNELS[type]
             names += [pack, matmul] if form == "f32" else [pack, matmul, QUANTIZE[form]]
     return list(dict.fromkeys(names))
+
+
+def for_keys_and_values(keys: KvFormat, values: KvFormat) -> list[str]:
+    """What keys and values in these formats need, beside the kernels that are always needed."""
+    return [decode_kernel(keys, values), *(["rotate"] if keys.is_rotated else [])]
 
 
 def neurons_kernel(way: str, type: GgmlType) -> str:

@@ -69,6 +69,19 @@ Q4_0 = KvFormat("q4_0", 2, 4)
 KV_FORMATS = {format.name: format for format in (F16, Q8_0, Q4_0)}
 
 
+def decode_kernel(keys: KvFormat, values: KvFormat) -> str:
+    """The kernel that attends single rows to such keys and values."""
+    return "attention_decode" if keys.is_plain and values.is_plain else f"attention_decode_{keys.name}_{values.name}"
+
+
+QUANTISED_DECODE = {
+    decode_kernel(keys, values): (keys, values)
+    for keys in KV_FORMATS.values()
+    for values in KV_FORMATS.values()
+    if not (keys.is_plain and values.is_plain)
+}
+
+
 def rotation_size(dim: int) -> int:
     """Of the blocks that `rotate` mixes: the largest power of two that divides the dimensions."""
     return dim & -dim

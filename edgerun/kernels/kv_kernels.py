@@ -168,11 +168,10 @@ def build_kv_write(ops: Ops) -> Any:
 
 
 def build_widen(ops: Ops) -> Any:
-    """widen_keys(block, dim, format, out): out (dim, KEYS) f32.
-    widen_values(block, first, n, dim, padded, format, out): positions first .. first + n - 1 of the block, out
-    (n, padded) f32, 0 beyond dim."""
-    lanes = ops.lanes
-    load_halves, store, times, fma, splat = ops.load_halves, ops.store_floats, ops.mul, ops.fma, ops.splat
+    """widen_keys(block, dim, format, out): a block of keys, out (dim, KEYS) f32; widen_values(block, n, dim, padded,
+    format, out): n positions of a block of values, out (n, padded) f32, 0 beyond dim. Of what is quantised the codes,
+    without their scales."""
+    lanes, load_halves, store = ops.lanes, ops.load_halves, ops.store_floats
     load_bytes, load_low, load_high = (
         ops.load_bytes_as_floats,
         ops.load_low_nibbles_as_floats,
@@ -185,21 +184,15 @@ def build_widen(ops: Ops) -> Any:
             for i in range(0, dim * KEYS, lanes):
                 store(int64(out + 4 * i), load_halves(int64(block + 2 * i)))
             return
-        means = block + block_bytes(format, dim)
         for group in range(dim // GROUP):
-            at, to = block + group * block_bytes(format, GROUP), out + group * GROUP * KEYS * 4
-            for j in range(0, KEYS, lanes):
-                scale = load_halves(int64(at + 2 * j))
-                codes, target = at + _SCALES + j, to + 4 * j
-                if format == _BYTES:
-                    for i in range(GROUP):
-                        store(int64(target + i * KEYS * 4), times(load_bytes(int64(codes + i * KEYS)), scale))
-                else:
-                    for i in range(_HALF):
-                        both, mean = int64(codes + i * KEYS), means + 2 * (group * GROUP + i)
-                        low, high = splat(load_f16(int64(mean))), splat(load_f16(int64(mean + 2 * _HALF)))
-                        store(int64(target + i * KEYS * 4), fma(load_low(both), scale, low))
-                        store(int64(target + (i + _HALF) * KEYS * 4), fma(load_high(both), scale, high))
+            codes, to = block + group * block_bytes(format, GROUP) + _SCALES, out + group * GROUP * KEYS * 4
+            if format == _BYTES:
+                for i in range(0, GROUP * KEYS, lanes):
+                    store(int64(to + 4 * i), load_bytes(int64(codes + i)))
+            else:
+                for i in range(0, _HALF * KEYS, lanes):
+                    store(int64(to + 4 * i), load_low(int64(codes + i)))
+                    store(int64(to + 4 * (i + _HALF * KEYS)), load_high(int64(codes + i)))
 
     @njit(forceinline=True)
     def widen_plain(v: int, n: int, dim: int, padded: int, out: int) -> None:
@@ -216,24 +209,20 @@ def build_widen(ops: Ops) -> Any:
                 i += 1
 
     @njit(forceinline=True)
-    def widen_values(block: int, first: int, n: int, dim: int, padded: int, format: int, out: int) -> None:
+    def widen_values(block: int, n: int, dim: int, padded: int, format: int, out: int) -> None:
         if format == _PLAIN:
-            widen_plain(block + first * dim * 2, n, dim, padded, out)
+            widen_plain(block, n, dim, padded, out)
             return
-        width = GROUP if format == _BYTES else _HALF
-        groups = dim // GROUP
-        codes = block + groups * _SCALES + first * groups * width
-        for p in range(n):
-            for group in range(groups):
-                scale = splat(load_f16(int64(block + group * _SCALES + 2 * (first + p))))
-                at, to = codes + (p * groups + group) * width, out + (p * padded + group * GROUP) * 4
-                if format == _BYTES:
-                    for i in range(0, GROUP, lanes):
-                        store(int64(to + 4 * i), times(load_bytes(int64(at + i)), scale))
-                else:
-                    for i in range(0, _HALF, lanes):
-                        store(int64(to + 4 * i), times(load_low(int64(at + i)), scale))
-                        store(int64(to + 4 * (i + _HALF)), times(load_high(int64(at + i)), scale))
+        codes = block + dim // GROUP * _SCALES
+        if format == _BYTES:
+            for i in range(0, n * dim, lanes):
+                store(int64(out + 4 * i), load_bytes(int64(codes + i)))
+            return
+        for group in range(n * (dim // GROUP)):
+            for i in range(0, _HALF, lanes):
+                both, to = int64(codes + group * _HALF + i), out + 4 * (group * GROUP + i)
+                store(int64(to), load_low(both))
+                store(int64(to + 4 * _HALF), load_high(both))
 
     return widen_keys, widen_values
 

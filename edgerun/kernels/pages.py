@@ -33,11 +33,6 @@ class LayerLayout:
     keys_at: int
 
     @property
-    def is_plain(self) -> bool:
-        """Whether both are f16."""
-        return self.keys.is_plain and self.values.is_plain
-
-    @property
     def keys_stride(self) -> int:
         """Bytes from head to head in the keys."""
         return self.keys.keys_bytes(self.head_dim)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
-from edgerun.kernels.attention_launch import decode_kernel, first_seen
+from edgerun.kernels.attention_launch import first_seen
 from edgerun.kernels.attention_layout import decode_pages
 from edgerun.kernels.interface import Recording
+from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.pages import LayerLayout
 from edgerun.kernels.program import I64, Patch, Program
 
@@ -40,7 +41,7 @@ class RecordedRows:
         self._kinds = list(of_kind.values())
         groups = 1 + max(layer.group for layer in layers)
         numbers = {kind: index for index, kind in enumerate(of_kind)}
-        launches = _Launches(program, {decode_kernel(layer.layout) for layer in layers}, rows)
+        launches = _Launches(program, {decode_kernel(layer.layout.keys, layer.layout.values) for layer in layers}, rows)
         kinds = np.array([numbers[_kind(layer)] for layer in layers], np.int64)
         group_of = np.array([layer.group for layer in layers], np.int64)
         self._step = launches.step_patch(kinds, len(self._kinds))

@@ -33,6 +33,7 @@ from edgerun.kernels.interface import (
     RouterKind,
 )
 from edgerun.kernels.isa import Isa
+from edgerun.kernels.kv_formats import F16, KvFormat
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -69,22 +70,26 @@ class SimdKernels:
         directory: Path | None = None,
         types: Sequence[GgmlType] = (),
         neuron_types: Sequence[GgmlType] = (),
-        quantised_kv: bool = False,
+        kv: tuple[KvFormat, KvFormat] = (F16, F16),
     ) -> SimdKernels:
         """See `edgerun.kernels.load_kernels`."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        wanted = _all_names(types, neuron_types, quantised_kv) if types else kernel_names.ALWAYS
+        wanted = _all_names(types, neuron_types, kv) if types else kernel_names.ALWAYS
         cache.prepare(wanted)  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
     def missing(
-        cls, name: str, types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool = False
+        cls,
+        name: str,
+        types: Sequence[GgmlType],
+        neuron_types: Sequence[GgmlType],
+        kv: tuple[KvFormat, KvFormat] = (F16, F16),
     ) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
         cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing(_all_names(types, neuron_types, quantised_kv)))
+        return bool(cache.missing(_all_names(types, neuron_types, kv)))
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -217,9 +222,13 @@ class SimdKernels:
         return route(logits, k, kind, renormalise=renormalise, scale=scale)
 
 
-def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], quantised_kv: bool) -> list[str]:
-    kv = kernel_names.QUANTISED_KV if quantised_kv else ()
-    return [*kernel_names.ALWAYS, *kernel_names.for_matrices(types), *kernel_names.for_neurons(neuron_types), *kv]
+def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], kv: tuple[KvFormat, KvFormat]) -> list[str]:
+    wanted = (
+        kernel_names.for_matrices(types),
+        kernel_names.for_neurons(neuron_types),
+        kernel_names.for_keys_and_values(*kv),
+    )
+    return [*kernel_names.ALWAYS, *(name for names in wanted for name in names)]
 
 
 def _rows(x: Activations) -> Rows:

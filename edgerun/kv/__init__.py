@@ -2,7 +2,8 @@
 
 from edgerun.kv.groups import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
 from edgerun.kv.ledger import KvLedger
-from edgerun.kv.pages import Page, PagePool
+from edgerun.kv.page import Page
+from edgerun.kv.pages import PagePool
 from edgerun.kv.sequence import KvSequence
 
 __all__ = [

@@ -33,11 +33,6 @@ class KvOptions:
     keys: KvFormat = F16
     values: KvFormat = F16
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether keys or values are."""
-        return not (self.keys.is_plain and self.values.is_plain)
-
 
 @dataclass(frozen=True)
 class Group:

@@ -30,8 +30,8 @@ class Holder(Protocol):
     @property
     def n_bytes(self) -> int: ...
 
-    def make_room(self) -> None:
-        """Let go of what nobody would miss."""
+    def make_room(self, n_bytes: int) -> None:
+        """Let go of what nobody would miss, until so much is free."""
         ...
 
     def release(self) -> None:
@@ -72,7 +72,7 @@ class KvLedger:
         """
         limit = self.limit_bytes
         with self._lock:
-            for make_room in (None, lambda: self._others_make_room(holder), gc.collect):
+            for make_room in (None, lambda: self._others_make_room(holder, n_bytes), gc.collect):
                 if make_room is gc.collect and self.hurries:
                     break
                 if make_room is not None:
@@ -97,7 +97,7 @@ class KvLedger:
             for holder in list(self._holders):
                 holder.release()
 
-    def _others_make_room(self, holder: Holder) -> None:
+    def _others_make_room(self, holder: Holder, n_bytes: int) -> None:
         for each in list(self._holders):
             if each is not holder:
-                each.make_room()
+                each.make_room(n_bytes)

@@ -1,79 +1,17 @@
-"""Pages: pieces of memory that hold the keys and values of 256 positions, shared by sequences that begin alike.
-
-A page is freed when nobody refers to it, as any object: no count can be wrong after an interrupt. What a page itself
-knows is who may write on in it, and how much of it was promised to others. Whoever else wants to write copies it first.
-"""
+"""All pages of one decoder: who holds them, who may write in them, and what their beginnings are known by."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
-from typing import Protocol
-from weakref import WeakSet, ref
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from weakref import WeakSet
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv.groups import Group
 from edgerun.kv.ledger import KvLedger
+from edgerun.kv.page import Page, PageHolder
+from edgerun.kv.prefix_tree import PrefixTree
 
-_LINE = 64  # bytes: of the processor's cache
-
-
-class Page:
-    """`n_bytes` of memory that never moves. Hashed by identity."""
-
-    __slots__ = ("__weakref__", "_memory", "_writer", "address", "n_bytes", "promised")
-
-    def __init__(self, n_bytes: int, writer: PageHolder) -> None:
-        self._memory: NDArray[np.uint8] = np.empty(n_bytes + _LINE, np.uint8)
-        self._writer = ref(writer)
-        self.n_bytes = n_bytes
-        self.address = -(-int(self._memory.ctypes.data) // _LINE) * _LINE
-        self.promised = 0  # positions that others may hold: nobody writes them again
-
-    def copy_from(self, other: Page) -> None:
-        """What is in another page of this size."""
-        ctypes.memmove(self.address, other.address, self.n_bytes)
-
-    def fill(self, content: NDArray[np.uint8]) -> None:
-        """`content`, (n_bytes,) u8, contiguous."""
-        assert content.shape == (self.n_bytes,) and content.flags.c_contiguous
-        ctypes.memmove(self.address, content.ctypes.data, self.n_bytes)
-
-    def promise(self, positions: int) -> None:
-        """Before another holds the first `positions` of this page."""
-        self.promised = max(self.promised, positions)
-
-    def may_write(self, holder: PageHolder, offset: int) -> bool:
-        """Whether `holder` may write position `offset` and those after it without asking who else holds the page."""
-        return self._writer() is holder and offset >= self.promised
-
-    def give_to(self, holder: PageHolder) -> None:
-        """`holder` is the only one who holds it."""
-        self._writer, self.promised = ref(holder), 0
-
-
-class PageHolder(Protocol):
-    """Who holds pages: a sequence, or what several have in common."""
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the pages held, those that others hold too among them."""
-        ...
-
-    def held_pages(self) -> Iterator[Page]:
-        """Each once."""
-        ...
-
-    def make_room(self) -> None:
-        """Let go of what nobody would miss."""
-        ...
-
-    def release(self) -> None:
-        """Let go of everything."""
-        ...
+_MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in common, and at most half of the ledger's
 
 
 class PagePool:
@@ -83,6 +21,9 @@ class PagePool:
         self.groups = tuple(groups)
         self.ledger = ledger or KvLedger(None)
         self._holders: WeakSet[PageHolder] = WeakSet()
+        most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
+        self.prefixes = PrefixTree(self.groups, most, lambda: self._held_by_others(self.prefixes))
+        self.join(self.prefixes)
 
     def join(self, holder: PageHolder) -> None:
         """From now on `holder` is asked to make room for others."""
@@ -99,11 +40,13 @@ class PagePool:
         or nobody else is left."""
         if page.may_write(holder, offset):
             return True
-        others = [other for other in self._holders if other is not holder]
-        if any(held is page for other in others for held in other.held_pages()):
+        if page in self._held_by_others(holder):
             return False
         page.give_to(holder)
         return True
+
+    def _held_by_others(self, holder: PageHolder) -> set[Page]:
+        return {page for other in self._holders if other is not holder for page in other.held_pages()}
 
     @property
     def n_bytes(self) -> int:
@@ -123,3 +66,4 @@ class PagePool:
         assert counted >= sum(page.n_bytes for page in held), "the ledger counts less than is held"
         limit = self.ledger.limit_bytes
         assert limit is None or counted <= limit, "more held than granted"
+        self.prefixes.check_integrity()

@@ -16,7 +16,7 @@ from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.page_arrays import write_positions
 from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
-from edgerun.kv.pages import Page
+from edgerun.kv.page import Page
 
 U8 = NDArray[np.uint8]
 

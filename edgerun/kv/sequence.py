@@ -6,19 +6,20 @@ let go of pages that no later position will see; then a sequence can no longer b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import ContextLengthError, UnsupportedError, UsageError
+from edgerun.errors import ContextLengthError, DoesNotFitError, UnsupportedError, UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
-from edgerun.kv.pages import Page, PagePool
+from edgerun.kv.page import Page
+from edgerun.kv.pages import PagePool
 from edgerun.kv.saved import page_content, page_form, page_name, page_place, saved_range
 
 I64 = NDArray[np.int64]
@@ -78,13 +79,20 @@ class KvSequence:
     def _grow(self, needed: int, at_once: int) -> None:
         """Pages for the positions from `length` to `needed`; tables are written anew. Nothing is lost when it fails."""
         self._room = 0
-        plans = [self._planned(held, needed, at_once) for held in self._held]
-        wanted = [held.number for held, plan in zip(self._held, plans, strict=True) for _ in range(plan.missing)]
-        fresh = self._pool.take(self, wanted) if wanted else []
+        try:
+            plans, fresh = self._taken(needed, at_once)
+        except DoesNotFitError:  # whoever shared a page has let go of it now, so that it need not be copied
+            plans, fresh = self._taken(needed, at_once)
         for held, plan in zip(self._held, plans, strict=True):
             held.arrange(plan, fresh[: plan.missing])
             del fresh[: plan.missing]
         self._room = min(self.capacity, *(held.end for held in self._held))
+
+    def _taken(self, needed: int, at_once: int) -> tuple[list[_Plan], list[Page]]:
+        """What each group's table shall hold, and the pages that are missing for it."""
+        plans = [self._planned(held, needed, at_once) for held in self._held]
+        wanted = [held.number for held, plan in zip(self._held, plans, strict=True) for _ in range(plan.missing)]
+        return plans, self._pool.take(self, wanted) if wanted else []
 
     def _planned(self, held: _Held, needed: int, at_once: int) -> _Plan:
         """What a group's table shall hold: what is kept, what has to be copied first, how many pages are missing."""
@@ -132,10 +140,25 @@ class KvSequence:
         self._room = 0
         self.length = n
 
-    def make_room(self) -> None:
+    def make_room(self, n_bytes: int) -> None:
         """For others, if it is spare."""
         if self.spare:
             self.release()
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Others may begin with these tokens, of which the first `length` are held, too (`recall`)."""
+        self._room = 0
+        self._pool.prefixes.remember(tokens[: self.length], [held.pages for held in self._held])
+
+    def recall(self, tokens: Sequence[int]) -> int:
+        """Hold what is remembered of a beginning of `tokens`, if that is longer than what is held; returns `length`."""
+        length, pages = self._pool.prefixes.recall(tokens)
+        if length > self.length and length <= self.capacity:
+            self.release()
+            for held, known in zip(self._held, pages, strict=True):
+                held.pages = known
+            self.length = length
+        return self.length
 
     def release(self) -> None:
         """Forget everything and give the memory back; the sequence can be filled again."""

@@ -132,15 +132,18 @@ class Flag(Kind):
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """A text, a name of something, that is neither empty nor endless."""
+    """A text, a name of something, that is neither empty nor endless, or one of `words`."""
 
     most: int = 1000  # characters
+    words: Words = ()
 
     @property
     def wanted(self) -> str:
-        return f"a text of 1 to {self.most} characters"
+        return _or_words(f"a text of 1 to {self.most} characters", self.words)
 
-    def check(self, name: str, value: object) -> str:
+    def check(self, name: str, value: object) -> Any:
+        if _is_word(value, self.words):
+            return as_text(value)
         text = as_text(value)
         if not text or len(text) > self.most:
             raise refused(name, self.wanted, value)

@@ -40,6 +40,7 @@ LOADING: Mapping[str, Kind] = {
     "tpot_s": Number(0, above=True, words=(None,)),
     "seed": Whole(0, LARGEST_SEED, words=(None,)),
     "context_shift": Flag(),
+    "draft": Text(words=(None,)),
     "events": Callback(),
 }
 
@@ -68,6 +69,7 @@ class LoadKeywords(PlanKeywords, total=False):
     tpot_s: float | None
     seed: int | None
     context_shift: bool
+    draft: str | None
 
 
 MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
@@ -88,6 +90,7 @@ class LoadOptions:
     tpot_s: float | None = None
     seed: int | None = None
     context_shift: bool = False
+    draft: str | None = None
     events: EventSink = ignore
 
     def __post_init__(self) -> None:

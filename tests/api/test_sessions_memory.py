@@ -36,22 +36,28 @@ with open_gguf(path) as gguf:
     spec = load_spec(gguf)
     asked = plan_weights(gguf, spec, context=context, memory_bytes=None, kernels="auto").total_bytes + (16 << 20)
 prompt = [(7 * i) % 200 for i in range(1000)]
-texts, refused = [], []
+texts, refused, shared = [], [], 0
 with LLM(path, context=context, memory=asked) as llm:
     budget, limit = llm.engine.plan.budget_bytes, llm.engine.plan.kv_limit_bytes
-    texts.append(llm.complete(prompt, temperature=0, max_tokens=4).text)  # its cache stays, idle
+    texts.append(llm.complete(prompt, temperature=0, max_tokens=4).text[:1])  # its cache stays, idle
     sessions = [llm.session() for _ in range(5)]
-    for session in sessions:
+    for number, session in enumerate(sessions):
         try:
-            texts.append(session.complete(prompt, temperature=0, max_tokens=4).text)
+            session.complete([number, *prompt[1:]], temperature=0, max_tokens=4)
         except DoesNotFitError as error:
             refused.append(str(error))
     for session in sessions:
         session.close()
+    sessions = [llm.session() for _ in range(3)]  # that begin alike
+    for session in sessions:
+        texts.append(session.complete(prompt, temperature=0, max_tokens=1).text[:1])
+        shared += 1
+    for session in sessions:
+        session.close()
     for _ in range(3):  # each is gone before the next one comes
-        texts.append(llm.session().complete(prompt, temperature=0, max_tokens=4).text)
-print(json.dumps({"budget": budget, "peak": peak_bytes(), "refused": refused, "texts": texts, "limit": limit,
-                  "kv": spec.kv_bytes(1004)}))
+        texts.append(llm.session().complete(prompt, temperature=0, max_tokens=4).text[:1])
+print(json.dumps({"shared": shared, "budget": budget, "peak": peak_bytes(), "refused": refused, "texts": texts,
+                  "limit": limit, "kv": spec.kv_bytes(1004)}))
 """
 
 
@@ -65,9 +71,9 @@ def test_five_sessions_stay_within_the_budget(tmp_path):
     assert said["kv"] > 30 << 20, "or five of them would not show"
     assert said["peak"] <= said["budget"]
     fit = said["limit"] // said["kv"]
-    assert len(said["refused"]) == 5 - fit
+    assert len(said["refused"]) == max(0, 5 - fit)
     assert all("close sessions that are no longer needed" in text for text in said["refused"])
-    assert len(said["texts"]) == 1 + fit + 3
+    assert (len(said["texts"]), said["shared"]) == (1 + 3 + 3, 3), "three that begin alike share pages"
     assert len(set(said["texts"])) == 1
 
 
@@ -97,7 +103,7 @@ def test_an_idle_cache_gives_way_to_a_session_and_the_other_way_round(tight):
             with pytest.raises(DoesNotFitError):
                 llm.complete(PROMPT, temperature=0, max_tokens=20)
         again = llm.complete(PROMPT, temperature=0, max_tokens=20)
-        assert (again.text, again.usage.reused_tokens) == (expected.text, 0)
+        assert again.text == expected.text
         assert ledger.held_bytes <= ledger.limit_bytes
 
 
@@ -130,8 +136,8 @@ def test_what_ends_gives_its_memory_back(tight):
     llm, ledger = tight(3)
     with llm:
         sessions = [llm.session() for _ in range(3)]
-        for session in sessions:
-            session.complete(PROMPT, temperature=0, max_tokens=1)
+        for number, session in enumerate(sessions):
+            session.complete([number, *PROMPT[1:]], temperature=0, max_tokens=1)
         assert ledger.held_bytes > 2.9 * ledger.limit_bytes / 3
         twin = sessions[0].fork()
         with pytest.raises(DoesNotFitError):
@@ -151,6 +157,7 @@ def test_what_ends_gives_its_memory_back(tight):
         del session, twin
         sessions.clear()
         gc.collect()
+        llm.engine.decoder.pages.prefixes.release()  # what is remembered gives way to others; nothing else is held
         assert ledger.held_bytes == 0
         last = llm.session()
         last.complete(PROMPT, temperature=0, max_tokens=1)

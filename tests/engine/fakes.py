@@ -47,6 +47,12 @@ class FakeSequence(KvSequence):
     def held_from(self, n: int) -> int:
         return 0 if self.window and 0 < n <= self.length - self.window else n
 
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Nothing is shared."""
+
+    def recall(self, tokens: Sequence[int]) -> int:
+        return self.length
+
     def append(self, ids: Sequence[int]) -> None:
         for held in self._held:
             assert held.end >= self.length + len(ids), "positions without pages"

@@ -11,10 +11,14 @@ LAYERS = [KvLayer(2, 4, 5), KvLayer(1, 4, 4, window=300), KvLayer(2, 3, 5), KvLa
 GROUPS = layer_groups(LAYERS)
 WINDOW = 300
 CAPACITY = 3000
+REMEMBERED = 6 * sum(group.page_bytes for group in GROUPS)
 
 
 def new_pool(limit_bytes: int | None = None) -> PagePool:
-    return PagePool(GROUPS, KvLedger(limit_bytes))
+    pool = PagePool(GROUPS, KvLedger(limit_bytes))
+    if limit_bytes is None:
+        pool.prefixes.limit_bytes = REMEMBERED
+    return pool
 
 
 def write(sequence: KvSequence, tokens: list[int], at_once: int | None = None) -> None:

@@ -17,7 +17,10 @@ from tests.interrupts import interrupts
 from tests.kv.holding import CAPACITY, GROUPS, WINDOW, check, new_pool, write
 
 ACTIONS = st.tuples(
-    st.sampled_from(["new", "write", "write", "write", "cut", "fork", "drop", "loop", "release", "park", "unpark"]),
+    st.sampled_from(
+        ["new", "write", "write", "write", "cut", "fork", "drop", "loop", "release", "park", "unpark"]
+        + ["remember", "remember", "recall", "recall"]
+    ),
     st.integers(0, 5),
     st.one_of(st.integers(1, 600), st.sampled_from([1, 255, 256, 257, 512])),
     st.integers(0, 1000),
@@ -28,6 +31,11 @@ ONE = sum(group.page_bytes for group in GROUPS)  # of each group a page
 @settings(max_examples=60, deadline=None)
 @given(actions=st.lists(ACTIONS, max_size=25), limit=st.one_of(st.none(), st.integers(4, 30)))
 @example(actions=[("new", 0, 1, 0), ("write", 0, 300, 1), ("fork", 0, 300, 0), ("write", 1, 9, 2)], limit=None)
+@example(
+    actions=[("new", 0, 1, 0), ("write", 0, 600, 1), ("remember", 0, 1, 0), ("write", 0, 400, 9), ("remember", 0, 1, 0)]
+    + [("new", 0, 1, 0), ("recall", 1, 290, 0), ("write", 1, 300, 5), ("cut", 0, 500, 0), ("write", 0, 20, 3)],
+    limit=None,
+)
 @example(actions=[("new", 0, 1, 0), ("write", 0, 600, 1), ("fork", 0, 600, 0), ("cut", 0, 500, 0)], limit=None)
 def test_against_lists(actions, limit):
     pool = new_pool(None if limit is None else limit * ONE)
@@ -37,6 +45,7 @@ def test_against_lists(actions, limit):
         gc.collect()
     finally:
         gc.unfreeze()
+    pool.prefixes.release()
     assert pool.ledger.held_bytes == 0, "counted from those that live"
 
 
@@ -64,6 +73,14 @@ def act(pool, actions):
             n = sequence.held_from(max(0, len(tokens) - n))
             sequence.truncate(n)
             del tokens[n:]
+        elif action == "remember":
+            sequence.remember(tokens)
+        elif action == "recall":  # what another sequence holds, or held, and goes on otherwise
+            prompt = [*held[value % len(held)][1][: 2 * n], *[501] * 3, *tokens]
+            got = sequence.recall(prompt)
+            assert got >= len(tokens)
+            if got > len(tokens):
+                tokens[:] = prompt[:got]
         elif action == "release":
             sequence.release()
             tokens.clear()

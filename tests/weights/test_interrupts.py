@@ -70,7 +70,7 @@ def test_at_lines_of_a_prompt_of_a_first_and_of_a_second_token(opened, kernels, 
     interrupts = Interrupts("weights", "models", "kv")
     with closing(kind(gguf, spec, kernels, wave_tokens=256, **options)) as store:
         readers, files = store.flash._threads[:], open_files()
-        moments = interrupts.moments(lambda: run(Decoder(spec, store, kernels)), "forward")
+        moments = interrupts.moments(lambda: run(Decoder(spec, store, kernels)), "step")
         assert len(moments) > 300
         for n in moments[list(STORES).index(name) % 3 :: 3]:  # every third: all of them take a minute
             decoder = Decoder(spec, store, kernels)

@@ -163,14 +163,14 @@ class Ops:
         self.store_halves = function((types.int64, float_vec), types.void, store_halves)
 
         def exp(b: Any, x: Any) -> Any:
-            """e^x to 2 ulp: 2^n * e^r with |r| <= ln 2 / 2 (Cephes); 0 below -87, clamped above 88."""
+            """e^x to 2 ulp: 2^n * e^r with |r| <= ln 2 / 2 (Cephes); 0 below -87, clamped above 88, NaN of NaN."""
 
             def const(value: float) -> Any:
                 return constant(float_vec, value)
 
             fma_call = declare_fma(b, lanes)
             tiny = b.fcmp_ordered("<", x, const(-87.0))
-            x = named("llvm.minnum")(b, x, const(88.0))
+            given, x = x, named("llvm.minnum")(b, x, const(88.0))  # NaN becomes 88 here, and itself at the end
             x = named("llvm.maxnum")(b, x, const(-87.0))
             n = named("llvm.nearbyint")(b, b.fmul(x, const(1.44269504088896341)))
             r = b.call(fma_call, (n, const(-0.693359375), x))
@@ -181,7 +181,7 @@ class Ops:
             p = b.fadd(b.call(fma_call, (p, b.fmul(r, r), r)), const(1.0))
             power = b.shl(b.add(b.fptosi(n, int_vec.llvm), constant(int_vec, 127)), constant(int_vec, 23))
             value = b.fmul(p, b.bitcast(power, float_vec.llvm))
-            return b.select(tiny, const(0.0), value)
+            return b.select(b.fcmp_unordered("uno", given, given), given, b.select(tiny, const(0.0), value))
 
         self.exp = function((float_vec,), float_vec, exp)
 
