@@ -79,17 +79,17 @@ class Context:
         self._user += 1
         return self._user
 
-    def begin(self, ids: Sequence[int], ticket: int) -> int:
+    def begin(self, ids: Sequence[int], ticket: int, most: int) -> int:
         """Keep the longest common prefix with `ids` (in whole steps, where they matter), or take over a longer one that
-        other sequences had, all but its last token at most (its logits are needed), and return its length.
+        other sequences had, of `most` tokens at most, and return its length.
 
         Memory for the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
         self.check(ticket)
-        n = common_prefix(self._tokens, ids[: len(ids) - 1])
+        n = common_prefix(self._tokens, ids[:most])
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-        n = self._recalled(ids[: len(ids) - 1], self._cut(n))
+        n = self._recalled(ids[:most], self._cut(n))
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)

@@ -181,7 +181,7 @@ class Steps:
             try:
                 if request.ticket is None:
                     request.ticket = request.context.enter()
-                begin = partial(request.context.begin, request.ids, request.ticket)
+                begin = partial(request.context.begin, request.ids, request.ticket, request.most_reused)
                 reused = self._with_room(request, requests, begin)
             except _NoRoom:
                 request.waits_for = self.n_ended + 1
