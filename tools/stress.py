@@ -4,7 +4,8 @@
 
 What is asked has been answered before, by the same model, one thing at a time. Then threads choose at random: complete,
 chat, talk in a session, fork it, embed, score, walk away from a stream, cancel, fail in a caller's own function. At the
-end no page may be held but by the cache of the last call, and the model is closed while all are busy.
+end no page may be held but by the cache of the last call and for those who begin alike, and the model is closed while
+all are busy.
 """
 
 from __future__ import annotations
@@ -157,13 +158,16 @@ class Stress:
             self._fault(f"{what} was answered wrongly")
 
     def _find_leaks(self) -> None:
-        """Only the last call's cache may hold pages now."""
+        """Only the last call's cache, and what is kept for those who begin alike, may hold pages now."""
         gc.collect()
-        pages, idle = self.llm.engine.decoder.pages, self.llm._idle
-        pages.check_integrity()
-        kept = 0 if idle is None else idle._context.sequence.n_bytes
-        if pages.n_bytes != kept:
-            self._fault(f"{pages.n_bytes} bytes of pages are held, {kept} of them by the last call's cache")
+        pool, idle = self.llm.engine.decoder.pages, self.llm._idle
+        pool.check_integrity()
+        kept = set(pool.prefixes.held_pages())
+        if idle is not None:
+            kept |= set(idle._context.sequence.held_pages())
+        kept_bytes = sum(page.n_bytes for page in kept)
+        if pool.n_bytes != kept_bytes:
+            self._fault(f"{pool.n_bytes} bytes of pages are held, {kept_bytes} of them by whoever may")
         if self.llm.engine.scheduler._requests:
             self._fault("requests are left behind")
 

@@ -87,13 +87,13 @@ class LLM(OpenAIMethods):
         self._release = release
         self.name = name
         self._idle: Session | None = None  # the last call's cache: the next one often begins alike
-        self._idle_lock = threading.Lock()
+        self._idle_lock = threading.RLock()
         self._turns = engine.new_turns() if engine.context_shift else None
         call_after_fork(self)
 
     def after_fork(self) -> None:
         """See `device.forks`."""
-        self._idle_lock = threading.Lock()
+        self._idle_lock = threading.RLock()
 
     @property
     def engine(self) -> Engine:

@@ -51,8 +51,9 @@ class FairLock:
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a collection within it may end a stream, which comes here
         self._owner: _Turn | None = None
+        self._later: deque[Callable[[], None]] = deque()
         self._closed = False
         self._waiting: deque[_Turn] = deque()
         call_after_fork(self)
@@ -69,9 +70,24 @@ class FairLock:
             try:
                 yield
             finally:
+                self._do_later()
                 self._release(turn)
         finally:
             self._release(turn)  # once more, for a Ctrl-C within the first
+
+    def now_or_later(self, act: Callable[[], None], *, though_closed: bool = False) -> None:
+        """Do `act` under the lock. Where this thread has it already, when it gives it back: Python collects garbage in
+        the middle of whatever a thread does, and a stream that nobody had closed ends there."""
+        owner = self._owner
+        if owner is not None and owner.thread == threading.get_ident() and owner.is_inside():
+            self._later.append(act)
+            return
+        with self.held(though_closed=though_closed):
+            act()
+
+    def _do_later(self) -> None:
+        while self._later:
+            self._later.popleft()()
 
     def close(self, last_act: Callable[[], None]) -> None:
         """Wait for the lock, do `last_act` under it, and let nobody have it from then on."""
@@ -81,7 +97,7 @@ class FairLock:
 
     def after_fork(self) -> None:
         """In a fork's child only the thread that forked is left. See `device.forks`."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._waiting.clear()
         if self._owner is not None and self._owner.thread != threading.get_ident():
             self._owner = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,17 @@ class Context:
         self._user += 1
         return self._user
 
-    def begin(self, ids: Sequence[int], ticket: int) -> int:
+    def begin(self, ids: Sequence[int], ticket: int, most: int) -> int:
         """Keep the longest common prefix with `ids` (in whole steps, where they matter), or take over a longer one that
-        other sequences had, all but its last token at most (its logits are needed), and return its length.
+        other sequences had, of `most` tokens at most, and return its length.
 
         Memory for the others is taken before any of them is computed: DoesNotFitError when there is none.
         """
         self.check(ticket)
-        n = common_prefix(self._tokens, ids[: len(ids) - 1])
+        n = common_prefix(self._tokens, ids[:most])
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
-        n = self._recalled(ids[: len(ids) - 1], self._cut(n))
+        n = self._recalled(ids[:most], self._cut(n))
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)
@@ -105,8 +106,11 @@ class Context:
             raise UsageError("this generation was overtaken by a later call on the same session; fork() it first")
         self._settle()
 
-    def extend(self, ids: Sequence[int], draft: Draft | None = None) -> None:
-        """The sequence has these now, and after them guesses. By the next step it must be known which are right."""
+    def extend(self, ids: Sequence[int], ticket: int | None, draft: Draft | None = None) -> None:
+        """The sequence has these now, and after them guesses. By the next step it must be known which are right. Where
+        whoever asked has left meanwhile, it will be cut again (`_settle`)."""
+        if ticket != self._user:
+            return
         if len(self._tokens) == self._stepped and len(ids) == self._step_tokens:
             self._stepped += len(ids)
         self._tokens.extend(ids)
@@ -123,36 +127,40 @@ class Context:
 
     def leave(self) -> Sequence[int]:
         """From now on no step appends to it: every ticket is void. Returns the tokens. Also after the model's end."""
-        with self._lock.held(though_closed=True):
-            self._user += 1
-            self._settle()
-            return self.tokens
+        self._user += 1
+        self._lock.now_or_later(self._settle, though_closed=True)
+        return self.tokens
 
     def park(self) -> None:
         """Nobody waits for what comes next: until then, others may have the memory."""
-        with self._lock.held(though_closed=True):
-            self._user += 1
-            self.sequence.spare = True
+        self._user += 1
+        self._lock.now_or_later(self._set_spare, though_closed=True)
 
     def release(self) -> None:
         """Forget all tokens and give the memory back."""
-        with self._lock.held():
-            self._user += 1
-            self.drop()
+        self._user += 1
+        self._lock.now_or_later(self.drop)
 
     def close(self) -> None:
         """As `release`, for good: later calls raise UsageError. May be called twice, and after the model's end."""
-        with self._lock.held(though_closed=True):
-            self._closed = True
-            self.read_ahead = None
-            self.sequence.release()
+        self._closed = True
+        self._lock.now_or_later(self._close, though_closed=True)
 
     def truncate(self, n: int) -> None:
         """Forget all but the first `n` tokens, or all of them where the cache cannot go on from there."""
-        with self._lock.held():
-            self._settle()
-            self._user += 1
-            self._cut(n)
+        self._user += 1
+        self._lock.now_or_later(partial(self._truncate, n))
+
+    def _close(self) -> None:
+        self.read_ahead = None
+        self.sequence.release()
+
+    def _set_spare(self) -> None:
+        self.sequence.spare = True
+
+    def _truncate(self, n: int) -> None:
+        self._settle()
+        self._cut(n)
 
     @told_as_shortage("copying a sequence")
     def fork(self) -> Context:

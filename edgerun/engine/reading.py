@@ -22,8 +22,13 @@ class Reading(Request[F32]):
         self._most_rows = most_rows
         self._n_given = 0  # positions whose rows were put
 
+    @property
+    def most_reused(self) -> int:
+        """See `Request`. What comes out is wanted of every id, but of those that were given already."""
+        return self._n_given
+
     def begun(self, reused: int) -> None:
-        """See `Request`. Its context is its own, and empty at first."""
+        """See `Request`."""
 
     def stretch(self, start: int, most: int) -> tuple[int, Want]:
         """See `Request`. What was given before its pages were taken away is not given twice."""

@@ -69,6 +69,11 @@ class Request(ABC, Generic[T]):
     # -- what they have in common --------------------------------------------------------------------------------
 
     @property
+    def most_reused(self) -> int:
+        """How many ids need not be computed, if others had them: all but the last, whose logits are needed."""
+        return len(self.ids) - 1
+
+    @property
     def n_left(self) -> int:
         """How many ids are yet to be computed."""
         return len(self.ids) - (len(self.context) if self.has_begun else 0)

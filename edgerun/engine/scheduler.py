@@ -40,14 +40,15 @@ class Scheduler:
         self._most_requests = most_requests
         self._arrivals = count(1)
         self._requests: tuple[AnyRequest, ...] = ()  # by arrival; replaced whole
-        self._mutex = threading.Lock()  # of the above and the two below; nobody waits for anything while holding it
+        # Of the above and the two below; nobody waits while holding it. A collection within it may end a stream.
+        self._mutex = threading.RLock()
         self._thread: threading.Thread | None = None
         self._wake: SimpleQueue[None] = SimpleQueue()
         call_after_fork(self)
 
     def after_fork(self) -> None:
         """In the child nobody reads other threads' requests, nor knows how far a step was. See `device.forks`."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._thread, self._wake = None, SimpleQueue()
         for request in self._requests:
             if request.thread != threading.get_ident() or request.taker:

@@ -181,7 +181,7 @@ class Steps:
             try:
                 if request.ticket is None:
                     request.ticket = request.context.enter()
-                begin = partial(request.context.begin, request.ids, request.ticket)
+                begin = partial(request.context.begin, request.ids, request.ticket, request.most_reused)
                 reused = self._with_room(request, requests, begin)
             except _NoRoom:
                 request.waits_for = self.n_ended + 1
@@ -285,7 +285,7 @@ class Steps:
                 rows = self._decoder.step(Batch(tuple(part.stretch for part in parts)), cancelled=cancelled)
             taker = get_ident()
             for part in parts:
-                part.request.context.extend(part.ids, part.draft)
+                part.request.context.extend(part.ids, part.request.ticket, part.draft)
                 part.request.draft = part.draft
                 part.request.taker = taker
         except Cancelled:

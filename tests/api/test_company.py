@@ -36,3 +36,13 @@ def test_eight_threads_do_everything(tmp_path, kernels, contexts):
     assert outcome.refused == 0
     assert sum(outcome.asked.values()) > 50
     assert ledger.held_bytes == 0
+
+
+def test_what_others_read_already_is_scored_whole(tmp_path):
+    """A prefix that is shared spares its computation only to those who do not want what comes out of it."""
+    with LLM(make_tiny_model(tmp_path / "m.gguf"), context=CONTEXT) as llm:
+        text = "the house in the hill was on the sea and the " * 12
+        first = [llm.score(text), llm.embed(text).tobytes(), llm.logits(llm.tokenize(text)).tobytes()]
+        llm.complete(text, max_tokens=2, temperature=0)
+        again = [llm.score(text), llm.embed(text).tobytes(), llm.logits(llm.tokenize(text)).tobytes()]
+    assert first == again

@@ -352,3 +352,26 @@ def test_batches_have_one_stretch_of_a_sequence(engine: Engine, decoder: FakeDec
     assert len(seen) > 30
     with pytest.raises(UsageError, match="overtaken"):
         list(early)
+
+
+@pytest.mark.parametrize("where", ["within a step", "while others join"])
+def test_a_stream_that_a_collection_ends_disturbs_nobody(engine: Engine, decoder: FakeDecoder, where: str) -> None:
+    """Python may end a stream that nobody closed in the middle of what any thread does, also where it has the lock."""
+    session, lost = Session(engine), [Session(engine).stream("lost", GREEDY, max_tokens=400)]
+    lost.append(session.stream("mine", GREEDY, max_tokens=400))
+    said = [next(lost[0]).text, next(lost[1]).text]
+    if where == "within a step":
+        decoder.on_step = lambda batch: lost.clear()
+    else:
+        keep = engine.scheduler._keep
+
+        def collecting(keeps: Callable[[Any], bool]) -> None:
+            lost.clear()
+            keep(keeps)
+
+        engine.scheduler._keep = collecting  # type: ignore[method-assign]
+    assert side_by_side(lambda: Session(engine).complete("Once", GREEDY).text) == [text("Once")]
+    assert not lost
+    assert not engine.scheduler._requests
+    assert FakeTokenizer().decode(session.ids, skip_special=True) == "mine" + said[1]
+    assert said[1] + session.complete("", GREEDY).text == text("mine", 30 + len(said[1]))
