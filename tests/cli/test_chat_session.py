@@ -74,7 +74,7 @@ def test_a_session_that_cannot_be_used_is_none_that_is_needed(
         obey(other, f"/load {path}")
         assert ("computed again" in capsys.readouterr().err) == (content is not None)
         speak(other, "more", ProgressBars())
-        assert last_reply(other) == (chat.messages[-1]["content"], 0)
+        assert last_reply(other)[0] == chat.messages[-1]["content"]
     edited = json.loads(path.read_text())
     edited["messages"][0]["content"] = "hello there"
     obey(chat, f"/save {path}")

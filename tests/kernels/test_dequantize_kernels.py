@@ -16,13 +16,13 @@ from edgerun.kernels.layout import ROW_TYPES
 from edgerun.kernels.memory import address
 from edgerun.kernels.packer import Packer
 from tests.kernels.blocks import filled_blocks, random_blocks
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.isas import KERNELS_DIR, SOME
 
 ROWS, COLS = 21, 512
 PACKED = [each for each in FORMATS if each not in ROW_TYPES]
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=lambda isa: isa.name)
+@pytest.fixture(scope="module", params=SOME, ids=lambda isa: isa.name)
 def packer(request):
     launcher = Launcher(KernelCache(request.param, KERNELS_DIR), 1)
     yield launcher, Packer(launcher, request.param.lanes)

@@ -6,15 +6,25 @@ import pytest
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import layout
+from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import NEURON_TYPES, Neurons, check_neurons
 from edgerun.kernels.layout import ROW_TYPES
 from edgerun.kernels.reference import ReferenceKernels
+from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
+from tests.kernels.isas import KERNELS_DIR, SOME
 
 FF = 90
 PACKED = [each for each in NEURON_TYPES if each not in ROW_TYPES]
 PAIRS = [(up, down) for up in ROW_TYPES for down in ROW_TYPES]
 PAIRS += [(each, each) for each in PACKED] + [(GgmlType.Q4_K, GgmlType.Q8_0), (GgmlType.F16, GgmlType.Q6_K)]
+
+
+@pytest.fixture(scope="module", params=SOME, ids=lambda isa: isa.name)
+def simd(request):
+    kernels = SimdKernels(request.param, KernelCache(request.param, KERNELS_DIR), 2)
+    yield kernels
+    kernels.close()
 
 
 def cols_of(*types):
