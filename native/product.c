@@ -42,7 +42,7 @@ int main(void)
     for (int i = 0; i < TOKENS * COLS; i++) x[i] = random_float();
 
     uint8_t *packed = zeros((size_t)groups * lanes * BLOCKS * BLOCK_BYTES);
-    struct edgerun_pack pack = {at(raw), BLOCKS * BLOCK_BYTES, ROWS, at(packed), BLOCKS};
+    struct edgerun_pack pack = {at(raw), BLOCKS * BLOCK_BYTES, ROWS, at(packed), BLOCKS, 0};
     edgerun_pack_q8_0(at(&pack), 0, groups);
 
     int8_t *quants = zeros(TOKENS * COLS);

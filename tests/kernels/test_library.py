@@ -21,7 +21,7 @@ from edgerun.kernels import abi, compile, library
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.isa import ISAS
 from edgerun.kernels.kernel_code import SOURCES
-from edgerun.kernels.library import library_name
+from edgerun.kernels.library import ABI_VERSION, library_name
 from native.build import build_library
 from native.header import c_header
 from native.targets import TARGETS, host_target, link_command
@@ -124,7 +124,7 @@ def _foreign(path: Path) -> None:
 
 
 def _of_another_version(path: Path) -> None:
-    head = (1).to_bytes(8, "little") + len(NAMES).to_bytes(8, "little")
+    head = ABI_VERSION.to_bytes(8, "little") + len(NAMES).to_bytes(8, "little")
     _flip(path, head, (99).to_bytes(8, "little") + head[8:])
 
 
