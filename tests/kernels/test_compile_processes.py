@@ -165,8 +165,12 @@ def test_no_process_outlives_its_program_and_no_half_file_stays(tmp_path: Path, 
             break
     started = psutil.Process(program.pid).children()
     assert len(started) == 2
-    program.send_signal(how)
-    program.wait(20)
+    for _ in range(4):  # Python drops an interrupt that arrives in a finalizer (LLVM's objects have some): press again
+        program.send_signal(how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(5)
+            break
+    assert program.returncode is not None
     program.stdout.close()
     deadline = time.monotonic() + 10
     while any(_lives(each) for each in started) and time.monotonic() < deadline:
