@@ -22,6 +22,8 @@ from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # programs that tests start would inherit it from `nohup`
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _USERS_CACHE = KERNELS_DIR.parent
 _KERNEL_FILES = [file_name(kernel, isa) for isa in IMPLEMENTATIONS for kernel in SOURCES]

@@ -4,7 +4,6 @@ stays and no file is left."""
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import subprocess
@@ -118,14 +117,9 @@ def test_an_interrupt_ends_the_processes(worker: Callable[[str], None]):
     worker("import time; time.sleep(600)")
     threads = threading.active_count()
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
-    gc.collect()
-    gc.disable()  # Python drops an interrupt that arrives in a finalizer, here in one of what other tests left
-    try:
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            list(compile_jobs(JOBS, 2))
-    finally:
-        gc.enable()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(compile_jobs(JOBS, 2))
     timer.join()
     assert not children()
     assert threading.active_count() == threads
@@ -165,12 +159,8 @@ def test_no_process_outlives_its_program_and_no_half_file_stays(tmp_path: Path, 
             break
     started = psutil.Process(program.pid).children()
     assert len(started) == 2
-    for _ in range(4):  # Python drops an interrupt that arrives in a finalizer (LLVM's objects have some): press again
-        program.send_signal(how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            program.wait(5)
-            break
-    assert program.returncode is not None
+    program.send_signal(how)
+    program.wait(20)
     program.stdout.close()
     deadline = time.monotonic() + 10
     while any(_lives(each) for each in started) and time.monotonic() < deadline:
