@@ -111,6 +111,25 @@ def test_missing_files(tmp_path: Path) -> None:
     assert not (tmp_path / "out.gguf").exists()
 
 
+def check_strange_values(path: Path, whole: dict[str, Any], places: list[tuple[dict[str, Any], str]]) -> None:
+    """A checkpoint's JSON file `whole`, with every strange value at each of its places: some are converted, some
+    refused with an EdgerunError, and nothing else happens."""
+    outcomes = []
+    for holder, key in places:
+        kept = holder[key]
+        for value in STRANGE:
+            holder[key] = value
+            path.write_text(json.dumps(whole))
+            try:
+                convert(path.parent).close()
+                outcomes.append(True)
+            except EdgerunError:
+                outcomes.append(False)
+        holder[key] = kept
+    assert any(outcomes)
+    assert not all(outcomes)
+
+
 STRANGE = [None, True, -1, 0, 1, 3.5, 1e308, (1 << 31) - 1, 1 << 70, "text", [], [1], {}, {"a": 1}]
 
 
@@ -119,22 +138,9 @@ def test_strange_config_values_give_typed_errors(tmp_path: Path, model_type: str
     """Every key, also those inside rope_scaling, with values of every kind: converted, or an EdgerunError."""
     write_checkpoint(tmp_path, model_type)
     whole = json.loads((tmp_path / "config.json").read_text())
-    outcomes = []
     scaling = whole.get("rope_scaling") or {}
     places = [(whole, key) for key in whole] + [(scaling, key) for key in scaling]
-    for holder, key in places:
-        kept = holder[key]
-        for value in STRANGE:
-            holder[key] = value
-            (tmp_path / "config.json").write_text(json.dumps(whole))
-            try:
-                convert(tmp_path).close()
-                outcomes.append(True)
-            except EdgerunError:
-                outcomes.append(False)
-        holder[key] = kept
-    assert any(outcomes)
-    assert not all(outcomes)
+    check_strange_values(tmp_path / "config.json", whole, places)
 
 
 def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
@@ -142,20 +148,7 @@ def test_strange_tokenizer_values_give_typed_errors(tmp_path: Path) -> None:
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     places = [(tokenizer, key) for key in tokenizer] + [(tokenizer["model"], key) for key in tokenizer["model"]]
     places += [(tokenizer["added_tokens"][0], key) for key in tokenizer["added_tokens"][0]]
-    outcomes = []
-    for holder, key in places:
-        kept = holder[key]
-        for value in STRANGE:
-            holder[key] = value
-            (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-            try:
-                convert(tmp_path).close()
-                outcomes.append(True)
-            except EdgerunError:
-                outcomes.append(False)
-        holder[key] = kept
-    assert any(outcomes)
-    assert not all(outcomes)
+    check_strange_values(tmp_path / "tokenizer.json", tokenizer, places)
 
 
 def test_a_sparse_model_with_biases_where_neurons_have_none(tmp_path: Path) -> None:

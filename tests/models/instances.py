@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.formats.gguf import GgmlType, GgufWriter
+from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, open_gguf
 from edgerun.formats.quants import quantize
+from edgerun.models import load_spec
 from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
 from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
@@ -170,6 +171,15 @@ def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
 def tokens_of(i: Instance) -> list[int]:
     """What is fed: longer than any window."""
     return np.random.default_rng(7).integers(0, VOCAB, TOKENS).tolist()
+
+
+def open_instance(name: str, directory: Path) -> tuple[GgufFile, ModelSpec]:
+    """The instance's file in `directory`, written if nobody has, and its numbers."""
+    path = directory / f"{name}.gguf"
+    if not path.exists():
+        write(INSTANCES[name], path)
+    gguf = open_gguf(path)
+    return gguf, load_spec(gguf)
 
 
 def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) -> Path:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgerun.errors import Cancelled, ContextLengthError, UsageError
-from edgerun.formats.gguf import open_gguf
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kv import KvOptions
-from edgerun.models import Batch, Decoder, Stretch, load_spec
+from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.prompt import PromptWalk, on_backend
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
-from tests.models.instances import INSTANCES, VOCAB, write
+from tests.models.instances import INSTANCES, VOCAB, open_instance
 
 LONG = ("llama", "gemma2")  # beyond a page of positions
 ROOM = 620
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("instances")
-
-
-def open_instance(name: str, directory: Path):
-    path = directory / f"{name}.gguf"
-    if not path.exists():
-        write(INSTANCES[name], path)
-    gguf = open_gguf(path)
-    return gguf, load_spec(gguf)
 
 
 def alone(decoder: Decoder, ids: list[int]) -> np.ndarray:

@@ -7,26 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerun.formats.gguf import GgmlType, open_gguf
-from edgerun.models import FAMILIES, Decoder, load_spec
+from edgerun.formats.gguf import GgmlType
+from edgerun.models import FAMILIES, Decoder
 from edgerun.weights import ResidentStore
-from tests.models.instances import BY_LAYER, INSTANCES, SPARSE, tokens_of, write
+from tests.models.instances import BY_LAYER, INSTANCES, SPARSE, open_instance, tokens_of
 
 NOT_IN_LLAMA_CPP = {instance.name for instance in (*SPARSE, *BY_LAYER)}
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("instances")
-
-
 def decoder_of(name: str, directory: Path, kernels):
-    path = directory / f"{name}.gguf"
-    if not path.exists():
-        write(INSTANCES[name], path)
-    gguf = open_gguf(path)
-    spec = load_spec(gguf)
+    gguf, spec = open_instance(name, directory)
     return Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
 
 

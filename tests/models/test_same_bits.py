@@ -4,33 +4,18 @@ not: whole, token by token, in random pieces."""
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgerun.formats.gguf import open_gguf
 from edgerun.kernels.reference import ReferenceKernels
-from edgerun.models import Decoder, load_spec
+from edgerun.models import Decoder
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
-from tests.models.instances import INSTANCES, VOCAB, write
+from tests.models.instances import INSTANCES, VOCAB, open_instance
 
 TOKENS = 140  # beyond two blocks of positions
 LONG = ("llama", "gemma2", "qwen3moe")  # beyond two chunks of positions, too
 LONG_TOKENS = 560
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("instances")
-
-
-def open_instance(name: str, directory: Path):
-    path = directory / f"{name}.gguf"
-    if not path.exists():
-        write(INSTANCES[name], path)
-    gguf = open_gguf(path)
-    return gguf, load_spec(gguf)
 
 
 def logits_of(decoder: Decoder, ids: list[int], ends: list[int]) -> np.ndarray:
