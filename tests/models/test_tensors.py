@@ -248,7 +248,7 @@ def test_a_catalog_is_made_of_canonical_names_only():
 
 def test_stores_see_checked_tensors_only(tmp_path, kernels):
     """A spec that was not checked against the file holds no tensors, so no store can be made of it."""
-    from edgerun.models.spec import read_spec
+    from edgerun.models.reading import read_spec
 
     with open_gguf(write(INSTANCES["llama"], tmp_path / "m.gguf")) as gguf:
         assert isinstance(gguf, GgufFile)
