@@ -82,6 +82,17 @@ class LayerNumbers:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Of a spec that is one rank's share of a model (`share.py`): `whole`, the model's own numbers; which experts of
+    each layer are held; how many rows of the vocabulary; whether the embedding is."""
+
+    whole: tuple[LayerNumbers, ...]
+    experts: tuple[range, ...]
+    vocabulary: int
+    text: bool
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model but its weights."""
 
@@ -100,6 +111,7 @@ class ModelSpec:
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict, compare=False, repr=False)  # of the file, checked
     unused: tuple[str, ...] = ()  # what the user should know of tensors that are not used
+    shard: Shard | None = None  # None: the whole model
 
     @property
     def n_layers(self) -> int:
@@ -122,9 +134,14 @@ class ModelSpec:
         rotations = [layer.rotation for layer in self.layers if layer.rotation is not None]
         return max((each.dim for each in rotations if each.from_file), default=0)
 
+    @property
+    def whole(self) -> tuple[LayerNumbers, ...]:
+        """The layers of the whole model: of a shard those that it is a part of."""
+        return self.layers if self.shard is None else self.shard.whole
+
     def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
-        numbers = self.layers[layer]
+        numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
 
@@ -135,6 +152,14 @@ class ModelSpec:
     def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
         return sequence_bytes(self.kv_groups(kv), positions, positions if at_once is None else at_once)
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s."""
+
+    vocab_size: int
+    sparse: bool
 
 
 class _Numbers:
@@ -219,12 +244,14 @@ class _Numbers:
         return value
 
 
-def read_spec(gguf: GgufFile) -> ModelSpec:
-    """Read the numbers. Raises UnsupportedError for unknown architectures, FormatError for impossible values."""
+def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
+    """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
+    UnsupportedError for unknown architectures, FormatError for impossible values."""
     architecture = gguf.architecture
     family = family_of(architecture)
     n = _Numbers(gguf.metadata, architecture)
-    sparse = "blk.0.ffn_down_t.weight" in gguf.tensors
+    whole = whole or _whole_model(gguf)
+    sparse = whole.sparse
     layers = _layers(gguf, n, family)
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
@@ -234,15 +261,12 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     experts = any(layer.n_experts for layer in layers)
     if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
         raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise FormatError("the file has no matrix token_embd.weight: it holds no model")
     return ModelSpec(
         architecture=architecture,
         family=family,
         layers=layers,
         d_model=n.integer("embedding_length"),
-        vocab_size=embedding.shape[0],
+        vocab_size=whole.vocab_size,
         context_length=n.integer("context_length", 4096),
         norm_eps=eps,
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
@@ -252,6 +276,13 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
         router=_router(n, family),
         sparse=sparse,
     )
+
+
+def _whole_model(gguf: GgufFile) -> WholeModel:
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise FormatError("the file has no matrix token_embd.weight: it holds no model")
+    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors)
 
 
 def _layers(gguf: GgufFile, n: _Numbers, family: Family) -> tuple[LayerNumbers, ...]:
