@@ -21,9 +21,9 @@ MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many r
 class Peers:
     """This rank's links and buffers, and the exchanges that ways are made of."""
 
-    def __init__(self, rank: int, links: Mapping[int, Link], wire: WireFormat, is_lost: IsLost) -> None:
-        size = len(links) + 1
-        if not 0 <= rank < size or sorted((rank, *links)) != list(range(size)):
+    def __init__(self, rank: int, size: int, links: Mapping[int, Link], wire: WireFormat, is_lost: IsLost) -> None:
+        needed = set(range(size)) if rank == HEAD else {HEAD}
+        if not 0 <= rank < size or not needed - {rank} <= set(links) <= set(range(size)) - {rank}:
             raise UsageError(f"rank {rank} of {size} cannot have links to the ranks {sorted(links)}")
         self.rank = rank
         self.size = size

@@ -28,7 +28,7 @@ from spake2.ed25519_basic import NotOnCurve
 from edgerun.cluster.channel import Channel
 from edgerun.cluster.identity import Identity, name_in
 from edgerun.cluster.roster import Member, Roster, checked_roster
-from edgerun.errors import FormatError, NetworkError, UsageError
+from edgerun.errors import EdgerunError, FormatError, NetworkError, UsageError
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ def invite_guest(
         if name_in(guest.certificate) == identity.name:
             raise FormatError(f"the guest is called {identity.name}, as this device is; it needs another --name")
         roster = admit(guest)
-    except (NetworkError, FormatError):
+    except EdgerunError:
         channel.send(b"")
         raise
     code.succeeded()

@@ -30,5 +30,6 @@ def linked_group(size: int, way: str = "star", wire: str = "f32") -> list[Linked
             ends = socket.socketpair()
             links[low][high], links[high][low] = Link(ends[0], high), Link(ends[1], low)
     return [
-        LinkedCollective(Peers(rank, links[rank], wire_format(wire), patience(20)), way_of(way)) for rank in range(size)
+        LinkedCollective(Peers(rank, size, links[rank], wire_format(wire), patience(20)), way_of(way))
+        for rank in range(size)
     ]
