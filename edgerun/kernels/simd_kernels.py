@@ -14,7 +14,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, state_reference
+from edgerun.kernels import kernel_names, layer_launch, state_launch
 from edgerun.kernels.attention_launch import AttentionLaunch
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -32,6 +32,7 @@ from edgerun.kernels.interface import (
     Recording,
     RopeKind,
     RouterKind,
+    ScanRule,
 )
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.kv_formats import F16, KvFormat
@@ -208,12 +209,35 @@ class SimdKernels:
     def causal_conv(
         self, u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation
     ) -> None:
-        self._launcher.spoil("causal_conv")
-        state_reference.causal_conv(u, weight, bias, states, out, activation)
+        state_launch.causal_conv(self._launcher, u, weight, bias, states, out, activation)
 
-    def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
-        self._launcher.spoil("scan")
-        state_reference.scan(q, k, v, decay, beta, states, out)
+    def scan(
+        self,
+        q: F32,
+        k: F32,
+        v: F32,
+        decay: F32,
+        step: F32,
+        states: StateRows,
+        out: F32,
+        *,
+        rule: ScanRule,
+        tiled: bool,
+        scale: float = 1.0,
+        skip: F32 | None = None,
+    ) -> None:
+        state_launch.scan(
+            self._launcher, q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip
+        )
+
+    def unit_heads(self, x: F32, eps: float) -> None:
+        state_launch.unit_heads(self._launcher, x, eps)
+
+    def scan_steps(self, x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+        state_launch.scan_steps(self._launcher, x, gate, bias, a, decay, step)
+
+    def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+        state_launch.gated_norm(self._launcher, x, gate, weight, eps, out, gate_first=gate_first)
 
     def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
         self._attention.write(spans, k, v)
