@@ -35,7 +35,7 @@ from edgerun.kernels.interface import (
     ScanRule,
 )
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.kv_formats import F16, KvFormat
+from edgerun.kernels.kv_formats import KvFormat
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -71,28 +71,35 @@ class SimdKernels:
         threads: int | None,
         events: EventSink,
         directory: Path | None = None,
-        types: Sequence[GgmlType] = (),
-        neuron_types: Sequence[GgmlType] = (),
-        kv: tuple[KvFormat, KvFormat] = (F16, F16),
+        names: Sequence[str] = (),
     ) -> SimdKernels:
-        """See `edgerun.kernels.load_kernels`."""
+        """See `edgerun.kernels.load_kernels`. names: of kernels that will be needed beside those that always are."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        wanted = _all_names(types, neuron_types, kv) if types else kernel_names.ALWAYS
-        cache.prepare(wanted)  # at once: what is missing is compiled side by side
+        cache.prepare([*kernel_names.ALWAYS, *names])  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
-    def missing(
-        cls,
-        name: str,
-        types: Sequence[GgmlType],
-        neuron_types: Sequence[GgmlType],
-        kv: tuple[KvFormat, KvFormat] = (F16, F16),
-    ) -> bool:
+    def missing(cls, name: str, names: Sequence[str]) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
         cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing(_all_names(types, neuron_types, kv)))
+        return bool(cache.missing([*kernel_names.ALWAYS, *names]))
+
+    @staticmethod
+    def names(
+        types: Sequence[GgmlType],
+        neuron_types: Sequence[GgmlType],
+        kv: tuple[KvFormat, KvFormat],
+        *,
+        recurrent: bool,
+    ) -> list[str]:
+        """What a model needs beside the kernels that are always needed."""
+        wanted = [
+            *kernel_names.for_matrices(types),
+            *kernel_names.for_neurons(neuron_types),
+            *kernel_names.for_keys_and_values(*kv),
+        ]
+        return [*wanted, *kernel_names.RECURRENT] if recurrent else wanted
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -256,15 +263,6 @@ class SimdKernels:
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
         return route(logits, k, kind, renormalise=renormalise, scale=scale)
-
-
-def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], kv: tuple[KvFormat, KvFormat]) -> list[str]:
-    wanted = (
-        kernel_names.for_matrices(types),
-        kernel_names.for_neurons(neuron_types),
-        kernel_names.for_keys_and_values(*kv),
-    )
-    return [*kernel_names.ALWAYS, *(name for names in wanted for name in names)]
 
 
 def _rows(x: Activations) -> Rows:

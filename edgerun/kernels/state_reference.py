@@ -54,10 +54,11 @@ def scan(
             matrices[:] = _floats(source + layout.matrices_at, *shape).reshape(matrices.shape)
         matrices *= decay[row][:, None, None]
         keys, change = k[row, key_head], v[row]
-        if rule == "delta":
-            change = change - (keys[:, :, None] * matrices).sum(axis=1)
-        matrices += keys[:, :, None] * (change * step[row][:, None])[:, None, :]
-        result = (q[row, key_head][:, :, None] * matrices).sum(axis=1) * np.float32(scale)
+        with np.errstate(invalid="ignore"):
+            if rule == "delta":
+                change = change - (keys[:, :, None] * matrices).sum(axis=1)
+            matrices += keys[:, :, None] * (change * step[row][:, None])[:, None, :]
+            result = (q[row, key_head][:, :, None] * matrices).sum(axis=1) * np.float32(scale)
         out[row] = result if skip is None else result + skip[:, None] * v[row]
 
 
