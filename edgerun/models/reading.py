@@ -11,6 +11,7 @@ from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
+from edgerun.models.latent import latent_of
 from edgerun.models.numbers import Numbers
 from edgerun.models.rotations import rotations_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
@@ -112,6 +113,9 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
                 d_ff_shared=d_ff_shared,
             )
+        if family.latent_attention:
+            latent, rotation = latent_of(n, plain)
+            numbers = replace(numbers, latent=latent, rotation=rotation)
         found.append(numbers)
     return tuple(found)
 

@@ -16,6 +16,7 @@ class Family:
     rope: RopeKind
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
+    latent_attention: bool = False  # one vector of each position is key and value of all heads
     fused_qkv: bool = False  # one matrix attn_qkv
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
