@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgerun.errors import FormatError
 from edgerun.models.numbers import Numbers
@@ -34,4 +34,3 @@ def latent_of(n: Numbers, rotation: Rotation) -> tuple[LatentNumbers, Rotation]:
         raise FormatError(f"impossible numbers: {n.name('rope.scaling.yarn_log_multiplier')} {multiplier}")
     mine = replace(scaling, attention_factor=1.0 / squeezed if multiplier else 1.0)
     return replace(latent, score_factor=magnitude**2), replace(rotation, scaling=mine)
-

@@ -74,7 +74,7 @@ class LayerNumbers:
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
         if self.latent is not None:
-            return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank)
+            return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
         return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window)
 
 

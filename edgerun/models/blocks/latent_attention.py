@@ -88,7 +88,7 @@ class LatentAttention:
     @property
     def kv(self) -> KvLayer:
         """What is kept of a position."""
-        return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank)
+        return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
