@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
-from edgerun.kernels.attention_launch import first_seen
-from edgerun.kernels.attention_layout import decode_pages
+from edgerun.kernels.attention_layout import decode_pages, first_seen
 from edgerun.kernels.interface import Recording
 from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.pages import LayerLayout
