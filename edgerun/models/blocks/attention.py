@@ -68,6 +68,12 @@ class Attention:
         """What it keeps of a position."""
         return self.keys_and_values if self.source is None else None
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to it than q, k and v of its own: something that divides it among devices, or computes
+        its products elsewhere, would have to know that."""
+        return self.gate is not None or {part.out for part in self.qkv.parts} != {"q", "k", "v"}
+
     def reads(self, layer: int) -> int:
         """The layer whose keys and values it reads, if it is layer `layer`."""
         return layer if self.source is None else self.source
