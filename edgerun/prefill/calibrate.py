@@ -22,7 +22,7 @@ import numpy as np
 
 from edgerun.device import EnergyMeter
 from edgerun.errors import DeviceError, UnsupportedError, UntrustedError, UsageError
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.events import EventSink, Progress, SpanSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
@@ -120,6 +120,9 @@ class _Mixed:
     def layer_s(self) -> dict[str, float]:
         """Of the last prompt, by kinds of tasks."""
         return {kind: seconds / len(self._layers) for kind, seconds in self._backend.timeline.by_kind.items()}
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        self._backend.watch(watcher)
 
     def run(self, walk: PromptWalk) -> None:
         for layer in range(walk.spec.n_layers):
