@@ -27,8 +27,9 @@ def test_pieces_are_noted_while_somebody_listens():
             for _ in range(20):
                 kernels.matmul(w, x, out)
             ended = time.perf_counter()
-            spans = trace.take()
-            assert not trace.take(), "taken once"
+            trace.collect()
+            trace.collect()  # nothing is new
+            spans = trace.spans()
             with pytest.raises(UsageError, match="traced already"), kernels.recording.trace():
                 pass
         assert np.array_equal(out, wanted)
@@ -39,7 +40,8 @@ def test_pieces_are_noted_while_somebody_listens():
             assert all(one[1] <= other[0] for one, other in zip(times, times[1:], strict=False)), "one thing at a time"
         assert sum(span.name == "matmul_q4_0" for span in spans) >= 20
         kernels.matmul(w, x, out)
-        assert not trace.take()
+        trace.collect()
+        assert len(trace.spans()) == len(spans), "nobody listens any more"
     finally:
         kernels.close()
 
@@ -54,7 +56,8 @@ def test_what_is_not_taken_is_lost_and_counted(monkeypatch):
         program = Program([launch] * 20, [done, one], ["layer 0"] * 12 + ["layer 1"] * 7 + ["logits"])
         with launcher.trace() as trace:
             launcher.replay(program)
-            spans = trace.take()
+            trace.collect()
+            spans = trace.spans()
         assert done[0, 0] == 20 and trace.lost == 12
         assert [span.name for span in spans] == 7 * ["add, layer 1"] + ["add, logits"]
     finally:
