@@ -13,20 +13,24 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
+from edgerun.kernels import state_reference
 from edgerun.kernels.interface import (
     F32,
     I32,
     U8,
     Activation,
     Activations,
+    ConvActivation,
     Expert,
     Matrix,
     Neurons,
     RopeKind,
     RouterKind,
+    ScanRule,
 )
 from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
+from edgerun.kernels.states import StateRows
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
 
@@ -187,6 +191,37 @@ class ReferenceKernels:
                 weights /= weights.sum(axis=2, keepdims=True)
                 out[row] = (weights @ values[:, seen]).reshape(heads, -1)
                 row += 1
+
+    def causal_conv(
+        self, u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation
+    ) -> None:
+        state_reference.causal_conv(u, weight, bias, states, out, activation)
+
+    def scan(
+        self,
+        q: F32,
+        k: F32,
+        v: F32,
+        decay: F32,
+        step: F32,
+        states: StateRows,
+        out: F32,
+        *,
+        rule: ScanRule,
+        tiled: bool,
+        scale: float = 1.0,
+        skip: F32 | None = None,
+    ) -> None:
+        state_reference.scan(q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip)
+
+    def unit_heads(self, x: F32, eps: float) -> None:
+        state_reference.unit_heads(x, eps)
+
+    def scan_steps(self, x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+        state_reference.scan_steps(x, gate, bias, a, decay, step)
+
+    def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+        state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
     def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
         out[:] = activate(gate, activation) * up

@@ -1,0 +1,149 @@
+"""What every way of working together must do, whatever carries the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+
+from edgerun.cluster.collective import MOST_MESSAGE_BYTES, Collective
+from edgerun.cluster.local import local_group
+from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, way_of
+from edgerun.cluster.wire_format import WIRE_NAMES, wire_format
+from edgerun.errors import LostPeerError, UsageError
+from tests.cluster.groups import linked_group, on_all
+
+Make = Callable[[int], Sequence[Collective]]
+IN_ORDER: dict[str, Make] = {
+    "local": local_group,
+    "star": lambda size: linked_group(size, "star"),
+    "mesh": lambda size: linked_group(size, "mesh"),
+}
+OF_THEIR_OWN: dict[str, Make] = {
+    f"{way}-{wire}": partial(linked_group, way=way, wire=wire)
+    for way in WAY_NAMES
+    for wire in WIRE_NAMES
+    if (way, wire) not in (("star", "f32"), ("mesh", "f32"))
+}
+WAYS = {**IN_ORDER, **OF_THEIR_OWN}
+
+
+@pytest.fixture(params=IN_ORDER)
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Groups, closed at the end."""
+    made: list[Sequence[Collective]] = []
+
+    def build(size: int) -> Sequence[Collective]:
+        made.append(IN_ORDER[request.param](size))
+        return made[-1]
+
+    yield build
+    for group in made:
+        for each in group:
+            each.close()
+
+
+SHAPES = [(1, 2048), (2, 77), (3,), (5, ONE_SHOT_NUMBERS // 4)]
+
+
+def _numbers(rank: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Of very different sizes, so that another order of summation gives other bits."""
+    rng = np.random.default_rng(rank)
+    return (rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_are_the_same_on_every_rank(name: str, size: int) -> None:
+    """Those of ascending ranks, to the bit, where a way promises it; for one row, for many, for an odd number."""
+    group = WAYS[name](size)
+
+    def act(each: Collective) -> list[np.ndarray]:
+        sums = []
+        for shape in SHAPES:
+            for _ in range(2):  # buffers are used again
+                x = _numbers(each.rank, shape)
+                each.all_reduce(x)
+            sums.append(x)
+        return sums
+
+    for i, got in enumerate(zip(*on_all(group, act), strict=True)):
+        parts = [_numbers(rank, SHAPES[i]) for rank in range(size)]
+        expected = parts[0]
+        for part in parts[1:]:
+            expected = expected + part
+        for each in got:
+            np.testing.assert_array_equal(each, got[0])
+        if name in IN_ORDER or size == 1:
+            np.testing.assert_array_equal(got[0], expected)
+        else:
+            largest = sum(np.abs(part) for part in parts).max()
+            tolerance = {"f32": 1e-6, "f16": 2e-3, "q8": 2e-2}[name.split("-")[1]]
+            np.testing.assert_allclose(got[0], expected, rtol=0, atol=tolerance * largest)
+    for each in group:
+        each.close()
+
+
+def test_the_head_gives_and_gathers(make: Make) -> None:
+    def act(group: Collective) -> tuple[np.ndarray, bytes, list[np.ndarray]]:
+        x = _numbers(group.rank, (2, 5))
+        group.broadcast(x)
+        said = group.announce(b"step 1" if group.rank == 0 else b"")
+        gathered = group.gather(np.full(group.rank + 1, group.rank, np.float32))
+        return x, said, [part.copy() for part in gathered]
+
+    results = on_all(make(3), act)
+    for x, said, _ in results:
+        np.testing.assert_array_equal(x, _numbers(0, (2, 5)))
+        assert said == b"step 1"
+    assert [part.tolist() for part in results[0][2]] == [[0], [1, 1], [2, 2, 2]]
+    assert results[1][2] == results[2][2] == []
+
+
+def test_who_leaves_is_missed(make: Make) -> None:
+    def act(group: Collective) -> str:
+        if group.rank == 2:
+            group.close()
+            group.close()
+            return ""
+        with pytest.raises(LostPeerError) as caught:
+            for _ in range(2):
+                group.all_reduce(np.zeros(4, np.float32))
+        group.close()  # so that who waits for this one is not left waiting
+        return str(caught.value)
+
+    assert any("rank 2" in message for message in on_all(make(3), act))
+
+
+def test_what_makes_no_sense_is_refused(make: Make) -> None:
+    group = make(2)
+    with pytest.raises(UsageError, match="at most"):
+        group[0].announce(bytes(MOST_MESSAGE_BYTES + 1))
+    with pytest.raises(UsageError, match="0 ranks"):
+        local_group(0)
+    with pytest.raises(UsageError, match="star, mesh, ring, tree"):
+        way_of("butterfly")
+
+
+@pytest.mark.parametrize("name", WIRE_NAMES)
+def test_what_is_written_is_read(name: str) -> None:
+    wire = wire_format(name)
+    for count in (1, 31, 32, 33, 100):
+        x = _numbers(1, (count,))
+        x[0] = 0
+        data, read = np.empty(wire.n_bytes(count), np.uint8), np.empty(count, np.float32)
+        wire.write(x, data)
+        wire.read(data, read)
+        step = {"f32": 0, "f16": np.abs(x) / 2048 + 1e-7, "q8": np.abs(x).max() / 254 * 1.001}[name]
+        assert (np.abs(read - x) <= step).all()
+        assert wire.is_exact == (name == "f32")
+    x = np.array([np.inf, np.nan, 1e-44, 1e38], np.float32)
+    data, read = np.empty(wire.n_bytes(4), np.uint8), np.empty(4, np.float32)
+    wire.write(x, data)
+    with np.errstate(all="ignore"):
+        wire.read(data, read)
+    assert not np.isfinite(read[:2]).any()  # what went wrong is not hidden
+    with pytest.raises(UsageError, match="f32, f16, q8"):
+        wire_format("bf16")
