@@ -7,30 +7,35 @@ from dataclasses import replace
 
 from edgerun.errors import FormatError
 from edgerun.models.numbers import Numbers
-from edgerun.models.spec import LatentNumbers, Rotation
+from edgerun.models.spec import LatentNumbers, LayerNumbers, Temperature
 
 
-def latent_of(n: Numbers, rotation: Rotation) -> tuple[LatentNumbers, Rotation]:
-    """What the metadata say, and the rotation with what YaRN does to scores taken out of it: these models scale scores
-    by it instead, by a rule of their own. Raises FormatError."""
+def latent_layer(n: Numbers, numbers: LayerNumbers) -> LayerNumbers:
+    """A layer's numbers with those of its latent attention. What YaRN does to scores is taken out of the rotation, for
+    these models scale scores by it instead, by a rule of their own. Raises FormatError."""
+    rotation = numbers.rotation
+    assert rotation is not None  # these families rotate in all layers
     key = n.integer("attention.key_length_mla", n.integer("attention.key_length"))
+    if key <= rotation.dim:
+        raise FormatError(f"{n.name('attention.key_length_mla')} is {key}, of which {rotation.dim} are rotated")
+    scaling, score_factor = rotation.scaling, 1.0
+    if scaling.kind == "yarn" and scaling.factor > 1.0:
+        # Files hold a tenth of the multiplier. With one, cosines and sines stay as they are.
+        multiplier = scaling.log_multiplier or 0.1
+        score_factor = (1.0 + multiplier * math.log(scaling.factor)) ** 2
+        scaling = replace(scaling, log_multiplier=1.0 if scaling.log_multiplier else 0.0)
+    warmth, length = n.real("attention.temperature_scale", 0.0), n.integer("attention.temperature_length", 0, 0)
     latent = LatentNumbers(
         query_rank=n.integer("attention.q_lora_rank", 0, 0),
         rank=n.integer("attention.kv_lora_rank"),
         plain_dim=key - rotation.dim,
         rotated_dim=rotation.dim,
         value_dim=n.integer("attention.value_length_mla", n.integer("attention.value_length")),
-        score_factor=1.0,
+        score_factor=score_factor,
     )
-    if latent.plain_dim < 1:
-        raise FormatError(f"{n.name('attention.key_length_mla')} is {key}, of which {rotation.dim} are rotated")
-    scaling = rotation.scaling
-    if scaling.kind != "yarn" or scaling.factor <= 1.0:
-        return latent, rotation
-    multiplier = n.real("rope.scaling.yarn_log_multiplier", 0.0)
-    squeezed = 1.0 + 0.1 * math.log(scaling.factor)  # what `rope.frequencies` multiplies cosines and sines by
-    magnitude = 1.0 + multiplier * math.log(scaling.factor) if multiplier else squeezed  # files hold a tenth of it
-    if not 0.0 < magnitude < 100.0:
-        raise FormatError(f"impossible numbers: {n.name('rope.scaling.yarn_log_multiplier')} {multiplier}")
-    mine = replace(scaling, attention_factor=1.0 / squeezed if multiplier else 1.0)
-    return replace(latent, score_factor=magnitude**2), replace(rotation, scaling=mine)
+    return replace(
+        numbers,
+        latent=latent,
+        rotation=replace(rotation, scaling=scaling),
+        temperature=Temperature(warmth, length) if warmth and length else None,
+    )

@@ -71,12 +71,16 @@ class LatentBuffers:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """x += output(attention(...)), as above. low, queries: the products that make queries, the first of which a model
-    may not have; position: that of a position's vector."""
+    """x += output(attention(...)), as above.
+
+    warmth: what turns nothing, and multiplies late queries. low, queries: the products that make queries, the first of
+    which a model may not have; position: that of a position's vector.
+    """
 
     heads: int
     latent: LatentNumbers
     rotation: Rotation
+    warmth: Rotation | None
     rope: RopeKind
     scale: float
     eps: float
@@ -87,7 +91,16 @@ class LatentAttention:
 
     @property
     def kv(self) -> KvLayer:
-        """What is kept of a position."""
+        """What it keeps of a position."""
+        return self.keys_and_values
+
+    def reads(self, layer: int) -> int:
+        """The layer whose keys and values it reads: its own."""
+        return layer
+
+    @cached_property
+    def keys_and_values(self) -> KvLayer:
+        """What it reads of a position."""
         return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
 
     @cached_property
@@ -127,6 +140,9 @@ class LatentAttention:
         cos, sin = places.rotation(here.tools.ropes[self.rotation])
         for rows in (b.query, b.key_heads):
             kernels.rope(rows, cos, sin, self.rope)
+        if self.warmth is not None:
+            cos, sin = places.rotation(here.tools.ropes[self.warmth])
+            kernels.rope(b.query, cos, sin, self.rope)
         spans = places.spans(here.layer)
         kernels.kv_write(spans, b.key_heads, b.value_heads)
         kernels.attention(b.query, spans, b.read, scale=self.scale)
@@ -174,6 +190,7 @@ def latent_attention_of(spec: ModelSpec, layer: int) -> LatentAttention:
         heads=numbers.n_heads,
         latent=of,
         rotation=rotation,
+        warmth=numbers.q_rotation if numbers.temperature is not None else None,
         rope=spec.family.rope,
         scale=of.key_dim**-0.5 * of.score_factor,
         eps=eps,
