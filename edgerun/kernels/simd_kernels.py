@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     Activations,
     ConvActivation,
     Expert,
+    Far,
     GateKind,
     Matrix,
     Neurons,
@@ -275,8 +276,9 @@ class SimdKernels:
         window: int = 0,
         chunked: bool = False,
         sinks: F32 | None = None,
+        far: Far | None = None,
     ) -> None:
-        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
+        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks, far))
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
         return route(logits, k, kind, renormalise=renormalise, scale=scale)
