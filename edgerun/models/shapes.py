@@ -11,7 +11,8 @@ from edgerun.formats.gguf import GgmlType, GgufFile, TensorInfo
 from edgerun.kernels.interface import check_neurons
 from edgerun.models.families import unused_tensors
 from edgerun.models.plan import plan_of
-from edgerun.models.spec import ModelSpec, read_spec
+from edgerun.models.reading import read_spec
+from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

@@ -8,6 +8,7 @@ readers' buffers are needed whatever happens; what is left keeps experts or laye
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 from edgerun.device import MemoryLimits
@@ -122,7 +123,7 @@ def plan_memory(
     DoesNotFitError below the floor, naming it and what lowers it.
     """
     head = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
-    vectors = sum(4 * info.shape[0] for each in catalog.layers for info in each.vectors.values())
+    vectors = sum(4 * prod(info.shape) for each in catalog.layers for info in each.vectors.values())
     outside = head + vectors + sum(4 * info.shape[0] for info in catalog.outside.values())
     layer_bytes = [_matrices_bytes(layer, sizes) for layer in catalog.layers]
     expert_bytes = [_expert_bytes(layer, sizes) for layer in catalog.layers]

@@ -11,21 +11,35 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)(?:\.weight|(\.bias|\.scale))")
+VECTOR_PARTS = ("ssm_conv1d", "shortconv.conv", "ssm_norm", "ssm_d.")  # small, whatever their shape: kept as f32
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
+_WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 def tensor_name(layer: int, part: str) -> str:
-    """The one name in a file of a layer's part as `LayerWeights` calls it: "attn_q", "attn_q.bias"."""
-    return f"blk.{layer}.{part}" + ("" if part.endswith((".bias", ".scale")) else ".weight")
+    """The one name in a file of a layer's part as `LayerWeights` calls it: "attn_q", "attn_q.bias"; "ssm_a." for what
+    has nothing behind its name in the file."""
+    if part.endswith("."):
+        return f"blk.{layer}.{part[:-1]}"
+    return f"blk.{layer}.{part}" + ("" if part.endswith(_ADDED) else _WEIGHT)
+
+
+def _part_of(name: str) -> tuple[int, str] | None:
+    """(layer, part) of a name that `tensor_name` makes."""
+    match = _LAYER.fullmatch(name.removesuffix(_WEIGHT))
+    if match is None:
+        return None
+    part = match[2] if name.endswith((_WEIGHT, *_ADDED)) else match[2] + "."
+    return (int(match[1]), part) if tensor_name(int(match[1]), part) == name else None
 
 
 @dataclass(frozen=True)
 class LayerTensors:
     """One layer's tensors by their names without `blk.N.` and `.weight`, as they are in `LayerWeights`."""
 
-    vectors: dict[str, TensorInfo] = field(default_factory=dict)
+    vectors: dict[str, TensorInfo] = field(default_factory=dict)  # of one dimension, and VECTOR_PARTS
     matrices: dict[str, TensorInfo] = field(default_factory=dict)  # (rows, cols)
     experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys EXPERT_PARTS or none
     neurons: dict[str, TensorInfo] = field(default_factory=dict)  # (ff, d), keys NEURON_PARTS or none
@@ -99,16 +113,16 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
         if match is not None and len(info.shape) == 1:
             outside[match[1]] = info
             continue
-        match = _LAYER.fullmatch(name)
-        if match is None:
+        found = _part_of(name)
+        if found is None:
             raise FormatError(f"{name}: not the name of a model's tensor")
-        number, part = int(match[1]), match[2] + (match[3] or "")
+        number, part = found
         if number >= n_layers:
             raise FormatError(f"{name}: the model has only {n_layers} layers")
         layer = layers[number]
-        if len(info.shape) == 1:
+        if len(info.shape) == 1 or (len(info.shape) == 2 and part in VECTOR_PARTS):
             layer.vectors[part] = info
-        elif len(info.shape) == 2 and not match[3]:
+        elif len(info.shape) == 2 and not part.endswith((*_ADDED, ".")):
             layer.matrices[part] = info
         elif len(info.shape) == 3 and part in EXPERT_PARTS:
             layer.experts[part] = info
