@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import UsageError
+from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.states import StateLayout
 from edgerun.kv.ledger import Holder
-from edgerun.kv.states import StateBlock, StateBlocks
+from edgerun.kv.states import U8, StateBlock, StateBlocks
 
 I64 = NDArray[np.int64]
 
@@ -69,6 +70,7 @@ class SequenceStates:
             if block is None:
                 break
             self._kept[position] = block
+        del in_hand[_FEW_ROWS if self._blocks.n_bytes <= _SMALL_BYTES else 1 :]
 
     def mark(self, position: int) -> None:
         """A checkpoint is wanted after so many positions, when they come, or now that they are there."""
@@ -134,6 +136,22 @@ class SequenceStates:
         self.clear()
         self._kept = dict(blocks)
         self._marks = sorted(each for each in blocks if each % EVERY)[-_MOST_MARKS:]
+
+    @property
+    def form(self) -> Form:
+        """Of the array that holds a block."""
+        return "U8", (self._blocks.n_bytes,)
+
+    def content(self, n: int) -> U8:
+        """The states after `n` positions, which are held: (block_bytes,), not a copy."""
+        return self._kept[n].content
+
+    def restore(self, n: int, content: U8) -> None:
+        """Hold these after `n` positions, and no others. DoesNotFitError."""
+        self.clear()
+        block = self._blocks.take(self._holder)
+        block.content[:] = content
+        self._kept[n] = block
 
     def make_room(self, n_bytes: int, length: int) -> None:
         """Let go of checkpoints, the earliest first, until so much is free."""

@@ -43,9 +43,7 @@ def state_layouts(layers: Sequence[StateLayer | None]) -> dict[int, StateLayout]
     at = 0
     for index, each in enumerate(layers):
         if each is not None:
-            found[index] = StateLayout(
-                each.conv_rows, each.conv_cols, each.heads, each.key_dim, each.value_dim, at
-            )
+            found[index] = StateLayout(each.conv_rows, each.conv_cols, each.heads, each.key_dim, each.value_dim, at)
             at = found[index].end
     return found
 

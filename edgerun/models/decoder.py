@@ -23,6 +23,7 @@ from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
+from edgerun.models.kept import kv_groups, states_of
 from edgerun.models.layers import RECORDED_ROWS, Layers
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend, PromptWalk
@@ -66,7 +67,7 @@ class Decoder:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
+        self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
         output_norm = store.vector("output_norm")
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
@@ -84,9 +85,10 @@ class Decoder:
 
     @property
     def arithmetic(self) -> str:
-        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        """What keys, values and states, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
-        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        lie = repr((self.pages.groups, sorted(states_of(self.spec).items())))  # how they lie in pages and blocks
+        kept = hashlib.sha256(lie.encode()).hexdigest()[:16]
         return " ".join([self.kernels.name, sources_digest(), kept, *self._rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:

@@ -130,7 +130,7 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _SYSTEM_PAGE) * _SYSTEM_PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    kv_bytes = spec.kv_bytes(context, CHUNK, kv)
+    kv_bytes = kv_bytes_of(spec, context, CHUNK, kv)
     scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
     fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes
     least = activation_bytes(spec, CHUNK)
@@ -169,7 +169,7 @@ def plan_memory(
         active = activation_bytes(spec, 1)
         rest = budget_bytes - margin - (fixed + active + reader + outside + sum(layer_bytes))
         more = (
-            spec.kv_bytes(context, _MOST_WAVE, kv) - kv_bytes
+            kv_bytes_of(spec, context, _MOST_WAVE, kv) - kv_bytes
         )  # layers with a window hold a whole wave's keys and values
         if rest - more < 2 * smallest:
             more = 0
@@ -195,7 +195,7 @@ def plan_memory(
         )
     spared = (budget_bytes - floor) * 63 // 64
     wave = _wave_tokens(spec, context, kv, min(int(_WAVE_SHARE * budget_bytes), spared + least), kv_bytes + spared // 2)
-    active, more = activation_bytes(spec, wave), spec.kv_bytes(context, wave, kv) - kv_bytes
+    active, more = activation_bytes(spec, wave), kv_bytes_of(spec, context, wave, kv) - kv_bytes
     rest = budget_bytes - margin - (fixed + more + active + reader + outside + window + neurons)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     kept = least_neurons
@@ -275,7 +275,7 @@ def _wave_tokens(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes
     while (
         wave < _MOST_WAVE
         and activation_bytes(spec, wave + CHUNK) <= most_bytes
-        and spec.kv_bytes(context, wave + CHUNK, kv) <= most_kv_bytes
+        and kv_bytes_of(spec, context, wave + CHUNK, kv) <= most_kv_bytes
     ):
         wave += CHUNK
     return wave
@@ -286,7 +286,7 @@ def _context_within(spec: ModelSpec, context: int, kv: KvOptions | None, most_by
     low, high = 0, context // KEYS_PER_PAGE
     while low < high:
         middle = (low + high + 1) // 2
-        if spec.kv_bytes(middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
+        if kv_bytes_of(spec, middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
             low = middle
         else:
             high = middle - 1
@@ -299,13 +299,13 @@ def _refusal(
     advice = []
     shown = round_up_size(budget)
     below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
-    possible = _context_within(spec, context, kv, spec.kv_bytes(context, CHUNK, kv) - (floor - below))
+    possible = _context_within(spec, context, kv, kv_bytes_of(spec, context, CHUNK, kv) - (floor - below))
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
     advice.append("give it more memory, or take a smaller model or quantisation")
     under = f" ({limited})" if limited else ""
     return (
         f"{name} needs at least {format_size(floor)} of memory, of which the KV cache of {context} tokens is "
-        f"{format_size(spec.kv_bytes(context, CHUNK, kv))}, but may have {format_size(budget)}{under}; "
+        f"{format_size(kv_bytes_of(spec, context, CHUNK, kv))}, but may have {format_size(budget)}{under}; "
         f"{' or '.join(advice)}"
     )
