@@ -16,7 +16,7 @@ from edgerun.events import EventSink
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
-from edgerun.models.kept import kv_groups
+from edgerun.models.holdings import kv_groups
 from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of

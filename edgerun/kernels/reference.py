@@ -22,6 +22,7 @@ from edgerun.kernels.interface import (
     Activations,
     ConvActivation,
     Expert,
+    Gate,
     Matrix,
     Neurons,
     RopeKind,
@@ -199,7 +200,7 @@ class ReferenceKernels:
     def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
         state_reference.scan(q, k, v, decay, beta, states, out)
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32, activation: Gate, out: F32) -> None:
         out[:] = activate(gate, activation) * up
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
@@ -216,7 +217,7 @@ def _in_pieces(neurons: Neurons) -> Iterator[tuple[I32, I32]]:
         yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 
 
-def activate(x: F32, activation: Activation) -> F32:
+def activate(x: F32, activation: Gate) -> F32:
     """The gate's non-linearity. gelu is the tanh form, as in ggml."""
     if activation == "silu":
         with np.errstate(over="ignore"):
@@ -228,7 +229,9 @@ def activate(x: F32, activation: Activation) -> F32:
         return np.maximum(x, np.float32(0))
     if activation == "relu2":
         return np.square(np.maximum(x, np.float32(0)))
-    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu or relu2")
+    if activation == "none":
+        return x
+    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu, relu2 or none")
 
 
 def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:

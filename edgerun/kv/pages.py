@@ -18,7 +18,7 @@ _MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in com
 
 
 class PagePool:
-    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page, or block; layouts: of
+    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page or block; layouts: of
     those layers that have states."""
 
     def __init__(

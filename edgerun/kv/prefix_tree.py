@@ -121,14 +121,14 @@ class PrefixTree:
         self._clock += 1
         for node in path:
             node.used = self._clock
-        for length in self._ends(path, length):
-            if self._can_go_on(path, length):
-                count = -(-length // KEYS_PER_PAGE)
+        for end in self._ends(path, length):
+            if self._can_go_on(path, end):
+                count = -(-end // KEYS_PER_PAGE)
                 pages = [[node.pages[number] for node in path[:count]] for number in range(len(self._groups))]
                 for number, group in enumerate(self._groups):
-                    first = group.first_seen(length) // KEYS_PER_PAGE
+                    first = group.first_seen(end) // KEYS_PER_PAGE
                     pages[number][:first] = [None] * min(first, count)
-                return length, pages, {n: block for n, block in _states_of(path) if n <= length}
+                return end, pages, {n: block for n, block in _states_of(path) if n <= end}
         return 0, [], {}
 
     def make_room(self, n_bytes: int) -> None:

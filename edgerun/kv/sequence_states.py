@@ -188,7 +188,8 @@ class SequenceStates:
             held = sorted(n for n in self._kept if n != newest and n != length and self._is_checkpoint(n, length))
             if len(held) <= self._blocks.most_checkpoints - (newest > 0):
                 return
-            gaps = [(high - low) / (length - at) for low, at, high in zip([0, *held], held, [*held[1:], length])]
+            around = zip([0, *held[:-1]], held, [*held[1:], length], strict=True)
+            gaps = [(after - before) / (length - at) for before, at, after in around]
             self._let_go(held[gaps.index(min(gaps))])
 
     def _let_go(self, position: int) -> None:

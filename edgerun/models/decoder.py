@@ -23,7 +23,7 @@ from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
-from edgerun.models.kept import kv_groups, states_of
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.layers import RECORDED_ROWS, Layers
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend, PromptWalk
@@ -68,7 +68,7 @@ class Decoder:
         self.store = store
         self.kernels = kernels
         self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
-        output_norm = store.vector("output_norm")
+        output_norm = store.vector(spec.family.output_norm)
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids

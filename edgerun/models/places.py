@@ -32,9 +32,7 @@ class Places:
     """Of all rows, run after run. rotations: those that are known; states: the table of `StateRows`, if it is known.
     Others are made when they are asked for."""
 
-    def __init__(
-        self, runs: Iterable[Run], rotations: Rotations | None = None, states: I64 | None = None
-    ) -> None:
+    def __init__(self, runs: Iterable[Run], rotations: Rotations | None = None, states: I64 | None = None) -> None:
         self.runs = tuple(runs)
         self.rows = sum(run.rows for run in self.runs)
         self._rotations: Rotations = {} if rotations is None else rotations

@@ -30,7 +30,7 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     known: dict[str, tuple[tuple[int, ...], bool]] = {
         EMBEDDING: ((vocab, d), True),
         HEAD: ((vocab, d), False),
-        "output_norm.weight": ((d,), True),
+        f"{spec.family.output_norm}.weight": ((d,), True),
     }
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     for layer, plan in enumerate(plan_of(spec)):

@@ -3,5 +3,7 @@
 from edgerun.models.families.family import Family
 
 FAMILIES = {
-    "lfm2": Family(rope="neox", qk_norm="head", short_convolutions=True, output_norm="token_embd_norm"),
+    "lfm2": Family(
+        rope="neox", qk_norm="head", window_everywhere=True, short_convolutions=True, output_norm="token_embd_norm"
+    ),
 }

@@ -1,4 +1,4 @@
-"""What a model keeps of a sequence, as its layers' plans say: keys and values in pages, which grow with it; recurrent
+"""What a model holds of a sequence, as its layers' plans say: keys and values in pages, which grow with it; recurrent
 states in blocks, which do not."""
 
 from __future__ import annotations
