@@ -3,7 +3,7 @@ by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from weakref import WeakSet
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
@@ -17,9 +17,13 @@ from edgerun.kv.states import StateBlock, StateBlocks
 _MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in common, and at most half of the ledger's
 
 
+Copied = Callable[[int, Page, Page], None]
+"""The group's number, the page that is written, the one that is read."""
+
+
 class PagePool:
     """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page or block; layouts: of
-    those layers that have states."""
+    those layers that have states; copied: told before a page takes over what is in another."""
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class PagePool:
         self.groups = tuple(groups)
         self.ledger = ledger or KvLedger(None)
         self.states = StateBlocks(layouts, self.ledger) if layouts else None
+        self.copied: Copied | None = None
         self._holders: WeakSet[PageHolder] = WeakSet()
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
         self.prefixes = PrefixTree(

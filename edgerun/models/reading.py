@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -16,12 +16,22 @@ from edgerun.models.rotations import rotations_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
-def read_spec(gguf: GgufFile) -> ModelSpec:
-    """Read the numbers. Raises UnsupportedError for unknown architectures, FormatError for impossible values."""
+@dataclass(frozen=True)
+class WholeModel:
+    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s."""
+
+    vocab_size: int
+    sparse: bool
+
+
+def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
+    """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
+    UnsupportedError for unknown architectures, FormatError for impossible values."""
     architecture = gguf.architecture
     family = family_of(architecture)
     n = Numbers(gguf.metadata, architecture)
-    sparse = "blk.0.ffn_down_t.weight" in gguf.tensors
+    whole = whole or _whole_model(gguf)
+    sparse = whole.sparse
     layers = _layers(gguf, n, family)
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
@@ -31,15 +41,12 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
     experts = any(layer.n_experts for layer in layers)
     if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
         raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise FormatError("the file has no matrix token_embd.weight: it holds no model")
     return ModelSpec(
         architecture=architecture,
         family=family,
         layers=layers,
         d_model=n.integer("embedding_length"),
-        vocab_size=embedding.shape[0],
+        vocab_size=whole.vocab_size,
         context_length=n.integer("context_length", 4096),
         norm_eps=eps,
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
@@ -49,6 +56,13 @@ def read_spec(gguf: GgufFile) -> ModelSpec:
         router=_router(n, family),
         sparse=sparse,
     )
+
+
+def _whole_model(gguf: GgufFile) -> WholeModel:
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise FormatError("the file has no matrix token_embd.weight: it holds no model")
+    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors)
 
 
 def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, ...]:

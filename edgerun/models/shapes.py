@@ -27,11 +27,12 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     The others are biases and scales of products, a head of its own, and factors of the rotation.
     """
     d, vocab = spec.d_model, spec.vocab_size
-    known: dict[str, tuple[tuple[int, ...], bool]] = {
-        EMBEDDING: ((vocab, d), True),
-        HEAD: ((vocab, d), False),
-        f"{spec.family.output_norm}.weight": ((d,), True),
-    }
+    known: dict[str, tuple[tuple[int, ...], bool]] = {f"{spec.family.output_norm}.weight": ((d,), True)}
+    if spec.shard is None:
+        known |= {EMBEDDING: ((vocab, d), True), HEAD: ((vocab, d), False)}
+    else:
+        known |= {EMBEDDING: ((vocab, d), True)} if spec.shard.text else {}
+        known[HEAD] = (spec.shard.vocabulary, d), True
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     for layer, plan in enumerate(plan_of(spec)):
         known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}

@@ -59,6 +59,17 @@ class LayerNumbers:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Of a spec that is one rank's share of a model (`share.py`): `whole`, the model's own numbers; which experts of
+    each layer are held; how many rows of the vocabulary; whether the embedding is."""
+
+    whole: tuple[LayerNumbers, ...]
+    experts: tuple[range, ...]
+    vocabulary: int
+    text: bool
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model but its weights."""
 
@@ -77,6 +88,7 @@ class ModelSpec:
     sparse: bool = False  # up and down lie neuron by neuron, of which only those that fire are used
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict, compare=False, repr=False)  # of the file, checked
     unused: tuple[str, ...] = ()  # what the user should know of tensors that are not used
+    shard: Shard | None = None  # None: the whole model
 
     @property
     def n_layers(self) -> int:
@@ -99,8 +111,13 @@ class ModelSpec:
         rotations = [layer.rotation for layer in self.layers if layer.rotation is not None]
         return max((each.dim for each in rotations if each.from_file), default=0)
 
+    @property
+    def whole(self) -> tuple[LayerNumbers, ...]:
+        """The layers of the whole model: of a shard those that it is a part of."""
+        return self.layers if self.shard is None else self.shard.whole
+
     def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
-        numbers = self.layers[layer]
+        numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)

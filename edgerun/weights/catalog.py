@@ -52,7 +52,8 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All tensors of a model. `head` is the embedding itself where the model ties them."""
+    """All tensors of a model. `head` is the embedding itself where the model ties them. A shard that is never asked for
+    a token's embedding has none: there `embedding` is its head."""
 
     embedding: TensorInfo
     head: TensorInfo
@@ -136,7 +137,7 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
         counts = {info.shape[0] for info in layer.experts.values()}
         if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
             raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")
-    embedding = tensors.get(EMBEDDING)
+    embedding = tensors.get(EMBEDDING, tensors.get(HEAD))
     if embedding is None:
         raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
     return Catalog(embedding, tensors.get(HEAD, embedding), outside, layers)

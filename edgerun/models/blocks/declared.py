@@ -32,7 +32,8 @@ class Part:
 @dataclass(frozen=True)
 class Product:
     """Products of one input (tokens, cols). `norm`: the RMSNorm vector that the input goes through first;
-    `post_norm`: of the result, before it is added to x; `eps` of both."""
+    `post_norm`: of the result, before it is added to x; `eps` of both. whole_cols: of an input whose columns several
+    ranks divided, all of them; 0: it is whole."""
 
     name: ProductName
     cols: int
@@ -40,6 +41,7 @@ class Product:
     norm: str = ""
     post_norm: str = ""
     eps: float = 1e-5
+    whole_cols: int = 0
 
     @cached_property
     def rows_of(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from edgerun.kernels.interface import F32, Activation
+from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
@@ -66,22 +67,22 @@ class Dense:
         add_product(here, self.down, gate, x, s.t)
 
 
-def dense_of(spec: ModelSpec, layer: int) -> Dense:
+def dense_of(spec: ModelSpec, layer: int) -> Dense | AbsentFeedForward:
     """A layer's feed-forward, as its family and numbers say."""
     family, ff, d = spec.family, spec.layers[layer].d_ff, spec.d_model
     if family.fused_gate_up:
         parts = (Part("gate", "ffn_up", 0, ff), Part("up", "ffn_up", ff, ff))
     else:
         parts = (Part("gate", "ffn_gate", 0, ff), Part("up", "ffn_up", 0, ff))
-    return Dense(
-        Product("gate_up", d, parts, "ffn_norm", eps=spec.norm_eps),
-        Product(
-            "down",
-            ff,
-            (Part("t", "ffn_down", 0, d),),
-            "ffn_sub_norm" if family.sub_norms else "",
-            "post_ffw_norm" if family.post_norms else "",
-            spec.norm_eps,
-        ),
-        spec.activation,
+    down = Product(
+        "down",
+        ff,
+        (Part("t", "ffn_down", 0, d),),
+        "ffn_sub_norm" if family.sub_norms else "",
+        "post_ffw_norm" if family.post_norms else "",
+        spec.norm_eps,
+        spec.whole[layer].d_ff,
     )
+    if not ff:
+        return AbsentFeedForward(down, (1,) * family.sub_norms)
+    return Dense(Product("gate_up", d, parts, "ffn_norm", eps=spec.norm_eps), down, spec.activation)

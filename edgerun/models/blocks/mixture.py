@@ -54,7 +54,9 @@ class ChoicesLayout:
 @dataclass(frozen=True)
 class Mixture:
     """x += the chosen experts of norm(x), weighted, and the shared one. early: the router reads what enters the layer,
-    before the mixer. renormalise: the chosen experts' weights sum to one, then times `scale`."""
+    before the mixer. renormalise: the chosen experts' weights sum to one, then times `scale`. held: the experts that
+    this rank has, all of them where it is alone; wherever weights or results are asked for, they are counted from the
+    first of these."""
 
     d_model: int
     experts: int
@@ -67,17 +69,23 @@ class Mixture:
     activation: Activation
     eps: float
     shared: SharedExpert | None
+    held: range
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether this rank has nothing of it."""
+        return not self.held and self.shared is None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         e, ff, d = self.experts, self.d_ff, self.d_model
-        found = {
-            "ffn_norm": Tensor((d,)),
-            "ffn_gate_inp": Tensor((e, d)),
-            "ffn_gate_exps": Tensor((e, ff, d), times=self.used),
-            "ffn_up_exps": Tensor((e, ff, d), times=self.used),
-            "ffn_down_exps": Tensor((e, d, ff), times=self.used),
-        }
+        if self.is_absent:
+            return {}
+        found = {"ffn_norm": Tensor((d,)), "ffn_gate_inp": Tensor((e, d))}
+        if self.held:
+            held, times = len(self.held), self.used * len(self.held) / e
+            found |= {f"ffn_{part}_exps": Tensor((held, ff, d), times=times) for part in ("gate", "up")}
+            found["ffn_down_exps"] = Tensor((held, d, ff), times=times)
         return found | (self.shared.tensors if self.shared is not None else {})
 
     @property
@@ -111,13 +119,16 @@ class Mixture:
 
     def begin(self, here: Here, x: F32, b: Choices) -> None:
         """To be called before the mixer: an early router chooses, and its experts can be read meanwhile."""
-        if self.early:
+        if self.early and not self.is_absent:
             self._routers(here, x, b)
             if here.tools.store.lookahead:
                 here.cut(partial(self._announce, here, b))
 
     def forward(self, here: Here, x: F32, b: Choices) -> None:
         """x (T, d) += the experts of all rows of a wave."""
+        if self.is_absent:
+            here.cut(partial(self._others, here, x))
+            return
         self._ask(here, x, b)
         here.cut(partial(self._experts, here, x, b))
 
@@ -130,6 +141,10 @@ class Mixture:
 
     def compute(self, here: Here, routed: RoutedRows, some: I32, cancelled: Cancel) -> None:
         """The results of some of the chosen experts (ascending) into `routed.parts`."""
+        if len(self.held) < self.experts:
+            routed.parts[:] = 0  # others have the rest
+        if not len(some):
+            return
         several, slots_of = len(routed.h) > 1, routed.slots_of
         rows = here.kernels.activations(routed.h)
         with self.lent(here, routed, some, cancelled) as batches:
@@ -148,15 +163,20 @@ class Mixture:
         uses = np.array([len(routed.slots_of[each]) for each in some.tolist()], np.int32) if tokens > 1 else None
         with store.experts(here.layer, some, uses, tokens, cancelled) as batches:
             for later, logits in zip(self._later(here, tokens), routed.ahead, strict=False):
-                store.expect(later, likeliest(logits, self.used), later - here.layer)
+                store.expect(later, self._of_held(likeliest(logits, self.used)), later - here.layer)
             yield batches
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
-        here.kernels.combine(routed.parts, routed.weights, x, add=True)
+        ranks = here.tools.ranks
+        out = x if ranks is None else np.zeros_like(x)
+        here.kernels.combine(routed.parts, routed.weights, out, add=True)
         if self.shared is not None:
             for part in chunks(len(x), CHUNK):
-                self.shared.forward(here, x[part], routed.h[part])
+                self.shared.forward(here, out[part], routed.h[part])
+        if ranks is not None:
+            ranks.all_reduce(out)
+            here.kernels.add(x, out)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -167,7 +187,19 @@ class Mixture:
             self._routers(here, b.h, b)
 
     def _announce(self, here: Here, b: Choices, cancelled: Cancel, rows: int) -> None:
-        here.tools.store.expect(here.layer, likeliest(b.router[:rows], self.used), 0)
+        here.tools.store.expect(here.layer, self._of_held(likeliest(b.router[:rows], self.used)), 0)
+
+    def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
+        """x += what the other ranks computed."""
+        out = np.zeros_like(x[:rows])
+        assert here.tools.ranks is not None  # whoever holds nothing is not alone
+        here.tools.ranks.all_reduce(out)
+        here.kernels.add(x[:rows], out)
+
+    def _of_held(self, ids: I32) -> I32:
+        """Those that this rank has, as they are counted here."""
+        first = self.held.start
+        return ids if len(self.held) == self.experts else ids[(ids >= first) & (ids < self.held.stop)] - np.int32(first)
 
     def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel, rows: int) -> None:
         check(cancelled)
@@ -198,8 +230,14 @@ class Mixture:
             b.router[:rows], self.used, self.router, renormalise=self.renormalise, scale=self.scale
         )
         here.tools.routed(here.layer, ids)
-        here.tools.store.routed(here.layer, ids)
         slots_of, rows_of = slots_by_expert(ids)
+        if len(self.held) == self.experts:
+            here.tools.store.routed(here.layer, ids)
+        else:
+            slots_of, rows_of = (
+                {each - self.held.start: found for each, found in of.items() if each in self.held}
+                for of in (slots_of, rows_of)
+            )
         ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used]
         return RoutedRows(here.layer, b.h[:rows], weights, slots_of, rows_of, ahead, parts)
 
@@ -219,4 +257,5 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
         activation=spec.activation,
         eps=spec.norm_eps,
         shared=SharedExpert(spec.d_model, numbers.d_ff_shared, spec.activation) if numbers.d_ff_shared else None,
+        held=range(numbers.n_experts) if spec.shard is None else spec.shard.experts[layer],
     )

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from edgerun.kernels.interface import F32, Activation
+from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Cancel, Here, check
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
 from edgerun.models.blocks.products import Results, multiply
@@ -81,6 +82,8 @@ class SparseNeurons:
         """x += the neurons, by b.gate, of the first so many rows."""
         check(cancelled)
         kernels, gate, up = here.kernels, b.gate[:rows], b.up[:rows]
+        ranks = here.tools.ranks
+        out = x[:rows] if ranks is None else np.zeros_like(x[:rows])
         inputs = kernels.activations(h[:rows])
         ids = np.flatnonzero((gate > 0).any(axis=0)).astype(np.int32)
         with here.tools.store.neurons(here.layer, ids, cancelled) as batches:
@@ -89,10 +92,15 @@ class SparseNeurons:
                 rest = batch.rest()
                 if rest is not None:
                     kernels.neurons_up(gate, inputs, rest, self.activation, up)
-                kernels.neurons_down(up, batch.every, x[:rows])
+                kernels.neurons_down(up, batch.every, out)
+        if ranks is not None:
+            ranks.all_reduce(out)
+            kernels.add(x[:rows], out)
 
 
-def neurons_of(spec: ModelSpec, layer: int) -> SparseNeurons:
+def neurons_of(spec: ModelSpec, layer: int) -> SparseNeurons | AbsentFeedForward:
     """A layer's sparse feed-forward."""
+    if not spec.layers[layer].d_ff:
+        return AbsentFeedForward(Product("down", 0, (Part("t", "ffn_down_t", 0, spec.d_model),)), ())
     parts = (Part("gate", "ffn_gate", 0, spec.layers[layer].d_ff),)
     return SparseNeurons(Product("gate", spec.d_model, parts, "ffn_norm", eps=spec.norm_eps), spec.activation)

@@ -1,0 +1,30 @@
+"""The seam for several devices: each has its share of every layer (`share.py`), and what they computed is summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from edgerun.kernels.interface import F32
+
+if TYPE_CHECKING:
+    from edgerun.models.passes import Pass
+
+
+class Ranks(Protocol):
+    """The other ranks that compute the same rows of the same layers at the same time."""
+
+    def all_reduce(self, x: F32) -> None:
+        """Put the sum of all ranks' x (of one shape, C-contiguous) in its place: the same bits on every rank. Raises
+        what ends the pass on all of them (Cancelled, a rank's error), LostPeerError when one is gone."""
+        ...
+
+
+class HeadRanks(Ranks, Protocol):
+    """Of the rank that has the text: it says what the others compute."""
+
+    def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
+        """The others begin a pass with x (T, d) before its first layer, while `compute` does this rank's part of it and
+        returns its logits (n, its part of the vocabulary); returns all of them, (n, vocab). What ends the pass on
+        another rank, or what `compute` raises, is raised when all ranks have ended it."""
+        ...
