@@ -65,6 +65,10 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
     """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
     if experts and not spec.n_experts:
         raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
+    if any(plan.attention is None for plan in plan_of(spec)):
+        raise UnsupportedError(
+            f"prompt backends have no graphs for layers without attention ({spec.architecture}): use --prefill kernels"
+        )
     if spec.sparse:
         raise UnsupportedError(
             "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"
