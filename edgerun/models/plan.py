@@ -11,6 +11,7 @@ from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.dense import Dense, dense_of
+from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
 from edgerun.models.blocks.mixture import Mixture, mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
 from edgerun.models.blocks.short_convolution import ShortConvolution, convolution_of
@@ -22,7 +23,7 @@ from edgerun.models.spec import ModelSpec
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention | ShortConvolution | AbsentMixer
+    mixer: Attention | LatentAttention | ShortConvolution | AbsentMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
 
     @cached_property
@@ -36,9 +37,9 @@ class LayerPlan:
         return {each.name: each for each in (*self.mixer.products, *self.feed_forward.products)}
 
     @property
-    def attention(self) -> Attention | None:
+    def attention(self) -> Attention | LatentAttention | None:
         """What reads and writes keys and values, if something does."""
-        return self.mixer if isinstance(self.mixer, Attention) else None
+        return self.mixer if isinstance(self.mixer, Attention | LatentAttention) else None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -59,7 +60,14 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     numbers = spec.layers[layer]
-    mixer = (convolution_of if numbers.conv_taps else attention_of)(spec, layer)
+    mixer = _mixer(spec, layer)
     if numbers.n_experts:
         return LayerPlan(mixer, mixture_of(spec, layer))
     return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))
+
+
+def _mixer(spec: ModelSpec, layer: int) -> Attention | LatentAttention | ShortConvolution | AbsentMixer:
+    numbers = spec.layers[layer]
+    if numbers.conv_taps:
+        return convolution_of(spec, layer)
+    return (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)

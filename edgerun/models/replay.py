@@ -119,10 +119,12 @@ class DecodeReplay:
         first_layers: dict[int, int] = {}  # by the table that a group's layers share
         for layer, plan in enumerate(self._layers.plan):
             if plan.attention is not None:
-                pages = sequence.pages(layer)
-                first_layers.setdefault(pages.address, layer)
+                source, kv = plan.attention.reads(layer), plan.attention.keys_and_values
+                pages = sequence.pages(source)
+                first_layers.setdefault(pages.address, source)
                 group = list(first_layers).index(pages.address)
-                recorded.append(RecordedLayer(pages.layout, plan.attention.heads, plan.attention.kv.window, group))
+                writes, heads = source == layer, plan.attention.heads
+                recorded.append(RecordedLayer(pages.layout, heads, kv.window, group, kv.chunked, writes))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 
