@@ -30,6 +30,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2"]
+GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
 RouterKind = Literal["softmax", "sigmoid", "softmax_topk"]
@@ -244,7 +245,12 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
-        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`."""
+        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`; of x the rows may lie apart."""
+        ...
+
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        """x (rows, n) *= kind(gate), gate (rows, n) or (rows, 1), whose rows may lie apart.
+        softplus(x) = log(1 + e^x)."""
         ...
 
     def add(self, x: F32, y: F32) -> None:
@@ -274,6 +280,8 @@ class Kernels(Protocol):
         scale: float,
         softcap: float = 0.0,  # 0: none; else softcap * tanh(score / softcap)
         window: int = 0,  # 0: none; else sees only positions > own - window
+        chunked: bool = False,  # with a window: sees only positions >= own // window * window
+        sinks: F32 | None = None,  # (heads,): one more score of each head, whose share of the weights goes nowhere
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
         position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""
