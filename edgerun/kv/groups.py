@@ -63,11 +63,14 @@ class Group:
         return min(whole, (self.window - 1 + SLACK + at_once - 2) // KEYS_PER_PAGE + 2)
 
 
-def layer_groups(layers: Sequence[KvLayer], options: KvOptions | None = None) -> tuple[Group, ...]:
-    """One group a window, in the order of their first layers. UnsupportedError for heads that cannot be quantised."""
+def layer_groups(layers: Sequence[KvLayer | None], options: KvOptions | None = None) -> tuple[Group, ...]:
+    """One group a window, in the order of their first layers; layers that keep nothing (None) are in none.
+    UnsupportedError for heads that cannot be quantised."""
     kept = options or KvOptions()
     found: dict[int, tuple[list[int], list[LayerLayout]]] = {}
     for index, layer in enumerate(layers):
+        if layer is None:
+            continue
         numbers, layouts = found.setdefault(layer.window, ([], []))
         at = layouts[-1].end if layouts else 0
         layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, kept.keys, kept.values, at))

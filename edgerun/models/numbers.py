@@ -28,6 +28,7 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "attention.sliding_window_pattern": 1024,
     "expert_gating_func": 1 << 16,
     "rope.scaling.original_context_length": 1 << 28,
+    "shortconv.l_cache": 64,
 }
 
 

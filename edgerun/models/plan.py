@@ -13,6 +13,7 @@ from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.mixture import Mixture, mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
+from edgerun.models.blocks.short_convolution import ShortConvolution, convolution_of
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
 
@@ -21,7 +22,7 @@ from edgerun.models.spec import ModelSpec
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention | AbsentMixer
+    mixer: Attention | ShortConvolution | AbsentMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
 
     @cached_property
@@ -33,6 +34,11 @@ class LayerPlan:
     def products(self) -> dict[ProductName, Product]:
         """What a prompt backend computes, in the order of the layer."""
         return {each.name: each for each in (*self.mixer.products, *self.feed_forward.products)}
+
+    @property
+    def attention(self) -> Attention | None:
+        """What reads and writes keys and values, if something does."""
+        return self.mixer if isinstance(self.mixer, Attention) else None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -52,6 +58,8 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
-    if spec.layers[layer].n_experts:
-        return LayerPlan(attention_of(spec, layer), mixture_of(spec, layer))
-    return LayerPlan(attention_of(spec, layer), (neurons_of if spec.sparse else dense_of)(spec, layer))
+    numbers = spec.layers[layer]
+    mixer = (convolution_of if numbers.conv_taps else attention_of)(spec, layer)
+    if numbers.n_experts:
+        return LayerPlan(mixer, mixture_of(spec, layer))
+    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
-from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
 from edgerun.models.blocks.mixture import Choices, Mixture
 from edgerun.models.chunks import CHUNK
@@ -94,8 +93,8 @@ class PromptWalk:
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
-        mixer = self._layers.plan[layer].mixer
-        assert isinstance(mixer, Attention)  # a shard has no backend
+        mixer = self._layers.plan[layer].attention
+        assert mixer is not None  # other mixers are the decoder's
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
         here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))

@@ -72,9 +72,10 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
     heads = n.by_layer("attention.head_count", count)
     if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
         raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if family.short_convolutions else 1)
+    taps = n.integer("shortconv.l_cache", None, 2) if family.short_convolutions else 0
     for mine, shared in zip(heads, kv_heads, strict=True):
-        if mine % shared:
+        if shared and mine % shared:
             raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
     head_dim = d_model // heads[0]
     head_dim_k = n.integer("attention.key_length", head_dim)
@@ -103,6 +104,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
             d_ff=d_ff[layer],
             rotation=None if unrotated else local if narrow else plain,
             window=window if narrow else 0,
+            conv_taps=0 if kv_heads[layer] else taps,
         )
         if experts:
             numbers = replace(
@@ -132,7 +134,7 @@ def _windowed(n: Numbers, family: Family, layers: int) -> list[bool]:
     key = "attention.sliding_window_pattern"
     value = n.raw(key)
     if not family.window_pattern:
-        return [False] * layers
+        return [family.window_everywhere] * layers
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
         if len(value) < layers:
             raise FormatError(f"{n.name(key)} has {len(value)} truths for {layers} layers")

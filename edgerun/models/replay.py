@@ -16,6 +16,7 @@ import numpy as np
 from edgerun.kernels.interface import F32, Recording
 from edgerun.kernels.program import Program
 from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
+from edgerun.kernels.states import I64
 from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Decide
 from edgerun.models.layers import Layers
@@ -54,6 +55,8 @@ class DecodeReplay:
         for rotation, table in layers.tools.ropes.items():
             cos, sin = np.empty((2, len(x), rotation.dim // 2), np.float32)
             self._rotations[table] = cos, sin
+        has_states = any(plan.mixer.state is not None for plan in layers.plan)
+        self._states = np.zeros((len(x), 2), np.int64) if has_states else None  # what launches read is changed in place
 
     def run(self, rows: Sequence[Row], cancelled: Cancel, logits: bool) -> None:
         """Compute up to len(x) rows; x becomes their final states, logits, where wanted, those of x. Raises
@@ -70,12 +73,15 @@ class DecodeReplay:
         positions = [position for _, position in rows]
         for table, (cos, sin) in self._rotations.items():
             table.gather(positions, cos, sin)
+        if self._states is not None:
+            self._states[:somebody] = [sequence.states.row(position) for sequence, position in rows[:somebody]]
+            self._states[somebody:] = 0
         if self._recorded is None:
             self._record(rows, somebody, cancelled)
         else:
             recorded = self._recorded
-            tables = [[int(sequence.tables[layer]) for sequence, _ in rows] for layer in recorded.first_layers]
             if recorded.attention is not None:
+                tables = [[sequence.pages(layer).address for sequence, _ in rows] for layer in recorded.first_layers]
                 recorded.attention.place(positions, tables, idle)
             start = 0
             for end, decide in recorded.cuts:
@@ -98,25 +104,25 @@ class DecodeReplay:
                     decide(cancelled, somebody)
                     self._fill_up(somebody)
 
-            self._layers.record(self._x, _places(rows, self._rotations), cut)
+            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut)
             body = len(recorder)
             self._logits()
         if recorder.spoilt:
             self._eager = True
             return
         program, sequence = recorder.program(), rows[0][0]
-        tables = sequence.tables.tolist()
-        groups = list(dict.fromkeys(tables))
-        recorded = [
-            RecordedLayer(sequence.pages(layer).layout, plan.mixer.heads, plan.mixer.kv.window, groups.index(table))
-            for layer, (plan, table) in enumerate(zip(self._layers.plan, tables, strict=True))
-            if plan.mixer.heads
-        ]
+        recorded = []
+        first_layers: dict[int, int] = {}  # by the table that a group's layers share
+        for layer, plan in enumerate(self._layers.plan):
+            if plan.attention is not None:
+                pages = sequence.pages(layer)
+                first_layers.setdefault(pages.address, layer)
+                group = list(first_layers).index(pages.address)
+                recorded.append(RecordedLayer(pages.layout, plan.attention.heads, plan.attention.kv.window, group))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
-        first_layers = tuple(tables.index(table) for table in groups)
-        self._recorded = _Recorded(program, tuple(cuts), body, attention, first_layers)
+        self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 
 
-def _places(rows: Sequence[Row], rotations: Rotations | None = None) -> Places:
+def _places(rows: Sequence[Row], rotations: Rotations | None = None, states: I64 | None = None) -> Places:
     """Each row a run of its own."""
-    return Places((Run(sequence, position, 1) for sequence, position in rows), rotations)
+    return Places((Run(sequence, position, 1) for sequence, position in rows), rotations, states)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Activation, RouterKind
-from edgerun.kv import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
+from edgerun.kv import KvLayer
 from edgerun.models.families import Family
 
 
@@ -36,7 +36,8 @@ class Rotation:
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts."""
+    """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts.
+    conv_taps: of a short convolution, that stands in place of attention."""
 
     n_heads: int
     n_kv_heads: int
@@ -49,6 +50,7 @@ class LayerNumbers:
     n_experts_used: int = 0
     d_ff_expert: int = 0
     d_ff_shared: int = 0
+    conv_taps: int = 0
 
     @property
     def kv(self) -> KvLayer:
@@ -119,11 +121,3 @@ class ModelSpec:
         numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
-
-    def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
-        """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        return layer_groups([layer.kv for layer in self.layers], kv)
-
-    def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
-        """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
-        return sequence_bytes(self.kv_groups(kv), positions, positions if at_once is None else at_once)

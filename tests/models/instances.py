@@ -41,12 +41,18 @@ class Instance:
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
+    taps: int = 0  # of the convolutions that layers without kv_heads are
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def _gemma(name: str, arch: str, **more: Any) -> Instance:
     return Instance(name, arch, layers=7, window=12, tied=True, **more)
+
+
+def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
+    given = {"taps": 3, "tied": True, "layers": len(kv_heads), "by_layer": {"kv_heads": kv_heads}} | more
+    return Instance(name, "lfm2", **given)
 
 
 _SIGMOID = {"expert_gating_func": 2}
@@ -85,6 +91,8 @@ PLAIN = [
         metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     Instance("bitnet", "bitnet", tied=True),
+    _lfm2("lfm2", (0, 2, 0)),
+    _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
     ),
@@ -98,6 +106,8 @@ QUANTISED = [
     Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q4_K", (0, 0, 2, 0), type=GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q8_0", (2, 0, 2), type=GgmlType.Q8_0, tied=False),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
@@ -139,6 +149,7 @@ def spec_of(i: Instance) -> ModelSpec:
             n_experts_used=i.used,
             d_ff_expert=ff,
             d_ff_shared=i.ff_shared,
+            conv_taps=0 if kv_heads else i.taps,
         )
         for ff, heads, kv_heads in zip(*(_by_layer(i, name) for name in ("ff", "heads", "kv_heads")), strict=True)
     )
@@ -158,7 +169,7 @@ _ORDER = (  # in which a layer's tensors are made up: files from before must not
     *("attn_norm", "attn_output", "ffn_norm", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm"),
     *("post_attention_norm", "post_ffw_norm", "attn_sub_norm", "ffn_sub_norm", "ffn_gate_inp", "ffn_gate_exps"),
     *("ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
-    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate"),
+    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate", "shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
 )
 
 
@@ -214,6 +225,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             w.add(f"{a}.expert_feed_forward_length", i.ff)
         if i.ff_shared:
             w.add(f"{a}.expert_shared_feed_forward_length", i.ff_shared)
+        if i.taps:
+            w.add(f"{a}.shortconv.l_cache", i.taps)
         if i.window:
             w.add(f"{a}.attention.sliding_window", i.window)
         for key, value in i.metadata.items():
@@ -229,7 +242,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
 
         matrix("token_embd.weight", (n_vocab, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
-        vector("output_norm.weight", i.d, 1.0)
+        vector(f"{FAMILIES[a].output_norm}.weight", i.d, 1.0)
         if not i.tied:
             matrix("output.weight", (n_vocab, i.d), i.type)
         if i.rope_factors:
@@ -246,7 +259,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
                 if len(shape) == 1:
                     vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" else 1.0)
                 else:
-                    matrix(name, shape, GgmlType.F32 if part == "ffn_gate_inp" else i.type)
+                    matrix(name, shape, GgmlType.F32 if part in ("ffn_gate_inp", "shortconv.conv") else i.type)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
     return path

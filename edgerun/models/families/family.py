@@ -29,6 +29,9 @@ class Family:
     window_optional: bool = False  # a file may have no window
     rope_in_window: bool = False  # layers that see everything are not rotated
     local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
+    window_everywhere: bool = False  # in a file that says a window all layers have it
+    short_convolutions: bool = False  # layers without key/value heads are short convolutions
+    output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 
