@@ -10,6 +10,7 @@ from typing import Any
 from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
+from edgerun.models.blocks.delta_net import DeltaNet, delta_net_of
 from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.mixture import Mixture, mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
@@ -22,7 +23,7 @@ from edgerun.models.spec import ModelSpec
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention | ShortConvolution | AbsentMixer
+    mixer: Attention | ShortConvolution | DeltaNet | AbsentMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
 
     @cached_property
@@ -59,7 +60,14 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     numbers = spec.layers[layer]
-    mixer = (convolution_of if numbers.conv_taps else attention_of)(spec, layer)
+    mixer = _mixer(spec, layer)
     if numbers.n_experts:
         return LayerPlan(mixer, mixture_of(spec, layer))
     return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))
+
+
+def _mixer(spec: ModelSpec, layer: int) -> Attention | ShortConvolution | DeltaNet | AbsentMixer:
+    numbers = spec.layers[layer]
+    if numbers.recurrence is not None:
+        return delta_net_of(spec, layer)
+    return (convolution_of if numbers.conv_taps else attention_of)(spec, layer)

@@ -12,6 +12,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.families import Family, family_of
 from edgerun.models.numbers import Numbers
+from edgerun.models.recurrences import recurrences_of
 from edgerun.models.rotations import rotations_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
@@ -77,6 +78,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
     for mine, shared in zip(heads, kv_heads, strict=True):
         if shared and mine % shared:
             raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
+    recurrences = recurrences_of(gguf, n, family, count)
     head_dim = d_model // heads[0]
     head_dim_k = n.integer("attention.key_length", head_dim)
     head_dim_v = n.integer("attention.value_length", head_dim)
@@ -105,6 +107,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
             rotation=None if unrotated else local if narrow else plain,
             window=window if narrow else 0,
             conv_taps=0 if kv_heads[layer] else taps,
+            recurrence=recurrences[layer],
         )
         if experts:
             numbers = replace(

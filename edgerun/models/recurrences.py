@@ -22,8 +22,8 @@ def recurrences_of(gguf: GgufFile, n: Numbers, family: Family, layers: int) -> l
     name = gguf.architecture
     if heads % groups or inner % heads or (family.recurrence == "delta" and inner != heads * size):
         raise FormatError(
-            f"impossible numbers: {name}.ssm has {heads} heads of {groups} groups, an inner size of {inner} and a state "
-            f"size of {size}"
+            f"impossible numbers: {name}.ssm has {heads} heads of {groups} groups, an inner size of {inner} and a "
+            f"state size of {size}"
         )
     if 4 * (inner * size + taps * (inner + 2 * groups * size)) > _MOST_BYTES:
         raise FormatError(f"impossible numbers: the state of one layer of {name} would take more than 1 GiB")

@@ -17,6 +17,7 @@ class Family:
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
     fused_qkv: bool = False  # one matrix attn_qkv
+    ffn_norm: str = "ffn_norm"  # name of the norm before the feed-forward
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
     sub_norms: bool = False  # a norm before attn_output and before ffn_down
@@ -30,6 +31,8 @@ class Family:
     rope_in_window: bool = False  # layers that see everything are not rotated
     local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
     window_everywhere: bool = False  # in a file that says a window all layers have it
+    recurrence: Literal["none", "delta"] = "none"  # what layers are that the file calls recurrent
+    tiled_heads: bool = False  # heads of values take turns with the key heads; else neighbours share one
     short_convolutions: bool = False  # layers without key/value heads are short convolutions
     output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
