@@ -73,7 +73,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
     heads = n.by_layer("attention.head_count", count)
     if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
         raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if family.short_convolutions else 1)
+    may_lack = family.short_convolutions or family.recurrence == "mamba"
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if may_lack else 1)
     taps = n.integer("shortconv.l_cache", None, 2) if family.short_convolutions else 0
     for mine, shared in zip(heads, kv_heads, strict=True):
         if shared and mine % shared:

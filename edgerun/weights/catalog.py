@@ -12,7 +12,7 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
-VECTOR_PARTS = (*CONVOLUTIONS, "ssm_norm", "ssm_d.")  # small, whatever their shape: kept as f32
+VECTOR_PARTS = (*CONVOLUTIONS, "ssm_norm", "ssm_a.", "ssm_d.")  # small, whatever their shape: kept as f32
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")

@@ -59,8 +59,8 @@ def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
     return Instance(name, "lfm2", **given)
 
 
-def _delta(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
-    """A model of delta nets, and of attention where `recurrent` is 0."""
+def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
+    """A model of recurrences, and of attention alone where `recurrent` is 0."""
     kinds = tuple(map(bool, recurrent))
     metadata = {
         "ssm.conv_kernel": heads.taps,
@@ -68,7 +68,7 @@ def _delta(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, 
         "ssm.group_count": heads.key_heads,
         "ssm.time_step_rank": heads.heads,
         "ssm.inner_size": heads.inner,
-        "rope.dimension_count": 8,
+        "rope.dimension_count": 8 if arch.startswith("qwen") else 16,
     } | more.pop("metadata", {})
     return Instance(name, arch, layers=len(kinds), recurrence=heads, recurrent=kinds, metadata=metadata, **more)
 
@@ -111,7 +111,8 @@ PLAIN = [
     ),
     Instance("bitnet", "bitnet", tied=True),
     _lfm2("lfm2", (0, 2, 0)),
-    _delta("qwen35-x", "qwen35", (1, 1, 1, 1), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
+    _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
+    _recurrent("qwen35-x", "qwen35", (1, 1, 1, 1), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
     _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
@@ -194,10 +195,14 @@ _ORDER = (  # in which a layer's tensors are made up: files from before must not
     *("ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
     *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate", "shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
     *("attn_gate", "ssm_in", "ssm_ba", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_dt.bias", "ssm_a.", "ssm_norm"),
-    "ssm_out",
+    *("ssm_d.", "ssm_out", "ffn_norm."),
 )
-_MEANS = {"ffn_gate_inp_shexp": 0.0, "ssm_dt.bias": 0.0, "ssm_a.": -0.7}  # of vectors; others are near 1
-_FLOATS = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d")
+_MEANS = {
+    "ffn_gate_inp_shexp": 0.0,
+    "ssm_dt.bias": 0.0,
+    "ssm_a.": -0.7,
+}  # of vectors; others are near 1
+_FLOATS = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm")
 
 
 def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
@@ -254,7 +259,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             w.add(f"{a}.expert_shared_feed_forward_length", i.ff_shared)
         if i.taps:
             w.add(f"{a}.shortconv.l_cache", i.taps)
-        if i.recurrent:
+        if i.recurrent and FAMILIES[a].recurrence == "delta":
             w.add(f"{a}.attention.recurrent_layers", np.array(i.recurrent, bool))
         if i.window:
             w.add(f"{a}.attention.sliding_window", i.window)
@@ -267,7 +272,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
             w.add_tensor(name, data if type == GgmlType.F32 else quantize(data, type), type)
 
-        def vector(name: str, n: int, mean: float) -> None:
+        def vector(name: str, n: int | tuple[int, ...], mean: float) -> None:
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
 
         matrix("token_embd.weight", (n_vocab, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
@@ -285,8 +290,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             shapes = shapes_of(i, layer)
             for part, shape in shapes.items():
                 name = tensor_name(layer, part)
-                if len(shape) == 1:
-                    vector(name, shape[0], _MEANS.get(part, 1.0))
+                if len(shape) == 1 or part in ("ssm_a.", "ssm_d."):
+                    vector(name, shape, _MEANS.get(part, 1.0))
                 else:
                     matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
             for part in i.biases:

@@ -31,7 +31,9 @@ class Family:
     rope_in_window: bool = False  # layers that see everything are not rotated
     local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
     window_everywhere: bool = False  # in a file that says a window all layers have it
-    recurrence: Literal["none", "delta"] = "none"  # what layers are that the file calls recurrent
+    recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
+    mixers_beside: bool = False  # every layer has attention and a recurrence side by side
+    single_blocks: bool = False  # a layer is a recurrence, attention or a feed-forward alone
     tiled_heads: bool = False  # heads of values take turns with the key heads; else neighbours share one
     short_convolutions: bool = False  # layers without key/value heads are short convolutions
     output_norm: str = "output_norm"  # what the norm before the head is called
