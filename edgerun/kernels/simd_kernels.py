@@ -15,7 +15,7 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import kernel_names, layer_launch, state_launch
-from edgerun.kernels.attention_launch import AttentionLaunch
+from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
@@ -28,6 +28,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     Gate,
+    GateKind,
     Matrix,
     Neurons,
     Recording,
@@ -37,6 +38,7 @@ from edgerun.kernels.interface import (
 )
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.kv_formats import KvFormat
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -133,6 +135,10 @@ class SimdKernels:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
 
+    def trace(self) -> AbstractContextManager[LaunchTrace]:
+        """See `Launcher.trace`."""
+        return self._launcher.trace()
+
     def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""
         return self._attention.decode_scratch(layout, heads, pages)
@@ -201,6 +207,9 @@ class SimdKernels:
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         layer_launch.rms_norm(self._launcher, x, weight, eps, out)
 
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        layer_launch.head_gate(self._launcher, x, gate, kind)
+
     def add(self, x: F32, y: F32) -> None:
         layer_launch.add(self._launcher, x, y)
 
@@ -259,8 +268,10 @@ class SimdKernels:
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        chunked: bool = False,
+        sinks: F32 | None = None,
     ) -> None:
-        self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
+        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
         return route(logits, k, kind, renormalise=renormalise, scale=scale)

@@ -104,8 +104,12 @@ class DecodeReplay:
                     decide(cancelled, somebody)
                     self._fill_up(somebody)
 
-            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut)
+            def began(layer: int) -> None:
+                recorder.section = f"layer {layer}"
+
+            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut, began)
             body = len(recorder)
+            recorder.section = "logits"
             self._logits()
         if recorder.spoilt:
             self._eager = True
@@ -114,11 +118,14 @@ class DecodeReplay:
         recorded = []
         first_layers: dict[int, int] = {}  # by the table that a group's layers share
         for layer, plan in enumerate(self._layers.plan):
-            if plan.attention is not None:
-                pages = sequence.pages(layer)
-                first_layers.setdefault(pages.address, layer)
+            mixer = plan.attention
+            if mixer is not None:
+                source, kv = mixer.reads(layer), mixer.keys_and_values
+                pages = sequence.pages(source)
+                first_layers.setdefault(pages.address, source)
                 group = list(first_layers).index(pages.address)
-                recorded.append(RecordedLayer(pages.layout, plan.attention.heads, plan.attention.kv.window, group))
+                writes = source == layer
+                recorded.append(RecordedLayer(pages.layout, mixer.heads, kv.window, group, kv.chunked, writes))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 
