@@ -112,7 +112,8 @@ PLAIN = [
     Instance("bitnet", "bitnet", tied=True),
     _lfm2("lfm2", (0, 2, 0)),
     _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
-    _recurrent("qwen35-x", "qwen35", (1, 1, 1, 1), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
+    _recurrent("qwen35", "qwen35", (1, 1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
+    _recurrent("qwen35-many", "qwen35", (1, 0, 1, 1, 0), Recurrence(3, 6, 2, 24, 24), tied=True, metadata=_SECTIONS),
     _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}

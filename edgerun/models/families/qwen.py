@@ -7,5 +7,12 @@ FAMILIES = {
     "qwen2moe": Family(rope="neox", renormalise=False),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
-    "qwen35": Family(rope="neox", qk_norm="head", ffn_norm="post_attention_norm", recurrence="delta", tiled_heads=True),
+    "qwen35": Family(
+        rope="neox",
+        qk_norm="head",
+        output_gate="in_q",
+        ffn_norm="post_attention_norm",
+        recurrence="delta",
+        tiled_heads=True,
+    ),
 }
