@@ -1,4 +1,4 @@
-"""Models with recurrent layers: what a sequence keeps is copied, cut back and put into files, and goes on to the bit."""
+"""Models with recurrent layers: a sequence is copied, cut back and put into files, and goes on to the bit."""
 
 from __future__ import annotations
 
