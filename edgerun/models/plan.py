@@ -12,6 +12,7 @@ from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.delta_net import DeltaNet, delta_net_of
 from edgerun.models.blocks.dense import Dense, dense_of
+from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
 from edgerun.models.blocks.mamba import Mamba, mamba_of
 from edgerun.models.blocks.mixers_beside import MixersBeside
 from edgerun.models.blocks.mixture import Mixture, mixture_of
@@ -21,12 +22,14 @@ from edgerun.models.blocks.short_convolution import ShortConvolution, convolutio
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
 
+AnyMixer = Attention | LatentAttention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer
+
 
 @dataclass(frozen=True)
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer
+    mixer: AnyMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward | NoFeedForward
 
     @cached_property
@@ -40,10 +43,10 @@ class LayerPlan:
         return {each.name: each for each in (*self.mixer.products, *self.feed_forward.products)}
 
     @property
-    def attention(self) -> Attention | None:
+    def attention(self) -> Attention | LatentAttention | None:
         """What reads and writes keys and values, if something does."""
         mixer = self.mixer.attention if isinstance(self.mixer, MixersBeside) else self.mixer
-        return mixer if isinstance(mixer, Attention) else None
+        return mixer if isinstance(mixer, Attention | LatentAttention) else None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -71,16 +74,14 @@ def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))
 
 
-def _mixer(
-    spec: ModelSpec, layer: int
-) -> Attention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer:
+def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
     family, numbers = spec.family, spec.layers[layer]
     if family.single_blocks and numbers.d_ff:
         return NoMixer()
     if numbers.conv_taps:
         return convolution_of(spec, layer)
     if numbers.recurrence is None:
-        return attention_of(spec, layer)
+        return (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
     if family.recurrence == "delta":
         return delta_net_of(spec, layer)
     attention = attention_of(spec, layer) if family.mixers_beside else None

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
+from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
 from edgerun.models.blocks.mixture import Choices, Mixture
 from edgerun.models.chunks import CHUNK
@@ -99,7 +100,7 @@ class PromptWalk:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
         mixer = self._layers.plan[layer].attention
-        assert mixer is not None  # other mixers are the decoder's
+        assert isinstance(mixer, Attention)  # other mixers are the decoder's
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
         here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))
