@@ -84,11 +84,12 @@ def step(collective: Collective) -> float:
     return float(x[0])
 
 
-@pytest.mark.parametrize("way", ["star", "mesh"])
+@pytest.mark.parametrize("way", ["star", "mesh", "auto"])
 def test_a_group_adds_up_and_is_made_again_without_who_is_lost(tmp_path: Path, closing: ExitStack, way: str) -> None:
     head, servers, _ = gathered(tmp_path, closing, 3)
     group = head.begin([shard_of(10), shard_of(100), shard_of(1000)], way, "f32")
     assert [step(group) for _ in range(ROUNDS)] == [1111.0] * ROUNDS
+    assert (head.way == way) == (way != "auto") == (head.links is None)
     started = time.monotonic()
     servers[1].close()
     with pytest.raises(LostPeerError):
@@ -142,9 +143,9 @@ def test_what_was_not_offered_is_not_kept(tmp_path: Path, closing: ExitStack) ->
         (Piece(digest, 0, b"x"), "not offered"),
         (Offer(digest, 1, (digest,)), "not those of its shard"),
         (Offer(offer.shard, 2 << 40, offer.pieces), "not those of its shard"),
-        (Begin(bytes(16), 1, seats, digest, "star", "f32", b""), "no such shard"),
-        (Begin(bytes(16), 0, seats, digest, "star", "f32", b""), "no seat"),
-        (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", b""), "another head"),
+        (Begin(bytes(16), 1, seats, digest, "star", "f32", 8, b""), "no such shard"),
+        (Begin(bytes(16), 0, seats, digest, "star", "f32", 8, b""), "no seat"),
+        (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", 8, b""), "another head"),
     ]
     for request, why in refused:
         with pytest.raises(EdgerunError, match=why):
