@@ -79,6 +79,6 @@ class Home:
 
 
 def open_home(data: Path, cache: Path, name: str) -> Home:
-    """The home of this user's device: its folders are `data`/cluster and `cache`/cluster. OSError, UntrustedError,
-    FormatError; UsageError for a name that is none."""
+    """The home of this user's device: its folders are `data`/cluster and `cache`/cluster. `name`: for one that has
+    none yet. OSError, UntrustedError, FormatError; UsageError for a name that is none."""
     return Home(data / "cluster", cache / "cluster", checked_name(name))

@@ -84,11 +84,12 @@ def checked_code(text: str) -> str:
 
 class _Invitation(msgspec.Struct, frozen=True):
     roster: Roster
+    host: str  # its fingerprint
 
 
-def join_host(channel: Channel, code: str, me: Member) -> Roster:
-    """The guest's side: the roster with this device in it. NetworkError when the host refuses, or is not one that
-    knows the code."""
+def join_host(channel: Channel, code: str, me: Member) -> tuple[Roster, str]:
+    """The guest's side: the roster with this device in it, and the host's fingerprint. NetworkError when the host
+    refuses, or is not one that knows the code."""
     side = SPAKE2_A(checked_code(code).encode(), idA=_GUEST, idB=_HOST)
     channel.send(side.start())
     key = _shared(side, channel.receive(_WAIT_S))
@@ -96,8 +97,8 @@ def join_host(channel: Channel, code: str, me: Member) -> Roster:
     answer = channel.receive(_WAIT_S + 10)
     if not answer:
         raise NetworkError(_REFUSED)
-    roster = _decoded(_opened(key, _HOST, answer), _Invitation).roster
-    return checked_roster(roster)
+    invitation = _decoded(_opened(key, _HOST, answer), _Invitation)
+    return checked_roster(invitation.roster), invitation.host
 
 
 def invite_guest(
@@ -120,7 +121,7 @@ def invite_guest(
         channel.send(b"")
         raise
     code.succeeded()
-    channel.send(_sealed(key, _HOST, msgspec.msgpack.encode(_Invitation(roster))))
+    channel.send(_sealed(key, _HOST, msgspec.msgpack.encode(_Invitation(roster, identity.fingerprint))))
     return guest
 
 

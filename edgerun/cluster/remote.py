@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 
 from edgerun.cluster.channel import Channel
@@ -49,7 +50,9 @@ class Remote:
         self._why = ""
         self._lock = threading.Lock()
         try:
+            started = time.monotonic()
             welcome = ask(self._channel, Hello(home.roster, own_address), Welcome, _ANSWER_S)
+            self.hello_s = time.monotonic() - started
             home.learn(checked_roster(welcome.roster).with_member(Member(member.certificate, self.address)))
         except EdgerunError:
             self._channel.close()

@@ -42,7 +42,7 @@ from edgerun.cluster.dial import format_address
 from edgerun.cluster.heartbeat import answer_heartbeats
 from edgerun.cluster.home import Home
 from edgerun.cluster.pairing import MOST_BYTES, Code, invite_guest
-from edgerun.cluster.roster import Member, checked_roster
+from edgerun.cluster.roster import Member, Roster, checked_roster
 from edgerun.cluster.seat import Seat, Seats, Work
 from edgerun.cluster.tls import HANDSHAKE_S, secured
 from edgerun.errors import EdgerunError, FormatError, LostPeerError, NetworkError, UsageError
@@ -145,7 +145,12 @@ class Server:
             raise NetworkError("too many devices try to join at once")
         try:
             channel = Channel(connection, MOST_BYTES)
-            guest = invite_guest(channel, self.code, self._home.identity, self._home.admit, time.sleep)
+            place = connection.getpeername()[0]
+
+            def admit(guest: Member) -> Roster:
+                return self._home.admit(Member(guest.certificate, _placed(guest.address, place)))
+
+            guest = invite_guest(channel, self.code, self._home.identity, admit, time.sleep)
             self._events(Notice(f"{guest.name} joined"))
         finally:
             self._strangers.release()
@@ -165,13 +170,13 @@ class Server:
         self._seats.end(knock.job, "the head does not ask any more")
 
     def _control(self, secure: socket.socket, member: Member) -> None:
-        channel = Channel(secure)
+        channel, place = Channel(secure), secure.getpeername()[0]
         begun: list[Seat] = []
         try:
             while True:
                 request = hear(channel, _IDLE_S)
                 try:
-                    answer: Answer = self._answer(request, member, begun)
+                    answer: Answer = self._answer(request, member, place, begun)
                 except (EdgerunError, OSError) as error:
                     answer = Failed(str(error)[:400])
                 say(channel, answer)
@@ -181,15 +186,14 @@ class Server:
             for seat in begun:
                 seat.end("the head went away")
 
-    def _answer(self, request: Message, member: Member, begun: list[Seat]) -> Answer:
+    def _answer(self, request: Message, member: Member, place: str, begun: list[Seat]) -> Answer:
         match request:
             case Hello(roster, address, version):
                 if version != VERSION:
                     raise FormatError(f"it speaks version {version}, this device {VERSION}; update the older one")
-                news = checked_roster(roster)
-                if address:
-                    news = news.merged(type(news)((Member(member.certificate, address),)))
-                known = self._home.learn(news)
+                known = self._home.learn(
+                    checked_roster(roster).with_member(Member(member.certificate, _placed(address, place)))
+                )
                 return Welcome(known, self._device("a job" if self._seats.busy else ""))
             case Offer():
                 return Missing(self._home.shards.missing(request))
@@ -224,6 +228,11 @@ class Server:
 
         threading.Thread(target=run, name="cluster job", daemon=True).start()
         return seat
+
+
+def _placed(address: str, place: str) -> str:
+    """Of one that listens on all networks (":port"), the address that it was seen at."""
+    return format_address(place, int(address[1:])) if address[:1] == ":" and address[1:].isdigit() else address
 
 
 def _read_kind(connection: socket.socket) -> bytes:

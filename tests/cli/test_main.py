@@ -36,6 +36,7 @@ OPTIONS = {
     "EDGERUN_KERNELS EDGERUN_MEMORY",
     "bench": "--memory --no-prefetch --record-routing --overwrite --prompt --decode --repetitions --ids --logits "
     "--threads --kernels --json",
+    "cluster": "up join status devices forget leave",
     "doctor": "--json --kernels --threads --providers",
     "convert": "--tokenizer --quant --overwrite --json",
     "quantize": "--type --overwrite --json",
@@ -53,6 +54,9 @@ HEAVY = {
     "yaml",
     "onnx",
     "onnxruntime",
+    "msgspec",
+    "zeroconf",
+    "cryptography",
 }
 
 

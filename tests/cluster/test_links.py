@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from edgerun.errors import LostPeerError
 from edgerun.events import ignore
 from tests.cluster.homes import acquainted
 from tests.cluster.lab import Lab, can_emulate, lab, line_with, running
+
+Three = tuple[Lab, Head, list["subprocess.Popen[str]"]]
 
 WIRED = Links(0.0003, 8e-9, 2e-5, True)
 AIR = Links(0.002, 4e-8, 2e-5, False)
@@ -33,7 +37,7 @@ def test_wires_want_a_mesh_and_shared_air_a_star() -> None:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> object:
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
     """A head in this process and two workers, 5 ms and 100 Mb/s away where that can be emulated."""
     folder = tmp_path_factory.mktemp("lab")
     names = ["desk", "attic", "shed"]
@@ -56,19 +60,17 @@ def begin(head: Head, way: str) -> LinkedCollective:
 
 
 def rounds(group: LinkedCollective, count: int) -> float:
-    """The shortest of some sums, in s."""
+    """What one of some sums took, in s."""
     group.announce(f"{count} 2049".encode())
-    times = []
+    started = time.perf_counter()
     for _ in range(count):
         x = np.ones(2049, np.float32)
-        started = time.perf_counter()
         group.all_reduce(x)
-        times.append(time.perf_counter() - started)
         assert (x == group.size).all()
-    return min(times)
+    return (time.perf_counter() - started) / count
 
 
-def test_links_are_measured_and_sums_take_as_long_as_predicted(three: tuple[Lab, Head, list[object]]) -> None:
+def test_links_are_measured_and_sums_take_as_long_as_predicted(three: Three) -> None:
     _, head, _ = three
     group = begin(head, "auto")
     links = head.links
@@ -84,11 +86,11 @@ def test_links_are_measured_and_sums_take_as_long_as_predicted(three: tuple[Lab,
     for way, hops, messages in (("star", 2, 3), ("mesh", 1, 2)):
         emulated = hops * 0.005 + messages * 4 * 2049 * 8 / 1e8
         group = begin(head, way)
-        assert emulated * 0.9 < rounds(group, 12) < emulated * 3
+        assert emulated * 0.85 < rounds(group, 12) < emulated * 4
         group.announce(b"")
 
 
-def test_a_pulled_cable_is_noticed_within_a_second(three: tuple[Lab, Head, list[object]]) -> None:
+def test_a_pulled_cable_is_noticed_within_a_second(three: Three) -> None:
     """And so is a process that dies; who is left goes on."""
     here, head, processes = three
     group = begin(head, "star")

@@ -23,20 +23,21 @@ def _identity(folder: Path, name: str) -> Identity:
 def _pair(host: Identity, guest: Identity, code: Code, digits: str) -> tuple[Roster, Member]:
     """Both sides' results; the host's error comes first."""
     ends = [Channel(end) for end in socket.socketpair()]
-    known = Roster((Member(host.certificate),))
+    before = Roster((Member(host.certificate),))
 
     def invite() -> Member:
         try:
-            return invite_guest(ends[0], code, host, known.with_member, sleep=lambda _: None)
+            return invite_guest(ends[0], code, host, before.with_member, sleep=lambda _: None)
         finally:
             ends[0].close()
 
     with ThreadPoolExecutor(1) as threads:
         hosting = threads.submit(invite)
         try:
-            roster = join_host(ends[1], digits, Member(guest.certificate))
+            roster, known = join_host(ends[1], digits, Member(guest.certificate))
         finally:
             ends[1].close()
+        assert known == host.fingerprint
         return roster, hosting.result()
 
 

@@ -192,9 +192,10 @@ def test_a_device_joins_by_code_and_is_known_to_all(tmp_path: Path, closing: Exi
     for guest in (kitchen, shed):
         with pytest.raises(NetworkError, match="code is wrong"):
             join_host(dial_host(server.address), "000000" if server.code.digits != "000000" else "1" * 6, guest.me())
-        guest.learn(join_host(dial_host(server.address), server.code.digits, guest.me()))
+        guest.learn(join_host(dial_host(server.address), server.code.digits, guest.me(":99"))[0])
     assert "kitchen joined" in events.text and "shed joined" in events.text
     assert [member.name for member in shed.others()] == ["attic", "kitchen"]
+    assert shed.others()[1].address == "127.0.0.1:99"
     (remote,) = connect(kitchen, [("attic", server.address)], events)
     assert [member.name for member in kitchen.others()] == ["attic", "shed"]  # it has heard
     assert remote.device.name == "attic" and remote.device.job == ""
@@ -234,6 +235,6 @@ def test_addresses() -> None:
     assert parse_address("box:80") == ("box", 80)
     assert parse_address("[::1]:80") == ("::1", 80) == parse_address(format_address("::1", 80))
     assert parse_address("::1") == ("::1", 8627)
-    for bad in ("", ":80", "box:x", "box:70000", "box:٣"):
+    for bad in ("", ":80", "box:x", "box:70000", "box:٣", "[::1", "[box]:8", "a b"):
         with pytest.raises(UsageError):
             parse_address(bad)
