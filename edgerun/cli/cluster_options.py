@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edgerun.cluster.home import Home
     from edgerun.cluster.server import Server
 
+_LOOK_S = 0.3
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -40,10 +42,15 @@ def take_part(home: Home, listen: tuple[str, int], kernels: str, said: Callable[
 
     with ProgressBars() as bars, taking_part(home, listen, serve, kernels, bars) as (server, address):
         said(server, address)
-        shown = ""
+        shown = server.code.digits
         never = threading.Event()
-        while not never.wait(0.5):
-            if shown and server.code.digits != shown:
-                shown = server.code.digits
-                note(f"the code is now {shown[:3]} {shown[3:]}")
-            shown = server.code.digits
+        while not never.wait(_LOOK_S):
+            digits = server.code.digits
+            if digits != shown:
+                note(f"the code is now {spaced(digits)}" if digits else "no more devices are taken in: start it again")
+            shown = digits
+
+
+def spaced(digits: str) -> str:
+    """A code, so that it can be read out."""
+    return f"{digits[:3]}-{digits[3:]}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgerun.cli.cluster import own_home
-from edgerun.cli.cluster_options import part_options, take_part
+from edgerun.cli.cluster_options import part_options, spaced, take_part
 from edgerun.cli.options import kernels_option
 from edgerun.cli.output import note
 
@@ -28,9 +28,9 @@ def command(name: str | None, listen: str, kernels: str) -> None:
     from edgerun.cluster.members import parse_listen
 
     def said(server: Server, address: str) -> None:
-        digits = server.code.digits
+        digits = server.code.open()
         note(f"{home.identity.name} listens at {server.address}")
         at = "" if listen == "lan" else f" --peer {server.address}"
-        note(f"on the other device: edgerun cluster join {digits[:3]}-{digits[3:]}{at}")
+        note(f"on the other device: edgerun cluster join {spaced(digits)}{at}")
 
     take_part(home, parse_listen(listen), kernels, said)

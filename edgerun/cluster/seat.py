@@ -20,6 +20,7 @@ from edgerun.cluster.dial import dial
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective, Peers
 from edgerun.cluster.links import Links, settle
+from edgerun.cluster.roster import Roster
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import Link
 from edgerun.cluster.wire_format import wire_format
@@ -166,6 +167,12 @@ class Seats:
             seat = self._seats.get(job)
         if seat is not None:
             seat.end(why)
+
+    def are_members(self, job: bytes, roster: Roster) -> bool:
+        """Whether everybody who has a seat in the job is still on the roster."""
+        with self._lock:
+            seat = self._seats.get(job)
+        return seat is None or all(roster.find(each.fingerprint) is not None for each in seat.begin.seats)
 
     def end_all(self, why: str) -> None:
         """End whatever is going on."""

@@ -166,8 +166,8 @@ class Server:
         knock = hear(channel, _FIRST_WORD_S)
         if not isinstance(knock, Knock):
             raise FormatError("a heartbeat began with something else")
-        answer_heartbeats(channel)
-        self._seats.end(knock.job, "the head does not ask any more")
+        answer_heartbeats(channel, lambda: self._seats.are_members(knock.job, self._home.roster))
+        self._seats.end(knock.job, "the head does not ask any more, or somebody was put out")
 
     def _control(self, secure: socket.socket, member: Member) -> None:
         channel, place = Channel(secure), secure.getpeername()[0]
@@ -175,6 +175,8 @@ class Server:
         try:
             while True:
                 request = hear(channel, _IDLE_S)
+                if self._home.roster.find(member.fingerprint) is None:
+                    raise NetworkError(f"{member.name} was put out")
                 try:
                     answer: Answer = self._answer(request, member, place, begun)
                 except (EdgerunError, OSError) as error:

@@ -16,8 +16,6 @@ from edgerun.cluster.control import PIECE_BYTES, Offer, Piece
 from edgerun.errors import DoesNotFitError, FormatError, NotFoundError
 from edgerun.trust import open_folder
 
-_SPARE_BYTES = 256 << 20  # of the disk that stay free
-
 
 def shard_digest(n_bytes: int, pieces: Sequence[str]) -> str:
     """What a shard is called: the hash of its pieces' hashes."""
@@ -49,18 +47,17 @@ class ShardStore:
         self._filling: dict[str, Offer] = {}
 
     def missing(self, offer: Offer) -> tuple[int, ...]:
-        """Numbers of the pieces that are not here; those of a transfer that broke off are. DoesNotFitError when the
-        disk has no room."""
+        """Numbers of the pieces that are not here; those of a transfer that broke off are. Shards that were not used
+        for the longest time go when all together would have more than half of the disk's free room. DoesNotFitError
+        when the shard alone would."""
         checked_offer(offer)
         with open_folder(self._folder, make=True):
             pass
         if self._whole(offer.shard).is_file():
             return ()
         part = self._part(offer.shard)
+        self._make_room(offer, part)
         present = _pieces_of(part, offer) if part.is_file() else set()
-        free = shutil.disk_usage(self._folder).free
-        if offer.n_bytes > free - _SPARE_BYTES + PIECE_BYTES * len(present):
-            raise DoesNotFitError(f"a shard of {offer.n_bytes} bytes, and the disk has {free} free")
         with part.open("ab") as file:
             os.truncate(file.fileno(), offer.n_bytes)
         part.chmod(0o600)
@@ -69,6 +66,20 @@ class ShardStore:
         if not missing:
             self._finish(offer)
         return missing
+
+    def _make_room(self, offer: Offer, part: Path) -> None:
+        others = sorted((path for path in self._files() if path != part), key=lambda path: path.stat().st_mtime)
+        kept = sum(_room(path) for path in others) + (_room(part) if part.is_file() else 0)
+        limit = (shutil.disk_usage(self._folder).free + kept) // 2
+        if offer.n_bytes > limit:
+            raise DoesNotFitError(f"a shard of {offer.n_bytes} bytes, and at most {limit} of this disk are for shards")
+        taken = offer.n_bytes + sum(_room(path) for path in others)
+        for path in others:
+            if taken <= limit:
+                return
+            taken -= _room(path)
+            with suppress(OSError):  # where the system keeps what is open
+                path.unlink(missing_ok=True)
 
     def keep(self, piece: Piece) -> None:
         """Write a piece in its place; the last one makes the shard whole. FormatError for one that was not offered."""
@@ -119,6 +130,12 @@ class ShardStore:
 
     def _part(self, shard: str) -> Path:
         return self._folder / f"{shard}.part"
+
+
+def _room(path: Path) -> int:
+    """Bytes of the disk that a file takes: one that is being filled has holes."""
+    status = path.stat()
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
 
 
 def _pieces_of(path: Path, offer: Offer) -> set[int]:

@@ -18,6 +18,7 @@ from tests.cluster.process import add_up
 def attic(tmp_path: Path) -> Iterator[Server]:
     """A device that shows a code."""
     server = serving(home_of(tmp_path / "elsewhere", "attic"), add_up)
+    server.code.open()
     yield server
     server.close()
 

@@ -62,7 +62,7 @@ def test_a_capture_has_no_plaintext_and_opens_nothing(tmp_path: Path) -> None:
     attic, desk = home_of(tmp_path, "attic"), home_of(tmp_path, "desk")
     server = serving(attic, add_up, events)
     wire = Eavesdropper(server.address)
-    code = server.code.digits
+    code = server.code.open()
     desk.learn(join_host(dial_host(wire.address), code, desk.me())[0])
     head = Head(desk, connect(desk, [("attic", wire.address)], events), events)
     shard = Shard(make_offer(len(SECRET), lambda at, count: SECRET), lambda at, count: SECRET)
