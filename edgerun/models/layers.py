@@ -12,9 +12,9 @@ from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.models.blocks.base import Cancel, Cut, Decide, Here, Tools, Watch, check
 from edgerun.models.blocks.mixture import Choices, Mixture
 from edgerun.models.chunks import CHUNK
-from edgerun.models.link import Link
 from edgerun.models.places import Places
 from edgerun.models.plan import LayerPlan, plan_of
+from edgerun.models.ranks import Ranks
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import ModelSpec, Rotation
@@ -35,13 +35,13 @@ class Layers:
         kernels: Kernels,
         ropes: dict[Rotation, RopeTable],
         routed: Callable[[int, I32], None],
-        link: Link | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.spec = spec
         self.plan: tuple[LayerPlan, ...] = plan_of(spec)
         self._layouts: frozenset[Layout[Any]] = frozenset(each for layer in self.plan for each in layer.layouts)
         self._scratch: dict[int, Scratch] = {}
-        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, link)
+        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, ranks)
 
     # -- all of a layer ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-VECTOR_PARTS = ("ssm_conv1d", "shortconv.conv", "ssm_norm", "ssm_d.")  # small, whatever their shape: kept as f32
+CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
+VECTOR_PARTS = (*CONVOLUTIONS, "ssm_norm", "ssm_d.")  # small, whatever their shape: kept as f32
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")
@@ -64,6 +65,11 @@ class Catalog:
     def n_experts(self) -> int:
         """Experts of a layer that has some; 0: a dense model."""
         return next((each.experts[EXPERT_PARTS[0]].shape[0] for each in self.layers if each.experts), 0)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are."""
+        return any(part in layer.vectors for layer in self.layers for part in CONVOLUTIONS)
 
     @property
     def n_neurons(self) -> int:

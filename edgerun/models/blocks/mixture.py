@@ -168,14 +168,14 @@ class Mixture:
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
-        link = here.tools.link
-        out = x if link is None else np.zeros_like(x)
+        ranks = here.tools.ranks
+        out = x if ranks is None else np.zeros_like(x)
         here.kernels.combine(routed.parts, routed.weights, out, add=True)
         if self.shared is not None:
             for part in chunks(len(x), CHUNK):
                 self.shared.forward(here, out[part], routed.h[part])
-        if link is not None:
-            link.all_reduce(out)
+        if ranks is not None:
+            ranks.all_reduce(out)
             here.kernels.add(x, out)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ class Mixture:
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
         out = np.zeros_like(x[:rows])
-        assert here.tools.link is not None  # whoever holds nothing is not alone
-        here.tools.link.all_reduce(out)
+        assert here.tools.ranks is not None  # whoever holds nothing is not alone
+        here.tools.ranks.all_reduce(out)
         here.kernels.add(x[:rows], out)
 
     def _of_held(self, ids: I32) -> I32:
