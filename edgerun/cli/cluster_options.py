@@ -36,11 +36,11 @@ def take_part(home: Home, listen: tuple[str, int], kernels: str, said: Callable[
     """Listen and work until Ctrl-C. `said` is told the server and its address once it listens."""
     import threading
 
+    from edgerun.api.cluster import compute_share
     from edgerun.cli.progress import ProgressBars
     from edgerun.cluster.members import taking_part
-    from edgerun.cluster.worker import serve
 
-    with ProgressBars() as bars, taking_part(home, listen, serve, kernels, bars) as (server, address):
+    with ProgressBars() as bars, taking_part(home, listen, compute_share, kernels, bars) as (server, address):
         said(server, address)
         shown = server.code.digits
         never = threading.Event()

@@ -44,6 +44,13 @@ class Head:
         """Those that are not lost, in the order of ranks 1, 2, ... of the next group."""
         return tuple(remote for remote in self._remotes if not remote.why_lost)
 
+    def add(self, remotes: Sequence[Remote]) -> None:
+        """More devices for the next group; it takes the connections over. Those that are lost are hung up."""
+        for remote in self._remotes:
+            if remote.why_lost:
+                remote.close()
+        self._remotes = [*self.remotes, *remotes]
+
     def begin(
         self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"", *, numbers: int = 2048
     ) -> LinkedCollective:

@@ -30,7 +30,7 @@ def _say(event: Event) -> None:
 
 def main() -> None:
     folder, name, host = sys.argv[1:]
-    home = Home(Path(folder), Path(folder) / "shards", name)
+    home = Home(Path(folder), Path(folder), name)
     server = Server(home, (host, 0), add_up, lambda job: Device(name, 1, 1 << 30, "reference", job), _say)
     print(f"listening {server.address}", flush=True)
     threading.Event().wait()

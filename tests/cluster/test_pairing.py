@@ -86,7 +86,7 @@ def test_guessing_gets_slower_and_ends(tmp_path: Path) -> None:
         with code.run() as (digits, delay_s):
             seen.add(digits)
             delays.append(delay_s)
-            if delays[1:]:
+            if 1 < len(delays) < MOST_FAILURES:
                 with pytest.raises(NetworkError, match="another device"), code.run():
                     pass
     assert delays == sorted(delays) and delays[0] == 0 and delays[-1] == 60
