@@ -33,6 +33,11 @@ def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[
 
 def model_options(function: F) -> F:
     """-c, --kv, -t, --memory, --kernels."""
+    return model_options_but_threads(threads_option(function))
+
+
+def model_options_but_threads(function: F) -> F:
+    """-c, --kv, --memory, --kernels."""
     function = memory_option(function)
     function = checked_option(
         "--kv",
@@ -46,7 +51,6 @@ def model_options(function: F) -> F:
         help="How keys and values are kept: q8_0 takes half the memory, q4_0 a quarter; q8_0/q4_0: keys/values.",
     )(function)
     function = kernels_option(function)
-    function = threads_option(function)
     return checked_option(
         "-c",
         "--context",

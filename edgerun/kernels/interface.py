@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
@@ -147,6 +148,11 @@ class Recording(Protocol):
 
     def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
         """Launches start .. end - 1 of what was recorded."""
+        ...
+
+    def trace(self) -> AbstractContextManager[LaunchTrace]:
+        """Within, every piece of every launch is noted with its times. UsageError within another trace,
+        UnsupportedError where there is no clock."""
         ...
 
     def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:

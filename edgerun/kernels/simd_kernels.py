@@ -36,6 +36,7 @@ from edgerun.kernels.interface import (
 )
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.kv_formats import KvFormat
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -131,6 +132,10 @@ class SimdKernels:
     def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
+
+    def trace(self) -> AbstractContextManager[LaunchTrace]:
+        """See `Launcher.trace`."""
+        return self._launcher.trace()
 
     def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""

@@ -2,7 +2,8 @@
 
 Rows go one after another, whatever they are computed with, so that a row's bits do not depend on how a text was cut;
 columns are independent, and share the work. A row's states are found through a table of two addresses, its source's and
-its target's (`states`): a row whose source is the target of the one before goes on from it.
+its target's (`states`): a row whose source is the target of the one before goes on from it, one without a target
+repeats its result.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def build_causal_conv(ops: Ops) -> Any:
         w0, w1 = gather(int64(w), int64(16), int64(lanes)), gather(int64(w + 4), int64(16), int64(lanes))
         w2, w3 = gather(int64(w + 8), int64(16), int64(lanes)), gather(int64(w + 12), int64(16), int64(lanes))
         first = whole_load(int64(bias + 4 * i)) if bias != 0 else zero()
-        x0, x1, x2, before = zero(), zero(), zero(), 0
+        x0, x1, x2, total, before = zero(), zero(), zero(), zero(), 0
         for row in range(rows):
             source, target = load_i64(int64(table + 16 * row)), load_i64(int64(table + 16 * row + 8))
             if target == 0:
+                whole_store(int64(out + row * out_stride), total)
                 continue
             if source != before:
                 x0, x1 = whole_load(int64(source + at)), whole_load(int64(source + at + below))
@@ -64,10 +66,11 @@ def build_causal_conv(ops: Ops) -> Any:
         rows, below = load_i64(int64(arguments + 48)), 4 * load_i64(int64(arguments + 56))
         taps, silu = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
         table, at = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88)) + 4 * i
-        w, next_weight = weight + 4 * taps * i, int64(4 * taps)
+        w, next_weight, total = weight + 4 * taps * i, int64(4 * taps), zero()
         for row in range(rows):
             source, target = load_i64(int64(table + 16 * row)), load_i64(int64(table + 16 * row + 8))
             if target == 0:
+                store(int64(out + row * out_stride), total, n)
                 continue
             x = load(int64(u + row * u_stride), n)
             total = load(int64(bias + 4 * i), n) if bias != 0 else zero()
@@ -176,10 +179,11 @@ def build_scan(ops: Ops) -> Any:
             scale, delta = splat_load(load_i64(int64(arguments + 120))), load_i64(int64(arguments + 128))
             kept = splat_load(int64(skip + 4 * head)) if skip != 0 else zero()
             # of the row whose change is still to be made: where its matrix is and goes, key, r, decay
-            from_at, to_at, key, r, g = 0, 0, 0, zero(), zero()
+            from_at, to_at, key, r, g, result = 0, 0, 0, zero(), zero(), zero()
             for row in range(rows):
                 source, target = load_i64(int64(table + 16 * row)) + at, load_i64(int64(table + 16 * row + 8))
                 if target == 0:
+                    store(int64(out + row * out_stride), result, n)
                     continue
                 k_row, q_row, values = k + row * k_stride, q + row * q_stride, load(int64(v + row * v_stride), n)
                 decay, step = splat_load(int64(decays + 4 * row * heads)), splat_load(int64(steps + 4 * row * heads))

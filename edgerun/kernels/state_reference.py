@@ -17,6 +17,7 @@ def causal_conv(u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F
     layout = states.layout
     for row, (source, target) in enumerate(states.table.tolist()):
         if not target:
+            out[row] = out[row - 1]
             continue
         seen = np.concatenate([_floats(source + layout.conv_at, layout.conv_rows, layout.conv_cols), u[row : row + 1]])
         total: F32 = np.zeros(layout.conv_cols, np.float32) if bias is None else bias.copy()
@@ -48,6 +49,7 @@ def scan(
     for row in range(rows):
         source, target = states.table[row].tolist()
         if not target:
+            out[row] = out[row - 1]
             continue
         matrices = _floats(target + layout.matrices_at, *shape).reshape(heads, layout.key_dim, layout.value_dim)
         if source != target:

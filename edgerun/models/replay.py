@@ -98,8 +98,12 @@ class DecodeReplay:
                     decide(cancelled, somebody)
                     self._fill_up(somebody)
 
-            self._layers.record(self._x, _places(rows, self._rotations), cut)
+            def began(layer: int) -> None:
+                recorder.section = f"layer {layer}"
+
+            self._layers.record(self._x, _places(rows, self._rotations), cut, began)
             body = len(recorder)
+            recorder.section = "logits"
             self._logits()
         if recorder.spoilt:
             self._eager = True
