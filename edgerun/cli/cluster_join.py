@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgerun.cli.cluster import own_home
 from edgerun.cli.cluster_options import part_options, take_part
-from edgerun.cli.options import kernels_option
 from edgerun.cli.output import note
 from edgerun.cli.progress import ProgressBars
 
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 @click.option("--peer", metavar="HOST[:PORT]", help="The device that shows it.  [default: the one that is found]")
 @click.option("--only", is_flag=True, help="Join, but do not take part now: `edgerun cluster up` does later.")
 @part_options
-@kernels_option
-def command(code: str, peer: str | None, only: bool, name: str | None, listen: str, kernels: str) -> None:
+def command(code: str, peer: str | None, only: bool, name: str | None, listen: str, **offered: Any) -> None:
     """Pair this device with the one that shows CODE (`edgerun cluster up`), and with all that it knows; then listen and
     compute this device's share until Ctrl-C.
     """
@@ -36,7 +34,7 @@ def command(code: str, peer: str | None, only: bool, name: str | None, listen: s
     if only:
         return
 
-    def said(server: Server, address: str) -> None:
+    def said(server: Server) -> None:
         note(f"{home.identity.name} listens at {server.address}")
 
-    take_part(home, place, kernels, said)
+    take_part(home, place, offered, said)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgerun.cli.options import kernels_option, memory_option, threads_option
 from edgerun.cli.output import note
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def part_options(function: F) -> F:
-    """--name, --listen."""
+    """--name, --listen, --kernels, --memory, --threads."""
+    function = threads_option(memory_option(kernels_option(function)))
     function = click.option(
         "--listen",
         default="127.0.0.1",
@@ -32,23 +34,29 @@ def part_options(function: F) -> F:
     )
 
 
-def take_part(home: Home, listen: tuple[str, int], kernels: str, said: Callable[[Server, str], None]) -> None:
-    """Listen and work until Ctrl-C. `said` is told the server and its address once it listens."""
+def take_part(home: Home, listen: tuple[str, int], offered: Mapping[str, Any], said: Callable[[Server], None]) -> None:
+    """Listen and work until Ctrl-C. `offered`: kernels, memory, threads as their options give them. `said` is told the
+    server once it listens."""
     import threading
 
-    from edgerun.api.cluster import compute_share
+    from edgerun.api.cluster import share_worker
     from edgerun.cli.progress import ProgressBars
-    from edgerun.cluster.members import taking_part
+    from edgerun.cluster.members import Offered, taking_part
+    from edgerun.options import LoadOptions
 
-    with ProgressBars() as bars, taking_part(home, listen, compute_share, kernels, bars) as (server, address):
-        said(server, address)
-        shown = server.code.digits
-        never = threading.Event()
-        while not never.wait(_LOOK_S):
-            digits = server.code.digits
-            if digits != shown:
-                note(f"the code is now {spaced(digits)}" if digits else "no more devices are taken in: start it again")
-            shown = digits
+    options = LoadOptions(kernels=offered["kernels"], memory=offered["memory"], threads=offered["threads"])
+    mine = Offered(options.kernels, options.n_threads, options.memory_bytes)
+    with ProgressBars() as bars:
+        work = share_worker(bars, kernels=mine.kernels, threads=mine.threads, memory_bytes=mine.memory_bytes)
+        with taking_part(home, listen, work, mine, bars) as server:
+            said(server)
+            shown = server.code.digits
+            never = threading.Event()
+            while not never.wait(_LOOK_S):
+                digits = server.code.digits
+                if digits != shown:
+                    note(f"the code is now {spaced(digits)}" if digits else "the code is void: start again for another")
+                shown = digits
 
 
 def spaced(digits: str) -> str:

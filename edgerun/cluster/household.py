@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -29,9 +28,8 @@ _OURS = 0.8  # of a device's free memory
 class Household:
     """The devices that answer. A thread looks for those that do not take part yet, or no more. `close` it."""
 
-    def __init__(self, home: Home, model: Path, events: EventSink, *, way: str = "auto", wire: str = "f32") -> None:
+    def __init__(self, home: Home, events: EventSink, *, way: str = "auto", wire: str = "f32") -> None:
         self._home = home
-        self._model = model
         self._events = events
         self._way = way
         self._wire = wire
@@ -106,10 +104,8 @@ class Household:
         self._events(Notice(f"{remote.name} is there"))
 
     def _offer(self, source: ShardSource) -> Offer:
-        """Of a shard of the model; hashed once as long as the model's file stays the same."""
-        status = self._model.stat()
-        name = f"{source.digest}-{status.st_size}-{status.st_mtime_ns}"
-        path = self._home.offers / name
+        """Of a shard; hashed once: its digest is another one as soon as somebody writes to the model's file."""
+        path = self._home.offers / source.digest
         try:
             offer = checked_offer(msgspec.msgpack.decode(read_kept(path), type=Offer))
         except (OSError, msgspec.DecodeError, FormatError):

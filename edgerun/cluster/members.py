@@ -43,20 +43,30 @@ def parse_listen(text: str) -> tuple[str, int]:
     return (_ALL, PORT) if text == "lan" else parse_address(text)
 
 
-def own_device(name: str, job: str, kernels: str) -> Device:
-    """What this device has to offer now."""
-    return Device(name, default_threads(), memory_limits().available_bytes, kernels, job)
+@dataclass(frozen=True)
+class Offered:
+    """What of this device others may have; None: what there is."""
+
+    kernels: str = "auto"
+    threads: int | None = None
+    memory_bytes: int | None = None
+
+    def now(self, name: str, job: str) -> Device:
+        """As others shall see it."""
+        available = memory_limits().available_bytes
+        memory_bytes = available if self.memory_bytes is None else min(available, self.memory_bytes)
+        return Device(name, self.threads or default_threads(), memory_bytes, self.kernels, job)
 
 
 @contextmanager
 def taking_part(
-    home: Home, listen: tuple[str, int], work: Work, kernels: str, events: EventSink
-) -> Iterator[tuple[Server, str]]:
+    home: Home, listen: tuple[str, int], work: Work, offered: Offered, events: EventSink
+) -> Iterator[Server]:
     """The device listens, the house is told where (unless only this machine could hear it), and so is every member
-    that can be reached. Yields the server, and its address as others can use it (":port" for all networks)."""
+    that can be reached."""
     name = home.identity.name
     with ExitStack() as stack:
-        server = Server(home, listen, work, lambda job: own_device(name, job, kernels), events)
+        server = Server(home, listen, work, lambda job: offered.now(name, job), events)
         stack.callback(server.close)
         host, port = parse_address(server.address)
         address = f":{port}" if host in (_ALL, "::") else server.address
@@ -68,7 +78,7 @@ def taking_part(
         for standing in look_around(home, own_address=address):
             if standing.why:
                 events(Notice(f"{standing.member.name} does not answer now"))
-        yield server, address
+        yield server
 
 
 def join(home: Home, code: str, peer: str | None, address: str, events: EventSink) -> Member:

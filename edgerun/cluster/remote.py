@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -136,3 +137,10 @@ class Remote:
         """A job that it does for this device ends. Harmless when repeated."""
         self.unwatch()
         self._channel.close()
+
+
+def tell_all(home: Home) -> None:
+    """Tell every device that answers whom this one knows, and hear whom they know."""
+    for member in home.others():
+        with contextlib.suppress(EdgerunError):  # it hears of it later
+            Remote(home, member).close()

@@ -42,6 +42,7 @@ from edgerun.cluster.dial import format_address
 from edgerun.cluster.heartbeat import answer_heartbeats
 from edgerun.cluster.home import Home
 from edgerun.cluster.pairing import MOST_BYTES, Code, invite_guest
+from edgerun.cluster.remote import tell_all
 from edgerun.cluster.roster import Member, Roster, checked_roster
 from edgerun.cluster.seat import Seat, Seats, Work
 from edgerun.cluster.tls import HANDSHAKE_S, secured
@@ -152,6 +153,7 @@ class Server:
 
             guest = invite_guest(channel, self.code, self._home.identity, admit, time.sleep)
             self._events(Notice(f"{guest.name} joined"))
+            tell_all(self._home)
         finally:
             self._strangers.release()
 

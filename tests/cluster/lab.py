@@ -51,7 +51,9 @@ class Device:
         }
         self.home = home
 
-    def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, errors_apart: bool = False
+    ) -> subprocess.Popen[str]:
         """`python *arguments` there; its output together, line by line."""
         enter = ["ip", "netns", "exec", self.namespace] if self.namespace else []
         return subprocess.Popen(
@@ -60,7 +62,7 @@ class Device:
             env={**self.environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if errors_apart else subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
@@ -135,8 +137,9 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def line_with(process: subprocess.Popen[str], text: str, wait_s: float = 30) -> str:
