@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgerun.api.loading import choose_context, choose_step_tokens, find_model, load_words
+from edgerun.api.loading import choose_context, choose_step_tokens, find_model, load_words, reply_format
 from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
@@ -130,6 +130,7 @@ def load_clustered(
             context_shift=options.context_shift,
             draft=draft,
             identity=lambda: identify(gguf),
+            reply_format=reply_format(words, options),
             events=events,
         )
         release = stack.pop_all().close

@@ -113,7 +113,7 @@ def load_engine(
             draft=draft,
             most_drafted=_most_drafted(decoder),
             identity=lambda: identify(gguf),
-            reply_format=_reply_format(template, tokenizer) if options.replies == "auto" else None,
+            reply_format=reply_format(words, options),
             plan=plan,
             events=events,
         )
@@ -144,6 +144,17 @@ def load_words(metadata: Mapping[str, Any], stack: ExitStack, events: EventSink)
         if template.name != "fallback":  # such a model was made to chat
             template.start()
     return Words(tokenizer, no_tokenizer, template, no_template)
+
+
+def reply_format(words: Words, options: LoadOptions) -> Any:
+    """How the model's replies are taken apart; None: they are nothing but answers."""
+    from edgerun.text.replies import find_reply_format
+
+    template, tokenizer = words.template, words.tokenizer
+    if template is None or options.replies != "auto":
+        return None
+    with_tools = "" if template.with_tools is None else template.with_tools.source
+    return find_reply_format(template.source + with_tools, lambda text: tokenizer.token_id(text) is not None)
 
 
 def find_model(model: str | Path, events: EventSink = ignore) -> Path:
@@ -206,15 +217,6 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:
         return load_tokenizer(metadata), ""
     except UnsupportedError as error:
         return None, str(error)
-
-
-def _reply_format(template: Any, tokenizer: Any) -> Any:
-    from edgerun.text.replies import find_reply_format
-
-    if template is None:
-        return None
-    with_tools = "" if template.with_tools is None else template.with_tools.source
-    return find_reply_format(template.source + with_tools, lambda text: tokenizer.token_id(text) is not None)
 
 
 def _template(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[Any, str]:
