@@ -40,6 +40,7 @@ class KvSequence:
         self.spare = False
         self._pool = pool
         self.lay_out(pool.groups)
+        self._states = SequenceStates(pool.states, self) if pool.states is not None else None
         pool.join(self)
 
     def lay_out(self, groups: Sequence[Group]) -> None:
@@ -53,7 +54,6 @@ class KvSequence:
             for layer, layout in zip(held.group.layers, held.group.layouts, strict=True)
         }
         self._layers = layers
-        self._states = SequenceStates(self._pool.states, self) if self._pool.states is not None else None
 
     @property
     def n_bytes(self) -> int:

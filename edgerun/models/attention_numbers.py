@@ -18,7 +18,8 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
     heads = n.by_layer("attention.head_count", count)
     if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
         raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if family.short_convolutions else 1)
+    may_lack = family.short_convolutions or family.recurrence == "mamba"
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if may_lack else 1)
     taps = n.integer("shortconv.l_cache", None, 2) if family.short_convolutions else 0
     windows = _windows(n, family, count)
     dims = _head_dims(n, d_model // heads[0])

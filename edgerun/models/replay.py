@@ -118,13 +118,14 @@ class DecodeReplay:
         recorded = []
         first_layers: dict[int, int] = {}  # by the table that a group's layers share
         for layer, plan in enumerate(self._layers.plan):
-            if plan.attention is not None:
-                source, kv = plan.attention.reads(layer), plan.attention.keys_and_values
+            mixer = plan.attention
+            if mixer is not None:
+                source, kv = mixer.reads(layer), mixer.keys_and_values
                 pages = sequence.pages(source)
                 first_layers.setdefault(pages.address, source)
                 group = list(first_layers).index(pages.address)
-                writes, heads = source == layer, plan.attention.heads
-                recorded.append(RecordedLayer(pages.layout, heads, kv.window, group, kv.chunked, writes))
+                writes = source == layer
+                recorded.append(RecordedLayer(pages.layout, mixer.heads, kv.window, group, kv.chunked, writes))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 

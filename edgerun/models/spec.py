@@ -48,6 +48,36 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """Of a layer whose positions see each other through a state: a convolution of so many taps over heads of queries,
+    keys and values, then a matrix (key_dim, value_dim) for each head of values. packed_inner: all its products but
+    those of the steps are one matrix in the file; packed_steps: those are."""
+
+    taps: int
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    packed_inner: bool = False
+    packed_steps: bool = False
+
+    @property
+    def group(self) -> int:
+        """Heads that share a key head."""
+        return self.heads // self.key_heads
+
+    @property
+    def inner(self) -> int:
+        """Columns of all values together."""
+        return self.heads * self.value_dim
+
+    @property
+    def conv_cols(self) -> int:
+        """Columns that the convolution goes over: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.inner
+
+
+@dataclass(frozen=True)
 class LatentNumbers:
     """Of latent attention. query_rank: what queries go through, 0 for nothing; rank: of what is kept of a position;
     plain_dim, rotated_dim: of a head's query; value_dim: of a head's result; score_factor: what scores are multiplied
@@ -69,7 +99,7 @@ class LatentNumbers:
 @dataclass(frozen=True)
 class LayerNumbers:
     """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts.
-    conv_taps: of a short convolution, that stands in place of attention."""
+    conv_taps: of a short convolution, that stands in place of attention; so may a recurrence."""
 
     n_heads: int
     n_kv_heads: int
@@ -89,6 +119,7 @@ class LayerNumbers:
     d_ff_expert: int = 0
     d_ff_shared: int = 0
     conv_taps: int = 0
+    recurrence: Recurrence | None = None
     latent: LatentNumbers | None = None
 
     @property

@@ -30,6 +30,7 @@ NAMES = (
     "relu-Q8_0",
     "smallthinker",
     "lfm2",
+    "qwen35",
 )
 PROMPT = np.random.default_rng(7).integers(0, VOCAB, 20).tolist()
 

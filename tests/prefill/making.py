@@ -23,7 +23,7 @@ from edgerun.prefill.sessions import Sessions
 from edgerun.weights import ResidentStore
 from tests.models.instances import INSTANCES, VOCAB, Instance, write
 
-_F32 = {n: i for n, i in INSTANCES.items() if i.type.name == "F32" and not i.sparse and not i.taps}
+_F32 = {n: i for n, i in INSTANCES.items() if i.type.name == "F32" and not i.sparse and not i.taps and not i.recurrent}
 DENSE_F32 = [n for n, i in _F32.items() if not i.experts]
 EXPERTS_F32 = [n for n, i in _F32.items() if i.experts]
 

@@ -194,7 +194,7 @@ def test_streamed_in_short_waves(models, tmp_path, kernels):
     np.testing.assert_allclose(got, want, rtol=0, atol=WITHIN)
 
 
-@pytest.mark.parametrize(("name", "why"), [("relu", "sparse feed-forward"), ("lfm2", "other kinds than attention")])
+@pytest.mark.parametrize(("name", "why"), [("relu", "sparse feed-forward"), ("lfm2", "layers without attention")])
 def test_models_without_graphs_are_refused(models, tmp_path, name, why):
     with pytest.raises(UnsupportedError, match=f"{why}.*--prefill kernels"):
         build(models(name), tmp_path)

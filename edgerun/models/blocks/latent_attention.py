@@ -90,6 +90,10 @@ class LatentAttention:
     output: Product
 
     @property
+    def state(self) -> None:
+        return None
+
+    @property
     def kv(self) -> KvLayer:
         """What it keeps of a position."""
         return self.keys_and_values
@@ -113,10 +117,6 @@ class LatentAttention:
             "attn_k_b": Tensor((self.heads, of.rank, of.plain_dim)),
             "attn_v_b": Tensor((self.heads, of.value_dim, of.rank)),
         }
-
-    @property
-    def state(self) -> None:
-        return None
 
     @property
     def products(self) -> tuple[Product, ...]:
