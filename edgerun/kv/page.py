@@ -7,12 +7,14 @@ knows is who may write on in it, and how much of it was promised to others. Whoe
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgerun.kv.states import StateBlock
 
 _LINE = 64  # bytes: of the processor's cache
 
@@ -52,14 +54,18 @@ class Page:
 
 
 class PageHolder(Protocol):
-    """Who holds pages: a sequence, or what several have in common."""
+    """Who holds pages, and state blocks: a sequence, or what several have in common."""
 
     @property
     def n_bytes(self) -> int:
-        """Of the pages held, those that others hold too among them."""
+        """Of the pages and state blocks held, those that others hold too among them."""
         ...
 
     def held_pages(self) -> Iterator[Page]:
+        """Each once."""
+        ...
+
+    def held_states(self) -> Iterator[StateBlock]:
         """Each once."""
         ...
 
@@ -69,4 +75,8 @@ class PageHolder(Protocol):
 
     def release(self) -> None:
         """Let go of everything."""
+        ...
+
+    def lay_out(self, groups: Sequence[Any]) -> None:
+        """Let go of everything, and hold pages of these groups from now on."""
         ...

@@ -21,6 +21,7 @@ from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend
@@ -52,16 +53,20 @@ class Decoder:
         kv: KvOptions | None = None,
         ranks: HeadRanks | None = None,
     ) -> None:
+        self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
+        self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
+        self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
+        self._context = context or spec.context_length
+        self.use(spec, store, kernels, ranks)
+
+    def use(self, spec: ModelSpec, store: WeightStore, kernels: Kernels, ranks: HeadRanks | None = None) -> None:
+        """Compute with these from now on: as in the beginning, and where a group divides the model anew. The pages must
+        be laid out for the spec by then (`PagePool.lay_out`)."""
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
-        self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
-        self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         self._ranks = ranks
-        self.passes = Passes(
-            spec, store, kernels, context=context or spec.context_length, routed=self._tell_routing, ranks=ranks
-        )
+        self.passes = Passes(spec, store, kernels, context=self._context, routed=self._tell_routing, ranks=ranks)
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
@@ -69,9 +74,10 @@ class Decoder:
 
     @property
     def arithmetic(self) -> str:
-        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        """What keys, values and states, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
-        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        lie = repr((self.pages.groups, sorted(states_of(self.spec).items())))  # how they lie in pages and blocks
+        kept = hashlib.sha256(lie.encode()).hexdigest()[:16]
         return " ".join([self.kernels.name, sources_digest(), kept, *self.passes.rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:
