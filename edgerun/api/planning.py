@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgerun import paths
-from edgerun.api.loading import choose_context, find_model, model_path
+from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
@@ -101,8 +101,8 @@ def plan_model(
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
     state = process_state()  # before measuring loads what a later process will have to load too
     with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
-        spec = load_spec(gguf)
-        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
+        spec = windowed(load_spec(gguf), given.window, given.sinks)
+        n_context = choose_context(given.context, spec, gguf.metadata, endless=given.window is not None)
 
         def planned() -> MemoryPlan:
             return plan_weights(
