@@ -23,7 +23,7 @@ from edgerun.planning.rates import Rates, product_name
 from edgerun.planning.slow_types import Types
 from edgerun.weights.catalog import Catalog
 
-_PROMPT_TOKENS = 256
+PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
@@ -83,10 +83,10 @@ def predict_speed(
         if sizes.has_kernels(info.type):
             one, many = one / _DECODE_SHARE, times * many / _PROMPT_SHARE
         else:  # numpy makes floats of the whole matrix first, for one token or for many
-            unpacking = one / _PROMPT_TOKENS
+            unpacking = one / PROMPT_TOKENS
             many = touched * unpacking + times * max(0.0, many - unpacking)
         compute += times * one
-        prompt_compute += one / _PROMPT_TOKENS if last else many
+        prompt_compute += one / PROMPT_TOKENS if last else many
 
     add(catalog.head, catalog.head.shape[0], last=True)  # the others' logits are not asked for
     stored_dense = stored_neurons = token_experts = prompt_experts = 0.0
@@ -99,7 +99,7 @@ def predict_speed(
             stored_neurons += info.n_bytes
         for part, info in layer.experts.items():
             times, experts = planned.tensors[part].times, info.shape[0]
-            touched = experts * (1 - (1 - times / experts) ** _PROMPT_TOKENS)
+            touched = experts * (1 - (1 - times / experts) ** PROMPT_TOKENS)
             add(info, info.shape[1], times, touched)
             token_experts += info.n_bytes * times / experts
             prompt_experts += info.n_bytes * touched / experts
@@ -122,12 +122,12 @@ def predict_speed(
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
-    first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
+    first = _overlapped(PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
     return Speed(
         decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used),
-        prompt_tok_s=_PROMPT_TOKENS / first,
+        prompt_tok_s=PROMPT_TOKENS / first,
         first_token_s=first,
-        prompt_tokens=_PROMPT_TOKENS,
+        prompt_tokens=PROMPT_TOKENS,
         hit_rate=hits,
         read_bytes_per_token=missing,
         compute_s_per_token=compute,
