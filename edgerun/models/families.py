@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgerun.errors import UnsupportedError
-from edgerun.kernels.interface import Activation, RopeKind, RouterKind
+from edgerun.kernels.interface import Activation, RopeKind
+from edgerun.kernels.routing import RouterKind
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile, TensorInfo
-from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.kernels.interface import Activation
+from edgerun.kernels.routing import RouterKind
 from edgerun.kv import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
 from edgerun.models.families import Family, family_of
 

@@ -50,6 +50,9 @@ def all_operations() -> list[Operation]:
     found += [_written(f"gated {name}", gate, partial(_gated, up=up, name=name), 1e-5) for name in _GATES]
     x, weight = rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
     found.append(_written("rms_norm", x, lambda k, out: k.rms_norm(x, weight, 1e-5, out), 1e-5))
+    found.append(_written("layer_norm", x, lambda k, out: k.layer_norm(x, weight, weight, 1e-5, out), 1e-5))
+    ids, table = np.arange(9, dtype=np.int32)[::-1].copy(), rng.standard_normal((9, 77)).astype(_F32)
+    found.append(_written("affine", x, lambda k, out: k.affine(out, ids, weight, table), 1e-6))
     found.append(_written("add", x, lambda k, out: k.add(out, x), 1e-6))
     turned, angle = rng.standard_normal((5, 3, 20)).astype(_F32), rng.random((5, 4)).astype(_F32)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -61,7 +64,7 @@ def all_operations() -> list[Operation]:
     return found
 
 
-_GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2")
+_GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2", "oai")
 _reference = ReferenceKernels()
 
 
