@@ -6,7 +6,8 @@ EdgerunError
 ├── DoesNotFitError       memory or context is too small for the request  (exit 4)
 │   └── ContextLengthError    a prompt is longer than the context
 ├── BusyError             more calls wait for the model than may
-├── NetworkError          a hub cannot be reached or refuses              (exit 5)
+├── NetworkError          a hub or a device cannot be reached or refuses  (exit 5)
+│   └── LostPeerError         another device of the group went away
 ├── FormatError           a file is malformed, truncated or hostile
 │   └── UnsupportedError      well-formed, but a kind that edgerun does not run
 ├── ReadError             weights cannot be read back from the disk while running
@@ -53,9 +54,13 @@ class BusyError(EdgerunError):
 
 
 class NetworkError(EdgerunError, ConnectionError):
-    """A hub cannot be reached, or refuses."""
+    """A hub or another device cannot be reached, or refuses."""
 
     exit_code = 5
+
+
+class LostPeerError(NetworkError):
+    """Another device of the group went away, or has not answered in time."""
 
 
 class FormatError(EdgerunError, ValueError):

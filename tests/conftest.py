@@ -61,10 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+def user_home(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Path]:
     """A home directory, also for programs that a test starts: empty, or with the caches of `--used-caches`. Kernels
     alone are cached for real: its files are second names of the user's, since edgerun follows no links into its
-    cache."""
+    cache. A test that left their folder as it was hands it to the next."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(home))
@@ -81,9 +86,15 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     cache = Path(platformdirs.user_cache_dir("edgerun"))
     mine = cache / "kernels"
     KERNELS_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for folder in (cache.parent, cache, mine):  # with this mode each, whatever the umask
+    for folder in (cache.parent, cache):  # with this mode each, whatever the umask
         folder.mkdir(mode=0o700)
-    _share(KERNELS_DIR, mine, _KERNEL_FILES)
+    ready = tmp_path_factory.getbasetemp() / "kernels-for-the-next-test"
+    try:
+        ready.rename(mine)
+    except OSError:
+        mine.mkdir(mode=0o700)
+        _share(KERNELS_DIR, mine, _KERNEL_FILES)
+    as_given = _state(mine)
     _share(_USERS_CACHE, cache, (path.name for path in _USERS_CACHE.glob("rates-*.json")))  # measured once
     used, kept = request.config.getoption("--used-caches"), request.config.getoption("--keep-caches")
     for name in _KEPT if used is not None else ():
@@ -91,8 +102,17 @@ def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     yield home
     for name in _KEPT if kept is not None else ():
         _share_tree(cache / name, kept / name)
-    if mine.is_dir():
-        _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
+    if mine.is_dir() and not mine.is_symlink():
+        if _state(mine) == as_given:  # hundreds of links need not be made anew
+            mine.rename(ready)
+        else:
+            _share(mine, KERNELS_DIR, {path.name for path in mine.glob("*.kernel")}.intersection(_KERNEL_FILES))
+
+
+def _state(folder: Path) -> tuple[int, ...]:
+    """What differs as soon as a file of the folder came, went or was replaced, or its rights were changed."""
+    found = folder.lstat()
+    return found.st_ino, found.st_mtime_ns, found.st_mode, found.st_uid, found.st_gid
 
 
 def _share(source: Path, target: Path, names: Iterable[str]) -> None:

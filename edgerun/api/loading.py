@@ -66,6 +66,8 @@ def load_engine(
         tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
         template, no_template = None, "the model has no tokenizer"
         if tokenizer is not None:
+            for text in tokenizer.notices:
+                events(Notice(text))
             template, no_template = _template(gguf.metadata, tokenizer)
         if template is not None:
             stack.callback(template.close)

@@ -112,7 +112,7 @@ def open_store(
             kernels,
             slots=plan.slots,
             wave_tokens=plan.wave_tokens,
-            scores=load_scores(profile, spec.n_layers, spec.n_experts, events),
+            scores=load_scores(profile, spec.n_layers, catalog.n_experts, events),
             predict=prefetch,
             reader_threads=threads,
             events=events,

@@ -107,8 +107,12 @@ def parse_quant(quant: str | GgmlType) -> GgmlType:
 
 
 def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
-    """Norms, biases, routers and RoPE factors: small, and everything depends on them."""
-    return len(shape) < 2 or not name.endswith(".weight") or "_norm." in name or "ffn_gate_inp" in name
+    """Norms, biases, routers, convolutions and RoPE factors: small, and everything depends on them."""
+    return (
+        len(shape) < 2
+        or not name.endswith(".weight")
+        or any(part in name for part in ("_norm.", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv"))
+    )
 
 
 def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head: bool) -> GgmlType:

@@ -42,16 +42,25 @@ class Choice:
 class Chooser:
     """Chooses the tokens of one generation. `seed` is the one in use, also when the caller gave none.
 
+    `eog_ids` are forbidden where the model may not end by itself, `suppressed_ids` always.
+
     Exactly one random number is drawn for each token, so that a seed always stands for the same draws.
     """
 
-    def __init__(self, params: SamplingParams, vocab_size: int, eog_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocab_size: int,
+        eog_ids: Iterable[int] = (),
+        suppressed_ids: Iterable[int] = (),
+    ) -> None:
         self.params = params
         self.seed = secrets.randbits(32) if params.seed is None else int(params.seed)
         self._random = np.random.default_rng(self.seed)
         self._bias = dict(params.logit_bias)
         if params.ignore_eos:
             self._bias.update(dict.fromkeys(eog_ids, -np.inf))
+        self._bias.update({token: -np.inf for token in suppressed_ids if token < vocab_size})
         beyond = [token for token in self._bias if token >= vocab_size]
         if beyond:
             raise UsageError(f"logit_bias names token {beyond[0]}; the vocabulary has {vocab_size}")

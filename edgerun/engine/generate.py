@@ -69,7 +69,7 @@ class Generation(Request[Chunk]):
         self._tokenizer = engine.tokenizer
         # Rows that pad the output matrix are no tokens.
         self._n_vocab = min(engine.vocab_size, self._tokenizer.vocab_size)
-        self._chooser = Chooser(params, self._n_vocab, self._tokenizer.eog_ids)
+        self._chooser = Chooser(params, self._n_vocab, self._tokenizer.eog_ids, self._tokenizer.suppressed_ids)
         self._stops = StopMatcher(params.stop)
         self._text = StreamDecoder(self._tokenizer, prompt=self.ids, skip_special=True)
         self._pieces: list[str] = []

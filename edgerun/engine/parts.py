@@ -21,6 +21,9 @@ class TokenizerLike(Protocol):
     def eog_ids(self) -> frozenset[int]: ...
 
     @property
+    def suppressed_ids(self) -> frozenset[int]: ...
+
+    @property
     def add_bos(self) -> bool: ...
 
     @property

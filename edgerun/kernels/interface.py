@@ -22,6 +22,7 @@ from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.routing import Routing
+from edgerun.kernels.states import StateRows
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -29,6 +30,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2", "oai"]
+ConvActivation = Literal["none", "silu"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,17 @@ class Expert:
             raise UsageError(f"expert {self.id}: {shapes} are not gate, up and down of one feed-forward")
         kinds = [(each.type, each.layout) for each in all_of]
         object.__setattr__(self, "kind", (*kinds, up.rows, up.cols))
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Gate, if it has one, up and down."""
+        return (self.up, self.down) if self.gate is None else (self.gate, self.up, self.down)
+
+
+def make_expert(id: int, matrices: Sequence[Matrix]) -> Expert:
+    """Of gate, if it has one, up and down."""
+    *gate, up, down = matrices
+    return Expert(id, gate[0] if gate else None, up, down)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +318,34 @@ class Kernels(Protocol):
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
         position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""
+        ...
+
+    def causal_conv(
+        self,
+        u: F32,  # (T, C)
+        weight: F32,  # (C, taps)
+        bias: F32 | None,  # (C,)
+        states: StateRows,  # of which inputs were before the first row of each stretch; and where the last ones go
+        out: F32,  # (T, C)
+        activation: ConvActivation,
+    ) -> None:
+        """Every column by itself: out[t] = activation(sum over j of u[t - taps + 1 + j] * weight[:, j] + bias). A row's
+        bits depend on its inputs alone, not on where a stretch is cut."""
+        ...
+
+    def scan(
+        self,
+        q: F32,  # (T, key heads, key_dim)
+        k: F32,  # (T, key heads, key_dim)
+        v: F32,  # (T, heads, value_dim)
+        decay: F32,  # (T, heads): logarithms of factors
+        beta: F32 | None,  # (T, heads)
+        states: StateRows,  # their matrices M (heads, key_dim, value_dim)
+        out: F32,  # (T, heads, value_dim)
+    ) -> None:
+        """Row by row, for every head j, whose keys and queries are those of key head j % key heads: M *= exp(decay);
+        r = v, or (v - k @ M) * beta where there is a beta; M += outer(k, r); out = q @ M. With beta the gated delta
+        rule (Yang et al. 2025), without it the recurrence of Mamba-2 (Dao and Gu 2024). Bits as of `causal_conv`."""
         ...
 
     def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:

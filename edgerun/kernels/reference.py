@@ -13,6 +13,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
+from edgerun.kernels import state_reference
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -20,6 +21,7 @@ from edgerun.kernels.interface import (
     U8,
     Activation,
     Activations,
+    ConvActivation,
     Expert,
     ExpertVectors,
     Matrix,
@@ -29,6 +31,7 @@ from edgerun.kernels.interface import (
 from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
 from edgerun.kernels.routing import Routing, route
+from edgerun.kernels.states import StateRows
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
 
@@ -210,6 +213,14 @@ class ReferenceKernels:
                 weights /= weights.sum(axis=2, keepdims=True)
                 out[row] = (weights @ values[:, seen]).reshape(heads, -1)
                 row += 1
+
+    def causal_conv(
+        self, u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation
+    ) -> None:
+        state_reference.causal_conv(u, weight, bias, states, out, activation)
+
+    def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
+        state_reference.scan(q, k, v, decay, beta, states, out)
 
     def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
         activated = activate(gate, activation)

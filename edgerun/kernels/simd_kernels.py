@@ -12,7 +12,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch
+from edgerun.kernels import kernel_names, layer_launch, state_reference
 from edgerun.kernels.attention_launch import AttentionLaunch
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -24,6 +24,7 @@ from edgerun.kernels.interface import (
     U8,
     Activation,
     Activations,
+    ConvActivation,
     Expert,
     ExpertVectors,
     Matrix,
@@ -41,6 +42,7 @@ from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.routing import Routing, route
 from edgerun.kernels.rows import Rows
+from edgerun.kernels.states import StateRows
 
 
 class SimdKernels:
@@ -207,6 +209,16 @@ class SimdKernels:
 
     def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
         layer_launch.gated(self._launcher, gate, up, activation, out)
+
+    def causal_conv(
+        self, u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation
+    ) -> None:
+        self._launcher.spoil("causal_conv")
+        state_reference.causal_conv(u, weight, bias, states, out, activation)
+
+    def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
+        self._launcher.spoil("scan")
+        state_reference.scan(q, k, v, decay, beta, states, out)
 
     def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
         self._attention.write(spans, k, v)

@@ -14,35 +14,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.errors import FormatError
 from edgerun.events import never
 from edgerun.kernels.compile import sources_digest
-from edgerun.kernels.interface import F32, I32, Kernels, Recording
+from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
-from edgerun.models.footprint import activation_bytes
-from edgerun.models.layers import RECORDED_ROWS, Layers
+from edgerun.models.link import HeadLink
+from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
-from edgerun.models.prompt import PromptBackend, PromptWalk
+from edgerun.models.prompt import PromptBackend
 from edgerun.models.recent_rows import RecentRows
-from edgerun.models.replay import DecodeReplay
-from edgerun.models.rope import RopeTable, frequencies
-from edgerun.models.spec import ModelSpec, Rotation
+from edgerun.models.spec import ModelSpec
 from edgerun.weights import WeightStore
 
-_ALL_LOGITS = 64  # rows of logits made at a time: a vocabulary can be wide
 _RECENT_BYTES = 1 << 20  # of embeddings that are kept
-
-
-class _FewRows:
-    """Buffers that recordings of up to `rows` rows share: x (rows, d) what enters the first layer and leaves the last,
-    the same normed, its logits (rows, vocab)."""
-
-    def __init__(self, rows: int, spec: ModelSpec) -> None:
-        self.x, self.normed = (np.empty((rows, spec.d_model), np.float32) for _ in range(2))
-        self.logits = np.empty((rows, spec.vocab_size), np.float32)
 
 
 class Decoder:
@@ -51,6 +38,7 @@ class Decoder:
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
     kv_ledger: what the pages of all its sequences are counted by.
     kv: how keys and values are kept.
+    link: those who have the rest of every layer, where `spec` is a shard's.
     """
 
     def __init__(
@@ -62,32 +50,29 @@ class Decoder:
         context: int | None = None,
         kv_ledger: KvLedger | None = None,
         kv: KvOptions | None = None,
+        link: HeadLink | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.kernels = kernels
         self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
-        output_norm = store.vector("output_norm")
-        assert output_norm is not None  # shapes.check_tensors
-        self._output_norm = output_norm
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
-        ropes = self._ropes(context or spec.context_length)
-        self._rope_keys = sorted(rope.key for rope in ropes.values())
-        self._layers = Layers(spec, store, kernels, ropes, self._tell_routing)
+        self._link = link
+        self.passes = Passes(
+            spec, store, kernels, context=context or spec.context_length, routed=self._tell_routing, link=link
+        )
+        self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
         )
-        self._few = _FewRows(max(RECORDED_ROWS), spec)
-        self._recording = kernels.recording if store.fixed else None
-        self._replays: dict[int, DecodeReplay] = {}
 
     @property
     def arithmetic(self) -> str:
         """What keys and values, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
         kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
-        return " ".join([self.kernels.name, sources_digest(), kept, *self._rope_keys]) + backend
+        return " ".join([self.kernels.name, sources_digest(), kept, *self.passes.rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:
         """An empty sequence of up to `capacity` tokens."""
@@ -108,8 +93,8 @@ class Decoder:
         try:
             for each in batch.stretches:
                 each.sequence.reserve(len(each.ids))
-            if self._recording is not None and len(tokens) <= max(RECORDED_ROWS) and not self._on_backend(batch):
-                return self._few_rows(batch, tokens, self._recording, cancelled)
+            if len(tokens) <= self.passes.most_few and not self._on_backend(batch):
+                return self._few_rows(batch, tokens, cancelled)
             return self._many_rows(batch, tokens, cancelled)
         except BaseException:
             for each, length in zip(batch.stretches, lengths, strict=True):
@@ -142,37 +127,31 @@ class Decoder:
 
     # -- a few rows ---------------------------------------------------------------------------------------------
 
-    def _few_rows(self, batch: Batch, tokens: list[int], recording: Recording, cancelled: Cancel) -> list[F32 | None]:
+    def _few_rows(self, batch: Batch, tokens: list[int], cancelled: Cancel) -> list[F32 | None]:
         """By replaying recorded launches (`replay.DecodeReplay`)."""
-        few, n = self._few, len(tokens)
+        x = self.passes.few.x[: len(tokens)]
         for row, token in enumerate(tokens):
-            few.x[row] = self._embedded.row(token)
-        rows = [(s.sequence, s.sequence.length + i) for s in batch.stretches for i in range(len(s.ids))]
-        together = all(s.want in ("all", "last") and len(s.ids) == 1 or s.want == "all" for s in batch.stretches)
-        self._replay(next(size for size in RECORDED_ROWS if size >= n), recording).run(rows, cancelled, together)
-        out: list[F32 | None] = []
+            x[row] = self._embedded.row(token)
+        runs, wanted = [], []
         low = 0
         for each in batch.stretches:
-            high = low + len(each.ids)
-            each.sequence.advance(high - low)
-            if together:
-                out.append(self._capped(few.logits[low:high].copy()))
+            run = Run(each.sequence, each.sequence.length, len(each.ids))
+            runs.append(run)
+            wanted += _wanted_rows(each.want, low, run.rows)
+            low += run.rows
+        logits = self._pass(Pass(tuple(runs), wanted, few=True), x, cancelled)
+        out: list[F32 | None] = []
+        low = given = 0
+        for each, run in zip(batch.stretches, runs, strict=True):
+            each.sequence.advance(run.rows)
+            n = len(_wanted_rows(each.want, low, run.rows))
+            if each.want == "hidden":
+                out.append(self.passes.normed(x[low : low + run.rows]))
             else:
-                out.append(self._wanted(each.want, few.x[low:high]))
-            low = high
+                out.append(logits[given : given + n].copy() if n else None)
+            given += n
+            low += run.rows
         return out
-
-    def _replay(self, rows: int, recording: Recording) -> DecodeReplay:
-        found = self._replays.get(rows)
-        if found is None:
-            x, normed, logits = self._few.x[:rows], self._few.normed[:rows], self._few.logits[:rows]
-
-            def make_logits() -> None:
-                self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
-                self.kernels.matmul(self.store.head(), self.kernels.activations(normed), logits)
-
-            found = self._replays[rows] = DecodeReplay(recording, self._layers, x, make_logits)
-        return found
 
     # -- many rows ----------------------------------------------------------------------------------------------
 
@@ -189,7 +168,7 @@ class Decoder:
                 low += rows
         finally:
             if self.store.wave_tokens:  # memory is short: it is needed for weights now
-                self._layers.drop_scratch()
+                self.passes.layers.drop_scratch()
         return out
 
     def _waves(
@@ -203,55 +182,49 @@ class Decoder:
         places = Places(Run(each.sequence, each.sequence.length, len(each.ids)) for each in stretches)
         found: list[list[F32]] = [[] for _ in stretches]  # of each stretch, what its rows gave
         left = [len(each.ids) for each in stretches]  # rows that are still to come
-        for part, some in places.cut(self.store.wave_tokens or (backend.wave_tokens if backend else CHUNK)):
-            with self.store.lend(activation_bytes(self.spec, some.rows), cancelled):
-                x = self._wave(np.array(tokens[part], np.int32), some, backend, cancelled)
+        for part, some in places.cut(self.wave_tokens or (backend.wave_tokens if backend else CHUNK)):
+            indexes = [next(i for i, s in enumerate(stretches) if s.sequence is run.sequence) for run in some.runs]
+            rows_of: list[list[int]] = []  # of each run, those whose logits are wanted
             low = 0
-            for run in some.runs:
-                run.sequence.advance(run.rows)
-                index = next(i for i, each in enumerate(stretches) if each.sequence is run.sequence)
+            for index, run in zip(indexes, some.runs, strict=True):
                 left[index] -= run.rows
                 want = stretches[index].want
-                if want != "last" or not left[index]:
-                    rows = self._wanted(want, x[low : low + run.rows])
-                    found[index] += [] if rows is None else [rows]
+                rows_of.append([] if want == "last" and left[index] else _wanted_rows(want, low, run.rows))
+                low += run.rows
+            x = self._embed(np.array(tokens[part], np.int32))
+            logits = self._pass(Pass(some.runs, sum(rows_of, []), few=False), x, cancelled, backend)
+            low = given = 0
+            for index, run, rows in zip(indexes, some.runs, rows_of, strict=True):
+                run.sequence.advance(run.rows)
+                if stretches[index].want == "hidden":
+                    found[index].append(self.passes.normed(x[low : low + run.rows]))
+                elif rows:
+                    found[index].append(logits[given : given + len(rows)])
+                given += len(rows)
                 low += run.rows
         return [None if not each else each[0] if len(each) == 1 else np.concatenate(each) for each in found]
 
-    def _wave(self, tokens: NDArray[np.int32], places: Places, backend: PromptBackend | None, cancelled: Cancel) -> F32:
-        """All layers over some tokens, (T, d)."""
-        x = self._embed(tokens)
-        if backend is not None and len(x) >= backend.least_tokens:
-            backend.run(PromptWalk(self._layers, x, places, cancelled))
-        else:
-            self._layers.wave(x, places, cancelled)
-        return x
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _pass(self, task: Pass, x: F32, cancelled: Cancel, backend: PromptBackend | None = None) -> F32:
+        """The logits that are wanted, of all ranks where there are several; x (T, d) goes through all layers."""
+        if self._link is None:
+            return self._capped(self.passes.run(task, x, cancelled, backend))
+        self._link.run(task, x)
+        return self._capped(self._link.logits(self.passes.run(task, x, cancelled, backend)))
 
     def _on_backend(self, batch: Batch) -> bool:
         """Whether some stretch is a prompt for the backend: of one token none is."""
         backend = self.prompt_backend
         return backend is not None and any(len(s.ids) >= max(2, backend.least_tokens) for s in batch.stretches)
 
-    def _wanted(self, want: Want, x: F32) -> F32 | None:
-        """Of rows x (T, d), before the output norm."""
-        if want == "none":
-            return None
-        x = x[-1:] if want == "last" else x
-        normed = np.empty_like(x)
-        self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
-        if want == "hidden":
-            return normed
-        out = np.empty((len(x), self.spec.vocab_size), np.float32)
-        for low in range(0, len(x), _ALL_LOGITS):
-            some = slice(low, low + _ALL_LOGITS)
-            self.kernels.matmul(self.store.head(), self.kernels.activations(normed[some]), out[some])
-        return self._capped(out)
-
     def _embed(self, tokens: NDArray[np.int32]) -> F32:
         """What enters the first layer, (T, d)."""
         x = self.store.embedding(tokens)
-        if self.spec.family.scaled_embedding:
-            self.kernels.scale(x, self.spec.d_model**0.5)
+        if self.spec.family.normed_embedding:
+            self.kernels.rms_norm(x, np.ones(self.spec.d_model, np.float32), self.spec.norm_eps, x)
+        if self.spec.embedding_scale != 1.0:
+            self.kernels.scale(x, self.spec.embedding_scale)
         return x
 
     def _capped(self, logits: F32) -> F32:
@@ -265,22 +238,9 @@ class Decoder:
         if self.on_routing is not None:
             self.on_routing(layer, ids)
 
-    def _ropes(self, context: int) -> dict[Rotation, RopeTable]:
-        """Of every way in which some layer rotates, for sequences of up to `context` tokens."""
-        factors = self._rope_factors(context)
-        rotations = {each.rotation for each in self.spec.layers if each.rotation is not None}
-        return {
-            each: RopeTable(*frequencies(each.dim, each.base, each.scaling, factors if each.from_file else None))
-            for each in rotations
-        }
 
-    def _rope_factors(self, context: int) -> F32 | None:
-        """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for contexts beyond the original or within."""
-        factors = self.store.vector("rope_freqs")
-        if factors is None:
-            original = [each.rotation.scaling.original_context for each in self.spec.layers if each.rotation]
-            stretched = context > max(original, default=0)
-            factors = self.store.vector("rope_factors_long" if stretched else "rope_factors_short")
-        if factors is not None and not ((factors > 0) & np.isfinite(factors)).all():
-            raise FormatError("the file's factors of the rotation are not all positive numbers")
-        return factors
+def _wanted_rows(want: Want, first: int, rows: int) -> list[int]:
+    """Of a stretch's rows, counted from `first`, those whose logits are wanted."""
+    if want == "all":
+        return list(range(first, first + rows))
+    return [first + rows - 1] if want == "last" else []

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.dense import Dense, dense_of
-from edgerun.models.blocks.mixture import Mixture, mixture_of
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.mixtures import mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
@@ -20,8 +22,8 @@ from edgerun.models.spec import ModelSpec
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention
-    feed_forward: Dense | SparseNeurons | Mixture
+    mixer: Attention | AbsentMixer
+    feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

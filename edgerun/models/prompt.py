@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
+from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
-from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places
@@ -94,6 +96,7 @@ class PromptWalk:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
         mixer = self._layers.plan[layer].mixer
+        assert isinstance(mixer, Attention)  # a shard has no backend
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
         here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))
@@ -110,7 +113,7 @@ class PromptWalk:
     def route(self, layer: int) -> None:
         """To be called before a layer's first rows go in: an early router chooses."""
         mixture = self._layers.plan[layer].mixture
-        if mixture is not None and mixture.early:
+        if mixture is not None and mixture.router.early:
             choices = self._layers.choices(mixture, len(self.x))
             with self._here(layer) as here:
                 mixture.begin(here, self.x, choices)

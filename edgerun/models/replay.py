@@ -35,7 +35,7 @@ class _Recorded:
     program: Program
     cuts: tuple[tuple[int, Decide], ...]
     body: int
-    attention: RecordedRows
+    attention: RecordedRows | None
     first_layers: tuple[int, ...]
 
 
@@ -75,7 +75,8 @@ class DecodeReplay:
         else:
             recorded = self._recorded
             tables = [[int(sequence.tables[layer]) for sequence, _ in rows] for layer in recorded.first_layers]
-            recorded.attention.place(positions, tables, idle)
+            if recorded.attention is not None:
+                recorded.attention.place(positions, tables, idle)
             start = 0
             for end, decide in recorded.cuts:
                 self._recording.run_program(recorded.program, start, end)
@@ -109,8 +110,9 @@ class DecodeReplay:
         recorded = [
             RecordedLayer(sequence.pages(layer).layout, plan.mixer.heads, plan.mixer.kv.window, groups.index(table))
             for layer, (plan, table) in enumerate(zip(self._layers.plan, tables, strict=True))
+            if plan.mixer.heads
         ]
-        attention = RecordedRows(self._recording, program, recorded, len(rows))
+        attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         first_layers = tuple(tables.index(table) for table in groups)
         self._recorded = _Recorded(program, tuple(cuts), body, attention, first_layers)
 

@@ -11,7 +11,8 @@ from edgerun.formats.gguf import GgmlType, GgufFile, TensorInfo
 from edgerun.kernels.interface import check_neurons
 from edgerun.models.families import unused_tensors
 from edgerun.models.plan import plan_of
-from edgerun.models.spec import ModelSpec, read_spec
+from edgerun.models.reading import read_spec
+from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -27,10 +28,15 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     """
     d, vocab = spec.d_model, spec.vocab_size
     known: dict[str, tuple[tuple[int, ...], bool]] = {
-        EMBEDDING: ((vocab, d), True),
-        HEAD: ((vocab, d), False),
         "output_norm.weight": ((d,), True),
+        "output_norm.bias": ((d,), False),
+        "output.bias": ((vocab if spec.shard is None else spec.shard.vocabulary,), False),
     }
+    if spec.shard is None:
+        known |= {EMBEDDING: ((vocab, d), True), HEAD: ((vocab, d), False)}
+    else:
+        known |= {EMBEDDING: ((vocab, d), True)} if spec.shard.text else {}
+        known[HEAD] = (spec.shard.vocabulary, d), True
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     for layer, plan in enumerate(plan_of(spec)):
         known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}

@@ -12,6 +12,7 @@ import unicodedata
 
 OTHER, NUMBER, LETTER, PUNCTUATION, MARK, SYMBOL = "\xd0", "\xd1", "\xd2", "\xd3", "\xd4", "\xd5"
 SPACE = "\x0b"
+HAN, UNASSIGNED_HAN = "\xd6", "\xd7"  # only where Han characters are told apart from other letters
 
 # The insides of a character class over collapsed text, \p{L} and so on.
 L = f"A-Za-z{LETTER}"
@@ -23,6 +24,19 @@ M = MARK
 _STAND_INS = {"N": NUMBER, "L": LETTER, "P": PUNCTUATION, "M": MARK, "S": SYMBOL}
 _SPACES = frozenset(
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
+# What llama.cpp takes for Han: blocks, with the places in them that are still free.
+_HAN_BLOCKS = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0x2CEB0, 0x2EBEF),
+    (0x2F800, 0x2FA1F),
 )
 
 # Assigned in Unicode 15.0 and 15.1, which llama.cpp knows and Python 3.11 does not yet: first-last, by kind.
@@ -59,13 +73,30 @@ class _Collapse(dict[int, str]):
         return stand_in
 
 
+class _CollapseHan(dict[int, str]):
+    """As `_Collapse`, but Han characters have stand-ins of their own."""
+
+    def __missing__(self, code: int) -> str:
+        stand_in = _collapse[code]
+        if any(first <= code <= last for first, last in _HAN_BLOCKS):
+            stand_in = HAN if stand_in == LETTER else UNASSIGNED_HAN
+        self[code] = stand_in
+        return stand_in
+
+
 _collapse = _Collapse()
+_collapse_han = _CollapseHan()
 _odd_spaces = {ord(char): SPACE for char in _SPACES}
 
 
 def collapse(text: str) -> str:
     """`text` with stand-ins, character by character."""
     return text if text.isascii() else text.translate(_collapse)
+
+
+def collapse_han(text: str) -> str:
+    """As `collapse`, with Han characters apart from other letters."""
+    return text if text.isascii() else text.translate(_collapse_han)
 
 
 def plain_spaces(text: str) -> str:

@@ -220,7 +220,7 @@ class BpeMerger:
             return ranks.get(f"{word[left:middle]} {word[middle:right]}")
 
         whole = ids.get(word)
-        if whole is not None and (pre.ignore_merges or (pre.name == "gemma4" and not word.strip("\n"))):
+        if whole is not None and (pre.ignore_merges or (pre.whole_lines and not word.strip("\n"))):
             yield whole
             return
         for part in merge_symbols(word, rank, cancelled):

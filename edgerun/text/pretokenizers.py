@@ -6,86 +6,20 @@ other, each within the pieces that the one before left; what a pattern does not 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
-
 from edgerun.errors import UnsupportedError
-from edgerun.text.characters import L, M, N, P, S, collapse, compile_ascii, plain_spaces
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One pass: a pattern, over collapsed text (see `characters`) or over the text itself.
-
-    `thousands`: what it matches is cut before each group of three, counted from its end, and nowhere else; as the
-    pattern (?=(\\d{3})+(?!\\d)) would, which takes quadratic time.
-    """
-
-    pattern: str
-    collapsed: bool = True
-    thousands: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PreTokenizer:
-    """A family's passes and its habits."""
-
-    name: str
-    rules: tuple[Rule, ...]
-    ignore_merges: bool = False  # a word that is a token is taken whole, whatever the merges say
-    add_bos: bool = False  # unless the file says otherwise
-    no_default_bos: bool = False
-    byte_level: bool = True  # False: over characters, ▁ for spaces, <0xXX> for unknown ones
-
-    def split(self, text: str) -> Iterator[str]:
-        """The words of `text`, one at a time; joined they are the text."""
-        ends: Iterable[int] = (len(text),)
-        collapsed: str | None = None
-        plain: str | None = None
-        for rule in self.rules:
-            if rule.collapsed:
-                source = collapsed = collapse(text) if collapsed is None else collapsed
-            else:
-                source = plain = plain_spaces(text) if plain is None else plain
-            ends = (_cut_thousands if rule.thousands else _cut)(_compiled(rule.pattern), source, ends)
-        start = 0
-        for end in ends:
-            yield text[start:end]
-            start = end
-
-
-_compiled = cache(compile_ascii)
-
-
-def _cut(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
-    """Cut the pieces that end at `ends` around each match of `pattern` within them."""
-    start = 0
-    for end in ends:
-        at = start
-        for match in pattern.finditer(text, start, end):
-            first, last = match.span()
-            if first > at:
-                yield first
-            if last > first:
-                yield last
-            at = last
-        if at < end:
-            yield end
-        start = end
-
-
-def _cut_thousands(pattern: re.Pattern[str], text: str, ends: Iterable[int]) -> Iterator[int]:
-    """Cut each match of `pattern` before every third character from its end."""
-    start = 0
-    for end in ends:
-        for match in pattern.finditer(text, start, end):
-            first, last = match.span()
-            yield from (at for at in range(last - (last - first) // 3 * 3, last, 3) if at > start)
-        yield end
-        start = end
-
+from edgerun.text.characters import (
+    HAN,
+    PUNCTUATION,
+    UNASSIGNED_HAN,
+    L,
+    M,
+    N,
+    P,
+    S,
+    collapse_han,
+    plain_spaces,
+)
+from edgerun.text.splitting import PreTokenizer, Rule, cut_thousands, cut_threes
 
 _SUFFIXES = "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"  # 's 't 're 've 'm 'll 'd in any case
 _LINES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -95,10 +29,10 @@ _SYMBOLS = rf" ?[^\s{L}{N}]+[\r\n]*"
 _GPT2 = Rule(rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\S)")
 _DIGIT = Rule(rf"[{N}]")
 _DIGITS = Rule(rf"[{N}]+")
-_THREE_DIGITS = Rule("[0-9][0-9][0-9]", collapsed=False)
-_THOUSANDS = Rule(r"[0-9]+", collapsed=False, thousands=True)
-_NEWLINE = Rule(r"[\r\n]", collapsed=False)
-_LINE = Rule(r"[^\n]+|[\n]+", collapsed=False)
+_THREE_DIGITS = Rule("[0-9][0-9][0-9]", plain_spaces)
+_THOUSANDS = Rule(r"[0-9]+", plain_spaces, cut_thousands)
+_NEWLINE = Rule(r"[\r\n]", plain_spaces)
+_LINE = Rule(r"[^\n]+|[\n]+", plain_spaces)
 _LLAMA3 = Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]{{1,3}}|{_SYMBOLS}|{_LINES}")
 _QWEN2 = Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]|{_SYMBOLS}|{_LINES}")
 
@@ -122,12 +56,33 @@ _GPT4O = Rule(_cased(_UPPER, _LOWER, _ANY_SUFFIX, "{1,3}"))
 
 _ASCII_SYMBOLS = r"""!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"""
 _DEEPSEEK3_WORDS = rf"[{_ASCII_SYMBOLS}][A-Za-z]+|[^\r\n{L}{P}{S}]?[{L}{M}]+"
-_DEEPSEEK3 = (
-    Rule(rf"[{N}]{{1,3}}"),
-    Rule("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", collapsed=False),
-    Rule(rf"{_DEEPSEEK3_WORDS}| ?[{P}{S}]+[\r\n]*|{_LINES}"),
+_UP_TO_THREE = Rule(rf"[{N}]{{1,3}}")
+_DEEPSEEK3_CJK = Rule("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", plain_spaces)
+_DEEPSEEK3_TEXT = Rule(rf"{_DEEPSEEK3_WORDS}| ?[{P}{S}]+[\r\n]*|{_LINES}")
+_DEEPSEEK3 = (_UP_TO_THREE, _DEEPSEEK3_CJK, _DEEPSEEK3_TEXT)
+_SPARK = (
+    _UP_TO_THREE,
+    _DEEPSEEK3_CJK,
+    Rule(rf"{_DEEPSEEK3_WORDS}| ?[{P}{S}]+|[\r\n]|\s+(?!\S)|\s+"),
+    _DIGIT,
 )
-_CJK = Rule("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", collapsed=False)
+_DIGITS_BY_THREE = Rule(rf"[{N}]+", cut=cut_threes)
+_AFMOE = (
+    _DIGITS_BY_THREE,
+    Rule(
+        "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+        "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
+        "\u1100-\u11ff]+",
+        plain_spaces,
+    ),
+    _DEEPSEEK3_TEXT,
+)
+_KIMI_LETTERS = rf"[^\r\n{L}{N}]?[{L}]+{_ANY_SUFFIX}"
+_KIMI = Rule(
+    rf"[{HAN}{UNASSIGNED_HAN}]+|{_KIMI_LETTERS}|[{N}]{{1,3}}| ?[^\s{L}{N}{HAN}]+[\r\n]*|{_LINES}",
+    collapse_han,
+)
+_CJK = Rule("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", plain_spaces)
 _DEEPSEEK_LETTERS = (  # cased letters, as the model's tokenizer file lists them
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
     "\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -142,21 +97,21 @@ _DEEPSEEK_LETTERS = (  # cased letters, as the model's tokenizer file lists them
 )
 _DEEPSEEK_LLM = (
     _NEWLINE,
-    Rule(rf"\s?[{_DEEPSEEK_LETTERS}]+", collapsed=False),
-    Rule("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", collapsed=False),
-    Rule(r"\s+\Z", collapsed=False),
+    Rule(rf"\s?[{_DEEPSEEK_LETTERS}]+", plain_spaces),
+    Rule("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", plain_spaces),
+    Rule(r"\s+\Z", plain_spaces),
     _CJK,
     _DIGITS,
 )
 _DEEPSEEK_CODER = (_NEWLINE, Rule(rf"\s?[{L}]+"), Rule(rf"\s?[{P}]+"), _CJK, _DIGIT)
 _FALCON = (Rule(rf"[{P}$+<=>^~|`]+"), _GPT2, _THREE_DIGITS)
 _DEFAULT = (Rule(rf"[{P}$+<=>^~|]+"), _GPT2, _DIGITS, _THREE_DIGITS)
-_PORO = Rule(" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+", collapsed=False)
+_PORO = Rule(" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+", plain_spaces)
 _YOUTU = (
     Rule(
         "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
         "\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-        collapsed=False,
+        plain_spaces,
     ),
     Rule(_cased(L + M, L + M, _ANY_SUFFIX, "")),
 )
@@ -170,8 +125,19 @@ _EXAONE_MOE = Rule(
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _MINICPM5 = (
-    Rule(rf"[{N}]{{1,3}}"),
+    _UP_TO_THREE,
     Rule(rf"(?:{_SUFFIXES})|{_WORD}|[{N}]+|{_SYMBOLS}|{_LINES}"),
+)
+_TINY_AYA = (_DIGITS_BY_THREE, Rule(_cased(L + M, L + M, _ANY_SUFFIX, "{1,3}")))
+_GRANITE_MULTI = Rule(_cased(_UPPER + M, _LOWER + M, _ANY_SUFFIX, "{1,3}"))
+_UFAKZEKA = Rule(rf"{_WORD}|[{N}]|{_SYMBOLS}|{_LINES}")  # Turkish suffixes after an apostrophe stay with it
+_CHAMELEON = (
+    Rule("<sentinel:[0-9]+>", plain_spaces),
+    Rule("IMGIMG[A-I]{1,4}Z", plain_spaces),
+    Rule("[\\t\\n]|    |  ", plain_spaces),
+    _DIGIT,
+    Rule(rf"[!-/:-@\[-`{{-~{PUNCTUATION}]"),
+    _GPT2,
 )
 _JAIS2 = Rule(
     # The look behind changes no match: past a first piece of a run of spaces there are no line breaks in it. Without
@@ -195,7 +161,8 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
         add_bos=True,
     ),
     **_family("dbrx smaug-bpe", _LLAMA3),
-    **_family("glm4 chatglm-bpe", _LLAMA3, no_default_bos=True),
+    **_family("chatglm-bpe", _LLAMA3, no_default_bos=True),
+    **_family("glm4 glm5", _LLAMA3, no_default_bos=True, ignore_merges=True),
     **_family(
         "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert mpt olmo jais "
         "exaone4 trillion granite-docling jina-v1-en jina-v2-code roberta-bpe",
@@ -227,7 +194,15 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     **_family("minicpm5", *_MINICPM5, ignore_merges=True),
     **_family("youtu", *_YOUTU, ignore_merges=True),
     **_family("jais-2", _JAIS2),
-    **_family("gemma4 sarvam-moe", _LINE, byte_level=False),
+    **_family("gemma4 granite-embed-multi-311m", _LINE, byte_level=False, whole_lines=True, always_bos=True),
+    **_family("sarvam-moe", _LINE, byte_level=False),
+    **_family("spark2_5", *_SPARK),
+    **_family("afmoe", *_AFMOE),
+    **_family("kimi-k2", _KIMI),
+    **_family("tiny_aya cohere2moe", *_TINY_AYA),
+    **_family("granite-embed-multi-97m", _GRANITE_MULTI, ignore_merges=True),
+    **_family("ufakzeka", _UFAKZEKA),
+    **_family("chameleon", *_CHAMELEON, add_bos=True),
 }
 
 

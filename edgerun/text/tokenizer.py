@@ -11,7 +11,8 @@ from edgerun.errors import Cancelled, ContextLengthError, UsageError
 from edgerun.events import never
 from edgerun.text.characters import BYTE_OF_CHARACTER
 from edgerun.text.merging import WORD_START, make_merger
-from edgerun.text.vocabulary import Attr, Vocabulary
+from edgerun.text.special_tokens import Attr
+from edgerun.text.vocabulary import Vocabulary
 
 _C_SPACES = " \t\n\v\f\r"
 _HIDDEN = int(Attr.CONTROL | Attr.UNKNOWN)
@@ -23,7 +24,8 @@ class Tokenizer:
     """A model's tokenizer: ids agree with llama.cpp's for any text. Thread-safe.
 
     `bos_id`, `eos_id`: begin and end of text, or None. `add_bos`, `add_eos`: whether `encode` puts them
-    around the text. `eog_ids`: tokens after which a reply is over.
+    around the text. `eog_ids`: tokens after which a reply is over. `suppressed_ids`: tokens that must never be chosen.
+    `notices`: what is odd about the file.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -37,6 +39,8 @@ class Tokenizer:
         self.add_bos = vocabulary.add_bos
         self.add_eos = vocabulary.add_eos
         self.eog_ids = vocabulary.eog_ids
+        self.suppressed_ids = vocabulary.suppressed_ids
+        self.notices = vocabulary.notices
         self.add_space_prefix = vocabulary.pre is None and vocabulary.add_space_prefix
         special = np.flatnonzero(vocabulary.attrs & np.uint8(_PARTITIONING)).tolist()
         self._special: list[int] = sorted(special, key=lambda i: -len(_utf8(vocabulary.tokens[i])))

@@ -10,25 +10,64 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
-EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)(?:\.weight|(\.bias|\.scale))")
-_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")
+EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
+VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
+    *("ssm_conv1d", "shortconv.conv", "ssm_norm", "ssm_d."),
+    *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
+)
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
+_WEIGHT, _ADDED = ".weight", (".bias", ".scale")
+_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 def tensor_name(layer: int, part: str) -> str:
-    """The one name in a file of a layer's part as `LayerWeights` calls it: "attn_q", "attn_q.bias"."""
-    return f"blk.{layer}.{part}" + ("" if part.endswith((".bias", ".scale")) else ".weight")
+    """The one name in a file of a layer's part as `LayerWeights` calls it: "attn_q", "attn_q.bias"; "ssm_a." for what
+    has nothing behind its name in the file."""
+    if part.endswith("."):
+        return f"blk.{layer}.{part[:-1]}"
+    return f"blk.{layer}.{part}" + ("" if part.endswith(_ADDED) else _WEIGHT)
+
+
+def _part_of(name: str) -> tuple[int, str] | None:
+    """(layer, part) of a name that `tensor_name` makes."""
+    match = _LAYER.fullmatch(name.removesuffix(_WEIGHT))
+    if match is None:
+        return None
+    part = match[2] if name.endswith((_WEIGHT, *_ADDED)) else match[2] + "."
+    return (int(match[1]), part) if tensor_name(int(match[1]), part) == name else None
+
+
+@dataclass(frozen=True)
+class TensorRows:
+    """Rows first .. first + rows - 1 of a matrix, or of each expert's matrix."""
+
+    info: TensorInfo
+    first: int
+    rows: int
 
 
 @dataclass(frozen=True)
 class LayerTensors:
     """One layer's tensors by their names without `blk.N.` and `.weight`, as they are in `LayerWeights`."""
 
-    vectors: dict[str, TensorInfo] = field(default_factory=dict)
+    vectors: dict[str, TensorInfo] = field(default_factory=dict)  # of one dimension, and VECTOR_PARTS
     matrices: dict[str, TensorInfo] = field(default_factory=dict)  # (rows, cols)
-    experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys EXPERT_PARTS or none
+    experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys of EXPERT_PARTS
     neurons: dict[str, TensorInfo] = field(default_factory=dict)  # (ff, d), keys NEURON_PARTS or none
+
+    @property
+    def expert_rows(self) -> tuple[TensorRows, ...]:
+        """Of an expert: gate (if it has one), up and down; none where there are no experts. Gate and up may lie in one
+        tensor, gate first."""
+        found = []
+        for part in EXPERT_PARTS:
+            info = self.experts.get(part)
+            if info is None:
+                continue
+            rows, halves = info.shape[1], 2 if part == "ffn_gate_up_exps" else 1
+            found += [TensorRows(info, half * rows // halves, rows // halves) for half in range(halves)]
+        return tuple(found)
 
     @property
     def neuron_bytes(self) -> int:
@@ -38,7 +77,8 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All tensors of a model. `head` is the embedding itself where the model ties them."""
+    """All tensors of a model. `head` is the embedding itself where the model ties them. A shard that is never asked for
+    a token's embedding has none: there `embedding` is its head."""
 
     embedding: TensorInfo
     head: TensorInfo
@@ -48,7 +88,12 @@ class Catalog:
     @property
     def n_experts(self) -> int:
         """Experts of a layer that has some; 0: a dense model."""
-        return next((each.experts[EXPERT_PARTS[0]].shape[0] for each in self.layers if each.experts), 0)
+        return next((each.experts["ffn_down_exps"].shape[0] for each in self.layers if each.experts), 0)
+
+    @property
+    def n_all_experts(self) -> int:
+        """Of all layers."""
+        return sum(each.experts["ffn_down_exps"].shape[0] for each in self.layers if each.experts)
 
     @property
     def n_neurons(self) -> int:
@@ -97,18 +142,18 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
             continue
         match = _OUTSIDE.fullmatch(name)
         if match is not None and len(info.shape) == 1:
-            outside[match[1]] = info
+            outside[match[1] or match[2]] = info
             continue
-        match = _LAYER.fullmatch(name)
-        if match is None:
+        found = _part_of(name)
+        if found is None:
             raise FormatError(f"{name}: not the name of a model's tensor")
-        number, part = int(match[1]), match[2] + (match[3] or "")
+        number, part = found
         if number >= n_layers:
             raise FormatError(f"{name}: the model has only {n_layers} layers")
         layer = layers[number]
-        if len(info.shape) == 1:
+        if len(info.shape) == 1 or (len(info.shape) == 2 and part in VECTOR_PARTS):
             layer.vectors[part] = info
-        elif len(info.shape) == 2 and not match[3]:
+        elif len(info.shape) == 2 and not part.endswith((*_ADDED, ".")):
             layer.matrices[part] = info
         elif len(info.shape) == 3 and part in EXPERT_PARTS:
             layer.experts[part] = info
@@ -119,10 +164,23 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
             if "ffn_up" not in layer.matrices or layer.matrices["ffn_up"].shape != layer.matrices["ffn_down_t"].shape:
                 raise FormatError(f"blk.{number}: ffn_down_t needs an ffn_up of its own shape")
             layer.neurons.update((part, layer.matrices.pop(part)) for part in NEURON_PARTS)
-        counts = {info.shape[0] for info in layer.experts.values()}
-        if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
-            raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")
-    embedding = tensors.get(EMBEDDING)
+        _check_experts(number, layer.experts)
+    embedding = tensors.get(EMBEDDING, tensors.get(HEAD))
     if embedding is None:
         raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
     return Catalog(embedding, tensors.get(HEAD, embedding), outside, layers)
+
+
+_EXPERTS = (  # which tensors make experts: gated, in one tensor or in two, or not gated
+    {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"},
+    {"ffn_gate_up_exps", "ffn_down_exps"},
+    {"ffn_up_exps", "ffn_down_exps"},
+)
+
+
+def _check_experts(number: int, experts: Mapping[str, TensorInfo]) -> None:
+    """FormatError unless there are all tensors that experts are made of, of as many experts, or none."""
+    counts = {info.shape[0] for info in experts.values()}
+    halves = experts.get("ffn_gate_up_exps")
+    if experts and (set(experts) not in _EXPERTS or len(counts) != 1 or (halves and halves.shape[1] % 2)):
+        raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")

@@ -20,7 +20,8 @@ Mode = Literal["resident", "experts", "layers"]
 @dataclass(frozen=True)
 class LayerWeights:
     """A layer's dense weights by their GGUF names without `blk.N.` and `.weight`: "attn_q", "attn_norm",
-    "attn_q.bias". Matrices are packed, everything with one dimension is f32."""
+    "attn_q.bias". Matrices are packed; everything with one dimension, and what is small (`catalog.VECTOR_PARTS`), is
+    f32, flat."""
 
     matrices: dict[str, Matrix] = field(default_factory=dict)
     vectors: dict[str, F32] = field(default_factory=dict)

@@ -154,6 +154,7 @@ class FakeTokenizer:
     bos_id: int | None = BOS
     eos_id: int | None = EOS
     eog_ids = frozenset((EOS, IM_END))
+    suppressed_ids: frozenset[int] = frozenset()
     marks = {BOS: "<s>", EOS: "</s>", IM_START: "<|im_start|>", IM_END: "<|im_end|>"}
 
     def __init__(self, *, add_bos: bool = True) -> None:

@@ -70,6 +70,16 @@ def test_the_models_end_token_stops_and_is_not_shown() -> None:
     assert last.completion.usage.completion_tokens == 3
 
 
+def test_suppressed_tokens_are_never_chosen() -> None:
+    tokenizer = FakeTokenizer()
+    tokenizer.suppressed_ids = frozenset((ord("a"), ord("b"), VOCAB + 5))  # beyond: padding
+    done = run(fake_engine(tokenizer=tokenizer), logit_bias={ord("a"): 100.0, ord("b"): 100.0, ord("c"): 50.0})[
+        -1
+    ].completion
+    assert done is not None
+    assert done.text == "c" * 20
+
+
 def test_ignore_eos() -> None:
     decoder = FakeDecoder()
     decoder.row = lambda ids: np.eye(VOCAB, dtype=np.float32)[EOS] * 9  # type: ignore[method-assign,assignment]

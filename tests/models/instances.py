@@ -139,6 +139,7 @@ def spec_of(i: Instance) -> ModelSpec:
             n_experts_used=i.used,
             d_ff_expert=ff,
             d_ff_shared=i.ff_shared,
+            fused_gate_up=FAMILIES[i.arch].fused_gate_up,
         )
         for ff, heads, kv_heads in zip(*(_by_layer(i, name) for name in ("ff", "heads", "kv_heads")), strict=True)
     )

@@ -68,7 +68,7 @@ def test_batched_is_alone(name, directory, kernels):
         check(decoder, reference, [50 + more, 31, 44, 12 + more, 23, 37, 50, 9], 1)
         check(decoder, reference, [20, 33, 7], 2)  # of four rows one is nobody's
         eager = Decoder(spec, store, kernels)
-        eager._recording = None
+        eager.passes.recording = None
         check(eager, reference, [21, 30, 14, 40, 8], 3)
 
 

@@ -35,7 +35,7 @@ def test_replayed_decode_equals_eager(name, make):
     results = []
     for replay in (True, False):
         decoder = make(name)
-        decoder._recording = decoder._recording if replay else None
+        decoder.passes.recording = decoder.passes.recording if replay else None
         cache = decoder.new_cache(128)
         results.append(np.concatenate([decoder.forward([token], cache) for token in ids]))
     assert np.array_equal(*results), "recorded launches must give the same bits"
@@ -43,7 +43,7 @@ def test_replayed_decode_equals_eager(name, make):
 
 def test_replay_survives_growth_and_other_caches(make):
     decoder, plain = make("llama"), make("llama")
-    plain._recording = None
+    plain.passes.recording = None
     rng = np.random.default_rng(0)
     caches = [(d.new_cache(2000), d.new_cache(2000)) for d in (decoder, plain)]
     for step in range(600):
@@ -97,12 +97,12 @@ def test_logits_are_computed_only_where_they_are_wanted(make):
     caches = decoder.new_cache(20), other.new_cache(20)
     for step, token in enumerate((3, 1, 4, 1, 5, 9)):
         wanted = step % 3 != 1
-        decoder._few.logits[:] = np.nan
+        decoder.passes.few.logits[:] = np.nan
         got = decoder.forward([token], caches[0], logits="last" if wanted else "none")
         want = other.forward([token], caches[1])
         assert np.array_equal(got, want) if wanted else got is None
         if step and not wanted:  # all of the first token is computed, to be recorded
-            assert np.isnan(decoder._few.logits).all()
+            assert np.isnan(decoder.passes.few.logits).all()
 
 
 def test_errors_leave_the_cache_as_it_was(make, monkeypatch):

@@ -57,7 +57,7 @@ def test_however_it_is_cut(name, directory, kernels):
     with gguf:
         store = ResidentStore(gguf, spec, kernels)
         decoder, eager = Decoder(spec, store, kernels), Decoder(spec, store, kernels)
-        eager._recording = None
+        eager.passes.recording = None
         check(decoder, eager, LONG_TOKENS if name in LONG else TOKENS)
 
 

@@ -235,7 +235,11 @@ def test_a_catalog_is_made_of_canonical_names_only():
         return {n: TensorInfo(n, s, GgmlType.F32, 4 * int(np.prod(s)), None, 0) for n, s in shapes.items()}
 
     assert make_catalog(infos(good), 1).layers[0].matrices.keys() == {"attn_q"}
-    for name in ("blk.0.ffn_up", "blk.00.ffn_up.weight", "output_norm", "blk.1.ffn_up.weight", "blk.0.a.b.weight"):
+    recurrent = {"blk.0.ssm_a": (8,), "blk.0.ssm_conv1d.weight": (96, 4), "blk.0.shortconv.in_proj.weight": (192, 64)}
+    layer = make_catalog(infos({**good, **recurrent, "blk.0.ssm_dt.bias": (8,)}), 1).layers[0]
+    assert layer.vectors.keys() == {"ssm_a.", "ssm_conv1d", "ssm_dt.bias"}
+    assert layer.matrices.keys() == {"attn_q", "shortconv.in_proj"}
+    for name in ("blk.0.ffn_up", "blk.00.ffn_up.weight", "output_norm", "blk.1.ffn_up.weight", "blk.0.a.b.c.weight"):
         with pytest.raises(FormatError, match=re.escape(name)):
             make_catalog(infos({**good, name: (64, 64)}), 1)
     with pytest.raises(FormatError, match="token_embd"):
@@ -244,7 +248,7 @@ def test_a_catalog_is_made_of_canonical_names_only():
 
 def test_stores_see_checked_tensors_only(tmp_path, kernels):
     """A spec that was not checked against the file holds no tensors, so no store can be made of it."""
-    from edgerun.models.spec import read_spec
+    from edgerun.models.reading import read_spec
 
     with open_gguf(write(INSTANCES["llama"], tmp_path / "m.gguf")) as gguf:
         assert isinstance(gguf, GgufFile)

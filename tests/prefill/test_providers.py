@@ -366,7 +366,7 @@ def test_a_copy_of_the_weights_must_fit(path, monkeypatch):
     assert name is None and "own copy of the weights" in notices[0]
 
 
-def test_others_wait_no_longer_than_was_stated(path):
+def test_others_wait_no_longer_than_was_stated(path, nothing_calibrated):
     """On a backend steps are of one length, so it must be known beforehand; the kernels' follow from what they take."""
     choice = "ort-cpu:w8a8"
     with pytest.raises(UsageError, match="run `edgerun calibrate`"):

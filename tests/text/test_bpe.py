@@ -36,7 +36,16 @@ def test_what_no_merge_joins_stays_bytes():
     assert tokenizer.decode(ids) == "é😀"
 
 
-@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["abc"]), ("gpt-2", ["ab", "c"])])
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("llama-bpe", ["abc"]),
+        ("glm4", ["abc"]),
+        ("glm5", ["abc"]),
+        ("chatglm-bpe", ["ab", "c"]),
+        ("gpt-2", ["ab", "c"]),
+    ],
+)
 def test_a_word_that_is_a_token_is_taken_whole_only_where_merges_are_ignored(pre, expected):
     metadata = bpe(["a b", "b c"], {"<|end|>": 3}, pre=pre)
     metadata["tokenizer.ggml.tokens"][256] = "abc"  # instead of what the first merge would make
@@ -158,6 +167,13 @@ SAMPLE = "I'm HERE'S 12345 it's\r\n\n  x_y(中文é)~ ok "
         ("falcon", "I|'|m| HERE|'|S| |123|45| it|'|s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
         ("default", "I|'|m| HERE|'|S| |123|45| it|'|s|\r\n\n | x|_|y|(|中文é|)~| ok| "),
         ("superbpe", "I'm HERE'S |12|345| it's\r\n\n  x_y(中文é)~ ok "),
+        ("afmoe", "I|'m| HERE|'S| |12|345| it|'s|\r\n\n| | x|_y|(|中文|é|)~| ok| "),
+        ("kimi-k2", "I'm| HERE'S| |123|45| it's|\r\n\n| | x|_y|(|中文|é|)~| ok| "),
+        ("tiny_aya", "I'm| HERE'S| |12|345| it's|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("spark2_5", "I|'m| HERE|'S| |1|2|3|4|5| it|'s|\r|\n|\n| | x|_y|(|中文|é|)~| ok| "),
+        ("granite-embed-multi-97m", "I'm| HERE'S| |123|45| it's|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("ufakzeka", "I|'m| HERE|'S| |1|2|3|4|5| it|'s|\r\n\n| | x|_y|(中文é|)~| ok| "),
+        ("chameleon", "I|'|m| HERE|'|S| |1|2|3|4|5| it|'|s|\r|\n|\n|  |x|_|y|(|中文é|)|~| ok| "),
     ],
 )
 def test_words_of_each_family(pre, expected):
@@ -168,7 +184,7 @@ def test_words_of_each_family(pre, expected):
     ("alias", "name"),
     [("llama3", "llama-bpe"), ("llama-v3", "llama-bpe"), ("mpt", "gpt-2"), ("olmo", "gpt-2")]
     + [(name, "starcoder") for name in ("refact", "command-r", "smollm")]
-    + [("deepseek-r1-qwen", "qwen2"), ("stablelm2", "qwen2")],
+    + [("deepseek-r1-qwen", "qwen2"), ("stablelm2", "qwen2"), ("cohere2moe", "tiny_aya"), ("glm5", "glm4")],
 )
 def test_aliases_share_a_family(alias, name):
     assert PRETOKENIZERS[alias].rules == PRETOKENIZERS[name].rules

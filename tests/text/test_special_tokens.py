@@ -1,5 +1,6 @@
 """Special tokens in text, which ids end a reply, and what each token adds to the text."""
 
+import numpy as np
 import pytest
 
 from edgerun.errors import UsageError
@@ -60,12 +61,20 @@ def test_each_text_after_a_special_token_gets_its_space():
             {},
             "<|return|> <|call|> eos",
         ),  # <|end|> ends a part there
-        ("<|tool_response> </s> eos", {}, "<|tool_response> eos"),
+        ("<|tool_response> </s> <turn|> eos", {}, "<|tool_response> <turn|> eos"),
+        ("<|plamo:eos|> </s> eos", {"eot_token_id": 256}, "<|plamo:eos|> eos"),
+        ("<|eot|> <|eom|> eos", {}, "<|eot|> eos"),
     ],
 )
 def test_tokens_that_end_a_reply(added, keys, expected):
     tokenizer = load_tokenizer(bpe((), dict.fromkeys(added.split(), CONTROL), **keys))
     assert {tokenizer.token_text(i) for i in tokenizer.eog_ids} == set(expected.split())
+
+
+def test_tokens_that_must_never_be_chosen():
+    tokenizer = load_tokenizer(bpe(suppress_tokens=np.array([7, 3, -1, 10**6], np.int32)))
+    assert tokenizer.suppressed_ids == {3, 7}
+    assert load_tokenizer(bpe()).suppressed_ids == set()
 
 
 def test_tokens_known_by_their_text_are_control_tokens_whatever_the_file_says():

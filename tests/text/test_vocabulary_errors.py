@@ -46,8 +46,8 @@ def test_unknown_pretokenizers_are_named_with_those_that_there_are():
         ("scores", [float("nan")] * 400, "not a number"),
         ("merges", None, "merges is missing"),
         ("merges", [1], r"merges\[0\]"),
-        ("bos_token_id", 10**6, "the vocabulary has"),
-        ("eos_token_id", -7, "the vocabulary has"),
+        ("suppress_tokens", "all", "array of numbers"),
+        ("suppress_tokens", [[1]], "array of numbers"),
         ("eos_token_id", "2", "whole number"),
         ("bos_token_id", True, "whole number"),
         ("add_bos_token", "yes", "must be a bool"),
@@ -70,6 +70,15 @@ def test_begin_of_text_without_its_token():
     del metadata["tokenizer.ggml.bos_token_id"]
     with pytest.raises(FormatError, match="no bos token"):
         load_tokenizer(metadata)
+
+
+@pytest.mark.parametrize(("key", "value"), [("bos", 10**6), ("eos", -7), ("eot", 400)])
+def test_a_special_token_that_is_not_there_is_left_out_and_told(key, value):
+    tokenizer = load_tokenizer(sentencepiece(**{f"{key}_token_id": value}))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eog_ids) == (1, 2, {2})
+    (notice,) = tokenizer.notices
+    assert f"{key}_token_id is {value}" in notice
+    assert load_tokenizer(sentencepiece()).notices == ()
 
 
 def test_an_id_that_is_unset_means_the_default():

@@ -9,9 +9,12 @@ from typing import Literal
 
 from edgerun.kernels.interface import F32, RopeKind
 from edgerun.kv import KvLayer
+from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
+from edgerun.models.blocks.sums import norm_over_ranks
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec, Rotation
@@ -59,7 +62,7 @@ class Attention:
     """x += output(attention(qkv(norm(x)))), with what families put in between.
 
     kv: what is kept of a position. qk_norm: an RMSNorm of q and k, of each head or of all together. scale: of scores;
-    softcap: of scores, 0 for none.
+    softcap: of scores, 0 for none. whole_cols: of q and k of all ranks together.
     """
 
     heads: int
@@ -72,6 +75,7 @@ class Attention:
     eps: float
     qkv: Product
     output: Product
+    whole_cols: tuple[int, int]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -102,8 +106,8 @@ class Attention:
 
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
         b = s.of(self.layout)
-        here.kernels.rms_norm(x, here.vectors[self.qkv.norm], self.eps, s.h)
-        multiply(here, self.qkv, s.h, b.qkv)
+        h = product_input(here.kernels, here.vectors, self.qkv, x, s.h)
+        multiply(here, self.qkv, h, b.qkv)
         self.attend(here, places, b)
         add_product(here, self.output, b.o, x, s.t)
 
@@ -115,8 +119,9 @@ class Attention:
             kernels.rms_norm(b.q_rows, vectors["attn_q_norm"], self.eps, b.q_rows)
             kernels.rms_norm(b.k_rows, vectors["attn_k_norm"], self.eps, b.k_rows)
         elif self.qk_norm == "full":
-            kernels.rms_norm(b.q, vectors["attn_q_norm"], self.eps, b.q)
-            kernels.rms_norm(b.k, vectors["attn_k_norm"], self.eps, b.k)
+            q_cols, k_cols = self.whole_cols
+            norms = [(b.q, vectors["attn_q_norm"], q_cols), (b.k, vectors["attn_k_norm"], k_cols)]
+            norm_over_ranks(here, norms, self.eps)
         if self.rotation is not None:
             cos, sin = places.rotation(here.tools.ropes[self.rotation])
             for heads in b.rotated:
@@ -126,15 +131,29 @@ class Attention:
         kernels.attention(b.q_heads, spans, b.o_heads, scale=self.scale, softcap=self.softcap, window=self.kv.window)
 
 
-def attention_of(spec: ModelSpec, layer: int) -> Attention:
+def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
     """A layer's attention, as its family and numbers say."""
-    family, numbers, d = spec.family, spec.layers[layer], spec.d_model
+    family, numbers, whole, d = spec.family, spec.layers[layer], spec.whole[layer], spec.d_model
     q, k = numbers.n_heads * numbers.head_dim_k, numbers.n_kv_heads * numbers.head_dim_k
     v, o = numbers.n_kv_heads * numbers.head_dim_v, numbers.n_heads * numbers.head_dim_v
     if family.fused_qkv:
         parts = (Part("q", "attn_qkv", 0, q), Part("k", "attn_qkv", q, k), Part("v", "attn_qkv", q + k, v))
     else:
         parts = (Part("q", "attn_q", 0, q), Part("k", "attn_k", 0, k), Part("v", "attn_v", 0, v))
+    output = Product(
+        "o",
+        o,
+        (Part("t", "attn_output", 0, d),),
+        "attn_sub_norm" if family.sub_norms else "",
+        "post_attention_norm" if family.post_norms else "",
+        spec.norm_eps,
+        whole.n_heads * whole.head_dim_v,
+        post_eps=family.post_norm_eps,
+        factor=spec.residual_scale,
+    )
+    if not numbers.n_heads:
+        squares = (2,) * (family.qk_norm == "full") + (1,) * family.sub_norms
+        return AbsentMixer(output, squares, numbers.kv)
     return Attention(
         heads=numbers.n_heads,
         kv=numbers.kv,
@@ -144,13 +163,7 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention:
         scale=spec.attention_scale(layer),
         softcap=spec.attention_softcap,
         eps=spec.norm_eps,
-        qkv=Product("qkv", d, parts, "attn_norm", eps=spec.norm_eps),
-        output=Product(
-            "o",
-            o,
-            (Part("t", "attn_output", 0, d),),
-            "attn_sub_norm" if family.sub_norms else "",
-            "post_attention_norm" if family.post_norms else "",
-            spec.norm_eps,
-        ),
+        qkv=Product("qkv", d, parts, "attn_norm" if family.pre_norms else "", eps=spec.norm_eps, norm_kind=family.norm),
+        output=output,
+        whole_cols=(whole.n_heads * whole.head_dim_k, whole.n_kv_heads * whole.head_dim_k),
     )

@@ -9,8 +9,10 @@ from functools import cached_property, partial
 import numpy as np
 
 from edgerun.kernels.interface import F32, Activation
+from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Cancel, Here, check
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, multiply
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
@@ -73,7 +75,7 @@ class SparseNeurons:
 
     def forward(self, here: Here, x: F32, s: Scratch) -> None:
         b = s.of(self.layout)
-        here.kernels.rms_norm(x, here.vectors[self.gate.norm], self.gate.eps, s.h)
+        product_input(here.kernels, here.vectors, self.gate, x, s.h)
         multiply(here, self.gate, s.h, b.results)
         here.cut(partial(self._fired, here, x, s.h, b))
 
@@ -81,6 +83,8 @@ class SparseNeurons:
         """x += the neurons, by b.gate, of the first so many rows."""
         check(cancelled)
         kernels, gate, up = here.kernels, b.gate[:rows], b.up[:rows]
+        link = here.tools.link
+        out = x[:rows] if link is None else np.zeros_like(x[:rows])
         inputs = kernels.activations(h[:rows])
         ids = np.flatnonzero((gate > 0).any(axis=0)).astype(np.int32)
         with here.tools.store.neurons(here.layer, ids, cancelled) as batches:
@@ -89,10 +93,15 @@ class SparseNeurons:
                 rest = batch.rest()
                 if rest is not None:
                     kernels.neurons_up(gate, inputs, rest, self.activation, up)
-                kernels.neurons_down(up, batch.every, x[:rows])
+                kernels.neurons_down(up, batch.every, out)
+        if link is not None:
+            link.all_reduce(out)
+            kernels.add(x[:rows], out)
 
 
-def neurons_of(spec: ModelSpec, layer: int) -> SparseNeurons:
+def neurons_of(spec: ModelSpec, layer: int) -> SparseNeurons | AbsentFeedForward:
     """A layer's sparse feed-forward."""
+    if not spec.layers[layer].d_ff:
+        return AbsentFeedForward(Product("down", 0, (Part("t", "ffn_down_t", 0, spec.d_model),)), ())
     parts = (Part("gate", "ffn_gate", 0, spec.layers[layer].d_ff),)
     return SparseNeurons(Product("gate", spec.d_model, parts, "ffn_norm", eps=spec.norm_eps), spec.activation)

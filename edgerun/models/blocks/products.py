@@ -10,6 +10,8 @@ import numpy as np
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product
+from edgerun.models.blocks.norms import apply_norm, product_input
+from edgerun.models.blocks.sums import norm_over_ranks, sum_over_ranks
 from edgerun.models.scratch import Take
 
 
@@ -55,7 +57,7 @@ def multiply(here: Here, product: Product, inner: F32, out: Results) -> None:
         raw = {p.out: out.tensors[p.tensor][:, p.first : p.first + p.rows].copy() for p in product.parts}
         here.watch(here.layer, product.name, inner.copy(), raw)
     for name, result in out.tensors.items():
-        _scale_and_bias(here, name, result)
+        scale_and_bias(here, name, result)
     if out.apart:
         here.cut(partial(_take_apart, out.apart))
 
@@ -71,36 +73,36 @@ def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> Non
     kernels, vectors = here.kernels, here.vectors
     (part,) = product.parts
     if product.norm:
-        kernels.rms_norm(inner, vectors[product.norm], product.eps, inner)
+        norm_over_ranks(here, [(inner, vectors[product.norm], product.whole_cols)], product.eps)
     rows, matrix = kernels.activations(inner), here.weights.matrices[part.tensor]
     plain = part.tensor + ".scale" not in vectors and part.tensor + ".bias" not in vectors
-    if plain and not product.post_norm and here.watch is None:
+    plain = plain and not product.post_norm and product.factor == 1.0
+    if plain and here.watch is None and here.tools.link is None:
         kernels.matmul(matrix, rows, x, add=True)
         return
     kernels.matmul(matrix, rows, t)
+    sum_over_ranks(here, t)
     if here.watch is not None:
         here.watch(here.layer, product.name, inner.copy(), {part.out: t.copy()})
-    _scale_and_bias(here, part.tensor, t)
+    scale_and_bias(here, part.tensor, t)
     add_result(kernels, vectors, product, t, x)
 
 
 def add_result(kernels: Kernels, vectors: dict[str, F32], product: Product, t: F32, x: F32) -> None:
-    """x += t, through the norm after the product if it has one; t is overwritten."""
+    """x += t, through the norm after the product if it has one, times its factor; t is overwritten."""
     if product.post_norm:
-        kernels.rms_norm(t, vectors[product.post_norm], product.eps, t)
+        apply_norm(kernels, vectors, product.post_norm, "rms", product.post_eps or product.eps, t, t)
+    if product.factor != 1.0:
+        kernels.scale(t, product.factor)
     kernels.add(x, t)
 
 
 def normed(kernels: Kernels, vectors: dict[str, F32], product: Product, inner: F32) -> F32:
     """A product's input after its norm, if it has one: a new array, or `inner`."""
-    if not product.norm:
-        return inner
-    out = np.empty_like(inner)
-    kernels.rms_norm(np.ascontiguousarray(inner), vectors[product.norm], product.eps, out)
-    return out
+    return product_input(kernels, vectors, product, np.ascontiguousarray(inner), np.empty_like(inner))
 
 
-def _scale_and_bias(here: Here, name: str, out: F32) -> None:
+def scale_and_bias(here: Here, name: str, out: F32) -> None:
     """What a file may have beside the matrix `name`."""
     scale = here.vectors.get(name + ".scale")
     if scale is not None:

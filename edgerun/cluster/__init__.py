@@ -1,0 +1,1 @@
+"""Several devices that run one model together."""

@@ -1,0 +1,87 @@
+"""Half of a layer of which this rank of a group holds nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from edgerun.kernels.interface import F32
+from edgerun.kv import KvLayer
+from edgerun.models.blocks.base import Cancel, Here
+from edgerun.models.blocks.declared import Product, Tensor
+from edgerun.models.blocks.products import add_result, scale_and_bias
+from edgerun.models.blocks.sums import add_up
+from edgerun.models.link import Link
+from edgerun.models.places import Places
+from edgerun.models.scratch import Layout, Scratch
+
+
+@dataclass(frozen=True)
+class Absent:
+    """It takes part in what is summed up, and adds the sum to x.
+
+    output: the product that is divided; squares: how many norms over all ranks' columns come before it, in each of the
+    reductions that they need."""
+
+    output: Product
+    squares: tuple[int, ...]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is done with the sum."""
+        name, rows = self.output.parts[0].tensor, self.output.rows
+        found = {f"{name}.bias": Tensor((rows,), False), f"{name}.scale": Tensor((1,), False)}
+        if self.output.post_norm:
+            found[self.output.post_norm] = Tensor((rows,))
+        return found
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return ()
+
+    @property
+    def floats(self) -> int:
+        return 0
+
+    @property
+    def layouts(self) -> tuple[Layout[object], ...]:
+        return ()
+
+    def add_sum(self, here: Here, x: F32, t: F32) -> None:
+        """x (T, d) += what the other ranks computed. t (T, d): scratch."""
+        link = here.tools.link
+        assert link is not None  # whoever holds nothing is not alone
+        here.cut(partial(_take_part, link, self.squares, t))
+        scale_and_bias(here, self.output.parts[0].tensor, t)
+        add_result(here.kernels, here.vectors, self.output, t, x)
+
+
+def _take_part(link: Link, squares: tuple[int, ...], t: F32, cancelled: Cancel, rows: int) -> None:
+    for count in squares:
+        link.all_reduce(np.zeros((rows, count), np.float32))
+    t[:] = 0
+    add_up(link, t, cancelled, rows)
+
+
+@dataclass(frozen=True)
+class AbsentMixer(Absent):
+    """`kv`: what the rank keeps of a position, which takes no memory."""
+
+    kv: KvLayer
+
+    heads = 0
+
+    def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
+        """As `Mixer.forward`."""
+        self.add_sum(here, x, s.t)
+
+
+@dataclass(frozen=True)
+class AbsentFeedForward(Absent):
+    """A feed-forward without a column."""
+
+    def forward(self, here: Here, x: F32, s: Scratch) -> None:
+        """As `FeedForward.forward`."""
+        self.add_sum(here, x, s.t)

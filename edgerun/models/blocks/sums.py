@@ -1,0 +1,47 @@
+"""What the ranks of a group sum up within a layer: partial results of a product whose columns they divided, and the
+squares of what a norm goes over. Where a model is whole, nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from edgerun.kernels.interface import F32
+from edgerun.models.blocks.base import Cancel, Here
+from edgerun.models.link import Link
+
+Normed = tuple[F32, F32, int]
+"""x (T, cols), the norm's weights (cols,), and how many columns all ranks have together."""
+
+
+def norm_over_ranks(here: Here, inputs: Sequence[Normed], eps: float) -> None:
+    """RMSNorm of each input, in place, over the columns of all ranks."""
+    link = here.tools.link
+    if link is None:
+        for x, weight, _ in inputs:
+            here.kernels.rms_norm(x, weight, eps, x)
+    else:
+        here.cut(partial(_norm, link, inputs, eps))
+
+
+def _norm(link: Link, inputs: Sequence[Normed], eps: float, cancelled: Cancel, rows: int) -> None:
+    squares = np.stack([np.square(x[:rows]).sum(axis=1) for x, _, _ in inputs], axis=1)  # (rows, inputs) f32
+    link.all_reduce(squares)
+    for index, (x, weight, cols) in enumerate(inputs):
+        x[:rows] *= weight / np.sqrt(squares[:, index : index + 1] / np.float32(cols) + np.float32(eps))
+        x[rows:] = x[rows - 1]
+
+
+def sum_over_ranks(here: Here, t: F32) -> None:
+    """t (T, d), a part of the result on each rank, becomes all of it."""
+    link = here.tools.link
+    if link is not None:
+        here.cut(partial(add_up, link, t))
+
+
+def add_up(link: Link, t: F32, cancelled: Cancel, rows: int) -> None:
+    """The same, now: of the first so many rows."""
+    link.all_reduce(t[:rows])
+    t[rows:] = t[rows - 1]  # nobody's rows are copies of the last: while a step is recorded they write what it writes

@@ -1,0 +1,62 @@
+"""What a family declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgerun.kernels.interface import Activation, RopeKind
+from edgerun.kernels.routing import RouterKind
+
+NormKind = Literal["rms", "layer"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the one decoder must know beyond the numbers in the file."""
+
+    rope: RopeKind
+    activation: Activation = "silu"
+    qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
+    fused_qkv: bool = False  # one matrix attn_qkv
+    norm: NormKind = "rms"
+    pre_norms: bool = True  # before the mixer and before the feed-forward
+    ffn_norm: str = "ffn_norm"  # name of the norm before the feed-forward
+    parallel: bool = False  # one norm for both: x += mixer(h) + feed_forward(h)
+    gated: bool = True  # feed-forwards and experts
+    fused_gate_up: bool = False  # ffn_up holds gate, then up (others may have it so, by file)
+    post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
+    sub_norms: bool = False  # a norm before attn_output and before ffn_down
+    post_norm_eps: float = 0.0  # of these; 0: the model's
+    scaled_embedding: bool = False  # times sqrt(d_model)
+    normed_embedding: bool = False  # through an RMSNorm without weights
+    multipliers: bool = False  # embedding_scale, residual_scale and attention.scale are used
+    logits: Literal["plain", "times", "over"] = "plain"  # times or over logit_scale
+    router: RouterKind = "softmax"
+    renormalise: bool = True  # the chosen experts' weights sum to one
+    shared_gate: bool = False  # the shared expert is weighted by a gate
+    weighted_inputs: bool = False  # experts' weights multiply what they are fed
+    dense_beside: bool = False  # a mixture has a dense feed-forward too, and norms of each
+    expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
+    early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
+    window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
+    window_after: bool = False  # of every n layers all but the first
+    window_optional: bool = False  # a file may have no window
+    rope_in_window: bool = False  # layers that see everything are not rotated
+    local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
+    wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
+    unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
+
+
+_EVERYWHERE = {  # what converters add to files of any family
+    r"blk\.(0|[1-9][0-9]*)\.[a-z0-9_]+\.input_scale": "scales of activations for 4- and 8-bit float units",
+}
+
+RERANKER = {r"cls(\.output)?\.(weight|bias)": "the head with which a reranker scores texts"}
+VISION = {r"(v|mm)\.[a-z0-9_.]+": "the part of the model that sees images"}  # in the same file by some converters
+
+
+def unused_tensors(family: Family) -> dict[str, str]:
+    """Patterns of names that a file may have and text does not need -> what they are, for people."""
+    return {**_EVERYWHERE, **family.unused}

@@ -1,0 +1,10 @@
+"""Qwen 1.5 to 3, dense and with experts."""
+
+from edgerun.models.families.family import RERANKER, Family
+
+FAMILIES = {
+    "qwen2": Family(rope="neox", unused=RERANKER),
+    "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
+    "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
+    "qwen3moe": Family(rope="neox", qk_norm="head"),
+}

@@ -1,0 +1,15 @@
+"""SmallThinker."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {
+    "smallthinker": Family(
+        rope="neox",
+        activation="relu",
+        early_router=True,
+        window_pattern=4,
+        window_after=True,
+        window_optional=True,
+        rope_in_window=True,
+    ),
+}

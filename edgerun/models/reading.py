@@ -1,0 +1,228 @@
+"""A model's numbers are read from GGUF metadata, and checked before anything is allocated from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import Activation
+from edgerun.kernels.routing import RouterKind
+from edgerun.models.families import Family, family_of
+from edgerun.models.numbers import Numbers
+from edgerun.models.rotations import rotations_of
+from edgerun.models.spec import LayerNumbers, ModelSpec
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s. fused: the tensors that hold gate and up."""
+
+    vocab_size: int
+    sparse: bool
+    fused: frozenset[str] = frozenset()
+
+
+def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
+    """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
+    UnsupportedError for unknown architectures, FormatError for impossible values."""
+    architecture = gguf.architecture
+    family = family_of(architecture)
+    n = Numbers(gguf.metadata, architecture)
+    whole = whole or _whole_model(gguf)
+    sparse = whole.sparse
+    layers = _layers(gguf, n, family, whole.fused)
+    if family.early_router and not layers[0].n_experts:
+        raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
+    eps = n.real("attention.layer_norm_epsilon" if family.norm == "layer" else "attention.layer_norm_rms_epsilon", 1e-5)
+    if not 0.0 < eps < 1.0:
+        raise FormatError(f"impossible numbers: norm epsilon {eps}")
+    experts = any(layer.n_experts for layer in layers)
+    if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
+        raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
+    groups, groups_used = _groups(n, layers)
+    return ModelSpec(
+        architecture=architecture,
+        family=family,
+        layers=layers,
+        d_model=n.integer("embedding_length"),
+        vocab_size=whole.vocab_size,
+        context_length=n.integer("context_length", 4096),
+        norm_eps=eps,
+        expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
+        renormalise=n.truth("expert_weights_norm", family.renormalise),
+        expert_groups=groups,
+        expert_groups_used=groups_used,
+        latent=n.integer("moe_latent_size", 0, 0),
+        embedding_scale=_embedding_scale(n, family),
+        residual_scale=n.real("residual_scale", 1.0) or 1.0 if family.multipliers else 1.0,
+        logit_scale=_logit_scale(n, family),
+        attention_softcap=n.real("attn_logit_softcapping", 0.0),
+        logit_softcap=n.real("final_logit_softcapping", 0.0),
+        activation=_activation(n, family, sparse),
+        router=_router(n, family),
+        sparse=sparse,
+    )
+
+
+def _whole_model(gguf: GgufFile) -> WholeModel:
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise FormatError("the file has no matrix token_embd.weight: it holds no model")
+    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors, _fused(gguf))
+
+
+def _fused(gguf: GgufFile) -> frozenset[str]:
+    """Parts of layers that hold gate and up: by name, or because there is no gate and twice as many rows."""
+    parts = {name.split(".", 2)[2]: info for name, info in gguf.tensors.items() if name.count(".") >= 3}
+    found = {"ffn_gate_up_exps"} if "ffn_gate_up_exps.weight" in parts else set()
+    for end in ("", "_shexp"):
+        up, down = parts.get(f"ffn_up{end}.weight"), parts.get(f"ffn_down{end}.weight")
+        if up and down and f"ffn_gate{end}.weight" not in parts and up.shape[0] == 2 * down.shape[-1]:
+            found.add(f"ffn_up{end}")
+    return frozenset(found)
+
+
+def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -> tuple[LayerNumbers, ...]:
+    """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
+    count = _layer_count(gguf, n)
+    d_model = n.integer("embedding_length")
+    heads = n.by_layer("attention.head_count", count)
+    if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
+        raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
+    for mine, shared in zip(heads, kv_heads, strict=True):
+        if mine % shared:
+            raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
+    head_dim = d_model // heads[0]
+    head_dim_k = n.integer("attention.key_length", head_dim)
+    head_dim_v = n.integer("attention.value_length", head_dim)
+    windowed, window = _windowed(n, family, count), n.integer("attention.sliding_window", 0, 0)
+    if family.window_pattern and not family.window_optional and window == 0:
+        raise FormatError(f"the file lacks {gguf.architecture}.attention.sliding_window")
+    plain, local = rotations_of(n, family, head_dim_k)
+    experts = n.integer("expert_count", 0, 0)
+    used = n.by_layer("expert_used_count", count, [0] * count, 0)
+    for each in used:
+        if experts and not 1 <= each <= experts:
+            raise FormatError(f"cannot use {each} of {experts} experts")
+    d_ff = n.by_layer("feed_forward_length", count, [0] * count, 0)
+    d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0) if family.expert_length else d_ff
+    mixtures = _mixtures(n, count) if experts else [False] * count
+    found = []
+    for layer in range(count):
+        narrow = windowed[layer] and window > 0
+        unrotated = family.rope_in_window and window > 0 and not narrow
+        numbers = LayerNumbers(
+            n_heads=heads[layer],
+            n_kv_heads=kv_heads[layer],
+            head_dim_k=head_dim_k,
+            head_dim_v=head_dim_v,
+            d_ff=d_ff[layer],
+            rotation=None if unrotated else local if narrow else plain,
+            window=window if narrow else 0,
+            fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
+        )
+        if mixtures[layer]:
+            numbers = replace(
+                numbers,
+                n_experts=experts,
+                n_experts_used=used[layer],
+                d_ff_expert=d_ff_expert[layer] or d_ff[layer],
+                d_ff_shared=_shared_width(n, d_ff_expert[layer] or d_ff[layer]),
+                fused_experts="ffn_gate_up_exps" in fused,
+                fused_shared="ffn_up_shexp" in fused,
+            )
+        found.append(numbers)
+    return tuple(found)
+
+
+def _layer_count(gguf: GgufFile, n: Numbers) -> int:
+    blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
+    name = f"{gguf.architecture}.block_count"
+    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+        raise FormatError(f"{name} is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)")
+    if further >= blocks:
+        raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
+    return blocks - further
+
+
+def _windowed(n: Numbers, family: Family, layers: int) -> list[bool]:
+    """Which layers see no more than the window: by the file, as one truth a layer or as n (of every n layers all
+    but one do), or by the family. None where the family has no windows."""
+    key = "attention.sliding_window_pattern"
+    value = n.raw(key)
+    if not family.window_pattern:
+        return [False] * layers
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        if len(value) < layers:
+            raise FormatError(f"{n.name(key)} has {len(value)} truths for {layers} layers")
+        return [bool(each) for each in value[:layers]]
+    every = n.integer(key, family.window_pattern, 0)
+    if every == 0:
+        return [True] * layers
+    sees_all = 0 if family.window_after else every - 1
+    return [layer % every != sees_all for layer in range(layers)]
+
+
+def _activation(n: Numbers, family: Family, sparse: bool) -> Activation:
+    """What the file says, or the family has; a file of neurons without a word is a ReLU model (PowerInfer's)."""
+    said = n.text("hidden_activation", "relu" if sparse else family.activation)
+    known: tuple[Activation, ...] = get_args(Activation)
+    found = next((each for each in known if each == said), None)
+    if found is None:
+        raise UnsupportedError(f"the activation {said!r} is not supported; edgerun knows {', '.join(known)}")
+    if sparse and found not in ("relu", "relu2"):
+        raise FormatError(
+            f"the file holds ffn_down_t, for neurons that mostly do not fire; with {found} all of them do"
+        )
+    return found
+
+
+def _router(n: Numbers, family: Family) -> RouterKind:
+    """llama.cpp's expert_gating_func, where the file says one."""
+    kinds: dict[int, RouterKind] = {0: family.router, 1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
+    said = n.integer("expert_gating_func", 0, 0)
+    if said not in kinds:
+        raise UnsupportedError(f"the gating function {said} of its experts is not supported")
+    return kinds[said]
+
+
+def _mixtures(n: Numbers, layers: int) -> list[bool]:
+    """Which layers have experts: after the leading dense ones, of every so many the last."""
+    first, step = n.integer("leading_dense_block_count", 0, 0), n.integer("interleave_moe_layer_step", 1, 0) or 1
+    return [layer >= first and (layer + 1) % step == 0 for layer in range(layers)]
+
+
+def _shared_width(n: Numbers, d_ff_expert: int) -> int:
+    """Of the experts that every token uses, which lie together as one."""
+    count = n.integer("expert_shared_count", 0, 0)
+    return n.integer("expert_shared_feed_forward_length", 0, 0) or count * d_ff_expert
+
+
+def _groups(n: Numbers, layers: tuple[LayerNumbers, ...]) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may use."""
+    groups, used = n.integer("expert_group_count", 1, 0) or 1, n.integer("expert_group_used_count", 1, 0) or 1
+    experts = max(layer.n_experts for layer in layers)
+    if groups == 1 or not experts:
+        return 1, 1
+    most = max(layer.n_experts_used for layer in layers)
+    if experts % groups or experts // groups < 2 or used > groups or most > used * (experts // groups):
+        raise FormatError(f"cannot use {most} experts of {used} of {groups} groups of {experts}")
+    return groups, used
+
+
+def _embedding_scale(n: Numbers, family: Family) -> float:
+    if family.scaled_embedding:
+        return float(n.integer("embedding_length") ** 0.5)
+    return n.real("embedding_scale", 1.0) or 1.0 if family.multipliers else 1.0
+
+
+def _logit_scale(n: Numbers, family: Family) -> float:
+    if family.logits == "plain":
+        return 1.0
+    scale = n.real("logit_scale", 1.0) or 1.0
+    return scale if family.logits == "times" else 1.0 / scale

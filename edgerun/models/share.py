@@ -1,0 +1,62 @@
+"""What one rank of a group has of a model: of every layer some heads, some columns of its feed-forward, some experts,
+and some rows of the vocabulary. A shard's spec is the model's with the numbers of such a share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from edgerun.models.spec import LayerNumbers, ModelSpec, Shard
+
+
+@dataclass(frozen=True)
+class LayerShare:
+    """Ranges of a layer: `heads` of the queries, columns `ff` of the feed-forward (of every expert, where there are
+    some), whole `experts`, columns `shared` of the shared expert. Any of them may be empty."""
+
+    heads: range
+    ff: range
+    experts: range = range(0)
+    shared: range = range(0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of every layer and of the vocabulary. text: whether the rank has the embedding."""
+
+    layers: tuple[LayerShare, ...]
+    vocabulary: range
+    text: bool
+
+
+def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
+    """The heads of keys and values that a share's queries look at, in the order that the shard holds them: as many
+    queries in a row for each, so that one that fewer queries share may stand there twice."""
+    group = numbers.n_heads // max(1, numbers.n_kv_heads)
+    seen = [head // group for head in heads]
+    counts = [seen.count(each) for each in dict.fromkeys(seen)]
+    return seen[:: gcd(*counts)] if counts else []
+
+
+def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:
+    """The numbers of a shard of the model `spec`: what its rank computes."""
+    layers = []
+    for whole, mine in zip(spec.layers, share.layers, strict=True):
+        layers.append(
+            replace(
+                whole,
+                n_heads=len(mine.heads),
+                n_kv_heads=len(kv_heads_of(whole, mine.heads)),
+                d_ff=0 if whole.n_experts else len(mine.ff),
+                d_ff_expert=len(mine.ff) if whole.n_experts else 0,
+                d_ff_shared=len(mine.shared),
+            )
+        )
+    experts = tuple(each.experts for each in share.layers)
+    return replace(
+        spec,
+        layers=tuple(layers),
+        shard=Shard(spec.layers, experts, len(share.vocabulary), share.text),
+        tensors={},
+        unused=(),
+    )
