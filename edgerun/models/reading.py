@@ -58,7 +58,8 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         expert_groups_used=groups_used,
         latent=n.integer("moe_latent_size", 0, 0),
         embedding_scale=_embedding_scale(n, family),
-        residual_scale=n.real("residual_scale", 1.0) or 1.0 if family.multipliers else 1.0,
+        residual_scale=_residual_scale(n, family, len(layers)),
+        score_scale=n.real("attention.scale", 0.0) if family.multipliers else 0.0,
         logit_scale=_logit_scale(n, family),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
@@ -132,7 +133,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
                 n_experts=experts,
                 n_experts_used=used[layer],
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
-                d_ff_shared=_shared_width(n, d_ff_expert[layer] or d_ff[layer]),
+                d_ff_shared=_shared_width(n, family, d_ff_expert[layer] or d_ff[layer]),
                 fused_experts="ffn_gate_up_exps" in fused,
                 fused_shared="ffn_up_shexp" in fused,
             )
@@ -197,10 +198,11 @@ def _mixtures(n: Numbers, layers: int) -> list[bool]:
     return [layer >= first and (layer + 1) % step == 0 for layer in range(layers)]
 
 
-def _shared_width(n: Numbers, d_ff_expert: int) -> int:
+def _shared_width(n: Numbers, family: Family, d_ff_expert: int) -> int:
     """Of the experts that every token uses, which lie together as one."""
-    count = n.integer("expert_shared_count", 0, 0)
-    return n.integer("expert_shared_feed_forward_length", 0, 0) or count * d_ff_expert
+    count = n.integer("expert_shared_count", family.least_shared, 0)
+    said = n.integer("expert_shared_feed_forward_length", 0, 0)
+    return said * count if family.shared_times_count and said else said or count * d_ff_expert
 
 
 def _groups(n: Numbers, layers: tuple[LayerNumbers, ...]) -> tuple[int, int]:
@@ -218,11 +220,17 @@ def _groups(n: Numbers, layers: tuple[LayerNumbers, ...]) -> tuple[int, int]:
 def _embedding_scale(n: Numbers, family: Family) -> float:
     if family.scaled_embedding:
         return float(n.integer("embedding_length") ** 0.5)
-    return n.real("embedding_scale", 1.0) or 1.0 if family.multipliers else 1.0
+    return n.real("embedding_scale", family.default_multipliers[0]) or 1.0 if family.multipliers else 1.0
+
+
+def _residual_scale(n: Numbers, family: Family, layers: int) -> float:
+    usual = family.default_multipliers[1]
+    return n.real("residual_scale", 1.0 if usual == 1.0 else usual / layers**0.5) or 1.0 if family.multipliers else 1.0
 
 
 def _logit_scale(n: Numbers, family: Family) -> float:
     if family.logits == "plain":
         return 1.0
-    scale = n.real("logit_scale", 1.0) or 1.0
+    usual = family.default_multipliers[2]
+    scale = n.real("logit_scale", usual / n.integer("embedding_length") if usual else 1.0) or 1.0
     return scale if family.logits == "times" else 1.0 / scale

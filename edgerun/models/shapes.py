@@ -99,8 +99,8 @@ def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tup
     if strange and all(name.endswith(".scale") for name in strange):
         raise UnsupportedError(
             f"{gguf.path}: the file has factors for whole tensors ({_listed(strange)}) that edgerun applies to "
-            "matrices of attention and feed-forward only, not to experts, embeddings and heads: without them the model "
-            "would give other answers"
+            "matrices of attention and feed-forward only, not to embeddings and heads: without them the model would "
+            "give other answers"
         )
     if strange:
         raise UnsupportedError(

@@ -89,6 +89,7 @@ class ModelSpec:
     latent: int = 0  # width that experts work in; 0: d_model
     embedding_scale: float = 1.0  # of what enters the first layer
     residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
+    score_scale: float = 0.0  # of attention; 0: the root of a head's dimensions, or what the family says
     logit_scale: float = 1.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
@@ -127,6 +128,8 @@ class ModelSpec:
 
     def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
+        if self.score_scale:
+            return self.score_scale
         numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,15 @@ import numpy as np
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, open_gguf
 from edgerun.formats.quants import quantize
 from edgerun.models import load_spec
-from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
-from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
+from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.spec import ModelSpec
+from edgerun.weights.catalog import tensor_name
 
 VOCAB, LAYERS, TOKENS = 96, 3, 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
     """What `write` makes: a family, some metadata, a weight type."""
 
@@ -34,10 +37,13 @@ class Instance:
     layers: int = LAYERS
     experts: int = 0
     used: int = 0
+    ff_expert: int = 0  # 0: ff
     ff_shared: int = 0
     window: int = 0
     tied: bool = False
     biases: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # tensors that a file may have and this one has
+    fused: tuple[str, ...] = ()  # tensors that hold gate and up
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
@@ -90,6 +96,186 @@ PLAIN = [
     ),
     Instance("smallthinker-softmax", "smallthinker", layers=4, experts=8, used=3, metadata={"expert_gating_func": 1}),
 ]
+_LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+_NORM_BIASES = ("attn_norm.bias", "ffn_norm.bias", "output_norm.bias")
+_UP_BIASES = ("ffn_up.bias", "ffn_down.bias")
+_MULTIPLIERS = {"embedding_scale": 6.0, "residual_scale": 0.4, "attention.scale": 0.09, "logit_scale": 3.0}
+_CHOICE = ("exp_probs_b.bias",)
+_DEEP = {"leading_dense_block_count": 1, "expert_shared_count": 2, "expert_weights_scale": 1.7}
+_MOE: dict[str, Any] = {"experts": 8, "used": 3, "ff_expert": 64}
+OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
+    Instance("granite", "granite", metadata=_MULTIPLIERS),
+    Instance("granite-plain", "granite", tied=True, metadata={"logit_scale": 2.0}),
+    Instance("granitemoe", "granitemoe", experts=8, used=3, ff_shared=64, metadata=_MULTIPLIERS),
+    Instance("minicpm", "minicpm", metadata={"embedding_scale": 6.0, "residual_scale": 0.4, "logit_scale": 3.0}),
+    Instance("minicpm-old", "minicpm", layers=4, tied=True),
+    Instance("ernie", "ernie4_5"),
+    Instance("ernie-Q8_0", "ernie4_5", GgmlType.Q8_0, tied=True),
+    Instance(
+        "erniemoe",
+        "ernie4_5-moe",
+        ff_shared=48,
+        more=_CHOICE,
+        metadata={"interleave_moe_layer_step": 1, "leading_dense_block_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "erniemoe-Q8_0",
+        "ernie4_5-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        ff_shared=32,
+        metadata={"interleave_moe_layer_step": 1},
+        **_MOE,
+    ),
+    Instance("cohere2", "cohere2", layers=5, window=12, tied=True, metadata={**_LAYER_NORM, "logit_scale": 0.25}),
+    Instance(
+        "cohere2-Q8_0",
+        "cohere2",
+        GgmlType.Q8_0,
+        layers=4,
+        kv_heads=1,
+        window=6,
+        tied=True,
+        metadata={**_LAYER_NORM, "logit_scale": 0.5},
+    ),
+    Instance(
+        "phi2",
+        "phi2",
+        kv_heads=4,
+        more=(*_BIASES, "attn_norm.bias", *_UP_BIASES, "output_norm.bias", "output.bias"),
+        metadata={**_LAYER_NORM, "rope.dimension_count": 8},
+    ),
+    Instance(
+        "phi2-Q8_0",
+        "phi2",
+        GgmlType.Q8_0,
+        more=(*_BIASES, "attn_norm.bias", *_UP_BIASES, "output_norm.bias", "output.bias"),
+        metadata=_LAYER_NORM,
+    ),
+    Instance("phimoe", "phimoe", experts=6, used=2, more=(*_BIASES, *_NORM_BIASES, "output.bias")),
+    Instance(
+        "phimoe-Q8_0",
+        "phimoe",
+        GgmlType.Q8_0,
+        kv_heads=1,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_NORM_BIASES, "output.bias"),
+    ),
+    Instance("starcoder2", "starcoder2", more=(*_BIASES, *_NORM_BIASES, *_UP_BIASES), metadata=_LAYER_NORM),
+    Instance(
+        "starcoder2-Q8_0",
+        "starcoder2",
+        GgmlType.Q8_0,
+        tied=True,
+        kv_heads=1,
+        more=(*_BIASES, *_NORM_BIASES, *_UP_BIASES),
+        metadata=_LAYER_NORM,
+    ),
+    Instance("nemotron", "nemotron", more=_NORM_BIASES, metadata={**_LAYER_NORM, "rope.dimension_count": 8}),
+    Instance("nemotron-Q8_0", "nemotron", GgmlType.Q8_0, more=(*_NORM_BIASES, *_UP_BIASES), metadata=_LAYER_NORM),
+    Instance("arcee", "arcee"),
+    Instance("arcee-Q8_0", "arcee", GgmlType.Q8_0, tied=True, kv_heads=4),
+    Instance("stablelm", "stablelm", more=_NORM_BIASES, metadata={**_LAYER_NORM, "rope.dimension_count": 4}),
+    Instance("stablelm-Q8_0", "stablelm", GgmlType.Q8_0, kv_heads=4, more=_NORM_BIASES, metadata=_LAYER_NORM),
+    Instance("deepseek", "deepseek", metadata=_DEEP, **_MOE),
+    Instance(
+        "deepseek-four-Q8_0",
+        "deepseek",
+        GgmlType.Q8_0,
+        layers=4,
+        metadata={**_DEEP, "leading_dense_block_count": 2},
+        **_MOE,
+    ),
+    Instance(
+        "dots1",
+        "dots1",
+        kv_heads=4,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "dots1-softmax-Q8_0", "dots1", GgmlType.Q8_0, kv_heads=4, metadata={**_DEEP, "expert_gating_func": 1}, **_MOE
+    ),
+    Instance("bailingmoe", "bailingmoe", metadata={**_DEEP, "leading_dense_block_count": 0}, **_MOE),
+    Instance(
+        "bailingmoe-Q8_0",
+        "bailingmoe",
+        GgmlType.Q8_0,
+        metadata={"expert_shared_count": 1, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2",
+        "bailingmoe2",
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "rope.dimension_count": 8,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2-Q8_0",
+        "bailingmoe2",
+        GgmlType.Q8_0,
+        ff_shared=32,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_group_count": 2, "expert_group_used_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "minimax",
+        "minimax-m2",
+        experts=8,
+        used=3,
+        more=_CHOICE,
+        metadata={"expert_gating_func": 2, "rope.dimension_count": 8},
+    ),
+    Instance(
+        "minimax-Q8_0", "minimax-m2", GgmlType.Q8_0, experts=6, used=2, more=_CHOICE, metadata={"expert_gating_func": 2}
+    ),
+    Instance(
+        "glm4moe",
+        "glm4moe",
+        more=(*_CHOICE, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        metadata={**_DEEP, "expert_weights_norm": True, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "glm4moe-Q8_0",
+        "glm4moe",
+        GgmlType.Q8_0,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 1, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe",
+        "exaone-moe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True, "expert_shared_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe-four-Q8_0",
+        "exaone-moe",
+        GgmlType.Q8_0,
+        layers=4,
+        window=6,
+        ff_shared=32,
+        metadata={"expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
+]
 QUANTISED = [
     Instance(f"llama-{type.name}", "llama", type, d=256, ff=512, heads=4, head_dim=64)
     for type in (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.F16, GgmlType.BF16)
@@ -115,44 +301,52 @@ BY_LAYER = [  # nor has it families of today's with these
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE + BY_LAYER}
+INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + QUANTISED + SPARSE + BY_LAYER}
 
 
 _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
 
 
-def _by_layer(i: Instance, name: str) -> tuple[int, ...]:
-    return i.by_layer.get(name) or (getattr(i, name),) * i.layers
+def metadata_of(i: Instance) -> dict[str, Any]:
+    """What the file says of its numbers, by keys without the architecture."""
+    found: dict[str, Any] = {
+        "block_count": i.layers,
+        "context_length": 128,
+        "embedding_length": i.d,
+        "feed_forward_length": i.ff,
+        "attention.head_count": i.heads,
+        "attention.head_count_kv": i.kv_heads,
+        "attention.key_length": i.head_dim,
+        "attention.value_length": i.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": i.head_dim,
+        "rope.freq_base": 10000.0,
+        "vocab_size": VOCAB,
+    }
+    for key, name in _BY_LAYER.items():
+        if name in i.by_layer:
+            found[key] = np.array(i.by_layer[name], np.int32)
+    if i.experts:
+        found |= {"expert_count": i.experts, "expert_used_count": i.used}
+        found["expert_feed_forward_length"] = i.ff_expert or i.ff
+    if i.ff_shared:
+        found["expert_shared_feed_forward_length"] = i.ff_shared
+    if i.window:
+        found["attention.sliding_window"] = i.window
+    return found | i.metadata
 
 
+@cache
 def spec_of(i: Instance) -> ModelSpec:
     """The numbers that the file will say, enough to know its shapes."""
-    layers = tuple(
-        LayerNumbers(
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            head_dim_k=i.head_dim,
-            head_dim_v=i.head_dim,
-            d_ff=ff,
-            rotation=Rotation(i.head_dim, 10000.0),
-            n_experts=i.experts,
-            n_experts_used=i.used,
-            d_ff_expert=ff,
-            d_ff_shared=i.ff_shared,
-            fused_gate_up=FAMILIES[i.arch].fused_gate_up,
-        )
-        for ff, heads, kv_heads in zip(*(_by_layer(i, name) for name in ("ff", "heads", "kv_heads")), strict=True)
-    )
-    return ModelSpec(
-        architecture=i.arch,
-        family=FAMILIES[i.arch],
-        layers=layers,
-        d_model=i.d,
-        vocab_size=VOCAB,
-        context_length=128,
-        norm_eps=1e-5,
-        sparse=i.sparse,
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "numbers.gguf"
+        with GgufWriter(path, i.arch) as w:
+            for key, value in metadata_of(i).items():
+                w.add(f"{i.arch}.{key}", value)
+            w.add_tensor("none", np.zeros(1, np.float32), GgmlType.F32)
+        with open_gguf(path) as gguf:
+            return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))
 
 
 _ORDER = (  # in which a layer's tensors are made up: files from before must not change
@@ -165,8 +359,14 @@ _ORDER = (  # in which a layer's tensors are made up: files from before must not
 
 def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
     """Names without layer and `.weight` -> numpy shape, of what a layer needs."""
-    needed = {part: each.shape for part, each in plan_of(spec_of(i))[layer].tensors.items() if each.needed}
-    return {part: needed[part] for part in sorted(needed, key=_ORDER.index)}
+    tensors = plan_of(spec_of(i))[layer].tensors
+    needed = {part: each.shape for part, each in tensors.items() if each.needed or part in i.more}
+    return {part: needed[part] for part in sorted(needed, key=_place)}
+
+
+def _place(part: str) -> tuple[int, str]:
+    """Where in the order a part comes: new ones at the end, by name."""
+    return (_ORDER.index(part), "") if part in _ORDER else (len(_ORDER), part)
 
 
 def tokens_of(i: Instance) -> list[int]:
@@ -192,33 +392,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
     with GgufWriter(path, a) as w:
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
-        for key, value in {
-            "block_count": i.layers,
-            "context_length": 128,
-            "embedding_length": i.d,
-            "feed_forward_length": i.ff,
-            "attention.head_count": i.heads,
-            "attention.head_count_kv": i.kv_heads,
-            "attention.key_length": i.head_dim,
-            "attention.value_length": i.head_dim,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "rope.dimension_count": i.head_dim,
-            "rope.freq_base": 10000.0,
-            "vocab_size": n_vocab,
-        }.items():
-            if key not in i.metadata:
-                each = i.by_layer.get(_BY_LAYER.get(key, ""))
-                w.add(f"{a}.{key}", value if each is None else np.array(each, np.int32))
-        if i.experts:
-            w.add(f"{a}.expert_count", i.experts)
-            w.add(f"{a}.expert_used_count", i.used)
-            w.add(f"{a}.expert_feed_forward_length", i.ff)
-        if i.ff_shared:
-            w.add(f"{a}.expert_shared_feed_forward_length", i.ff_shared)
-        if i.window:
-            w.add(f"{a}.attention.sliding_window", i.window)
-        for key, value in i.metadata.items():
-            w.add(f"{a}.{key}", value)
+        for key, value in metadata_of(i).items():
+            w.add(f"{a}.{key}", n_vocab if key == "vocab_size" else value)
         for key, value in (vocabulary or {"tokenizer.ggml.model": "none"}).items():
             w.add(key, value)
 
@@ -233,6 +408,9 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         vector("output_norm.weight", i.d, 1.0)
         if not i.tied:
             matrix("output.weight", (n_vocab, i.d), i.type)
+        for name in ("output_norm.bias", "output.bias"):
+            if name in i.more:
+                vector(name, n_vocab if name == "output.bias" else i.d, 0.0)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)
@@ -243,9 +421,11 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         for layer in range(i.layers):
             shapes = shapes_of(i, layer)
             for part, shape in shapes.items():
-                name = f"blk.{layer}.{part}.weight"
-                if len(shape) == 1:
-                    vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" else 1.0)
+                name = tensor_name(layer, part)
+                if part.endswith(".bias") and len(shape) == 2:  # of experts: so large that some are cut off
+                    w.add_tensor(name, (3 * rng.standard_normal(shape)).astype(np.float32), GgmlType.F32)
+                elif len(shape) == 1:
+                    vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" or part.endswith(".bias") else 1.0)
                 else:
                     matrix(name, shape, GgmlType.F32 if part == "ffn_gate_inp" else i.type)
             for part in i.biases:

@@ -6,7 +6,24 @@ no declaration; tensors that are of no use to text are declared in `unused`, and
 """
 
 from edgerun.errors import UnsupportedError
-from edgerun.models.families import bitnet, gemma, llama, olmo, phi, qwen, smallthinker
+from edgerun.models.families import (
+    bailing,
+    bitnet,
+    cohere,
+    deepseek,
+    ernie,
+    exaone,
+    gemma,
+    glm,
+    granite,
+    llama,
+    minimax,
+    olmo,
+    phi,
+    qwen,
+    smallthinker,
+    ungated,
+)
 from edgerun.models.families.family import Family, NormKind, unused_tensors
 
 __all__ = ["FAMILIES", "Family", "NormKind", "family_of", "unused_tensors"]
@@ -19,6 +36,15 @@ FAMILIES: dict[str, Family] = {
     **gemma.FAMILIES,
     **smallthinker.FAMILIES,
     **bitnet.FAMILIES,
+    **bailing.FAMILIES,
+    **cohere.FAMILIES,
+    **deepseek.FAMILIES,
+    **ernie.FAMILIES,
+    **glm.FAMILIES,
+    **granite.FAMILIES,
+    **exaone.FAMILIES,
+    **minimax.FAMILIES,
+    **ungated.FAMILIES,
 }
 
 

@@ -32,12 +32,17 @@ class Family:
     scaled_embedding: bool = False  # times sqrt(d_model)
     normed_embedding: bool = False  # through an RMSNorm without weights
     multipliers: bool = False  # embedding_scale, residual_scale and attention.scale are used
+    default_multipliers: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    """Of a file without them: of the embedding; of the residual, over the root of the layers where it is not 1; of the
+    logits, over d_model where it is not 0."""
     logits: Literal["plain", "times", "over"] = "plain"  # times or over logit_scale
     router: RouterKind = "softmax"
     renormalise: bool = True  # the chosen experts' weights sum to one
     shared_gate: bool = False  # the shared expert is weighted by a gate
     weighted_inputs: bool = False  # experts' weights multiply what they are fed
     dense_beside: bool = False  # a mixture has a dense feed-forward too, and norms of each
+    least_shared: int = 0  # shared experts of a file that does not say how many
+    shared_times_count: bool = False  # expert_shared_feed_forward_length is of each shared expert, not of all
     expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
     early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does

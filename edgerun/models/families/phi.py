@@ -1,5 +1,9 @@
-"""Phi-3 and Phi-4."""
+"""Phi 2, 3, 3.5 and 4."""
 
 from edgerun.models.families.family import Family
 
-FAMILIES = {"phi3": Family(rope="neox", fused_qkv=True, fused_gate_up=True)}
+FAMILIES = {
+    "phi2": Family(rope="neox", norm="layer", parallel=True, gated=False, activation="gelu"),
+    "phi3": Family(rope="neox", fused_qkv=True, fused_gate_up=True),
+    "phimoe": Family(rope="neox", expert_length=False),
+}
