@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
@@ -14,12 +14,18 @@ from edgerun.kv.prefix_tree import PrefixTree
 _MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in common, and at most half of the ledger's
 
 
+Copied = Callable[[int, Page, Page], None]
+"""The group's number, the page that is written, the one that is read."""
+
+
 class PagePool:
-    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page."""
+    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page; copied: told before
+    a page takes over what is in another."""
 
     def __init__(self, groups: Sequence[Group], ledger: KvLedger | None = None) -> None:
         self.groups = tuple(groups)
         self.ledger = ledger or KvLedger(None)
+        self.copied: Copied | None = None
         self._holders: WeakSet[PageHolder] = WeakSet()
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
         self.prefixes = PrefixTree(self.groups, most, lambda: self._held_by_others(self.prefixes))

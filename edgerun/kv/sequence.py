@@ -19,7 +19,7 @@ from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
 from edgerun.kv.page import Page
-from edgerun.kv.pages import PagePool
+from edgerun.kv.pages import Copied, PagePool
 from edgerun.kv.saved import page_content, page_form, page_name, page_place, saved_range
 
 I64 = NDArray[np.int64]
@@ -63,6 +63,24 @@ class KvSequence:
         """A layer's keys and values. `tables` holds the addresses of all layers' tables, (layers,)."""
         return self._layers[layer]
 
+    def held(self) -> list[list[Page | None]]:
+        """Of every group, the pages of positions 0 and on: lists that are replaced when they change."""
+        return [held.pages for held in self._held]
+
+    def hold(self, group: int, pages: Sequence[Page | None], length: int) -> None:
+        """Hold these pages of a group, whoever else does, in place of what is held, with `length` positions written:
+        a sequence of another rank is told what to hold and asks for nothing itself."""
+        if len(pages) > len(self._held[group].table) or not 0 <= length <= self.capacity:
+            raise UsageError(
+                f"a sequence of {self.capacity} positions cannot hold {len(pages)} pages, {length} of them"
+            )
+        self._room = 0
+        held = self._held[group]
+        held.pages = list(pages)
+        held.table[: len(pages)] = [0 if page is None else page.address for page in pages]
+        held.table[len(pages) :] = 0
+        self.length = length
+
     def reserve(self, tokens: int, at_once: int | None = None) -> None:
         """Make room for `tokens` more positions, of which `at_once` (all) are written before the next `reserve`.
 
@@ -84,7 +102,7 @@ class KvSequence:
         except DoesNotFitError:  # whoever shared a page has let go of it now, so that it need not be copied
             plans, fresh = self._taken(needed, at_once)
         for held, plan in zip(self._held, plans, strict=True):
-            held.arrange(plan, fresh[: plan.missing])
+            held.arrange(plan, fresh[: plan.missing], self._pool.copied)
             del fresh[: plan.missing]
         self._room = min(self.capacity, *(held.end for held in self._held))
 
@@ -277,7 +295,7 @@ class _Held:
         yield from (page for page in self.pages if page is not None)
         yield from self.in_hand
 
-    def arrange(self, plan: _Plan, fresh: list[Page]) -> None:
+    def arrange(self, plan: _Plan, fresh: list[Page], copied: Copied | None = None) -> None:
         """Pages and table as planned. An interrupt may leave half of it: then no page is in two places, what is not
         there any more is None, and the table will be written anew (`KvSequence._room`)."""
         in_hand = [*plan.in_hand, *fresh]
@@ -290,6 +308,8 @@ class _Held:
                 page = in_hand.pop()
                 page.promised = 0
                 if index == plan.start and plan.copied is not None:
+                    if copied is not None:
+                        copied(self.number, page, plan.copied)
                     page.copy_from(plan.copied)
                 pages[index] = page
         self.pages = pages

@@ -21,10 +21,10 @@ from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
-from edgerun.models.link import HeadLink
 from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend
+from edgerun.models.ranks import HeadRanks
 from edgerun.models.recent_rows import RecentRows
 from edgerun.models.spec import ModelSpec
 from edgerun.weights import WeightStore
@@ -38,7 +38,7 @@ class Decoder:
     context: tokens that a sequence may have (default: what the model was trained for); some models rotate by it.
     kv_ledger: what the pages of all its sequences are counted by.
     kv: how keys and values are kept.
-    link: those who have the rest of every layer, where `spec` is a shard's.
+    ranks: those who have the rest of every layer, where `spec` is a shard's.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Decoder:
         context: int | None = None,
         kv_ledger: KvLedger | None = None,
         kv: KvOptions | None = None,
-        link: HeadLink | None = None,
+        ranks: HeadRanks | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
@@ -58,9 +58,9 @@ class Decoder:
         self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
-        self._link = link
+        self._ranks = ranks
         self.passes = Passes(
-            spec, store, kernels, context=context or spec.context_length, routed=self._tell_routing, link=link
+            spec, store, kernels, context=context or spec.context_length, routed=self._tell_routing, ranks=ranks
         )
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._embedded = RecentRows(
@@ -208,10 +208,9 @@ class Decoder:
 
     def _pass(self, task: Pass, x: F32, cancelled: Cancel, backend: PromptBackend | None = None) -> F32:
         """The logits that are wanted, of all ranks where there are several; x (T, d) goes through all layers."""
-        if self._link is None:
+        if self._ranks is None:
             return self._capped(self.passes.run(task, x, cancelled, backend))
-        self._link.run(task, x)
-        return self._capped(self._link.logits(self.passes.run(task, x, cancelled, backend)))
+        return self._capped(self._ranks.run(task, x, lambda: self.passes.run(task, x, cancelled)))
 
     def _on_backend(self, batch: Batch) -> bool:
         """Whether some stretch is a prompt for the backend: of one token none is."""

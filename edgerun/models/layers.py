@@ -13,9 +13,9 @@ from edgerun.models.blocks.base import Cancel, Cut, Decide, Here, Tools, Watch, 
 from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
-from edgerun.models.link import Link
 from edgerun.models.places import Places
 from edgerun.models.plan import LayerPlan, plan_of
+from edgerun.models.ranks import Ranks
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import ModelSpec, Rotation
@@ -36,13 +36,13 @@ class Layers:
         kernels: Kernels,
         ropes: dict[Rotation, RopeTable],
         routed: Callable[[int, I32], None],
-        link: Link | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.spec = spec
         self.plan: tuple[LayerPlan, ...] = plan_of(spec)
         self._layouts: frozenset[Layout[Any]] = frozenset(each for layer in self.plan for each in layer.layouts)
         self._scratch: dict[int, Scratch] = {}
-        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, link)
+        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, ranks)
 
     # -- all of a layer ------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from edgerun.models.blocks.base import Cancel
 from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.footprint import activation_bytes
 from edgerun.models.layers import RECORDED_ROWS, Layers
-from edgerun.models.link import Link
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend, PromptWalk
+from edgerun.models.ranks import Ranks
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import ModelSpec, Rotation
@@ -53,7 +53,7 @@ class Passes:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
     context: tokens that a sequence may have; some models rotate by it. routed: told each layer's choices of experts,
-    (T, used) ids. link: those who have the rest of every layer.
+    (T, used) ids. ranks: those who have the rest of every layer.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Passes:
         *,
         context: int,
         routed: Callable[[int, I32], None],
-        link: Link | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.spec = spec
         self.store = store
@@ -75,7 +75,7 @@ class Passes:
         self._output_bias = store.vector("output.bias")
         ropes = self._ropes(context)
         self.rope_keys = sorted(rope.key for rope in ropes.values())
-        self.layers = Layers(spec, store, kernels, ropes, routed, link)
+        self.layers = Layers(spec, store, kernels, ropes, routed, ranks)
         vocabulary = spec.vocab_size if spec.shard is None else spec.shard.vocabulary
         self.few = FewRows(max(RECORDED_ROWS), spec.d_model, vocabulary)
         self.recording = kernels.recording if store.fixed else None
@@ -91,7 +91,7 @@ class Passes:
         (n, vocabulary), lent until the next call. backend: who computes a wave's dense products.
 
         Positions are written after what the sequences have, which does not count them yet."""
-        if not task.few:
+        if not task.few or self.recording is None:
             self._wave(task, x, cancelled, backend)
             return self.logits(x[task.wanted])
         rows = [(run.sequence, run.start + i) for run in task.runs for i in range(run.rows)]

@@ -7,11 +7,21 @@ are bounded (see `template_process`), and within it in jinja2's sandbox.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
+from time import monotonic
 from typing import Any, Protocol
 
 from edgerun.errors import TemplateError, UsageError
+from edgerun.text.conversation import (
+    Conversation,
+    arguments_as_text,
+    checked_conversation,
+    other_ways,
+    shows_mappings,
+)
 from edgerun.text.fallbacks import fallback_template
-from edgerun.text.template_process import TemplateProcess
+from edgerun.text.template_process import TemplateProcess, TemplateRefusal
 
 DEFAULT_KEY = "tokenizer.chat_template"
 TOOL_TEMPLATE = "tool_use"
@@ -75,10 +85,13 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> str:
-        """The prompt for `messages`, each {"role": ..., "content": text or parts of type "text"}.
+        """The prompt for `messages`, each {"role": ..., "content": text or parts of type "text"}, and what else the
+        template knows (reasoning_content, tool_calls, tool_call_id, name).
 
         `tools` are JSON schemas as OpenAI has them; other `variables` (enable_thinking=False,
-        add_generation_prompt=False, ...) go to the template as they are; all of it must be what JSON can hold.
+        add_generation_prompt=False, ...) go to the template as they are; all of it must be what JSON can hold. Without
+        tools the template sees no such variable. Where it cannot write the conversation as it is, it is asked again
+        with calls' arguments as JSON text, and with the system's message as the beginning of the user's.
         Raises TemplateError when a message is malformed, the template cannot be compiled, refuses or exceeds its
         limits; Cancelled soon after `cancelled()` becomes true; UsageError for variables that the chat itself sets.
         """
@@ -92,10 +105,28 @@ class ChatTemplate:
             **self._tokens,
             "add_generation_prompt": True,
             **given,
-            "messages": [_checked(i, message) for i, message in enumerate(_listed(messages))],
-            "tools": list(tools) if tools else None,
+            **({"tools": list(tools)} if tools else {}),
         }
-        return self._process.render(self.label, self.source, values, cancelled)
+        conversation = checked_conversation(messages)
+        until = monotonic() + self._process.limits.cpu_s
+
+        def written(way: Conversation, **more: Any) -> str:
+            return self._process.render(self.label, self.source, {**values, **more, "messages": way}, cancelled)
+
+        try:
+            text = written(conversation)
+        except TemplateRefusal as first:
+            nothing = {} if tools else {"tools": None}
+            for way, more in product([conversation, *other_ways(conversation)], [{}, nothing] if nothing else [{}]):
+                if (way is not conversation or more) and monotonic() < until:
+                    with suppress(TemplateRefusal):
+                        return written(way, **more)
+            raise first
+        if shows_mappings(text, conversation):
+            with suppress(TemplateRefusal):
+                other = written(arguments_as_text(conversation))
+                return text if shows_mappings(other, conversation) else other
+        return text
 
 
 def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name: str = "") -> ChatTemplate:
@@ -135,43 +166,3 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: _Vocabulary, name
 def _title(value: Any) -> str:
     """A model's name from its file, if it can stand in a message."""
     return value if isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TITLE_CHARS else ""
-
-
-def _listed(messages: Any) -> list[Any]:
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise TemplateError(f"messages must be a list of messages, got {type(messages).__name__}")
-    return list(messages)
-
-
-def _checked(index: int, message: Any) -> dict[str, Any]:
-    """A message as templates expect it: a fresh dict, its content a string."""
-    where = f"messages[{index}]"
-    if not isinstance(message, Mapping):
-        raise TemplateError(f"{where} must be a mapping with role and content, got {type(message).__name__}")
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise TemplateError(f'{where} needs a role ("system", "user", "assistant" or "tool"), got {role!r}')
-    checked = dict(message)
-    content = message.get("content")
-    if isinstance(content, str):
-        return checked
-    if content is None:
-        if role == "assistant" or "tool_calls" in message:
-            checked["content"] = ""
-            return checked
-        raise TemplateError(f"{where} ({role}) has no content")
-    if isinstance(content, Sequence) and not isinstance(content, bytes):
-        checked["content"] = "".join(_part_text(f"{where}.content[{i}]", part) for i, part in enumerate(content))
-        return checked
-    raise TemplateError(f"{where}.content must be text or a list of parts, got {type(content).__name__}")
-
-
-def _part_text(where: str, part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind != "text" or not isinstance(part.get("text"), str):
-        got = f"of type {kind!r}" if kind is not None else repr(type(part).__name__)
-        raise TemplateError(f'{where} must be {{"type": "text", "text": ...}}, got a part {got}')
-    text: str = part["text"]
-    return text

@@ -35,6 +35,10 @@ _START_S = 30.0  # a machine that is busy may take long to start Python
 _POLL_S = 0.01
 
 
+class TemplateRefusal(TemplateError):
+    """The template ran, and cannot write this conversation or says that it will not: perhaps it can in another way."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Of one rendering. Memory and text grow with what is given: a template that copies it a few times is honest.
@@ -103,7 +107,8 @@ class TemplateProcess:
         text = reply.get("text")
         if isinstance(text, str):
             return text
-        raise TemplateError(f"{label} {self._failure(reply, len(request))}")
+        refuses = reply.get("failure") in ("refuse", "render")
+        raise (TemplateRefusal if refuses else TemplateError)(f"{label} {self._failure(reply, len(request))}")
 
     def close(self) -> None:
         """End the process; a rendering that still runs raises UsageError. May be called twice."""

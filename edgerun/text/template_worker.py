@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -61,11 +62,12 @@ def main() -> None:
 
 
 def make_environment() -> SandboxedEnvironment:
-    """jinja2 as Hugging Face's `apply_chat_template` sets it up."""
+    """jinja2 as Hugging Face's `apply_chat_template` sets it up, but for lists, which may be appended to: what a
+    template changes is its own, for each rendering is given everything anew."""
     from jinja2 import nodes, pass_eval_context
     from jinja2.ext import Extension
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import SandboxedEnvironment as Sandbox
 
     class Generation(Extension):
         """`{% generation %}` marks the assistant's words for training. They are written as they are."""
@@ -81,10 +83,9 @@ def make_environment() -> SandboxedEnvironment:
         def _written(self, _context: Any, caller: Callable[[], str]) -> str:
             return caller()
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
+    environment.filters["from_json"] = json.loads
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -93,7 +94,7 @@ def make_environment() -> SandboxedEnvironment:
 def _answer(
     request: bytes, most_chars: int, environment: SandboxedEnvironment, compiled: dict[str, Template]
 ) -> dict[str, Any]:
-    """{"text": ...}, or {"failure": "compile", "render", "refuse" or "size", "reason": ...}. Raises MemoryError."""
+    """{"text": ...}, or {"failure": which, "reason": ...}, as `template_process` knows them. Raises MemoryError."""
     stage = "compile"
     try:
         given = json.loads(request.decode("utf-8", "surrogatepass"))
@@ -112,6 +113,8 @@ def _answer(
         return {"failure": "refuse", "reason": str(error)[:_MAX_REASON_CHARS]}
     except MemoryError:
         raise
+    except RecursionError as error:  # written in another way it would nest as deeply
+        return {"failure": "depth", "reason": _explained(error)}
     except Exception as error:  # noqa: BLE001  (a template may raise anything that Python can)
         return {"failure": stage, "reason": _explained(error)}
 
@@ -143,8 +146,22 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as Hugging Face's templates have it: no escapes for HTML, letters as they are."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """JSON as Hugging Face's templates have it: no escapes for HTML, letters as they are. What a filter gives one by
+    one is a list."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_as_list,
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, GeneratorType):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _raise_exception(message: Any) -> None:

@@ -174,4 +174,4 @@ def _largest_read(catalog: Catalog) -> int:
     for layer in catalog.layers:
         matrices += [*layer.matrices.values(), *layer.neurons.values()]
     experts = [info.n_bytes // info.shape[0] for layer in catalog.layers for info in layer.experts.values()]
-    return max(*(info.n_bytes for info in matrices), *experts)
+    return max([*(info.n_bytes for info in matrices), *experts])

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 
 from edgerun.cluster.collective import MOST_MESSAGE_BYTES, Collective
 from edgerun.cluster.local import local_group
+from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, way_of
+from edgerun.cluster.wire_format import WIRE_NAMES, wire_format
 from edgerun.errors import LostPeerError, UsageError
-from tests.cluster.groups import on_all
+from tests.cluster.groups import linked_group, on_all
 
 Make = Callable[[int], Sequence[Collective]]
-WAYS: dict[str, Make] = {"local": local_group}
+IN_ORDER: dict[str, Make] = {
+    "local": local_group,
+    "star": lambda size: linked_group(size, "star"),
+    "mesh": lambda size: linked_group(size, "mesh"),
+}
+OF_THEIR_OWN: dict[str, Make] = {
+    f"{way}-{wire}": partial(linked_group, way=way, wire=wire)
+    for way in WAY_NAMES
+    for wire in WIRE_NAMES
+    if (way, wire) not in (("star", "f32"), ("mesh", "f32"))
+}
+WAYS = {**IN_ORDER, **OF_THEIR_OWN}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=IN_ORDER)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Groups, closed at the end."""
     made: list[Sequence[Collective]] = []
 
     def build(size: int) -> Sequence[Collective]:
-        made.append(WAYS[request.param](size))
+        made.append(IN_ORDER[request.param](size))
         return made[-1]
 
     yield build
@@ -31,28 +45,45 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
             each.close()
 
 
+SHAPES = [(1, 2048), (2, 77), (3,), (5, ONE_SHOT_NUMBERS // 4)]
+
+
 def _numbers(rank: int, shape: tuple[int, ...]) -> np.ndarray:
     """Of very different sizes, so that another order of summation gives other bits."""
     rng = np.random.default_rng(rank)
-    return (rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 5, shape)).astype(np.float32)
+    return (rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_sums_are_those_of_ascending_ranks_on_every_rank(make: Make, size: int) -> None:
-    shape = (3, 257)
-    expected = _numbers(0, shape)
-    for rank in range(1, size):
-        expected = expected + _numbers(rank, shape)
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_are_the_same_on_every_rank(name: str, size: int) -> None:
+    """Those of ascending ranks, to the bit, where a way promises it; for one row, for many, for an odd number."""
+    group = WAYS[name](size)
 
-    def act(group: Collective) -> np.ndarray:
-        x = _numbers(group.rank, shape)
-        for _ in range(3):  # buffers are used again
-            x = _numbers(group.rank, shape)
-            group.all_reduce(x)
-        return x
+    def act(each: Collective) -> list[np.ndarray]:
+        sums = []
+        for shape in SHAPES:
+            for _ in range(2):  # buffers are used again
+                x = _numbers(each.rank, shape)
+                each.all_reduce(x)
+            sums.append(x)
+        return sums
 
-    for got in on_all(make(size), act):
-        np.testing.assert_array_equal(got, expected)
+    for i, got in enumerate(zip(*on_all(group, act), strict=True)):
+        parts = [_numbers(rank, SHAPES[i]) for rank in range(size)]
+        expected = parts[0]
+        for part in parts[1:]:
+            expected = expected + part
+        for each in got:
+            np.testing.assert_array_equal(each, got[0])
+        if name in IN_ORDER or size == 1:
+            np.testing.assert_array_equal(got[0], expected)
+        else:
+            largest = sum(np.abs(part) for part in parts).max()
+            tolerance = {"f32": 1e-6, "f16": 2e-3, "q8": 2e-2}[name.split("-")[1]]
+            np.testing.assert_allclose(got[0], expected, rtol=0, atol=tolerance * largest)
+    for each in group:
+        each.close()
 
 
 def test_the_head_gives_and_gathers(make: Make) -> None:
@@ -87,8 +118,32 @@ def test_who_leaves_is_missed(make: Make) -> None:
 
 
 def test_what_makes_no_sense_is_refused(make: Make) -> None:
-    with pytest.raises(UsageError, match="0 ranks"):
-        make(0)
     group = make(2)
     with pytest.raises(UsageError, match="at most"):
         group[0].announce(bytes(MOST_MESSAGE_BYTES + 1))
+    with pytest.raises(UsageError, match="0 ranks"):
+        local_group(0)
+    with pytest.raises(UsageError, match="star, mesh, ring, tree"):
+        way_of("butterfly")
+
+
+@pytest.mark.parametrize("name", WIRE_NAMES)
+def test_what_is_written_is_read(name: str) -> None:
+    wire = wire_format(name)
+    for count in (1, 31, 32, 33, 100):
+        x = _numbers(1, (count,))
+        x[0] = 0
+        data, read = np.empty(wire.n_bytes(count), np.uint8), np.empty(count, np.float32)
+        wire.write(x, data)
+        wire.read(data, read)
+        step = {"f32": 0, "f16": np.abs(x) / 2048 + 1e-7, "q8": np.abs(x).max() / 254 * 1.001}[name]
+        assert (np.abs(read - x) <= step).all()
+        assert wire.is_exact == (name == "f32")
+    x = np.array([np.inf, np.nan, 1e-44, 1e38], np.float32)
+    data, read = np.empty(wire.n_bytes(4), np.uint8), np.empty(4, np.float32)
+    wire.write(x, data)
+    with np.errstate(all="ignore"):
+        wire.read(data, read)
+    assert not np.isfinite(read[:2]).any()  # what went wrong is not hidden
+    with pytest.raises(UsageError, match="f32, f16, q8"):
+        wire_format("bf16")

@@ -117,9 +117,7 @@ HOSTILE = {
     # ways out
     "classes": "{{ ''.__class__.__mro__ }}",
     "globals": "{{ raise_exception.__globals__.keys() }}",
-    "format attributes": "{{ '{0.__class__}'.format(messages) }}{{ messages.append(1) }}",
-    "mutation": "{{ messages.append(1) }}",
-    "mutation of a message": "{{ messages[0].update({'role': 'x'}) }}",
+    "format attributes": "{{ '{0.__class__.__mro__}'.format(messages) }}",
     "other files": "{% include '/etc/passwd' %}",
     "imports": "{% import 'os' as os %}",
 }

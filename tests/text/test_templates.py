@@ -174,15 +174,16 @@ def test_llama3():
 def test_mistral_and_its_refusal():
     assert template(MISTRAL).render(CHAT[1:]) == "<s>[INST]  Hi  [/INST]Hello.</s>[INST] Bye [/INST]"
     with pytest.raises(TemplateError, match="roles must alternate"):
-        template(MISTRAL).render(CHAT)
+        template(MISTRAL).render([*CHAT[1:], CHAT[-1]])
 
 
-def test_gemma_and_its_refusal():
+def test_gemma_whose_system_speaks_through_the_user():
     assert template(GEMMA).render(CHAT[1:3]) == (
         "<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>model\n"
     )
-    with pytest.raises(TemplateError, match="System role not supported"):
-        template(GEMMA).render(CHAT)
+    assert template(GEMMA).render(CHAT[:2]) == (
+        "<s><start_of_turn>user\nBe brief.\n\n Hi<end_of_turn>\n<start_of_turn>model\n"
+    )
 
 
 def test_phi3():

@@ -155,17 +155,20 @@ class GgufWriter:
             )
         return EdgerunError(f"{self.path}: cannot be written: {error.strerror or error}")
 
-    def _write(self, file: BinaryIO) -> None:
-        file.write(MAGIC + struct.pack("<IQQ", 3, len(self._tensors), len(self._keys)))
-        for encoded in self._keys.values():
-            file.write(encoded)
+    def header(self) -> bytes:
+        """All that stands before the tensors' data, each of which begins at a multiple of the alignment."""
+        parts = [MAGIC + struct.pack("<IQQ", 3, len(self._tensors), len(self._keys)), *self._keys.values()]
         offset = 0
         for pending in self._tensors.values():
             dims = tuple(reversed(pending.shape))
-            file.write(_encode_text(pending.name))
-            file.write(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, int(pending.type), offset))
+            parts.append(_encode_text(pending.name))
+            parts.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, int(pending.type), offset))
             offset = self._aligned(offset + pending.n_bytes)
-        file.write(bytes(self._aligned(file.tell()) - file.tell()))
+        found = b"".join(parts)
+        return found + bytes(self._aligned(len(found)) - len(found))
+
+    def _write(self, file: BinaryIO) -> None:
+        file.write(self.header())
         for done, pending in enumerate(self._tensors.values()):
             self._events(Progress(f"writing {self.path.name}", done, len(self._tensors), "tensors"))
             self._write_tensor(file, pending)

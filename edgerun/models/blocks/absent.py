@@ -13,8 +13,8 @@ from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product, Tensor
 from edgerun.models.blocks.products import add_result, scale_and_bias
 from edgerun.models.blocks.sums import add_up
-from edgerun.models.link import Link
 from edgerun.models.places import Places
+from edgerun.models.ranks import Ranks
 from edgerun.models.scratch import Layout, Scratch
 
 
@@ -51,18 +51,18 @@ class Absent:
 
     def add_sum(self, here: Here, x: F32, t: F32) -> None:
         """x (T, d) += what the other ranks computed. t (T, d): scratch."""
-        link = here.tools.link
-        assert link is not None  # whoever holds nothing is not alone
-        here.cut(partial(_take_part, link, self.squares, t))
+        ranks = here.tools.ranks
+        assert ranks is not None  # whoever holds nothing is not alone
+        here.cut(partial(_take_part, ranks, self.squares, t))
         scale_and_bias(here, self.output.parts[0].tensor, t)
         add_result(here.kernels, here.vectors, self.output, t, x)
 
 
-def _take_part(link: Link, squares: tuple[int, ...], t: F32, cancelled: Cancel, rows: int) -> None:
+def _take_part(ranks: Ranks, squares: tuple[int, ...], t: F32, cancelled: Cancel, rows: int) -> None:
     for count in squares:
-        link.all_reduce(np.zeros((rows, count), np.float32))
+        ranks.all_reduce(np.zeros((rows, count), np.float32))
     t[:] = 0
-    add_up(link, t, cancelled, rows)
+    add_up(ranks, t, cancelled, rows)
 
 
 @dataclass(frozen=True)

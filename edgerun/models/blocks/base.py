@@ -14,8 +14,8 @@ from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
-from edgerun.models.link import Link
 from edgerun.models.places import Places
+from edgerun.models.ranks import Ranks
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import Rotation
@@ -40,7 +40,7 @@ def check(cancelled: Cancel) -> None:
 @dataclass(frozen=True, eq=False)
 class Tools:
     """What blocks of one decoder compute with. `scratch`: buffers for so many rows; `routed` is told each mixture's
-    choices, (T, used) ids; `link`: those who have the rest of each layer, None where the model is whole."""
+    choices, (T, used) ids; `ranks`: those who have the rest of each layer, None where the model is whole."""
 
     kernels: Kernels
     store: WeightStore
@@ -48,7 +48,7 @@ class Tools:
     ropes: Mapping[Rotation, RopeTable]
     scratch: Callable[[int], Scratch]
     routed: Callable[[int, I32], None]
-    link: Link | None = None
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -197,8 +197,8 @@ class Mixture:
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
-        kernels, vectors, link = here.kernels, here.vectors, here.tools.link
-        plain = link is None and not self.post_norm and self.beside is None and self.factor == 1.0
+        kernels, vectors, ranks = here.kernels, here.vectors, here.tools.ranks
+        plain = ranks is None and not self.post_norm and self.beside is None and self.factor == 1.0
         out = x if plain else np.zeros_like(x)
         self._finish_parts(here, routed)
         if self.latent:
@@ -218,8 +218,8 @@ class Mixture:
                 self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
         if plain:
             return
-        if link is not None:
-            link.all_reduce(out)
+        if ranks is not None:
+            ranks.all_reduce(out)
         if self.post_norm:
             apply_norm(kernels, vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
         if self.factor != 1.0:
@@ -244,8 +244,8 @@ class Mixture:
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
         out = np.zeros_like(x[:rows])
-        assert here.tools.link is not None  # whoever holds nothing is not alone
-        here.tools.link.all_reduce(out)
+        assert here.tools.ranks is not None  # whoever holds nothing is not alone
+        here.tools.ranks.all_reduce(out)
         here.kernels.add(x[:rows], out)
 
     def _of_held(self, ids: I32) -> I32:

@@ -83,8 +83,8 @@ class SparseNeurons:
         """x += the neurons, by b.gate, of the first so many rows."""
         check(cancelled)
         kernels, gate, up = here.kernels, b.gate[:rows], b.up[:rows]
-        link = here.tools.link
-        out = x[:rows] if link is None else np.zeros_like(x[:rows])
+        ranks = here.tools.ranks
+        out = x[:rows] if ranks is None else np.zeros_like(x[:rows])
         inputs = kernels.activations(h[:rows])
         ids = np.flatnonzero((gate > 0).any(axis=0)).astype(np.int32)
         with here.tools.store.neurons(here.layer, ids, cancelled) as batches:
@@ -94,8 +94,8 @@ class SparseNeurons:
                 if rest is not None:
                     kernels.neurons_up(gate, inputs, rest, self.activation, up)
                 kernels.neurons_down(up, batch.every, out)
-        if link is not None:
-            link.all_reduce(out)
+        if ranks is not None:
+            ranks.all_reduce(out)
             kernels.add(x[:rows], out)
 
 

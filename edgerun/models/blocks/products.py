@@ -77,7 +77,7 @@ def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> Non
     rows, matrix = kernels.activations(inner), here.weights.matrices[part.tensor]
     plain = part.tensor + ".scale" not in vectors and part.tensor + ".bias" not in vectors
     plain = plain and not product.post_norm and product.factor == 1.0
-    if plain and here.watch is None and here.tools.link is None:
+    if plain and here.watch is None and here.tools.ranks is None:
         kernels.matmul(matrix, rows, x, add=True)
         return
     kernels.matmul(matrix, rows, t)

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.models.blocks.base import Cancel, Here
-from edgerun.models.link import Link
+from edgerun.models.ranks import Ranks
 
 Normed = tuple[F32, F32, int]
 """x (T, cols), the norm's weights (cols,), and how many columns all ranks have together."""
@@ -18,17 +18,17 @@ Normed = tuple[F32, F32, int]
 
 def norm_over_ranks(here: Here, inputs: Sequence[Normed], eps: float) -> None:
     """RMSNorm of each input, in place, over the columns of all ranks."""
-    link = here.tools.link
-    if link is None:
+    ranks = here.tools.ranks
+    if ranks is None:
         for x, weight, _ in inputs:
             here.kernels.rms_norm(x, weight, eps, x)
     else:
-        here.cut(partial(_norm, link, inputs, eps))
+        here.cut(partial(_norm, ranks, inputs, eps))
 
 
-def _norm(link: Link, inputs: Sequence[Normed], eps: float, cancelled: Cancel, rows: int) -> None:
+def _norm(ranks: Ranks, inputs: Sequence[Normed], eps: float, cancelled: Cancel, rows: int) -> None:
     squares = np.stack([np.square(x[:rows]).sum(axis=1) for x, _, _ in inputs], axis=1)  # (rows, inputs) f32
-    link.all_reduce(squares)
+    ranks.all_reduce(squares)
     for index, (x, weight, cols) in enumerate(inputs):
         x[:rows] *= weight / np.sqrt(squares[:, index : index + 1] / np.float32(cols) + np.float32(eps))
         x[rows:] = x[rows - 1]
@@ -36,12 +36,12 @@ def _norm(link: Link, inputs: Sequence[Normed], eps: float, cancelled: Cancel, r
 
 def sum_over_ranks(here: Here, t: F32) -> None:
     """t (T, d), a part of the result on each rank, becomes all of it."""
-    link = here.tools.link
-    if link is not None:
-        here.cut(partial(add_up, link, t))
+    ranks = here.tools.ranks
+    if ranks is not None:
+        here.cut(partial(add_up, ranks, t))
 
 
-def add_up(link: Link, t: F32, cancelled: Cancel, rows: int) -> None:
+def add_up(ranks: Ranks, t: F32, cancelled: Cancel, rows: int) -> None:
     """The same, now: of the first so many rows."""
-    link.all_reduce(t[:rows])
+    ranks.all_reduce(t[:rows])
     t[rows:] = t[rows - 1]  # nobody's rows are copies of the last: while a step is recorded they write what it writes

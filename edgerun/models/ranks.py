@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from edgerun.kernels.interface import F32
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from edgerun.models.passes import Pass
 
 
-class Link(Protocol):
+class Ranks(Protocol):
     """The other ranks that compute the same rows of the same layers at the same time."""
 
     def all_reduce(self, x: F32) -> None:
@@ -19,14 +20,11 @@ class Link(Protocol):
         ...
 
 
-class HeadLink(Link, Protocol):
+class HeadRanks(Ranks, Protocol):
     """Of the rank that has the text: it says what the others compute."""
 
-    def run(self, task: Pass, x: F32) -> None:
-        """The others begin a pass, with x (T, d) before its first layer. Nothing else may be asked of them before
-        `logits`, or what ended the pass was raised."""
-        ...
-
-    def logits(self, mine: F32) -> F32:
-        """All ranks' (n, vocabulary), side by side, of mine. The pass is over."""
+    def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
+        """The others begin a pass with x (T, d) before its first layer, while `compute` does this rank's part of it and
+        returns its logits (n, its part of the vocabulary); returns all of them, (n, vocab). What ends the pass on
+        another rank, or what `compute` raises, is raised when all ranks have ended it."""
         ...

@@ -1,0 +1,44 @@
+"""The head's part in a group: every pass that its decoder makes is made by all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgerun.cluster.collective import F32, Collective
+from edgerun.cluster.lockstep import Lockstep
+from edgerun.cluster.mirror import Teller
+from edgerun.kv import PagePool
+from edgerun.models.passes import Pass
+from edgerun.models.reductions import reductions
+from edgerun.models.spec import ModelSpec
+
+
+class Conductor:
+    """`models.ranks.HeadRanks` over a collective. `follow` its decoder's pages before the first pass."""
+
+    def __init__(self, collective: Collective, spec: ModelSpec) -> None:
+        self._collective = collective
+        self._spec = spec
+        self.lockstep = Lockstep(collective, spec.vocab_size)
+        self._teller: Teller | None = None
+
+    def follow(self, pool: PagePool) -> None:
+        """The others shall hold what this pool's sequences hold."""
+        self._teller = Teller(pool)
+
+    def all_reduce(self, x: F32) -> None:
+        """As `Ranks.all_reduce`."""
+        self.lockstep.all_reduce(x)
+
+    def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
+        """As `HeadRanks.run`."""
+        assert self._teller is not None  # follow
+        self._collective.announce(self._teller.said(task))
+        self._collective.broadcast(x)
+        logits = self.lockstep.run(reductions(self._spec, task.rows), compute)
+        assert logits is not None  # this is the head
+        return logits
+
+    def end(self) -> None:
+        """The others may go. LostPeerError when they have."""
+        self._collective.announce(b"")

@@ -1,0 +1,55 @@
+"""Connections to other devices, and addresses."""
+
+from __future__ import annotations
+
+import socket
+
+from edgerun.cluster.channel import Channel
+from edgerun.cluster.control import PAIRING, PREAMBLE
+from edgerun.cluster.home import Home
+from edgerun.cluster.pairing import MOST_BYTES
+from edgerun.cluster.tls import secured
+from edgerun.errors import NetworkError, UsageError
+
+PORT = 8627
+_CONNECT_S = 3.0
+
+
+def parse_address(text: str, port: int = PORT) -> tuple[str, int]:
+    """ "host", "host:port" or "[v6]:port". UsageError."""
+    host, colon, number = text.rpartition(":")
+    if not colon or (text.startswith("[") and text.endswith("]")) or (host.count(":") and not host.startswith("[")):
+        host, number = text, str(port)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or len(host) > 253 or not (number.isascii() and number.isdigit()) or int(number) > 65535:
+        raise UsageError(f"{text[:60]!r} is not an address: host, host:port or [v6 address]:port")
+    return host, int(number)
+
+
+def format_address(host: str, port: int) -> str:
+    """As `parse_address` reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def dial_host(address: str) -> Channel:
+    """A connection for pairing, to whoever is there. NetworkError."""
+    connection = _connected(address, PAIRING)
+    return Channel(connection, MOST_BYTES)
+
+
+def dial(home: Home, fingerprint: str, address: str, kind: bytes) -> socket.socket:
+    """A connection to the device of that fingerprint, sealed. NetworkError when it is not there, or not the one."""
+    secure, _ = secured(_connected(address, kind), home.identity, home.roster, server=False, wanted=fingerprint)
+    return secure
+
+
+def _connected(address: str, kind: bytes) -> socket.socket:
+    if not address:
+        raise NetworkError("nobody knows where the device is: start `edgerun cluster up` there, or give --peer")
+    try:
+        connection = socket.create_connection(parse_address(address), timeout=_CONNECT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(PREAMBLE + kind)
+    except OSError as error:
+        raise NetworkError(f"{address} cannot be reached: {error}") from error
+    return connection

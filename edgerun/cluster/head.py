@@ -1,0 +1,123 @@
+"""The device that has the text: it gives the others their shards, and makes and remakes the group.
+
+A group is one job. When a rank is lost, the job is over for all; whoever is left can begin another, with other shards.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from edgerun.cluster.control import Begin, Offer
+from edgerun.cluster.control import Seat as SeatOf
+from edgerun.cluster.home import Home
+from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.remote import Remote
+from edgerun.cluster.seat import Seat
+from edgerun.errors import EdgerunError, LostPeerError, NetworkError
+from edgerun.events import EventSink, Notice
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a rank needs of the model: an offer, and who reads its bytes (offset, count)."""
+
+    offer: Offer
+    read: Callable[[int, int], bytes]
+
+
+class Head:
+    """Rank 0 of one group after the other. It takes the connections over; `close` it."""
+
+    def __init__(self, home: Home, remotes: Sequence[Remote], events: EventSink) -> None:
+        self._home = home
+        self._remotes = list(remotes)
+        self._events = events
+        self._seat: Seat | None = None
+        self._job = b""
+
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        """Those that are not lost, in the order of ranks 1, 2, ... of the next group."""
+        return tuple(remote for remote in self._remotes if not remote.why_lost)
+
+    def begin(self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"") -> LinkedCollective:
+        """A group of this device and all that are left, each with its shard (in the order of `remotes`). Whoever has
+        its shard already gets nothing. LostPeerError when one is lost meanwhile: try again with who is left."""
+        self.end()
+        remotes = self.remotes
+        if len(shards) != len(remotes) or not remotes:
+            raise LostPeerError(f"{len(shards)} shards for {len(remotes)} devices")
+        job = secrets.token_bytes(16)
+        mine = SeatOf(self._home.identity.fingerprint, "")
+        seats = (mine, *(SeatOf(remote.member.fingerprint, remote.address) for remote in remotes))
+        begins = [Begin(job, rank, seats, each.offer.shard, way, wire, details) for rank, each in enumerate(shards, 1)]
+        seat = self._seat = Seat(Begin(job, 0, seats, shards[0].offer.shard, way, wire, details), self._home)
+        self._job = job
+
+        def give(i: int) -> None:
+            remotes[i].give(shards[i].offer, shards[i].read, self._events)
+
+        def take_seat(i: int) -> None:
+            remotes[i].begin(begins[i])
+            remotes[i].watch(job, seat.end)
+
+        try:
+            self._each(give)
+            self._each(take_seat)
+            return seat.connect()
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """The group, if there is one, is over. Harmless when repeated."""
+        seat, self._seat = self._seat, None
+        if seat is None:
+            return
+        seat.end("this device ended the job")
+        for remote in self._remotes:
+            if remote.why_lost:
+                remote.close()
+            else:
+                remote.unwatch()
+                remote.end(self._job)
+
+    def close(self) -> None:
+        """End the group and hang up; whatever was lent is given back. Harmless when repeated."""
+        self.end()
+        for remote in self._remotes:
+            remote.close()
+
+    def _each(self, act: Callable[[int], None]) -> None:
+        """For all that are left at once; LostPeerError when one of them is lost by it."""
+        remotes = self.remotes
+
+        def guarded(i: int) -> str:
+            try:
+                act(i)
+            except NetworkError as error:
+                remotes[i].lose(str(error))
+                return f"{remotes[i].name}: {error}"
+            return ""
+
+        with ThreadPoolExecutor(len(remotes)) as threads:
+            lost = [why for why in threads.map(guarded, range(len(remotes))) if why]
+        if lost:
+            self._events(Notice("; ".join(lost)))
+            raise LostPeerError("; ".join(lost))
+
+
+def connect(home: Home, addresses: Sequence[tuple[str, str]], events: EventSink) -> list[Remote]:
+    """Connections to devices, given as (name or fingerprint, address); those that do not answer are named in a notice.
+    NotFoundError for a device that this one does not know."""
+    found = []
+    for name, address in addresses:
+        member = home.roster.named(name)
+        try:
+            found.append(Remote(home, member, address))
+        except EdgerunError as error:
+            events(Notice(f"{member.name} takes no part: {error}"))
+    return found

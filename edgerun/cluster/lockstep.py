@@ -1,0 +1,102 @@
+"""How ranks stay together within a pass: every rank takes part in every reduction, in one order, and one that cannot go
+on says so in the next. Then the pass ends on all of them at the same place, and the next can begin."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from edgerun.cluster.collective import F32, HEAD, Collective
+from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, ReadError
+
+_MOST_TEXT_BYTES = 2000
+_GATHERED = 1 << 20  # logits of all ranks that are gathered at a time
+_KINDS: dict[str, type[EdgerunError]] = {"DoesNotFitError": DoesNotFitError, "ReadError": ReadError}
+
+
+class PassEnded(EdgerunError):
+    """Another rank cannot go on with a pass."""
+
+
+class Lockstep:
+    """One rank's part in passes: `models.ranks.Ranks`. counts: see `reductions` and `reduced_bytes`."""
+
+    def __init__(self, collective: Collective, vocab_size: int) -> None:
+        self.collective = collective
+        self._vocab_size = vocab_size
+        self.reductions = 0  # since the start
+        self.reduced_bytes = 0  # of what was summed up, f32, as one rank has it
+        self._left: deque[int] = deque()  # numbers of the reductions that are still to come in this pass
+        self._buffer = np.empty(0, np.float32)
+
+    def all_reduce(self, x: F32) -> None:
+        """As `Ranks.all_reduce`. PassEnded when another rank cannot go on."""
+        expected = self._left.popleft()
+        assert x.size == expected, f"{x.size} numbers are reduced where {expected} were expected"
+        if self._reduced(x, 0.0):
+            self._left.clear()
+            raise PassEnded("another device of the group cannot go on")
+
+    def run(self, sizes: Iterable[int], compute: Callable[[], F32]) -> F32 | None:
+        """A pass whose reductions sum up so many numbers each. `compute` returns this rank's logits (n, its part of the
+        vocabulary); the head gets all ranks', (n, vocab), side by side.
+
+        Raises what `compute` raises, and on the head what ended it on another rank; the others get PassEnded. Then all
+        ranks are ready for the next pass. LostPeerError, an interrupt, or an error after the last reduction: the group
+        is over."""
+        self._left = deque(sizes)
+        try:
+            mine = compute()
+            assert not self._left, "reductions are missing"
+        except LostPeerError:
+            raise
+        except PassEnded as ended:
+            self._tell("", ended)
+            raise
+        except BaseException as error:
+            if not self._left or not isinstance(error, Exception):  # the others cannot be told: the group is over
+                self.collective.close()
+                raise
+            self._reduced(np.zeros(self._left[0], np.float32), 1.0)
+            self._left.clear()
+            self._tell(f"{type(error).__name__} {error}", error)
+            raise
+        return self._gathered(mine)
+
+    def _reduced(self, x: F32, ends: float) -> bool:
+        """x becomes the sum of all ranks'; whether one of them ends the pass."""
+        n = x.size
+        if len(self._buffer) < n + 1:
+            self._buffer = np.empty(n + 1, np.float32)
+        buffer = self._buffer[: n + 1]
+        buffer[:n] = x.reshape(-1)
+        buffer[n] = ends
+        self.collective.all_reduce(buffer)
+        self.reductions += 1
+        self.reduced_bytes += buffer.nbytes
+        x.reshape(-1)[:] = buffer[:n]
+        return bool(buffer[n] > 0)
+
+    def _gathered(self, mine: F32) -> F32 | None:
+        """On the head the logits of all."""
+        step = max(1, _GATHERED // self._vocab_size)
+        found = []
+        for low in range(0, len(mine), step):
+            some = mine[low : low + step]
+            parts = self.collective.gather(some)
+            found += [np.concatenate([part.reshape(len(some), -1) for part in parts], axis=1)] if parts else []
+        if self.collective.rank != HEAD:
+            return None
+        return np.concatenate(found) if found else np.empty((0, self._vocab_size), np.float32)
+
+    def _tell(self, text: str, error: Exception) -> None:
+        """All ranks' reasons for ending a pass come to the head, which raises the first of another rank."""
+        data = text.encode()[:_MOST_TEXT_BYTES]
+        padded = np.frombuffer(data + bytes(-len(data) % 4), np.uint8).view(np.float32)
+        for rank, part in enumerate(self.collective.gather(padded)):
+            said = part.tobytes().rstrip(b"\0").decode(errors="replace")
+            if rank != HEAD and said and isinstance(error, PassEnded):
+                name, _, why = said.partition(" ")
+                raise _KINDS.get(name, EdgerunError)(f"device {rank} of the group: {why}") from None

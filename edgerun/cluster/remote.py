@@ -1,0 +1,135 @@
+"""Another device, as the head sees it: what can be asked of it, and whether it is still there."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+
+from edgerun.cluster.channel import Channel
+from edgerun.cluster.control import (
+    CONTROL,
+    HEARTBEAT,
+    PIECE_BYTES,
+    Begin,
+    Device,
+    Done,
+    End,
+    Hello,
+    Knock,
+    Leave,
+    Missing,
+    Offer,
+    Piece,
+    Welcome,
+    ask,
+    say,
+)
+from edgerun.cluster.dial import dial
+from edgerun.cluster.heartbeat import PATIENCE_S, Heartbeat
+from edgerun.cluster.home import Home
+from edgerun.cluster.roster import Member, checked_roster
+from edgerun.errors import EdgerunError, FormatError, NetworkError
+from edgerun.events import EventSink, Progress
+
+_ANSWER_S = 10.0
+_LAST_WORD_S = 2.0
+_LOOK_THROUGH_S = 600.0  # a device hashes what it has of a shard
+
+
+class Remote:
+    """A connection to one device. One thread at a time asks; any may `close`."""
+
+    def __init__(self, home: Home, member: Member, address: str = "", *, own_address: str = "") -> None:
+        self.member = member
+        self.address = address or member.address
+        self._home = home
+        self._channel = Channel(dial(home, member.fingerprint, self.address, CONTROL))
+        self._heartbeat: Heartbeat | None = None
+        self._why = ""
+        self._lock = threading.Lock()
+        try:
+            welcome = ask(self._channel, Hello(home.roster, own_address), Welcome, _ANSWER_S)
+            home.learn(checked_roster(welcome.roster).with_member(Member(member.certificate, self.address)))
+        except EdgerunError:
+            self._channel.close()
+            raise
+        self.device: Device = welcome.device
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    @property
+    def why_lost(self) -> str:
+        """Why the device is taken for dead; "" while it is not."""
+        return self._why
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of the last heartbeat; 0 before the first."""
+        return 0.0 if self._heartbeat is None else self._heartbeat.round_trip_s
+
+    def watch(self, job: bytes, lost: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
+        """Ask from now on whether it is there; `lost` is called once, by another thread, when it is not."""
+
+        def note(why: str) -> None:
+            self.lose(why)
+            lost(why)
+
+        channel = Channel(dial(self._home, self.member.fingerprint, self.address, HEARTBEAT))
+        say(channel, Knock(job, 0))
+        self._heartbeat = Heartbeat(channel, self.name, note, patience_s)
+
+    def give(self, offer: Offer, read: Callable[[int, int], bytes], events: EventSink) -> int:
+        """Have it keep a shard; `read(offset, count)` gives its bytes. The bytes that had to be sent. FormatError when
+        they are not what was offered: the file was changed."""
+        missing = ask(self._channel, offer, Missing, _LOOK_THROUGH_S).pieces
+        sent = 0
+        for i, number in enumerate(missing):
+            if number >= len(offer.pieces):
+                raise FormatError(f"{self.name} wants a piece that there is not")
+            at = number * PIECE_BYTES
+            data = read(at, min(PIECE_BYTES, offer.n_bytes - at))
+            if hashlib.sha256(data).hexdigest() != offer.pieces[number]:
+                raise FormatError("the model's file was changed while it was being shared out")
+            ask(self._channel, Piece(offer.shard, number, data), Done, _ANSWER_S)
+            sent += len(data)
+            events(Progress(f"to {self.name}", i + 1, len(missing), "pieces"))
+        return sent
+
+    def begin(self, begin: Begin) -> None:
+        """Have it take its seat in a job."""
+        ask(self._channel, begin, Done, _LOOK_THROUGH_S)
+
+    def end(self, job: bytes) -> None:
+        """Have it stop. One that does not hear any more is lost."""
+        try:
+            ask(self._channel, End(job), Done, _LAST_WORD_S)
+        except (NetworkError, FormatError) as error:
+            self.lose(f"{self.name}: {error}")
+
+    def put_me_out(self) -> None:
+        """Tell it that this device leaves for good."""
+        ask(self._channel, Leave(), Done, _ANSWER_S)
+
+    def refresh(self) -> None:
+        """Tell each other again who is known."""
+        welcome = ask(self._channel, Hello(self._home.roster, ""), Welcome, _ANSWER_S)
+        self._home.learn(checked_roster(welcome.roster))
+
+    def lose(self, why: str) -> None:
+        """Take it for dead."""
+        self._why = self._why or why
+
+    def unwatch(self) -> None:
+        """Ask no more whether it is there."""
+        with self._lock:
+            heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            heartbeat.close()
+
+    def close(self) -> None:
+        """A job that it does for this device ends. Harmless when repeated."""
+        self.unwatch()
+        self._channel.close()

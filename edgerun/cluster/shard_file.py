@@ -1,0 +1,145 @@
+"""A rank's shard as a GGUF file: the tensors of its share, and the model's numbers without its text. What loads and
+streams models does so with shards; a rank that is not the head gets neither vocabulary nor embedding.
+
+The same model and share give the same bytes, whoever makes them, so that a file can be fetched in pieces, gone on with
+after a break, and known by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.cluster.cuts import Cut, cuts_of
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import GgufFile, GgufWriter, open_gguf
+from edgerun.formats.gguf.metadata import Metadata
+from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, ValueKind
+from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.shapes import check_tensors
+from edgerun.models.share import LayerShare, Share, spec_of_share
+from edgerun.models.spec import ModelSpec
+from edgerun.new_files import new_file
+from edgerun.weights.identity import header_digest
+
+U8 = NDArray[np.uint8]
+
+_VERSION = 1
+_PREFIX = "edgerun.shard"
+_RANGES = ("heads", "ff", "experts", "shared")  # of `LayerShare`
+
+
+class ShardSource:
+    """The file of a share, made while it is read. `gguf`, the model that it is cut from, must stay open.
+
+    n_bytes: of all of it. digest: hex, by which it is known before it was read: of the header, and of the model's.
+    """
+
+    def __init__(self, gguf: GgufFile, spec: ModelSpec, share: Share) -> None:
+        self._gguf = gguf
+        self._cuts = cuts_of(spec, share)
+        self._header = _header(gguf, spec, share, self._cuts)
+        self.n_bytes = len(self._header) + sum(_aligned(cut.n_bytes) for cut in self._cuts)
+        self.digest = hashlib.sha256(self._header + header_digest(gguf).encode()).hexdigest()
+
+    def pieces(self, first_byte: int = 0) -> Iterator[U8]:
+        """The file from `first_byte` on, flat, in pieces of some MiB."""
+        if first_byte < len(self._header):
+            yield np.frombuffer(self._header, np.uint8)[first_byte:]
+        at = len(self._header)
+        for cut in self._cuts:
+            end = at + _aligned(cut.n_bytes)
+            if end > first_byte:
+                skip = max(0, first_byte - at)
+                if skip < cut.n_bytes:
+                    yield from cut.pieces(self._gguf, skip)
+                yield np.zeros(end - at - max(skip, cut.n_bytes), np.uint8)
+            at = end
+
+    def write(self, path: Path) -> None:
+        """All of it. Nothing stays behind when it fails."""
+        with new_file(path) as file:
+            for piece in self.pieces():
+                file.write(np.ascontiguousarray(piece).data)
+
+
+def open_shard(path: Path) -> tuple[GgufFile, ModelSpec]:
+    """A shard's file, and its numbers with its tensors, checked like a model's. FormatError, UnsupportedError."""
+    gguf = open_gguf(path)
+    try:
+        metadata = gguf.metadata
+        version = metadata.get(f"{_PREFIX}.version")
+        if version is None:
+            raise FormatError(f"{path}: not a shard of a model")
+        if version != _VERSION:
+            raise UnsupportedError(f"{path}: a shard of version {version!r}; this edgerun reads version {_VERSION}")
+        vocabulary, sparse = metadata.get(f"{_PREFIX}.vocabulary_size"), metadata.get(f"{_PREFIX}.sparse")
+        if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary < 1 << 31:
+            raise FormatError(f"{path}: a vocabulary of {vocabulary!r} tokens")
+        whole = read_spec(gguf, WholeModel(vocabulary, sparse is True))
+        spec = spec_of_share(whole, _read_share(metadata, whole, path))
+        tensors, _ = check_tensors(gguf, spec)
+        return gguf, replace(spec, tensors=tensors)
+    except BaseException:
+        gguf.close()
+        raise
+
+
+def _header(gguf: GgufFile, spec: ModelSpec, share: Share, cuts: list[Cut]) -> bytes:
+    writer = GgufWriter("a shard", spec.architecture)
+    for key in gguf.metadata:
+        if key.startswith(f"{spec.architecture}."):
+            writer.add(key, gguf.metadata[key], gguf.metadata.kind(key)[0])
+    writer.add(f"{_PREFIX}.version", _VERSION)
+    writer.add(f"{_PREFIX}.vocabulary_size", spec.vocab_size)
+    writer.add(f"{_PREFIX}.sparse", spec.sparse)
+    writer.add(f"{_PREFIX}.text", share.text)
+    writer.add(f"{_PREFIX}.vocabulary", _edges([share.vocabulary]), ValueKind.INT32)
+    for name in _RANGES:
+        each: list[range] = [getattr(layer, name) for layer in share.layers]
+        writer.add(f"{_PREFIX}.{name}", _edges(each), ValueKind.INT32)
+    for cut in cuts:
+        writer.add_tensor(cut.name, lambda: np.empty(0, np.uint8), cut.info.type, cut.shape)
+    return writer.header()
+
+
+def _edges(ranges: list[range]) -> NDArray[np.int32]:
+    return np.array([edge for each in ranges for edge in (each.start, each.stop)], np.int32)
+
+
+def _read_share(metadata: Metadata, whole: ModelSpec, path: Path) -> Share:
+    layers = whole.n_layers
+    vocabulary = _read_ranges(metadata, "vocabulary", [whole.vocab_size], path)[0]
+    most = {
+        "heads": [each.n_heads for each in whole.layers],
+        "ff": [max(each.d_ff, each.d_ff_expert) for each in whole.layers],
+        "experts": [each.n_experts for each in whole.layers],
+        "shared": [each.d_ff_shared for each in whole.layers],
+    }
+    found = [_read_ranges(metadata, name, most[name], path) for name in _RANGES]
+    if not len(vocabulary):
+        raise FormatError(f"{path}: a shard without a row of the vocabulary")
+    shares = tuple(LayerShare(*(each[layer] for each in found)) for layer in range(layers))
+    return Share(shares, vocabulary, metadata.get(f"{_PREFIX}.text") is True)
+
+
+def _read_ranges(metadata: Metadata, name: str, most: list[int], path: Path) -> list[range]:
+    """Of each layer, within 0 and its `most`."""
+    value = metadata.get(f"{_PREFIX}.{name}")
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or len(value) != 2 * len(most):
+        raise FormatError(f"{path}: {_PREFIX}.{name} is not two numbers for each of {len(most)}")
+    found = []
+    for (low, high), end in zip(value.reshape(-1, 2).tolist(), most, strict=True):
+        if not 0 <= low <= high <= end:
+            raise FormatError(f"{path}: {_PREFIX}.{name} has {low} to {high} of {end}")
+        found.append(range(low, high))
+    return found
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT

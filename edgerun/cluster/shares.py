@@ -1,0 +1,160 @@
+"""Who gets how much of a model: from what devices can do to whole heads, columns and experts. Nothing is random: the
+same devices in the same order give the same shares, on every rank.
+
+Every kind of thing is dealt out in grains, which cannot be cut further: KV heads with their queries, columns that a
+block of quantised weights holds together. So a rank may get none of something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import gcd, lcm
+
+from edgerun.errors import UnsupportedError, UsageError
+from edgerun.formats.gguf import TensorInfo
+from edgerun.models.blocks.attention import Attention
+from edgerun.models.plan import plan_of
+from edgerun.models.share import LayerShare, Share
+from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.weights.catalog import tensor_name
+
+MOST_RANKS = 64
+_COLUMNS = 32  # of a feed-forward at least, where blocks are smaller: less is not worth a launch
+_VOCABULARY_ROWS = 16
+_UNEVEN = 1.3  # times its due that a rank may compute before whole experts are dealt out instead of slices
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Of a device. rate: what it computes in a second, in any unit that all share; memory_bytes: for weights;
+    disk_rate: bytes/s that it can read of weights that do not fit."""
+
+    rate: float
+    memory_bytes: int
+    disk_rate: float = 0.0
+
+
+def solve(abilities: Sequence[Ability], weights_bytes: int) -> tuple[float, ...]:
+    """Each device's part of the weights, 1 together, so that the slowest ends as early as it can: by their rates, but
+    nobody gets more than fits. Where all memory together is too little, the rest goes by the rates of disks."""
+    if not abilities or any(each.rate < 0 or each.memory_bytes < 0 for each in abilities):
+        raise UsageError("a group needs devices, of rates and memories that are not negative")
+    most = [each.memory_bytes / weights_bytes for each in abilities]
+    part = [0.0] * len(abilities)
+    left, open_ = 1.0, [i for i, each in enumerate(abilities) if each.rate > 0]
+    while left > 1e-9 and open_:
+        total = sum(abilities[i].rate for i in open_)
+        due = {i: left * abilities[i].rate / total for i in open_}
+        full = [i for i in open_ if part[i] + due[i] >= most[i]]
+        for i in full or open_:
+            more = most[i] - part[i] if full else due[i]
+            part[i] += more
+            left -= more
+        open_ = [i for i in open_ if i not in full] if full else []
+    if left > 1e-9:
+        disks = [each.disk_rate for each in abilities]
+        disks = disks if sum(disks) > 0 else [each.rate for each in abilities]
+        if not sum(disks):
+            raise UsageError("no device of the group can compute anything")
+        part = [mine + left * disk / sum(disks) for mine, disk in zip(part, disks, strict=True)]
+    return tuple(mine / sum(part) for mine in part)
+
+
+def divide(spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[float]) -> tuple[Share, ...]:
+    """The model's shares by rank, near `parts` of everything. The head, rank 0, has the text.
+
+    UnsupportedError for a model with layers that cannot be divided."""
+    if not 1 <= len(parts) <= MOST_RANKS or min(parts) < 0 or sum(parts) <= 0:
+        raise UsageError(f"a group has 1 to {MOST_RANKS} ranks, whose parts are not negative; got {list(parts)}")
+    if any(not isinstance(layer.mixer, Attention) for layer in plan_of(spec)):
+        raise UnsupportedError(f"a {spec.architecture} has layers that several devices cannot divide yet")
+    n = len(parts)
+    grains = _Grains(spec, tensors, parts)
+    layers = [grains.layer(layer) for layer in range(spec.n_layers)]
+    rows = _VOCABULARY_ROWS if spec.vocab_size >= _VOCABULARY_ROWS * n else 1
+    vocabulary = ranges(spec.vocab_size, rows, parts, least=1)
+    return tuple(Share(tuple(each[rank] for each in layers), vocabulary[rank], text=rank == 0) for rank in range(n))
+
+
+def ranges(size: int, grain: int, parts: Sequence[float], least: int = 0) -> list[range]:
+    """`size` things in whole grains, to each rank as many as are due to it, `least` grains at least; what is left when
+    all have their whole grains goes to those who lack most of one, the first among equals. The last grain may be
+    larger."""
+    count = max(1, size // grain)
+    if count < least * len(parts):
+        raise UnsupportedError(f"{count} pieces cannot be divided among {len(parts)} devices")
+    free = count - least * len(parts)
+    due = [free * part / sum(parts) for part in parts]
+    given = [int(each + 1e-9) for each in due]
+    order = sorted(range(len(parts)), key=lambda rank: (round(given[rank] - due[rank], 9), rank))
+    for rank in order[: free - sum(given)]:
+        given[rank] += 1
+    ends = [0, *accumulate(least + each for each in given)]
+    edges = [size if end == count else end * grain for end in ends]
+    return [range(low, high) for low, high in pairwise(edges)]
+
+
+class _Grains:
+    """How a model's layers may be cut among ranks of these parts."""
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[float]) -> None:
+        self._spec = spec
+        self._tensors = tensors
+        self._parts = parts
+        mixtures = [(layer, numbers) for layer, numbers in enumerate(spec.layers) if numbers.n_experts]
+        blocks = [self._block(layer, "ffn_down_exps") for layer, _ in mixtures]
+        self._expert_grain = _columns(mixtures[0][1].d_ff_expert, lcm(*blocks)) if mixtures else 1
+
+    def layer(self, layer: int) -> list[LayerShare]:
+        """Of every rank."""
+        numbers, parts = self._spec.layers[layer], self._parts
+        heads = ranges(numbers.n_heads, self._heads(layer, numbers), parts)
+        if not numbers.n_experts:
+            down = "ffn_down_t" if self._spec.sparse else "ffn_down"
+            block = 1 if self._spec.sparse else self._block(layer, down)
+            ff = ranges(numbers.d_ff, _columns(numbers.d_ff, block), parts)
+            return [LayerShare(*each) for each in zip(heads, ff, strict=True)]
+        ff, experts = self._experts(numbers)
+        shared = [range(0)] * len(parts)
+        if numbers.d_ff_shared:
+            block = self._block(layer, "ffn_down_shexp")
+            shared = ranges(numbers.d_ff_shared, _columns(numbers.d_ff_shared, block), parts)
+        return [LayerShare(*each) for each in zip(heads, ff, experts, shared, strict=True)]
+
+    def _heads(self, layer: int, numbers: LayerNumbers) -> int:
+        """Queries in a grain: those of a KV head. Where there are fewer of these than ranks, single ones, whose KV head
+        several ranks hold; but not where a norm goes over all keys, which would count some twice."""
+        block, dim = self._block(layer, "attn_output"), numbers.head_dim_v
+        least = block // gcd(block, dim)
+        group = numbers.n_heads // numbers.n_kv_heads
+        if numbers.n_kv_heads < len(self._parts) and self._spec.family.qk_norm != "full":
+            group = 1
+        return min(lcm(group, least), numbers.n_heads)
+
+    def _experts(self, numbers: LayerNumbers) -> tuple[list[range], list[range]]:
+        """Columns of all experts, or whole experts: slices keep all ranks busy whatever is chosen, where they are
+        even."""
+        everything, nothing = range(numbers.n_experts), range(0)
+        columns = range(numbers.d_ff_expert)
+        slices = ranges(numbers.d_ff_expert, self._expert_grain, self._parts)
+        whole = ranges(numbers.n_experts, 1, self._parts)
+        if self._worst(slices) <= max(_UNEVEN, self._worst(whole)):
+            return slices, [everything if each else nothing for each in slices]
+        return [columns if each else nothing for each in whole], whole
+
+    def _worst(self, given: Sequence[range]) -> float:
+        """How many times its due the rank has that has most too much."""
+        total, size = sum(self._parts), sum(map(len, given))
+        return max(len(each) / size / (part / total) for each, part in zip(given, self._parts, strict=True) if part > 0)
+
+    def _block(self, layer: int, part: str) -> int:
+        """Columns that cannot be parted."""
+        return self._tensors[tensor_name(layer, part)].type.block_size
+
+
+def _columns(size: int, block: int) -> int:
+    """Of a feed-forward of `size` columns, a grain."""
+    wanted = lcm(block, _COLUMNS)
+    return wanted if size % wanted == 0 else block

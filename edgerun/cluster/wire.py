@@ -1,0 +1,206 @@
+"""The data plane: frames of numbers between two ranks, over one connection that both keep.
+
+    frame   magic "eR", u8 version, u8 what the body is, u32 length of the body, u32 call, then the body
+    call    counts what the group does together: both sides must be at the same, else one of them is lost
+
+Connections do not block: `exchange` reads and writes several at once, whatever arrives first, so that no two ranks
+that send to each other can wait for each other. Buffers are kept; a header and its body are one write. A length is
+compared with what the receiver expects before a byte of the body is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerun.cluster.wire_format import U8
+from edgerun.errors import LostPeerError
+
+HEADER = struct.Struct("<2sBBII")
+BYTES = 0  # a frame whose body is no numbers; numbers have their format's code
+_MAGIC = b"eR"
+_VERSION = 1
+_LOOK_S = 0.1  # how long a wait goes on before somebody asks whether the other one is still there
+_ONE_READ_BYTES = 1 << 20
+
+IsLost = Callable[[], str]  # why a rank of the group is taken for dead; "" as long as none is
+
+
+class Frame:
+    """What this rank sends: a header and a body in one buffer, which is used again."""
+
+    def __init__(self) -> None:
+        self._buffer: U8 = np.empty(1 << 14, np.uint8)
+        self._n_bytes = 0
+
+    def begin(self, code: int, call: int, n_bytes: int) -> U8:
+        """The body (n_bytes), to be filled."""
+        self._n_bytes = HEADER.size + n_bytes
+        if self._n_bytes > self._buffer.size:
+            self._buffer = np.empty(self._n_bytes + (self._n_bytes >> 1), np.uint8)
+        HEADER.pack_into(self._buffer.data, 0, _MAGIC, _VERSION, code, n_bytes, call & 0xFFFFFFFF)
+        return self.body
+
+    @property
+    def body(self) -> U8:
+        return self._buffer[HEADER.size : self._n_bytes]
+
+    @property
+    def whole(self) -> memoryview:
+        return self._buffer[: self._n_bytes].data
+
+
+class Link:
+    """A connection to the rank `peer`; it takes the socket over. One thread at a time uses it; any may close it."""
+
+    def __init__(self, connection: socket.socket, peer: int) -> None:
+        self.peer = peer
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._socket = connection
+        self._inbox: U8 = np.empty(1 << 14, np.uint8)
+        self._filled = 0  # bytes of the frame that is coming
+        self._wanted = HEADER.size
+        self._expected: tuple[int, int, int, bool] = (BYTES, 0, 0, True)
+        with contextlib.suppress(OSError):  # a pair of Unix sockets has no such option
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def body(self) -> U8:
+        """Of the frame that was received last; lent until the next is expected."""
+        return self._inbox[HEADER.size : self._filled]
+
+    def expect(self, code: int, call: int, n_bytes: int, *, exactly: bool) -> None:
+        """What the next frame must be: of `n_bytes` `exactly`, or at most."""
+        self._expected = (code, call & 0xFFFFFFFF, n_bytes, exactly)
+        self._filled = 0
+        self._wanted = HEADER.size + (n_bytes if exactly else 0)
+        self._make_room(HEADER.size + n_bytes if exactly else self._inbox.size)
+
+    def send_some(self, data: memoryview) -> int:
+        """Bytes of `data` that the connection takes now."""
+        try:
+            sent = self._socket.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+            return 0
+        except (OSError, ValueError) as error:
+            raise self._lost(error) from error
+        self.sent_bytes += sent
+        return sent
+
+    def receive_some(self) -> int:
+        """Bytes that were there; `is_whole` tells whether the frame is."""
+        end = min(self._wanted, self._filled + _ONE_READ_BYTES)
+        try:
+            got = self._socket.recv_into(self._inbox[self._filled : end].data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+            return 0
+        except (OSError, ValueError) as error:
+            raise self._lost(error) from error
+        if got == 0:
+            raise LostPeerError(f"rank {self.peer} left the group")
+        before = self._filled
+        self._filled += got
+        self.received_bytes += got
+        if before < HEADER.size <= self._filled:
+            self._check_header()
+        return got
+
+    @property
+    def is_whole(self) -> bool:
+        return self._filled == self._wanted
+
+    def close(self) -> None:
+        """Harmless when repeated, and while another thread waits for the connection: its wait ends."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _check_header(self) -> None:
+        magic, version, code, n_bytes, call = HEADER.unpack_from(self._inbox.data)
+        wanted_code, wanted_call, wanted_bytes, exactly = self._expected
+        if magic != _MAGIC or version != _VERSION:
+            raise LostPeerError(f"rank {self.peer} sent what is no frame of this version")
+        fits = n_bytes == wanted_bytes if exactly else n_bytes <= wanted_bytes
+        if code != wanted_code or call != wanted_call or not fits:
+            raise LostPeerError(
+                f"rank {self.peer} sent a frame of kind {code}, {n_bytes} bytes, call {call}, where one of kind "
+                f"{wanted_code}, {wanted_bytes} bytes{'' if exactly else ' at most'}, call {wanted_call} had its place"
+            )
+        self._wanted = HEADER.size + n_bytes
+        self._make_room(self._wanted)
+
+    def _make_room(self, n_bytes: int) -> None:
+        if n_bytes > self._inbox.size:
+            larger = np.empty(n_bytes + (n_bytes >> 1), np.uint8)
+            larger[: self._filled] = self._inbox[: self._filled]
+            self._inbox = larger
+
+    def _lost(self, error: Exception) -> LostPeerError:
+        return LostPeerError(f"the connection to rank {self.peer} broke: {error}")
+
+
+def exchange(sends: Iterable[tuple[Link, memoryview]], receives: Iterable[Link], is_lost: IsLost) -> None:
+    """Send frames and receive those that were expected, all at the same time. LostPeerError when a connection breaks,
+    a frame is not what was expected, or `is_lost` says so while nothing moves."""
+    sending = [(link, data) for link, data in sends]
+    receiving = list(receives)
+    while True:
+        moved = 0
+        left = []
+        for link, data in sending:
+            sent = link.send_some(data)
+            moved += sent
+            if sent < len(data):
+                left.append((link, data[sent:]))
+        sending = left
+        for link in receiving:
+            moved += link.receive_some()
+        receiving = [link for link in receiving if not link.is_whole]
+        if not sending and not receiving:
+            return
+        if not moved:
+            _wait(receiving, [link for link, _ in sending], is_lost)
+
+
+def _wait(receiving: Sequence[Link], sending: Sequence[Link], is_lost: IsLost) -> None:
+    """Until a connection can be read or written."""
+    while not _is_ready(receiving, sending):
+        why = is_lost()
+        if why:
+            raise LostPeerError(why)
+
+
+def _is_ready(receiving: Sequence[Link], sending: Sequence[Link]) -> bool:
+    for link in (*receiving, *sending):
+        if link.fileno() < 0:
+            raise LostPeerError(f"the connection to rank {link.peer} was closed")
+    if not hasattr(select, "poll"):
+        return any(select.select(receiving, sending, [], _LOOK_S))
+    poll: Any = select.poll()
+    events: dict[int, int] = {}
+    for link in receiving:
+        events[link.fileno()] = select.POLLIN
+    for link in sending:
+        events[link.fileno()] = events.get(link.fileno(), 0) | select.POLLOUT
+    for number, wanted in events.items():
+        poll.register(number, wanted)
+    return bool(poll.poll(1000 * _LOOK_S))
+
+
+def patience(wait_s: float) -> IsLost:
+    """An `IsLost` for a group that nobody watches: it gives up after so long."""
+    end = time.monotonic() + wait_s
+    return lambda: f"nothing moved for {wait_s:.0f} s" if time.monotonic() > end else ""

@@ -1,0 +1,122 @@
+"""How numbers are written on the wire: exactly, in half the bytes, or in a bit more than a quarter.
+
+`f32` little-endian floats. `f16` halves; what is too large for one becomes infinite. `q8` blocks of 32 numbers: an f32
+scale, the largest magnitude / 127, for each block first, then all numbers as int8 multiples of their block's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.cluster.collective import F32
+from edgerun.errors import UsageError
+
+U8 = NDArray[np.uint8]
+WireName = Literal["f32", "f16", "q8"]
+
+BLOCK = 32  # numbers that share a scale in q8; whoever cuts an array for the wire cuts at multiples of it
+_LARGEST = np.float32(127)
+_SMALLEST = np.float32(1e-36)  # a smaller scale has no inverse in f32: its block becomes zeros
+
+
+class WireFormat(Protocol):
+    """A way of writing numbers. Buffers belong to the caller and have exactly the size."""
+
+    @property
+    def code(self) -> int:
+        """What stands in a frame's header."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is read is what was written."""
+
+    def n_bytes(self, count: int) -> int:
+        """Of `count` numbers."""
+
+    def write(self, x: F32, out: U8) -> None:
+        """`x` (flat) into `out` (n_bytes of its size)."""
+
+    def read(self, data: U8, out: F32) -> None:
+        """The numbers of `data` into `out` (flat)."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    code: int = 1
+    is_exact: bool = True
+
+    def n_bytes(self, count: int) -> int:
+        return 4 * count
+
+    def write(self, x: F32, out: U8) -> None:
+        out[...] = x.view(np.uint8)
+
+    def read(self, data: U8, out: F32) -> None:
+        out.view(np.uint8)[...] = data
+
+
+@dataclass(frozen=True)
+class Halves:
+    code: int = 2
+    is_exact: bool = False
+
+    def n_bytes(self, count: int) -> int:
+        return 2 * count
+
+    def write(self, x: F32, out: U8) -> None:
+        with np.errstate(over="ignore"):
+            out.view(np.float16)[...] = x
+
+    def read(self, data: U8, out: F32) -> None:
+        out[...] = data.view(np.float16)
+
+
+@dataclass(frozen=True)
+class Eighths:
+    code: int = 3
+    is_exact: bool = False
+
+    def n_bytes(self, count: int) -> int:
+        return 4 * _blocks(count) + count
+
+    def write(self, x: F32, out: U8) -> None:
+        whole, blocks = x.size // BLOCK, _blocks(x.size)
+        scales, levels = out[: 4 * blocks].view(np.float32), out[4 * blocks :].view(np.int8)
+        self._write(x[: whole * BLOCK].reshape(whole, BLOCK), scales[:whole], levels[: whole * BLOCK])
+        if blocks > whole:
+            self._write(x[whole * BLOCK :][None], scales[whole:], levels[whole * BLOCK :])
+
+    def _write(self, x: F32, scales: F32, levels: NDArray[np.int8]) -> None:
+        np.divide(np.abs(x).max(axis=1, initial=0), _LARGEST, out=scales)
+        inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > _SMALLEST)
+        with np.errstate(invalid="ignore"):  # what is not finite makes its whole block so, by the scale
+            levels[...] = np.rint(x * inverse[:, None]).astype(np.int8).ravel()
+
+    def read(self, data: U8, out: F32) -> None:
+        whole, blocks = out.size // BLOCK, _blocks(out.size)
+        scales, levels = data[: 4 * blocks].view(np.float32), data[4 * blocks :].view(np.int8)
+        of_blocks = out[: whole * BLOCK].reshape(whole, BLOCK)
+        np.multiply(levels[: whole * BLOCK].reshape(whole, BLOCK), scales[:whole, None], out=of_blocks)
+        if blocks > whole:
+            np.multiply(levels[whole * BLOCK :], scales[whole], out=out[whole * BLOCK :])
+
+
+def _blocks(count: int) -> int:
+    return -(-count // BLOCK)
+
+
+EXACT = Exact()
+_FORMATS: dict[WireName, WireFormat] = {"f32": EXACT, "f16": Halves(), "q8": Eighths()}
+WIRE_NAMES: tuple[WireName, ...] = tuple(_FORMATS)
+
+
+def wire_format(name: str) -> WireFormat:
+    """The format of a name. UsageError for any other."""
+    for known, found in _FORMATS.items():
+        if known == name:
+            return found
+    raise UsageError(f"no wire format is called {name!r}; there are {', '.join(WIRE_NAMES)}")

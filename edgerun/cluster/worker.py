@@ -1,0 +1,110 @@
+"""A rank that is not the head: it loads its shard and computes what the head says, until that says it may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgerun.cluster.collective import Collective
+from edgerun.cluster.lockstep import Lockstep, PassEnded
+from edgerun.cluster.mirror import Follower, parsed
+from edgerun.cluster.shard_file import open_shard
+from edgerun.errors import EdgerunError, FormatError, LostPeerError
+from edgerun.events import EventSink, Notice, ignore, never
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import I32, Kernels
+from edgerun.kv import KvLedger, KvOptions, PagePool
+from edgerun.models.passes import Passes
+from edgerun.models.reductions import reductions
+from edgerun.models.spec import ModelSpec
+from edgerun.weights import WeightStore
+
+
+class RankOptions(msgspec.Struct, frozen=True):
+    """How a rank loads its shard. context: positions of a sequence; kv: as the option `kv`; memory_bytes: of the
+    process, None: what it may have; prefetch: of streamed experts."""
+
+    context: int
+    kernels: str = "auto"
+    threads: int | None = None
+    memory_bytes: int | None = None
+    kv: str = "f16"
+    prefetch: bool = True
+
+
+@dataclass(frozen=True)
+class OpenedShard:
+    """What a rank computes with. kv_limit_bytes: of its keys and values, None: nobody counts."""
+
+    kernels: Kernels
+    store: WeightStore
+    kv: KvOptions | None
+    kv_limit_bytes: int | None
+
+
+OpenShard = Callable[[GgufFile, ModelSpec, RankOptions, EventSink], AbstractContextManager[OpenedShard]]
+
+
+def work(collective: Collective, shard: Path, details: bytes, open_with: OpenShard, events: EventSink = ignore) -> None:
+    """A rank's whole life. details: `RankOptions` in msgpack. Raises LostPeerError when the head is gone, FormatError
+    and what loading raises for a shard that cannot be computed; the group is over then."""
+    try:
+        options = msgspec.msgpack.decode(details, type=RankOptions)
+    except msgspec.DecodeError as error:
+        raise FormatError(f"how to load a shard is not said: {error}") from None
+    gguf, spec = open_shard(shard)
+    with gguf, open_with(gguf, spec, options, events) as opened:
+        lockstep = Lockstep(collective, spec.vocab_size)
+        passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
+        pool = PagePool(spec.kv_groups(opened.kv), KvLedger(opened.kv_limit_bytes))
+        follower = Follower(pool, options.context)
+        collective.gather(limits_of(spec, opened))
+        try:
+            while _pass(collective, lockstep, passes, follower, events):
+                pass
+        finally:
+            follower.release()
+
+
+def limits_of(spec: ModelSpec, opened: OpenedShard) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """What a rank can do, for the head: [positions of a wave, 0 for any; pages of each group of layers that it has
+    memory for, -1 for any], f32."""
+    groups = spec.kv_groups(opened.kv)
+    page_bytes = sum(group.page_bytes for group in groups)
+    limit = opened.kv_limit_bytes
+    pages = -1 if limit is None or not page_bytes else limit // page_bytes
+    return np.array([opened.store.wave_tokens, pages], np.float32)
+
+
+def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: Follower, events: EventSink) -> bool:
+    """One pass; False: there are no more."""
+    message = collective.announce(b"")
+    if not message:
+        return False
+    said, spec = parsed(message), passes.spec
+    rows = sum(run.rows for run in said.runs)
+    is_few = said.few and rows <= len(passes.few.x)
+    x = passes.few.x[:rows] if is_few else np.empty((rows, spec.d_model), np.float32)
+    collective.broadcast(x)
+    passes.store.begin()
+    try:
+        lockstep.run(reductions(spec, rows), lambda: passes.run(follower.task(said), x, never))
+    except LostPeerError:
+        raise
+    except PassEnded:
+        pass  # whoever ended it has told the head why
+    except EdgerunError as error:
+        events(Notice(f"a pass ended: {error}"))
+    finally:
+        if passes.store.wave_tokens:  # memory is short: it is needed for weights now
+            passes.layers.drop_scratch()
+    return True
+
+
+def _untold(layer: int, ids: I32) -> None:
+    """Nobody asks this rank what routers choose."""

@@ -1,0 +1,194 @@
+"""A model on several ranks says what it says on one: every family, equal and uneven shares, prompts and single tokens,
+several sequences at once, and after errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edgerun.cluster.worker import OpenedShard
+from edgerun.errors import Cancelled, ReadError
+from edgerun.kernels import Kernels, load_kernels
+from edgerun.models import Batch, Decoder, Stretch
+from edgerun.models.reductions import reductions
+from edgerun.weights import ResidentStore
+from tests.cluster.in_threads import CONTEXT, greedy, resident, together
+from tests.models.instances import INSTANCES, open_instance, tokens_of
+
+NEW = 12
+DIVIDED = [([1, 1], "llama"), ([1, 1, 1, 1], "llama-Q4_0"), ([2, 1, 1, 1, 1], "llama"), ([1, 0, 1], "gemma3")]
+DIVIDED += [([1, 1, 1, 1], "olmoe"), ([1, 1], "qwen3moe-small-Q4_0"), ([1, 1, 1], "bitnet"), ([1, 0, 1], "qwen2moe")]
+DIVIDED += [([1, 1, 1, 1, 1], "mixtral"), ([1, 1, 1, 1], "relu-Q8_0"), ([1, 1, 1, 1], "smallthinker")]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Where instances and their shards are kept, each written once."""
+    return tmp_path_factory.mktemp("shards")
+
+
+def one_thread() -> Kernels:
+    """Kernels for one rank of several on this machine."""
+    return load_kernels("auto", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"), [*(([4, 2, 1], name) for name in INSTANCES), *DIVIDED], ids=lambda value: str(value)
+)
+def test_the_same_tokens_on_any_number_of_ranks(parts, name, directory, kernels):
+    gguf, spec = open_instance(name, directory)
+    with gguf:
+        alone = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT)
+        ids = tokens_of(INSTANCES[name])
+        wanted = alone.forward(ids, alone.new_cache(100), logits="all")
+        tokens = greedy(alone, ids, NEW)
+        with together(gguf, spec, parts, directory, resident(one_thread)) as group:
+            got = group.decoder.forward(ids, group.decoder.new_cache(100), logits="all")
+            off = np.abs(got - wanted).max(axis=1) / np.abs(wanted).max()  # of each position
+            assert np.median(off) < 5e-3 and off.max() < 5e-2  # a sum's last bit may round an activation otherwise
+            assert greedy(group.decoder, ids, NEW) == tokens
+        assert not group.errors
+
+
+@pytest.mark.parametrize("name", ["llama", "olmoe", "bitnet"])
+def test_bits_do_not_depend_on_how_a_sequence_is_cut_or_on_company(name, directory):
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, 96, 300).tolist()
+    gguf, spec = open_instance(name, directory)
+    with gguf, together(gguf, spec, [2, 1], directory, resident(one_thread)) as group:
+        decoder = group.decoder
+        whole = decoder.forward(ids, decoder.new_cache(400), logits="all")
+        cache, other, rows = decoder.new_cache(400), decoder.new_cache(400), []
+        low = 0
+        for high in (1, 3, 60, 61, 290, 300):
+            batch = Batch((Stretch(cache, ids[low:high], "all"), Stretch(other, [high % 96], "none")))
+            rows.append(decoder.step(batch)[0])
+            low = high
+        assert np.array_equal(np.concatenate(rows), whole)
+
+
+def test_pages_follow_the_head(directory, kernels):
+    """Sequences are cut, copied, begun like others and forgotten at random; the others see the same positions."""
+    rng = np.random.default_rng(5)
+    gguf, spec = open_instance("gemma3", directory)  # groups of pages with and without a window
+    with gguf, together(gguf, spec, [1, 1], directory, resident(one_thread)) as group:
+        alone = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT)
+        both = (alone, group.decoder)
+        pairs = [tuple(decoder.new_cache(CONTEXT) for decoder in both) for _ in range(3)]
+        known: list[list[int]] = [[] for _ in pairs]
+        for turn in range(60):
+            at = int(rng.integers(len(pairs)))
+            pair, ids = pairs[at], known[at]
+            kind = ["go on"] * 3 + ["cut", "copy", "recall", "forget"]
+            what = kind[int(rng.integers(len(kind)))]
+            if what == "cut" and ids:
+                n = pair[0].held_from(int(rng.integers(len(ids) + 1)))
+                for each in pair:
+                    each.truncate(n)
+                del ids[n:]
+            elif what == "copy" and len(ids) > 1:
+                to = int(rng.integers(len(pairs)))
+                n = pair[0].held_from(len(ids) - 1)
+                pairs[to], known[to] = tuple(each.copy(n) for each in pair), ids[:n]
+            elif what == "recall":
+                for each in pair:
+                    each.remember(ids)
+                    each.release()
+                ids[:] = ids[: {each.recall(ids) for each in pair}.pop()]
+            elif what == "forget" and turn % 3 == 0:
+                for each in pair:
+                    each.release()
+                ids.clear()
+            more = rng.integers(0, 96, int(rng.choice([1, 2, 7, 70, 200]))).tolist()
+            if len(ids) + len(more) > CONTEXT:
+                continue
+            want, got = (decoder.forward(more, each) for decoder, each in zip(both, pair, strict=True))
+            ids += more
+            assert np.abs(got - want).max() < 2e-3 * np.abs(want).max(), f"turn {turn}: {what}"
+    assert not group.errors
+
+
+@contextlib.contextmanager
+def _failing(gguf, spec, options, events) -> Iterator[OpenedShard]:
+    """As `resident`, but a worker's layer cannot be read now and then."""
+    with contextlib.closing(one_thread()) as kernels:
+        store = ResidentStore(gguf, spec, kernels)
+        plain, calls = store.layer, 0
+
+        def layer(number, cancelled=lambda: False):
+            nonlocal calls
+            calls += 1
+            if not spec.shard.text and calls % 10 == 0:
+                raise ReadError("the disk is gone")
+            return plain(number, cancelled)
+
+        store.layer = layer
+        store.fixed = False  # so that every pass asks for its layers
+        yield OpenedShard(kernels, store, None, None)
+
+
+def test_an_error_on_one_rank_ends_the_step_on_all_and_no_more(directory, kernels):
+    gguf, spec = open_instance("llama", directory)
+    ids = tokens_of(INSTANCES["llama"])
+    with gguf:
+        alone = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT)
+        tokens = greedy(alone, ids, 8)
+        with together(gguf, spec, [1, 1, 1], directory, _failing) as group:
+            decoder, errors = group.decoder, 0
+            cache, out, left = decoder.new_cache(100), [], list(ids)
+            while len(out) < 8:
+                before = cache.length
+                try:
+                    logits = decoder.forward(left, cache)
+                except ReadError as error:
+                    assert "device 1" in str(error) and "the disk is gone" in str(error)
+                    assert cache.length == before
+                    errors += 1
+                    continue
+                out.append(int(logits[0].argmax()))
+                left = out[-1:]
+            assert out == tokens and errors >= 2
+        assert not group.errors
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_cancelling_leaves_the_group_ready(rows, directory):
+    gguf, spec = open_instance("olmoe", directory)
+    ids = tokens_of(INSTANCES["olmoe"])[:rows]
+    with gguf, together(gguf, spec, [1, 1], directory, resident(one_thread)) as group:
+        decoder = group.decoder
+        cache = decoder.new_cache(100)
+        wanted = decoder.forward(ids, decoder.new_cache(100))
+        decoder.forward([1], cache)
+        for after in range(1, 4):
+            asked = 0
+
+            def cancelled(after=after):
+                nonlocal asked
+                asked += 1
+                return asked > after
+
+            with pytest.raises(Cancelled):
+                decoder.forward(ids, cache, cancelled=cancelled)
+            assert cache.length == 1
+        assert np.array_equal(decoder.forward(ids, decoder.new_cache(100)), wanted)
+    assert not group.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "per_layer"), [("llama", [64, 64]), ("olmoe", [2, 64, 64]), ("bitnet", [1, 64, 1, 64])]
+)
+def test_what_is_summed_up_is_what_the_formula_says(name, per_layer, directory):
+    gguf, spec = open_instance(name, directory)
+    with gguf, together(gguf, spec, [1, 1, 1], directory, resident(one_thread)) as group:
+        assert list(reductions(spec, 1)) == per_layer * spec.n_layers
+        cache, lockstep = group.decoder.new_cache(700), group.conductor.lockstep
+        for rows in (1, 5, 300, 1):
+            before = lockstep.reductions, lockstep.reduced_bytes
+            group.decoder.forward([7] * rows, cache)
+            counted = lockstep.reductions - before[0], lockstep.reduced_bytes - before[1]
+            sizes = [size for low in range(0, rows, 256) for size in reductions(spec, min(256, rows - low))]
+            assert counted == (len(sizes), 4 * sum(size + 1 for size in sizes))  # each says whether its rank goes on
