@@ -182,7 +182,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
     Instance("stablelm-Q8_0", "stablelm", GgmlType.Q8_0, kv_heads=4, more=_NORM_BIASES, metadata=_LAYER_NORM),
     Instance("deepseek", "deepseek", metadata=_DEEP, **_MOE),
     Instance(
-        "deepseek-four-Q8_0",
+        "deepseek-leading-Q8_0",
         "deepseek",
         GgmlType.Q8_0,
         layers=4,
@@ -223,7 +223,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
         **_MOE,
     ),
     Instance(
-        "bailingmoe2-Q8_0",
+        "bailingmoe2-halves-Q8_0",
         "bailingmoe2",
         GgmlType.Q8_0,
         ff_shared=32,

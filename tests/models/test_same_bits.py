@@ -83,7 +83,7 @@ def test_of_the_reference(name, directory):
         "cohere2",
         "erniemoe",
         "bailingmoe2",
-        "deepseek-four-Q8_0",
+        "deepseek-leading-Q8_0",
     ],
 )
 def test_streamed(name, directory, kernels):
