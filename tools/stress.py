@@ -3,9 +3,9 @@
     python -m tools.stress MODEL --threads 16 --minutes 5 [--memory 1G] [--kv q8_0] [--seed 1]
 
 What is asked has been answered before, by the same model, one thing at a time. Then threads choose at random: complete,
-chat, talk in a session, fork it, embed, score, walk away from a stream, cancel, fail in a caller's own function. At the
-end no page may be held but by the cache of the last call and for those who begin alike, and the model is closed while
-all are busy.
+chat, talk in a session, fork it, save it, embed, score, walk away from a stream, cancel, fail in
+a caller's own function. At the end no page may be held but by the cache of the last call and for those who begin alike,
+and the model is closed while all are busy.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import faulthandler
 import gc
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgerun import LLM
 from edgerun.engine import CancelToken, Completion
-from edgerun.errors import BusyError, DoesNotFitError, UsageError
+from edgerun.errors import BusyError, Cancelled, DoesNotFitError, UsageError
 
 PROMPTS = (
     "Once upon a time",
@@ -100,7 +102,7 @@ class Stress:
             self._walk_away,
             self._cancel,
             self._fail,
-            *([self._talk] if sessions else []),
+            *([self._talk, self._save] if sessions else []),
         ]
 
     def run(self, threads: int, seconds: float, seed: int, *, close: bool = True) -> Outcome:
@@ -205,6 +207,18 @@ class Stress:
                 said.append(twin.chat(TURNS[2], **greedy(12)).text)
         self._check(tuple(said) == self.right.talk, "a session")
 
+    def _save(self, rng: random.Random) -> None:
+        """A session goes to a file after some turns, and another comes from it."""
+        turns = rng.randint(1, 2)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "session"
+            with self.llm.session() as session:
+                said = [session.chat(turn, **greedy(12)).text for turn in TURNS[:turns]]
+                session.save(path)
+            with self.llm.load_session(path) as session:
+                said += [session.chat(turn, **greedy(12)).text for turn in TURNS[turns:]]
+        self._check(tuple(said) == self.right.talk, "a session that was saved")
+
     def _walk_away(self, rng: random.Random) -> None:
         i, ids, left = rng.randrange(len(PROMPTS)), [], rng.randint(0, 20)
         stream = self.llm.stream(PROMPTS[i], **greedy(LONGEST))
@@ -222,8 +236,12 @@ class Stress:
         i, cancel = rng.randrange(len(PROMPTS)), CancelToken()
         timer = threading.Timer(rng.random() * 0.3, cancel.cancel)
         timer.start()
-        said = self.llm.complete(PROMPTS[i], cancel=cancel, **greedy(LONGEST)).token_ids
-        timer.cancel()
+        try:
+            said = self.llm.complete(PROMPTS[i], cancel=cancel, **greedy(LONGEST)).token_ids
+        except Cancelled:
+            return  # the prompt was not made into tokens yet
+        finally:
+            timer.cancel()
         self._check(said == self.right.completions[i].token_ids[: len(said)], "a cancelled completion")
 
     def _fail(self, rng: random.Random) -> None:

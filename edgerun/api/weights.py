@@ -44,7 +44,10 @@ def plan_weights(
     catalog, runtime_bytes = make_catalog(spec.tensors, spec.n_layers), state.resident_bytes
     if isinstance(kernels, str):
         kept = kv or KvOptions()
-        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), (kept.keys, kept.values))
+        formats = kept.keys, kept.values
+        compiles = kernels_missing(
+            kernels, catalog.types(), catalog.neuron_types(), formats, recurrent=catalog.recurrent
+        )
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
@@ -79,6 +82,7 @@ def load_kernels_for(
         types=catalog.types(),
         neuron_types=neurons,
         kv=(kept.keys, kept.values),
+        recurrent=catalog.recurrent,
     )
 
 

@@ -45,13 +45,14 @@ def load_kernels(
     types: Sequence[GgmlType] = (),
     neuron_types: Sequence[GgmlType] = (),
     kv: tuple[KvFormat, KvFormat] = (F16, F16),
+    recurrent: bool = False,
 ) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
-    types, neuron_types: of matrices and neurons that will come, kv: the formats of keys and values: their
-    kernels are made ready at once, which takes less time than later one by one.
+    types, neuron_types: of matrices and neurons that will come, kv: the formats of keys and values, recurrent: whether
+    there will be recurrent layers: their kernels are made ready at once, which takes less time than later one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
@@ -63,7 +64,8 @@ def load_kernels(
         return ReferenceKernels()
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.load(name, threads=threads, events=events, types=types, neuron_types=neuron_types, kv=kv)
+    names = SimdKernels.names(types, neuron_types, kv, recurrent=recurrent) if types else ()
+    return SimdKernels.load(name, threads=threads, events=events, names=names)
 
 
 def load_sizes(name: str = "auto") -> PackedSizes:
@@ -81,15 +83,16 @@ def kernels_missing(
     types: Sequence[GgmlType],
     neuron_types: Sequence[GgmlType] = (),
     kv: tuple[KvFormat, KvFormat] = (F16, F16),
+    recurrent: bool = False,
 ) -> bool:
-    """Whether the kernels called `name` for matrices and neurons of these types, and for keys and values in these
-    formats, must be compiled before they can be used. UsageError as `load_kernels`."""
+    """Whether the kernels called `name` for matrices and neurons of these types, for keys and values in these formats,
+    and for recurrent layers, must be compiled before they can be used. UsageError as `load_kernels`."""
     _check(name)
     if name == "reference":
         return False
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.missing(name, types, neuron_types, kv)
+    return SimdKernels.missing(name, SimdKernels.names(types, neuron_types, kv, recurrent=recurrent))
 
 
 def _check(name: str) -> None:

@@ -1,8 +1,9 @@
 """What kernels take: the one place that names the int64 slots of their arguments.
 
 A kernel is `void f(int64 arguments, int64 low, int64 high)`: it does the items [low, high) of an operation, and
-`arguments` is the address of the slots that a class here lists in their order. A class's docstring says what the kernel
-does and what an item is. An address is one of memory that the caller keeps; floats travel as the address of an f32.
+`arguments` is the address of the slots that a class here, or of `state_abi`, lists in their order. A class's docstring
+says what the kernel does and what an item is. An address is one of memory that the caller keeps; floats travel as the
+address of an f32.
 `native/header.py` makes the C header from this.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import struct
 from typing import Annotated, NamedTuple, get_type_hints
+
+from edgerun.kernels.state_abi import CausalConv, GatedNorm, Scan, ScanSteps, UnitHeads
 
 Arguments = tuple[int, ...]  # any of the classes below
 
@@ -324,6 +327,11 @@ _OF_KERNEL = {
     "gated": Gated,
     "combine": Combine,
     "add": Add,
+    "causal_conv": CausalConv,
+    "scan": Scan,
+    "unit_heads": UnitHeads,
+    "scan_steps": ScanSteps,
+    "gated_norm": GatedNorm,
     "neurons_gate": NeuronsGate,
     "attention_decode": AttentionDecode,
     "attention_prompt": AttentionPrompt,

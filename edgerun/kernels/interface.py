@@ -31,6 +31,7 @@ U8 = NDArray[np.uint8]
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2", "oai"]
 ConvActivation = Literal["none", "silu"]
+ScanRule = Literal["delta", "sum"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,11 +327,11 @@ class Kernels(Protocol):
         weight: F32,  # (C, taps)
         bias: F32 | None,  # (C,)
         states: StateRows,  # of which inputs were before the first row of each stretch; and where the last ones go
-        out: F32,  # (T, C)
+        out: F32,  # (T, C); may be u
         activation: ConvActivation,
     ) -> None:
         """Every column by itself: out[t] = activation(sum over j of u[t - taps + 1 + j] * weight[:, j] + bias). A row's
-        bits depend on its inputs alone, not on where a stretch is cut."""
+        bits depend on its inputs alone, not on where a stretch is cut. u and out may be columns of wider buffers."""
         ...
 
     def scan(
@@ -338,14 +339,36 @@ class Kernels(Protocol):
         q: F32,  # (T, key heads, key_dim)
         k: F32,  # (T, key heads, key_dim)
         v: F32,  # (T, heads, value_dim)
-        decay: F32,  # (T, heads): logarithms of factors
-        beta: F32 | None,  # (T, heads)
+        decay: F32,  # (T, heads): factors
+        step: F32,  # (T, heads)
         states: StateRows,  # their matrices M (heads, key_dim, value_dim)
         out: F32,  # (T, heads, value_dim)
+        *,
+        rule: ScanRule,
+        tiled: bool,
+        scale: float = 1.0,
+        skip: F32 | None = None,  # (heads,)
     ) -> None:
-        """Row by row, for every head j, whose keys and queries are those of key head j % key heads: M *= exp(decay);
-        r = v, or (v - k @ M) * beta where there is a beta; M += outer(k, r); out = q @ M. With beta the gated delta
-        rule (Yang et al. 2025), without it the recurrence of Mamba-2 (Dao and Gu 2024). Bits as of `causal_conv`."""
+        """Row by row, for every head j, whose key and query are those of key head j % key heads (tiled), or
+        j // (heads / key heads): M *= decay; r = (v - k @ M) * step with the rule delta, v * step with sum;
+        M += outer(k, r); out = scale * q @ M + skip * v. delta: the gated delta rule (Yang et al. 2025); sum: the
+        recurrence of Mamba-2 (Dao and Gu 2024). Bits as of `causal_conv`; q, k, v may be columns of wider buffers."""
+        ...
+
+    def unit_heads(self, x: F32, eps: float) -> None:
+        """x (T, heads, dim) /= sqrt(sum of its squares + eps), every head by itself. May be columns of a wider
+        buffer."""
+        ...
+
+    def scan_steps(self, x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+        """With s = softplus(x + bias): decay = exp(s * a); step = sigmoid(gate), or s without gate. x, gate (T, n, m)
+        of n * m heads, parts of wider buffers; bias, a (heads,); decay, step (T, heads)."""
+        ...
+
+    def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+        """out = rms_norm(x, weight) * silu(gate), or rms_norm(x * silu(gate), weight), of each group of x, out (T,
+        groups, n). weight (n,) or (groups, n), None: no norm; gate (T, groups * n), maybe columns of a wider buffer.
+        `out` may be `x`."""
         ...
 
     def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:

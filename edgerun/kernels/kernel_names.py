@@ -48,6 +48,9 @@ def for_keys_and_values(keys: KvFormat, values: KvFormat) -> list[str]:
     return [decode_kernel(keys, values), *(["rotate"] if keys.is_rotated else [])]
 
 
+RECURRENT = ("causal_conv", "scan", "unit_heads", "scan_steps", "gated_norm")  # what recurrent layers need beside
+
+
 def neurons_kernel(way: str, type: GgmlType) -> str:
     """Of neurons' rows of one of ROW_TYPES; way: "up" or "down"."""
     return f"neurons_{way}_{type.name.lower()}"

@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     Matrix,
     Neurons,
     RopeKind,
+    ScanRule,
 )
 from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
@@ -219,8 +220,31 @@ class ReferenceKernels:
     ) -> None:
         state_reference.causal_conv(u, weight, bias, states, out, activation)
 
-    def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
-        state_reference.scan(q, k, v, decay, beta, states, out)
+    def scan(
+        self,
+        q: F32,
+        k: F32,
+        v: F32,
+        decay: F32,
+        step: F32,
+        states: StateRows,
+        out: F32,
+        *,
+        rule: ScanRule,
+        tiled: bool,
+        scale: float = 1.0,
+        skip: F32 | None = None,
+    ) -> None:
+        state_reference.scan(q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip)
+
+    def unit_heads(self, x: F32, eps: float) -> None:
+        state_reference.unit_heads(x, eps)
+
+    def scan_steps(self, x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+        state_reference.scan_steps(x, gate, bias, a, decay, step)
+
+    def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+        state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
     def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
         activated = activate(gate, activation)

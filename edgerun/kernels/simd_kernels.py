@@ -12,7 +12,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, state_reference
+from edgerun.kernels import kernel_names, layer_launch, state_launch
 from edgerun.kernels.attention_launch import AttentionLaunch
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -31,9 +31,10 @@ from edgerun.kernels.interface import (
     Neurons,
     Recording,
     RopeKind,
+    ScanRule,
 )
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.kv_formats import F16, KvFormat
+from edgerun.kernels.kv_formats import KvFormat
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -69,28 +70,35 @@ class SimdKernels:
         threads: int | None,
         events: EventSink,
         directory: Path | None = None,
-        types: Sequence[GgmlType] = (),
-        neuron_types: Sequence[GgmlType] = (),
-        kv: tuple[KvFormat, KvFormat] = (F16, F16),
+        names: Sequence[str] = (),
     ) -> SimdKernels:
-        """See `edgerun.kernels.load_kernels`."""
+        """See `edgerun.kernels.load_kernels`. names: of kernels that will be needed beside those that always are."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        wanted = _all_names(types, neuron_types, kv) if types else kernel_names.ALWAYS
-        cache.prepare(wanted)  # at once: what is missing is compiled side by side
+        cache.prepare([*kernel_names.ALWAYS, *names])  # at once: what is missing is compiled side by side
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
-    def missing(
-        cls,
-        name: str,
-        types: Sequence[GgmlType],
-        neuron_types: Sequence[GgmlType],
-        kv: tuple[KvFormat, KvFormat] = (F16, F16),
-    ) -> bool:
+    def missing(cls, name: str, names: Sequence[str]) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
         cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing(_all_names(types, neuron_types, kv)))
+        return bool(cache.missing([*kernel_names.ALWAYS, *names]))
+
+    @staticmethod
+    def names(
+        types: Sequence[GgmlType],
+        neuron_types: Sequence[GgmlType],
+        kv: tuple[KvFormat, KvFormat],
+        *,
+        recurrent: bool,
+    ) -> list[str]:
+        """What a model needs beside the kernels that are always needed."""
+        wanted = [
+            *kernel_names.for_matrices(types),
+            *kernel_names.for_neurons(neuron_types),
+            *kernel_names.for_keys_and_values(*kv),
+        ]
+        return [*wanted, *kernel_names.RECURRENT] if recurrent else wanted
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -213,12 +221,35 @@ class SimdKernels:
     def causal_conv(
         self, u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation
     ) -> None:
-        self._launcher.spoil("causal_conv")
-        state_reference.causal_conv(u, weight, bias, states, out, activation)
+        state_launch.causal_conv(self._launcher, u, weight, bias, states, out, activation)
 
-    def scan(self, q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
-        self._launcher.spoil("scan")
-        state_reference.scan(q, k, v, decay, beta, states, out)
+    def scan(
+        self,
+        q: F32,
+        k: F32,
+        v: F32,
+        decay: F32,
+        step: F32,
+        states: StateRows,
+        out: F32,
+        *,
+        rule: ScanRule,
+        tiled: bool,
+        scale: float = 1.0,
+        skip: F32 | None = None,
+    ) -> None:
+        state_launch.scan(
+            self._launcher, q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip
+        )
+
+    def unit_heads(self, x: F32, eps: float) -> None:
+        state_launch.unit_heads(self._launcher, x, eps)
+
+    def scan_steps(self, x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+        state_launch.scan_steps(self._launcher, x, gate, bias, a, decay, step)
+
+    def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+        state_launch.gated_norm(self._launcher, x, gate, weight, eps, out, gate_first=gate_first)
 
     def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
         self._attention.write(spans, k, v)
@@ -237,15 +268,6 @@ class SimdKernels:
 
     def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
         return route(logits, routing, bias)
-
-
-def _all_names(types: Sequence[GgmlType], neuron_types: Sequence[GgmlType], kv: tuple[KvFormat, KvFormat]) -> list[str]:
-    wanted = (
-        kernel_names.for_matrices(types),
-        kernel_names.for_neurons(neuron_types),
-        kernel_names.for_keys_and_values(*kv),
-    )
-    return [*kernel_names.ALWAYS, *(name for names in wanted for name in names)]
 
 
 def _rows(x: Activations) -> Rows:

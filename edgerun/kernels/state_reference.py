@@ -6,9 +6,9 @@ import ctypes
 
 import numpy as np
 
-from edgerun.errors import UsageError
-from edgerun.kernels.interface import F32, ConvActivation
-from edgerun.kernels.states import StateRows, check_states
+from edgerun.kernels.interface import F32, ConvActivation, ScanRule
+from edgerun.kernels.state_checks import check_conv, check_gated_norm, check_heads, check_scan, check_steps
+from edgerun.kernels.states import StateRows
 
 
 def causal_conv(u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation) -> None:
@@ -17,65 +17,83 @@ def causal_conv(u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F
     layout = states.layout
     for row, (source, target) in enumerate(states.table.tolist()):
         if not target:
+            out[row] = out[row - 1]
             continue
         seen = np.concatenate([_floats(source + layout.conv_at, layout.conv_rows, layout.conv_cols), u[row : row + 1]])
         total: F32 = np.zeros(layout.conv_cols, np.float32) if bias is None else bias.copy()
         for tap in range(layout.conv_rows + 1):
             total += seen[tap] * weight[:, tap]
-        if activation == "silu":
-            with np.errstate(over="ignore"):
-                total /= np.float32(1) + np.exp(-total)
-        out[row] = total
+        out[row] = _silu(total) if activation == "silu" else total
         _floats(target + layout.conv_at, layout.conv_rows, layout.conv_cols)[:] = seen[1:]
 
 
-def scan(q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
+def scan(
+    q: F32,
+    k: F32,
+    v: F32,
+    decay: F32,
+    step: F32,
+    states: StateRows,
+    out: F32,
+    *,
+    rule: ScanRule,
+    tiled: bool,
+    scale: float,
+    skip: F32 | None,
+) -> None:
     """See `interface.Kernels.scan`."""
-    check_scan(q, k, v, decay, beta, states, out)
-    layout, (rows, heads, _) = states.layout, v.shape
+    check_scan(q, k, v, decay, step, states, out, rule, skip)
+    layout, (rows, heads, _), key_heads = states.layout, v.shape, k.shape[1]
     shape = heads * layout.key_dim, layout.value_dim
-    key_heads = np.arange(heads) % k.shape[1]
+    key_head = np.arange(heads) % key_heads if tiled else np.arange(heads) // (heads // key_heads)
     for row in range(rows):
         source, target = states.table[row].tolist()
         if not target:
+            out[row] = out[row - 1]
             continue
         matrices = _floats(target + layout.matrices_at, *shape).reshape(heads, layout.key_dim, layout.value_dim)
         if source != target:
             matrices[:] = _floats(source + layout.matrices_at, *shape).reshape(matrices.shape)
-        matrices *= np.exp(decay[row])[:, None, None]
-        keys = k[row, key_heads]
-        change = v[row]
-        if beta is not None:
-            change = (change - (keys[:, :, None] * matrices).sum(axis=1)) * beta[row][:, None]
-        matrices += keys[:, :, None] * change[:, None, :]
-        out[row] = (q[row, key_heads][:, :, None] * matrices).sum(axis=1)
+        matrices *= decay[row][:, None, None]
+        keys, change = k[row, key_head], v[row]
+        with np.errstate(invalid="ignore"):
+            if rule == "delta":
+                change = change - (keys[:, :, None] * matrices).sum(axis=1)
+            matrices += keys[:, :, None] * (change * step[row][:, None])[:, None, :]
+            result = (q[row, key_head][:, :, None] * matrices).sum(axis=1) * np.float32(scale)
+        out[row] = result if skip is None else result + skip[:, None] * v[row]
 
 
-def check_conv(u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation) -> None:
-    """UsageError unless all fit each other."""
-    cols, taps = states.layout.conv_cols, states.layout.conv_rows + 1
-    if activation not in ("none", "silu"):
-        raise UsageError(f"unknown activation {activation!r} of a convolution; choose none or silu")
-    if u.ndim != 2 or u.shape[1] != cols or weight.shape != (cols, taps) or out.shape != u.shape:
-        raise UsageError(f"a convolution of {u.shape} with {weight.shape} into {out.shape}, {cols} columns are kept")
-    if bias is not None and bias.shape != (cols,):
-        raise UsageError(f"a convolution of {cols} columns with a bias of {bias.shape}")
-    check_states(states, len(u))
+def unit_heads(x: F32, eps: float) -> None:
+    """See `interface.Kernels.unit_heads`."""
+    check_heads(x)
+    squares = np.square(x, dtype=np.float64).sum(axis=2, keepdims=True)
+    x /= np.sqrt(squares + eps).astype(np.float32)
 
 
-def check_scan(q: F32, k: F32, v: F32, decay: F32, beta: F32 | None, states: StateRows, out: F32) -> None:
-    """UsageError unless all fit each other."""
-    layout, rows = states.layout, len(v)
-    keys = (rows, k.shape[1], layout.key_dim)
-    if v.shape != (rows, layout.heads, layout.value_dim) or out.shape != v.shape or layout.heads % k.shape[1]:
-        raise UsageError(f"a scan of {v.shape} values into {out.shape}; {layout.heads} heads are kept")
-    if (
-        q.shape != keys
-        or k.shape != keys
-        or any(each is not None and each.shape != (rows, layout.heads) for each in (decay, beta))
-    ):
-        raise UsageError(f"a scan of {q.shape} queries, {k.shape} keys and {decay.shape} decays for {v.shape} values")
-    check_states(states, rows)
+def scan_steps(x: F32, gate: F32 | None, bias: F32, a: F32, decay: F32, step: F32) -> None:
+    """See `interface.Kernels.scan_steps`."""
+    check_steps(x, gate, bias, a, decay, step)
+    with np.errstate(over="ignore", invalid="ignore"):
+        soft = np.logaddexp(np.float32(0), x.reshape(step.shape) + bias)
+        decay[:] = np.exp(soft * a)
+        step[:] = soft if gate is None else 1 / (1 + np.exp(-gate.reshape(step.shape)))
+
+
+def gated_norm(x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
+    """See `interface.Kernels.gated_norm`."""
+    check_gated_norm(x, gate, weight, out)
+    gates = _silu(gate.reshape(x.shape))
+    result = x * gates if gate_first else x
+    if weight is not None:
+        mean_square = np.mean(np.square(result, dtype=np.float64), axis=2, keepdims=True)
+        result = (result / np.sqrt(mean_square + eps)).astype(np.float32) * weight
+    out[:] = result if gate_first else result * gates
+
+
+def _silu(x: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return (x / (np.float32(1) + np.exp(-x))).astype(np.float32)
 
 
 def _floats(address: int, rows: int, cols: int) -> F32:

@@ -17,12 +17,15 @@ from edgerun.errors import UsageError
 
 I64 = NDArray[np.int64]
 _LINE = 64  # bytes: both parts begin on a cache line
+CONV_COLUMNS = 64  # of a convolution that a thread does at once: a multiple of any set's lanes
+SCAN_COLUMNS = 16  # of a matrix that compiled kernels keep together: as many as the widest set has lanes
 
 
 @dataclass(frozen=True)
 class StateLayout:
     """One layer's place in a block, f32: from `conv_at` bytes on (conv_rows, conv_cols), the last inputs of its
-    convolution, oldest first; from `matrices_at` on (heads, key_dim, value_dim). Either may be empty."""
+    convolution, oldest first; from `matrices_at` on (heads, key_dim, value_dim) numbers, in the kernels' own order.
+    Either may be empty."""
 
     conv_rows: int
     conv_cols: int
@@ -53,7 +56,7 @@ class StateRows:
     row; whoever makes this keeps the table and the blocks where they are.
 
     Rows go in their order. The first row of a stretch goes on from its source, the others, whose source is their
-    target, from the row before. A row whose target is 0 is nobody's: nothing is computed for it."""
+    target, from the row before. A row whose target is 0 is nobody's: the result of the row before it is repeated."""
 
     table: I64
     layout: StateLayout
@@ -69,7 +72,7 @@ def check_states(states: StateRows, rows: int) -> None:
     table = states.table
     if table.shape != (rows, 2) or table.dtype != np.int64 or not table.flags.c_contiguous:
         raise UsageError(f"states of {table.shape} {table.dtype} for {rows} rows")
-    if not table[table[:, 1] != 0].all():
+    if not table[table[:, 1] != 0].all() or not table[0, 1]:
         raise UsageError("a row goes on from states that are not held")
 
 

@@ -11,8 +11,9 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
+CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
 VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
-    *("ssm_conv1d", "shortconv.conv", "ssm_norm", "ssm_d."),
+    *(*CONVOLUTIONS, "ssm_norm", "ssm_d."),
     *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
 )
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
@@ -94,6 +95,11 @@ class Catalog:
     def n_all_experts(self) -> int:
         """Of all layers."""
         return sum(each.experts["ffn_down_exps"].shape[0] for each in self.layers if each.experts)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are."""
+        return any(part in layer.vectors for layer in self.layers for part in CONVOLUTIONS)
 
     @property
     def n_neurons(self) -> int:

@@ -15,6 +15,7 @@ from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
+from edgerun.kernels.states import StateLayout, StateRows
 from tests.kernels.blocks import random_blocks
 from tests.kernels.paged import Paged
 
@@ -60,6 +61,7 @@ def all_operations() -> list[Operation]:
     parts, shares = rng.standard_normal((27, 77)).astype(_F32), rng.random((9, 3)).astype(_F32)
     found.append(_written("combine", x, lambda k, out: k.combine(parts, shares, out, add=True), 1e-5))
     found += [_attention(tokens) for tokens in (1, 40)] + [_attention(1, "q8_0", "q4_0")]
+    found += [_recurrence(tokens) for tokens in (1, 9)]
     found += [_neurons(up, down) for up, down in zip(NEURON_TYPES, NEURON_TYPES[::-1], strict=True)]
     return found
 
@@ -112,6 +114,30 @@ def _attention(tokens: int, keys: str = "f16", values: str = "f16") -> Operation
         return out
 
     return Operation(f"attention of {tokens}, {keys}", run, run(_reference), 1e-4)
+
+
+def _recurrence(tokens: int) -> Operation:
+    """All that a recurrent layer is made of, one after another."""
+    rng = np.random.default_rng(tokens)
+    layout = StateLayout(3, 134, 6, 7, 20, 0)
+    u, weight = rng.standard_normal((tokens, 134)).astype(_F32), rng.standard_normal((134, 4)).astype(_F32)
+    x, a = rng.standard_normal((tokens, 1, 6)).astype(_F32), -rng.random(6).astype(_F32)
+    wide, eighth = rng.standard_normal((tokens, 120)).astype(_F32), rng.standard_normal(20).astype(_F32)
+
+    def run(kernels: Kernels) -> np.ndarray:
+        blocks = np.zeros((2, layout.end // 4), _F32)
+        source, target = (each.ctypes.data for each in blocks)
+        states = StateRows(np.array([(source, target), *[(target, target)] * (tokens - 1)], np.int64), layout)
+        mixed, (decay, step), out = np.empty_like(u), np.empty((2, tokens, 6), _F32), np.empty((tokens, 6, 20), _F32)
+        kernels.causal_conv(u, weight, None, states, mixed, "silu")
+        q, k, v = (mixed[:, i : i + n].reshape(tokens, -1, m) for i, n, m in ((0, 7, 7), (7, 7, 7), (14, 120, 20)))
+        kernels.unit_heads(mixed[:, :14].reshape(tokens, 2, 7), 1e-6)
+        kernels.scan_steps(x, x, a, a, decay, step)
+        kernels.scan(q, k, v, decay, step, states, out, rule="delta", tiled=True)
+        kernels.gated_norm(out, wide, eighth, 1e-5, out, gate_first=False)
+        return out
+
+    return Operation(f"recurrence of {tokens}", run, run(_reference), 1e-4)
 
 
 def _neurons(up: GgmlType, down: GgmlType) -> Operation:

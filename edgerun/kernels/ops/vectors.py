@@ -37,6 +37,19 @@ class Ops:
 
         self.load_bfloats = function((types.int64,), float_vec, bfloats)  # L x bf16 -> f32
 
+        def gather(b: Any, address: Any, stride: Any, n: Any) -> Any:
+            pointers = ir.VectorType(ir.IntType(8).as_pointer(), lanes)
+            steps = ir.Constant(ir.VectorType(simd.I64, lanes), list(range(lanes)))
+            where = b.add(splat(b, address, lanes), b.mul(splat(b, stride, lanes), steps))
+            mask = simd.first_lanes(b, lanes, b.trunc(n, I32))
+            kinds = [pointers, I32, mask.type, float_vec.llvm]
+            call = simd.declare(b, f"llvm.masked.gather.v{lanes}f32.v{lanes}p0", float_vec.llvm, kinds)
+            return b.call(call, (b.inttoptr(where, pointers), ir.Constant(I32, 4), mask, constant(float_vec, 0.0)))
+
+        self.gather = function(  # (address, bytes from lane to lane, n) -> the first n lanes, the rest zero
+            (types.int64,) * 3, float_vec, gather
+        )
+
         self.splat = function((types.float32,), float_vec, lambda b, a: splat(b, a, lanes))
         self.splat_load = function((types.int64,), float_vec, lambda b, a: splat(b, simd._load(b, a, FLOAT), lanes))
         self.zero_floats = function((), float_vec, lambda b: constant(float_vec, 0.0))
