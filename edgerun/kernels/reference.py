@@ -280,7 +280,8 @@ def activate(x: F32, activation: Activation) -> F32:
         return np.square(np.maximum(x, np.float32(0)))
     if activation == "oai":
         capped = np.minimum(x, np.float32(7))
-        return (capped / (1.0 + np.exp(np.float32(-1.702) * capped))).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return (capped / (1.0 + np.exp(np.float32(-1.702) * capped))).astype(np.float32)
     raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu, relu2 or oai")
 
 

@@ -30,8 +30,9 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     known: dict[str, tuple[tuple[int, ...], bool]] = {
         "output_norm.weight": ((d,), True),
         "output_norm.bias": ((d,), False),
-        "output.bias": ((vocab if spec.shard is None else spec.shard.vocabulary,), False),
     }
+    if spec.family.head_bias:
+        known["output.bias"] = ((vocab if spec.shard is None else spec.shard.vocabulary,), False)
     if spec.shard is None:
         known |= {EMBEDDING: ((vocab, d), True), HEAD: ((vocab, d), False)}
     else:
@@ -40,6 +41,8 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     for layer, plan in enumerate(plan_of(spec)):
         known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}
+    if not spec.family.norm_biases:
+        known = {name: each for name, each in known.items() if not name.endswith("_norm.bias")}
     return known
 
 

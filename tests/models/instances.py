@@ -49,6 +49,7 @@ class Instance:
     sparse: bool = False  # ReLU, down transposed
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
+    lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without
 
 
 def _gemma(name: str, arch: str, **more: Any) -> Instance:
@@ -392,7 +393,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
     with GgufWriter(path, a) as w:
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
-        for key, value in metadata_of(i).items():
+        for key, value in (metadata_of(i) | i.lies).items():
             w.add(f"{a}.{key}", n_vocab if key == "vocab_size" else value)
         for key, value in (vocabulary or {"tokenizer.ggml.model": "none"}).items():
             w.add(key, value)

@@ -153,7 +153,7 @@ def test_the_scales_of_experts_count(tmp_path: Path, kernels: Kernels) -> None:
     path = model(tmp_path / "m.gguf", GgmlType.NVFP4, experts=4, used=2)
     parts = {f"blk.0.ffn_{part}_exps": np.array([0.5, 0.75, 1.5, 2.0]) * more for part, more in _OF_PARTS.items()}
     scaled = with_scales(path, {f"{name}.scale": factors for name, factors in parts.items()})
-    named = {f"{name}.weight": np.repeat(factors, D)[:, None].astype(np.float32) for name, factors in parts.items()}
+    named = {f"{name}.weight": factors[:, None, None].astype(np.float32) for name, factors in parts.items()}
     want = logits(plain(path, tmp_path / "plain.gguf", named))
     assert np.abs(logits(scaled) - want).max() <= 1e-4 * np.abs(want).max()
     assert np.abs(logits(path) - want).max() > 1e-2 * np.abs(want).max(), "the factors change something"

@@ -21,6 +21,8 @@ class Family:
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
     fused_qkv: bool = False  # one matrix attn_qkv
     norm: NormKind = "rms"
+    norm_biases: bool = False  # norms may have biases
+    head_bias: bool = False  # so may the head
     pre_norms: bool = True  # before the mixer and before the feed-forward
     ffn_norm: str = "ffn_norm"  # name of the norm before the feed-forward
     parallel: bool = False  # one norm for both: x += mixer(h) + feed_forward(h)

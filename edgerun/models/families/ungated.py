@@ -3,8 +3,8 @@
 from edgerun.models.families.family import Family
 
 FAMILIES = {
-    "starcoder2": Family(rope="neox", norm="layer", gated=False, activation="gelu"),
-    "nemotron": Family(rope="neox", norm="layer", gated=False, activation="relu2"),
+    "starcoder2": Family(rope="neox", norm="layer", norm_biases=True, gated=False, activation="gelu"),
+    "nemotron": Family(rope="neox", norm="layer", norm_biases=True, gated=False, activation="relu2"),
     "arcee": Family(rope="norm", gated=False, activation="relu2"),
-    "stablelm": Family(rope="neox", norm="layer"),
+    "stablelm": Family(rope="neox", norm="layer", norm_biases=True),
 }
