@@ -57,6 +57,22 @@ class Notice:
     text: str
 
 
+@dataclass(frozen=True)
+class Span:
+    """What somebody did from `begin_s` to `end_s` (`time.perf_counter`): for traces, which ask for spans.
+
+    lane: who ("compute 1", "reader 2", "step", "waiting", "prefetch", "backend"); name: what; n_bytes: of what was
+    read.
+    """
+
+    lane: str
+    name: str
+    begin_s: float
+    end_s: float
+    n_bytes: int = 0
+
+
+SpanSink = Callable[[Span], None]
 Event = Progress | Notice | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
 EventSink = Callable[[Event], None]
 

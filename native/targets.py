@@ -69,7 +69,8 @@ def host_target() -> str:
 
 def link_command(target: Target, objects: Sequence[Path], out: Path) -> list[str]:
     """What makes a library of objects: the distribution's linker for the target, else PyPI's ziglang. It needs no C
-    library: `sched_yield`, all that kernels ask for, is found in the process. UsageError where there is no linker."""
+    library: `sched_yield` and `clock_gettime`, all that kernels ask for, are found in the process. UsageError where
+    there is no linker."""
     files = [str(each) for each in objects]
     elf = ["-shared", "-s", "-Bsymbolic", "--hash-style=gnu", "-z", "noexecstack", "-z", "max-page-size=16384"]
     names = [f"{target.name}-ld", "ld.lld"]

@@ -51,6 +51,7 @@ def calibrate_model(
     from edgerun.prefill.choice import parse_choice
     from edgerun.prefill.opening import calibration_ids
     from edgerun.prefill.providers import runtime
+    from edgerun.profiling.energy import find_meter
     from edgerun.weights.identity import content_digest
 
     given = load_options(options, MACHINE_NAMES)
@@ -72,13 +73,18 @@ def calibrate_model(
                 return kept
             digest = content_digest(gguf, prefill_dir(), given.events)
             kept_at = calibration_path(prefill_dir(), digest, decoder.store.mode)
-            with _failures_named(), one_at_a_time(kept_at, lambda: None, wait_s=0):
+            with (
+                _failures_named(),
+                one_at_a_time(kept_at, lambda: None, wait_s=0),
+                contextlib.closing(find_meter()) as meter,
+            ):
                 found = calibrate(
                     gguf,
                     decoder,
                     calibration_ids(engine.vocab_size, engine.tokenizer.encode if engine.has_tokenizer else None),
                     threads=decoder.kernels.threads,
                     room_bytes=room_bytes(engine.plan),
+                    meter=meter,
                     objective=objective,
                     most_error=MOST_ERROR if error_limit is None else error_limit,
                     candidates=chosen,

@@ -121,6 +121,7 @@ def load_engine(
             draft=draft,
             most_drafted=_most_drafted(decoder),
             identity=lambda: identify(gguf),
+            reply_format=_reply_format(template, tokenizer) if options.replies == "auto" else None,
             plan=plan,
             events=events,
         )
@@ -188,6 +189,15 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:
         return load_tokenizer(metadata), ""
     except UnsupportedError as error:
         return None, str(error)
+
+
+def _reply_format(template: Any, tokenizer: Any) -> Any:
+    from edgerun.text.replies import find_reply_format
+
+    if template is None:
+        return None
+    with_tools = "" if template.with_tools is None else template.with_tools.source
+    return find_reply_format(template.source + with_tools, lambda text: tokenizer.token_id(text) is not None)
 
 
 def _template(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[Any, str]:

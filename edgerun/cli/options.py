@@ -13,7 +13,7 @@ import click
 
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
-from edgerun.options import KERNEL_NAMES, LOADING, SAMPLING, Kind
+from edgerun.options import KERNEL_NAMES, LOADING, SAMPLING, THINK, Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +33,11 @@ def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[
 
 def model_options(function: F) -> F:
     """-c, --kv, -t, --memory, --kernels."""
+    return model_options_but_threads(threads_option(function))
+
+
+def model_options_but_threads(function: F) -> F:
+    """-c, --kv, --memory, --kernels."""
     function = memory_option(function)
     function = checked_option(
         "--kv",
@@ -46,7 +51,6 @@ def model_options(function: F) -> F:
         help="How keys and values are kept: q8_0 takes half the memory, q4_0 a quarter; q8_0/q4_0: keys/values.",
     )(function)
     function = kernels_option(function)
-    function = threads_option(function)
     return checked_option(
         "-c",
         "--context",
@@ -123,6 +127,26 @@ def context_shift_option(function: F) -> F:
         name="context_shift",
         kind=LOADING["context_shift"],
         help="Whether the oldest turns of a chat that outgrows its context leave.  [default: on in a chat]",
+    )(function)
+
+
+def chat_options(function: F) -> F:
+    """--think, --replies."""
+    function = checked_option(
+        "--replies",
+        name="replies",
+        kind=LOADING["replies"],
+        metavar="auto|plain",
+        default="auto",
+        show_default=True,
+        help="auto: what the model thinks stands apart from its answer (dimmed); plain: all as it writes it.",
+    )(function)
+    return checked_option(
+        "--think",
+        name="think",
+        kind=THINK,
+        metavar="on|off|low|medium|high",
+        help="How much the model thinks before it answers, where its chat template asks.  [default: the model's]",
     )(function)
 
 

@@ -2,7 +2,6 @@
 
 from edgerun.device.cpu import cpu_name, default_threads, physical_cores, usable_cpus
 from edgerun.device.cpu_features import cpu_features
-from edgerun.device.energy import EnergyMeter
 from edgerun.device.memory import (
     MemoryLimits,
     ProcessMemory,
@@ -14,7 +13,6 @@ from edgerun.device.memory import (
 )
 
 __all__ = [
-    "EnergyMeter",
     "MemoryLimits",
     "ProcessMemory",
     "cpu_features",

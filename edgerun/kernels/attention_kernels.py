@@ -19,7 +19,7 @@ from typing import Any
 from numba import float32, int64, njit
 
 from edgerun.kernels.abi import LIST_AT
-from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_softmax
+from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_share, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
 from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_shift, build_values
 from edgerun.kernels.kv_formats import F16, GROUP, Q4_0, Q8_0, KvFormat
@@ -235,10 +235,11 @@ def build_attention_merge(ops: Ops) -> Any:
     """See `abi.AttentionMerge`."""
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
-    zero, splat, join = ops.zero_floats, ops.splat, build_join(ops)
+    zero, splat, join, share = ops.zero_floats, ops.splat, build_join(ops), build_share(ops)
 
     def attention_merge(arguments: int, low: int, high: int) -> None:
         heads, dim = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        sinks = load_i64(int64(arguments + 16))
         size = (dim + 2) * 4
         for item in range(low, high):
             row, head = arguments + LIST_AT + item // heads * _MERGED_BYTES, item % heads
@@ -255,7 +256,10 @@ def build_attention_merge(ops: Ops) -> Any:
                     n = int64(dim - i)
                     added = times(load(int64(part + 4 * i), n), new)
                     store(int64(target + 4 * i), fma(load(int64(target + 4 * i), n), old, added), n)
-            inverse = splat(float32(float32(1.0) / total))
+            sink = 0
+            if sinks != 0:
+                sink = sinks + 4 * head
+            inverse = splat(share(top, total, sink))
             for i in range(0, dim, lanes):
                 n = int64(dim - i)
                 store(int64(target + 4 * i), times(load(int64(target + 4 * i), n), inverse), n)
@@ -271,7 +275,7 @@ def build_attention_prompt(ops: Ops) -> Any:
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats, ops.store_floats, ops.fma, ops.mul
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
-    softmax, join = build_softmax(ops), build_join(ops)
+    softmax, join, share = build_softmax(ops), build_join(ops), build_share(ops)
     widen_keys, widen_values = build_widen(ops)
     mean_shift, scaled, load_halves = build_shift(ops, True), build_scaled(ops), ops.load_halves
     four, _, _, _, _ = build_products(ops, load, 4)
@@ -308,12 +312,19 @@ def build_attention_prompt(ops: Ops) -> Any:
             store(int64(whole + 4 * i), fma(load(int64(whole + 4 * i)), old, added))
 
     @njit(forceinline=True)
+    def first_of(own: int, window: int) -> int:
+        """The first position that a row at position `own` sees."""
+        if window > 0:
+            return max(0, own - window + 1)
+        if window < 0:
+            return own // -window * -window
+        return 0
+
+    @njit(forceinline=True)
     def seen(own: int, window: int, at: int) -> Any:
         """Which positions of the block from `at` on a row at position `own` sees: begin, end; none: (0, 0)."""
         end = max(0, min(KEYS, own + 1 - at))
-        begin = 0
-        if window > 0:
-            begin = max(0, own - window + 1 - at)
+        begin = max(0, first_of(own, window) - at)
         if begin >= end:
             begin, end = 0, 0
         return begin, end
@@ -335,6 +346,7 @@ def build_attention_prompt(ops: Ops) -> Any:
         slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
         window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
         keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
+        sinks = load_i64(int64(arguments + 160))
         chain = GROUP if keys_format == _BYTES else GROUP // 2  # dimensions whose codes are summed together
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
@@ -353,10 +365,7 @@ def build_attention_prompt(ops: Ops) -> Any:
             t1 = min(t0 + TILE, tokens)
             count = (t1 - t0) * group  # row r is token t0 + r // group, head kv_head * group + r % group
             end = position + t1
-            first = 0
-            if window > 0:
-                first = max(0, position + t0 - window + 1)
-            first = first // KEYS * KEYS
+            first = first_of(position + t0, window) // KEYS * KEYS
             for r in range((count + 3) // 4 * 4):
                 empty(wholes + r * row_bytes, padded)
             for at in range(first, end, KEYS):
@@ -436,12 +445,15 @@ def build_attention_prompt(ops: Ops) -> Any:
                     begun = at // KEYS_PER_PAGE * KEYS_PER_PAGE
                     for r in range(count):
                         own = position + t0 + r // group
-                        if own >= begun and (window == 0 or own - window + 1 < begun + KEYS_PER_PAGE):
+                        if own >= begun and first_of(own, window) < begun + KEYS_PER_PAGE:
                             add_page(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
                 source = wholes + r * row_bytes
                 target = out + ((t0 + r // group) * heads + kv_head * group + r % group) * dim_v * 4
-                inverse = splat(float32(float32(1.0) / load_f32(int64(source + 4 * padded + 4))))
+                sink, state = 0, source + 4 * padded
+                if sinks != 0:
+                    sink = sinks + 4 * (kv_head * group + r % group)
+                inverse = splat(share(load_f32(int64(state)), load_f32(int64(state + 4)), sink))
                 for i in range(0, dim_v, lanes):
                     value = times(load(int64(source + 4 * i)), inverse)
                     store_masked(int64(target + 4 * i), value, int64(dim_v - i))

@@ -20,6 +20,14 @@ KEYS_PER_PAGE = 256  # positions that are summed apart from others, and then joi
 TILE = 32  # tokens of an item, in prompts
 
 
+def first_seen(end: int, window: int, chunked: bool = False) -> int:
+    """The first position that a row sees of those before `end`, of which the last is its own. window: so many; 0: all;
+    chunked: those of its own stretch of so many, counted from position 0."""
+    if not window:
+        return 0
+    return (end - 1) // window * window if chunked else max(0, end - window)
+
+
 def decode_pages(first: Position, end: int) -> Position:
     """How many pages the positions first .. end - 1 lie in; of one layer, or of many at once."""
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1

@@ -76,6 +76,10 @@ class KernelCache:
             self.prepare([name])
         return self._addresses[name]
 
+    def name_at(self, address: int) -> str:
+        """The kernel that begins there; "" for none that is ready."""
+        return next((name for name, known in self._addresses.items() if known == address), "")
+
     def prepare(self, names: Iterable[str]) -> None:
         """Have all of `names` ready. UnsupportedError for a kernel that cannot be linked on this system, or must be
         compiled where there is no compiler."""

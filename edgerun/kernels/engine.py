@@ -15,7 +15,7 @@ from edgerun.kernels.object_file import read_symbols
 
 # What code may call: of the C library and of LLVM's runtime, where a processor lacks an instruction.
 _LIBRARY = frozenset(
-    ["sched_yield", "memcpy", "memmove", "memset", "bzero"]
+    ["sched_yield", "clock_gettime", "memcpy", "memmove", "memset", "bzero"]
     + ["fmaf", "nearbyintf", "rintf", "roundf", "floorf", "ceilf", "truncf", "fmaxf", "fminf"]
     + ["__extendhfsf2", "__truncsfhf2", "__gnu_h2f_ieee", "__gnu_f2h_ieee"]  # halves
     + ["_fltused", "__chkstk"]  # Windows: "there are floats", large frames

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
@@ -30,6 +31,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2", "oai"]
+GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
 
@@ -186,6 +188,11 @@ class Recording(Protocol):
         """Launches start .. end - 1 of what was recorded."""
         ...
 
+    def trace(self) -> AbstractContextManager[LaunchTrace]:
+        """Within, every piece of every launch is noted with its times. UsageError within another trace,
+        UnsupportedError where there is no clock."""
+        ...
+
     def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
         parts of results; until more are asked for."""
@@ -277,7 +284,12 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
-        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`."""
+        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`; of x the rows may lie apart."""
+        ...
+
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        """x (rows, n) *= kind(gate), gate (rows, n) or (rows, 1), whose rows may lie apart.
+        softplus(x) = log(1 + e^x)."""
         ...
 
     def layer_norm(self, x: F32, weight: F32, bias: F32 | None, eps: float, out: F32) -> None:
@@ -316,6 +328,8 @@ class Kernels(Protocol):
         scale: float,
         softcap: float = 0.0,  # 0: none; else softcap * tanh(score / softcap)
         window: int = 0,  # 0: none; else sees only positions > own - window
+        chunked: bool = False,  # with a window: sees only positions >= own // window * window
+        sinks: F32 | None = None,  # (heads,): one more score of each head, whose share of the weights goes nowhere
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
         position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""

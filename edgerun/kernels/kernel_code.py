@@ -30,6 +30,7 @@ SOURCES = {
     "kv_write": "kv_kernels",
     "rotate": "kv_kernels",
     "gated": "layer_kernels",
+    "head_gate": "layer_kernels",
     "combine": "layer_kernels",
     "add": "layer_kernels",
     "causal_conv": "state_kernels",

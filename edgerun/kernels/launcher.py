@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from edgerun.errors import UnsupportedError, UsageError
 from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES, Arguments, Product, Products, packed
 from edgerun.kernels.compile import KernelCache
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.memory import address
 from edgerun.kernels.pool import ThreadPool
 from edgerun.kernels.program import Launch, Program, Recorder
@@ -41,6 +44,7 @@ class Launcher:
         self._functions: dict[str, Any] = {}
         self._arguments = _argument_memory(_ARGUMENTS_BYTES)
         self._recorder: Recorder | None = None
+        self._trace: LaunchTrace | None = None
 
     def launch(self, name: str, arguments: Arguments, items: int, grain: int, listed: Sequence[Arguments] = ()) -> None:
         """Do all items of a kernel, at least `grain` at a time. Small work runs on the caller alone: waking the others
@@ -55,7 +59,10 @@ class Launcher:
                 self._recorder.add(self._noted(name, memory[:n_bytes].tobytes(), items, grain))
             if items <= grain:
                 function = self._functions.get(name) or self._function(name)
-                function(at, 0, items)
+                if self._trace is None:
+                    function(at, 0, items)
+                else:
+                    self._trace.time(name, function, at, items)
             else:
                 self._pool.run(self._cache.address(name), at, items, grain)
 
@@ -82,6 +89,8 @@ class Launcher:
     def run_program(self, program: Program) -> None:
         """All launches of a program. Never recorded."""
         with self.lock:
+            if self._trace is not None:
+                self._trace.runs(program)
             self._pool.run_program(program.rows_address, program.count)
 
     # -- recording ----------------------------------------------------------------------------------------------
@@ -100,7 +109,27 @@ class Launcher:
         end = program.count if end is None else end
         with self.lock:
             self._recorder = None  # Ctrl-C may have left one behind
+            if self._trace is not None:
+                self._trace.runs(program)
             self._pool.run_program(program.rows_address + 32 * start, end - start)
+
+    @contextmanager
+    def trace(self) -> Iterator[LaunchTrace]:
+        """Within, every piece of every launch is noted with its times. UsageError within another trace,
+        UnsupportedError where kernels cannot read a clock."""
+        if sys.platform == "win32":
+            raise UnsupportedError("kernels are not traced on Windows")
+        with self.lock:
+            if self._trace is not None:
+                raise UsageError("these kernels are traced already")
+            self._trace = trace = LaunchTrace(self.threads, self._cache.name_at)
+            self._pool.trace(trace.address)
+        try:
+            yield trace
+        finally:
+            with self.lock:
+                self._pool.trace(0)
+                self._trace = None
 
     def keep(self, memory: Any) -> None:
         """Memory made for a launch: it stays as long as what is being recorded."""
@@ -119,7 +148,7 @@ class Launcher:
     def after_fork(self) -> None:
         """See `device.forks`."""
         self.lock = threading.RLock()
-        self._recorder = None
+        self._recorder = self._trace = None
         self._pool.after_fork()
 
     def _noted(self, name: str, arguments: bytes, items: int, grain: int) -> Launch:

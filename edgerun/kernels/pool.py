@@ -16,7 +16,14 @@ import numpy as np
 
 from edgerun.errors import DoesNotFitError
 
-_HELPERS, _RUNNING, _STOP, _DONE, _LINE = 136 // 8, 144 // 8, 256 // 8, 384 // 8, 128 // 8  # see `pool_kernels`
+_TRACE, _HELPERS, _RUNNING, _STOP, _DONE, _LINE = (
+    48 // 8,
+    136 // 8,
+    144 // 8,
+    256 // 8,
+    384 // 8,
+    128 // 8,
+)  # see `pool_kernels`
 _SPINS = 20_000  # about 100 us of `pause`
 _JOIN_S = 0.1  # after which a worker that was not there yet to be woken is woken again
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
@@ -60,6 +67,10 @@ class ThreadPool:
         """`count` launches in order: rows of int64 (kernel, arguments, items, grain)."""
         self._wake()
         self._program(self._control, program, count)
+
+    def trace(self, memory: int) -> None:
+        """Note every piece in this memory (`launch_trace.py`), which must live until 0 is given. No operation runs."""
+        self._slots[_TRACE] = memory
 
     def after_fork(self) -> None:
         """In a fork's child: no worker is here, and one may have been inside an operation. See `device.forks`."""

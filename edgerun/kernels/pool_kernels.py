@@ -5,7 +5,8 @@ The control block is int64 slots on cache lines of their own (offsets in bytes; 
 pairs of them):
 
     0    state: number of pieces << 32 | next piece to take; then of the operation: kernel, arguments, items, grain,
-         threads that a first and a second share was cut for (0: all pieces are of a grain)
+         threads that a first and a second share was cut for (0: all pieces are of a grain); where spans are noted
+         (`launch_trace.py`), 0: nowhere
     128  of the publisher alone: pieces that helpers have done when all is done; number of helpers; 1 while it is here
     256  stop
     384  on, for each helper: pieces that it has done since the pool began
@@ -31,6 +32,7 @@ from numba.core.typing import signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import (
     I32,
+    I64,
     call_kernel,
     declare,
     fetch_add,
@@ -41,8 +43,12 @@ from edgerun.kernels.simd import (
     store_release,
 )
 
-STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES = 0, 8, 16, 24, 32, 40
+STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE = 0, 8, 16, 24, 32, 40, 48
 EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
+# Of the memory of a trace: the first line has a thread's bytes and spans; then each thread's: how many it noted since
+# the trace began, and after a line of 64 bytes the spans, the newest in place of the oldest: kernel, arguments, low,
+# high, and seconds and nanoseconds of the begin and of the end
+SPAN_BYTES, SPANS_AT, TRACE_LINE = 64, 64, 128
 _PIECE_BITS = 32
 _MOST_PIECES = 1 << 20
 _SPINS_BEFORE_YIELD = 2000
@@ -67,6 +73,41 @@ def _sched_yield(b: Any) -> Any:
 yield_core = function((), types.int32, _sched_yield)
 
 
+def _clock(b: Any, address: Any) -> None:
+    """Seconds and nanoseconds of the clock that `time.perf_counter` reads, to an address; on Windows nothing."""
+    if "windows" in b.module.triple:
+        return
+    which = (
+        8 if any(name in b.module.triple for name in ("darwin", "macos", "ios")) else 1
+    )  # CLOCK_UPTIME_RAW, _MONOTONIC
+    pointer = b.inttoptr(address, I64.as_pointer())
+    b.call(declare(b, "clock_gettime", I32, [I32, pointer.type]), (ir.Constant(I32, which), pointer))
+
+
+clock = function((types.int64,), types.void, _clock)
+
+
+@njit(forceinline=True)
+def _call(control: int, thread: int, kernel: int, arguments: int, low: int, high: int) -> None:
+    """Items low .. high - 1, which are noted where a trace is made. The look at it costs nothing: it is on the line
+    that the operation is read from."""
+    trace = load_i64(int64(control + TRACE))
+    if trace == 0:
+        call_kernel(kernel, arguments, int64(low), int64(high))
+        return
+    count = trace + TRACE_LINE + thread * load_i64(trace)
+    noted = load_i64(int64(count))
+    span = count + SPANS_AT + SPAN_BYTES * (noted % load_i64(int64(trace + 8)))
+    store_i64(int64(span), int64(kernel))
+    store_i64(int64(span + 8), int64(arguments))
+    store_i64(int64(span + 16), int64(low))
+    store_i64(int64(span + 24), int64(high))
+    clock(int64(span + 32))
+    call_kernel(kernel, arguments, int64(low), int64(high))
+    clock(int64(span + 48))
+    store_release(int64(count), int64(noted + 1))
+
+
 @njit(forceinline=True)
 def _shares(items: int, grain: int, threads: int) -> Any:
     """Items in a first and in a second share of each thread: whole grains."""
@@ -74,7 +115,7 @@ def _shares(items: int, grain: int, threads: int) -> Any:
 
 
 @njit(forceinline=True)
-def _do_piece(control: int, piece: int) -> None:
+def _do_piece(control: int, thread: int, piece: int) -> None:
     """Of the published operation, which stands still as long as this piece is not reported."""
     kernel, arguments = load_i64(int64(control + KERNEL)), load_i64(int64(control + ARGUMENTS))
     items, grain = load_i64(int64(control + ITEMS)), load_i64(int64(control + GRAIN))
@@ -88,7 +129,7 @@ def _do_piece(control: int, piece: int) -> None:
             low, size = shares * half + (piece - shares) * quarter, quarter
         else:
             low = shares * (half + quarter) + (piece - 2 * shares) * grain
-    call_kernel(kernel, arguments, int64(low), int64(min(low + size, items)))
+    _call(control, thread, kernel, arguments, low, min(low + size, items))
 
 
 @njit(forceinline=True)
@@ -118,7 +159,7 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
     store_release(int64(control + STATE), int64(pieces << _PIECE_BITS | 1))
     piece, own = 0, 0
     while piece >= 0:
-        _do_piece(control, piece)
+        _do_piece(control, 0, piece)
         own += 1
         piece = _take(control)
     expected = load_i64(int64(control + EXPECTED)) + pieces - own
@@ -158,7 +199,7 @@ def build_pool_program(ops: Ops) -> Any:
             kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
             items, grain = load_i64(int64(row + 16)), load_i64(int64(row + 24))
             if items <= grain:
-                call_kernel(kernel, arguments, int64(0), items)
+                _call(control, 0, kernel, arguments, 0, items)
             else:
                 _run(control, kernel, arguments, items, grain)
         store_release(int64(control + RUNNING), int64(0))
@@ -183,7 +224,7 @@ def build_pool_work(ops: Ops) -> Any:
                 continue
             piece = _take(control)
             if piece >= 0:
-                _do_piece(control, piece)
+                _do_piece(control, helper + 1, piece)
                 done += 1
                 store_release(int64(report), int64(done))
                 idle = 0

@@ -30,9 +30,11 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Notes launches while they happen."""
+    """Notes launches while they happen. `section`: what they are part of, for people."""
 
     def __init__(self) -> None:
+        self.section = ""
+        self._sections: list[str] = []
         self._launches: list[Launch] = []
         self._kept: list[Any] = []
         self.spoilt: str | None = None
@@ -45,6 +47,7 @@ class Recorder:
         """One launch."""
         if not self._paused:
             self._launches.append(launch)
+            self._sections.append(self.section)
 
     def keep(self, memory: Any) -> None:
         """Memory that the recorded arguments point to."""
@@ -66,7 +69,7 @@ class Recorder:
 
     def program(self) -> Program:
         """What was noted, ready to run."""
-        return Program(self._launches, self._kept)
+        return Program(self._launches, self._kept, self._sections)
 
 
 class Program:
@@ -75,7 +78,8 @@ class Program:
     rows: (count, 4) int64: kernel, arguments, items, grain.
     """
 
-    def __init__(self, launches: Sequence[Launch], kept: Sequence[Any]) -> None:
+    def __init__(self, launches: Sequence[Launch], kept: Sequence[Any], sections: Sequence[str] = ()) -> None:
+        self._sections = list(sections)
         self._kept = list(kept)
         self._names = [each.name for each in launches]
         sizes = [-(-len(each.arguments) // 64) * 8 for each in launches]  # in slots, whole cache lines
@@ -94,6 +98,14 @@ class Program:
     def find(self, name: str) -> I64:
         """Which launches are of the kernel `name`."""
         return np.array([i for i, each in enumerate(self._names) if each == name], np.int64)
+
+    def section_at(self, arguments: int) -> str | None:
+        """What the launch with its arguments at this address is part of; None for the arguments of no launch here."""
+        slot = (arguments - self._memory.ctypes.data) // 8
+        if not 0 <= slot < len(self._arguments):
+            return None
+        launch = int(np.searchsorted(self._starts, slot, "right")) - 1
+        return self._sections[launch] if self._sections else ""
 
     def products(self, launch: int, count: int) -> I64:
         """The `abi.Product`s of a launch of `count` products, (count, slots) int64, to be changed."""

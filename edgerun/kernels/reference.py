@@ -14,6 +14,7 @@ from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import state_reference
+from edgerun.kernels.attention_layout import first_seen
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -24,6 +25,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    GateKind,
     Matrix,
     Neurons,
     RopeKind,
@@ -160,6 +162,13 @@ class ReferenceKernels:
         if bias is not None:
             x += bias[entries]
 
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        if kind == "softplus":
+            x *= np.logaddexp(np.float32(0.0), gate)
+        else:
+            with np.errstate(over="ignore"):
+                x *= 1.0 / (1.0 + np.exp(-gate))
+
     def add(self, x: F32, y: F32) -> None:
         x += y
 
@@ -194,10 +203,12 @@ class ReferenceKernels:
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        chunked: bool = False,
+        sinks: F32 | None = None,
     ) -> None:
         heads, dim = q.shape[1:]
         kv_heads = layout_of(spans).kv_heads
-        firsts = [max(0, span.start - window + 1) if window else 0 for span in spans]
+        firsts = [first_seen(span.start + 1, window, chunked) for span in spans]
         check_spans(spans, len(q), firsts)
         if layout_of(spans).keys.is_rotated:
             q = rotated(q)
@@ -205,13 +216,16 @@ class ReferenceKernels:
         for span, first in zip(spans, firsts, strict=True):
             keys, values = read_positions(span.pages, first, span.end)
             for own in range(span.start, span.end):  # one by one: sums are over what a row sees alone
-                seen = slice(max(0, own - window + 1) - first if window else 0, own + 1 - first)
+                seen = slice(first_seen(own + 1, window, chunked) - first, own + 1 - first)
                 queries = q[row].reshape(kv_heads, heads // kv_heads, dim)
                 scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                if sinks is not None:
+                    scores = np.concatenate([scores, sinks.reshape(kv_heads, -1, 1)], axis=2)
                 weights = np.exp(scores - scores.max(axis=2, keepdims=True))
                 weights /= weights.sum(axis=2, keepdims=True)
+                weights = weights[:, :, : own + 1 - first - seen.start]  # without the sink's
                 out[row] = (weights @ values[:, seen]).reshape(heads, -1)
                 row += 1
 

@@ -13,7 +13,7 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import kernel_names, layer_launch, state_launch
-from edgerun.kernels.attention_launch import AttentionLaunch
+from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    GateKind,
     Matrix,
     Neurons,
     Recording,
@@ -35,6 +36,7 @@ from edgerun.kernels.interface import (
 )
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.kv_formats import KvFormat
+from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
@@ -131,6 +133,10 @@ class SimdKernels:
         """See `Launcher.replay`."""
         self._launcher.replay(program, start, end)
 
+    def trace(self) -> AbstractContextManager[LaunchTrace]:
+        """See `Launcher.trace`."""
+        return self._launcher.trace()
+
     def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """See `AttentionLaunch.decode_scratch`."""
         return self._attention.decode_scratch(layout, heads, pages)
@@ -206,6 +212,9 @@ class SimdKernels:
     def affine(self, x: F32, ids: I32 | None, scale: F32 | None, bias: F32 | None) -> None:
         layer_launch.affine(self._launcher, x, ids, scale, bias)
 
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        layer_launch.head_gate(self._launcher, x, gate, kind)
+
     def add(self, x: F32, y: F32) -> None:
         layer_launch.add(self._launcher, x, y)
 
@@ -263,8 +272,10 @@ class SimdKernels:
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        chunked: bool = False,
+        sinks: F32 | None = None,
     ) -> None:
-        self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
+        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
 
     def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
         return route(logits, routing, bias)

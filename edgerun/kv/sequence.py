@@ -45,8 +45,7 @@ class KvSequence:
             for held in self._held
             for layer, layout in zip(held.group.layers, held.group.layouts, strict=True)
         }
-        self._layers = [layers[layer] for layer in sorted(layers)]
-        self.tables: I64 = np.array([pages.address for pages in self._layers], np.int64)
+        self._layers = layers
         pool.join(self)
 
     @property
@@ -60,7 +59,7 @@ class KvSequence:
             yield from set(held.all())
 
     def pages(self, layer: int) -> LayerPages:
-        """A layer's keys and values. `tables` holds the addresses of all layers' tables, (layers,)."""
+        """The keys and values of a layer that keeps some."""
         return self._layers[layer]
 
     def held(self) -> list[list[Page | None]]:

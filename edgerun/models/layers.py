@@ -53,11 +53,12 @@ class Layers:
             check(cancelled)
             self._layer(layer, x, pieces, cut, cancelled)
 
-    def record(self, x: F32, places: Places, cut: Cut) -> None:
+    def record(self, x: F32, places: Places, cut: Cut, began: Callable[[int], None] = lambda layer: None) -> None:
         """The same for the few rows x, for a recorder: `cut` is called where Python must decide (experts, neurons,
-        whether to go on). Addresses are remembered beyond the leases: `store.fixed`."""
+        whether to go on), `began` with every layer. Addresses are remembered beyond the leases: `store.fixed`."""
         unasked_bytes, pieces = 0, places.cut(CHUNK)
         for layer in range(self.spec.n_layers):
+            began(layer)
             unasked_bytes += self._bytes(layer)
             if unasked_bytes > _UNASKED_BYTES:
                 cut(_go_on)

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
@@ -43,6 +44,10 @@ class PromptBackend(Protocol):
 
     def run(self, walk: PromptWalk) -> None:
         """All layers over walk.x, in place. Exceptions leave nothing running."""
+        ...
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Tell somebody (None: nobody any more) what is computed where and when."""
         ...
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import numpy as np
-
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
+from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
 from edgerun.models.numbers import Numbers
-from edgerun.models.rotations import rotations_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
@@ -59,8 +57,8 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         latent=n.integer("moe_latent_size", 0, 0),
         embedding_scale=_embedding_scale(n, family),
         residual_scale=_residual_scale(n, family, len(layers)),
-        score_scale=n.real("attention.scale", 0.0) if family.multipliers else 0.0,
         logit_scale=_logit_scale(n, family),
+        score_scale=family.score_scale or n.real("attention.scale", 0.0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
         activation=_activation(n, family, sparse),
@@ -90,21 +88,6 @@ def _fused(gguf: GgufFile) -> frozenset[str]:
 def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
-    d_model = n.integer("embedding_length")
-    heads = n.by_layer("attention.head_count", count)
-    if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
-        raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
-    for mine, shared in zip(heads, kv_heads, strict=True):
-        if mine % shared:
-            raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
-    head_dim = d_model // heads[0]
-    head_dim_k = n.integer("attention.key_length", head_dim)
-    head_dim_v = n.integer("attention.value_length", head_dim)
-    windowed, window = _windowed(n, family, count), n.integer("attention.sliding_window", 0, 0)
-    if family.window_pattern and not family.window_optional and window == 0:
-        raise FormatError(f"the file lacks {gguf.architecture}.attention.sliding_window")
-    plain, local = rotations_of(n, family, head_dim_k)
     experts = n.integer("expert_count", 0, 0)
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
@@ -114,19 +97,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0) if family.expert_length else d_ff
     mixtures = _mixtures(n, count) if experts else [False] * count
     found = []
-    for layer in range(count):
-        narrow = windowed[layer] and window > 0
-        unrotated = family.rope_in_window and window > 0 and not narrow
-        numbers = LayerNumbers(
-            n_heads=heads[layer],
-            n_kv_heads=kv_heads[layer],
-            head_dim_k=head_dim_k,
-            head_dim_v=head_dim_v,
-            d_ff=d_ff[layer],
-            rotation=None if unrotated else local if narrow else plain,
-            window=window if narrow else 0,
-            fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
-        )
+    for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
+        numbers = replace(attention, d_ff=d_ff[layer], fused_gate_up=family.fused_gate_up or "ffn_up" in fused)
         if mixtures[layer]:
             numbers = replace(
                 numbers,
@@ -149,24 +121,6 @@ def _layer_count(gguf: GgufFile, n: Numbers) -> int:
     if further >= blocks:
         raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
     return blocks - further
-
-
-def _windowed(n: Numbers, family: Family, layers: int) -> list[bool]:
-    """Which layers see no more than the window: by the file, as one truth a layer or as n (of every n layers all
-    but one do), or by the family. None where the family has no windows."""
-    key = "attention.sliding_window_pattern"
-    value = n.raw(key)
-    if not family.window_pattern:
-        return [False] * layers
-    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
-        if len(value) < layers:
-            raise FormatError(f"{n.name(key)} has {len(value)} truths for {layers} layers")
-        return [bool(each) for each in value[:layers]]
-    every = n.integer(key, family.window_pattern, 0)
-    if every == 0:
-        return [True] * layers
-    sees_all = 0 if family.window_after else every - 1
-    return [layer % every != sees_all for layer in range(layers)]
 
 
 def _activation(n: Numbers, family: Family, sparse: bool) -> Activation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Activation
@@ -22,17 +22,30 @@ class RopeScaling:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries at position t are multiplied by 1 + scale * log(1 + (t + offset) // length)."""
+
+    scale: float
+    length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Rotation:
     """One way of rotating queries and keys: `dim` dimensions of each head, by angles that begin with `base`.
-    from_file: divided by the factors that the file may have."""
+    from_file: divided by the factors that the file may have. temperature: what is rotated is multiplied too. still: by
+    no angle at all."""
 
     dim: int
     base: float
     scaling: RopeScaling = field(default_factory=RopeScaling)
     from_file: bool = True
+    temperature: Temperature | None = None
+    still: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,13 @@ class LayerNumbers:
     d_ff: int
     rotation: Rotation | None  # None: positions are not told apart by it
     window: int = 0  # positions that are seen, 0 for all
+    chunked: bool = False  # those of its own stretch of `window` positions, which begins at a multiple of it
+    qk_normed: bool = True  # as the family norms queries and keys
+    packed_qkv: bool = False  # one matrix attn_qkv
+    v_from_k: bool = False  # there is no attn_v: v is what attn_k gives
+    gate_per_head: bool = False  # attn_gate gives one number a head
+    temperature: Temperature | None = None  # of queries
+    kv_source: int | None = None  # whose keys and values it reads, where it has none of its own
     n_experts: int = 0
     n_experts_used: int = 0
     d_ff_expert: int = 0
@@ -55,9 +75,17 @@ class LayerNumbers:
     fused_shared: bool = False  # ffn_up_shexp does
 
     @property
+    def q_rotation(self) -> Rotation | None:
+        """Of queries, which also multiplies them by the temperature."""
+        if self.temperature is None:
+            return self.rotation
+        still = Rotation(self.head_dim_k, 10000.0, from_file=False, still=True)
+        return replace(self.rotation or still, temperature=self.temperature)
+
+    @property
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
-        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window)
+        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window, self.chunked)
 
 
 @dataclass(frozen=True)
@@ -89,8 +117,8 @@ class ModelSpec:
     latent: int = 0  # width that experts work in; 0: d_model
     embedding_scale: float = 1.0  # of what enters the first layer
     residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
-    score_scale: float = 0.0  # of attention; 0: the root of a head's dimensions, or what the family says
     logit_scale: float = 1.0
+    score_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     activation: Activation = "silu"
@@ -126,6 +154,12 @@ class ModelSpec:
         """The layers of the whole model: of a shard those that it is a part of."""
         return self.layers if self.shard is None else self.shard.whole
 
+    @property
+    def rotations(self) -> frozenset[Rotation]:
+        """All ways in which keys or queries of some layer are rotated."""
+        found = {each for layer in self.layers for each in (layer.rotation, layer.q_rotation)}
+        return frozenset(each for each in found if each is not None)
+
     def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
         if self.score_scale:
@@ -136,7 +170,7 @@ class ModelSpec:
 
     def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
         """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        return layer_groups([layer.kv for layer in self.layers], kv)
+        return layer_groups([layer.kv if layer.kv_source is None else None for layer in self.layers], kv)
 
     def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""

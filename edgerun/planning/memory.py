@@ -22,8 +22,9 @@ from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
 from edgerun.units import format_size, round_up_size
 from edgerun.weights.catalog import Catalog, LayerTensors
-from edgerun.weights.flash import ALIGNMENT, PIECE_BYTES
+from edgerun.weights.flash import PIECE_BYTES
 from edgerun.weights.store import Mode
+from edgerun.weights.weight_file import ALIGNMENT
 
 BUFFERS = 2  # layers of the window
 GROWTH_BYTES = 16 << 20  # templates, sampling, Python's own: what a running process adds to a loaded one

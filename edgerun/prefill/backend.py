@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from edgerun.errors import UsageError
+from edgerun.events import SpanSink
 from edgerun.formats.file_bytes import FileBytes
 from edgerun.kernels.interface import F32, I32
 from edgerun.models import ModelSpec
@@ -153,6 +154,9 @@ class OnnxBackend:
         alone = len(whole) == 1 and not two_sided
         tasks = self._tasks(walk, whole, layers)
         run_tasks(tasks, self.timeline, overlap=self._overlap and not alone)  # one chain of tasks overlaps with nothing
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        self.timeline.watcher = watcher
 
     # -- the graph of tasks -------------------------------------------------------------------------------------
 

@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from edgerun.device import EnergyMeter
 from edgerun.errors import DeviceError, UnsupportedError, UntrustedError, UsageError
-from edgerun.events import EventSink, Progress, ignore
+from edgerun.events import EventSink, Progress, SpanSink, ignore
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models import Decoder
@@ -100,13 +99,23 @@ class Calibration:
         return max(fitting, default=0)
 
 
+class JouleMeter(Protocol):
+    """What counts joules (`profiling.energy.EnergyMeter`). reason: why there are none."""
+
+    reason: str
+
+    def joules(self) -> float | None:
+        """Since the last call; None where nothing counts."""
+        ...
+
+
 class _Mixed:
     """A backend for some layers, our kernels for the others; counts the former's seconds and joules."""
 
     least_tokens = 1
     wave_tokens = max(LADDER)
 
-    def __init__(self, backend: OnnxBackend, layers: Sequence[int], meter: EnergyMeter) -> None:
+    def __init__(self, backend: OnnxBackend, layers: Sequence[int], meter: JouleMeter) -> None:
         self._meter = meter
         self._backend = backend
         self._kernels = KernelLayers(lambda layer, product, inner, results: None)
@@ -120,6 +129,9 @@ class _Mixed:
     def layer_s(self) -> dict[str, float]:
         """Of the last prompt, by kinds of tasks."""
         return {kind: seconds / len(self._layers) for kind, seconds in self._backend.timeline.by_kind.items()}
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        self._backend.watch(watcher)
 
     def run(self, walk: PromptWalk) -> None:
         for layer in range(walk.spec.n_layers):
@@ -148,16 +160,16 @@ def calibrate(
     *,
     threads: int,
     room_bytes: int,
+    meter: JouleMeter,
     objective: Objective = "auto",
     most_error: float = MOST_ERROR,
     candidates: Sequence[PromptChoice] | None = None,
     events: EventSink = ignore,
 ) -> Calibration:
     """Measure `candidates` (default: every device here with each scheme worth trying) and choose. `room_bytes`: memory
-    that weights of a backend may take. What a model or a backend refuses is a result; what fails otherwise is none, and
-    is raised: ReadError, OSError or DoesNotFitError when the machine does not work (a full disk), Cancelled. UsageError
-    where energy is asked for and nothing counts it."""
-    meter = EnergyMeter()
+    that weights of a backend may take. `meter`: of the whole processor. What a model or a backend refuses is a result;
+    what fails otherwise is none, and is raised: ReadError, OSError or DoesNotFitError when the machine does not work (a
+    full disk), Cancelled. UsageError where energy is asked for and nothing counts it."""
     if objective not in get_args(Objective):
         raise UsageError(f"the objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
     if objective == "energy" and meter.joules() is None:
@@ -259,7 +271,7 @@ def _candidates(devices: Sequence[Device], *, experts: bool) -> list[PromptChoic
     ]
 
 
-def _kernels(decoder: Decoder, ids: Sequence[int], meter: EnergyMeter) -> tuple[list[Row], F32]:
+def _kernels(decoder: Decoder, ids: Sequence[int], meter: JouleMeter) -> tuple[list[Row], F32]:
     rows = []
     with on_backend(decoder, None):
         for tokens in LADDER:
@@ -268,7 +280,7 @@ def _kernels(decoder: Decoder, ids: Sequence[int], meter: EnergyMeter) -> tuple[
     return rows, logits
 
 
-def _timed(decoder: Decoder, ids: Sequence[int], meter: EnergyMeter) -> tuple[float, float | None, F32]:
+def _timed(decoder: Decoder, ids: Sequence[int], meter: JouleMeter) -> tuple[float, float | None, F32]:
     best, joules = math.inf, None
     for _ in range(_TURNS):
         cache = decoder.new_cache(len(ids))
@@ -292,7 +304,7 @@ def _candidate(
     sample: Sequence[int],
     ranges_for: Callable[[bool, bool, bool], list[LayerRanges]],
     threads: int,
-    meter: EnergyMeter,
+    meter: JouleMeter,
 ) -> list[Row]:
     spec, kind = decoder.spec, choice.device.kind
     sizes = LADDER if kind.static else (0,)

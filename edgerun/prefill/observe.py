@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgerun.events import SpanSink
 from edgerun.models.blocks.base import Watch
 from edgerun.models.chunks import CHUNK
 from edgerun.models.prompt import PromptWalk
@@ -25,6 +26,9 @@ class KernelLayers:
 
     def run(self, walk: PromptWalk) -> None:
         self.run_layers(walk, range(walk.spec.n_layers))
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """It tells nothing: the kernels do."""
 
     def run_layers(self, walk: PromptWalk, layers: range) -> None:
         """Some layers."""

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from edgerun.errors import ReadError
+from edgerun.events import Span, SpanSink
 
 Side = Literal["backend", "cpu"]
 _POLL_S = 0.05  # after which the CPU looks whether the other side is still there
@@ -37,21 +38,25 @@ class Task:
 @dataclass
 class Timeline:
     """Seconds. `cost`: what a task of each kind takes, a running mean; `by_kind`: what all of them took, by the first
-    word of the kind."""
+    word of the kind; `watcher`: told of every task, on the lanes "backend" and "beside the backend"."""
 
     wall_s: float = 0.0
     backend_s: float = 0.0
     cpu_s: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
     by_kind: dict[str, float] = field(default_factory=dict)
+    watcher: SpanSink | None = None
 
     @property
     def idle_s(self) -> dict[Side, float]:
         """Of both sides."""
         return {"backend": self.wall_s - self.backend_s, "cpu": self.wall_s - self.cpu_s}
 
-    def ran(self, task: Task, seconds: float) -> None:
+    def ran(self, task: Task, began_s: float, seconds: float) -> None:
         """Count a task."""
+        if self.watcher is not None:
+            lane = "backend" if task.side == "backend" else "beside the backend"
+            self.watcher(Span(lane, task.kind, began_s, began_s + seconds))
         if task.side == "backend":
             self.backend_s += seconds
         else:
@@ -78,7 +83,7 @@ def run_tasks(tasks: Sequence[Task], timeline: Timeline, *, overlap: bool = True
 def _timed(task: Task, timeline: Timeline) -> None:
     began = time.perf_counter()
     task.run()
-    timeline.ran(task, time.perf_counter() - began)
+    timeline.ran(task, began, time.perf_counter() - began)
 
 
 class _Run:
@@ -98,7 +103,7 @@ class _Run:
             if not task.after:
                 self._ready[task.side].append(task)
         self._orders: SimpleQueue[Task | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Task, BaseException | None, float]] = SimpleQueue()
+        self._done: SimpleQueue[tuple[Task, BaseException | None, float, float]] = SimpleQueue()
 
     def run(self) -> None:
         thread = threading.Thread(target=self._serve, name="edgerun-prompt-backend", daemon=True)
@@ -114,17 +119,17 @@ class _Run:
                     _timed(task, self._timeline)
                     self._finish(task)
                     continue
-                task, error, seconds = self._next_done(thread)
+                task, error, began, seconds = self._next_done(thread)
                 busy = False
                 if error is not None:
                     raise error
-                self._timeline.ran(task, seconds)
+                self._timeline.ran(task, began, seconds)
                 self._finish(task)
         finally:
             self._orders.put(None)
             thread.join()  # what runs on the device reads our buffers
 
-    def _next_done(self, thread: threading.Thread) -> tuple[Task, BaseException | None, float]:
+    def _next_done(self, thread: threading.Thread) -> tuple[Task, BaseException | None, float, float]:
         while True:
             with contextlib.suppress(Empty):
                 return self._done.get(timeout=_POLL_S)
@@ -151,4 +156,4 @@ class _Run:
                 task.run()
             except BaseException as raised:  # noqa: BLE001 - handed to the thread that waits
                 error = raised
-            self._done.put((task, error, time.perf_counter() - began))
+            self._done.put((task, error, began, time.perf_counter() - began))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 
 from edgerun.device import page_faults, peak_bytes
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, Progress, ignore
 from edgerun.models import Decoder
+from edgerun.profiling.cases import Case
+from edgerun.profiling.energy import Energy, EnergyMeter
+from edgerun.profiling.figures import deviation, mean, percentile
+from edgerun.profiling.trace import Trace
 from edgerun.weights.statistics import summary
 
 F32 = NDArray[np.float32]
@@ -22,12 +26,14 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BenchRun:
-    """One repetition, in seconds: the whole prompt, and each decoded token."""
+    """One repetition, in seconds: the whole prompt, and each decoded token. Energy: of both, where somebody asked."""
 
     prompt_tokens: int
     prompt_s: float
     steps_s: tuple[float, ...]
     streaming: Mapping[str, float] = field(default_factory=dict)  # of the warm steps, see `weights.statistics`
+    prompt_energy: Energy | None = None
+    decode_energy: Energy | None = None
 
     @property
     def warm_steps_s(self) -> tuple[float, ...]:
@@ -44,64 +50,65 @@ class BenchRun:
         """Decoded tokens per second when warm; None when none were decoded."""
         return 1 / statistics.fmean(self.warm_steps_s) if self.steps_s else None
 
+    @property
+    def tok_s(self) -> float:
+        """Of a prompt or of decoding where there is one of both, else of all tokens together."""
+        if self.prompt_tokens and self.steps_s:
+            return (self.prompt_tokens + len(self.steps_s)) / (self.prompt_s + sum(self.steps_s))
+        return self.prompt_tok_s or self.decode_tok_s or 0.0
 
-def run_bench(
+
+def run_case(
     decoder: Decoder,
+    case: Case,
     ids: Sequence[int],
-    prompt_tokens: int,
     *,
-    repetitions: int = 1,
     limit_s: float = 300.0,
     on_logits: Callable[[F32], None] | None = None,
-    events: EventSink = ignore,
-) -> list[BenchRun]:
-    """Feed `ids`: the first `prompt_tokens` as a prompt, the others one by one; each time from position 0.
-
-    `on_logits` gets a copy of the logits (vocab,) f32 after every call of the decoder, in the first
-    repetition. Decoding stops after `limit_s` seconds in each. UsageError when there is nothing to feed.
-    """
-    if not 0 <= prompt_tokens <= len(ids) or not ids:
-        raise UsageError(f"nothing to measure: {len(ids)} ids, {prompt_tokens} of them as the prompt")
-    runs = []
-    for repetition in range(repetitions):
-        events(Progress("bench", repetition, repetitions, "repetitions"))
-        runs.append(_run(decoder, ids, prompt_tokens, limit_s, on_logits if repetition == 0 else None))
-    events(Progress("bench", repetitions, repetitions, "repetitions"))
-    return runs
-
-
-def _run(
-    decoder: Decoder,
-    ids: Sequence[int],
-    prompt_tokens: int,
-    limit_s: float,
-    on_logits: Callable[[F32], None] | None,
+    meter: EnergyMeter | None = None,
+    trace: Trace | None = None,
 ) -> BenchRun:
+    """Feed `ids` from position 0: of a case its depth, its prompt, and the others one by one.
+
+    `on_logits` gets a copy of the logits (vocab,) f32 after every measured call of the decoder. Decoding stops after
+    `limit_s` seconds. meter: counts the joules of the prompt and of decoding. trace: is told of every step, and should
+    watch the decoder. UsageError when there is nothing to feed.
+    """
+    if not ids or len(ids) < case.depth + case.prompt:
+        raise UsageError(f"nothing to measure: {len(ids)} ids, {case.depth + case.prompt} of them as the prompt")
     cache = decoder.new_cache(len(ids))
 
-    def feed(chunk: Sequence[int]) -> None:
-        out = decoder.forward(chunk, cache, logits="last")
+    def feed(chunk: Sequence[int], name: str) -> None:
+        with contextlib.nullcontext() if trace is None else trace.step(name):
+            out = decoder.forward(chunk, cache, logits="last")
         if on_logits is not None and out is not None:
             on_logits(np.array(out[-1], dtype=np.float32))
 
+    if case.depth:
+        decoder.forward(ids[: case.depth], cache, logits="none")
+    first = case.depth + case.prompt
+    batch = case.batch or case.prompt or 1
+    window = meter.begin() if meter is not None else None
     start = time.perf_counter()
-    if prompt_tokens:
-        feed(ids[:prompt_tokens])
+    for low in range(case.depth, first, batch):
+        feed(ids[low : min(low + batch, first)], "prompt")
     begin = time.perf_counter()
-    prompt_s = begin - start
+    prompt_energy = window.end() if window is not None and case.prompt else None
     steps: list[float] = []
-    cold = (len(ids) - prompt_tokens) // 3
+    cold = (len(ids) - first) // 3
     counts = decoder.store.statistics()
-    for token in ids[prompt_tokens:]:
+    window = meter.begin() if meter is not None else None
+    for token in ids[first:]:
         if len(steps) == cold:
             counts = decoder.store.statistics()
         before = time.perf_counter()
-        feed([token])
+        feed([token], "token")
         steps.append(time.perf_counter() - before)
         if time.perf_counter() - begin > limit_s:
             break
+    decode_energy = window.end() if window is not None and steps else None
     streaming = summary(counts, decoder.store.statistics(), max(0, len(steps) - cold))
-    return BenchRun(prompt_tokens, prompt_s, tuple(steps), streaming)
+    return BenchRun(case.prompt, begin - start, tuple(steps), streaming, prompt_energy, decode_energy)
 
 
 def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> dict[str, Any]:
@@ -109,41 +116,46 @@ def bench_report(runs: Sequence[BenchRun], *, threads: int, load_s: float) -> di
     warm steps), then the repetitions with their standard deviations."""
     prompt = [run.prompt_tok_s for run in runs if run.prompt_tok_s is not None]
     decode = [run.decode_tok_s for run in runs if run.decode_tok_s is not None]
-    warm = [step for run in runs for step in run.warm_steps_s]
     major_faults, read_bytes = page_faults()
+    latencies = latencies_ms(runs)
     return {
         "engine": "edgerun",
         "threads": threads,
         "load_s": round(load_s, 2),
         "prompt_tokens": runs[0].prompt_tokens,
-        "prompt_tok_s": _mean(prompt),
-        "first_token_s": _mean([run.prompt_s for run in runs]) if prompt else None,
+        "prompt_tok_s": _rounded(mean(prompt)),
+        "first_token_s": _rounded(mean([run.prompt_s for run in runs])) if prompt else None,
         "decode_tokens": len(runs[0].steps_s),
-        "decode_tok_s": _mean(decode),
-        "decode_p50_ms": _percentile_ms(warm, 50),
-        "decode_p95_ms": _percentile_ms(warm, 95),
+        "decode_tok_s": _rounded(mean(decode)),
+        "decode_p50_ms": latencies["decode_p50_ms"],
+        "decode_p95_ms": latencies["decode_p95_ms"],
         "max_rss_mib": peak_bytes() >> 20,
         "major_faults": major_faults,
         "read_mib": read_bytes >> 20,
         "repetitions": len(runs),
-        "prompt_tok_s_sd": _deviation(prompt),
-        "decode_tok_s_sd": _deviation(decode),
-    } | _streaming(runs)
+        "prompt_tok_s_sd": _rounded(deviation(prompt)),
+        "decode_tok_s_sd": _rounded(deviation(decode)),
+        **{name: each for name, each in latencies.items() if name not in ("decode_p50_ms", "decode_p95_ms")},
+    } | streaming_figures(runs)
 
 
-def _streaming(runs: Sequence[BenchRun]) -> dict[str, float]:
+def latencies_ms(runs: Sequence[BenchRun]) -> dict[str, float | None]:
+    """Time to the first token (over the runs) and of a token when warm (over all of them), p50, p95 and p99."""
+    first = [run.prompt_s for run in runs if run.prompt_tokens]
+    warm = [step for run in runs for step in run.warm_steps_s]
+    out = {f"decode_p{percent}_ms": _rounded_ms(percentile(warm, percent)) for percent in (50, 95, 99)}
+    return out | {f"ttft_p{percent}_ms": _rounded_ms(percentile(first, percent)) for percent in (50, 95, 99)}
+
+
+def streaming_figures(runs: Sequence[BenchRun]) -> dict[str, float]:
     """Means over the runs that have a figure: one that read nothing has no disk rate."""
     keys = dict.fromkeys(key for run in runs for key in run.streaming)
     return {key: round(statistics.fmean(run.streaming[key] for run in runs if key in run.streaming), 6) for key in keys}
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return round(statistics.fmean(values), 2) if values else None
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
-def _deviation(values: Sequence[float]) -> float | None:
-    return round(statistics.stdev(values), 2) if len(values) > 1 else None
-
-
-def _percentile_ms(seconds: Sequence[float], percent: int) -> float | None:
-    return round(float(np.percentile(seconds, percent)) * 1e3, 1) if seconds else None
+def _rounded_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 1)

@@ -17,23 +17,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedError
-from edgerun.events import never
+from edgerun.events import Span, SpanSink, never
 from edgerun.weights.arena import Arena
+from edgerun.weights.weight_file import ALIGNMENT, WeightFile
 
 U8 = NDArray[np.uint8]
 T = TypeVar("T")
 
-ALIGNMENT = 4096  # what O_DIRECT asks of offsets, sizes and memory at most
-_SECTOR = 512  # and at least
 PIECE_BYTES = 4 << 20
 DEMAND, PREDICTED, BACKGROUND = 0, 1, 2  # priorities: smaller is sooner
 _POLL_S = 0.05  # after which somebody who waits looks whether it is still worth it
@@ -111,6 +109,11 @@ class FlashReader:
             self._start()  # the first reads after a fork
         self._shared.add(pieces, priority)
 
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Tell somebody of every read, of waits for them, and (as a span without length) of what is read ahead. Called
+        from readers' threads, too."""
+        self._shared.watcher = watcher
+
     def promote(self, pieces: Sequence[Piece]) -> None:
         """Of these, those that still wait become as urgent as what is needed now."""
         self._shared.promote({id(piece) for piece in pieces})
@@ -127,6 +130,12 @@ class FlashReader:
     def wait(self, news: SimpleQueue[T], cancelled: Callable[[], bool] = never) -> T:
         """What comes next out of a queue that `landed` puts things into. Raises Cancelled when `cancelled()` becomes
         true, and ReadError when nothing can come any more because a thread has gone."""
+        if self._shared.watcher is not None:
+            with self._shared.noted("waiting", "for weights"):
+                return self._next(news, cancelled)
+        return self._next(news, cancelled)
+
+    def _next(self, news: SimpleQueue[T], cancelled: Callable[[], bool]) -> T:
         while True:
             with contextlib.suppress(Empty):
                 return news.get(timeout=_POLL_S)
@@ -182,6 +191,7 @@ class _Shared:
         self.queue: list[tuple[int, int, Piece]] = []  # a heap
         self.active: dict[int, Piece] = {}  # by id: taken by a thread
         self.stopped: ReadError | None = None
+        self.watcher: SpanSink | None = None
         self._order = 0
         self._busy_since = 0.0
 
@@ -194,6 +204,21 @@ class _Shared:
                 heapq.heappush(self.queue, (priority, self._order, piece))
         for _ in pieces:
             self.news.put(None)
+        if self.watcher is not None and priority == PREDICTED:
+            now = time.perf_counter()
+            for piece in pieces:
+                self.watcher(Span("prefetch", piece.what, now, now, piece.n_bytes))
+
+    @contextlib.contextmanager
+    def noted(self, lane: str, name: str, n_bytes: int = 0) -> Iterator[None]:
+        """Tell the watcher what is done within."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            watcher = self.watcher
+            if watcher is not None:
+                watcher(Span(lane, name, began, time.perf_counter(), n_bytes))
 
     def promote(self, wanted: set[int]) -> None:
         with self.lock:
@@ -227,7 +252,7 @@ class _Shared:
         memory = staging if piece.target is None else piece.target
         try:
             try:
-                view = self.files[piece.file].read(piece.offset, piece.n_bytes, memory, piece.what)
+                view = self._view(piece, memory)
             finally:
                 self._read_ended()
             piece.deliver(view)
@@ -243,6 +268,14 @@ class _Shared:
             piece.landed(piece, error)
         finally:
             self.active.pop(id(piece), None)
+
+    def _view(self, piece: Piece, memory: U8) -> U8:
+        file = self.files[piece.file]
+        if self.watcher is None:
+            return file.read(piece.offset, piece.n_bytes, memory, piece.what)
+        reader = threading.current_thread().name.rsplit("-", 1)[-1]
+        with self.noted(f"reader {reader}", piece.what, piece.n_bytes):
+            return file.read(piece.offset, piece.n_bytes, memory, piece.what)
 
     def fail(self, error: ReadError) -> None:
         """Nothing is read from now on; what waits lands with the error."""
@@ -349,74 +382,3 @@ class Reading:
         self._missing.intersection_update(self._flash.under_way(self._pieces))
         while self._missing:
             self._flash.wait(self._news, cancelled)
-
-
-class WeightFile:
-    """One open file, read with `pread`. It must stay what it was when it was opened."""
-
-    def __init__(self, path: Path, direct: bool) -> None:
-        self._path = path
-        try:
-            self._file, self._grain = _open(path, direct)
-            self._fd = self._file.fileno()
-            self.direct = self._grain > 0
-            status = os.fstat(self._fd)
-        except OSError as error:
-            raise ReadError(f"{path}: cannot be opened: {error.strerror or error}") from error
-        self._size, self._changed_ns = status.st_size, status.st_mtime_ns
-
-    def read(self, offset: int, n_bytes: int, staging: U8, what: str) -> U8:
-        """Bytes offset .. offset + n_bytes as a view of `staging` (aligned, two blocks larger). ReadError."""
-        grain = self._grain or ALIGNMENT
-        low = offset // grain * grain
-        size = -(-(offset + n_bytes - low) // grain) * grain
-        done = 0
-        try:
-            status = os.fstat(self._fd)
-            if status.st_size != self._size or status.st_mtime_ns != self._changed_ns:
-                raise ReadError(f"{self._path}: the file was changed while in use; load the model again")
-            while done < offset + n_bytes - low:
-                got = os.preadv(self._fd, [staging[done:size].data], low + done)
-                if got <= 0:
-                    break
-                done += got
-                if done % grain and done < offset + n_bytes - low:
-                    break  # only the end of a file gives a crooked number
-        except ReadError:
-            raise
-        except OSError as error:
-            raise ReadError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
-        if done < offset + n_bytes - low:
-            raise ReadError(f"{self._path}: the file ends within {what}; it was cut off, download it again")
-        if not self.direct:
-            _forget(self._fd, low, size)
-        return staging[offset - low : offset - low + n_bytes]
-
-    def close(self) -> None:
-        """No read may be under way."""
-        self._file.close()
-
-
-def _open(path: Path, direct: bool) -> tuple[FileIO, int]:
-    """(the file, what offsets and sizes must be multiples of for O_DIRECT; 0: it is not used)."""
-    flag: Any = getattr(os, "O_DIRECT", 0)
-    if direct and flag:
-        with contextlib.suppress(OSError):  # tmpfs and others refuse the flag when opening
-            file = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag))
-            memory = Arena(ALIGNMENT).bytes
-            for grain in (_SECTOR, ALIGNMENT):  # small rows are read by whole sectors where that is allowed
-                try:
-                    os.preadv(file.fileno(), [memory[:grain].data], grain)
-                except OSError:
-                    continue  # others take the flag and refuse to read
-                return file, grain
-            file.close()
-    file = FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    return file, 0
-
-
-def _forget(fd: int, offset: int, n_bytes: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.events import EventSink, Progress, ignore, never
+from edgerun.events import EventSink, Progress, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
@@ -86,6 +86,9 @@ class ResidentStore(LastingWeights):
         assert mine is not None  # the decoder asks where the file has them
         some = Neurons(ids, ids, mine.memory, mine.up_type, mine.down_type, mine.cols)
         return contextlib.nullcontext(iter([NeuronBatch(some, lambda: None, some)]))
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Nothing is read."""
 
     def statistics(self) -> dict[str, float]:
         return {}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import UsageError
-from edgerun.events import never
+from edgerun.events import SpanSink, never
 from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
 
 Mode = Literal["resident", "experts", "layers"]
@@ -144,6 +144,10 @@ class WeightStore(Protocol):
     def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         """Within, the caller may take this much memory that the store could use: a prompt's activations, at the cost
         of cached weights. As much of it as there is; a plan sees to it that it suffices."""
+        ...
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Tell somebody (None: nobody any more) of every read, of waits, and of what is read ahead."""
         ...
 
     def statistics(self) -> dict[str, float]:

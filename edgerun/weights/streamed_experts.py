@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.device.forks import call_after_fork
-from edgerun.events import EventSink, ignore, never
+from edgerun.events import EventSink, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.weights.catalog import make_catalog
@@ -132,6 +132,9 @@ class StreamedExpertStore(LastingWeights):
 
     def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         return self.cache.lend(n_bytes, cancelled)
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        self.flash.watch(watcher)
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `CacheStats` and `ReadStats`."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
-from edgerun.events import EventSink, ignore, never
+from edgerun.events import EventSink, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels, Matrix
 from edgerun.weights.arena import Arena
@@ -186,6 +186,9 @@ class StreamedLayerStore(LastingWeights):
     def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         assert self._neurons is not None  # the decoder asks where the file has them
         return self._neurons.lease(layer, ids, cancelled)
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        self.flash.watch(watcher)
 
     def statistics(self) -> dict[str, float]:
         """Counts since the start: see `BufferStats` and `ReadStats`."""

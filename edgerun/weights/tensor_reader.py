@@ -16,8 +16,9 @@ from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, U8, Kernels, Matrix
 from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.catalog import Catalog, LayerTensors
-from edgerun.weights.flash import ALIGNMENT, DEMAND, PIECE_BYTES, FlashReader, Landed, Piece, Reading
+from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Landed, Piece, Reading
 from edgerun.weights.store import LayerWeights
+from edgerun.weights.weight_file import ALIGNMENT
 
 GAP_BYTES = 32 << 10  # between rows that are read together: skipping less costs a disk more than reading it
 

@@ -11,6 +11,7 @@ from edgerun.kv import KvLedger
 from edgerun.models import Decoder, load_spec
 from edgerun.text import load_chat_template, load_tokenizer
 from edgerun.weights import ResidentStore
+from edgerun.weights.identity import identify
 from tests.tiny_model import make_tiny_model
 from tools.stress import Stress, ask_alone
 
@@ -28,7 +29,7 @@ def test_eight_threads_do_everything(tmp_path, kernels, contexts):
         ledger = KvLedger(None if contexts is None else contexts * page_bytes * CONTEXT // 256)
         decoder = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT, kv_ledger=ledger)
         template = load_chat_template(gguf.metadata, tokenizer)
-        engine = Engine(decoder, tokenizer, context=CONTEXT, template=template)
+        engine = Engine(decoder, tokenizer, context=CONTEXT, template=template, identity=lambda: identify(gguf))
         llm = LLM.from_engine(engine, release=ledger.release_all)
         outcome = Stress(llm, ask_alone(llm), sessions=contexts is None).run(threads=8, seconds=4, seed=1)
         template.close()

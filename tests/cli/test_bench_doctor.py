@@ -43,10 +43,52 @@ def test_bench_logits_are_those_of_the_same_ids(run: Run, chat_model: Path, tmp_
 
 
 def test_bench_table(run: Run, chat_model: Path) -> None:
-    lines = run("bench", chat_model, "-p", "8", "-n", "6").stdout.splitlines()
-    assert lines[0].split() == ["MODEL", "TYPE", "SIZE", "KERNELS", "THREADS", "TEST", "TOKENS/S"]
-    assert " pp8 " in lines[1] and " tg6 " in lines[2] and "±" in lines[1]
-    assert lines[3].startswith("loaded in ")
+    arguments = ("-p", "8,16", "-n", "6", "-pg", "4,2", "-d", "0,8", "-b", "4", "-t", "1-2", "-r", "2")
+    lines = run("bench", chat_model, *arguments, "--energy").stdout.splitlines()
+    assert lines[0].startswith("| model | size | params | backend | threads | n_batch | test | t/s | ttft")
+    names = ["pp8", "pp16", "tg6", "pp4+tg2"]
+    names = 2 * [*names, *(f"{name} @ d8" for name in names)]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:18]]
+    assert [row[6] for row in rows] == names and [row[4] for row in rows] == ["1"] * 8 + ["2"] * 8
+    assert all("±" in row[7] for row in rows) and rows[0][8].count("/") == 2 and not rows[0][9]
+    said = "\n".join(lines[18:])
+    assert "loaded in " in said and "ram peak " in said and "energy: " in said
+
+
+def test_bench_trace_opens_in_perfetto(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    result = run("bench", chat_model, "-p", "40", "-n", "12", "-t", "2", "-r", "1", "--trace", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "0 lost" in result.stderr
+    trace = json.loads(path.read_text())
+    lanes = {}
+    for event in trace["traceEvents"]:  # what Chrome's format asks for
+        assert event["ph"] in ("M", "X", "i") and isinstance(event["pid"], int)
+        if event["ph"] == "M":
+            if event["name"] == "thread_name":
+                lanes[event["tid"]] = event["args"]["name"]
+            continue
+        assert event["tid"] in lanes and event["ts"] >= 0 and event["name"] and event["cat"]
+        assert event["ph"] != "X" or event["dur"] >= 0
+    assert list(lanes.values())[:2] == ["step", "compute 1"]
+    steps = [event for event in trace["traceEvents"] if event.get("tid") == 0 and event["ph"] == "X"]
+    assert [step["name"] for step in steps] == ["prompt"] + 12 * ["token"]
+    kernels = [event for event in trace["traceEvents"] if event.get("cat") == "compute"]
+    assert {"layer 0", "layer 1", "logits"} <= {event.get("args", {}).get("part") for event in kernels}
+    for step in steps[2:]:  # replayed: kernels lie within their step, one after another
+        inside = sorted(
+            (e["ts"], e["ts"] + e["dur"])
+            for e in kernels
+            if lanes[e["tid"]] == "compute 1" and step["ts"] <= e["ts"] <= step["ts"] + step["dur"]
+        )
+        assert inside and inside[-1][1] <= step["ts"] + step["dur"] + 1
+        assert all(one[1] <= other[0] + 0.01 for one, other in zip(inside, inside[1:], strict=False))
+    wall = steps[-1]["ts"] + steps[-1]["dur"] - steps[1]["ts"]
+    assert sum(step["dur"] for step in steps[1:]) > 0.5 * wall
+    again = run("bench", chat_model, "-p", "4", "-n", "2", "-r", "1", "--trace", path, "--json")
+    assert again.exit_code == 0, "it may write over a trace"
+    (tmp_path / "mine.json").write_text("{}")
+    assert run("bench", chat_model, "--trace", tmp_path / "mine.json").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_bad_names(run: Run, tmp_path: Path, arguments: tuple[str, ...], message
 
 
 def test_energy_needs_a_meter(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgerun.device.EnergyMeter.joules", lambda self: None)
+    monkeypatch.setattr("edgerun.profiling.energy.EnergyMeter.joules", lambda self: None)
     model = write(INSTANCES["llama"], tmp_path / "model.gguf")
     done = run("calibrate", model, "--objective", "energy", "--backend", "ort-cpu:fp32")
     assert done.exit_code == 2 and "cannot choose by energy" in done.stderr

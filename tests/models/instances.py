@@ -44,6 +44,7 @@ class Instance:
     biases: tuple[str, ...] = ()
     more: tuple[str, ...] = ()  # tensors that a file may have and this one has
     fused: tuple[str, ...] = ()  # tensors that hold gate and up
+    telling: dict[str, int] = field(default_factory=lambda: {"attn_v": 1})  # parts whose being there says something
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
@@ -56,6 +57,7 @@ def _gemma(name: str, arch: str, **more: Any) -> Instance:
     return Instance(name, arch, layers=7, window=12, tied=True, **more)
 
 
+_PACKED = {"attn_qkv": 1}
 _SIGMOID = {"expert_gating_func": 2}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
 PLAIN = [
@@ -78,10 +80,11 @@ PLAIN = [
     Instance("qwen3", "qwen3", head_dim=32),
     Instance("qwen3moe", "qwen3moe", head_dim=32, experts=8, used=3),
     Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
-    Instance("phi3", "phi3"),
+    Instance("phi3", "phi3", telling=_PACKED),
     Instance(
         "phi3-longrope",
         "phi3",
+        telling=_PACKED,
         long_short=True,
         metadata={"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.19},
     ),
@@ -103,6 +106,12 @@ _NORM_BIASES = ("attn_norm.bias", "ffn_norm.bias", "output_norm.bias")
 _UP_BIASES = ("ffn_up.bias", "ffn_down.bias")
 _MULTIPLIERS = {"embedding_scale": 6.0, "residual_scale": 0.4, "attention.scale": 0.09, "logit_scale": 3.0}
 _CHOICE = ("exp_probs_b.bias",)
+_EXPERT_BIASES = ("ffn_gate_inp.bias", "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias")
+_YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
 _DEEP = {"leading_dense_block_count": 1, "expert_shared_count": 2, "expert_weights_scale": 1.7}
 _MOE: dict[str, Any] = {"experts": 8, "used": 3, "ff_expert": 64}
 OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
@@ -212,6 +221,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
     Instance(
         "bailingmoe2",
         "bailingmoe2",
+        telling=_PACKED,
         more=_CHOICE,
         metadata={
             **_DEEP,
@@ -227,6 +237,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
         "bailingmoe2-halves-Q8_0",
         "bailingmoe2",
         GgmlType.Q8_0,
+        telling=_PACKED,
         ff_shared=32,
         metadata={**_DEEP, "expert_gating_func": 2, "expert_group_count": 2, "expert_group_used_count": 1},
         **_MOE,
@@ -258,6 +269,116 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
         **_MOE,
     ),
     Instance(
+        "gptoss",
+        "gpt-oss",
+        layers=4,
+        window=12,
+        experts=8,
+        used=3,
+        more=(*_BIASES, *_EXPERT_BIASES),
+        metadata={**_YARN, "rope.freq_base": 150000.0},
+    ),
+    Instance(
+        "gptoss-MXFP4",
+        "gpt-oss",
+        GgmlType.MXFP4,
+        layers=2,
+        kv_heads=1,
+        window=6,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_EXPERT_BIASES),
+    ),
+    Instance("hunyuanmoe", "hunyuan-moe", experts=8, used=3, ff_shared=96),
+    Instance(
+        "hunyuanmoe-all-Q8_0",
+        "hunyuan-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        experts=4,
+        used=4,
+        tied=True,
+        kv_heads=1,
+    ),
+    Instance(
+        "llama4",
+        "llama4",
+        layers=5,
+        metadata={"interleave_moe_layer_step": 2},
+        **_MOE,
+    ),
+    Instance(
+        "llama4-of-128-few-Q8_0",
+        "llama4",
+        GgmlType.Q8_0,
+        layers=4,
+        experts=128,
+        used=1,
+        ff_expert=32,
+        metadata={"interleave_moe_layer_step": 1},
+    ),
+    Instance(
+        "afmoe",
+        "afmoe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "afmoe-small-short-Q8_0",
+        "afmoe",
+        GgmlType.Q8_0,
+        layers=3,
+        window=6,
+        tied=True,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 2},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "laguna",
+        "laguna",
+        layers=5,
+        window=12,
+        by_layer={"heads": (4, 6, 6, 2, 4)},
+        telling={"attn_v": 1, "attn_gate": 1},
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            **_YARN,
+            "expert_weights_norm": True,
+            "rope.dimension_count": 8,
+            "rope.dimension_count_swa": 16,
+            "rope.freq_base_swa": 20000.0,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "laguna-small-Q8_0",
+        "laguna",
+        GgmlType.Q8_0,
+        layers=2,
+        telling={"attn_v": 1, "attn_gate": 4},
+        ff_shared=32,
+        more=_CHOICE,
+        metadata={"leading_dense_block_count": 1, "expert_weights_norm": True},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "glm4moe-norms",
+        "glm4moe",
+        telling={"attn_v": 1, "attn_q_norm": 1},
+        more=_CHOICE,
+        metadata={**_DEEP, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
         "exaonemoe",
         "exaone-moe",
         layers=5,
@@ -284,7 +405,7 @@ QUANTISED = [
     Instance("qwen3moe-small-Q4_0", "qwen3moe", GgmlType.Q4_0, d=256, ff=256, heads=4, head_dim=64, experts=8, used=3),
     Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
-    Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
+    Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, telling=_PACKED, d=256, ff=512, heads=4, head_dim=64),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
@@ -345,7 +466,9 @@ def spec_of(i: Instance) -> ModelSpec:
         with GgufWriter(path, i.arch) as w:
             for key, value in metadata_of(i).items():
                 w.add(f"{i.arch}.{key}", value)
-            w.add_tensor("none", np.zeros(1, np.float32), GgmlType.F32)
+            for layer in range(i.layers):
+                for part, rows in i.telling.items():
+                    w.add_tensor(tensor_name(layer, part), np.zeros((rows, 1), np.float32), GgmlType.F32)
         with open_gguf(path) as gguf:
             return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))
 

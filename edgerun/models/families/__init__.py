@@ -7,6 +7,7 @@ no declaration; tensors that are of no use to text are declared in `unused`, and
 
 from edgerun.errors import UnsupportedError
 from edgerun.models.families import (
+    afmoe,
     bailing,
     bitnet,
     cohere,
@@ -15,7 +16,9 @@ from edgerun.models.families import (
     exaone,
     gemma,
     glm,
+    gpt_oss,
     granite,
+    hunyuan,
     llama,
     minimax,
     olmo,
@@ -36,6 +39,9 @@ FAMILIES: dict[str, Family] = {
     **gemma.FAMILIES,
     **smallthinker.FAMILIES,
     **bitnet.FAMILIES,
+    **gpt_oss.FAMILIES,
+    **hunyuan.FAMILIES,
+    **afmoe.FAMILIES,
     **bailing.FAMILIES,
     **cohere.FAMILIES,
     **deepseek.FAMILIES,

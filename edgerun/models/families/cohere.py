@@ -8,7 +8,7 @@ FAMILIES = {
         norm="layer",
         parallel=True,
         window_pattern=4,
-        rope_in_window=True,
+        rotated="windowed",
         logits="times",
     ),
 }

@@ -8,7 +8,7 @@ FAMILIES = {
         qk_norm="head",
         renormalise=False,
         window_pattern=4,
-        rope_in_window=True,
+        rotated="windowed",
         least_shared=1,
     ),
 }

@@ -12,6 +12,6 @@ FAMILIES = {
         gated=False,
         activation="gelu",
     ),
-    "phi3": Family(rope="neox", fused_qkv=True, fused_gate_up=True),
+    "phi3": Family(rope="neox", fused_gate_up=True),
     "phimoe": Family(rope="neox", norm_biases=True, head_bias=True, expert_length=False),
 }

@@ -1,0 +1,91 @@
+"""Who computed what and when: spans that the pool's threads note while a trace is made (`pool_kernels._call`).
+
+Each thread has memory of its own for the latest spans; what is not collected before it is full is overwritten, and
+counted as lost. Collecting copies memory and no more: a span's name is looked up when all is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.events import Span
+from edgerun.kernels.program import Program
+
+I64 = NDArray[np.int64]
+
+_SPANS = 1 << 15  # of a thread, some tens of tokens of a small model
+_SPAN, _AT, _LINE = 64 // 8, 64 // 8, 128 // 8  # in slots, see `pool_kernels`
+_MOST_PROGRAMS = 64  # that are remembered: recordings of a decoder and of its experts
+_MOST_COLLECTED = 4_000_000  # spans: 256 MB
+
+
+class LaunchTrace:
+    """Spans of `threads` threads. name_at: the kernel at an address."""
+
+    def __init__(self, threads: int, name_at: Callable[[int], str]) -> None:
+        stride = _AT + _SPAN * _SPANS
+        self._memory: I64 = np.zeros(_LINE + threads * stride, np.int64)
+        self._memory[:2] = 8 * stride, _SPANS
+        self._threads = self._memory[_LINE:].reshape(threads, stride)
+        self._seen = [0] * threads
+        self._collected: list[list[I64]] = [[] for _ in range(threads)]  # (spans, 8) each
+        self._n_collected = 0
+        self._name_at = name_at
+        self._programs: dict[int, Program] = {}
+        self._alone: list[Span] = []
+        self.address = int(self._memory.ctypes.data)
+        self.lost = 0  # spans that were overwritten before somebody collected them, or were too many
+
+    def runs(self, program: Program) -> None:
+        """Its launches are about to run: names are found in it."""
+        if len(self._programs) < _MOST_PROGRAMS:
+            self._programs.setdefault(program.rows_address, program)
+
+    def time(self, name: str, function: Callable[[int, int, int], Any], arguments: int, items: int) -> None:
+        """Run a launch that the caller does alone, past the pool."""
+        began = time.perf_counter()
+        function(arguments, 0, items)
+        self._alone.append(Span("compute 1", name, began, time.perf_counter()))
+
+    def collect(self) -> None:
+        """Keep what was noted since the last time. No operation runs meanwhile."""
+        for thread, memory in enumerate(self._threads):
+            noted, rows = int(memory[0]), memory[_AT:].reshape(_SPANS, _SPAN)
+            fresh = min(noted - self._seen[thread], _SPANS)
+            if self._n_collected + fresh > _MOST_COLLECTED:
+                fresh = 0
+            self.lost += noted - self._seen[thread] - fresh
+            self._seen[thread] = noted
+            low, high = (noted - fresh) % _SPANS, noted % _SPANS
+            if fresh and low < high:
+                self._collected[thread].append(rows[low:high].copy())
+            elif fresh:
+                self._collected[thread].append(np.concatenate([rows[low:], rows[:high]]))
+            self._n_collected += fresh
+
+    def spans(self) -> list[Span]:
+        """All that were collected, in no order."""
+        labels: dict[tuple[int, int], str] = {}
+        spans = list(self._alone)
+        for thread, blocks in enumerate(self._collected):
+            for kernel, arguments, _, _, *times in np.concatenate(blocks).tolist() if blocks else ():
+                label = labels.get((kernel, arguments))
+                if label is None:
+                    label = labels[kernel, arguments] = self._label(kernel, arguments)
+                begin_s, end_s = times[0] + times[1] / 1e9, times[2] + times[3] / 1e9
+                spans.append(Span(f"compute {thread + 1}", label, begin_s, end_s))
+        return spans
+
+    def _label(self, kernel: int, arguments: int) -> str:
+        """The kernel's name, and where that is known what it was part of."""
+        name = self._name_at(kernel)
+        for program in self._programs.values():
+            section = program.section_at(arguments)
+            if section is not None:
+                return f"{name}, {section}" if section else name
+        return name
