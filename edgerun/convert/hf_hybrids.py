@@ -33,6 +33,9 @@ def prepare_lfm2(config: dict[str, Any]) -> dict[str, Any]:
     made = dict(config)
     made.setdefault("rms_norm_eps", config.get("norm_eps", 1e-5))
     made.setdefault("tie_word_embeddings", config.get("tie_embedding", True))
+    taps = made.setdefault("conv_L_cache", 3)
+    if type(taps) is not int or not 1 < taps < 1 << 16:
+        raise FormatError(f"config.json: conv_L_cache is {taps!r}, not a number of taps")
     n_layers = config.get("num_hidden_layers")
     if "layer_types" not in config and isinstance(config.get("full_attn_idxs"), list) and isinstance(n_layers, int):
         attends = config["full_attn_idxs"]
@@ -52,12 +55,9 @@ def prepare_lfm2(config: dict[str, Any]) -> dict[str, Any]:
 def lfm2_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """Layers without attention have no heads of keys."""
     kv_heads = config.get("num_key_value_heads", config.get("num_attention_heads"))
-    taps = config.get("conv_L_cache", 3)
-    if type(taps) is not int or not 1 < taps < 1 << 16:
-        raise FormatError(f"config.json: conv_L_cache is {taps!r}, not a number of taps")
     return {
         "attention.head_count_kv": [0 if kind == "conv" else kv_heads for kind in layer_types(config)],
-        "shortconv.l_cache": taps,
+        "shortconv.l_cache": config["conv_L_cache"],
     }
 
 

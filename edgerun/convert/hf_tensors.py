@@ -83,7 +83,7 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
         return _delta_shape(c, name)
     return {
         "shortconv.in_proj": (3 * c.d_model, c.d_model),
-        "shortconv.conv": (c.d_model, c.raw.get("conv_L_cache", 3)),
+        "shortconv.conv": (c.d_model, c.raw.get("conv_L_cache", 0)),
         "shortconv.out_proj": (c.d_model, c.d_model),
         "attn_q": (2 * q_rows if gated else q_rows, c.d_model),
         "attn_k": (kv_rows, c.d_model),
@@ -123,7 +123,7 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
         kind = layer_types(c.raw)[layer]
         if kind not in c.family.mixers:
             raise UnsupportedError(
-                f"config.json: layers of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
+                f"config.json: a layer of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
             )
         modules |= c.family.mixers[kind]
     for theirs, name in modules.items():
