@@ -112,6 +112,16 @@ class HeadGate(NamedTuple):
     kind: Annotated[int, "0 sigmoid, 1 softplus"]
 
 
+class Copy(NamedTuple):
+    """out = x. An item is a row."""
+
+    x: Annotated[int, "address of the first row, f32"]
+    x_stride: Annotated[int, "bytes from row to row in x"]
+    out: Annotated[int, "address of the first row of the result"]
+    out_stride: Annotated[int, "bytes from row to row in the result"]
+    cols: Annotated[int, "columns"]
+
+
 class Rope(NamedTuple):
     """Rotary embedding, in place. An item is a token."""
 
@@ -312,6 +322,7 @@ class MergedRow(NamedTuple):
 
 _OF_KERNEL = {
     "rms_norm": RmsNorm,
+    "copy": Copy,
     "head_gate": HeadGate,
     "rope": Rope,
     "kv_write": KvWrite,

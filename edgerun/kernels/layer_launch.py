@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Add, Combine, Gated, HeadGate, RmsNorm, Rope
+from edgerun.kernels.abi import Add, Combine, Copy, Gated, HeadGate, RmsNorm, Rope
 from edgerun.kernels.interface import F32, Activation, GateKind, RopeKind
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
@@ -22,6 +22,14 @@ def rms_norm(launcher: Launcher, x: F32, weight: F32, eps: float, out: F32) -> N
         raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
     arguments = RmsNorm(address(x), address(weight), address(out), cols, constants(eps), _row_bytes(x))
     launcher.launch("rms_norm", arguments, x.size // cols, 8)
+
+
+def copy(launcher: Launcher, x: F32, out: F32) -> None:
+    """See `interface.Kernels.copy`."""
+    if x.ndim != 2 or x.shape != out.shape or x.strides[1] != 4 or out.strides[1] != 4:
+        raise UsageError(f"cannot copy {x.shape} to {out.shape}")
+    arguments = Copy(address(x), x.strides[0], address(out), out.strides[0], x.shape[1])
+    launcher.launch("copy", arguments, len(x), 16)
 
 
 def head_gate(launcher: Launcher, x: F32, gate: F32, kind: GateKind) -> None:

@@ -88,6 +88,15 @@ class ReferenceKernels:
         for w, out in zip(ws, outs, strict=True):
             self.matmul(w, x, out)
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        tokens, heads, rows = check_matmul_heads(w, x.x, out)
+        by_head = x.x.reshape(tokens, heads, -1)
+        for head in range(heads):
+            mine = Matrix(rows, w.cols, w.type, "gguf", w.data[head * rows : (head + 1) * rows])
+            result = np.empty((tokens, rows), np.float32)
+            self.matmul(mine, PlainActivations(np.ascontiguousarray(by_head[:, head])), result)
+            out[:, head] = result
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -138,6 +147,9 @@ class ReferenceKernels:
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
         out[:] = (x / np.sqrt(mean_square + eps)).astype(np.float32) * weight
+
+    def copy(self, x: F32, out: F32) -> None:
+        out[:] = x
 
     def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
         if kind == "softplus":
@@ -291,6 +303,15 @@ def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: fl
     if renormalise:
         weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(6.103515625e-5))
     return ids.astype(np.int32), (weights * np.float32(scale)).astype(np.float32)
+
+
+def check_matmul_heads(w: Matrix, x: F32, out: F32) -> tuple[int, int, int]:
+    """Tokens, heads, rows of each head. UsageError where the shapes do not fit."""
+    if out.ndim == 3 and len(out):
+        tokens, heads, rows = out.shape
+        if x.shape == (tokens * heads, w.cols) and w.rows == heads * rows and out.strides[2] == 4:
+            return tokens, heads, rows
+    raise UsageError(f"cannot multiply heads {x.shape} with {w.rows} x {w.cols} into {out.shape}")
 
 
 def check_matmul(w: Matrix, x: F32, out: F32) -> None:

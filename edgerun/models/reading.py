@@ -10,6 +10,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation, RouterKind
 from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
+from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
@@ -86,6 +87,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
                 d_ff_shared=d_ff_shared,
             )
+        if family.latent_attention:
+            numbers = latent_layer(n, numbers)
         found.append(numbers)
     return tuple(found)
 

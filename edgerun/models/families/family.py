@@ -16,6 +16,7 @@ class Family:
     rope: RopeKind
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
+    latent_attention: bool = False  # one vector of each position is key and value of all heads
     qk_norm_after: bool = False  # of what is rotated already
     qk_norm_plain: bool = False  # without weights, of layers that are rotated
     v_norm: bool = False  # an RMSNorm without weights of each head
