@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun.api.llm import LLM
 from edgerun.engine import (
+    CallDelta,
     CancelToken,
     Chunk,
     Completion,
@@ -20,6 +21,7 @@ from edgerun.engine import (
     Session,
     Timings,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "CallDelta",
     "CancelToken",
     "Chunk",
     "Completion",
@@ -37,6 +40,7 @@ __all__ = [
     "Session",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
 ]
 

@@ -31,6 +31,7 @@ from edgerun.engine import (
     merge,
 )
 from edgerun.engine.arguments import checked_cancel, checked_ids, checked_messages, checked_text
+from edgerun.engine.replies import Reply
 from edgerun.errors import UsageError
 from edgerun.options import Flag, LoadKeywords, load_options, refused
 
@@ -66,6 +67,8 @@ class LLM(OpenAIMethods):
     draft: who guesses what comes next, so that one pass over the weights brings several tokens: "lookup" (what followed
         the same words before, in prompt and answer), or a small model with the same vocabulary, as `model` names one.
         The answers are the same; how much is guessed follows from what pays (docs/library.md).
+    replies: "auto" takes chats' replies apart as the model's template has them, so that reasoning and calls of
+        functions stand apart from the answer; "plain": what the model writes is the answer.
     events: called with `edgerun.events` while loading and generating.
 
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).
@@ -138,7 +141,8 @@ class LLM(OpenAIMethods):
         **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Answer a chat (or one text, as its user). `tools` and `template_variables` (`enable_thinking`, ...)
-        go to the model's chat template. Errors as of `complete`, and TemplateError."""
+        go to the model's chat template. The answer is the completion's `text`, apart from `reasoning` and `tool_calls`.
+        Errors as of `complete`, and TemplateError."""
         return last_completion(
             self.stream_chat(
                 messages,
@@ -183,8 +187,10 @@ class LLM(OpenAIMethods):
             return self.engine.encode_chat(given, tools, template_variables, cancel)
 
         if self._turns is None:
-            return self._stream(PlainPrompt(encode(messages)), merged, cancel)
-        return self._stream(self._turns.prompt(checked_messages(messages), encode, merged.max_tokens), merged, cancel)
+            prompt = PlainPrompt(encode(messages))
+        else:
+            prompt = self._turns.prompt(checked_messages(messages), encode, merged.max_tokens)
+        return self._stream(prompt, merged, cancel, self.engine.new_reply(prompt.ids, tools))
 
     def session(self, messages: Messages = (), *, context_shift: bool | None = None) -> Session:
         """A conversation that keeps its KV cache, beginning with these messages (a system prompt, say).
@@ -241,16 +247,20 @@ class LLM(OpenAIMethods):
     ) -> None:
         self.close()
 
-    def _stream(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
+    def _stream(
+        self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None, reply: Reply | None = None
+    ) -> Iterator[Chunk]:
         self.engine.check_length(len(prompt.ids))
-        return self._chunks(prompt, params, checked_cancel(cancel))
+        return self._chunks(prompt, params, checked_cancel(cancel), reply)
 
-    def _chunks(self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None) -> Iterator[Chunk]:
+    def _chunks(
+        self, prompt: PlainPrompt, params: SamplingParams, cancel: CancelSignal | None, reply: Reply | None
+    ) -> Iterator[Chunk]:
         with self._idle_lock:
             session, self._idle = self._idle, None
         session = session or Session(self.engine, is_transient=True)
         try:
-            yield from session.answer(prompt, params, cancel)
+            yield from session.answer(prompt, params, cancel, reply)
         finally:
             session.park()
             with self._idle_lock:

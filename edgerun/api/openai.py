@@ -22,11 +22,13 @@ from edgerun.api.openai_arguments import (
     check_user,
     chosen_limit,
     chosen_tools,
+    chosen_variables,
     refuse_others,
     sampling_params,
     wants_usage,
 )
 from edgerun.engine import (
+    CallDelta,
     CancelSignal,
     Chunk,
     Completion,
@@ -194,13 +196,15 @@ class OpenAIMethods(ABC):
         n: int | None = 1,
         user: str | None = None,
         stream_options: Mapping[str, bool] | None = None,
+        reasoning_effort: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         cancel: CancelSignal | None = None,
     ) -> Json | Iterator[Json]:
         """An OpenAI `chat.completion`; with `stream`, an iterator of its chunks.
 
         The arguments are llama-cpp-python's, in its order, then OpenAI's, then our own. `tools` (or `functions`) go to
-        the template; calls that the model writes stand in the content as it wrote them. What edgerun has no meaning for
+        the template; calls that the model writes are `tool_calls`, what it thinks beforehand is `reasoning_content`
+        (where edgerun knows how it writes them; see `LLM`: replies). What edgerun has no meaning for
         (tfs_z, mirostat_*, grammar, n; a response_format other than text; a tool_choice that obliges the model) may
         stand at its default and is a UsageError else. Other errors as of `LLM.chat`.
         """
@@ -239,7 +243,7 @@ class OpenAIMethods(ABC):
             messages,
             params,
             tools=chosen_tools(tools, tool_choice, functions, function_call),
-            template_variables=template_variables,
+            template_variables=chosen_variables(template_variables, reasoning_effort),
             cancel=cancel,
         )
         if streamed:
@@ -248,9 +252,9 @@ class OpenAIMethods(ABC):
         done = last_completion(chunks)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": done.text},
+            "message": _chat_message(done),
             "logprobs": _chat_logprobs(done.logprobs),
-            "finish_reason": _reason(done.finish_reason),
+            "finish_reason": _chat_reason(done),
         }
         return {**head, "choices": [choice], "usage": _usage(done)}
 
@@ -301,12 +305,35 @@ def _chat_chunks(head: Json, chunks: Iterator[Chunk], with_usage: bool) -> Itera
 
     yield piece({"role": "assistant"})
     for chunk in chunks:
-        if chunk.text or chunk.logprobs:
-            yield piece({"content": chunk.text}, _chat_logprobs(chunk.logprobs))
-        if chunk.finish_reason is not None:
-            yield piece({}, None, _reason(chunk.finish_reason))
+        logprobs = _chat_logprobs(chunk.logprobs)
+        if chunk.reasoning:
+            yield piece({"reasoning_content": chunk.reasoning}, None if chunk.text else logprobs)
+        if chunk.text or (chunk.logprobs and not chunk.reasoning):
+            yield piece({"content": chunk.text}, logprobs)
+        if chunk.tool_calls:
+            yield piece({"tool_calls": [_call_delta(delta) for delta in chunk.tool_calls]})
+        if chunk.completion is not None:
+            yield piece({}, None, _chat_reason(chunk.completion))
         if with_usage and chunk.completion is not None:
             yield {**head, "choices": [], "usage": _usage(chunk.completion)}
+
+
+def _call_delta(delta: CallDelta) -> Json:
+    """A piece of a call: the first one has its name."""
+    if delta.name:
+        function = {"name": delta.name, "arguments": delta.arguments}
+        return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+    return {"index": delta.index, "function": {"arguments": delta.arguments}}
+
+
+def _chat_message(done: Completion) -> Json:
+    message = done.message
+    return {**message, "content": None} if done.tool_calls and not done.text else message
+
+
+def _chat_reason(done: Completion) -> str | None:
+    reason = _reason(done.finish_reason)
+    return "tool_calls" if done.tool_calls and reason == "stop" else reason
 
 
 def _usage(done: Completion) -> Json:

@@ -10,9 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgerun.engine import LogitsProcessor, SamplingParams
-from edgerun.engine.arguments import checked_tools
+from edgerun.engine.arguments import checked_tools, checked_variables
 from edgerun.errors import UsageError
-from edgerun.options import Flag, Kind, Text, Whole, as_text, as_whole, items_of, refused, shown
+from edgerun.options import (
+    THINK,
+    Flag,
+    Kind,
+    Text,
+    Whole,
+    as_text,
+    as_whole,
+    items_of,
+    refused,
+    shown,
+    thinking_variables,
+)
 
 Processors = LogitsProcessor | Sequence[LogitsProcessor]
 
@@ -105,6 +117,14 @@ def chosen_tools(
         wanted = False
     checked = checked_tools(tools)
     return checked if wanted else None
+
+
+def chosen_variables(variables: Any, reasoning_effort: object) -> Any:
+    """What the template gets by name, `reasoning_effort` as it calls that. Variables go before it."""
+    if reasoning_effort is None:
+        return variables
+    effort = thinking_variables(THINK.check("reasoning_effort", reasoning_effort))
+    return {**effort, **checked_variables(variables)}
 
 
 def wants_usage(stream: bool, stream_options: object) -> bool:

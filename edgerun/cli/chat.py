@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,13 @@ class Chat:
         options: dict[str, Any],
         system: str | None = None,
         stats: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.chats = chats  # with a chat template; else each message is a text to continue
         self.options = options
         self.stats = stats
+        self.variables = dict(variables or {})  # of the chat template
         self.last: Completion | None = None
         self.measures: dict[str, float] = {}  # of the last reply
         self.leaving = False
@@ -119,7 +121,7 @@ class Chat:
         """Answer a message, or continue a text."""
         self._last_text = text
         if self.chats:
-            return self._session.stream_chat(text, cancel=cancel, **self.options)
+            return self._session.stream_chat(text, template_variables=self.variables, cancel=cancel, **self.options)
         return self._llm.stream(text, cancel=cancel, **self.options)
 
     def take_back(self) -> str:

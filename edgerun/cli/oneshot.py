@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
-from edgerun.cli.output import note, print_chunk, print_json
+from edgerun.cli.output import ReplyPrinter, note, print_json
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.stats import ReplyMeter, measures_line, stats_dict, stats_line
 from edgerun.errors import Cancelled, UsageError
@@ -22,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer (`chats`) or to continue; without text the model begins one. `options`: of sampling."""
+    """What to answer (`chats`) or to continue; without text the model begins one. `options`: of sampling;
+    `variables`: of the chat template."""
 
     text: str
     chats: bool
     system: str | None
     options: Mapping[str, Any]
+    variables: Mapping[str, Any]
     chat: Chat | None = None  # of which this is the next message
     kept: Path | None = None  # where it is kept
 
@@ -35,7 +35,7 @@ class Request:
 def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, as_json: bool, load_s: float) -> None:
     """Print the reply as it comes, or as one JSON object; then the chat that it belongs to is kept. Raises Cancelled
     after Ctrl-C."""
-    completion, said = None, ""
+    completion, printer = None, ReplyPrinter()
     meter = ReplyMeter(llm)
     with cancelled_by_ctrl_c() as cancel:
         bars.waiting("reading")
@@ -43,15 +43,17 @@ def answer_once(llm: LLM, request: Request, bars: ProgressBars, *, stats: bool, 
             bars.arrived()
             meter.arrived()
             if not as_json:
-                said = print_chunk(chunk) or said
+                printer.print(chunk)
             completion = chunk.completion or completion
     assert completion is not None, "a stream ends with its completion"
     measures = meter.measures(completion)
     if as_json:
         answer = {"text": completion.text, "finish_reason": completion.finish_reason, "seed": completion.seed}
+        if completion.reasoning:
+            answer["reasoning"] = completion.reasoning
         print_json({"model": llm.name, **answer, **stats_dict(completion, load_s), **measures})
-    elif not said.endswith("\n"):
-        click.echo()
+    else:
+        printer.end()
     if stats:
         note(stats_line(completion, load_s))
         note(measures_line(measures))
@@ -68,7 +70,7 @@ def _stream(llm: LLM, request: Request, cancel: CancelToken) -> Iterator[Chunk]:
         return llm.stream(request.text or _beginning(llm), cancel=cancel, **request.options)
     messages = [] if request.system is None else [{"role": "system", "content": request.system}]
     messages.append({"role": "user", "content": request.text})
-    return llm.stream_chat(messages, cancel=cancel, **request.options)
+    return llm.stream_chat(messages, template_variables=request.variables, cancel=cancel, **request.options)
 
 
 def _beginning(llm: LLM) -> list[int]:

@@ -13,7 +13,7 @@ import click
 
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
-from edgerun.options import KERNEL_NAMES, LOADING, SAMPLING, Kind
+from edgerun.options import KERNEL_NAMES, LOADING, SAMPLING, THINK, Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -127,6 +127,26 @@ def context_shift_option(function: F) -> F:
         name="context_shift",
         kind=LOADING["context_shift"],
         help="Whether the oldest turns of a chat that outgrows its context leave.  [default: on in a chat]",
+    )(function)
+
+
+def chat_options(function: F) -> F:
+    """--think, --replies."""
+    function = checked_option(
+        "--replies",
+        name="replies",
+        kind=LOADING["replies"],
+        metavar="auto|plain",
+        default="auto",
+        show_default=True,
+        help="auto: what the model thinks stands apart from its answer (dimmed); plain: all as it writes it.",
+    )(function)
+    return checked_option(
+        "--think",
+        name="think",
+        kind=THINK,
+        metavar="on|off|low|medium|high",
+        help="How much the model thinks before it answers, where its chat template asks.  [default: the model's]",
     )(function)
 
 

@@ -56,12 +56,33 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
         click.echo("  ".join(cells).rstrip())
 
 
-def print_chunk(chunk: Chunk) -> str:
-    """A piece of a reply on stdout at once; returns its text."""
-    if chunk.text:
-        click.echo(chunk.text, nl=False)
+class ReplyPrinter:
+    """Prints a reply on stdout as it comes. What the model thinks is for terminals alone: dimmed, an empty line after
+    it."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._thought = False  # last
+        self._line = ""  # what stands last on stdout
+
+    def print(self, chunk: Chunk) -> None:
+        """A piece, at once."""
+        if chunk.reasoning and self._is_terminal:
+            self._write(click.style(chunk.reasoning, dim=True))
+            self._thought = True
+        if chunk.text:
+            self._write("\n\n" + chunk.text if self._thought else chunk.text)
+            self._thought = False
         sys.stdout.flush()
-    return chunk.text
+
+    def end(self) -> None:
+        """The reply is over: its last line ends."""
+        if not self._line.endswith("\n"):
+            click.echo()
+
+    def _write(self, text: str) -> None:
+        click.echo(text, nl=False)
+        self._line = text
 
 
 def note(text: str) -> None:

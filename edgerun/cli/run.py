@@ -11,6 +11,7 @@ import click
 
 from edgerun.cli.loading import find_model, load_model
 from edgerun.cli.options import (
+    chat_options,
     context_shift_option,
     draft_option,
     json_option,
@@ -25,6 +26,7 @@ from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.saved_chat import chat_path, not_ours
 from edgerun.cli.stdin import Stdin, checked_text
+from edgerun.options import thinking_variables
 from edgerun.paths import kind_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ _STORY = "Tell me a story."
 @streaming_options
 @prompt_options
 @context_shift_option
+@chat_options
 @draft_option
 @click.option(
     "--session", metavar="NAME", help="Go on with the chat that is kept as NAME (or a path.json), and keep it."
@@ -58,6 +61,7 @@ def command(
     raw: bool,
     context_shift: bool | None,
     session: str | None,
+    think: str | None,
     record_routing: Path | None,
     overwrite: bool,
     stats: bool,
@@ -83,6 +87,8 @@ def command(
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
         _check_chats("--system", system, chats, raw)
         _check_chats("--session", session, chats, raw)
+        _check_chats("--think", think, chats, raw)
+        variables = {} if think is None else thinking_variables(think)
         kept = None if session is None else chat_path(session)
         text = "" if interactive else _joined(given, stdin.read_now())
         if model is not None and not stdin.is_pending:
@@ -95,7 +101,9 @@ def command(
             load_s = time.perf_counter() - started
             name = path.stem if model is None or path == Path(model) else model
             chat = (
-                _chat(llm, kept, name=name, chats=chats, options=options, system=system, stats=stats)
+                _chat(
+                    llm, kept, name=name, chats=chats, options=options, system=system, stats=stats, variables=variables
+                )
                 if is_chat
                 else None
             )
@@ -110,7 +118,7 @@ def command(
             if model is None and not text and chats:
                 text = _STORY  # what the model that comes with edgerun is there for
             _check_text(text, chats, interactive)
-            request = Request(text, chats=chats, system=system, options=options, chat=chat, kept=kept)
+            request = Request(text, chats, system, options, variables, chat, kept)
             answer_once(llm, request, bars, stats=stats, as_json=as_json, load_s=load_s)
 
 

@@ -15,6 +15,8 @@ from edgerun.errors import EdgerunError, FormatError, UsageError
 from edgerun.options import SAMPLING
 from edgerun.paths import data_dir, kind_of, replace_file, user_path
 
+_KEPT = ("role", "content", "reasoning_content")  # of each message
+
 
 @dataclass(frozen=True)
 class SavedChat:
@@ -70,7 +72,7 @@ def read_chat(path: Path) -> SavedChat:
     if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(options, dict):
         raise FormatError(f"{path}: not a saved chat: it has no list of messages with role and content")
     checked = {name: SAMPLING[name].check(name, options[name]) for name in SAMPLING_NAMES if name in options}
-    said = [{"role": message["role"], "content": message["content"]} for message in messages]
+    said = [{key: message[key] for key in _KEPT if isinstance(message.get(key), str)} for message in messages]
     return SavedChat(str(content.get("model", "")), checked, said)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import click
-
 from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import Reader
 from edgerun.cli.interrupt import cancelled_by_ctrl_c
-from edgerun.cli.output import note, print_chunk
+from edgerun.cli.output import ReplyPrinter, note
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.saved_chat import chat_path
 from edgerun.errors import EdgerunError
@@ -76,20 +74,19 @@ def _rescue(chat: Chat, kept: Path | None) -> None:
 
 def speak(chat: Chat, text: str, bars: ProgressBars) -> None:
     """Print the reply as it comes; Ctrl-C ends it and keeps what came."""
-    said, meter = "", chat.meter()
+    printer, meter = ReplyPrinter(), chat.meter()
     with cancelled_by_ctrl_c() as cancel:
         bars.waiting("reading")
         try:
             for chunk in chat.reply(text, cancel):
                 bars.arrived()
                 meter.arrived()
-                said = print_chunk(chunk) or said
+                printer.print(chunk)
                 if chunk.completion is not None:
                     chat.last, chat.measures = chunk.completion, meter.measures(chunk.completion)
         finally:
             bars.arrived()
-        if not said.endswith("\n"):
-            click.echo()
+        printer.end()
     if chat.last is not None and chat.last.finish_reason == "cancelled":
         note("(stopped)")
     elif chat.last is not None and chat.last.finish_reason == "length":

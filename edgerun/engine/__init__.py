@@ -6,11 +6,22 @@ from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import LogitsProcessor, SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
-from edgerun.engine.results import Chunk, Completion, FinishReason, Score, Timings, TokenLogprob, Usage
+from edgerun.engine.results import (
+    CallDelta,
+    Chunk,
+    Completion,
+    FinishReason,
+    Score,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from edgerun.engine.session import Session, last_completion, merge
 from edgerun.engine.turns import PlainPrompt, Turns
 
 __all__ = [
+    "CallDelta",
     "CancelSignal",
     "CancelToken",
     "Chunk",
@@ -28,6 +39,7 @@ __all__ = [
     "Session",
     "Timings",
     "TokenLogprob",
+    "ToolCall",
     "Turns",
     "Usage",
     "generate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from edgerun.engine.drafts import MOST_DRAFTED, Drafter
 from edgerun.engine.params import SamplingParams
 from edgerun.engine.parts import TemplateLike, TokenizerLike
 from edgerun.engine.reading import Reading
+from edgerun.engine.replies import Reply
 from edgerun.engine.results import Score
 from edgerun.engine.sampler import F32, check_finite
 from edgerun.engine.scheduler import Scheduler
@@ -40,10 +41,14 @@ from edgerun.models import Decoder
 from edgerun.models.batch import Want
 from edgerun.weights.identity import ModelIdentity
 
+if TYPE_CHECKING:
+    from edgerun.text.replies import ReplyFormat
+
 TPOT_S = 0.25  # unless the caller says how long others may wait
 MakeDrafter = Callable[[Context, Chooser], Drafter]
 """A guesser for one request, that has this context, and whose tokens are chosen so."""
 
+_TAIL_TOKENS = 64  # of a prompt, that show whether it ends within reasoning
 _SCORE_BYTES = 64 << 20  # of logits at a time
 
 
@@ -59,6 +64,7 @@ class Engine:
         told otherwise; else it is a ContextLengthError.
     identity: which model it is, for sessions that are saved; None: they cannot be.
     draft: guesses what follows, so that a step may bring several tokens; of one request at most `most_drafted`.
+    reply_format: how its replies to chats are taken apart; None: they are nothing but answers.
     plan: how its memory is used (`planning.MemoryPlan`), for those who ask.
     tokenizer: None, with the reason in `no_tokenizer`, for models without: `logits` is all they can do.
     """
@@ -80,6 +86,7 @@ class Engine:
         draft: MakeDrafter | None = None,
         most_drafted: int = MOST_DRAFTED,
         identity: Callable[[], ModelIdentity] | None = None,
+        reply_format: ReplyFormat | None = None,
         plan: Any = None,
         events: EventSink = ignore,
     ) -> None:
@@ -90,6 +97,7 @@ class Engine:
         self.draft = draft
         self.most_drafted = most_drafted
         self._identity = identity
+        self._reply_format = reply_format
         self.events = events
         self.plan = plan
         self._tokenizer = tokenizer
@@ -192,6 +200,24 @@ class Engine:
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         has_bos = bool(bos) and tokenizer.add_bos and text.startswith(bos)
         return self._tokens(text, not has_bos, cancel)
+
+    def new_reply(self, ids: Sequence[int], tools: Sequence[Mapping[str, Any]] | None = None) -> Reply | None:
+        """For taking apart what is said to the chat `ids`; None: it is nothing but an answer. tools: that the chat was
+        given."""
+        from edgerun.text.replies import known_tools
+
+        if self._reply_format is None:
+            return None
+        prompt = self.tokenizer.decode(ids[-_TAIL_TOKENS:])
+        return Reply(self._reply_format.reader(prompt, known_tools(checked_tools(tools) or ())), ids)
+
+    @cached_property
+    def reply_marks(self) -> frozenset[int]:
+        """Tokens that replies to chats must be seen with to be taken apart, though they may be control tokens."""
+        if self._reply_format is None:
+            return frozenset()
+        found = map(self.tokenizer.token_id, self._reply_format.marks)
+        return frozenset(token_id for token_id in found if token_id is not None)
 
     def _tokens(self, text: str, add_special: bool, cancel: CancelSignal | None) -> list[int]:
         return self.tokenizer.encode(text, add_special=add_special, limit=self.context, cancelled=as_callable(cancel))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from time import perf_counter
 
 from edgerun.engine.arguments import checked_cancel
@@ -32,11 +32,14 @@ def generate(
     params: SamplingParams,
     cancel: CancelSignal | None = None,
     make_room: MakeRoom | None = None,
+    shown: Container[int] = (),
 ) -> Generator[Chunk, None, None]:
     """Continue `ids` in `context`, reusing the prefix that stands there already.
 
     At the context's end the answer ends too, unless `make_room` has a shorter prompt: then that and what was answered
     are computed anew, as far as they do not begin alike, and the answer goes on as it would have after these ids.
+
+    shown: control tokens that are part of the text nevertheless.
 
     The last chunk has the `finish_reason` and the whole `Completion`. Cancellation ends the stream with what
     there is. Closing the iterator stops the generation; `context` then holds what was computed.
@@ -44,7 +47,7 @@ def generate(
     """
     engine.check_length(len(ids))
     return engine.scheduler.run(
-        Generation(engine, context, ids, engine.with_seed(params), checked_cancel(cancel), make_room)
+        Generation(engine, context, ids, engine.with_seed(params), checked_cancel(cancel), make_room, shown)
     )
 
 
@@ -59,6 +62,7 @@ class Generation(Request[Chunk]):
         params: SamplingParams,
         cancel: CancelSignal | None,
         make_room: MakeRoom | None,
+        shown: Container[int] = (),
     ) -> None:
         from edgerun.text import StreamDecoder
 
@@ -71,7 +75,7 @@ class Generation(Request[Chunk]):
         self._n_vocab = min(engine.vocab_size, self._tokenizer.vocab_size)
         self._chooser = Chooser(params, self._n_vocab, self._tokenizer.eog_ids, self._tokenizer.suppressed_ids)
         self._stops = StopMatcher(params.stop)
-        self._text = StreamDecoder(self._tokenizer, prompt=self.ids, skip_special=True)
+        self._text = StreamDecoder(self._tokenizer, prompt=self.ids, skip_special=True, shown=shown)
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._is_reading = True  # of a prompt the logits are yet to come

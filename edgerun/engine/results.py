@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """stop: the model ended or a stop string came; length: max_tokens or the context's end; cancelled."""
@@ -57,8 +57,35 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model wants to be called. `arguments`: JSON as it wrote them, or nearly."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_openai(self) -> dict[str, Any]:
+        """As it stands in a message."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """A piece of the call `index` of a reply: it begins, with `id` and `name`, or its `arguments` go on."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Completion:
-    """The whole result. `text` is cut at a stop string, `token_ids` are all but an end token."""
+    """The whole result. `text` is cut at a stop string, `token_ids` are all but an end token.
+
+    Of a chat, `text` is the answer alone: what the model thought beforehand is its `reasoning`, and the functions that
+    it calls are `tool_calls`, where edgerun knows how the model writes them.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -67,22 +94,40 @@ class Completion:
     timings: Timings
     seed: int  # the one in use: give it again for the same text
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
-    def message(self) -> dict[str, str]:
-        """The text as the assistant's message, to be appended to a chat."""
-        return {"role": "assistant", "content": self.text}
+    def message(self) -> dict[str, Any]:
+        """The assistant's message, to be appended to a chat; with `reasoning_content` and `tool_calls` where there is
+        something of the kind."""
+        return assistant_message(self.text, self.reasoning, self.tool_calls)
+
+
+def assistant_message(text: str, reasoning: str, calls: tuple[ToolCall, ...]) -> dict[str, Any]:
+    """A message as templates and OpenAI have it."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [call.as_openai() for call in calls]
+    return message
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a stream: new text and tokens; the last one tells why it ended and has the whole result."""
+    """A piece of a stream: new text and tokens; the last one tells why it ended and has the whole result.
+
+    Of a chat, `text` is the answer's, `reasoning` what the model thinks beforehand, `tool_calls` pieces of calls.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     completion: Completion | None = None
+    reasoning: str = ""
+    tool_calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
 from edgerun.engine.parts import Message
+from edgerun.engine.replies import Reply
 from edgerun.engine.results import Chunk, Completion
 from edgerun.engine.saved import SavedSession, read_session, write_session
 from edgerun.engine.turns import PlainPrompt
@@ -113,10 +114,10 @@ class Session:
         else:
             prompt = self._turns.prompt(turn, encode, merged.max_tokens)
 
-        def keep(text: str) -> None:
-            self.messages = [*turn, {"role": "assistant", "content": text}]
+        def keep(message: Message) -> None:
+            self.messages = [*turn, message]
 
-        return self._run(prompt, merged, cancel, keep)
+        return self._run(prompt, merged, cancel, keep, self._engine.new_reply(prompt.ids, tools))
 
     def complete(
         self,
@@ -144,10 +145,16 @@ class Session:
         return self._run(PlainPrompt([*before, *added]), merge(params, options), cancel)
 
     def answer(
-        self, prompt: Sequence[int] | PlainPrompt, params: SamplingParams, cancel: CancelSignal | None = None
+        self,
+        prompt: Sequence[int] | PlainPrompt,
+        params: SamplingParams,
+        cancel: CancelSignal | None = None,
+        reply: Reply | None = None,
     ) -> Iterator[Chunk]:
-        """Continue exactly these ids: what the session holds beyond their common prefix is forgotten."""
-        return self._run(prompt if isinstance(prompt, PlainPrompt) else PlainPrompt(prompt), params, cancel)
+        """Continue exactly these ids: what the session holds beyond their common prefix is forgotten. `reply`: takes
+        the answer apart."""
+        plain = prompt if isinstance(prompt, PlainPrompt) else PlainPrompt(prompt)
+        return self._run(plain, params, cancel, None, reply)
 
     def save(self, path: str | Path) -> None:
         """Write messages, ids, and their keys and values to a file (`LLM.load_session` reads it): whole, or the old one
@@ -238,32 +245,41 @@ class Session:
         prompt: PlainPrompt,
         params: SamplingParams,
         cancel: CancelSignal | None,
-        keep: Callable[[str], None] | None = None,
+        keep: Callable[[Message], None] | None = None,
+        reply: Reply | None = None,
     ) -> Iterator[Chunk]:
         self._engine.check_length(len(prompt.ids))
-        return self._chunks(prompt, params, checked_cancel(cancel), keep)
+        return self._chunks(prompt, params, checked_cancel(cancel), keep, reply)
 
     def _chunks(
         self,
         prompt: PlainPrompt,
         params: SamplingParams,
         cancel: CancelSignal | None,
-        keep: Callable[[str], None] | None,
+        keep: Callable[[Message], None] | None,
+        reply: Reply | None,
     ) -> Iterator[Chunk]:
         said: list[str] = []
         produced: list[int] = []
         before, self._pending = self.ids, []
-        chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room)
+        shown = frozenset() if reply is None else self._engine.reply_marks
+        chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room, shown)
+
+        def message() -> Message:
+            return {"role": "assistant", "content": "".join(said)} if reply is None else reply.message()
+
         try:
             for chunk in chunks:
                 said.append(chunk.text)
                 produced.extend(chunk.token_ids)
+                told = chunk if reply is None else reply.take(chunk)
                 if chunk.finish_reason is not None:
-                    self._end(prompt.ids, produced, said, keep)
-                yield chunk
+                    self._end(prompt.ids, produced, message, keep)
+                if told is not None:
+                    yield told
         except GeneratorExit:
             chunks.close()
-            self._end(prompt.ids, produced, said, keep)
+            self._end(prompt.ids, produced, message, keep)
             raise
         except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
             chunks.close()
@@ -271,7 +287,13 @@ class Session:
             self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
             raise
 
-    def _end(self, ids: list[int], produced: list[int], said: list[str], keep: Callable[[str], None] | None) -> None:
+    def _end(
+        self,
+        ids: list[int],
+        produced: list[int],
+        message: Callable[[], Message],
+        keep: Callable[[Message], None] | None,
+    ) -> None:
         whole = [*ids, *produced]
         n = len(self._context.leave())
         is_read = bool(produced) or n >= len(ids)
@@ -281,7 +303,7 @@ class Session:
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
         self._pending = whole[n:] if is_read else []
         if keep is not None and is_read:
-            keep("".join(said))
+            keep(message())
 
 
 def _checked_path(path: object) -> Path:

@@ -98,6 +98,28 @@ class RmsNorm(NamedTuple):
     out: Annotated[int, "address of (rows, cols) f32"]
     cols: Annotated[int, "columns"]
     eps: Annotated[int, "address of an f32"]
+    stride: Annotated[int, "bytes from row to row in x"]
+
+
+class HeadGate(NamedTuple):
+    """x = x * kind(gate), in place. An item is a head of a row."""
+
+    x: Annotated[int, "address of (heads, cols) f32"]
+    gate: Annotated[int, "address of f32: cols for each head, or one"]
+    cols: Annotated[int, "columns"]
+    stride: Annotated[int, "bytes from head to head in the gate"]
+    one: Annotated[int, "1: one number for all of a head; 0: one for each column"]
+    kind: Annotated[int, "0 sigmoid, 1 softplus"]
+
+
+class Copy(NamedTuple):
+    """out = x. An item is a row."""
+
+    x: Annotated[int, "address of the first row, f32"]
+    x_stride: Annotated[int, "bytes from row to row in x"]
+    out: Annotated[int, "address of the first row of the result"]
+    out_stride: Annotated[int, "bytes from row to row in the result"]
+    cols: Annotated[int, "columns"]
 
 
 class Rope(NamedTuple):
@@ -273,10 +295,11 @@ class AttentionPrompt(NamedTuple):
     busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
     scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
     rows: Annotated[int, "rows"]
-    window: Annotated[int, "positions that a row sees; 0: all before it"]
+    window: Annotated[int, "positions that a row sees; 0: all before it; -n: those of its own stretch of n"]
     start: Annotated[int, "position of the first row"]
     keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
     values_format: Annotated[int, "as of keys"]
+    sinks: Annotated[int, "address of (heads,) f32, scores without a value; 0: none"]
 
 
 class AttentionMerge(NamedTuple):
@@ -285,6 +308,7 @@ class AttentionMerge(NamedTuple):
 
     heads: Annotated[int, "heads"]
     head_dim_v: Annotated[int, "dimensions of a value"]
+    sinks: Annotated[int, "address of (heads,) f32, scores without a value; 0: none"]
 
 
 class MergedRow(NamedTuple):
@@ -298,6 +322,8 @@ class MergedRow(NamedTuple):
 
 _OF_KERNEL = {
     "rms_norm": RmsNorm,
+    "copy": Copy,
+    "head_gate": HeadGate,
     "rope": Rope,
     "kv_write": KvWrite,
     "rotate": Rotate,

@@ -155,6 +155,21 @@ def build_softmax(ops: Ops) -> Any:
     return softmax
 
 
+def build_share(ops: Ops) -> Any:
+    """share(maximum, sum, sink) -> what a head's joined values are to be multiplied by: one over the sum of all
+    weights. sink: address of one more score, whose weight has no value; 0: none."""
+    first_lane, join = ops.first_lane, build_join(ops)
+
+    @njit(forceinline=True)
+    def share(top: Any, total: Any, sink: int) -> Any:
+        if sink == 0:
+            return float32(float32(1.0) / total)
+        _, whole, old, _ = join(top, total, load_f32(int64(sink)), float32(1.0))
+        return float32(first_lane(old) / whole)
+
+    return share
+
+
 def build_join(ops: Ops) -> Any:
     """(maximum, sum) of what is joined already, (maximum, sum) of the next page -> both of the whole, and what the
     values of either are to be multiplied by, in every lane."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,9 +18,15 @@ from edgerun.kernels.abi import (
     Rotate,
     WrittenSpan,
 )
-from edgerun.kernels.attention_layout import TILE, decode_pages, decode_scratch_bytes, prompt_scratch_bytes
+from edgerun.kernels.attention_layout import (
+    TILE,
+    decode_pages,
+    decode_scratch_bytes,
+    first_seen,
+    prompt_scratch_bytes,
+)
 from edgerun.kernels.interface import F32
-from edgerun.kernels.kv_formats import GROUP, decode_kernel, rotation_size
+from edgerun.kernels.kv_formats import GROUP, IN_KEYS, decode_kernel, rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
@@ -27,6 +34,31 @@ from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
 FEW_ROWS = 8  # of a span: they go one by one, beside those of all other short spans; longer ones go by tiles
 _FEW = 16  # rows; fewer are written by the caller alone
 _MOST_ROWS = 256  # of a launch: the parts of their results are kept until they are joined
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What becomes of scores: see `interface.Kernels.attention`."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    chunked: bool = False
+    sinks: F32 | None = None
+
+    @property
+    def constants(self) -> int:
+        """Address of scale and softcap."""
+        return constants(self.scale, self.softcap)
+
+    @property
+    def sinks_at(self) -> int:
+        """Their address; 0: none."""
+        return 0 if self.sinks is None else address(self.sinks)
+
+    def first_seen(self, end: int) -> int:
+        """Of the positions before `end`."""
+        return first_seen(end, self.window, self.chunked)
 
 
 class AttentionLaunch:
@@ -67,15 +99,16 @@ class AttentionLaunch:
         items = heads * len(spans)
         self._launcher.launch("kv_write", arguments, items, items if rows < _FEW else 1, written)
 
-    def attend(self, q: F32, spans: Sequence[Span], out: F32, *, scale: float, softcap: float, window: int) -> None:
+    def attend(self, q: F32, spans: Sequence[Span], out: F32, scores: Scores) -> None:
         """See `interface.Kernels.attention`."""
         layout, (rows, heads, dim) = layout_of(spans), q.shape
         if heads % layout.kv_heads or dim != layout.head_dim or out.shape != (rows, heads, layout.head_dim_v):
             raise UsageError(f"attention of {q.shape} over {layout.kv_heads} kv heads into {out.shape}")
-        check_spans(spans, rows, [first_seen(span.start + 1, window) for span in spans])
+        if scores.sinks is not None and (scores.sinks.shape != (heads,) or not scores.sinks.flags.c_contiguous):
+            raise UsageError(f"{heads} heads cannot have sinks of {scores.sinks.shape}")
+        check_spans(spans, rows, [scores.first_seen(span.start + 1) for span in spans])
         if layout.keys.is_rotated:
             q = self._rotated(q)
-        numbers = constants(scale, softcap)
         few: list[tuple[int, int, int]] = []  # row of q, address of its sequence's table, position after the last
         with self._launcher.lock:  # the scratch is ours until the last launch is done
             row = 0
@@ -83,10 +116,10 @@ class AttentionLaunch:
                 if span.rows <= FEW_ROWS:
                     few += [(row + i, span.pages.address, span.start + i + 1) for i in range(span.rows)]
                 else:
-                    self._prompt(q[row : row + span.rows], span, layout, window, numbers, out[row : row + span.rows])
+                    self._prompt(q[row : row + span.rows], span, layout, scores, out[row : row + span.rows])
                 row += span.rows
             for first in range(0, len(few), _MOST_ROWS):
-                self._single_rows(q, few[first : first + _MOST_ROWS], layout, window, numbers, out)
+                self._single_rows(q, few[first : first + _MOST_ROWS], layout, scores, out)
 
     def decode_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
         """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
@@ -100,12 +133,12 @@ class AttentionLaunch:
         self._busy[:] = 0
 
     def _single_rows(
-        self, q: F32, few: list[tuple[int, int, int]], layout: LayerLayout, window: int, numbers: int, out: F32
+        self, q: F32, few: list[tuple[int, int, int]], layout: LayerLayout, scores: Scores, out: F32
     ) -> None:
         """Each by itself, in pages that threads share and a second launch joins."""
         _, heads, dim = q.shape
         dim_v, kv_heads = layout.head_dim_v, layout.kv_heads
-        seen = [(first_seen(end, window), end) for _, _, end in few]
+        seen = [(scores.first_seen(end), end) for _, _, end in few]
         pages = [decode_pages(first, end) for first, end in seen]
         scratch, parts = self.decode_scratch(layout, heads, sum(pages))
         q_at, out_at = address(q), address(out)
@@ -123,16 +156,18 @@ class AttentionLaunch:
             head_dim=dim,
             head_dim_v=dim_v,
             group=heads // kv_heads,
-            constants=numbers,
+            constants=scores.constants,
             scratch=scratch,
             busy=address(self._busy),
             scratch_bytes=_slot_bytes(layout),
             rows=len(few),
         )
         self._launcher.launch(decode_kernel(layout.keys, layout.values), arguments, kv_heads * before, 1, rows)
-        self._launcher.launch("attention_merge", AttentionMerge(heads, dim_v), heads * len(few), heads, merged)
+        self._launcher.launch(
+            "attention_merge", AttentionMerge(heads, dim_v, scores.sinks_at), heads * len(few), heads, merged
+        )
 
-    def _prompt(self, q: F32, span: Span, layout: LayerLayout, window: int, numbers: int, out: F32) -> None:
+    def _prompt(self, q: F32, span: Span, layout: LayerLayout, scores: Scores, out: F32) -> None:
         """Many rows of one sequence, each of which sees the positions up to its own."""
         rows, heads, dim = q.shape
         group = heads // layout.kv_heads
@@ -148,16 +183,17 @@ class AttentionLaunch:
             head_dim_v=layout.head_dim_v,
             heads=heads,
             group=group,
-            constants=numbers,
+            constants=scores.constants,
             scratch=self._floats(slot_bytes // 4 * self._launcher.threads),
             out=address(out),
             busy=address(self._busy),
             scratch_bytes=slot_bytes,
             rows=rows,
-            window=window,
+            window=-scores.window if scores.chunked else scores.window,
             start=span.start,
             keys_format=layout.keys.number,
             values_format=layout.values.number,
+            sinks=scores.sinks_at,
         )
         self._launcher.launch("attention_prompt", arguments, -(-rows // TILE) * layout.kv_heads, 1)
 
@@ -178,9 +214,6 @@ class AttentionLaunch:
 
 
 def _slot_bytes(layout: LayerLayout) -> int:
+    if layout.values is IN_KEYS:
+        return decode_scratch_bytes(0, layout.head_dim_v)
     return decode_scratch_bytes(0 if layout.values.is_plain else layout.head_dim_v // GROUP)
-
-
-def first_seen(end: int, window: int) -> int:
-    """The first position that a row sees of those before `end`."""
-    return max(0, end - window) if window else 0

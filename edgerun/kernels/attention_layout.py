@@ -20,15 +20,23 @@ KEYS_PER_PAGE = 256  # positions that are summed apart from others, and then joi
 TILE = 32  # tokens of an item, in prompts
 
 
+def first_seen(end: int, window: int, chunked: bool = False) -> int:
+    """The first position that a row sees of those before `end`, of which the last is its own. window: so many; 0: all;
+    chunked: those of its own stretch of so many, counted from position 0."""
+    if not window:
+        return 0
+    return (end - 1) // window * window if chunked else max(0, end - window)
+
+
 def decode_pages(first: Position, end: int) -> Position:
     """How many pages the positions first .. end - 1 lie in; of one layer, or of many at once."""
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
 
 
-def decode_scratch_bytes(groups: int) -> int:
+def decode_scratch_bytes(groups: int, turned: int = 0) -> int:
     """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines. groups: of quantised
-    values."""
-    return 4 * KEYS * 4 * (1 + groups)
+    values; turned: dimensions of values that lie in keys."""
+    return 4 * KEYS * 4 * (1 + groups) + 2 * KEYS * turned
 
 
 def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:

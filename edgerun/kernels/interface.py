@@ -30,6 +30,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2"]
+GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
 RouterKind = Literal["softmax", "sigmoid", "softmax_topk"]
@@ -213,6 +214,11 @@ class Kernels(Protocol):
         """Several products of the same rows (q, k, v; gate, up) in one launch."""
         ...
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        """Every head by a matrix of its own: out (T, heads, N), rows at any distance, = x (T * heads, K), head after
+        head of one token after another, times w (heads * N, K), of which N rows belong to each head."""
+        ...
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -244,7 +250,12 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
-        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`."""
+        """out (rows, n) = x / rms(x) * weight (n,). `out` may be `x`; of x the rows may lie apart."""
+        ...
+
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        """x (rows, n) *= kind(gate), gate (rows, n) or (rows, 1), whose rows may lie apart.
+        softplus(x) = log(1 + e^x)."""
         ...
 
     def add(self, x: F32, y: F32) -> None:
@@ -253,6 +264,10 @@ class Kernels(Protocol):
 
     def scale(self, x: F32, factor: float) -> None:
         """x *= factor."""
+        ...
+
+    def copy(self, x: F32, out: F32) -> None:
+        """out = x, (rows, cols) both, whose rows may lie at any distance."""
         ...
 
     def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
@@ -274,6 +289,8 @@ class Kernels(Protocol):
         scale: float,
         softcap: float = 0.0,  # 0: none; else softcap * tanh(score / softcap)
         window: int = 0,  # 0: none; else sees only positions > own - window
+        chunked: bool = False,  # with a window: sees only positions >= own // window * window
+        sinks: F32 | None = None,  # (heads,): one more score of each head, whose share of the weights goes nowhere
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
         position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""

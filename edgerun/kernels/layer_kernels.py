@@ -16,7 +16,8 @@ from edgerun.kernels.simd import load_f32, load_i64
 
 
 def build_rms_norm(ops: Ops) -> Any:
-    """0 x, 1 weight, 2 out, 3 columns, 4 &eps. out = x / sqrt(mean(x^2) + eps) * weight; out may be x."""
+    """0 x, 1 weight, 2 out, 3 columns, 4 &eps, 5 bytes from row to row in x. out = x / sqrt(mean(x^2) + eps) * weight;
+    out may be x."""
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
     zero, sum_floats, splat = ops.zero_floats, ops.sum_floats, ops.splat
@@ -24,20 +25,37 @@ def build_rms_norm(ops: Ops) -> Any:
     def rms_norm(arguments: int, low: int, high: int) -> None:
         x, weight = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         out, cols = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        eps = load_f32(load_i64(int64(arguments + 32)))
+        eps, stride = load_f32(load_i64(int64(arguments + 32))), load_i64(int64(arguments + 40))
         for row in range(low, high):
-            at = row * cols * 4
+            source, at = x + row * stride, row * cols * 4
             total = zero()
             for i in range(0, cols, lanes):
-                v = load(int64(x + at + 4 * i), int64(cols - i))
+                v = load(int64(source + 4 * i), int64(cols - i))
                 total = fma(v, v, total)
             factor = splat(float32(float32(1.0) / (sum_floats(total) / float32(cols) + eps) ** float32(0.5)))
             for i in range(0, cols, lanes):
-                v = load(int64(x + at + 4 * i), int64(cols - i))
+                v = load(int64(source + 4 * i), int64(cols - i))
                 w = load(int64(weight + 4 * i), int64(cols - i))
                 store(int64(out + at + 4 * i), times(times(v, factor), w), int64(cols - i))
 
     return rms_norm, kernel_signature()
+
+
+def build_copy(ops: Ops) -> Any:
+    """See `abi.Copy`."""
+    lanes, load, store = ops.lanes, ops.load_floats_masked, ops.store_floats_masked
+
+    def copy(arguments: int, low: int, high: int) -> None:
+        x, x_stride = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        out, out_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        cols = load_i64(int64(arguments + 32))
+        for row in range(low, high):
+            source, target = x + row * x_stride, out + row * out_stride
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                store(int64(target + 4 * i), load(int64(source + 4 * i), n), n)
+
+    return copy, kernel_signature()
 
 
 def build_rope(ops: Ops) -> Any:
@@ -96,6 +114,29 @@ def sigmoid_of(ops: Ops) -> Any:
     return sigmoid
 
 
+def softplus_of(ops: Ops) -> Any:
+    """log(1 + e^x), over lanes: max(x, 0) + log(1 + e), e = e^-|x|, of which the logarithm is 2 artanh(e / (2 + e))."""
+    splat, plus, minus, times, div = ops.splat, ops.add, ops.sub, ops.mul, ops.div
+    exp, fma, maximum = ops.exp, ops.fma, ops.maximum
+
+    @njit(forceinline=True)
+    def softplus(x: Any) -> Any:
+        zero = splat(float32(0.0))
+        e = exp(minus(zero, maximum(x, minus(zero, x))))
+        s = div(e, plus(splat(float32(2.0)), e))  # at most a third: seven terms are exact to a bit
+        square = times(s, s)
+        series = splat(float32(1 / 13))
+        series = fma(series, square, splat(float32(1 / 11)))
+        series = fma(series, square, splat(float32(1 / 9)))
+        series = fma(series, square, splat(float32(1 / 7)))
+        series = fma(series, square, splat(float32(1 / 5)))
+        series = fma(series, square, splat(float32(1 / 3)))
+        series = fma(series, square, splat(float32(1.0)))
+        return fma(times(splat(float32(2.0)), s), series, maximum(x, zero))
+
+    return softplus
+
+
 def build_gated(ops: Ops) -> Any:
     """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2). out = kind(gate) * up."""
     lanes = ops.lanes
@@ -127,6 +168,27 @@ def build_gated(ops: Ops) -> Any:
                 store(int64(out + at + 4 * i), times(value, load(int64(up + at + 4 * i), int64(n))), int64(n))
 
     return gated, kernel_signature()
+
+
+def build_head_gate(ops: Ops) -> Any:
+    """See `abi.HeadGate`."""
+    lanes = ops.lanes
+    load, store, times, splat_load = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.splat_load
+    sigmoid, softplus = sigmoid_of(ops), softplus_of(ops)
+
+    def head_gate(arguments: int, low: int, high: int) -> None:
+        x, gate = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        cols, stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        one, kind = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+        for head in range(low, high):
+            at, g = x + head * cols * 4, gate + head * stride
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                value = splat_load(int64(g)) if one != 0 else load(int64(g + 4 * i), n)
+                factor = softplus(value) if kind == 1 else sigmoid(value)
+                store(int64(at + 4 * i), times(load(int64(at + 4 * i), n), factor), n)
+
+    return head_gate, kernel_signature()
 
 
 def build_combine(ops: Ops) -> Any:

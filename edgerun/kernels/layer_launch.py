@@ -5,22 +5,53 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Add, Combine, Gated, RmsNorm, Rope
-from edgerun.kernels.interface import F32, Activation, RopeKind
+from edgerun.kernels.abi import Add, Combine, Copy, Gated, HeadGate, RmsNorm, Rope
+from edgerun.kernels.interface import F32, Activation, GateKind, RopeKind
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 
 GATED_GRAIN = 4  # rows
 _GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
+_HEAD_GATES: dict[GateKind, int] = {"sigmoid": 0, "softplus": 1}
 
 
 def rms_norm(launcher: Launcher, x: F32, weight: F32, eps: float, out: F32) -> None:
     """See `interface.Kernels.rms_norm`."""
     cols = weight.shape[0]
-    if x.shape[-1] != cols or out.shape != x.shape:
+    if x.shape[-1] != cols or out.shape != x.shape or not out.flags.c_contiguous:
         raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
-    arguments = RmsNorm(address(x), address(weight), address(out), cols, constants(eps))
+    arguments = RmsNorm(address(x), address(weight), address(out), cols, constants(eps), _row_bytes(x))
     launcher.launch("rms_norm", arguments, x.size // cols, 8)
+
+
+def copy(launcher: Launcher, x: F32, out: F32) -> None:
+    """See `interface.Kernels.copy`."""
+    if x.ndim != 2 or x.shape != out.shape or x.strides[1] != 4 or out.strides[1] != 4:
+        raise UsageError(f"cannot copy {x.shape} to {out.shape}")
+    arguments = Copy(address(x), x.strides[0], address(out), out.strides[0], x.shape[1])
+    launcher.launch("copy", arguments, len(x), 16)
+
+
+def head_gate(launcher: Launcher, x: F32, gate: F32, kind: GateKind) -> None:
+    """See `interface.Kernels.head_gate`."""
+    heads, cols = x.shape
+    if gate.shape not in ((heads, cols), (heads, 1)) or not x.flags.c_contiguous or kind not in _HEAD_GATES:
+        raise UsageError(f"cannot gate {x.shape} with {gate.shape} by {kind!r}")
+    one = int(gate.shape[1] == 1)
+    arguments = HeadGate(address(x), address(gate), cols, _row_bytes(gate), one, _HEAD_GATES[kind])
+    launcher.launch("head_gate", arguments, heads, 16)
+
+
+def _row_bytes(x: F32) -> int:
+    """From row to row of x, whose columns lie side by side: of one row, or of rows at one distance. UsageError for
+    others."""
+    if x.flags.c_contiguous:
+        cols: int = x.shape[-1]
+        return 4 * cols
+    if x.ndim != 2 or x.strides[1] != 4:
+        raise UsageError(f"an array of {x.shape} with strides of {x.strides} bytes has no rows at one distance")
+    bytes_between: int = x.strides[0]
+    return bytes_between
 
 
 def add(launcher: Launcher, x: F32, y: F32) -> None:

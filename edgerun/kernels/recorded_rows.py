@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
-from edgerun.kernels.attention_launch import first_seen
-from edgerun.kernels.attention_layout import decode_pages
+from edgerun.kernels.attention_layout import decode_pages, first_seen
 from edgerun.kernels.interface import Recording
 from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.pages import LayerLayout
@@ -21,12 +20,14 @@ from edgerun.kernels.program import I64, Patch, Program
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """Attention of one layer. group: which of a row's tables of pages is its own."""
+    """Attention of one layer. group: which of a row's tables of pages it reads; writes: whether it adds to them."""
 
     layout: LayerLayout
     heads: int
     window: int
     group: int
+    chunked: bool = False
+    writes: bool = True
 
 
 class RecordedRows:
@@ -44,8 +45,9 @@ class RecordedRows:
         launches = _Launches(program, {decode_kernel(layer.layout.keys, layer.layout.values) for layer in layers}, rows)
         kinds = np.array([numbers[_kind(layer)] for layer in layers], np.int64)
         group_of = np.array([layer.group for layer in layers], np.int64)
-        self._step = launches.step_patch(kinds, len(self._kinds))
-        self._seldom = launches.seldom_patch(kinds, len(self._kinds), group_of, groups)
+        writers = np.array([index for index, layer in enumerate(layers) if layer.writes], np.int64)
+        self._step = launches.step_patch(kinds, len(self._kinds), writers)
+        self._seldom = launches.seldom_patch(kinds, len(self._kinds), group_of, groups, writers)
         self._placed: list[int] | None = None  # the numbers that change seldom, as they are written
 
     def place(self, positions: Sequence[int], tables: Sequence[Sequence[int]], idle: int = 0) -> None:
@@ -57,7 +59,7 @@ class RecordedRows:
         for kind in self._kinds:
             pages, before, total = [], [], 0
             for row, position in enumerate(positions):
-                first = first_seen(position + 1, kind.window) if row < busy else position
+                first = first_seen(position + 1, kind.window, kind.chunked) if row < busy else position
                 step.append(first)
                 count = decode_pages(first, position + 1)
                 pages.append(count)
@@ -91,14 +93,14 @@ class _Launches:
         self._write, self._merge = program.find("kv_write"), program.find("attention_merge")
         self._attend = np.sort(np.concatenate([program.find(name) for name in kernels]))
 
-    def step_patch(self, kinds: I64, n_kinds: int) -> Patch:
-        """Positions, ends; of each kind first positions."""
+    def step_patch(self, kinds: I64, n_kinds: int, writers: I64) -> Patch:
+        """Positions, ends; of each kind first positions. writers: the layers that write."""
         rows, none = self._rows, np.zeros_like(kinds)
-        places = self._listed(self._write, WrittenSpan, {"start": none})
+        places = self._listed(self._write, WrittenSpan, {"start": none[writers]})
         places += self._listed(self._attend, AttentionRow, {"end": none + rows, "first": rows * (2 + kinds)})
         return self._program.patch(places, rows * (2 + n_kinds))
 
-    def seldom_patch(self, kinds: I64, n_kinds: int, group_of: I64, groups: int) -> Patch:
+    def seldom_patch(self, kinds: I64, n_kinds: int, group_of: I64, groups: int, writers: I64) -> Patch:
         """Whether rows are written, their tables of each group; of each kind first items, parts, pages, then items and
         scratch."""
         rows, none = self._rows, np.zeros_like(kinds)
@@ -108,7 +110,7 @@ class _Launches:
         places = [
             (self._program.item_places(self._attend), kind + 3 * rows),
             (self._program.argument_places(self._attend, slot_of(AttentionDecode, "scratch")), kind + 3 * rows + 1),
-            *self._listed(self._write, WrittenSpan, {"rows": none, "table": table}),
+            *self._listed(self._write, WrittenSpan, {"rows": none[writers], "table": table[writers]}),
             *self._listed(self._attend, AttentionRow, {"table": table, **seen}),
             *self._listed(self._merge, MergedRow, {"parts": seen["parts"], "pages": seen["pages"]}),
         ]
@@ -127,4 +129,4 @@ class _Launches:
 def _kind(layer: RecordedLayer) -> tuple[int, ...]:
     layout = layer.layout
     formats = layout.keys.number, layout.values.number
-    return layout.kv_heads, layout.head_dim, layout.head_dim_v, *formats, layer.heads, layer.window
+    return layout.kv_heads, layout.head_dim, layout.head_dim_v, *formats, layer.heads, layer.window, layer.chunked

@@ -14,6 +14,7 @@ from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import state_reference
+from edgerun.kernels.attention_layout import first_seen
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -22,6 +23,7 @@ from edgerun.kernels.interface import (
     Activations,
     ConvActivation,
     Expert,
+    GateKind,
     Matrix,
     Neurons,
     RopeKind,
@@ -86,6 +88,15 @@ class ReferenceKernels:
         for w, out in zip(ws, outs, strict=True):
             self.matmul(w, x, out)
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        tokens, heads, rows = check_matmul_heads(w, x.x, out)
+        by_head = x.x.reshape(tokens, heads, -1)
+        for head in range(heads):
+            mine = Matrix(rows, w.cols, w.type, "gguf", w.data[head * rows : (head + 1) * rows])
+            result = np.empty((tokens, rows), np.float32)
+            self.matmul(mine, PlainActivations(np.ascontiguousarray(by_head[:, head])), result)
+            out[:, head] = result
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -137,6 +148,16 @@ class ReferenceKernels:
         mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
         out[:] = (x / np.sqrt(mean_square + eps)).astype(np.float32) * weight
 
+    def copy(self, x: F32, out: F32) -> None:
+        out[:] = x
+
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        if kind == "softplus":
+            x *= np.logaddexp(np.float32(0.0), gate)
+        else:
+            with np.errstate(over="ignore"):
+                x *= 1.0 / (1.0 + np.exp(-gate))
+
     def add(self, x: F32, y: F32) -> None:
         x += y
 
@@ -171,10 +192,12 @@ class ReferenceKernels:
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        chunked: bool = False,
+        sinks: F32 | None = None,
     ) -> None:
         heads, dim = q.shape[1:]
         kv_heads = layout_of(spans).kv_heads
-        firsts = [max(0, span.start - window + 1) if window else 0 for span in spans]
+        firsts = [first_seen(span.start + 1, window, chunked) for span in spans]
         check_spans(spans, len(q), firsts)
         if layout_of(spans).keys.is_rotated:
             q = rotated(q)
@@ -182,13 +205,16 @@ class ReferenceKernels:
         for span, first in zip(spans, firsts, strict=True):
             keys, values = read_positions(span.pages, first, span.end)
             for own in range(span.start, span.end):  # one by one: sums are over what a row sees alone
-                seen = slice(max(0, own - window + 1) - first if window else 0, own + 1 - first)
+                seen = slice(first_seen(own + 1, window, chunked) - first, own + 1 - first)
                 queries = q[row].reshape(kv_heads, heads // kv_heads, dim)
                 scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                if sinks is not None:
+                    scores = np.concatenate([scores, sinks.reshape(kv_heads, -1, 1)], axis=2)
                 weights = np.exp(scores - scores.max(axis=2, keepdims=True))
                 weights /= weights.sum(axis=2, keepdims=True)
+                weights = weights[:, :, : own + 1 - first - seen.start]  # without the sink's
                 out[row] = (weights @ values[:, seen]).reshape(heads, -1)
                 row += 1
 
@@ -277,6 +303,15 @@ def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: fl
     if renormalise:
         weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(6.103515625e-5))
     return ids.astype(np.int32), (weights * np.float32(scale)).astype(np.float32)
+
+
+def check_matmul_heads(w: Matrix, x: F32, out: F32) -> tuple[int, int, int]:
+    """Tokens, heads, rows of each head. UsageError where the shapes do not fit."""
+    if out.ndim == 3 and len(out):
+        tokens, heads, rows = out.shape
+        if x.shape == (tokens * heads, w.cols) and w.rows == heads * rows and out.strides[2] == 4:
+            return tokens, heads, rows
+    raise UsageError(f"cannot multiply heads {x.shape} with {w.rows} x {w.cols} into {out.shape}")
 
 
 def check_matmul(w: Matrix, x: F32, out: F32) -> None:

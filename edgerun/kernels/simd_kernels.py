@@ -15,7 +15,7 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import kernel_names, layer_launch, state_launch
-from edgerun.kernels.attention_launch import AttentionLaunch
+from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     Activations,
     ConvActivation,
     Expert,
+    GateKind,
     Matrix,
     Neurons,
     Recording,
@@ -177,6 +178,9 @@ class SimdKernels:
         rows = _rows(x)
         self._products.run([(w, rows, 0, rows.x.shape[0], out) for w, out in zip(ws, outs, strict=True)])
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        self._products.run_heads(w, _rows(x), out)
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -204,6 +208,12 @@ class SimdKernels:
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         layer_launch.rms_norm(self._launcher, x, weight, eps, out)
+
+    def copy(self, x: F32, out: F32) -> None:
+        layer_launch.copy(self._launcher, x, out)
+
+    def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
+        layer_launch.head_gate(self._launcher, x, gate, kind)
 
     def add(self, x: F32, y: F32) -> None:
         layer_launch.add(self._launcher, x, y)
@@ -263,8 +273,10 @@ class SimdKernels:
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        chunked: bool = False,
+        sinks: F32 | None = None,
     ) -> None:
-        self._attention.attend(q, spans, out, scale=scale, softcap=softcap, window=window)
+        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
         return route(logits, k, kind, renormalise=renormalise, scale=scale)

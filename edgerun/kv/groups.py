@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgerun.kernels.attention_layout import KEYS_PER_PAGE
-from edgerun.kernels.kv_formats import F16, KvFormat
+from edgerun.errors import UnsupportedError
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE, first_seen
+from edgerun.kernels.kv_formats import F16, IN_KEYS, KvFormat
 from edgerun.kernels.pages import LayerLayout
 
 SLACK = 256  # positions behind a window that are kept, so that the last words can be taken back
@@ -18,12 +19,15 @@ SLACK = 256  # positions behind a window that are kept, so that the last words c
 
 @dataclass(frozen=True)
 class KvLayer:
-    """What one layer keeps of a position. window: how many positions it sees, 0 for all."""
+    """What one layer keeps of a position. window: how many positions it sees, 0 for all; chunked: those of its own
+    stretch of so many; in_keys: values are the last dimensions of the keys, and not kept apart."""
 
     kv_heads: int
     head_dim: int
     head_dim_v: int
     window: int = 0
+    chunked: bool = False
+    in_keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Group:
     window: int
     layers: tuple[int, ...]
     layouts: tuple[LayerLayout, ...]
+    chunked: bool = False
 
     @property
     def page_bytes(self) -> int:
@@ -49,7 +54,7 @@ class Group:
 
     def first_seen(self, position: int) -> int:
         """The first position that a row at `position`, or a later one, sees."""
-        return max(0, position - self.window + 1) if self.window else 0
+        return first_seen(position + 1, self.window, self.chunked)
 
     def first_kept(self, length: int) -> int:
         """The first page that a sequence of `length` positions keeps when it grows."""
@@ -63,16 +68,31 @@ class Group:
         return min(whole, (self.window - 1 + SLACK + at_once - 2) // KEYS_PER_PAGE + 2)
 
 
-def layer_groups(layers: Sequence[KvLayer], options: KvOptions | None = None) -> tuple[Group, ...]:
-    """One group a window, in the order of their first layers. UnsupportedError for heads that cannot be quantised."""
+def layer_groups(layers: Sequence[KvLayer | None], options: KvOptions | None = None) -> tuple[Group, ...]:
+    """One group a window, in the order of their first layers; layers that keep nothing (None) are in none.
+    UnsupportedError for heads that cannot be quantised."""
     kept = options or KvOptions()
-    found: dict[int, tuple[list[int], list[LayerLayout]]] = {}
+    found: dict[tuple[int, bool], tuple[list[int], list[LayerLayout]]] = {}
     for index, layer in enumerate(layers):
-        numbers, layouts = found.setdefault(layer.window, ([], []))
+        if layer is None:
+            continue
+        numbers, layouts = found.setdefault((layer.window, layer.chunked), ([], []))
         at = layouts[-1].end if layouts else 0
-        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, kept.keys, kept.values, at))
+        keys, values = _formats(layer, kept)
+        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, keys, values, at))
         numbers.append(index)
-    return tuple(Group(window, tuple(numbers), tuple(layouts)) for window, (numbers, layouts) in found.items())
+    return tuple(
+        Group(window, tuple(numbers), tuple(layouts), chunked)
+        for (window, chunked), (numbers, layouts) in found.items()
+    )
+
+
+def _formats(layer: KvLayer, kept: KvOptions) -> tuple[KvFormat, KvFormat]:
+    if not layer.in_keys:
+        return kept.keys, kept.values
+    if not (kept.keys.is_plain and kept.values.is_plain):
+        raise UnsupportedError(f"latent attention keeps one vector of a position in f16, not in {kept.keys.name}")
+    return kept.keys, IN_KEYS
 
 
 def sequence_bytes(groups: Sequence[Group], positions: int, at_once: int) -> int:

@@ -19,7 +19,16 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "attention.head_count_kv": 4096,
     "attention.key_length": 8192,
     "attention.value_length": 8192,
+    "attention.key_length_mla": 8192,
+    "attention.value_length_mla": 8192,
+    "attention.temperature_length": 1 << 28,
+    "attention.q_lora_rank": 1 << 16,
+    "attention.kv_lora_rank": 1 << 16,
+    "attention.key_length_swa": 8192,
+    "attention.value_length_swa": 8192,
+    "attention.shared_kv_layers": 1024,
     "rope.dimension_count": 8192,
+    "rope.dimension_count_swa": 8192,
     "expert_count": 4096,
     "expert_used_count": 4096,
     "expert_feed_forward_length": 1 << 22,
@@ -86,6 +95,17 @@ class Numbers:
             if not least <= each <= _LIMITS[key]:
                 raise FormatError(f"{self.name(key)} has {each}; expected {least} to {_LIMITS[key]}")
         return [int(each) for each in value.tolist()[:layers]]
+
+    def truths(self, key: str, layers: int, default: bool | None = None) -> list[bool]:
+        """One truth a layer (default: `default` for all)."""
+        value = self.raw(key)
+        if value is None and default is not None:
+            return [default] * layers
+        if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
+            raise FormatError(f"{self.name(key)} must be an array of truths, got {value!r}")
+        if len(value) < layers:
+            raise FormatError(f"{self.name(key)} has {len(value)} truths for {layers} layers")
+        return [bool(each) for each in value[:layers]]
 
     def real(self, key: str, default: float) -> float:
         value = self._value(key)

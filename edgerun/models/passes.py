@@ -17,7 +17,7 @@ from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.models.ranks import Ranks
 from edgerun.models.replay import DecodeReplay
-from edgerun.models.rope import RopeTable, frequencies
+from edgerun.models.rope import RopeTable, table_of
 from edgerun.models.spec import ModelSpec, Rotation
 from edgerun.weights import WeightStore
 
@@ -137,11 +137,7 @@ class Passes:
     def _ropes(self, context: int) -> dict[Rotation, RopeTable]:
         """Of every way in which some layer rotates, for sequences of up to `context` tokens."""
         factors = self._rope_factors(context)
-        rotations = {each.rotation for each in self.spec.layers if each.rotation is not None}
-        return {
-            each: RopeTable(*frequencies(each.dim, each.base, each.scaling, factors if each.from_file else None))
-            for each in rotations
-        }
+        return {each: table_of(each, factors) for each in self.spec.rotations}
 
     def _rope_factors(self, context: int) -> F32 | None:
         """Per-dimension divisors from the file: Llama 3.x's, or Phi-3's for contexts beyond the original or within."""

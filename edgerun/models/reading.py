@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import numpy as np
-
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
+from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
-from edgerun.models.rotations import rotations_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
@@ -50,6 +49,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         context_length=n.integer("context_length", 4096),
         norm_eps=eps,
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
+        score_scale=family.score_scale or n.real("attention.scale", 0.0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
         activation=_activation(n, family, sparse),
@@ -68,21 +68,6 @@ def _whole_model(gguf: GgufFile) -> WholeModel:
 def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
-    d_model = n.integer("embedding_length")
-    heads = n.by_layer("attention.head_count", count)
-    if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
-        raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
-    for mine, shared in zip(heads, kv_heads, strict=True):
-        if mine % shared:
-            raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
-    head_dim = d_model // heads[0]
-    head_dim_k = n.integer("attention.key_length", head_dim)
-    head_dim_v = n.integer("attention.value_length", head_dim)
-    windowed, window = _windowed(n, family, count), n.integer("attention.sliding_window", 0, 0)
-    if family.window_pattern and not family.window_optional and window == 0:
-        raise FormatError(f"the file lacks {gguf.architecture}.attention.sliding_window")
-    plain, local = rotations_of(n, family, head_dim_k)
     experts = n.integer("expert_count", 0, 0)
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
@@ -92,18 +77,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
     d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0)
     d_ff_shared = n.integer("expert_shared_feed_forward_length", 0, 0)
     found = []
-    for layer in range(count):
-        narrow = windowed[layer] and window > 0
-        unrotated = family.rope_in_window and window > 0 and not narrow
-        numbers = LayerNumbers(
-            n_heads=heads[layer],
-            n_kv_heads=kv_heads[layer],
-            head_dim_k=head_dim_k,
-            head_dim_v=head_dim_v,
-            d_ff=d_ff[layer],
-            rotation=None if unrotated else local if narrow else plain,
-            window=window if narrow else 0,
-        )
+    for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
+        numbers = replace(attention, d_ff=d_ff[layer])
         if experts:
             numbers = replace(
                 numbers,
@@ -112,6 +87,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
                 d_ff_shared=d_ff_shared,
             )
+        if family.latent_attention:
+            numbers = latent_layer(n, numbers)
         found.append(numbers)
     return tuple(found)
 
@@ -124,24 +101,6 @@ def _layer_count(gguf: GgufFile, n: Numbers) -> int:
     if further >= blocks:
         raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
     return blocks - further
-
-
-def _windowed(n: Numbers, family: Family, layers: int) -> list[bool]:
-    """Which layers see no more than the window: by the file, as one truth a layer or as n (of every n layers all
-    but one do), or by the family. None where the family has no windows."""
-    key = "attention.sliding_window_pattern"
-    value = n.raw(key)
-    if not family.window_pattern:
-        return [False] * layers
-    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
-        if len(value) < layers:
-            raise FormatError(f"{n.name(key)} has {len(value)} truths for {layers} layers")
-        return [bool(each) for each in value[:layers]]
-    every = n.integer(key, family.window_pattern, 0)
-    if every == 0:
-        return [True] * layers
-    sees_all = 0 if family.window_after else every - 1
-    return [layer % every != sees_all for layer in range(layers)]
 
 
 def _activation(n: Numbers, family: Family, sparse: bool) -> Activation:

@@ -17,7 +17,9 @@ from edgerun.kernels.interface import F32, Recording
 from edgerun.kernels.program import Program
 from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
 from edgerun.kv import KvSequence
+from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Decide
+from edgerun.models.blocks.latent_attention import LatentAttention
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
 
@@ -74,8 +76,8 @@ class DecodeReplay:
             self._record(rows, somebody, cancelled)
         else:
             recorded = self._recorded
-            tables = [[int(sequence.tables[layer]) for sequence, _ in rows] for layer in recorded.first_layers]
             if recorded.attention is not None:
+                tables = [[sequence.pages(layer).address for sequence, _ in rows] for layer in recorded.first_layers]
                 recorded.attention.place(positions, tables, idle)
             start = 0
             for end, decide in recorded.cuts:
@@ -109,16 +111,18 @@ class DecodeReplay:
             self._eager = True
             return
         program, sequence = recorder.program(), rows[0][0]
-        tables = sequence.tables.tolist()
-        groups = list(dict.fromkeys(tables))
-        recorded = [
-            RecordedLayer(sequence.pages(layer).layout, plan.mixer.heads, plan.mixer.kv.window, groups.index(table))
-            for layer, (plan, table) in enumerate(zip(self._layers.plan, tables, strict=True))
-            if plan.mixer.heads
-        ]
+        recorded = []
+        first_layers: dict[int, int] = {}  # by the table that a group's layers share
+        for layer, plan in enumerate(self._layers.plan):
+            if isinstance(plan.mixer, Attention | LatentAttention):
+                source, kv = plan.mixer.reads(layer), plan.mixer.keys_and_values
+                pages = sequence.pages(source)
+                first_layers.setdefault(pages.address, source)
+                group = list(first_layers).index(pages.address)
+                writes = source == layer
+                recorded.append(RecordedLayer(pages.layout, plan.mixer.heads, kv.window, group, kv.chunked, writes))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
-        first_layers = tuple(tables.index(table) for table in groups)
-        self._recorded = _Recorded(program, tuple(cuts), body, attention, first_layers)
+        self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 
 
 def _places(rows: Sequence[Row], rotations: Rotations | None = None) -> Places:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.models.spec import RopeScaling
+from edgerun.models.spec import RopeScaling, Rotation, Temperature
 
 F32 = NDArray[np.float32]
 
@@ -34,8 +34,25 @@ def frequencies(
         high = min(dim - 1.0, math.ceil(_turns_at(scaling.beta_slow, dim, base, scaling.original_context)))
         ramp = np.clip((np.arange(dim // 2) - low) / max(0.001, high - low), 0.0, 1.0)
         mixed = plain / scaling.factor * ramp + plain * (1.0 - ramp)
-        return mixed, scaling.attention_factor * (1.0 + 0.1 * math.log(scaling.factor))
+        return mixed, scaling.attention_factor * _magnitude(scaling)
     return plain, scaling.attention_factor
+
+
+def _magnitude(scaling: RopeScaling) -> float:
+    """What YaRN multiplies queries and keys by, unless the model does it elsewhere (`log_multiplier`, DeepSeek V2)."""
+
+    def grown(slope: float) -> float:
+        return 1.0 + 0.1 * slope * math.log(scaling.factor) if scaling.factor > 1.0 else 1.0
+
+    return grown(1.0) / grown(scaling.log_multiplier) if scaling.log_multiplier else grown(1.0)
+
+
+def table_of(rotation: Rotation, factors: F32 | None) -> RopeTable:
+    """Of a rotation; factors: the file's."""
+    angles, factor = frequencies(rotation.dim, rotation.base, rotation.scaling, factors if rotation.from_file else None)
+    if rotation.still:
+        angles = np.zeros_like(angles)
+    return RopeTable(angles, factor, rotation.temperature)
 
 
 def _turns_at(turns: float, dim: int, base: float, original_context: int) -> float:
@@ -46,16 +63,19 @@ def _turns_at(turns: float, dim: int, base: float, original_context: int) -> flo
 class RopeTable:
     """Cosines and sines of positions 0, 1, 2, .., grown as they are asked for."""
 
-    def __init__(self, angles: NDArray[np.float64], factor: float) -> None:
+    def __init__(self, angles: NDArray[np.float64], factor: float, temperature: Temperature | None = None) -> None:
         self._angles = angles
         self._factor = factor
+        self._temperature = temperature
         empty = np.empty((0, len(angles)), np.float32)
         self._both = empty, empty  # replaced together, so that none is without the other
 
     @property
     def key(self) -> str:
         """Alike for tables that turn alike."""
-        return hashlib.sha256(self._angles.tobytes() + repr(self._factor).encode()).hexdigest()[:16]
+        return hashlib.sha256(self._angles.tobytes() + repr((self._factor, self._temperature)).encode()).hexdigest()[
+            :16
+        ]
 
     def at(self, start: int, tokens: int) -> tuple[F32, F32]:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
@@ -84,7 +104,15 @@ class RopeTable:
         cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
         cos[:known], sin[:known] = known_cos, known_sin
         for first in range(known, positions, _POSITIONS):
-            theta = np.arange(first, first + _POSITIONS)[:, None] * self._angles
-            cos[first : first + _POSITIONS] = np.cos(theta) * self._factor
-            sin[first : first + _POSITIONS] = np.sin(theta) * self._factor
+            some = np.arange(first, first + _POSITIONS)[:, None]
+            theta, factor = some * self._angles, self._factor * self._temperature_at(some)
+            cos[first : first + _POSITIONS] = np.cos(theta) * factor
+            sin[first : first + _POSITIONS] = np.sin(theta) * factor
         self._both = cos, sin
+
+    def _temperature_at(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What queries there are multiplied by besides."""
+        if self._temperature is None:
+            return np.ones(positions.shape)
+        scale, length, offset = self._temperature.scale, self._temperature.length, self._temperature.offset
+        return 1.0 + scale * np.log1p((positions + offset) // length)

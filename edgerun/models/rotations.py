@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.models.families import Family
 from edgerun.models.numbers import Numbers
 from edgerun.models.spec import RopeScaling, Rotation
 
 
-def rotations_of(n: Numbers, family: Family, head_dim: int) -> tuple[Rotation, Rotation]:
-    """Of layers that see all, and of those with a window."""
+def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> tuple[Rotation, Rotation]:
+    """Of layers that see all, with heads of `head_dim`, and of those with a window, with heads of `local_dim`."""
     dim = n.integer("rope.dimension_count", head_dim, 2)
-    if dim > head_dim or dim % 2:
-        raise FormatError(f"cannot rotate {dim} of {head_dim} dimensions")
+    few = n.integer("rope.dimension_count_swa", min(dim, local_dim), 2)
+    for mine, whole in ((dim, head_dim), (few, local_dim)):
+        if mine > whole or mine % 2:
+            raise FormatError(f"cannot rotate {mine} of {whole} dimensions")
     base = n.real("rope.freq_base", 10000.0)
-    if base <= 1.0:
-        raise FormatError(f"impossible numbers: rope base {base}")
-    plain = Rotation(dim, base, _rope_scaling(n, n.integer("context_length", 4096)))
-    if not family.local_rope_base:
-        return plain, plain
-    return plain, Rotation(dim, family.local_rope_base, from_file=False)
+    local_base = n.real("rope.freq_base_swa", family.local_rope_base or base)
+    alpha = n.real("rope.scaling.alpha", 0.0)
+    if alpha and dim > 2:  # NTK-aware scaling, which is said in metadata but not done to the base
+        base *= alpha ** (dim / (dim - 2))
+    for each in (base, local_base):
+        if not 1.0 < each < 1e30:
+            raise FormatError(f"impossible numbers: rope base {each}")
+    scaling = _rope_scaling(n, family, n.integer("context_length", 4096))
+    plain = Rotation(dim, base, scaling)
+    if family.local_rope_plain:
+        return plain, Rotation(few, local_base, from_file=False)
+    return plain, Rotation(few, local_base, scaling)
 
 
-def _rope_scaling(n: Numbers, context: int) -> RopeScaling:
+def _rope_scaling(n: Numbers, family: Family, context: int) -> RopeScaling:
     kind = n.text("rope.scaling.type", "none")
     factor = n.real("rope.scaling.factor", 0.0) or n.real("rope.scale_linear", 0.0) or 1.0
     if kind == "none" and factor != 1.0:
@@ -38,6 +48,7 @@ def _rope_scaling(n: Numbers, context: int) -> RopeScaling:
         attention_factor=n.real("rope.scaling.attn_factor", 1.0) or 1.0,
         beta_fast=n.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=n.real("rope.scaling.yarn_beta_slow", 1.0),
+        log_multiplier=n.real("rope.scaling.yarn_log_multiplier", 0.0),
     )
     for what, number in (
         ("attention factor", scaling.attention_factor),
@@ -46,4 +57,8 @@ def _rope_scaling(n: Numbers, context: int) -> RopeScaling:
     ):
         if not 1e-3 <= number <= 1e6:
             raise FormatError(f"impossible numbers: rope scaling {what} {number}")
+    if not 0.0 <= scaling.log_multiplier <= 1e3:
+        raise FormatError(f"impossible numbers: rope scaling yarn_log_multiplier {scaling.log_multiplier}")
+    if not family.yarn_betas:
+        scaling = replace(scaling, beta_fast=32.0, beta_slow=1.0)
     return scaling

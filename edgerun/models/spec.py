@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Activation, RouterKind
@@ -21,17 +21,49 @@ class RopeScaling:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries at position t are multiplied by 1 + scale * log(1 + (t + offset) // length)."""
+
+    scale: float
+    length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Rotation:
     """One way of rotating queries and keys: `dim` dimensions of each head, by angles that begin with `base`.
-    from_file: divided by the factors that the file may have."""
+    from_file: divided by the factors that the file may have. temperature: what is rotated is multiplied too. still: by
+    no angle at all."""
 
     dim: int
     base: float
     scaling: RopeScaling = field(default_factory=RopeScaling)
     from_file: bool = True
+    temperature: Temperature | None = None
+    still: bool = False
+
+
+@dataclass(frozen=True)
+class LatentNumbers:
+    """Of latent attention. query_rank: what queries go through, 0 for nothing; rank: of what is kept of a position;
+    plain_dim, rotated_dim: of a head's query; value_dim: of a head's result; score_factor: what scores are multiplied
+    by beside one over the root of `key_dim`."""
+
+    query_rank: int
+    rank: int
+    plain_dim: int
+    rotated_dim: int
+    value_dim: int
+    score_factor: float
+
+    @property
+    def key_dim(self) -> int:
+        """Of a head's query."""
+        return self.plain_dim + self.rotated_dim
 
 
 @dataclass(frozen=True)
@@ -45,15 +77,35 @@ class LayerNumbers:
     d_ff: int
     rotation: Rotation | None  # None: positions are not told apart by it
     window: int = 0  # positions that are seen, 0 for all
+    chunked: bool = False  # those of its own stretch of `window` positions, which begins at a multiple of it
+    packed_qkv: bool = False  # one matrix attn_qkv
+    v_from_k: bool = False  # there is no attn_v: v is what attn_k gives
+    gate_per_head: bool = False  # attn_gate gives one number a head
+    temperature: Temperature | None = None  # of queries
+    kv_source: int | None = None  # whose keys and values it reads, where it has none of its own
     n_experts: int = 0
     n_experts_used: int = 0
     d_ff_expert: int = 0
     d_ff_shared: int = 0
+    latent: LatentNumbers | None = None
+
+    @property
+    def q_rotation(self) -> Rotation | None:
+        """Of queries, which also multiplies them by the temperature."""
+        if self.temperature is None:
+            return self.rotation
+        if self.latent is not None:  # of which more is multiplied than is rotated
+            width = self.latent.rotated_dim + self.latent.rank
+            return Rotation(width, 10000.0, temperature=self.temperature, from_file=False, still=True)
+        still = Rotation(self.head_dim_k, 10000.0, from_file=False, still=True)
+        return replace(self.rotation or still, temperature=self.temperature)
 
     @property
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
-        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window)
+        if self.latent is not None:
+            return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
+        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window, self.chunked)
 
 
 @dataclass(frozen=True)
@@ -79,6 +131,7 @@ class ModelSpec:
     context_length: int
     norm_eps: float
     expert_scale: float = 1.0
+    score_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     activation: Activation = "silu"
@@ -114,15 +167,23 @@ class ModelSpec:
         """The layers of the whole model: of a shard those that it is a part of."""
         return self.layers if self.shard is None else self.shard.whole
 
+    @property
+    def rotations(self) -> frozenset[Rotation]:
+        """All ways in which keys or queries of some layer are rotated."""
+        found = {each for layer in self.layers for each in (layer.rotation, layer.q_rotation)}
+        return frozenset(each for each in found if each is not None)
+
     def attention_scale(self, layer: int) -> float:
         """What scores are multiplied by."""
+        if self.score_scale:
+            return self.score_scale
         numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
 
     def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
         """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        return layer_groups([layer.kv for layer in self.layers], kv)
+        return layer_groups([layer.kv if layer.kv_source is None else None for layer in self.layers], kv)
 
     def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
         """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""

@@ -31,6 +31,7 @@ from edgerun.options.loading import (
 )
 from edgerun.options.refusal import refused, shown
 from edgerun.options.sampling import SAMPLING
+from edgerun.options.thinking import THINK, thinking_variables
 
 __all__ = [
     "KERNEL_NAMES",
@@ -39,6 +40,7 @@ __all__ = [
     "MACHINE_NAMES",
     "PLAN_NAMES",
     "SAMPLING",
+    "THINK",
     "Callables",
     "Callback",
     "Choice",
@@ -61,4 +63,5 @@ __all__ = [
     "load_options",
     "refused",
     "shown",
+    "thinking_variables",
 ]

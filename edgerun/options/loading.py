@@ -41,6 +41,7 @@ LOADING: Mapping[str, Kind] = {
     "seed": Whole(0, LARGEST_SEED, words=(None,)),
     "context_shift": Flag(),
     "draft": Text(words=(None,)),
+    "replies": Choice(("auto", "plain")),
     "events": Callback(),
 }
 
@@ -70,6 +71,7 @@ class LoadKeywords(PlanKeywords, total=False):
     seed: int | None
     context_shift: bool
     draft: str | None
+    replies: str
 
 
 MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
@@ -91,6 +93,7 @@ class LoadOptions:
     seed: int | None = None
     context_shift: bool = False
     draft: str | None = None
+    replies: str = "auto"
     events: EventSink = ignore
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
+from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.declared import Product, ProductName
 from edgerun.models.plan import plan_of
 from edgerun.prefill.schemes import Scheme
@@ -65,6 +66,11 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
     """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
     if experts and not spec.n_experts:
         raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
+    if any(isinstance(layer.mixer, Attention) and layer.mixer.has_more for layer in plan_of(spec)):
+        raise UnsupportedError(
+            f"prompt backends do not know the attention of a {spec.architecture}, which has gates or shares keys and "
+            "values: use --prefill kernels"
+        )
     if spec.sparse:
         raise UnsupportedError(
             "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"

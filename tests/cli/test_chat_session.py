@@ -134,6 +134,8 @@ def test_sessions_that_cannot_be(run: Run, chat_model: Path, base_model: Path, t
     for model, options, text in (
         (base_model, ("--session", "x"), "needs a chat"),
         (chat_model, ("--session", "x", "--raw"), "needs a chat"),
+        (base_model, ("--think", "on"), "needs a chat"),
+        (chat_model, ("--think", "much"), "think must be one of on, off"),
         (chat_model, ("--session", "../x"), "no slashes"),
         (chat_model, ("--session", ""), "give a name"),
         (chat_model, ("--session", mine), "not a saved chat"),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from edgerun.api import Chunk
 from edgerun.cli import output
 from edgerun.cli.progress import ProgressBars
 from edgerun.events import Notice, Progress
@@ -30,3 +31,19 @@ def test_every_way_of_printing(capsys: pytest.CaptureFixture[str]) -> None:
     begin = said.out.index("{")
     assert json.loads(said.out[begin:]) == {"name": EVIL, EVIL: [EVIL]}, "nothing is lost"
     assert output.printable("a\nb c") == "a\nb c"
+
+
+def test_what_a_model_thinks_is_for_terminals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = [Chunk("", (1,), reasoning="hm"), Chunk("", (2,), reasoning="..."), Chunk("a", (3,)), Chunk("b", (4,))]
+    printed = {}
+    for is_terminal in (False, True):
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
+        printer = output.ReplyPrinter()
+        for chunk in chunks:
+            printer.print(chunk)
+        printer.end()
+        printed[is_terminal] = capsys.readouterr().out
+    assert printed[False] == "ab\n"
+    assert printed[True] in ("\x1b[2mhm\x1b[0m\x1b[2m...\x1b[0m\n\nab\n", "hm...\n\nab\n")  # as click finds stdout

@@ -191,6 +191,9 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.marks.get(token_id) or chr(token_id)
 
+    def token_id(self, text: str) -> int | None:
+        return next((i for i, mark in self.marks.items() if mark == text), None)
+
     def is_special(self, token_id: int) -> bool:
         return token_id > 255
 

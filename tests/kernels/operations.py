@@ -11,7 +11,7 @@ import numpy as np
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.formats import FORMATS
-from edgerun.kernels.interface import NEURON_TYPES, Activation, Kernels, Neurons
+from edgerun.kernels.interface import NEURON_TYPES, Activation, GateKind, Kernels, Neurons
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
@@ -51,6 +51,13 @@ def all_operations() -> list[Operation]:
     found += [_written(f"gated {name}", gate, partial(_gated, up=up, name=name), 1e-5) for name in _GATES]
     x, weight = rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
     found.append(_written("rms_norm", x, lambda k, out: k.rms_norm(x, weight, 1e-5, out), 1e-5))
+    wide = rng.standard_normal((9, 160)).astype(_F32)[:, 3:80]
+    found.append(_written("rms_norm of rows apart", x, lambda k, out: k.rms_norm(wide, weight, 1e-5, out), 1e-5))
+    for kind in ("sigmoid", "softplus"):
+        found.append(_written(f"head_gate {kind}", x, partial(_head_gate, gate=9 * wide, kind=kind), 1e-5))
+        found.append(
+            _written(f"head_gate {kind} of one", x, partial(_head_gate, gate=9 * wide[:, :1], kind=kind), 1e-5)
+        )
     found.append(_written("add", x, lambda k, out: k.add(out, x), 1e-6))
     turned, angle = rng.standard_normal((5, 3, 20)).astype(_F32), rng.random((5, 4)).astype(_F32)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -58,6 +65,7 @@ def all_operations() -> list[Operation]:
     parts, shares = rng.standard_normal((27, 77)).astype(_F32), rng.random((9, 3)).astype(_F32)
     found.append(_written("combine", x, lambda k, out: k.combine(parts, shares, out, add=True), 1e-5))
     found += [_attention(tokens) for tokens in (1, 40)] + [_attention(1, "q8_0", "q4_0")]
+    found += [_attention(tokens, window=77, chunked=True, sinks=True) for tokens in (1, 40)]
     found += [_recurrence(tokens) for tokens in (1, 9)]
     found += [_neurons(up, down) for up, down in zip(NEURON_TYPES, NEURON_TYPES[::-1], strict=True)]
     return found
@@ -69,6 +77,10 @@ _reference = ReferenceKernels()
 
 def _gated(kernels: Kernels, gate: np.ndarray, *, up: np.ndarray, name: Activation) -> None:
     kernels.gated(gate, up, name, gate)
+
+
+def _head_gate(kernels: Kernels, x: np.ndarray, *, gate: np.ndarray, kind: GateKind) -> None:
+    kernels.head_gate(x, gate, kind)
 
 
 def _written(name: str, start: np.ndarray, write: Callable[[Kernels, np.ndarray], None], error: float) -> Operation:
@@ -98,16 +110,21 @@ def _product(type: GgmlType, tokens: int) -> Operation:
     return Operation(f"{type.name} x {tokens}", run, want, _INT8 if quantised else 1e-5)
 
 
-def _attention(tokens: int, keys: str = "f16", values: str = "f16") -> Operation:
+def _attention(
+    tokens: int, keys: str = "f16", values: str = "f16", window: int = 0, chunked: bool = False, sinks: bool = False
+) -> Operation:
     """Of positions in pages that the operation before this one writes: `kv_write` is checked with it."""
     rng = np.random.default_rng(tokens)
+    scores = 3 * rng.standard_normal(8).astype(_F32) if sinks else None
     q, new = rng.standard_normal((tokens, 8, 64)).astype(_F32), rng.standard_normal((2, 330, 2, 64)).astype(_F32)
 
     def run(kernels: Kernels) -> np.ndarray:
         paged = Paged(2, 64, 64, 384, keys=KV_FORMATS[keys], values=KV_FORMATS[values])
         kernels.kv_write([paged.span(0, 330)], new[0], new[1])
         out = np.empty((tokens, 8, 64), _F32)
-        kernels.attention(q, [paged.span(330 - tokens, tokens)], out, scale=0.125)
+        kernels.attention(
+            q, [paged.span(330 - tokens, tokens)], out, scale=0.125, window=window, chunked=chunked, sinks=scores
+        )
         return out
 
     return Operation(f"attention of {tokens}, {keys}", run, run(_reference), 1e-4)

@@ -44,6 +44,26 @@ def test_attention(simd, reference, case):
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("keys", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(("start", "tokens"), [(0, 1), (511, 1), (300, 5), (480, 100)])
+def test_sinks_take_their_share_and_chunks_hide_what_came_before(simd, reference, keys, start, tokens):
+    """Sinks below, among and far above the scores; the last rows cross into another chunk."""
+    rng = np.random.default_rng(start)
+    sinks = np.array([-80, -2, 0.5, 3, 9, 80], np.float32)
+    q = 2 * rng.standard_normal((tokens, 6, 32)).astype(np.float32)
+    k, v = rng.standard_normal((2, start + tokens, 2, 32)).astype(np.float32)
+    paged = Paged(2, 32, 32, 768, keys=KV_FORMATS[keys], values=KV_FORMATS[keys]).write(k, v)
+    for window, chunked in ((0, False), (90, False), (128, True)):
+        out, want, plain = np.empty((3, tokens, 6, 32), np.float32)
+        for kernels, result in ((simd, out), (reference, want)):
+            more = {"window": window, "chunked": chunked, "sinks": sinks}
+            kernels.attention(q, [paged.span(start, tokens)], result, scale=32**-0.5, **more)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=3e-5)
+        reference.attention(q, [paged.span(start, tokens)], plain, scale=32**-0.5, window=window, chunked=chunked)
+        np.testing.assert_allclose(want[:, 0], plain[:, 0], rtol=1e-5, atol=1e-6)  # the lowest sink takes nothing
+        assert (np.abs(want[:, 5]) < 1e-6).all()  # the highest everything
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "relu2"])
 def test_gated(simd, reference, activation):
     rng = np.random.default_rng(1)
@@ -64,6 +84,21 @@ def test_rms_norm_in_place(simd, reference, cols):
     reference.rms_norm(x, weight, 1e-5, want)
     simd.rms_norm(x, weight, 1e-5, x)
     np.testing.assert_allclose(x, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softplus"])
+def test_head_gate(simd, reference, kind):
+    """Of every column, as columns of a wider array, and of one number a head; far from zero too."""
+    x = np.random.default_rng(2).standard_normal((5, 77)).astype(np.float32)
+    gate = np.linspace(-100, 100, 5 * 200, dtype=np.float32).reshape(5, 200)
+    for each in (gate[:, 20:97], gate[:, 99:100]):
+        out, want = x.copy(), x.copy()
+        simd.head_gate(out, each, kind)
+        reference.head_gate(want, each, kind)
+        np.testing.assert_allclose(out, want, rtol=2e-6, atol=1e-30)
+    far = gate[:, 99:100].astype(np.float64)
+    exact = np.log1p(np.exp(far)) if kind == "softplus" else 1 / (1 + np.exp(-far))
+    np.testing.assert_allclose(want, x * exact, rtol=2e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("kind", ["norm", "neox"])

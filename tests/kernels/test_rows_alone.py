@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, first_seen
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import Kernels
@@ -62,6 +62,8 @@ def attentions(draw: st.DrawFn) -> dict:
         "tokens": tokens,
         "ends": draw(pieces(tokens)),
         "window": draw(st.one_of(st.just(0), st.integers(1, 300))),
+        "chunked": draw(st.booleans()),
+        "sinks": draw(st.booleans()),
         "softcap": draw(st.sampled_from([0.0, 0.0, 20.0])),
         "sharpness": draw(st.sampled_from([0.1, 2.0, 60.0])),
         "seed": draw(st.integers(0, 1 << 16)),
@@ -71,8 +73,7 @@ def attentions(draw: st.DrawFn) -> dict:
 def attend(kernels: Kernels, case: dict, q: np.ndarray, k: np.ndarray, v: np.ndarray, low: int, high: int):
     """Rows low .. high - 1, in pages whose positions after them were never written."""
     end = case["start"] + high
-    first = max(0, case["start"] + low + 1 - case["window"]) if case["window"] else 0
-    first = first // KEYS_PER_PAGE * KEYS_PER_PAGE
+    first = first_seen(case["start"] + low + 1, case["window"], case["chunked"]) // KEYS_PER_PAGE * KEYS_PER_PAGE
     paged = Paged(case["kv_heads"], case["dim"], case["dim_v"], end + draw_room(case), seed=low, skipped=first)
     paged.write(k[first:end], v[first:end], first)
     out = np.full((high - low, q.shape[1], case["dim_v"]), np.nan, np.float32)
@@ -83,6 +84,8 @@ def attend(kernels: Kernels, case: dict, q: np.ndarray, k: np.ndarray, v: np.nda
         scale=case["dim"] ** -0.5,
         softcap=case["softcap"],
         window=case["window"],
+        chunked=case["chunked"],
+        sinks=np.linspace(-9, 9, q.shape[1], dtype=np.float32) if case["sinks"] else None,
     )
     return out
 
@@ -104,6 +107,8 @@ def draw_room(case: dict) -> int:
         "tokens": 60,
         "ends": [1, 30, 31, 60],
         "window": KEYS_PER_PAGE + 10,
+        "chunked": False,
+        "sinks": True,
         "softcap": 0.0,
         "sharpness": 2.0,
         "seed": 1,

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
+
+import numpy as np
 
 from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
@@ -29,6 +32,12 @@ Cut = Callable[[Decide], None]
 Watch = Callable[[int, ProductName, F32, dict[str, F32]], None]
 """Told of each product: layer, name, its input after the norm (T, cols), its parts' results before factors and biases
 (T, rows); its own copies."""
+
+
+@cache
+def ones(cols: int) -> F32:
+    """(cols,), for norms without weights. It stays: what is recorded holds its address."""
+    return np.ones(cols, np.float32)
 
 
 def check(cancelled: Cancel) -> None:

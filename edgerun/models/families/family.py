@@ -16,7 +16,16 @@ class Family:
     rope: RopeKind
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
-    fused_qkv: bool = False  # one matrix attn_qkv
+    latent_attention: bool = False  # one vector of each position is key and value of all heads
+    qk_norm_after: bool = False  # of what is rotated already
+    qk_norm_plain: bool = False  # without weights, of layers that are rotated
+    v_norm: bool = False  # an RMSNorm without weights of each head
+    v_from_k: bool = False  # a layer without attn_v takes what attn_k gives
+    shares_kv: bool = False  # the last layers may read the keys and values of earlier ones
+    sinks: bool = False  # one more score of each head, whose share goes nowhere
+    output_gate: Literal["none", "sigmoid", "softplus", "in_q"] = "none"  # in_q: sigmoid, of every head beside its q
+    temperature: Literal["none", "said", "unrotated"] = "none"  # of late queries: by the file; of unrotated layers
+    score_scale: float = 0.0  # of scores; 0: by the file, or head_dim ** -0.5
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
     sub_norms: bool = False  # a norm before attn_output and before ffn_down
@@ -26,9 +35,13 @@ class Family:
     early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
     window_after: bool = False  # of every n layers all but the first
-    window_optional: bool = False  # a file may have no window
-    rope_in_window: bool = False  # layers that see everything are not rotated
-    local_rope_base: float = 0.0  # base of the layers with a window, unscaled; 0: as the others
+    default_window: int = -1  # of a file that says none; 0: then all see all; -1: it must say one
+    windows_of_layers: int = 0  # only a model of so many layers has windows; 0: any
+    chunks: int = 0  # windows are stretches of so many positions from 0 on, whatever the file says; 0: they slide
+    rotated: Literal["all", "windowed", "three_of_four", "listed", "none"] = "all"  # windowed: all, if none has one
+    local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
+    local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
+    yarn_betas: bool = False  # the file's are used
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 

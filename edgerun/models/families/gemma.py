@@ -19,6 +19,7 @@ FAMILIES = {
         scaled_embedding=True,
         window_pattern=6,
         local_rope_base=10000.0,
+        local_rope_plain=True,
         wide_scale_layers=62,
         unused=VISION,
     ),

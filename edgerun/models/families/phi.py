@@ -2,4 +2,4 @@
 
 from edgerun.models.families.family import Family
 
-FAMILIES = {"phi3": Family(rope="neox", fused_qkv=True, fused_gate_up=True)}
+FAMILIES = {"phi3": Family(rope="neox", fused_gate_up=True)}

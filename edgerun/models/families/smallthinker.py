@@ -9,7 +9,7 @@ FAMILIES = {
         early_router=True,
         window_pattern=4,
         window_after=True,
-        window_optional=True,
-        rope_in_window=True,
+        default_window=0,
+        rotated="windowed",
     ),
 }

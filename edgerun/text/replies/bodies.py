@@ -1,0 +1,229 @@
+"""What stands between a call's marks, in each of the ways that models write it, as calls.
+
+Each of these takes the text and the functions that there are; None, or NoLiteral, where the text is no call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from edgerun.text.replies.literals import NoLiteral, Scanner, as_json, read_json
+from edgerun.text.replies.parts import Call, Tools
+
+Body = Callable[[str, Tools], list[Call] | None]
+
+_FUNCTION = re.compile(r"<function=([^>\n]+)>")
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
+_KEY = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>")
+_NAME = re.compile(r"[\w.:/-]+")
+_MISTRAL = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]([\w-]+))?\s*(?:\[ARGS\])?")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SPACE = re.compile(r"\s*")
+_FENCED = re.compile(r"\s*```(?:json)?\n(.*?)\n?```\s*\Z", re.DOTALL)
+_WORDS = {"True": True, "False": False, "None": None}
+
+
+def json_body(body: str, tools: Tools) -> list[Call] | None:
+    """`{"name": ..., "arguments": {...}}`, or a list of them; "parameters" is the same."""
+    value = read_json(body)
+    calls = [_json_call(item) for item in (value if isinstance(value, list) else [value])]
+    found = [call for call in calls if call is not None]
+    return found if found and len(found) == len(calls) else None
+
+
+def tagged_body(body: str, tools: Tools) -> list[Call] | None:
+    """What stands in <tool_call>: JSON (Hermes, Qwen 2.5 and 3), <function=...> (Qwen3-Coder, Qwen 3.5, Nemotron 3), or
+    a name with <arg_key> and <arg_value> (GLM)."""
+    text = body.strip()
+    if text.startswith(("{", "[")):
+        return json_body(text, tools)
+    if text.startswith("<function="):
+        return function_body(text, tools)
+    return arg_body(text, tools)
+
+
+def is_within_value(body: str) -> bool:
+    """Whether such a body breaks off within a value, so that what seems to be its end may be part of that."""
+    text = body.lstrip()
+    if text.startswith(("{", "[")):
+        return '"' in _STRING.sub("", text)
+    return any(text.rfind(f"<{mark}") > text.rfind(f"</{mark}") for mark in ("parameter", "arg_value"))
+
+
+def function_body(body: str, tools: Tools) -> list[Call] | None:
+    """<function=NAME> with <parameter=KEY> of each argument, one or several."""
+    calls = []
+    for opening, inside in _tagged(body, _FUNCTION, "</function>", may_lack_end=True):
+        name = opening.group(1).strip()
+        arguments = {
+            found.group(1).strip(): _typed(_line(value), tools.get(name, {}).get(found.group(1).strip()))
+            for found, value in _tagged(inside, _PARAMETER, "</parameter>")
+        }
+        calls.append(Call(name, as_json(arguments)))
+    return calls or None
+
+
+def arg_body(body: str, tools: Tools) -> list[Call] | None:
+    """NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>..."""
+    name, key, rest = body.partition("<arg_key>")
+    name = name.strip()
+    if not _NAME.fullmatch(name) or not (key or name in tools):
+        return None  # a word between marks is no call, unless there is such a function
+    arguments = {
+        found.group(1).strip(): _typed(_line(value), tools.get(name, {}).get(found.group(1).strip()))
+        for found, value in _tagged(key + rest, _KEY, "</arg_value>")
+    }
+    return [Call(name, as_json(arguments))]
+
+
+def invoke_body(prefix: str) -> Body:
+    """<PREFIXinvoke name="..."> with <PREFIXparameter name="..."> of arguments (MiniMax M2, Muse, DeepSeek)."""
+    mark = re.escape(prefix)
+    invoke = re.compile(rf'<{mark}invoke name="([^"\n]+)">')
+    parameter = re.compile(rf'<{mark}parameter name="([^"\n]+)"(?: string="(true|false)")?>')
+
+    def body_of(body: str, tools: Tools) -> list[Call] | None:
+        calls = []
+        for opening, inside in _tagged(body, invoke, f"</{prefix}invoke>"):
+            arguments = {}
+            for found, value in _tagged(inside, parameter, f"</{prefix}parameter>"):
+                key, is_text = found.groups()
+                schema = tools.get(opening.group(1), {}).get(key)
+                arguments[key] = _typed(value, {"true": {"type": "string"}, "false": {}}.get(is_text, schema))
+            calls.append(Call(opening.group(1), as_json(arguments)))
+        return calls or None
+
+    return body_of
+
+
+def python_body(body: str, tools: Tools) -> list[Call] | None:
+    """`[name(key=value, ...), ...]`, in Python's way to write it (LFM 2), or JSON."""
+    text = body.strip()
+    if not text.startswith("["):
+        text = f"[{text}]" if not text.startswith("{") else text
+    with suppress(NoLiteral):
+        return json_body(text, tools)
+    return _python_calls(Scanner(text))
+
+
+def gemma_body(body: str, tools: Tools) -> list[Call] | None:
+    """`call:NAME{key:value, ...}`, texts between <|"|> (Gemma 4)."""
+    scanner = Scanner(body)
+    calls = []
+    while not scanner.is_over():
+        scanner.need("call:")
+        calls.append(Call(scanner.word(), as_json(scanner.mapping())))
+    return calls or None
+
+
+def divided_body(divider: str) -> Body:
+    """NAME, a mark, and JSON (Kimi K2, DeepSeek V3.1), or "function", the mark, NAME and JSON between ``` (R1)."""
+
+    def body_of(body: str, tools: Tools) -> list[Call] | None:
+        name, found, rest = body.partition(divider)
+        name = name.strip()
+        call_id = name if re.fullmatch(r"functions\.[\w.-]+:\d+", name) else ""
+        if call_id:
+            name = name.removeprefix("functions.").rpartition(":")[0]
+        if name == "function" and "\n" in rest:
+            name, _, rest = rest.partition("\n")
+            name = name.strip()
+        fenced = _FENCED.match(rest)
+        arguments = read_json(rest if fenced is None else fenced.group(1))
+        if not found or not name or not isinstance(arguments, dict):
+            return None
+        return [Call(name, as_json(arguments), call_id)]
+
+    return body_of
+
+
+def named_json_body(body: str, tools: Tools) -> list[Call] | None:
+    """`NAME[ARGS]{...}` (Mistral since 2025; [CALL_ID] and an id may stand between), or JSON as `json_body` has it."""
+    start = body.find("{")
+    header = body[: max(start, 0)].strip()
+    if not header or header.startswith("["):
+        return json_body(body, tools)
+    found = _MISTRAL.fullmatch(header)
+    arguments = read_json(body[start:])
+    if found is None or not isinstance(arguments, dict):
+        return None
+    return [Call(found.group(1), as_json(arguments), found.group(2) or "")]
+
+
+def _json_call(value: Any) -> Call | None:
+    if not isinstance(value, dict):
+        return None
+    value = value["function"] if isinstance(value.get("function"), dict) else value
+    name = value.get("name", value.get("tool_name"))
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = read_json(arguments)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    call_id = value.get("id")
+    return Call(name, as_json(arguments), call_id if isinstance(call_id, str) else "")
+
+
+def _python_calls(scanner: Scanner) -> list[Call] | None:
+    scanner.need("[")
+    calls: list[Call] = []
+    while not scanner.has("]"):
+        if calls:
+            scanner.need(",")
+        name = scanner.word()
+        scanner.need("(")
+        arguments: dict[str, Any] = {}
+        while not scanner.has(")"):
+            if arguments:
+                scanner.need(",")
+            key = scanner.word()
+            scanner.need("=")
+            arguments[key] = scanner.value()
+        calls.append(Call(name, as_json(arguments)))
+    return calls if calls and scanner.is_over() else None
+
+
+def _tagged(
+    text: str, opening: re.Pattern[str], closing: str, *, may_lack_end: bool = False
+) -> list[tuple[re.Match[str], str]]:
+    """Openings with what stands between them and their ends, which follow each other with nothing but whitespace
+    between. NoLiteral where there is something else."""
+    found = []
+    at = _after_space(text, 0)
+    while at < len(text):
+        start = opening.match(text, at)
+        end = -1 if start is None else text.find(closing, start.end())
+        if start is None or (end < 0 and not may_lack_end):
+            raise NoLiteral(f"no {closing} for what stands at {at}")
+        end = len(text) if end < 0 else end
+        found.append((start, text[start.end() : end]))
+        at = _after_space(text, end + len(closing))
+    return found
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, min(at, len(text)))
+    assert found is not None
+    return found.end()
+
+
+def _line(value: str) -> str:
+    """A value without the line breaks that templates put around it."""
+    return value.removeprefix("\n").removesuffix("\n")
+
+
+def _typed(value: str, schema: Any) -> Any:
+    """A value that was written without quotes, as its schema has it: a text is taken as it is, other JSON is read."""
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind == "string" or (isinstance(kind, list) and "string" in kind and value not in ("null", "None")):
+        return value
+    text = value.strip()
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return read_json(text)
+    except NoLiteral:
+        return value

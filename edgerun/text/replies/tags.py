@@ -1,0 +1,231 @@
+"""Replies whose reasoning and calls stand between marks, as <think>...</think> and <tool_call>...</tool_call>."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from edgerun.text.replies.bodies import Body
+from edgerun.text.replies.literals import JsonEnd, NoLiteral
+from edgerun.text.replies.marks import any_of, n_certain
+from edgerun.text.replies.parts import Call, Part, Tools, call_parts, plain
+
+_MOST_ENDS = 8  # that are tried for a call whose first end seems to stand in a value
+_MOST_HEADER_CHARS = 200  # before a call's JSON
+_HEADER = re.compile(r"[\w.\-\[\]\s]*")
+
+
+def _never(body: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """The marks around reasoning. anywhere: it may come again later; else only before anything is answered."""
+
+    begin: str
+    end: str
+    anywhere: bool = False
+
+
+@dataclass(frozen=True)
+class CallMarks:
+    """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. first: only
+    before anything is answered. is_within: whether a body breaks off within a value, so that its end may be none."""
+
+    begin: str
+    end: str
+    body: Body
+    first: bool = False
+    is_within: Callable[[str], bool] = _never
+
+
+@dataclass(frozen=True)
+class TagFormat:
+    """reasoning: its marks, if there is any; calls: those of calls; around: marks that mean nothing by themselves;
+    inside: tokens that marks and calls are made of."""
+
+    name: str
+    reasoning: Reasoning | None = None
+    calls: tuple[CallMarks, ...] = ()
+    around: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that must be seen to take a reply apart, though they be control tokens."""
+        thinking = () if self.reasoning is None else (self.reasoning.begin, self.reasoning.end)
+        calls = (mark for each in self.calls for mark in (each.begin, each.end) if mark)
+        return (*thinking, *calls, *self.around, *self.inside)
+
+    def reader(self, prompt: str, tools: Tools) -> TagReader:
+        """For one reply. prompt: what the reply continues, or the end of it; tools: without any, nothing is a call."""
+        return TagReader(self, prompt, tools)
+
+
+class TagReader:
+    """See `ReplyReader`. Space around marks belongs to them; a call that cannot be read is text."""
+
+    def __init__(self, format: TagFormat, prompt: str, tools: Tools) -> None:
+        self._format = format
+        self._tools = tools
+        self._thinking = format.reasoning
+        is_open = self._thinking is not None and prompt.rstrip().endswith(self._thinking.begin)
+        self._state: Literal["text", "reasoning", "call"] = "reasoning" if is_open else "text"
+        self._held = ""  # of which nothing can be said yet
+        self._swallows = is_open  # space comes after a mark
+        self._may_think = not is_open
+        self._has_answered = False
+        self._call = CallMarks("", "", _no_call)  # the one that is being read
+        self._begun = ""  # what stood before its body
+        self._looked = 0  # characters of `held` in which its end was looked for
+        self._n_ends = 0
+        self._json: JsonEnd | None = None
+
+    def push(self, text: str) -> list[Part]:
+        """See `ReplyReader`."""
+        self._held += text
+        return self._read(is_over=False)
+
+    def finish(self) -> list[Part]:
+        """See `ReplyReader`."""
+        return self._read(is_over=True)
+
+    def _read(self, is_over: bool) -> list[Part]:
+        parts: list[Part] = []
+        steps = {"text": self._read_text, "reasoning": self._read_reasoning, "call": self._read_call}
+        while (self._held or (is_over and self._state == "call")) and steps[self._state](parts, is_over):
+            pass
+        return parts
+
+    # Each of these takes what it can from the front of `held`, and tells whether there may be more to take.
+
+    def _read_text(self, parts: list[Part], is_over: bool) -> bool:
+        self._swallow(parts)
+        openings = self._openings()
+        found = any_of(openings).search(self._held) if openings else None
+        if found is None:
+            self._say(parts, len(self._held) if is_over else n_certain(self._held, openings))
+            return False
+        n = len(self._held[: found.start()].rstrip())
+        if n:  # an answer: some marks mean nothing after it
+            self._say(parts, n)
+            return True
+        mark, raw = found.group(), self._held[: found.end()]
+        self._held = self._held[found.end() :]
+        self._swallows = True
+        if self._thinking is not None and mark == self._thinking.begin:
+            parts.append(Part("mark", "", raw))
+            self._state = "reasoning"
+        elif mark in self._format.around:
+            parts.append(Part("mark", "", raw))
+        else:
+            self._call = next(call for call in self._format.calls if call.begin == mark)
+            if mark == "{":  # where the call itself begins
+                raw, self._held = raw[:-1], mark + self._held
+            self._begun, self._state = raw, "call"
+            self._looked = self._n_ends = 0
+            self._json = None
+        return True
+
+    def _read_reasoning(self, parts: list[Part], is_over: bool) -> bool:
+        assert self._thinking is not None
+        self._swallow(parts)
+        end = self._thinking.end
+        start = self._held.find(end)
+        if start < 0:
+            n = len(self._held.rstrip()) if is_over else n_certain(self._held, (end,))
+            self._take(parts, "reasoning", n)
+            if is_over:
+                self._take(parts, "mark", len(self._held))
+            return False
+        self._take(parts, "reasoning", len(self._held[:start].rstrip()))
+        self._take(parts, "mark", self._held.index(end) + len(end))
+        self._state, self._swallows, self._may_think = "text", True, self._thinking.anywhere
+        return True
+
+    def _read_call(self, parts: list[Part], is_over: bool) -> bool:
+        call = self._call
+        end = self._end_of_call()
+        if end is None and not is_over:
+            return False
+        n = len(self._held) if end is None else end
+        n_raw = n if end is None else n + len(call.end)
+        body = self._held[:n]
+        calls = _read_body(call.body, body, self._tools)
+        if calls is None and end is not None and self._n_ends < _MOST_ENDS and call.is_within(body):
+            self._n_ends, self._looked = self._n_ends + 1, n_raw
+            return True
+        self._state = "text"
+        if calls is not None:
+            parts += call_parts(calls, self._begun + self._held[:n_raw])
+            self._held, self._swallows = self._held[n_raw:], True
+            self._answered()
+            return True
+        # It is text. The innermost of several beginnings may still be a call, where there is an end at all.
+        again = body.rfind(call.begin) if end is not None and call.end else -1
+        kept = n_raw if again < 0 else again
+        self._held = self._begun + self._held
+        self._swallows = False
+        self._say(parts, len(self._begun) + kept)
+        return True
+
+    def _end_of_call(self) -> int | None:
+        """Where the body ends; None: it goes on."""
+        call = self._call
+        if call.end:
+            found = self._held.find(call.end, self._looked)
+            if found < 0:
+                self._looked = max(self._looked, len(self._held) - len(call.end) + 1)
+            return None if found < 0 else found
+        start = len(self._held) - len(self._held.lstrip())
+        if not self._held.startswith("[", start):
+            start = self._held.find("{")
+        header = self._held if start < 0 else self._held[:start]
+        if len(header) > _MOST_HEADER_CHARS or not _HEADER.fullmatch(header):
+            return 0
+        if start < 0:
+            return None
+        if self._json is None:
+            self._json = JsonEnd(start)
+        return self._json.find(self._held)
+
+    def _openings(self) -> tuple[str, ...]:
+        """Marks that mean something now."""
+        thinking = (self._thinking.begin,) if self._thinking is not None and self._may_think else ()
+        calls = [call.begin for call in self._format.calls if not (call.first and self._has_answered)]
+        return (*thinking, *self._format.around, *(calls if self._tools else ()))
+
+    def _swallow(self, parts: list[Part]) -> None:
+        """Space after a mark."""
+        if self._swallows:
+            self._take(parts, "mark", len(self._held) - len(self._held.lstrip()))
+            self._swallows = not self._held
+
+    def _say(self, parts: list[Part], n: int) -> None:
+        """The first `n` characters are text."""
+        if self._held[:n].strip():
+            self._answered()
+        self._take(parts, "text", n)
+
+    def _answered(self) -> None:
+        self._has_answered = True
+        self._may_think = self._may_think and self._thinking is not None and self._thinking.anywhere
+
+    def _take(self, parts: list[Part], kind: Literal["text", "reasoning", "mark"], n: int) -> None:
+        if n:
+            raw, self._held = self._held[:n], self._held[n:]
+            parts.append(Part("mark", "", raw) if kind == "mark" else plain(raw, kind))
+
+
+def _no_call(body: str, tools: Tools) -> list[Call] | None:
+    return None
+
+
+def _read_body(read: Body, body: str, tools: Tools) -> list[Call] | None:
+    try:
+        return read(body, tools)
+    except NoLiteral:
+        return None
