@@ -32,6 +32,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "Find the best way to process prompts here."),
     "bench": ("bench", "Measure how fast a model is."),
     "profile": ("profile", "Where a model's time, bytes and joules go."),
+    "cluster": ("cluster", "Run a model on several devices at home."),
     "doctor": ("doctor", "Check this machine and prepare the kernels."),
     "convert": ("convert", "Make a GGUF file from a checkpoint."),
     "quantize": ("quantize", "Make a GGUF file of another type."),

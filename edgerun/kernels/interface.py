@@ -30,6 +30,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2"]
+Gate = Literal[Activation, "none"]
 GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
@@ -346,8 +347,9 @@ class Kernels(Protocol):
         `out` may be `x`."""
         ...
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
-        """out (T, F) = activation(gate) * up. `out` may be `gate`. gelu is the tanh form, relu2 is relu squared."""
+    def gated(self, gate: F32, up: F32, activation: Gate, out: F32) -> None:
+        """out (T, F) = activation(gate) * up. `out` may be `gate`. gelu is the tanh form, relu2 is relu squared; none
+        is the gate itself."""
         ...
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:

@@ -138,7 +138,7 @@ def softplus_of(ops: Ops) -> Any:
 
 
 def build_gated(ops: Ops) -> Any:
-    """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2). out = kind(gate) * up."""
+    """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2, 7 none). out = kind(gate) * up."""
     lanes = ops.lanes
     load, store, times, fma = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.fma
     splat, maximum, sigmoid = ops.splat, ops.maximum, sigmoid_of(ops)
@@ -151,6 +151,8 @@ def build_gated(ops: Ops) -> Any:
             cube = times(times(x, x), x)
             inner = times(fma(cube, splat(float32(0.044715)), x), splat(float32(2 * 0.7978845608028654)))
             return times(x, sigmoid(inner))
+        if kind == 7:
+            return x
         x = maximum(x, splat(float32(0.0)))
         if kind == 2:
             return x

@@ -23,6 +23,7 @@ from edgerun.kernels.interface import (
     Activations,
     ConvActivation,
     Expert,
+    Gate,
     GateKind,
     Matrix,
     Neurons,
@@ -249,7 +250,7 @@ class ReferenceKernels:
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32, activation: Gate, out: F32) -> None:
         out[:] = activate(gate, activation) * up
 
     def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
@@ -266,7 +267,7 @@ def _in_pieces(neurons: Neurons) -> Iterator[tuple[I32, I32]]:
         yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 
 
-def activate(x: F32, activation: Activation) -> F32:
+def activate(x: F32, activation: Gate) -> F32:
     """The gate's non-linearity. gelu is the tanh form, as in ggml."""
     if activation == "silu":
         with np.errstate(over="ignore"):
@@ -278,7 +279,9 @@ def activate(x: F32, activation: Activation) -> F32:
         return np.maximum(x, np.float32(0))
     if activation == "relu2":
         return np.square(np.maximum(x, np.float32(0)))
-    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu or relu2")
+    if activation == "none":
+        return x
+    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu, relu2 or none")
 
 
 def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:

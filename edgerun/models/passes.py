@@ -68,7 +68,7 @@ class Passes:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        output_norm = store.vector("output_norm")
+        output_norm = store.vector(spec.family.output_norm)
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm = output_norm
         ropes = self._ropes(context)

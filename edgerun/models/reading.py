@@ -12,6 +12,7 @@ from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
+from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
@@ -68,6 +69,7 @@ def _whole_model(gguf: GgufFile) -> WholeModel:
 def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
+    recurrences = recurrences_of(gguf, n, family, count)
     experts = n.integer("expert_count", 0, 0)
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
@@ -78,7 +80,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, .
     d_ff_shared = n.integer("expert_shared_feed_forward_length", 0, 0)
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
-        numbers = replace(attention, d_ff=d_ff[layer])
+        numbers = replace(attention, d_ff=d_ff[layer], recurrence=recurrences[layer])
         if experts:
             numbers = replace(
                 numbers,

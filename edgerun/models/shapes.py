@@ -27,7 +27,7 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     The others are biases and scales of products, a head of its own, and factors of the rotation.
     """
     d, vocab = spec.d_model, spec.vocab_size
-    known: dict[str, tuple[tuple[int, ...], bool]] = {"output_norm.weight": ((d,), True)}
+    known: dict[str, tuple[tuple[int, ...], bool]] = {f"{spec.family.output_norm}.weight": ((d,), True)}
     if spec.shard is None:
         known |= {EMBEDDING: ((vocab, d), True), HEAD: ((vocab, d), False)}
     else:

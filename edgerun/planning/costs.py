@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.formats.gguf import GgmlType, TensorInfo
-from edgerun.kv import KvLayer, KvOptions
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kv import KvLayer, KvOptions, layer_groups
 from edgerun.models import ModelSpec
 from edgerun.models.plan import plan_of
 from edgerun.planning.memory import Sizes
@@ -77,7 +78,6 @@ def pass_operations(
             touched,
         )
 
-    keys = spec.kv_groups(kv)
     for number, (layer, planned) in enumerate(zip(catalog.layers, plan_of(spec), strict=True)):
         for part, info in layer.matrices.items():
             yield product(number, part, info, info.shape[0], 1.0, 1.0, rows)
@@ -90,8 +90,9 @@ def pass_operations(
             yield product(number, part, info, info.shape[1], times, touched, rows)
         attention = getattr(planned.mixer, "kv", None)
         if isinstance(attention, KvLayer):
-            stride = next(group.page_bytes / len(group.layers) for group in keys if number in group.layers)
-            yield _attention(number, spec.layers[number].n_heads, attention, rows, position, stride / 256)
+            (group,) = layer_groups([attention], kv)
+            position_bytes = group.page_bytes / KEYS_PER_PAGE
+            yield _attention(number, spec.layers[number].n_heads, attention, rows, position, position_bytes)
     yield product(None, "logits", catalog.head, catalog.head.shape[0], 1.0, 1.0, logits_rows)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-ProductName = Literal["qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
+ProductName = Literal[
+    "qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down", "mixer_in", "mixer_out"
+]
 
 
 @dataclass(frozen=True)

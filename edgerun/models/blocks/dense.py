@@ -85,4 +85,4 @@ def dense_of(spec: ModelSpec, layer: int) -> Dense | AbsentFeedForward:
     )
     if not ff:
         return AbsentFeedForward(down, (1,) * family.sub_norms)
-    return Dense(Product("gate_up", d, parts, "ffn_norm", eps=spec.norm_eps), down, spec.activation)
+    return Dense(Product("gate_up", d, parts, family.ffn_norm, eps=spec.norm_eps), down, spec.activation)

@@ -6,7 +6,7 @@ no declaration; tensors that are of no use to text are declared in `unused`, and
 """
 
 from edgerun.errors import UnsupportedError
-from edgerun.models.families import bitnet, gemma, llama, olmo, phi, qwen, smallthinker
+from edgerun.models.families import bitnet, falcon, gemma, lfm2, llama, olmo, phi, qwen, smallthinker
 from edgerun.models.families.family import Family, unused_tensors
 
 __all__ = ["FAMILIES", "Family", "family_of", "unused_tensors"]
@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {
     **gemma.FAMILIES,
     **smallthinker.FAMILIES,
     **bitnet.FAMILIES,
+    **lfm2.FAMILIES,
+    **falcon.FAMILIES,
 }
 
 

@@ -26,6 +26,7 @@ class Family:
     output_gate: Literal["none", "sigmoid", "softplus", "in_q"] = "none"  # in_q: sigmoid, of every head beside its q
     temperature: Literal["none", "said", "unrotated"] = "none"  # of late queries: by the file; of unrotated layers
     score_scale: float = 0.0  # of scores; 0: by the file, or head_dim ** -0.5
+    ffn_norm: str = "ffn_norm"  # name of the norm before the feed-forward
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
     sub_norms: bool = False  # a norm before attn_output and before ffn_down
@@ -42,6 +43,13 @@ class Family:
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     yarn_betas: bool = False  # the file's are used
+    window_everywhere: bool = False  # in a file that says a window all layers have it
+    recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
+    mixers_beside: bool = False  # every layer has attention and a recurrence side by side
+    single_blocks: bool = False  # a layer is a recurrence, attention or a feed-forward alone
+    tiled_heads: bool = False  # heads of values take turns with the key heads; else neighbours share one
+    short_convolutions: bool = False  # layers without key/value heads are short convolutions
+    output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 
