@@ -9,13 +9,12 @@ from typing import Any, Unpack
 from edgerun.api.loading import choose_context
 from edgerun.api.planning import model_header
 from edgerun.api.weights import kv_options
-from edgerun.cluster.plan import Choice, Model, choices, chosen
+from edgerun.cluster.plan import PROMPT_TOKENS, Choice, Model, choices, chosen
 from edgerun.cluster.profiles import Profiles
 from edgerun.formats.gguf import open_gguf
 from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
 from edgerun.options import PLAN_NAMES, PlanKeywords, load_options
-from edgerun.planning.speed import PROMPT_TOKENS
 
 
 @dataclass(frozen=True)

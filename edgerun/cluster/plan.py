@@ -13,7 +13,7 @@ from typing import Literal
 
 from edgerun.cluster.cuts import cuts_of
 from edgerun.cluster.links import Links, predict_s
-from edgerun.cluster.profiles import DeviceProfile, Profiles
+from edgerun.cluster.profiles import PlannedDevice, Profiles
 from edgerun.cluster.shares import Ability, divide, ranges, solve
 from edgerun.cluster.ways import WayName
 from edgerun.errors import DoesNotFitError, UnsupportedError
@@ -25,11 +25,12 @@ from edgerun.models.reductions import reductions
 from edgerun.models.share import spec_of_share
 from edgerun.planning.memory import plan_memory
 from edgerun.planning.rates import ProductRates, Rates
-from edgerun.planning.speed import PROMPT_TOKENS, Speed, TypeSizes, predict_speed
+from edgerun.planning.speed import Speed, TypeSizes, predict_speed
 from edgerun.weights.catalog import EMBEDDING, HEAD, make_catalog
 
 Kind = Literal["alone", "tensor", "pipeline"]
 
+PROMPT_TOKENS = 256  # of the prompt that is compared
 _RUNTIME_BYTES = 160 << 20  # of a process: libraries, kernels, vocabulary
 _WORTH = 0.95  # of the time of one device alone: with less gain several are not worth the trouble
 _STEPS: tuple[WayName, ...] = ("star", "mesh")
@@ -95,7 +96,7 @@ def chosen(found: Sequence[Choice]) -> Choice:
     return best if alone is None or best.token_s < _WORTH * alone.token_s else alone
 
 
-def _alone(model: Model, devices: Sequence[DeviceProfile]) -> Iterator[Choice]:
+def _alone(model: Model, devices: Sequence[PlannedDevice]) -> Iterator[Choice]:
     for device in devices:
         try:
             speed = _speed(model, model.spec, model.spec.tensors, device)
@@ -104,7 +105,7 @@ def _alone(model: Model, devices: Sequence[DeviceProfile]) -> Iterator[Choice]:
         yield Choice("alone", (device.name,), None, (1.0,), 1 / speed.decode_tok_s, speed.first_token_s, 0.0)
 
 
-def _groups(devices: Sequence[DeviceProfile]) -> Iterator[tuple[DeviceProfile, ...]]:
+def _groups(devices: Sequence[PlannedDevice]) -> Iterator[tuple[PlannedDevice, ...]]:
     """The head with the fastest others, 2 devices and more."""
     head, *others = devices
     others.sort(key=lambda device: -device.weights_bytes_per_s)
@@ -112,7 +113,7 @@ def _groups(devices: Sequence[DeviceProfile]) -> Iterator[tuple[DeviceProfile, .
         yield (head, *others[:count])
 
 
-def _tensor(model: Model, devices: Sequence[DeviceProfile], links: Links) -> Iterator[Choice]:
+def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Iterator[Choice]:
     spec, n = model.spec, len(devices)
     kept = kv_bytes(spec, model.context, kv=model.kv) // n
     abilities = [
@@ -141,7 +142,7 @@ def _tensor(model: Model, devices: Sequence[DeviceProfile], links: Links) -> Ite
         yield Choice("tensor", _names(devices), way, parts, token_s + wire_s, prompt_s + prompt_wire_s, wire_s)
 
 
-def _pipeline(model: Model, devices: Sequence[DeviceProfile], links: Links) -> Iterator[Choice]:
+def _pipeline(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Iterator[Choice]:
     """Layers one after another, as many on each device as its rate is worth. Only one of them works at a time."""
     spec, rates = model.spec, [device.weights_bytes_per_s for device in devices]
     token_s = prompt_s = 0.0
@@ -181,7 +182,7 @@ def _stage(spec: ModelSpec, layers: range, last: bool) -> dict[str, TensorInfo]:
     return found
 
 
-def _speed(model: Model, spec: ModelSpec, tensors: Mapping[str, TensorInfo], device: DeviceProfile) -> Speed:
+def _speed(model: Model, spec: ModelSpec, tensors: Mapping[str, TensorInfo], device: PlannedDevice) -> Speed:
     """Of one device with its part of the model. DoesNotFitError."""
     catalog = make_catalog(tensors, spec.n_layers)
     planned = plan_memory(
@@ -196,7 +197,7 @@ def _speed(model: Model, spec: ModelSpec, tensors: Mapping[str, TensorInfo], dev
     )
     one = ProductRates(device.weights_bytes_per_s, device.prompt_ops_per_s)
     rates = Rates(_SameForAll(one), device.disk_bytes_per_s, 4 << 20)
-    return predict_speed(catalog, spec, planned, model.sizes, rates)
+    return predict_speed(catalog, spec, planned, model.sizes, rates, prompt_tokens=PROMPT_TOKENS)
 
 
 class _SameForAll(dict[str, ProductRates]):
@@ -209,5 +210,5 @@ class _SameForAll(dict[str, ProductRates]):
         return self[""]
 
 
-def _names(devices: Sequence[DeviceProfile]) -> tuple[str, ...]:
+def _names(devices: Sequence[PlannedDevice]) -> tuple[str, ...]:
     return tuple(device.name for device in devices)

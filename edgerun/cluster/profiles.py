@@ -27,7 +27,7 @@ _MOST_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class DeviceProfile:
+class PlannedDevice:
     """A device. memory_bytes: what edgerun may take there."""
 
     name: str
@@ -41,7 +41,7 @@ class DeviceProfile:
 class Profiles:
     """Devices, the head first, and what their links are like."""
 
-    devices: tuple[DeviceProfile, ...]
+    devices: tuple[PlannedDevice, ...]
     links: Links
 
 
@@ -76,7 +76,7 @@ def read_profiles(path: Path) -> Profiles:
     return Profiles(tuple(devices), _links(path, said.get("link", {})))
 
 
-def _device(path: Path, said: Any) -> DeviceProfile:
+def _device(path: Path, said: Any) -> PlannedDevice:
     fields = _fields(path, said, {"name", "memory", "weights_gb_s", "prompt_gop_s", "disk_gb_s"}, "a device")
     name = fields.get("name")
     if not isinstance(name, str) or not name:
@@ -88,7 +88,7 @@ def _device(path: Path, said: Any) -> DeviceProfile:
         memory_bytes = parse_size_bytes(str(memory))
     except UsageError as error:
         raise FormatError(f"{path}: {name}: {error}") from None
-    return DeviceProfile(
+    return PlannedDevice(
         name,
         memory_bytes,
         1e9 * _number(path, fields, "weights_gb_s", name),

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from edgerun.cli.main import cli
 from edgerun.cluster.links import Links, predict_s
 from edgerun.cluster.plan import Model, choices, chosen
-from edgerun.cluster.profiles import DeviceProfile, Profiles, read_profiles
+from edgerun.cluster.profiles import PlannedDevice, Profiles, read_profiles
 from edgerun.errors import DoesNotFitError, FormatError, UsageError
 from edgerun.kernels import load_sizes
 from edgerun.models.reductions import reductions
@@ -33,8 +33,8 @@ def model(directory):
         yield Model(spec, load_sizes("reference"), 128)
 
 
-def device(name: str, rate: float, memory_bytes: int = GIB) -> DeviceProfile:
-    return DeviceProfile(name, memory_bytes, rate, 100 * rate, 1e9)
+def device(name: str, rate: float, memory_bytes: int = GIB) -> PlannedDevice:
+    return PlannedDevice(name, memory_bytes, rate, 100 * rate, 1e9)
 
 
 def plan(model: Model, *rates: float, links: Links = WIRE) -> list:
