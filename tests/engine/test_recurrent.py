@@ -26,7 +26,7 @@ from engine.fakes import FakeTokenizer
 from tests.engine.guessers import from_script, guessing, some, take_all
 from tests.models.instances import INSTANCES, VOCAB, write
 
-NAME = "lfm2"
+NAMES = ("lfm2", "qwen35")
 CONTEXT = 900
 TEXT = np.random.default_rng(3).integers(0, VOCAB, 700).tolist()
 PARAMS = SamplingParams(temperature=0, max_tokens=12, logprobs=1)
@@ -34,10 +34,10 @@ PARAMS = SamplingParams(temperature=0, max_tokens=12, logprobs=1)
 Open = Callable[..., Engine]
 
 
-@pytest.fixture
-def engine_of(tmp_path: Path, kernels: Kernels) -> Iterator[Open]:
+@pytest.fixture(params=NAMES)
+def engine_of(request: pytest.FixtureRequest, tmp_path: Path, kernels: Kernels) -> Iterator[Open]:
     with ExitStack() as stack:
-        gguf = stack.enter_context(open_gguf(write(INSTANCES[NAME], tmp_path / "model.gguf")))
+        gguf = stack.enter_context(open_gguf(write(INSTANCES[request.param], tmp_path / "model.gguf")))
         spec = load_spec(gguf)
         store = ResidentStore(gguf, spec, kernels)
         stack.callback(store.close)
