@@ -41,7 +41,7 @@ def engine_of(request: pytest.FixtureRequest, tmp_path: Path, kernels: Kernels) 
         spec = load_spec(gguf)
         store = ResidentStore(gguf, spec, kernels)
         stack.callback(store.close)
-        one = kv_bytes(spec, CONTEXT) + state_bytes(spec)
+        one = kv_bytes(spec, CONTEXT) + state_bytes(spec, CONTEXT)
 
         def opened(contexts: float = 20.0, **more: object) -> Engine:
             """On a decoder of its own, whose sequences may take as much as so many whole contexts."""
@@ -144,7 +144,7 @@ def test_wrong_guesses(engine_of: Open, monkeypatch: pytest.MonkeyPatch, small: 
     """What a rejected guess wrote is forgotten; states that are too large to be kept of each row are computed again."""
     take_all(monkeypatch)
     if not small:
-        monkeypatch.setattr(sequence_states, "_SMALL_BYTES", 0)
+        monkeypatch.setattr(sequence_states, "SMALL_BYTES", 0)
     params = SamplingParams(temperature=0, max_tokens=60, logprobs=1)
     want = Session(engine_of()).complete(TEXT[:250], params)
     session = Session(engine_of(draft=guessing(from_script(want.token_ids, 250, some(9), VOCAB))))

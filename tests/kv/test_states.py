@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from edgerun.errors import DoesNotFitError, UnsupportedError, UsageError
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, StateLayer, layer_groups, state_layouts
-from edgerun.kv.sequence_states import EVERY
-from edgerun.kv.states import PLANNED_BLOCKS
+from edgerun.kv.states import EVERY, sequence_blocks
 from tests.interrupts import interrupts
 
 LAYERS = [None, KvLayer(1, 4, 4), None]
@@ -116,9 +115,12 @@ def act(pool, actions):
             elif action == "fail":  # in its second wave
                 sequence.spare = False
                 sequence.reserve(len(new))
-                put(sequence, new[: n // 2], len(tokens))
-                sequence.advance(n // 2)
-                put(sequence, new[n // 2 :][:5], sequence.length)
+                half = -(-len(new) // 2)
+                for low, high in ((0, half), (half, half + 5)):
+                    if new[low:high]:
+                        put(sequence, new[low:high], len(tokens) + low)
+                    if high == half:
+                        sequence.advance(half)
                 n_held = sequence.held_from(len(tokens))
                 assert n_held == len(tokens), "where the step began is held"
                 sequence.truncate(n_held)
@@ -165,16 +167,17 @@ def act(pool, actions):
 def test_a_long_text_takes_what_was_planned():
     """States do not grow with the text; checkpoints give way to pages."""
     pages = 4
-    pool = PagePool(GROUPS, KvLedger(pages * PAGE + PLANNED_BLOCKS * BLOCK), LAYOUTS)
+    planned = sequence_blocks(BLOCK, pages * EVERY) * BLOCK
+    pool = PagePool(GROUPS, KvLedger(pages * PAGE + planned), LAYOUTS)
     sequence = KvSequence(pool, pages * EVERY)
     tokens = [i % 500 for i in range(pages * EVERY)]
     sequence.mark(700)
     for low in range(0, len(tokens), 50):
         write(sequence, tokens[low : low + 50])
-        assert pool.ledger.held_bytes <= pages * PAGE + PLANNED_BLOCKS * BLOCK
+        assert pool.ledger.held_bytes <= pages * PAGE + planned
     check(sequence, tokens)
-    assert sequence.n_bytes == pages * PAGE + PLANNED_BLOCKS * BLOCK
-    assert (sequence.held_from(1023), sequence.held_from(999)) == (1000, 700)
+    assert sequence.n_bytes == pages * PAGE + planned
+    assert [sequence.held_from(n) for n in (1023, 999, 767)] == [1000, 768, 700]
 
 
 def test_the_nearest_checkpoint_is_taken():
