@@ -94,7 +94,8 @@ def _packed(model: SafetensorsFile, stem: str, name: str, shape: tuple[int, int,
 def _reordered(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bytes (..., 16) of neighbours -> bytes of weights that are 16 apart."""
     weights = np.stack([nibbles & 15, nibbles >> 4], axis=-1).reshape(*nibbles.shape[:-1], _BLOCK)
-    return weights[..., : _BLOCK // 2] | (weights[..., _BLOCK // 2 :] << 4)
+    packed: NDArray[np.uint8] = weights[..., : _BLOCK // 2] | (weights[..., _BLOCK // 2 :] << 4)
+    return packed
 
 
 def _turned(
