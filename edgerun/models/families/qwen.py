@@ -4,7 +4,7 @@ from edgerun.models.families.family import RERANKER, Family
 
 FAMILIES = {
     "qwen2": Family(rope="neox", unused=RERANKER),
-    "qwen2moe": Family(rope="neox", renormalise=False),
+    "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
     "qwen35": Family(
