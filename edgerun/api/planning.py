@@ -127,7 +127,7 @@ def plan_model(
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
     n_prompt, n_decode = _TOKENS.check("prompt_tokens", prompt_tokens), _TOKENS.check("decode_tokens", decode_tokens)
     state = process_state()  # before measuring loads what a later process will have to load too
-    with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
+    with model_header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
         n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
 
@@ -223,7 +223,7 @@ def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], 
 
 
 @contextlib.contextmanager
-def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
+def model_header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     """A file with the model's header, and what is to be downloaded: 0 when the file is the model."""
     path = model_path(model)
     if isinstance(model, Path) or kind_of(path):
