@@ -216,6 +216,7 @@ def _transposed(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: Ggm
 def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:
     if c.family.fused_experts:
         yield from gpt_oss_experts(model, prefix, layer, (c.n_experts, c.d_model, c.d_ff_expert), used)
+        return
     together = f"{prefix}layers.{layer}.{c.family.experts_at}."
     if f"{together}gate_up_proj" in model.tensors:
         yield from _experts_together(model, c, layer, together, used)
