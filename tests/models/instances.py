@@ -113,7 +113,23 @@ PLAIN = [
     _lfm2("lfm2", (0, 2, 0)),
     _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
     _recurrent("qwen35", "qwen35", (1, 1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
-    _recurrent("qwen35-many", "qwen35", (1, 0, 1, 1, 0), Recurrence(3, 6, 2, 24, 24), tied=True, metadata=_SECTIONS),
+    _recurrent(
+        "qwen35-many",
+        "qwen35",
+        (1, 0, 1, 1, 0),
+        Recurrence(3, 6, 2, 24, 24),
+        tied=True,
+        further=True,
+        metadata=_SECTIONS,
+    ),
+        "qwen35-many",
+        "qwen35",
+        (1, 0, 1, 1, 0),
+        Recurrence(3, 6, 2, 24, 24),
+        tied=True,
+        further=True,
+        metadata=_SECTIONS,
+    ),
     _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
@@ -212,6 +228,12 @@ def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
     return {part: needed[part] for part in sorted(needed, key=_ORDER.index)}
 
 
+def _further(d: int) -> dict[str, tuple[int, ...]]:
+    """What a layer that guesses a further token has beside an ordinary one's."""
+    norms = {f"nextn.{name}": (d,) for name in ("enorm", "hnorm", "shared_head_norm")}
+    return {"nextn.eh_proj": (d, 2 * d), **norms}
+
+
 def tokens_of(i: Instance) -> list[int]:
     """What is fed: longer than any window."""
     return np.random.default_rng(7).integers(0, VOCAB, TOKENS).tolist()
@@ -236,7 +258,7 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
         for key, value in {
-            "block_count": i.layers,
+            "block_count": i.layers + i.further,
             "context_length": 128,
             "embedding_length": i.d,
             "feed_forward_length": i.ff,
@@ -261,7 +283,9 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         if i.taps:
             w.add(f"{a}.shortconv.l_cache", i.taps)
         if i.recurrent and FAMILIES[a].recurrence == "delta":
-            w.add(f"{a}.attention.recurrent_layers", np.array(i.recurrent, bool))
+            w.add(f"{a}.attention.recurrent_layers", np.array([*i.recurrent, *[False] * i.further], bool))
+        if i.further:
+            w.add(f"{a}.nextn_predict_layers", 1)
         if i.window:
             w.add(f"{a}.attention.sliding_window", i.window)
         for key, value in i.metadata.items():
@@ -297,4 +321,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
                     matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
+        if i.further:  # made like the last layer
+            for part, shape in (shapes_of(i, i.layers - 1) | _further(i.d)).items():
+                data = rng.standard_normal(shape).astype(np.float32)
+                w.add_tensor(tensor_name(i.layers, part), data, GgmlType.F32)
     return path
