@@ -27,6 +27,7 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
     rotated = _rotated(n, family, windows)
     sources = _sources(n, family, windows)
     temperature = _temperature(n, family)
+    normed = not family.qk_norm_not_of or n.integer("expert_count", 0, 0) != family.qk_norm_not_of
     found = []
     for layer, (mine, shared) in enumerate(zip(heads, kv_heads, strict=True)):
         if shared and mine % shared:
@@ -36,7 +37,11 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
         warm = temperature is not None and (family.temperature != "unrotated" or rotation is None)
         if warm and rotation is not None and rotation.dim != dims[local][0]:
             raise UnsupportedError(f"a temperature of queries of which only {rotation.dim} dimensions are rotated")
-        names = {part for part in ("attn_qkv", "attn_v", "attn_gate") if f"blk.{layer}.{part}.weight" in gguf.tensors}
+        names = {
+            part
+            for part in ("attn_qkv", "attn_v", "attn_gate", "attn_q_norm")
+            if f"blk.{layer}.{part}.weight" in gguf.tensors
+        }
         numbers = LayerNumbers(
             n_heads=mine,
             n_kv_heads=shared,
@@ -49,6 +54,7 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
             packed_qkv="attn_qkv" in names,
             v_from_k=family.v_from_k and not names & {"attn_qkv", "attn_v"},
             gate_per_head="attn_gate" in names and gguf.tensors[f"blk.{layer}.attn_gate.weight"].shape[0] == mine,
+            qk_normed=normed and (not family.qk_norm_by_file or "attn_q_norm" in names),
             temperature=temperature if warm else None,
             kv_source=sources[layer],
             conv_taps=0 if shared else taps,
@@ -90,6 +96,8 @@ def _rotated(n: Numbers, family: Family, windows: list[int]) -> list[bool]:
     layers = len(windows)
     if family.rotated == "listed":
         return n.truths("attention.rope_pattern", layers, True)
+    if family.rotated == "said":
+        return [n.truth("rope.scaling.finetuned", True)] * layers
     if family.rotated == "three_of_four":
         return [(layer + 1) % 4 != 0 for layer in range(layers)]
     if family.rotated == "windowed" and any(windows):

@@ -226,8 +226,10 @@ class Decoder:
     def _embed(self, tokens: NDArray[np.int32]) -> F32:
         """What enters the first layer, (T, d)."""
         x = self.store.embedding(tokens)
-        if self.spec.family.scaled_embedding:
-            self.kernels.scale(x, self.spec.d_model**0.5)
+        if self.spec.family.normed_embedding:
+            self.kernels.rms_norm(x, np.ones(self.spec.d_model, np.float32), self.spec.norm_eps, x)
+        if self.spec.embedding_scale != 1.0:
+            self.kernels.scale(x, self.spec.embedding_scale)
         return x
 
     def _capped(self, logits: F32) -> F32:

@@ -15,7 +15,8 @@ from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
 from edgerun.models.blocks.mamba import Mamba, mamba_of
 from edgerun.models.blocks.mixers_beside import MixersBeside
-from edgerun.models.blocks.mixture import Mixture, mixture_of
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.mixtures import mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
 from edgerun.models.blocks.nothing import NoFeedForward, NoMixer
 from edgerun.models.blocks.short_convolution import ShortConvolution, convolution_of

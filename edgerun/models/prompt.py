@@ -15,7 +15,8 @@ from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
-from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places
@@ -117,7 +118,7 @@ class PromptWalk:
     def route(self, layer: int) -> None:
         """To be called before a layer's first rows go in: an early router chooses."""
         mixture = self._layers.plan[layer].mixture
-        if mixture is not None and mixture.early:
+        if mixture is not None and mixture.router.early:
             choices = self._layers.choices(mixture, len(self.x))
             with self._here(layer) as here:
                 mixture.begin(here, self.x, choices)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from edgerun.formats.gguf import TensorInfo
-from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.kernels.interface import Activation
+from edgerun.kernels.routing import RouterKind
 from edgerun.kv import KvLayer
 from edgerun.models.families import Family
 
@@ -109,6 +110,7 @@ class LayerNumbers:
     rotation: Rotation | None  # None: positions are not told apart by it
     window: int = 0  # positions that are seen, 0 for all
     chunked: bool = False  # those of its own stretch of `window` positions, which begins at a multiple of it
+    qk_normed: bool = True  # as the family norms queries and keys
     packed_qkv: bool = False  # one matrix attn_qkv
     v_from_k: bool = False  # there is no attn_v: v is what attn_k gives
     gate_per_head: bool = False  # attn_gate gives one number a head
@@ -121,6 +123,9 @@ class LayerNumbers:
     conv_taps: int = 0
     recurrence: Recurrence | None = None
     latent: LatentNumbers | None = None
+    fused_gate_up: bool = False  # ffn_up holds gate, then up
+    fused_experts: bool = False  # ffn_gate_up_exps does
+    fused_shared: bool = False  # ffn_up_shexp does
 
     @property
     def q_rotation(self) -> Rotation | None:
@@ -164,6 +169,13 @@ class ModelSpec:
     context_length: int
     norm_eps: float
     expert_scale: float = 1.0
+    renormalise: bool = True  # the chosen experts' weights sum to one
+    expert_groups: int = 1
+    expert_groups_used: int = 1
+    expert_latent: int = 0  # width that experts work in; 0: d_model
+    embedding_scale: float = 1.0  # of what enters the first layer
+    residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
+    logit_scale: float = 1.0
     score_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0

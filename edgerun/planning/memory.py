@@ -21,7 +21,7 @@ from edgerun.models import ModelSpec, holdings
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
 from edgerun.units import format_size, round_up_size
-from edgerun.weights.catalog import EXPERT_PARTS, Catalog, LayerTensors
+from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import PIECE_BYTES
 from edgerun.weights.store import Mode
 from edgerun.weights.weight_file import ALIGNMENT
@@ -187,7 +187,7 @@ def plan_memory(
         )  # layers with a window hold a whole wave's keys and values
         if rest - more < 2 * smallest:
             more = 0
-        slots = min((rest - more) // slot, n_experts * len(layer_bytes))
+        slots = min((rest - more) // slot, catalog.n_all_experts)
         wave = _wave_tokens(
             spec, context, kv, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest), kv_bytes + more
         )
@@ -203,7 +203,7 @@ def plan_memory(
             wave_tokens=wave,
             slots=slots,
             slot_bytes=slot,
-            all_experts=n_experts * len(layer_bytes),
+            all_experts=catalog.n_all_experts,
             layers=len(layer_bytes),
             **common,
         )
@@ -265,8 +265,8 @@ def _matrices_bytes(layer: LayerTensors, sizes: Sizes) -> int:
 
 
 def _expert_bytes(layer: LayerTensors, sizes: Sizes) -> int:
-    infos = [layer.experts[part] for part in EXPERT_PARTS] if layer.experts else []
-    return sum(_rounded(sizes.packed_bytes(info.type, *info.shape[1:])) for info in infos)
+    rows = layer.expert_rows
+    return sum(_rounded(sizes.packed_bytes(each.info.type, each.rows, each.info.shape[-1])) for each in rows)
 
 
 def _rounded(n_bytes: int) -> int:

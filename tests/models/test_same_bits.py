@@ -72,7 +72,24 @@ def test_of_the_reference(name, directory):
         check(decoder, decoder, 70)
 
 
-@pytest.mark.parametrize("name", ["llama-Q4_0", "qwen2moe", "gemma3", "relu-Q8_0", "relu-Q4_K", "lfm2-Q4_K", "qwen35"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-Q4_0",
+        "qwen2moe",
+        "gemma3",
+        "relu-Q8_0",
+        "relu-Q4_K",
+        "lfm2-Q4_K",
+        "qwen35",
+        "cohere2",
+        "gptoss-MXFP4",
+        "llama4",
+        "erniemoe",
+        "bailingmoe2",
+        "deepseek-leading-Q8_0",
+    ],
+)
 def test_streamed(name, directory, kernels):
     gguf, spec = open_instance(name, directory)
     with gguf:

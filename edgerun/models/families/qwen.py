@@ -1,5 +1,7 @@
 """Qwen 1.5 to 3.8, dense and with experts."""
 
+from dataclasses import replace
+
 from edgerun.models.families.family import RERANKER, VISION, Family
 
 _DELTA = Family(
@@ -13,8 +15,10 @@ _DELTA = Family(
 )
 FAMILIES = {
     "qwen2": Family(rope="neox", unused=RERANKER),
-    "qwen2moe": Family(rope="neox", renormalise=False),
+    "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
     "qwen35": _DELTA,
+    "qwen35moe": replace(_DELTA, shared_gate=True),
+    "qwen3next": replace(_DELTA, shared_gate=True, tiled_heads=False),
 }
