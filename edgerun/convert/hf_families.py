@@ -7,16 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
-from edgerun.convert.hf_hybrids import (
-    DELTA_FOLDS,
-    Fold,
-    lfm2_values,
-    ministral3_values,
-    prepare_lfm2,
-    prepare_qwen35,
-    qwen35_values,
-    section_values,
-)
+from edgerun.convert.hf_hybrids import DELTA_FOLDS, Fold, lfm2_values, prepare_lfm2, prepare_qwen35, qwen35_values
 
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -246,20 +237,6 @@ FAMILIES: dict[str, Family] = {
         requires={**_SILU, "swiglu_limit": (7.0,), "attention_bias": (True,)},
         prepare=prepare_gpt_oss,
         values=gpt_oss_values,
-    ),
-    "qwen3_vl_text": Family(
-        "qwen3vl",
-        {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
-        unread=("model.visual.",),
-        requires=_SILU,
-        values=section_values,
-    ),
-    "ministral3": Family(
-        "mistral3",
-        {**_PRE_NORMS, **_ATTENTION, **_MLP},
-        permute_qk=True,
-        requires=_SILU,
-        values=ministral3_values,
     ),
     "qwen3_5_text": Family("qwen35", {**_DELTA_NORMS, **_MLP}, requires=_DELTA_REQUIRES, **_DELTA),
     "qwen3_5_moe_text": Family(

@@ -78,6 +78,14 @@ def prepare_qwen35(config: dict[str, Any]) -> dict[str, Any]:
 def qwen35_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of the delta net, and of the rotation's sections."""
     key_heads, value_heads, key_dim, value_dim = _delta_sizes(config)
+    rope = config.get("rope_parameters") or {}
+    sections = rope.get("mrope_section", (11, 11, 10)) if isinstance(rope, Mapping) else ()
+    if (
+        not isinstance(sections, list | tuple)
+        or len(sections) != 3
+        or not all(type(n) is int and n >= 0 for n in sections)
+    ):
+        raise FormatError("config.json: mrope_section is not three counts")
     return {
         "ssm.conv_kernel": _whole(config, "linear_conv_kernel_dim"),
         "ssm.state_size": key_dim,
@@ -86,35 +94,8 @@ def qwen35_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "ssm.inner_size": value_dim * value_heads,
         "full_attention_interval": _whole({"full_attention_interval": 4, **config}, "full_attention_interval"),
         "attention.recurrent_layers": np.array([kind == "linear_attention" for kind in layer_types(config)]),
-        **section_values(config, (11, 11, 10)),
+        "rope.dimension_sections": [*sections, 0],
     }
-
-
-def section_values(config: Mapping[str, Any], default: tuple[int, ...] = (24, 20, 20)) -> dict[str, Any]:
-    """Which dimensions of the rotation count time, height and width: of text all are the same."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    sections = rope.get("mrope_section", default) if isinstance(rope, Mapping) else ()
-    if (
-        not isinstance(sections, list | tuple)
-        or len(sections) != 3
-        or not all(type(n) is int and n >= 0 for n in sections)
-    ):
-        raise FormatError("config.json: mrope_section is not three counts")
-    return {"rope.dimension_sections": [*sections, 0]}
-
-
-def ministral3_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Queries grow with their position; what YaRN would scale by is scaled back."""
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, Mapping) or rope.get("rope_type") != "yarn":
-        raise FormatError("config.json: rope_parameters is not of type yarn")
-    values = {
-        "attention.temperature_scale": rope.get("llama_4_scaling_beta", 0.0),
-        "rope.scaling.yarn_log_multiplier": rope.get("mscale_all_dim", 0.0),
-    }
-    if not all(type(value) in (int, float) and 0 <= value < 1e6 for value in values.values()):
-        raise FormatError("config.json: llama_4_scaling_beta or mscale_all_dim is no number")
-    return {key: float(value) for key, value in values.items()}
 
 
 def delta_channels(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -59,13 +59,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-CONFIGS["qwen3_vl_text"] = {"head_dim": 16, "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2]}}
-CONFIGS["ministral3"] = {
-    "head_dim": 16, "rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
-        "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3, "beta_fast": 32.0, "beta_slow": 1.0,
-    },
-}  # fmt: skip
 CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
     "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
     "shared_expert_intermediate_size": 96,
@@ -108,7 +101,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 if kind.startswith("qwen2"):
                     shapes[f"{p}self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{p}self_attn.o_proj.weight"] = (D, q)
-        if kind in ("qwen3", "qwen3_vl_text", "qwen3_moe", "gemma3_text", "olmoe"):
+        if kind in ("qwen3", "qwen3_moe", "gemma3_text", "olmoe"):
             full = kind == "olmoe"
             shapes[f"{p}self_attn.q_norm.weight"] = (q if full else head,)
             shapes[f"{p}self_attn.k_norm.weight"] = (kv if full else head,)

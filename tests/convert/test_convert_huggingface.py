@@ -31,7 +31,7 @@ from edgerun.formats.quants import dequantize
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe", "phi3": "phi3", "gemma2": "gemma2",
-    "gemma3_text": "gemma3", "qwen3_vl_text": "qwen3vl", "ministral3": "mistral3",
+    "gemma3_text": "gemma3",
 }  # fmt: skip
 
 
