@@ -45,7 +45,7 @@ def convert(folder: Path, **options: Any) -> GgufFile:
     return open_gguf(folder / "out.gguf")
 
 
-FOLDED = (
+FOLDED = ("lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text", "gpt_oss")  # their files hold other numbers
     "lfm2",
     "qwen3_5_text",
     "qwen3_5_moe_text",
