@@ -25,6 +25,7 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import load_spec
+from edgerun.models.holdings import kv_bytes
 from edgerun.models.spec import ModelSpec
 from edgerun.options import LoadOptions
 from edgerun.planning import process_budget
@@ -112,7 +113,7 @@ def load_clustered(
             kv=options.kv,
             prefetch=options.prefetch,
         )
-        own = Ability(own_rate, max(0, budget - spec.kv_bytes(n_context, kv=kv)))
+        own = Ability(own_rate, max(0, budget - kv_bytes(spec, n_context, kv=kv)))
         whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes)
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 
 from edgerun.events import EventSink, ignore
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels.interface import Activation, Activations, Expert, Kernels, Matrix, Neurons, RopeKind, RouterKind
+from edgerun.kernels.interface import (
+    Activation,
+    Activations,
+    Expert,
+    Kernels,
+    Matrix,
+    Neurons,
+    RopeKind,
+)
 from edgerun.kernels.kv_formats import F16, KvFormat
 from edgerun.kernels.layout import PackedSizes
+from edgerun.kernels.routing import RouterKind, Routing
 from edgerun.options.loading import KERNEL_NAMES, LOADING
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "Neurons",
     "RopeKind",
     "RouterKind",
+    "Routing",
     "kernels_missing",
     "load_kernels",
     "load_sizes",

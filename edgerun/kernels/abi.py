@@ -169,14 +169,35 @@ class Rotate(NamedTuple):
     factor: Annotated[int, "address of an f32: 1 / the square root of size"]
 
 
+class LayerNorm(NamedTuple):
+    """out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias. An item is a row; out may be x."""
+
+    x: Annotated[int, "address of (rows, cols) f32"]
+    weight: Annotated[int, "address of (cols,) f32"]
+    bias: Annotated[int, "address of (cols,) f32; 0: none"]
+    out: Annotated[int, "address of (rows, cols) f32"]
+    cols: Annotated[int, "columns"]
+    eps: Annotated[int, "address of an f32"]
+
+
+class Affine(NamedTuple):
+    """x = x * scale + bias, in place, each row by the entry that its id names. An item is a row."""
+
+    x: Annotated[int, "address of (rows, cols) f32"]
+    cols: Annotated[int, "columns"]
+    ids: Annotated[int, "address of i32: each row's entry; 0: all the first"]
+    scale: Annotated[int, "address of an f32 for each entry; 0: none"]
+    bias: Annotated[int, "address of (entries, cols) f32; 0: none"]
+
+
 class Gated(NamedTuple):
     """out = kind(gate) * up. An item is a row."""
 
     gate: Annotated[int, "address of (rows, cols) f32"]
-    up: Annotated[int, "address of (rows, cols) f32"]
+    up: Annotated[int, "address of (rows, cols) f32; 0: all ones"]
     out: Annotated[int, "address of (rows, cols) f32"]
     cols: Annotated[int, "columns"]
-    kind: Annotated[int, "0 silu, 1 gelu, 2 relu, 3 relu squared"]
+    kind: Annotated[int, "0 silu, 1 gelu, 2 relu, 3 relu squared, 4 oai (see interface.py), 7 none"]
 
 
 class Combine(NamedTuple):
@@ -322,6 +343,8 @@ class MergedRow(NamedTuple):
 
 _OF_KERNEL = {
     "rms_norm": RmsNorm,
+    "layer_norm": LayerNorm,
+    "affine": Affine,
     "copy": Copy,
     "head_gate": HeadGate,
     "rope": Rope,

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Product, slot_of
-from edgerun.kernels.interface import F32, I32, Activation, Expert
+from edgerun.kernels.abi import Affine, Product, slot_of
+from edgerun.kernels.interface import F32, I32, NO_VECTORS, Activation, Expert, ExpertVectors, Matrix
 from edgerun.kernels.kernel_names import MATRIX_KERNELS, QUANTIZE
 from edgerun.kernels.launcher import Launcher
-from edgerun.kernels.layer_launch import GATED_GRAIN, gated, gated_arguments
+from edgerun.kernels.layer_launch import AFFINE_GRAIN, GATED_GRAIN, affine, affine_arguments, gated, gated_arguments
 from edgerun.kernels.memory import address
 from edgerun.kernels.product_launch import Job, ProductLaunch
-from edgerun.kernels.program import I64, Launch, Program
+from edgerun.kernels.program import I64, Launch, Patch, Program
 from edgerun.kernels.rows import QUANTIZE_GRAIN, Form, Rows, plain, quantised
 
 _WEIGHTS, _OUT = slot_of(Product, "weights"), slot_of(Product, "out")
+_SCALE, _BIAS = slot_of(Affine, "scale"), slot_of(Affine, "bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,10 @@ class _ExpertProgram:
 
     program: Program
     row: F32  # (1, d)
-    front: I64  # (2 * experts, slots of a `Product`): gates, then ups
+    ids: I32  # (experts,)
+    front: I64  # (experts, or 2 * experts, slots of a `Product`): gates, if there are some, then ups
     back: I64  # (experts, slots): downs
+    vectors: Patch | None  # addresses of factors and biases of gates, then of ups
 
 
 class ExpertLaunch:
@@ -51,15 +54,18 @@ class ExpertLaunch:
         slots: Sequence[I32],
         activation: Activation,
         out: F32,
+        vectors: ExpertVectors = NO_VECTORS,
     ) -> None:
         """See `interface.Kernels.experts_ffn`."""
         self._launcher.spoil("experts, which are others for every token")
         if not experts:
             return
+        if any((each.gate is None) != (experts[0].gate is None) for each in experts):
+            raise UsageError("experts with and without gates cannot be computed together")
         if x.x.shape[0] == 1 and _alike(experts):
-            self._one_row(experts, x.x, slots, activation, out)
+            self._one_row(experts, x.x, slots, activation, out, vectors)
         else:
-            self._many_rows(experts, x, rows, slots, activation, out)
+            self._many_rows(experts, x, rows, slots, activation, out, vectors)
 
     def _many_rows(
         self,
@@ -69,11 +75,11 @@ class ExpertLaunch:
         slots: Sequence[I32],
         activation: Activation,
         out: F32,
+        vectors: ExpertVectors,
     ) -> None:
         counts = [len(row) for row in rows]
-        total, ff = sum(counts), experts[0].gate.rows
-        gate = np.empty((total, ff), np.float32)
-        up = np.empty((total, ff), np.float32)
+        total, ff = sum(counts), experts[0].up.rows
+        gate, up = (np.empty((total, ff), np.float32) for _ in range(2))
         starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
         if x.x.shape[0] == 1:  # every expert works on the one row
             source, offsets = x, [0] * len(experts)
@@ -82,11 +88,20 @@ class ExpertLaunch:
         jobs: list[Job] = []
         for index, expert in enumerate(experts):
             low, high = starts[index], starts[index + 1]
-            jobs.append((expert.gate, source, offsets[index], high - low, gate[low:high]))
+            if expert.gate is not None:
+                jobs.append((expert.gate, source, offsets[index], high - low, gate[low:high]))
             jobs.append((expert.up, source, offsets[index], high - low, up[low:high]))
         self._products.run(jobs)
-        gated(self._launcher, gate, up, activation, gate)
-        hidden = Rows(gate, self._launcher)
+        gated_ones, ids = experts[0].gate is not None, np.repeat([each.id for each in experts], counts).astype(np.int32)
+        if gated_ones and vectors.gate is not None:
+            affine(self._launcher, gate, ids, *vectors.gate)
+        if vectors.up is not None:
+            affine(self._launcher, up, ids, *vectors.up)
+        if gated_ones:
+            gated(self._launcher, gate, up, activation, up)
+        else:
+            gated(self._launcher, up, None, activation, up)
+        hidden = Rows(up, self._launcher)
         result = np.empty((total, out.shape[1]), np.float32)
         self._products.run(
             [
@@ -97,36 +112,50 @@ class ExpertLaunch:
         out[np.concatenate(slots)] = result
 
     def _one_row(
-        self, experts: Sequence[Expert], x: F32, slots: Sequence[I32], activation: Activation, out: F32
+        self,
+        experts: Sequence[Expert],
+        x: F32,
+        slots: Sequence[I32],
+        activation: Activation,
+        out: F32,
+        vectors: ExpertVectors,
     ) -> None:
-        gate, down = experts[0].gate, experts[0].down
-        count, ff, d = len(experts), gate.rows, down.rows
-        if x.shape[1] != gate.cols or out.shape[1] != d or not out.flags.c_contiguous:
-            raise UsageError(f"experts of {gate.cols} x {ff} x {d} do not fit {x.shape} and {out.shape}")
+        up, down = experts[0].up, experts[0].down
+        count, ff, d = len(experts), up.rows, down.rows
+        if x.shape[1] != up.cols or out.shape[1] != d or not out.flags.c_contiguous:
+            raise UsageError(f"experts of {up.cols} x {ff} x {d} do not fit {x.shape} and {out.shape}")
         places = [int(slot[0]) for slot in slots]
         if len(places) != count or min(places) < 0 or max(places) >= len(out):
             raise UsageError(f"{count} experts cannot write to rows {places} of {len(out)}")
-        key = (count, gate.type, down.type, gate.cols, ff, d, activation)
+        ids = [each.id for each in experts]
+        _check_entries(vectors, max(ids), ff)
+        present = tuple(
+            each is not None for each in (vectors.gate_scale, vectors.gate_bias, vectors.up_scale, vectors.up_bias)
+        )
+        key = (count, experts[0].kind, activation, present)
         with self._launcher.lock:
             known = self._programs.get(key)
             if known is None:
-                known = self._programs[key] = self._laid_out(experts, activation)
+                known = self._programs[key] = self._laid_out(experts, activation, vectors)
             known.row[:] = x
-            known.front[:count, _WEIGHTS] = [each.gate.address for each in experts]
-            known.front[count:, _WEIGHTS] = [each.up.address for each in experts]
+            known.ids[:] = ids
+            known.front[:, _WEIGHTS] = [each.address for each in _first_matrices(experts)]
             known.back[:, _WEIGHTS] = [each.down.address for each in experts]
             target = address(out)
             known.back[:, _OUT] = [target + 4 * d * place for place in places]
+            if known.vectors is not None:
+                known.vectors.write(*_addresses(vectors))
             self._launcher.run_program(known.program)
 
-    def _laid_out(self, experts: Sequence[Expert], activation: Activation) -> _ExpertProgram:
+    def _laid_out(self, experts: Sequence[Expert], activation: Activation, vectors: ExpertVectors) -> _ExpertProgram:
         """For experts like these. Where the results go is not known yet."""
-        gate, down = experts[0].gate, experts[0].down
-        count, ff = len(experts), gate.rows
-        row = np.zeros((1, gate.cols), np.float32)
-        hidden = np.zeros((2 * count, ff), np.float32)  # gates, then ups
+        up, down = experts[0].up, experts[0].down
+        count, ff, gates = len(experts), up.rows, experts[0].gate is not None
+        row, ids = np.zeros((1, up.cols), np.float32), np.zeros(count, np.int32)
+        matrices = _first_matrices(experts)
+        hidden = np.zeros((len(matrices), ff), np.float32)  # gates, if there are some, then ups
         launches: list[Launch] = []
-        kept: list[object] = [row, hidden]
+        kept: list[object] = [row, hidden, ids]
 
         def lay_out_form(x: F32, kind: str) -> Form:
             if kind == "f32":
@@ -136,28 +165,70 @@ class ExpertLaunch:
             launches.append(self._launcher.laid_out(QUANTIZE[kind], arguments, len(x), QUANTIZE_GRAIN))
             return form
 
-        first = lay_out_form(row, MATRIX_KERNELS[gate.type].form)
-        outs = [address(hidden) + 4 * ff * index for index in range(2 * count)]
-        matrices = [each.gate for each in experts] + [each.up for each in experts]
+        first = lay_out_form(row, MATRIX_KERNELS[up.type].form)
+        outs = [address(hidden) + 4 * ff * index for index in range(len(matrices))]
         front = len(launches)
         launches.append(self._products.laid_out(matrices, [first] * len(matrices), outs))
-        gates, ups = hidden[:count], hidden[count:]
-        arguments = gated_arguments(gates, ups, activation, gates)
-        launches.append(self._launcher.laid_out("gated", arguments, count, GATED_GRAIN))
-        second = lay_out_form(gates, MATRIX_KERNELS[down.type].form)
+        patched: list[tuple[int, int]] = []  # (launch, the first of its two addresses in `_addresses`)
+        for part, which, values in (
+            (hidden[:count], vectors.gate if gates else None, 0),
+            (hidden[-count:], vectors.up, 2),
+        ):
+            if which is not None:
+                patched.append((len(launches), values))
+                arguments = affine_arguments(part, ids, *which)
+                launches.append(self._launcher.laid_out("affine", arguments, count, AFFINE_GRAIN))
+        ups = hidden[-count:]
+        activated = gated_arguments(hidden[:count], ups if gates else None, activation, ups)
+        launches.append(self._launcher.laid_out("gated", activated, count, GATED_GRAIN))
+        second = lay_out_form(ups, MATRIX_KERNELS[down.type].form)
         back = len(launches)
         rows = [second.row(index) for index in range(count)]
         launches.append(self._products.laid_out([each.down for each in experts], rows, [0] * count))
         program = Program(launches, kept)
-        return _ExpertProgram(program, row, program.products(front, 2 * count), program.products(back, count))
+        fronts, backs = program.products(front, len(matrices)), program.products(back, count)
+        return _ExpertProgram(program, row, ids, fronts, backs, _patch(program, patched))
+
+
+def _patch(program: Program, patched: list[tuple[int, int]]) -> Patch | None:
+    """Of the factors' and biases' addresses in these launches."""
+    if not patched:
+        return None
+    places = [
+        (program.argument_places(np.array([launch]), slot), np.array([value + offset]))
+        for launch, value in patched
+        for offset, slot in enumerate((_SCALE, _BIAS))
+    ]
+    return program.patch(places, 4)
+
+
+def _addresses(vectors: ExpertVectors) -> tuple[int, ...]:
+    """Of factors and biases of gates, then of ups; 0: none."""
+    each = (vectors.gate_scale, vectors.gate_bias, vectors.up_scale, vectors.up_bias)
+    return tuple(0 if array is None else address(array) for array in each)
+
+
+def _check_entries(vectors: ExpertVectors, highest: int, ff: int) -> None:
+    """UsageError unless there are factors and biases of all experts up to `highest`."""
+    for scale, bias in (vectors.gate or (None, None), vectors.up or (None, None)):
+        short = (scale is not None and (scale.ndim != 1 or len(scale) <= highest)) or (
+            bias is not None and (bias.ndim != 2 or len(bias) <= highest or bias.shape[1] != ff)
+        )
+        if short or (bias is not None and not bias.flags.c_contiguous):
+            raise UsageError(f"factors or biases of the experts do not reach expert {highest} of {ff} neurons")
+
+
+def _first_matrices(experts: Sequence[Expert]) -> list[Matrix]:
+    """Those that the input is multiplied with: gates, then ups."""
+    return [*(each.gate for each in experts if each.gate is not None), *(each.up for each in experts)]
 
 
 def _alike(experts: Sequence[Expert]) -> bool:
     """Whether all are packed, of the same formats and sizes."""
     first = experts[0]
     return (
-        first.gate.type == first.up.type
-        and first.gate.type in MATRIX_KERNELS
+        (first.gate is None or first.gate.type == first.up.type)
+        and first.up.type in MATRIX_KERNELS
         and first.down.type in MATRIX_KERNELS
         and all(expert.kind == first.kind for expert in experts)
     )

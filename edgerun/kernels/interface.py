@@ -22,6 +22,7 @@ from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
+from edgerun.kernels.routing import Routing
 from edgerun.kernels.states import StateRows
 
 F32 = NDArray[np.float32]
@@ -29,11 +30,11 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
-Activation = Literal["silu", "gelu", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "relu", "relu2", "oai"]
+Gate = Literal[Activation, "none"]
 GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
-RouterKind = Literal["softmax", "sigmoid", "softmax_topk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,21 +83,58 @@ class Activations(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """The three matrices of one expert's gated feed-forward. UsageError where they do not fit each other."""
+    """The matrices of one expert's feed-forward, gated or not. UsageError where they do not fit each other."""
 
     id: int
-    gate: Matrix  # (expert_ff, d)
+    gate: Matrix | None  # (expert_ff, d); None: not gated
     up: Matrix  # (expert_ff, d)
     down: Matrix  # (d, expert_ff)
     kind: tuple[object, ...] = field(init=False)  # types, layouts and sizes: alike for experts that lie alike
 
     def __post_init__(self) -> None:
-        gate, up, down = self.gate, self.up, self.down
-        if (up.rows, up.cols) != (gate.rows, gate.cols) or (down.rows, down.cols) != (gate.cols, gate.rows):
-            shapes = ", ".join(f"{each.rows} x {each.cols}" for each in (gate, up, down))
+        all_of = [self.up, self.down] if self.gate is None else [self.gate, self.up, self.down]
+        up, down = self.up, self.down
+        fits = all((each.rows, each.cols) == (up.rows, up.cols) for each in all_of[:-1])
+        if not fits or (down.rows, down.cols) != (up.cols, up.rows):
+            shapes = ", ".join(f"{each.rows} x {each.cols}" for each in all_of)
             raise UsageError(f"expert {self.id}: {shapes} are not gate, up and down of one feed-forward")
-        kind = (gate.type, up.type, down.type, gate.layout, up.layout, down.layout, gate.rows, gate.cols)
-        object.__setattr__(self, "kind", kind)
+        kinds = [(each.type, each.layout) for each in all_of]
+        object.__setattr__(self, "kind", (*kinds, up.rows, up.cols))
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Gate, if it has one, up and down."""
+        return (self.up, self.down) if self.gate is None else (self.gate, self.up, self.down)
+
+
+def make_expert(id: int, matrices: Sequence[Matrix]) -> Expert:
+    """Of gate, if it has one, up and down."""
+    *gate, up, down = matrices
+    return Expert(id, gate[0] if gate else None, up, down)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertVectors:
+    """What a layer's experts have beside their matrices before the activation, by expert: factors (experts,), then
+    biases (experts, expert_ff), f32. None: the file has none."""
+
+    gate_scale: F32 | None = None
+    gate_bias: F32 | None = None
+    up_scale: F32 | None = None
+    up_bias: F32 | None = None
+
+    @property
+    def gate(self) -> tuple[F32 | None, F32 | None] | None:
+        """Factors and biases of the gates; None: neither."""
+        return None if self.gate_scale is None and self.gate_bias is None else (self.gate_scale, self.gate_bias)
+
+    @property
+    def up(self) -> tuple[F32 | None, F32 | None] | None:
+        """Of the ups."""
+        return None if self.up_scale is None and self.up_bias is None else (self.up_scale, self.up_bias)
+
+
+NO_VECTORS = ExpertVectors()
 
 
 NEURON_TYPES = tuple(FORMATS)
@@ -227,8 +265,10 @@ class Kernels(Protocol):
         slots: Sequence[I32],  # per expert: the row of `out` that each result goes to
         activation: Activation,
         out: F32,  # (T * k, d)
+        vectors: ExpertVectors = NO_VECTORS,
     ) -> None:
-        """out[slot] = down(activation(gate(x[row])) * up(x[row])): unweighted, so that order cannot matter."""
+        """out[slot] = down(activation(gate(x[row])) * up(x[row])), or down(activation(up(x[row]))) without a gate:
+        unweighted, so that order cannot matter. All experts of a call have a gate, or none has."""
         ...
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
@@ -256,6 +296,15 @@ class Kernels(Protocol):
     def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
         """x (rows, n) *= kind(gate), gate (rows, n) or (rows, 1), whose rows may lie apart.
         softplus(x) = log(1 + e^x)."""
+        ...
+
+    def layer_norm(self, x: F32, weight: F32, bias: F32 | None, eps: float, out: F32) -> None:
+        """out (rows, n) = (x - mean) / sqrt(variance + eps) * weight (n,) + bias (n,). `out` may be `x`."""
+        ...
+
+    def affine(self, x: F32, ids: I32 | None, scale: F32 | None, bias: F32 | None) -> None:
+        """x[r] = x[r] * scale[ids[r]] + bias[ids[r]] for x (rows, n), scale (entries,), bias (entries, n), in place.
+        No ids: all rows by the first entry; no scale: 1; no bias: 0."""
         ...
 
     def add(self, x: F32, y: F32) -> None:
@@ -346,14 +395,15 @@ class Kernels(Protocol):
         `out` may be `x`."""
         ...
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
-        """out (T, F) = activation(gate) * up. `out` may be `gate`. gelu is the tanh form, relu2 is relu squared."""
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
+        """out (T, F) = activation(gate) * up; without `up` activation(gate). `out` may be `gate`. gelu is the tanh
+        form, relu2 is relu squared; oai is gpt-oss's: g sigmoid(1.702 g) (up + 1) of g = min(gate, 7) and up cut off
+        at -7 and 7; none is the gate itself."""
         ...
 
-    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
-        """Router logits (T, experts) -> ids (T, k), weights (T, k), best first, ties to the lower id.
-        softmax: probabilities over all, then top k; softmax_topk: softmax over the chosen k's logits;
-        sigmoid: independent; `renormalise`: weights sum to one; then * scale."""
+    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
+        """Router logits (T, experts) -> ids (T, used), weights (T, used), best first, ties to the lower id.
+        bias (experts,): added to what experts are chosen by, not to what they are weighted by."""
         ...
 
     @property

@@ -24,6 +24,8 @@ SOURCES = {
     **{f"matmul_{name}": "matmul_driver" for name in BY_NAME},
     **{f"pack_{name}": "pack_kernels" for name in BY_NAME},
     "rms_norm": "layer_kernels",
+    "layer_norm": "layer_kernels",
+    "affine": "layer_kernels",
     "copy": "layer_kernels",
     "rope": "layer_kernels",
     "kv_write": "kv_kernels",

@@ -12,7 +12,7 @@ from edgerun.kernels.layout import ROW_TYPES
 
 ALWAYS = (
     *("pool_run", "pool_work", "pool_program"),
-    *("add", "rms_norm", "rope", "kv_write", "gated", "head_gate"),
+    *("add", "affine", "rms_norm", "layer_norm", "rope", "kv_write", "gated", "head_gate"),
     *("attention_decode", "attention_merge"),
 )
 

@@ -12,7 +12,7 @@ from numba import float32, int64, njit
 
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_f32, load_i64
+from edgerun.kernels.simd import load_f32, load_i64, load_u32
 
 
 def build_rms_norm(ops: Ops) -> Any:
@@ -39,6 +39,74 @@ def build_rms_norm(ops: Ops) -> Any:
                 store(int64(out + at + 4 * i), times(times(v, factor), w), int64(cols - i))
 
     return rms_norm, kernel_signature()
+
+
+def build_layer_norm(ops: Ops) -> Any:
+    """0 x, 1 weight, 2 bias, 3 out, 4 columns, 5 &eps: see `abi.LayerNorm`."""
+    lanes = ops.lanes
+    load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
+    plus, minus, zero, sum_floats, splat, within = (
+        ops.add,
+        ops.sub,
+        ops.zero_floats,
+        ops.sum_floats,
+        ops.splat,
+        ops.within,
+    )
+
+    def layer_norm(arguments: int, low: int, high: int) -> None:
+        x, weight = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        bias, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        cols = load_i64(int64(arguments + 32))
+        eps = load_f32(load_i64(int64(arguments + 40)))
+        for row in range(low, high):
+            at = row * cols * 4
+            total = zero()
+            for i in range(0, cols, lanes):
+                total = plus(total, load(int64(x + at + 4 * i), int64(cols - i)))
+            mean = splat(float32(sum_floats(total) / float32(cols)))
+            total = zero()
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                v = within(minus(load(int64(x + at + 4 * i), n), mean), int64(0), n, float32(0.0))
+                total = fma(v, v, total)
+            factor = splat(float32(float32(1.0) / (sum_floats(total) / float32(cols) + eps) ** float32(0.5)))
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                v = minus(load(int64(x + at + 4 * i), n), mean)
+                v = times(times(v, factor), load(int64(weight + 4 * i), n))
+                if bias != 0:
+                    v = plus(v, load(int64(bias + 4 * i), n))
+                store(int64(out + at + 4 * i), v, n)
+
+    return layer_norm, kernel_signature()
+
+
+def build_affine(ops: Ops) -> Any:
+    """0 x, 1 columns, 2 ids, 3 scale, 4 bias: see `abi.Affine`."""
+    lanes = ops.lanes
+    load, store, times, plus = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.add
+    splat, splat_load = ops.splat, ops.splat_load
+
+    def affine(arguments: int, low: int, high: int) -> None:
+        x, cols = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        ids, scale = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        bias = load_i64(int64(arguments + 32))
+        for row in range(low, high):
+            entry = int64(0)
+            if ids != 0:
+                entry = int64(load_u32(int64(ids + 4 * row)))
+            factor = splat(float32(1.0))
+            if scale != 0:
+                factor = splat_load(int64(scale + 4 * entry))
+            for i in range(0, cols, lanes):
+                n, at = int64(cols - i), int64(x + (row * cols + i) * 4)
+                v = times(load(at, n), factor)
+                if bias != 0:
+                    v = plus(v, load(int64(bias + (entry * cols + i) * 4), n))
+                store(at, v, n)
+
+    return affine, kernel_signature()
 
 
 def build_copy(ops: Ops) -> Any:
@@ -138,10 +206,10 @@ def softplus_of(ops: Ops) -> Any:
 
 
 def build_gated(ops: Ops) -> Any:
-    """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2). out = kind(gate) * up."""
+    """0 gate, 1 up, 2 out, 3 columns, 4 kind: see `abi.Gated`."""
     lanes = ops.lanes
     load, store, times, fma = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.fma
-    splat, maximum, sigmoid = ops.splat, ops.maximum, sigmoid_of(ops)
+    splat, maximum, minimum, plus, sigmoid = ops.splat, ops.maximum, ops.minimum, ops.add, sigmoid_of(ops)
 
     @njit(forceinline=True)
     def activate(x: Any, kind: int) -> Any:
@@ -151,6 +219,11 @@ def build_gated(ops: Ops) -> Any:
             cube = times(times(x, x), x)
             inner = times(fma(cube, splat(float32(0.044715)), x), splat(float32(2 * 0.7978845608028654)))
             return times(x, sigmoid(inner))
+        if kind == 4:
+            x = minimum(x, splat(float32(7.0)))
+            return times(x, sigmoid(times(x, splat(float32(1.702)))))
+        if kind == 7:
+            return x
         x = maximum(x, splat(float32(0.0)))
         if kind == 2:
             return x
@@ -165,7 +238,13 @@ def build_gated(ops: Ops) -> Any:
             for i in range(0, cols, lanes):
                 n = cols - i
                 value = activate(load(int64(gate + at + 4 * i), int64(n)), kind)
-                store(int64(out + at + 4 * i), times(value, load(int64(up + at + 4 * i), int64(n))), int64(n))
+                if up != 0:
+                    other = load(int64(up + at + 4 * i), int64(n))
+                    if kind == 4:
+                        other = maximum(minimum(other, splat(float32(7.0))), splat(float32(-7.0)))
+                        other = plus(other, splat(float32(1.0)))
+                    value = times(value, other)
+                store(int64(out + at + 4 * i), value, int64(n))
 
     return gated, kernel_signature()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Add, Combine, Copy, Gated, HeadGate, RmsNorm, Rope
-from edgerun.kernels.interface import F32, Activation, GateKind, RopeKind
+from edgerun.kernels.abi import Add, Affine, Combine, Copy, Gated, HeadGate, LayerNorm, RmsNorm, Rope
+from edgerun.kernels.interface import F32, I32, Gate, GateKind, RopeKind
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 
 GATED_GRAIN = 4  # rows
-_GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3}
+AFFINE_GRAIN = 16  # rows
+_GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3, "oai": 4, "none": 7}
 _HEAD_GATES: dict[GateKind, int] = {"sigmoid": 0, "softplus": 1}
 
 
@@ -22,6 +23,43 @@ def rms_norm(launcher: Launcher, x: F32, weight: F32, eps: float, out: F32) -> N
         raise UsageError(f"rms_norm of {x.shape} with a weight of {cols} into {out.shape}")
     arguments = RmsNorm(address(x), address(weight), address(out), cols, constants(eps), _row_bytes(x))
     launcher.launch("rms_norm", arguments, x.size // cols, 8)
+
+
+def layer_norm(launcher: Launcher, x: F32, weight: F32, bias: F32 | None, eps: float, out: F32) -> None:
+    """See `interface.Kernels.layer_norm`."""
+    cols = weight.shape[0]
+    if x.shape[-1] != cols or out.shape != x.shape or (bias is not None and bias.shape != weight.shape):
+        raise UsageError(f"layer_norm of {x.shape} with a weight of {cols} into {out.shape}")
+    shift = 0 if bias is None else address(bias)
+    arguments = LayerNorm(address(x), address(weight), shift, address(out), cols, constants(eps))
+    launcher.launch("layer_norm", arguments, x.size // cols, 8)
+
+
+def scale(launcher: Launcher, x: F32, factor: float) -> None:
+    """See `interface.Kernels.scale`."""
+    if not x.flags.c_contiguous:
+        raise UsageError(f"cannot scale an array {x.shape} that is not contiguous")
+    launcher.launch("affine", Affine(address(x), x.shape[-1], 0, constants(factor), 0), x.size // x.shape[-1], 16)
+
+
+def affine(launcher: Launcher, x: F32, ids: I32 | None, factors: F32 | None, bias: F32 | None) -> None:
+    """See `interface.Kernels.affine`."""
+    arguments = affine_arguments(x, ids, factors, bias)
+    launcher.launch("affine", arguments, len(x), AFFINE_GRAIN)
+
+
+def affine_arguments(x: F32, ids: I32 | None, factors: F32 | None, bias: F32 | None) -> Affine:
+    """Of a launch over all rows of x (rows, cols). UsageError for entries that there are not."""
+    entries = 1 if ids is None or not len(ids) else int(ids.max()) + 1
+    if (
+        not x.flags.c_contiguous
+        or (ids is not None and (ids.shape != (len(x),) or ids.dtype != np.int32 or (len(ids) and ids.min() < 0)))
+        or (factors is not None and (factors.ndim != 1 or len(factors) < entries))
+        or (bias is not None and (bias.shape[1:] != x.shape[1:] or len(bias) < entries or not bias.flags.c_contiguous))
+    ):
+        shapes = [None if each is None else each.shape for each in (ids, factors, bias)]
+        raise UsageError(f"rows {x.shape} cannot be changed by entries, factors and biases {shapes}")
+    return Affine(address(x), x.shape[1], *(0 if each is None else address(each) for each in (ids, factors, bias)))
 
 
 def copy(launcher: Launcher, x: F32, out: F32) -> None:
@@ -70,17 +108,18 @@ def rope(launcher: Launcher, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None
     launcher.launch("rope", Rope(address(x), heads, head_dim, address(cos), address(sin), half, neox), tokens, 4)
 
 
-def gated(launcher: Launcher, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+def gated(launcher: Launcher, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
     """See `interface.Kernels.gated`."""
     launcher.launch("gated", gated_arguments(gate, up, activation, out), gate.shape[0], GATED_GRAIN)
 
 
-def gated_arguments(gate: F32, up: F32, activation: Activation, out: F32) -> Gated:
+def gated_arguments(gate: F32, up: F32 | None, activation: Gate, out: F32) -> Gated:
     """Of a launch over all rows of gate (T, F). UsageError for an unknown activation."""
     kind = _GATE_KINDS.get(activation)
     if kind is None:
         raise UsageError(f"unknown activation {activation!r}; choose one of {', '.join(_GATE_KINDS)}")
-    return Gated(address(gate), address(up), address(out), gate.shape[1], kind)
+    other = 0 if up is None else address(up)
+    return Gated(address(gate), other, address(out), gate.shape[1], kind)
 
 
 def combine(launcher: Launcher, parts: F32, weights: F32, out: F32, *, add: bool) -> None:

@@ -18,20 +18,23 @@ from edgerun.kernels.attention_layout import first_seen
 from edgerun.kernels.interface import (
     F32,
     I32,
+    NO_VECTORS,
     U8,
     Activation,
     Activations,
     ConvActivation,
     Expert,
+    ExpertVectors,
+    Gate,
     GateKind,
     Matrix,
     Neurons,
     RopeKind,
-    RouterKind,
     ScanRule,
 )
 from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
+from edgerun.kernels.routing import Routing, route
 from edgerun.kernels.states import StateRows
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
@@ -105,15 +108,22 @@ class ReferenceKernels:
         slots: Sequence[I32],
         activation: Activation,
         out: F32,
+        vectors: ExpertVectors = NO_VECTORS,
     ) -> None:
         for expert, row, slot in zip(experts, rows, slots, strict=True):
-            chosen = PlainActivations(np.ascontiguousarray(x.x[row]))
-            gate = np.empty((len(row), expert.gate.rows), np.float32)
-            up = np.empty_like(gate)
-            self.matmul_many((expert.gate, expert.up), chosen, (gate, up))
-            self.gated(gate, up, activation, gate)
+            chosen, ids = PlainActivations(np.ascontiguousarray(x.x[row])), np.full(len(row), expert.id, np.int32)
+            up = np.empty((len(row), expert.up.rows), np.float32)
+            self.matmul(expert.up, chosen, up)
+            self.affine(up, ids, vectors.up_scale, vectors.up_bias)
+            if expert.gate is None:
+                self.gated(up, None, activation, up)
+            else:
+                gate = np.empty_like(up)
+                self.matmul(expert.gate, chosen, gate)
+                self.affine(gate, ids, vectors.gate_scale, vectors.gate_bias)
+                self.gated(gate, up, activation, up)
             result = np.empty((len(row), expert.down.rows), np.float32)
-            self.matmul(expert.down, PlainActivations(gate), result)
+            self.matmul(expert.down, PlainActivations(up), result)
             out[slot] = result
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
@@ -147,6 +157,20 @@ class ReferenceKernels:
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
         out[:] = (x / np.sqrt(mean_square + eps)).astype(np.float32) * weight
+
+    def layer_norm(self, x: F32, weight: F32, bias: F32 | None, eps: float, out: F32) -> None:
+        centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+        variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+        out[:] = (centred / np.sqrt(variance + eps)).astype(np.float32) * weight
+        if bias is not None:
+            out += bias
+
+    def affine(self, x: F32, ids: I32 | None, scale: F32 | None, bias: F32 | None) -> None:
+        entries = np.zeros(len(x), np.int32) if ids is None else ids
+        if scale is not None:
+            x *= scale[entries, None]
+        if bias is not None:
+            x += bias[entries]
 
     def copy(self, x: F32, out: F32) -> None:
         out[:] = x
@@ -249,11 +273,14 @@ class ReferenceKernels:
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
-        out[:] = activate(gate, activation) * up
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
+        activated = activate(gate, activation)
+        if up is not None and activation == "oai":
+            up = np.clip(up, np.float32(-7), np.float32(7)) + np.float32(1)
+        out[:] = activated if up is None else activated * up
 
-    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
-        return route(logits, k, kind, renormalise=renormalise, scale=scale)
+    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
+        return route(logits, routing, bias)
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -266,7 +293,7 @@ def _in_pieces(neurons: Neurons) -> Iterator[tuple[I32, I32]]:
         yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 
 
-def activate(x: F32, activation: Activation) -> F32:
+def activate(x: F32, activation: Gate) -> F32:
     """The gate's non-linearity. gelu is the tanh form, as in ggml."""
     if activation == "silu":
         with np.errstate(over="ignore"):
@@ -278,31 +305,13 @@ def activate(x: F32, activation: Activation) -> F32:
         return np.maximum(x, np.float32(0))
     if activation == "relu2":
         return np.square(np.maximum(x, np.float32(0)))
-    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu or relu2")
-
-
-def route(logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
-    """See `interface.Kernels.route`. A few hundred numbers a token: numpy is the only implementation."""
-    if not 1 <= k <= logits.shape[1]:
-        raise UsageError(f"cannot choose {k} of {logits.shape[1]} experts")
-    if kind == "sigmoid":
+    if activation == "none":
+        return x
+    if activation == "oai":
+        capped = np.minimum(x, np.float32(7))
         with np.errstate(over="ignore"):
-            scores = np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
-    elif kind == "softmax":
-        scores = np.asarray(np.exp(logits - logits.max(axis=1, keepdims=True)), np.float32)
-        scores /= scores.sum(axis=1, keepdims=True)
-    elif kind == "softmax_topk":
-        scores = logits
-    else:
-        raise UsageError(f"unknown router {kind!r}; choose softmax, softmax_topk or sigmoid")
-    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    weights = scores[:, ids[0]] if len(ids) == 1 else np.take_along_axis(scores, ids, axis=1)  # one token is in a hurry
-    if kind == "softmax_topk":
-        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-    if renormalise:
-        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(6.103515625e-5))
-    return ids.astype(np.int32), (weights * np.float32(scale)).astype(np.float32)
+            return (capped / (1.0 + np.exp(np.float32(-1.702) * capped))).astype(np.float32)
+    raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu, relu2 or oai")
 
 
 def check_matmul_heads(w: Matrix, x: F32, out: F32) -> tuple[int, int, int]:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
-
 from edgerun import paths
 from edgerun.device.cpu import default_threads
 from edgerun.device.forks import call_after_fork
@@ -22,17 +20,19 @@ from edgerun.kernels.expert_launch import ExpertLaunch
 from edgerun.kernels.interface import (
     F32,
     I32,
+    NO_VECTORS,
     U8,
     Activation,
     Activations,
     ConvActivation,
     Expert,
+    ExpertVectors,
+    Gate,
     GateKind,
     Matrix,
     Neurons,
     Recording,
     RopeKind,
-    RouterKind,
     ScanRule,
 )
 from edgerun.kernels.isa import Isa
@@ -44,7 +44,7 @@ from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
-from edgerun.kernels.reference import route
+from edgerun.kernels.routing import Routing, route
 from edgerun.kernels.rows import Rows
 from edgerun.kernels.states import StateRows
 
@@ -189,8 +189,9 @@ class SimdKernels:
         slots: Sequence[I32],
         activation: Activation,
         out: F32,
+        vectors: ExpertVectors = NO_VECTORS,
     ) -> None:
-        self._experts.ffn(experts, _rows(x), rows, slots, activation, out)
+        self._experts.ffn(experts, _rows(x), rows, slots, activation, out, vectors)
 
     def prepare_neurons(self, types: Sequence[GgmlType]) -> None:
         self._cache.prepare(kernel_names.for_neurons(types))
@@ -209,6 +210,12 @@ class SimdKernels:
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         layer_launch.rms_norm(self._launcher, x, weight, eps, out)
 
+    def layer_norm(self, x: F32, weight: F32, bias: F32 | None, eps: float, out: F32) -> None:
+        layer_launch.layer_norm(self._launcher, x, weight, bias, eps, out)
+
+    def affine(self, x: F32, ids: I32 | None, scale: F32 | None, bias: F32 | None) -> None:
+        layer_launch.affine(self._launcher, x, ids, scale, bias)
+
     def copy(self, x: F32, out: F32) -> None:
         layer_launch.copy(self._launcher, x, out)
 
@@ -219,13 +226,12 @@ class SimdKernels:
         layer_launch.add(self._launcher, x, y)
 
     def scale(self, x: F32, factor: float) -> None:
-        self._launcher.spoil("scale")
-        x *= np.float32(factor)
+        layer_launch.scale(self._launcher, x, factor)
 
     def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
         layer_launch.rope(self._launcher, x, cos, sin, kind)
 
-    def gated(self, gate: F32, up: F32, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
         layer_launch.gated(self._launcher, gate, up, activation, out)
 
     def causal_conv(
@@ -278,8 +284,8 @@ class SimdKernels:
     ) -> None:
         self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
 
-    def route(self, logits: F32, k: int, kind: RouterKind, *, renormalise: bool, scale: float = 1.0) -> tuple[I32, F32]:
-        return route(logits, k, kind, renormalise=renormalise, scale=scale)
+    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
+        return route(logits, routing, bias)
 
 
 def _rows(x: Activations) -> Rows:

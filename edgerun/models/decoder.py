@@ -8,8 +8,9 @@ it is one call (`batch.py`). T rows at a time, d = d_model; all activations are 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend
@@ -32,6 +34,18 @@ from edgerun.weights import WeightStore
 _RECENT_BYTES = 1 << 20  # of embeddings that are kept
 
 
+class Throttle(Protocol):
+    """Somebody who wants less to be computed than could be: for the sake of a battery, a power or a temperature."""
+
+    def rest(self, worked_s: float, cancelled: Callable[[], bool]) -> None:
+        """After a pass that took so long: return when the next one may begin."""
+        ...
+
+    def describe(self) -> str:
+        """For people: what is kept to, and what it costs."""
+        ...
+
+
 class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
@@ -40,6 +54,8 @@ class Decoder:
     kv: how keys and values are kept.
     ranks: those who have the rest of every layer, where `spec` is a shard's.
     """
+
+    throttle: Throttle | None = None
 
     def __init__(
         self,
@@ -52,7 +68,7 @@ class Decoder:
         kv: KvOptions | None = None,
         ranks: HeadRanks | None = None,
     ) -> None:
-        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
+        self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         self._context = context or spec.context_length
@@ -73,9 +89,10 @@ class Decoder:
 
     @property
     def arithmetic(self) -> str:
-        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        """What keys, values and states, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
-        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        lie = repr((self.pages.groups, sorted(states_of(self.spec).items())))  # how they lie in pages and blocks
+        kept = hashlib.sha256(lie.encode()).hexdigest()[:16]
         return " ".join([self.kernels.name, sources_digest(), kept, *self.passes.rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:
@@ -90,7 +107,16 @@ class Decoder:
         Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
         `cancelled()` became true between two layers. After any exception the sequences are as they were before.
         """
-        tokens, cancelled = batch.tokens(self.spec.vocab_size), cancelled or never
+        throttle, cancelled = self.throttle, cancelled or never
+        if throttle is None:
+            return self._step(batch, cancelled)
+        began = time.perf_counter()
+        out = self._step(batch, cancelled)
+        throttle.rest(time.perf_counter() - began, cancelled)
+        return out
+
+    def _step(self, batch: Batch, cancelled: Callable[[], bool]) -> list[F32 | None]:
+        tokens = batch.tokens(self.spec.vocab_size)
         check(cancelled)
         self.store.begin()
         lengths = [each.sequence.length for each in batch.stretches]
@@ -224,8 +250,10 @@ class Decoder:
     def _embed(self, tokens: NDArray[np.int32]) -> F32:
         """What enters the first layer, (T, d)."""
         x = self.store.embedding(tokens)
-        if self.spec.family.scaled_embedding:
-            self.kernels.scale(x, self.spec.d_model**0.5)
+        if self.spec.family.normed_embedding:
+            self.kernels.rms_norm(x, np.ones(self.spec.d_model, np.float32), self.spec.norm_eps, x)
+        if self.spec.embedding_scale != 1.0:
+            self.kernels.scale(x, self.spec.embedding_scale)
         return x
 
     def _capped(self, logits: F32) -> F32:

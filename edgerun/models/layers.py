@@ -10,7 +10,8 @@ import numpy as np
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.models.blocks.base import Cancel, Cut, Decide, Here, Tools, Watch, check
-from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
 from edgerun.models.places import Places
 from edgerun.models.plan import LayerPlan, plan_of

@@ -28,6 +28,12 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "attention.value_length_swa": 8192,
     "attention.shared_kv_layers": 1024,
     "rope.dimension_count": 8192,
+    "ssm.conv_kernel": 64,
+    "ssm.state_size": 4096,
+    "ssm.group_count": 4096,
+    "ssm.time_step_rank": 4096,
+    "ssm.inner_size": 1 << 20,
+    "full_attention_interval": 1024,
     "rope.dimension_count_swa": 8192,
     "expert_count": 4096,
     "expert_used_count": 4096,
@@ -36,7 +42,14 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "attention.sliding_window": 1 << 28,
     "attention.sliding_window_pattern": 1024,
     "expert_gating_func": 1 << 16,
+    "expert_shared_count": 4096,
+    "expert_group_count": 4096,
+    "expert_group_used_count": 4096,
+    "leading_dense_block_count": 1024,
+    "interleave_moe_layer_step": 1024,
+    "moe_latent_size": 1 << 20,
     "rope.scaling.original_context_length": 1 << 28,
+    "shortconv.l_cache": 64,
 }
 
 
@@ -116,6 +129,14 @@ class Numbers:
         if not np.isfinite(value):
             raise FormatError(f"{self.name(key)} is {value}")
         return float(value)
+
+    def truth(self, key: str, default: bool) -> bool:
+        value = self._value(key)
+        if value is None:
+            return default
+        if not isinstance(value, (bool, np.bool_)):
+            raise FormatError(f"{self.name(key)} must be true or false, got {value!r}")
+        return bool(value)
 
     def text(self, key: str, default: str) -> str:
         value = self._metadata.get(self.name(key), default)

@@ -11,6 +11,7 @@ import numpy as np
 from edgerun.errors import FormatError
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.models.blocks.base import Cancel
+from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.footprint import activation_bytes
 from edgerun.models.layers import RECORDED_ROWS, Layers
 from edgerun.models.places import Places, Run
@@ -68,9 +69,10 @@ class Passes:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        output_norm = store.vector("output_norm")
+        output_norm = store.vector(spec.family.output_norm)
         assert output_norm is not None  # shapes.check_tensors
-        self._output_norm = output_norm
+        self._output_norm, self._output_norm_bias = output_norm, store.vector("output_norm.bias")
+        self._output_bias = store.vector("output.bias")
         ropes = self._ropes(context)
         self.rope_keys = sorted(rope.key for rope in ropes.values())
         self.layers = Layers(spec, store, kernels, ropes, routed, ranks)
@@ -100,15 +102,29 @@ class Passes:
     def normed(self, x: F32) -> F32:
         """Final states (T, d) of what leaves the last layer."""
         out = np.empty_like(x)
-        self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, out)
+        self._norm(x, out)
         return out
+
+    def _norm(self, x: F32, out: F32) -> None:
+        vectors = {"output_norm": self._output_norm}
+        if self._output_norm_bias is not None:
+            vectors["output_norm.bias"] = self._output_norm_bias
+        apply_norm(self.kernels, vectors, "output_norm", self.spec.family.norm, self.spec.norm_eps, x, out)
+
+    def _head(self, normed: F32, out: F32) -> None:
+        """out (T, vocabulary), scaled as the model wants it."""
+        self.kernels.matmul(self.store.head(), self.kernels.activations(normed), out)
+        if self._output_bias is not None:
+            self.kernels.add(out, self._output_bias)
+        if self.spec.logit_scale != 1.0:
+            self.kernels.scale(out, self.spec.logit_scale)
 
     def logits(self, x: F32) -> F32:
         """(T, vocabulary) of what leaves the last layer."""
         out = np.empty((len(x), self.few.logits.shape[1]), np.float32)
         for low in range(0, len(x), _LOGITS_ROWS):
             some = slice(low, low + _LOGITS_ROWS)
-            self.kernels.matmul(self.store.head(), self.kernels.activations(self.normed(x[some])), out[some])
+            self._head(self.normed(x[some]), out[some])
         return out
 
     def _wave(self, task: Pass, x: F32, cancelled: Cancel, backend: PromptBackend | None) -> None:
@@ -128,8 +144,8 @@ class Passes:
             x, normed, logits = self.few.x[:rows], self.few.normed[:rows], self.few.logits[:rows]
 
             def make_logits() -> None:
-                self.kernels.rms_norm(x, self._output_norm, self.spec.norm_eps, normed)
-                self.kernels.matmul(self.store.head(), self.kernels.activations(normed), logits)
+                self._norm(x, normed)
+                self._head(normed, logits)
 
             found = self._replays[rows] = DecodeReplay(self.recording, self.layers, x, make_logits)
         return found

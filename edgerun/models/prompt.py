@@ -15,7 +15,8 @@ from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32, I32, Expert, Kernels
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Here, Watch, check
-from edgerun.models.blocks.mixture import Choices, Mixture
+from edgerun.models.blocks.mixture import Mixture
+from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places
@@ -99,8 +100,8 @@ class PromptWalk:
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
-        mixer = self._layers.plan[layer].mixer
-        assert isinstance(mixer, Attention)  # a shard has no backend
+        mixer = self._layers.plan[layer].attention
+        assert isinstance(mixer, Attention)  # other mixers are the decoder's
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
         here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))
@@ -117,7 +118,7 @@ class PromptWalk:
     def route(self, layer: int) -> None:
         """To be called before a layer's first rows go in: an early router chooses."""
         mixture = self._layers.plan[layer].mixture
-        if mixture is not None and mixture.early:
+        if mixture is not None and mixture.router.early:
             choices = self._layers.choices(mixture, len(self.x))
             with self._here(layer) as here:
                 mixture.begin(here, self.x, choices)

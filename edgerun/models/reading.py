@@ -7,20 +7,23 @@ from typing import get_args
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import Activation, RouterKind
+from edgerun.kernels.interface import Activation
+from edgerun.kernels.routing import RouterKind
 from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
+from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
 @dataclass(frozen=True)
 class WholeModel:
-    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s."""
+    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s. fused: the tensors that hold gate and up."""
 
     vocab_size: int
     sparse: bool
+    fused: frozenset[str] = frozenset()
 
 
 def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
@@ -31,15 +34,16 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     n = Numbers(gguf.metadata, architecture)
     whole = whole or _whole_model(gguf)
     sparse = whole.sparse
-    layers = _layers(gguf, n, family)
+    layers = _layers(gguf, n, family, whole.fused)
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
-    eps = n.real("attention.layer_norm_rms_epsilon", 1e-5)
+    eps = n.real("attention.layer_norm_epsilon" if family.norm == "layer" else "attention.layer_norm_rms_epsilon", 1e-5)
     if not 0.0 < eps < 1.0:
         raise FormatError(f"impossible numbers: norm epsilon {eps}")
     experts = any(layer.n_experts for layer in layers)
     if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
         raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
+    groups, groups_used = _groups(n, layers)
     return ModelSpec(
         architecture=architecture,
         family=family,
@@ -49,6 +53,13 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         context_length=n.integer("context_length", 4096),
         norm_eps=eps,
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
+        renormalise=n.truth("expert_weights_norm", family.renormalise),
+        expert_groups=groups,
+        expert_groups_used=groups_used,
+        expert_latent=n.integer("moe_latent_size", 0, 0),
+        embedding_scale=_embedding_scale(n, family),
+        residual_scale=_residual_scale(n, family, len(layers)),
+        logit_scale=_logit_scale(n, family),
         score_scale=family.score_scale or n.real("attention.scale", 0.0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
@@ -62,30 +73,49 @@ def _whole_model(gguf: GgufFile) -> WholeModel:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
-    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors)
+    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors, _fused(gguf))
 
 
-def _layers(gguf: GgufFile, n: Numbers, family: Family) -> tuple[LayerNumbers, ...]:
+def _fused(gguf: GgufFile) -> frozenset[str]:
+    """Parts of layers that hold gate and up: by name, or because there is no gate and twice as many rows."""
+    parts = {name.split(".", 2)[2]: info for name, info in gguf.tensors.items() if name.count(".") >= 3}
+    found = {"ffn_gate_up_exps"} if "ffn_gate_up_exps.weight" in parts else set()
+    for end in ("", "_shexp"):
+        up, down = parts.get(f"ffn_up{end}.weight"), parts.get(f"ffn_down{end}.weight")
+        if up and down and f"ffn_gate{end}.weight" not in parts and up.shape[0] == 2 * down.shape[-1]:
+            found.add(f"ffn_up{end}")
+    return frozenset(found)
+
+
+def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
+    recurrences = recurrences_of(gguf, n, family, count)
     experts = n.integer("expert_count", 0, 0)
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
         if experts and not 1 <= each <= experts:
             raise FormatError(f"cannot use {each} of {experts} experts")
     d_ff = n.by_layer("feed_forward_length", count, [0] * count, 0)
-    d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0)
-    d_ff_shared = n.integer("expert_shared_feed_forward_length", 0, 0)
+    d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0) if family.expert_length else d_ff
+    mixtures = _mixtures(n, count) if experts else [False] * count
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
-        numbers = replace(attention, d_ff=d_ff[layer])
-        if experts:
+        numbers = replace(
+            attention,
+            d_ff=d_ff[layer],
+            fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
+            recurrence=recurrences[layer],
+        )
+        if mixtures[layer]:
             numbers = replace(
                 numbers,
                 n_experts=experts,
                 n_experts_used=used[layer],
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
-                d_ff_shared=d_ff_shared,
+                d_ff_shared=_shared_width(n, family, d_ff_expert[layer] or d_ff[layer]),
+                fused_experts="ffn_gate_up_exps" in fused,
+                fused_shared="ffn_up_shexp" in fused,
             )
         if family.latent_attention:
             numbers = latent_layer(n, numbers)
@@ -119,8 +149,52 @@ def _activation(n: Numbers, family: Family, sparse: bool) -> Activation:
 
 def _router(n: Numbers, family: Family) -> RouterKind:
     """llama.cpp's expert_gating_func, where the file says one."""
-    kinds: dict[int, RouterKind] = {0: family.router, 1: "softmax", 2: "sigmoid", 3: "softmax_topk"}
+    kinds: dict[int, RouterKind] = {0: family.router, 1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
     said = n.integer("expert_gating_func", 0, 0)
     if said not in kinds:
         raise UnsupportedError(f"the gating function {said} of its experts is not supported")
     return kinds[said]
+
+
+def _mixtures(n: Numbers, layers: int) -> list[bool]:
+    """Which layers have experts: after the leading dense ones, of every so many the last."""
+    first, step = n.integer("leading_dense_block_count", 0, 0), n.integer("interleave_moe_layer_step", 1, 0) or 1
+    return [layer >= first and (layer + 1) % step == 0 for layer in range(layers)]
+
+
+def _shared_width(n: Numbers, family: Family, d_ff_expert: int) -> int:
+    """Of the experts that every token uses, which lie together as one."""
+    count = n.integer("expert_shared_count", family.least_shared, 0)
+    said = n.integer("expert_shared_feed_forward_length", 0, 0)
+    return said * count if family.shared_times_count and said else said or count * d_ff_expert
+
+
+def _groups(n: Numbers, layers: tuple[LayerNumbers, ...]) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may use."""
+    groups, used = n.integer("expert_group_count", 1, 0) or 1, n.integer("expert_group_used_count", 1, 0) or 1
+    experts = max(layer.n_experts for layer in layers)
+    if groups == 1 or not experts:
+        return 1, 1
+    most = max(layer.n_experts_used for layer in layers)
+    if experts % groups or experts // groups < 2 or used > groups or most > used * (experts // groups):
+        raise FormatError(f"cannot use {most} experts of {used} of {groups} groups of {experts}")
+    return groups, used
+
+
+def _embedding_scale(n: Numbers, family: Family) -> float:
+    if family.scaled_embedding:
+        return float(n.integer("embedding_length") ** 0.5)
+    return n.real("embedding_scale", family.default_multipliers[0]) or 1.0 if family.multipliers else 1.0
+
+
+def _residual_scale(n: Numbers, family: Family, layers: int) -> float:
+    usual = family.default_multipliers[1]
+    return n.real("residual_scale", 1.0 if usual == 1.0 else usual / layers**0.5) or 1.0 if family.multipliers else 1.0
+
+
+def _logit_scale(n: Numbers, family: Family) -> float:
+    if family.logits == "plain":
+        return 1.0
+    usual = family.default_multipliers[2]
+    scale = n.real("logit_scale", usual / n.integer("embedding_length") if usual else 1.0) or 1.0
+    return scale if family.logits == "times" else 1.0 / scale

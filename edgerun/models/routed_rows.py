@@ -21,17 +21,24 @@ class RoutedRows:
     who computes them, cannot change a sum."""
 
     layer: int
-    h: F32  # (T, d), what experts are fed
+    normed: F32  # (T, d), what enters the feed-forward
+    h: F32  # what experts are fed: (T, ..), or where each choice has an input of its own (T * used, ..) by slot
+    ids: I32  # (T, used)
     weights: F32  # (T, used)
     slots_of: dict[int, I32]  # expert -> slots, ascending
-    rows_of: dict[int, I32]  # expert -> the rows of these slots
+    rows_of: dict[int, I32]  # expert -> the rows of h for these slots
     ahead: list[F32]  # logits of the next layers' routers
-    parts: F32  # (T * used, d)
+    parts: F32  # (T * used, ..) by slot
 
     @property
     def chosen(self) -> I32:
         """Experts, ascending."""
         return np.array(sorted(self.slots_of), np.int32)
+
+    @property
+    def tokens(self) -> int:
+        """Rows that chose."""
+        return int(self.weights.shape[0])
 
     @property
     def used(self) -> int:

@@ -27,7 +27,12 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     The others are biases and scales of products, a head of its own, and factors of the rotation.
     """
     d, vocab = spec.d_model, spec.vocab_size
-    known: dict[str, tuple[tuple[int, ...], bool]] = {"output_norm.weight": ((d,), True)}
+    known: dict[str, tuple[tuple[int, ...], bool]] = {
+        f"{spec.family.output_norm}.weight": ((d,), True),
+        f"{spec.family.output_norm}.bias": ((d,), False),
+    }
+    if spec.family.head_bias:
+        known["output.bias"] = ((vocab if spec.shard is None else spec.shard.vocabulary,), False)
     if spec.shard is None:
         known |= {EMBEDDING: ((vocab, d), True), HEAD: ((vocab, d), False)}
     else:
@@ -36,6 +41,8 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     for layer, plan in enumerate(plan_of(spec)):
         known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}
+    if not spec.family.norm_biases:
+        known = {name: each for name, each in known.items() if not name.endswith("_norm.bias")}
     return known
 
 
@@ -95,8 +102,8 @@ def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tup
     if strange and all(name.endswith(".scale") for name in strange):
         raise UnsupportedError(
             f"{gguf.path}: the file has factors for whole tensors ({_listed(strange)}) that edgerun applies to "
-            "matrices of attention and feed-forward only, not to experts, embeddings and heads: without them the model "
-            "would give other answers"
+            "matrices of attention and feed-forward only, not to embeddings and heads: without them the model would "
+            "give other answers"
         )
     if strange:
         raise UnsupportedError(

@@ -48,7 +48,8 @@ class KernelLayers:
                 walk.check()
                 slots = routed.slots_of[expert.id]
                 h = np.ascontiguousarray(routed.h[routed.rows_of[expert.id]])
-                gate, up = (np.empty((len(h), expert.gate.rows), np.float32) for _ in range(2))
+                assert expert.gate is not None  # segments.check_supported
+                gate, up = (np.empty((len(h), expert.up.rows), np.float32) for _ in range(2))
                 kernels.matmul_many((expert.gate, expert.up), kernels.activations(h), (gate, up))
                 self._see(layer, "expert_in", h, {"gate": gate, "up": up})
                 kernels.gated(gate, up, walk.spec.activation, gate)

@@ -21,6 +21,7 @@ from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.declared import Product, ProductName
+from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.plan import plan_of
 from edgerun.prefill.schemes import Scheme
 
@@ -66,6 +67,11 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
     """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
     if experts and not spec.n_experts:
         raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
+    if any(not isinstance(layer.mixer, Attention) for layer in plan_of(spec)):
+        raise UnsupportedError(
+            f"prompt backends have no graphs for layers without attention or with more ({spec.architecture}): use "
+            "--prefill kernels"
+        )
     if any(isinstance(layer.mixer, Attention) and layer.mixer.has_more for layer in plan_of(spec)):
         raise UnsupportedError(
             f"prompt backends do not know the attention of a {spec.architecture}, which has gates or shares keys and "
@@ -75,6 +81,33 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
         raise UnsupportedError(
             "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"
         )
+    foreign = _foreign(spec)
+    if foreign:
+        raise UnsupportedError(f"prompt backends cannot compute {foreign} yet: use --prefill kernels")
+    plain = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
+    if experts and any(not _are_plain(plan.mixture, spec, plain) for plan in plan_of(spec) if plan.mixture):
+        raise UnsupportedError("prompt backends cannot compute experts like this model's yet: leave out :experts")
+
+
+def _foreign(spec: ModelSpec) -> str:
+    """What of a model's layers the graphs do not have, for people; "": nothing."""
+    family = spec.family
+    if family.norm != "rms" or any(name.endswith("_norm.bias") for name in spec.tensors):
+        return "LayerNorms or norms with biases"
+    if not family.pre_norms or family.parallel:
+        return "layers without a norm before each half"
+    if spec.residual_scale != 1.0 or family.post_norm_eps:
+        return "scaled residuals or norms of their own precision"
+    if any(plan.mixture is None for plan in plan_of(spec)) and (not family.gated or spec.activation == "oai"):
+        return f"feed-forwards without gates, or with {spec.activation}"
+    return ""
+
+
+def _are_plain(mixture: Mixture, spec: ModelSpec, parts: set[str]) -> bool:
+    """Whether experts are three matrices of d_model with nothing beside them."""
+    beside = any(f".{part}." in name and not name.endswith(".weight") for name in spec.tensors for part in parts)
+    own = mixture.latent or mixture.weighted_inputs or mixture.activation == "oai"
+    return parts <= mixture.tensors.keys() and not own and not beside
 
 
 def products_of(spec: ModelSpec, layer: int) -> dict[ProductName, Product]:

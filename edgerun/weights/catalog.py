@@ -10,13 +10,16 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
-EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
 CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
 HEAD_PARTS = ("attn_k_b", "attn_v_b")  # (heads, rows, cols): matrices whose rows belong to one head after another
-VECTOR_PARTS = (*CONVOLUTIONS, "ssm_norm", "ssm_d.")  # small, whatever their shape: kept as f32
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
+VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
+    *(*CONVOLUTIONS, "ssm_norm", "ssm_a.", "ssm_d."),
+    *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
+)
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?(?:\.bias|\.scale)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
-_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight")
+_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
@@ -38,13 +41,35 @@ def _part_of(name: str) -> tuple[int, str] | None:
 
 
 @dataclass(frozen=True)
+class TensorRows:
+    """Rows first .. first + rows - 1 of a matrix, or of each expert's matrix."""
+
+    info: TensorInfo
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class LayerTensors:
     """One layer's tensors by their names without `blk.N.` and `.weight`, as they are in `LayerWeights`."""
 
     vectors: dict[str, TensorInfo] = field(default_factory=dict)  # of one dimension, and VECTOR_PARTS
     matrices: dict[str, TensorInfo] = field(default_factory=dict)  # (rows, cols)
-    experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys EXPERT_PARTS or none
+    experts: dict[str, TensorInfo] = field(default_factory=dict)  # (experts, rows, cols), keys of EXPERT_PARTS
     neurons: dict[str, TensorInfo] = field(default_factory=dict)  # (ff, d), keys NEURON_PARTS or none
+
+    @property
+    def expert_rows(self) -> tuple[TensorRows, ...]:
+        """Of an expert: gate (if it has one), up and down; none where there are no experts. Gate and up may lie in one
+        tensor, gate first."""
+        found = []
+        for part in EXPERT_PARTS:
+            info = self.experts.get(part)
+            if info is None:
+                continue
+            rows, halves = info.shape[1], 2 if part == "ffn_gate_up_exps" else 1
+            found += [TensorRows(info, half * rows // halves, rows // halves) for half in range(halves)]
+        return tuple(found)
 
     @property
     def neuron_bytes(self) -> int:
@@ -65,7 +90,12 @@ class Catalog:
     @property
     def n_experts(self) -> int:
         """Experts of a layer that has some; 0: a dense model."""
-        return next((each.experts[EXPERT_PARTS[0]].shape[0] for each in self.layers if each.experts), 0)
+        return next((each.experts["ffn_down_exps"].shape[0] for each in self.layers if each.experts), 0)
+
+    @property
+    def n_all_experts(self) -> int:
+        """Of all layers."""
+        return sum(each.experts["ffn_down_exps"].shape[0] for each in self.layers if each.experts)
 
     @property
     def recurrent(self) -> bool:
@@ -119,7 +149,7 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
             continue
         match = _OUTSIDE.fullmatch(name)
         if match is not None and len(info.shape) == 1:
-            outside[match[1]] = info
+            outside[match[1] or match[2]] = info
             continue
         found = _part_of(name)
         if found is None:
@@ -144,10 +174,23 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
             if "ffn_up" not in layer.matrices or layer.matrices["ffn_up"].shape != layer.matrices["ffn_down_t"].shape:
                 raise FormatError(f"blk.{number}: ffn_down_t needs an ffn_up of its own shape")
             layer.neurons.update((part, layer.matrices.pop(part)) for part in NEURON_PARTS)
-        counts = {info.shape[0] for info in layer.experts.values()}
-        if layer.experts and (len(layer.experts) != len(EXPERT_PARTS) or len(counts) != 1):
-            raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")
+        _check_experts(number, layer.experts)
     embedding = tensors.get(EMBEDDING, tensors.get(HEAD))
     if embedding is None:
         raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
     return Catalog(embedding, tensors.get(HEAD, embedding), outside, layers)
+
+
+_EXPERTS = (  # which tensors make experts: gated, in one tensor or in two, or not gated
+    {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"},
+    {"ffn_gate_up_exps", "ffn_down_exps"},
+    {"ffn_up_exps", "ffn_down_exps"},
+)
+
+
+def _check_experts(number: int, experts: Mapping[str, TensorInfo]) -> None:
+    """FormatError unless there are all tensors that experts are made of, of as many experts, or none."""
+    counts = {info.shape[0] for info in experts.values()}
+    halves = experts.get("ffn_gate_up_exps")
+    if experts and (set(experts) not in _EXPERTS or len(counts) != 1 or (halves and halves.shape[1] % 2)):
+        raise FormatError(f"blk.{number}: a tensor of experts is missing or has fewer experts than the others")

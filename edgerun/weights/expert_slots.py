@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.kernels.interface import Expert, Matrix
+from edgerun.kernels.interface import Expert, Matrix, make_expert
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, slot_blocks
 from edgerun.weights.catalog import Catalog
@@ -78,7 +78,7 @@ class ExpertSlots:
         self._layouts = slot_blocks(catalog, reader.kernels)
         self.slot_bytes = block_bytes(self._layouts)
         self._arena = Arena(count * self.slot_bytes)
-        self._matrices: dict[tuple[int, int], tuple[Matrix, Matrix, Matrix]] = {}
+        self._matrices: dict[tuple[int, int], tuple[Matrix, ...]] = {}
         # From these two all the rest follows:
         self._owners: list[Entry | None] = [None] * count  # of each slot
         self.lent: set[int] = set()  # slots
@@ -101,7 +101,7 @@ class ExpertSlots:
             if not self.free:
                 break
             slot = self.free.pop()
-            entry = Entry(layer, slot, Expert(i, *self._slot_matrices(layer, slot)))
+            entry = Entry(layer, slot, make_expert(i, self._slot_matrices(layer, slot)))
             self._make_pieces(entry)
             self._owners[slot] = entry
             self._keys[slot] = layer * self._n_experts + i
@@ -185,28 +185,28 @@ class ExpertSlots:
         in_table = sum(entry is not None for table in self.table for entry in table)
         assert in_table == sum(not entry.doomed for entry in taken)
 
-    def _slot_matrices(self, layer: int, slot: int) -> tuple[Matrix, Matrix, Matrix]:
+    def _slot_matrices(self, layer: int, slot: int) -> tuple[Matrix, ...]:
         layout = self._layouts[layer]
         known = self._matrices.get((slot, layout.number))
         if known is None:
             base, made = slot * self.slot_bytes, []
-            for info, offset, size in layout.parts:
-                memory = self._arena.bytes[base + offset : base + offset + size]
-                made.append(self._reader.kernels.matrix_in(memory, info.type, *info.shape[-2:]))
-            known = self._matrices[slot, layout.number] = (made[0], made[1], made[2])
+            for part in layout.parts:
+                memory = self._arena.bytes[base + part.offset : base + part.offset + part.n_bytes]
+                made.append(self._reader.kernels.matrix_in(memory, part.info.type, part.rows, part.cols))
+            known = self._matrices[slot, layout.number] = tuple(made)
         return known
 
     def _make_pieces(self, entry: Entry) -> None:
         def landed(piece: Piece, error: Exception | None) -> None:
             self._landed(entry, piece, error)
 
-        expert, base = entry.expert, entry.slot * self.slot_bytes
+        expert, base, layout = entry.expert, entry.slot * self.slot_bytes, self._layouts[entry.layer]
         entry.pieces = self._reader.block_pieces(
-            self._layouts[entry.layer],
-            entry.layer * self._n_experts + expert.id,
+            layout,
+            layout.block + expert.id,
             expert.id,
             self._arena.bytes[base : base + self.slot_bytes],
-            (expert.gate, expert.up, expert.down),
+            expert.matrices,
             landed,
         )
         entry.missing = {id(piece) for piece in entry.pieces}

@@ -36,7 +36,7 @@ from edgerun.weights.tensor_reader import TensorReader
 def pack_header(gguf: GgufFile, catalog: Catalog, kernels: Kernels) -> PackHeader:
     """What the pack file of this model, for these kernels, says of itself but for the content's digest."""
     kind, layouts = block_layouts(catalog, kernels)
-    blocks = len(layouts) * (catalog.n_experts or 1)
+    blocks = catalog.n_all_experts or len(layouts)
     return PackHeader("", file_stamp(gguf), kernels.layout_name, kind, stored_block_bytes(layouts), blocks)
 
 
@@ -198,15 +198,17 @@ def _images(
     packed, of the others too."""
     _, layouts = block_layouts(catalog, kernels)
     image = np.zeros(header.block_bytes, np.uint8)
-    per_layer = catalog.n_experts or 1
-    for layer, layout in enumerate(layouts):
+    for layout in layouts:
+        per_layer = 1 if not catalog.n_experts else catalog.n_experts if layout.parts else 0
         for i in range(per_layer):
-            block = layer * per_layer + i
+            block = layout.block + i
             image[:] = 0
-            for info, offset, size in layout.parts:
-                matrix = kernels.matrix_in(image[offset : offset + size], info.type, *info.shape[-2:])
-                raw = gguf.rows(info.name, i * matrix.rows, (i + 1) * matrix.rows)
-                digest.feed(info, raw)
+            for part in layout.parts:
+                memory = image[part.offset : part.offset + part.n_bytes]
+                matrix = kernels.matrix_in(memory, part.info.type, part.rows, part.cols)
+                first = part.first_row(i)
+                raw = gguf.rows(part.info.name, first, first + part.rows)
+                digest.feed(part.info, raw)
                 if is_wanted(block):
                     kernels.pack_rows(raw, matrix, 0)
             if layout.neurons:

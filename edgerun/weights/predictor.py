@@ -26,29 +26,31 @@ _SOMETIMES = 8  # that takes a tenth of what Python takes of a token
 
 
 class ExpertPredictor:
-    """For a model of these numbers. One thread uses it."""
+    """For a model of these numbers, some of whose layers may have no experts. One thread uses it."""
 
-    def __init__(self, layers: int, experts: int, used: int, vocab: int) -> None:
+    def __init__(self, layers: int, experts: int, vocab: int) -> None:
         self.accuracy: F32 = np.repeat(np.array(_PRIOR, np.float32)[:, None], layers, axis=1)  # (sources, layers)
         self.judged: NDArray[np.int64] = np.zeros(self.accuracy.shape, np.int64)  # guesses compared
-        self._used = used
-        self._last: I32 = np.zeros((vocab, min(TOKEN_LAYERS, layers), used), np.int32)  # id + 1; 0: never seen
+        self._vocab = vocab
+        self._last: dict[int, I32] = {}  # of the first layers that choose: (vocab, used) ids + 1; 0: never seen
         self._after: F32 = np.zeros((layers, experts, experts), np.float32)  # [layer, before, then]: how often
         self._guesses: list[dict[int, I32]] = [{} for _ in range(layers)]
         self._tokens: I32 = np.zeros(0, np.int32)
-        self._before: I32 = np.zeros((0, used), np.int32)
+        self._before: tuple[int, I32] | None = None  # the layer that chose before this one, and what
+        self._next: dict[int, int] = {}  # of layers that choose: which does after it
         self._count = 0
 
     def begin(self, tokens: I32) -> list[tuple[int, I32]]:
         """Tokens enter the first layer: what to expect of the layers that choose by the token, [(layer, ids)]."""
-        self._tokens = tokens
+        self._tokens, self._before = tokens, None
         self._count += 1
         for guesses in self._guesses:
             guesses.clear()
         if len(tokens) != 1:
             return []
         told = []
-        for layer, seen in enumerate(self._last[tokens[0]]):
+        for layer, last in self._last.items():
+            seen = last[tokens[0]]
             if seen[0]:
                 self._guesses[layer][TOKEN] = seen - 1
                 ids = self.best(layer)
@@ -70,26 +72,30 @@ class ExpertPredictor:
         """What the layer's router chose for each token, (T, used): judge the guesses, and learn."""
         if len(ids) != len(self._tokens):  # a later part of a prompt's wave is not told apart
             return
-        if layer < self._last.shape[1]:
-            self._last[self._tokens, layer] = ids + 1
-        before, self._before = self._before, ids
+        if layer not in self._last and len(self._last) < TOKEN_LAYERS:
+            self._last[layer] = np.zeros((self._vocab, ids.shape[1]), np.int32)
+        if layer in self._last:
+            self._last[layer][self._tokens] = ids + 1
+        before, self._before = self._before, (layer, ids)
+        if before is not None:
+            self._next[before[0]] = layer
         if len(ids) > 1:
-            if layer:
-                np.add.at(self._after[layer], (before[:, :, None], ids[:, None, :]), np.float32(1.0))
+            if before is not None:
+                np.add.at(self._after[layer], (before[1][:, :, None], ids[:, None, :]), np.float32(1.0))
             return
         if not self._is_sure(layer):
             real = set(ids[0].tolist())
             for source, guess in self._guesses[layer].items():
-                right = len(real.intersection(guess.tolist())) / self._used
+                right = len(real.intersection(guess.tolist())) / len(real)
                 self.judged[source, layer] += 1
                 self.accuracy[source, layer] += (right - self.accuracy[source, layer]) / _MEMORY
-            if layer:
-                self._after[layer][before[0][:, None], ids[0]] += np.float32(1.0)
-        after = layer + 1
-        if after < len(self._after) and not self._is_sure(after):
+            if before is not None:
+                self._after[layer][before[1][0][:, None], ids[0]] += np.float32(1.0)
+        after = self._next.get(layer)
+        if after is not None and not self._is_sure(after):
             likely = self._after[after, ids[0]].sum(axis=0)
             if likely.any():
-                self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: self._used].astype(np.int32)
+                self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: ids.shape[1]].astype(np.int32)
 
     def _is_sure(self, layer: int) -> bool:
         """Whether a layer's router is so good that this token need not be compared with it."""

@@ -13,9 +13,9 @@ from edgerun.events import EventSink, Progress, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons
+from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons, make_expert
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import EXPERT_PARTS, NEURON_PARTS, Catalog, LayerTensors, make_catalog
+from edgerun.weights.catalog import NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.store import ExpertLease, LayerWeights, NeuronBatch, NeuronLease
 
@@ -104,12 +104,17 @@ class ResidentStore(LastingWeights):
 
     def _take_experts(self, layer: LayerTensors) -> list[Expert]:
         packed = []
-        for part in EXPERT_PARTS if layer.experts else ():
-            info = layer.experts[part]
-            experts, rows, cols = info.shape
-            packed.append([self._packed(self._read(info, i * rows, rows), info.type, cols) for i in range(experts)])
+        for each in layer.expert_rows:
+            info, (experts, rows, cols) = each.info, each.info.shape
+            packed.append(
+                [
+                    self._packed(self._read(info, i * rows + each.first, each.rows), info.type, cols)
+                    for i in range(experts)
+                ]
+            )
+        for info in layer.experts.values():
             self._finish(info)
-        return [Expert(i, *matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
+        return [make_expert(i, matrices) for i, matrices in enumerate(zip(*packed, strict=True))]
 
     def _take_neurons(self, layer: LayerTensors) -> Neurons | None:
         if not layer.neurons:
@@ -155,9 +160,9 @@ def _packed_bytes(catalog: Catalog, kernels: Kernels) -> int:
         infos += layer.matrices.values()
     total = sum(_whole_lines(kernels.packed_bytes(info.type, *info.shape)) for info in infos)
     for layer in catalog.layers:
-        for info in layer.experts.values():
-            experts, rows, cols = info.shape
-            total += experts * _whole_lines(kernels.packed_bytes(info.type, rows, cols))
+        for each in layer.expert_rows:
+            packed = kernels.packed_bytes(each.info.type, each.rows, each.info.shape[-1])
+            total += each.info.shape[0] * _whole_lines(packed)
     return total
 
 

@@ -104,9 +104,9 @@ class StreamedExpertStore(LastingWeights):
         return self.cache.lease(layer, ids, uses, tokens, cancelled)
 
     def routed(self, layer: int, ids: I32) -> None:
-        if self.lookahead and self._predictor is None:  # only now is it known how many experts are used
+        if self.lookahead and self._predictor is None:
             layers, vocab = len(self._catalog.layers), self._catalog.embedding.shape[0]
-            self._predictor = ExpertPredictor(layers, self._catalog.n_experts, ids.shape[1], vocab)
+            self._predictor = ExpertPredictor(layers, self._catalog.n_experts, vocab)
         if self._predictor is not None:
             self._predictor.chosen(layer, ids)
 

@@ -250,9 +250,9 @@ class StreamedLayerStore(LastingWeights):
         if known is None:
             known = {}
             names = self._catalog.layers[layer].matrices
-            for part, (info, offset, size) in zip(names, self._layouts[layer].parts, strict=True):
-                memory = self._buffers[buffer][offset : offset + size]
-                known[part] = self._reader.kernels.matrix_in(memory, info.type, *info.shape)
+            for part, block in zip(names, self._layouts[layer].parts, strict=True):
+                memory = self._buffers[buffer][block.offset : block.offset + block.n_bytes]
+                known[part] = self._reader.kernels.matrix_in(memory, block.info.type, block.rows, block.cols)
             self._matrices[buffer, layer] = known
         return known
 

@@ -50,8 +50,8 @@ class TensorReader:
         the tensors, of which it is expert `index` (0 for a layer). `landed`: as of `Piece`."""
         if self._pack is None:
             pieces = []
-            for (info, _, _), matrix in zip(layout.parts, matrices, strict=True):
-                pieces += self.pieces(info, index * matrix.rows, matrix, landed)
+            for part, matrix in zip(layout.parts, matrices, strict=True):
+                pieces += self.pieces(part.info, part.first_row(index), matrix, landed)
             return pieces
         start, what = self._pack.offset(block), f"block {block} of the pack file"
         used = -(-layout.n_bytes // ALIGNMENT) * ALIGNMENT

@@ -51,6 +51,9 @@ def all_operations() -> list[Operation]:
     found += [_written(f"gated {name}", gate, partial(_gated, up=up, name=name), 1e-5) for name in _GATES]
     x, weight = rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
     found.append(_written("rms_norm", x, lambda k, out: k.rms_norm(x, weight, 1e-5, out), 1e-5))
+    found.append(_written("layer_norm", x, lambda k, out: k.layer_norm(x, weight, weight, 1e-5, out), 1e-5))
+    ids, table = np.arange(9, dtype=np.int32)[::-1].copy(), rng.standard_normal((9, 77)).astype(_F32)
+    found.append(_written("affine", x, lambda k, out: k.affine(out, ids, weight, table), 1e-6))
     wide = rng.standard_normal((9, 160)).astype(_F32)[:, 3:80]
     found.append(_written("rms_norm of rows apart", x, lambda k, out: k.rms_norm(wide, weight, 1e-5, out), 1e-5))
     for kind in ("sigmoid", "softplus"):
@@ -71,7 +74,7 @@ def all_operations() -> list[Operation]:
     return found
 
 
-_GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2")
+_GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2", "oai")
 _reference = ReferenceKernels()
 
 

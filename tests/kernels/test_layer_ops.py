@@ -9,7 +9,7 @@ from edgerun.errors import UnsupportedError, UsageError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.page_arrays import rotated
-from edgerun.kernels.reference import route
+from edgerun.kernels.routing import Routing, route
 from tests.kernels.paged import Paged
 
 # tokens, heads, kv heads, head_dim, head_dim_v, start, capacity, window, softcap
@@ -64,7 +64,7 @@ def test_sinks_take_their_share_and_chunks_hide_what_came_before(simd, reference
         assert (np.abs(want[:, 5]) < 1e-6).all()  # the highest everything
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "relu2"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "relu2", "oai"])
 def test_gated(simd, reference, activation):
     rng = np.random.default_rng(1)
     gate, up = 8 * rng.standard_normal((2, 3, 77)).astype(np.float32)
@@ -73,6 +73,40 @@ def test_gated(simd, reference, activation):
     simd.gated(gate, up, activation, out)
     reference.gated(gate, up, activation, want)
     np.testing.assert_allclose(out, want, rtol=2e-6, atol=2e-6)
+    simd.gated(gate, None, activation, out)
+    reference.gated(gate, None, activation, want)
+    np.testing.assert_allclose(out, want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("cols", [1, 8, 77])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_layer_norm_in_place(simd, reference, cols, with_bias):
+    rng = np.random.default_rng(cols)
+    x = (5 + rng.standard_normal((9, cols))).astype(np.float32)
+    weight, bias = rng.standard_normal((2, cols)).astype(np.float32)
+    want = np.empty_like(x)
+    reference.layer_norm(x, weight, bias if with_bias else None, 1e-5, want)
+    by_hand = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) * weight + with_bias * bias
+    np.testing.assert_allclose(want, by_hand, rtol=1e-5, atol=1e-5)
+    simd.layer_norm(x, weight, bias if with_bias else None, 1e-5, x)
+    np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
+
+
+def test_affine(simd, reference):
+    rng = np.random.default_rng(0)
+    start, scale, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 77), (4,), (4, 77)))
+    ids = np.array([3, 0, 1, 3, 2, 2, 0, 1, 3], np.int32)
+    for entries, factors, shift in ((ids, scale, bias), (ids, None, bias), (ids, scale, None), (None, scale, bias)):
+        x, want = start.copy(), start.copy()
+        simd.affine(x, entries, factors, shift)
+        reference.affine(want, entries, factors, shift)
+        np.testing.assert_array_equal(x, want)  # a product and a sum, each rounded
+    simd.scale(x, 0.3)
+    reference.scale(want, 0.3)
+    np.testing.assert_array_equal(x, want)
+    for entries, factors, shift in ((ids, scale[:3], None), (ids, None, bias[:, :76]), (ids[:8], scale, None)):
+        with pytest.raises(UsageError, match="cannot be changed"):
+            simd.affine(x, entries, factors, shift)
 
 
 @pytest.mark.parametrize("cols", [1, 8, 77, 2048])
@@ -220,15 +254,29 @@ def test_combine(simd, reference, add):
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "softmax_topk", "sigmoid"])
+@pytest.mark.parametrize("kind", ["softmax", "softmax_topk", "sigmoid", "sqrt_softplus"])
 @pytest.mark.parametrize("renormalise", [False, True])
 def test_route_by_hand(kind, renormalise):
     logits = np.array([[0.0, 2.0, 1.0, 2.0]], np.float32)
-    ids, weights = route(logits, 2, kind, renormalise=renormalise, scale=2.0)
+    ids, weights = route(logits, Routing(kind, 2, renormalise, 2.0))
     assert ids.tolist() == [[1, 3]], "ties go to the lower id"
     e = np.exp([0.0, 2.0, 1.0, 2.0])
-    one = {"softmax": e[1] / e.sum(), "softmax_topk": 0.5, "sigmoid": 1 / (1 + np.exp(-2.0))}[kind]
+    one = {"softmax": e[1] / e.sum(), "softmax_topk": 0.5, "sigmoid": 1 / (1 + np.exp(-2.0))}
+    one = {**one, "sqrt_softplus": np.log1p(np.exp(2.0)) ** 0.5}[kind]
     np.testing.assert_allclose(weights, [[1.0, 1.0] if renormalise else [2 * one, 2 * one]], rtol=1e-6)
+
+
+def test_experts_are_chosen_by_groups_and_bias():
+    """The best expert is in a group whose two best are worse together; a bias moves the choice, not the weights."""
+    logits = np.array([[9.0, -9, -9, 2, 3, 1, 1, 1, 2]], np.float32)
+    routing = Routing("sigmoid", 2, renormalise=False, groups=3, groups_used=1)
+    assert route(logits, routing)[0].tolist() == [[4, 3]]
+    bias = np.array([0, 0, 0, 0, 0, 0, 0, 5, 0], np.float32)
+    ids, weights = route(logits, routing, bias)
+    assert ids.tolist() == [[7, 8]]
+    np.testing.assert_allclose(weights, 1 / (1 + np.exp([[-1.0, -2.0]])), rtol=1e-6)
+    with pytest.raises(UsageError, match="cannot use 2 of 4 groups of 9 experts"):
+        route(logits, Routing("sigmoid", 2, groups=4, groups_used=2))
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 9, 40])

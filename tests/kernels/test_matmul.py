@@ -12,7 +12,7 @@ from edgerun.kernels import kernel_names, layout
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.formats.base import TURNED_BITS, TURNED_PAIRS, swap_masks
-from edgerun.kernels.interface import Expert
+from edgerun.kernels.interface import Expert, ExpertVectors
 from tests.kernels.blocks import filled_blocks, random_blocks
 
 NATIVE = list(FORMATS)
@@ -157,23 +157,35 @@ def test_many_products_of_mixed_formats(simd):
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_experts(simd, reference, tokens):
+@pytest.mark.parametrize(
+    ("activation", "gate", "scale", "bias"),
+    [
+        ("silu", True, False, False),
+        ("oai", True, False, True),
+        ("silu", True, True, True),
+        ("relu2", False, True, True),
+    ],
+)
+def test_experts(simd, reference, tokens, activation, gate, scale, bias):
     rng = np.random.default_rng(tokens)
     d, ff, k, count = 64, 96, 3, 5
+    factors = [rng.random(count).astype(np.float32) if scale else None for _ in range(2)]
+    biases = [rng.standard_normal((count, ff)).astype(np.float32) if bias else None for _ in range(2)]
+    vectors = ExpertVectors(factors[0], biases[0], factors[1], biases[1])
     x = rng.standard_normal((tokens, d)).astype(np.float32)
     ids = np.stack([rng.permutation(count)[:k] for _ in range(tokens)])
 
     def experts(kernels):
         made = np.random.default_rng(1)
         return [
-            Expert(
-                e,
-                *(
+            Expert(e, gates if gate else None, up, down)
+            for e in range(count)
+            for gates, up, down in [
+                [
                     kernels.pack(random_blocks(made, rows, cols, GgmlType.F16), GgmlType.F16, cols)
                     for rows, cols in ((ff, d), (ff, d), (d, ff))
-                ),
-            )
-            for e in range(count)
+                ]
+            ]
         ]
 
     results = []
@@ -186,7 +198,7 @@ def test_experts(simd, reference, tokens):
                 rows.append(token.astype(np.int32))
                 slots.append((token * k + slot).astype(np.int32))
         out = np.full((tokens * k, d), np.nan, np.float32)
-        kernels.experts_ffn(chosen, kernels.activations(x), rows, slots, "silu", out)
+        kernels.experts_ffn(chosen, kernels.activations(x), rows, slots, activation, out, vectors)
         results.append(out)
     assert np.abs(results[0] - results[1]).max() <= 1e-5 * np.abs(results[1]).max()
 

@@ -16,6 +16,7 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
+from edgerun.kernels.routing import Routing
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
@@ -148,7 +149,7 @@ def rows(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 
 
 @settings(**SHAPES)
-@given(given_rows=rows(), activation=st.sampled_from(["silu", "gelu", "relu", "relu2"]))
+@given(given_rows=rows(), activation=st.sampled_from(["silu", "gelu", "relu", "relu2", "oai"]))
 def test_norms_and_gates(teams, given_rows, activation):
     x, ends = given_rows
     weight, up = np.linspace(0.5, 2, x.shape[1]).astype(np.float32), np.roll(x, 1, axis=0)
@@ -158,11 +159,16 @@ def test_norms_and_gates(teams, given_rows, activation):
             kernels.rms_norm(part, weight, 1e-5, part)
             return part
 
+        def layer_norm(part, first, kernels=kernels):
+            kernels.layer_norm(part, weight, weight, 1e-5, part)
+            return part
+
         def gate(part, first, kernels=kernels):
             kernels.gated(part, up[first : first + len(part)].copy(), activation, part)
             return part
 
         check(norm, x, ends)
+        check(layer_norm, x, ends)
         check(gate, x, ends)
 
 
@@ -185,17 +191,20 @@ def test_sums_of_experts(teams, given_rows, k):
 @settings(**SHAPES)
 @given(
     given_rows=rows(),
-    kind=st.sampled_from(["softmax", "softmax_topk", "sigmoid"]),
+    kind=st.sampled_from(["softmax", "softmax_topk", "sigmoid", "sqrt_softplus"]),
+    groups=st.sampled_from([1, 2]),
     renormalise=st.booleans(),
     used=st.integers(1, 12),
 )
-def test_routers(teams, given_rows, kind, renormalise, used):
+def test_routers(teams, given_rows, kind, groups, renormalise, used):
     x, ends = given_rows
-    used = min(used, x.shape[1])
+    groups = groups if x.shape[1] % groups == 0 else 1
+    routing = Routing(kind, min(used, x.shape[1] // groups), renormalise, 1.7, groups, 1)
+    bias = np.linspace(0, 0.5, x.shape[1]).astype(np.float32)
     for kernels in teams:
 
         def route(part, first, kernels=kernels):
-            ids, weights = kernels.route(part, used, kind, renormalise=renormalise, scale=1.7)
+            ids, weights = kernels.route(part, routing, bias)
             return np.concatenate([ids.astype(np.float64), weights], axis=1)
 
         check(route, x, ends)

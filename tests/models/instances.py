@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from edgerun.formats.quants import quantize
 from edgerun.models import load_spec
 from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
-from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
+from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.spec import ModelSpec, Recurrence
+from edgerun.weights.catalog import tensor_name
 
 VOCAB, LAYERS, TOKENS = 96, 3, 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
     """What `write` makes: a family, some metadata, a weight type."""
 
@@ -34,21 +38,53 @@ class Instance:
     layers: int = LAYERS
     experts: int = 0
     used: int = 0
+    ff_expert: int = 0  # 0: ff
     ff_shared: int = 0
     window: int = 0
     tied: bool = False
     biases: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # tensors that a file may have and this one has
+    fused: tuple[str, ...] = ()  # tensors that hold gate and up
+    telling: dict[str, int] = field(default_factory=lambda: {"attn_v": 1})  # parts whose being there says something
     rope_factors: bool = False
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
+    taps: int = 0  # of the convolutions that layers without kv_heads are
+    recurrence: Recurrence | None = None  # of the layers that are `recurrent`
+    recurrent: tuple[bool, ...] = ()
+    further: bool = False  # one more layer, that guesses a token more
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
+    lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without
 
 
 def _gemma(name: str, arch: str, **more: Any) -> Instance:
     return Instance(name, arch, layers=7, window=12, tied=True, **more)
 
 
+_PACKED = {"attn_qkv": 1}
+
+
+def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
+    given = {"taps": 3, "tied": True, "layers": len(kv_heads), "by_layer": {"kv_heads": kv_heads}} | more
+    return Instance(name, "lfm2", **given)
+
+
+def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
+    """A model of recurrences, and of attention alone where `recurrent` is 0."""
+    kinds = tuple(map(bool, recurrent))
+    metadata = {
+        "ssm.conv_kernel": heads.taps,
+        "ssm.state_size": heads.key_dim,
+        "ssm.group_count": heads.key_heads,
+        "ssm.time_step_rank": heads.heads,
+        "ssm.inner_size": heads.inner,
+        "rope.dimension_count": 8 if arch.startswith("qwen") else 16,
+    } | more.pop("metadata", {})
+    return Instance(name, arch, layers=len(kinds), recurrence=heads, recurrent=kinds, metadata=metadata, **more)
+
+
+_SECTIONS = {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)}  # of 8 rotated dimensions: plain for text
 _SIGMOID = {"expert_gating_func": 2}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
 PLAIN = [
@@ -71,10 +107,11 @@ PLAIN = [
     Instance("qwen3", "qwen3", head_dim=32),
     Instance("qwen3moe", "qwen3moe", head_dim=32, experts=8, used=3),
     Instance("olmoe", "olmoe", kv_heads=4, experts=8, used=4),
-    Instance("phi3", "phi3"),
+    Instance("phi3", "phi3", telling=_PACKED),
     Instance(
         "phi3-longrope",
         "phi3",
+        telling=_PACKED,
         long_short=True,
         metadata={"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.19},
     ),
@@ -85,10 +122,313 @@ PLAIN = [
         metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     Instance("bitnet", "bitnet", tied=True),
+    _lfm2("lfm2", (0, 2, 0)),
+    _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
+    _recurrent("qwen35", "qwen35", (1, 1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
+    _recurrent("qwen35-many", "qwen35", (1, 0, 1, 1, 0), Recurrence(3, 6, 2, 24, 24), tied=True, metadata=_SECTIONS),
+    _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
     ),
     Instance("smallthinker-softmax", "smallthinker", layers=4, experts=8, used=3, metadata={"expert_gating_func": 1}),
+]
+_LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+_NORM_BIASES = ("attn_norm.bias", "ffn_norm.bias", "output_norm.bias")
+_UP_BIASES = ("ffn_up.bias", "ffn_down.bias")
+_MULTIPLIERS = {"embedding_scale": 6.0, "residual_scale": 0.4, "attention.scale": 0.09, "logit_scale": 3.0}
+_CHOICE = ("exp_probs_b.bias",)
+_EXPERT_BIASES = ("ffn_gate_inp.bias", "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias")
+_YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
+_DEEP = {"leading_dense_block_count": 1, "expert_shared_count": 2, "expert_weights_scale": 1.7}
+_MOE: dict[str, Any] = {"experts": 8, "used": 3, "ff_expert": 64}
+OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
+    Instance("granite", "granite", metadata=_MULTIPLIERS),
+    Instance("granite-plain", "granite", tied=True, metadata={"logit_scale": 2.0}),
+    Instance("granitemoe", "granitemoe", experts=8, used=3, ff_shared=64, metadata=_MULTIPLIERS),
+    Instance("minicpm", "minicpm", metadata={"embedding_scale": 6.0, "residual_scale": 0.4, "logit_scale": 3.0}),
+    Instance("minicpm-old", "minicpm", layers=4, tied=True),
+    Instance("ernie", "ernie4_5"),
+    Instance("ernie-Q8_0", "ernie4_5", GgmlType.Q8_0, tied=True),
+    Instance(
+        "erniemoe",
+        "ernie4_5-moe",
+        ff_shared=48,
+        more=_CHOICE,
+        metadata={"interleave_moe_layer_step": 1, "leading_dense_block_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "erniemoe-Q8_0",
+        "ernie4_5-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        ff_shared=32,
+        metadata={"interleave_moe_layer_step": 1},
+        **_MOE,
+    ),
+    Instance("cohere2", "cohere2", layers=5, window=12, tied=True, metadata={**_LAYER_NORM, "logit_scale": 0.25}),
+    Instance(
+        "cohere2-Q8_0",
+        "cohere2",
+        GgmlType.Q8_0,
+        layers=4,
+        kv_heads=1,
+        window=6,
+        tied=True,
+        metadata={**_LAYER_NORM, "logit_scale": 0.5},
+    ),
+    Instance(
+        "phi2",
+        "phi2",
+        kv_heads=4,
+        more=(*_BIASES, "attn_norm.bias", *_UP_BIASES, "output_norm.bias", "output.bias"),
+        metadata={**_LAYER_NORM, "rope.dimension_count": 8},
+    ),
+    Instance(
+        "phi2-Q8_0",
+        "phi2",
+        GgmlType.Q8_0,
+        more=(*_BIASES, "attn_norm.bias", *_UP_BIASES, "output_norm.bias", "output.bias"),
+        metadata=_LAYER_NORM,
+    ),
+    Instance("phimoe", "phimoe", experts=6, used=2, more=(*_BIASES, *_NORM_BIASES, "output.bias")),
+    Instance(
+        "phimoe-Q8_0",
+        "phimoe",
+        GgmlType.Q8_0,
+        kv_heads=1,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_NORM_BIASES, "output.bias"),
+    ),
+    Instance("starcoder2", "starcoder2", more=(*_BIASES, *_NORM_BIASES, *_UP_BIASES), metadata=_LAYER_NORM),
+    Instance(
+        "starcoder2-Q8_0",
+        "starcoder2",
+        GgmlType.Q8_0,
+        tied=True,
+        kv_heads=1,
+        more=(*_BIASES, *_NORM_BIASES, *_UP_BIASES),
+        metadata=_LAYER_NORM,
+    ),
+    Instance("nemotron", "nemotron", more=_NORM_BIASES, metadata={**_LAYER_NORM, "rope.dimension_count": 8}),
+    Instance("nemotron-Q8_0", "nemotron", GgmlType.Q8_0, more=(*_NORM_BIASES, *_UP_BIASES), metadata=_LAYER_NORM),
+    Instance("arcee", "arcee"),
+    Instance("arcee-Q8_0", "arcee", GgmlType.Q8_0, tied=True, kv_heads=4),
+    Instance("stablelm", "stablelm", more=_NORM_BIASES, metadata={**_LAYER_NORM, "rope.dimension_count": 4}),
+    Instance("stablelm-Q8_0", "stablelm", GgmlType.Q8_0, kv_heads=4, more=_NORM_BIASES, metadata=_LAYER_NORM),
+    Instance("deepseek", "deepseek", metadata=_DEEP, **_MOE),
+    Instance(
+        "deepseek-leading-Q8_0",
+        "deepseek",
+        GgmlType.Q8_0,
+        layers=4,
+        metadata={**_DEEP, "leading_dense_block_count": 2},
+        **_MOE,
+    ),
+    Instance(
+        "dots1",
+        "dots1",
+        kv_heads=4,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "dots1-softmax-Q8_0", "dots1", GgmlType.Q8_0, kv_heads=4, metadata={**_DEEP, "expert_gating_func": 1}, **_MOE
+    ),
+    Instance("bailingmoe", "bailingmoe", metadata={**_DEEP, "leading_dense_block_count": 0}, **_MOE),
+    Instance(
+        "bailingmoe-Q8_0",
+        "bailingmoe",
+        GgmlType.Q8_0,
+        metadata={"expert_shared_count": 1, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2",
+        "bailingmoe2",
+        telling=_PACKED,
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "rope.dimension_count": 8,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2-halves-Q8_0",
+        "bailingmoe2",
+        GgmlType.Q8_0,
+        telling=_PACKED,
+        ff_shared=32,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_group_count": 2, "expert_group_used_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "minimax",
+        "minimax-m2",
+        experts=8,
+        used=3,
+        more=_CHOICE,
+        metadata={"expert_gating_func": 2, "rope.dimension_count": 8},
+    ),
+    Instance(
+        "minimax-Q8_0", "minimax-m2", GgmlType.Q8_0, experts=6, used=2, more=_CHOICE, metadata={"expert_gating_func": 2}
+    ),
+    Instance(
+        "glm4moe",
+        "glm4moe",
+        more=(*_CHOICE, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        metadata={**_DEEP, "expert_weights_norm": True, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "glm4moe-Q8_0",
+        "glm4moe",
+        GgmlType.Q8_0,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 1, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "gptoss",
+        "gpt-oss",
+        layers=4,
+        window=12,
+        experts=8,
+        used=3,
+        more=(*_BIASES, *_EXPERT_BIASES),
+        metadata={**_YARN, "rope.freq_base": 150000.0},
+    ),
+    Instance(
+        "gptoss-MXFP4",
+        "gpt-oss",
+        GgmlType.MXFP4,
+        layers=2,
+        kv_heads=1,
+        window=6,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_EXPERT_BIASES),
+    ),
+    Instance("hunyuanmoe", "hunyuan-moe", experts=8, used=3, ff_shared=96),
+    Instance(
+        "hunyuanmoe-all-tiny-Q8_0",
+        "hunyuan-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        experts=4,
+        used=4,
+        tied=True,
+        kv_heads=1,
+    ),
+    Instance(
+        "llama4",
+        "llama4",
+        layers=5,
+        metadata={"interleave_moe_layer_step": 2},
+        **_MOE,
+    ),
+    Instance(
+        "llama4-of-128-few-Q8_0",
+        "llama4",
+        GgmlType.Q8_0,
+        layers=4,
+        experts=128,
+        used=1,
+        ff_expert=32,
+        metadata={"interleave_moe_layer_step": 1},
+    ),
+    Instance(
+        "afmoe",
+        "afmoe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "afmoe-small-short-Q8_0",
+        "afmoe",
+        GgmlType.Q8_0,
+        layers=3,
+        window=6,
+        tied=True,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 2},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "laguna",
+        "laguna",
+        layers=5,
+        window=12,
+        by_layer={"heads": (4, 6, 6, 2, 4)},
+        telling={"attn_v": 1, "attn_gate": 1},
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            **_YARN,
+            "expert_weights_norm": True,
+            "rope.dimension_count": 8,
+            "rope.dimension_count_swa": 16,
+            "rope.freq_base_swa": 20000.0,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "laguna-small-Q8_0",
+        "laguna",
+        GgmlType.Q8_0,
+        layers=2,
+        telling={"attn_v": 1, "attn_gate": 4},
+        ff_shared=32,
+        more=_CHOICE,
+        metadata={"leading_dense_block_count": 1, "expert_weights_norm": True},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "glm4moe-norms",
+        "glm4moe",
+        telling={"attn_v": 1, "attn_q_norm": 1},
+        more=_CHOICE,
+        metadata={**_DEEP, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe",
+        "exaone-moe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True, "expert_shared_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe-four-Q8_0",
+        "exaone-moe",
+        GgmlType.Q8_0,
+        layers=4,
+        window=6,
+        ff_shared=32,
+        metadata={"expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
 ]
 QUANTISED = [
     Instance(f"llama-{type.name}", "llama", type, d=256, ff=512, heads=4, head_dim=64)
@@ -97,7 +437,9 @@ QUANTISED = [
     Instance("qwen3moe-small-Q4_0", "qwen3moe", GgmlType.Q4_0, d=256, ff=256, heads=4, head_dim=64, experts=8, used=3),
     Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
-    Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, d=256, ff=512, heads=4, head_dim=64),
+    Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, telling=_PACKED, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q4_K", (0, 0, 2, 0), type=GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q8_0", (2, 0, 2), type=GgmlType.Q8_0, tied=False),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
@@ -115,57 +457,86 @@ BY_LAYER = [  # nor has it families of today's with these
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + QUANTISED + SPARSE + BY_LAYER}
+INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + QUANTISED + SPARSE + BY_LAYER}
 
 
 _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
 
 
-def _by_layer(i: Instance, name: str) -> tuple[int, ...]:
-    return i.by_layer.get(name) or (getattr(i, name),) * i.layers
+def metadata_of(i: Instance) -> dict[str, Any]:
+    """What the file says of its numbers, by keys without the architecture."""
+    found: dict[str, Any] = {
+        "block_count": i.layers,
+        "context_length": 128,
+        "embedding_length": i.d,
+        "feed_forward_length": i.ff,
+        "attention.head_count": i.heads,
+        "attention.head_count_kv": i.kv_heads,
+        "attention.key_length": i.head_dim,
+        "attention.value_length": i.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": i.head_dim,
+        "rope.freq_base": 10000.0,
+        "vocab_size": VOCAB,
+    }
+    for key, name in _BY_LAYER.items():
+        if name in i.by_layer:
+            found[key] = np.array(i.by_layer[name], np.int32)
+    if i.experts:
+        found |= {"expert_count": i.experts, "expert_used_count": i.used}
+        found["expert_feed_forward_length"] = i.ff_expert or i.ff
+    if i.ff_shared:
+        found["expert_shared_feed_forward_length"] = i.ff_shared
+    if i.taps:
+        found["shortconv.l_cache"] = i.taps
+    if i.recurrent and FAMILIES[i.arch].recurrence == "delta":
+        found["attention.recurrent_layers"] = np.array(i.recurrent, bool)
+    if i.window:
+        found["attention.sliding_window"] = i.window
+    return found | i.metadata
 
 
+@cache
 def spec_of(i: Instance) -> ModelSpec:
     """The numbers that the file will say, enough to know its shapes."""
-    layers = tuple(
-        LayerNumbers(
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            head_dim_k=i.head_dim,
-            head_dim_v=i.head_dim,
-            d_ff=ff,
-            rotation=Rotation(i.head_dim, 10000.0),
-            n_experts=i.experts,
-            n_experts_used=i.used,
-            d_ff_expert=ff,
-            d_ff_shared=i.ff_shared,
-        )
-        for ff, heads, kv_heads in zip(*(_by_layer(i, name) for name in ("ff", "heads", "kv_heads")), strict=True)
-    )
-    return ModelSpec(
-        architecture=i.arch,
-        family=FAMILIES[i.arch],
-        layers=layers,
-        d_model=i.d,
-        vocab_size=VOCAB,
-        context_length=128,
-        norm_eps=1e-5,
-        sparse=i.sparse,
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "numbers.gguf"
+        with GgufWriter(path, i.arch) as w:
+            for key, value in metadata_of(i).items():
+                w.add(f"{i.arch}.{key}", value)
+            for layer in range(i.layers):
+                for part, rows in i.telling.items():
+                    w.add_tensor(tensor_name(layer, part), np.zeros((rows, 1), np.float32), GgmlType.F32)
+        with open_gguf(path) as gguf:
+            return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))
 
 
 _ORDER = (  # in which a layer's tensors are made up: files from before must not change
     *("attn_norm", "attn_output", "ffn_norm", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm"),
     *("post_attention_norm", "post_ffw_norm", "attn_sub_norm", "ffn_sub_norm", "ffn_gate_inp", "ffn_gate_exps"),
     *("ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
-    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate"),
+    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate", "shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
+    *("attn_gate", "ssm_in", "ssm_ba", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_dt.bias", "ssm_a.", "ssm_norm"),
+    *("ssm_d.", "ssm_out", "ffn_norm."),
 )
+_MEANS = {
+    "ffn_gate_inp_shexp": 0.0,
+    "ssm_dt.bias": 0.0,
+    "ssm_a.": -0.7,
+}  # of vectors; others are near 1
+_FLOATS = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm")
 
 
 def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
     """Names without layer and `.weight` -> numpy shape, of what a layer needs."""
-    needed = {part: each.shape for part, each in plan_of(spec_of(i))[layer].tensors.items() if each.needed}
-    return {part: needed[part] for part in sorted(needed, key=_ORDER.index)}
+    tensors = plan_of(spec_of(i))[layer].tensors
+    needed = {part: each.shape for part, each in tensors.items() if each.needed or part in i.more}
+    return {part: needed[part] for part in sorted(needed, key=_place)}
+
+
+def _place(part: str) -> tuple[int, str]:
+    """Where in the order a part comes: new ones at the end, by name."""
+    return (_ORDER.index(part), "") if part in _ORDER else (len(_ORDER), part)
 
 
 def tokens_of(i: Instance) -> list[int]:
@@ -191,33 +562,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
     with GgufWriter(path, a) as w:
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
-        for key, value in {
-            "block_count": i.layers,
-            "context_length": 128,
-            "embedding_length": i.d,
-            "feed_forward_length": i.ff,
-            "attention.head_count": i.heads,
-            "attention.head_count_kv": i.kv_heads,
-            "attention.key_length": i.head_dim,
-            "attention.value_length": i.head_dim,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "rope.dimension_count": i.head_dim,
-            "rope.freq_base": 10000.0,
-            "vocab_size": n_vocab,
-        }.items():
-            if key not in i.metadata:
-                each = i.by_layer.get(_BY_LAYER.get(key, ""))
-                w.add(f"{a}.{key}", value if each is None else np.array(each, np.int32))
-        if i.experts:
-            w.add(f"{a}.expert_count", i.experts)
-            w.add(f"{a}.expert_used_count", i.used)
-            w.add(f"{a}.expert_feed_forward_length", i.ff)
-        if i.ff_shared:
-            w.add(f"{a}.expert_shared_feed_forward_length", i.ff_shared)
-        if i.window:
-            w.add(f"{a}.attention.sliding_window", i.window)
-        for key, value in i.metadata.items():
-            w.add(f"{a}.{key}", value)
+        for key, value in (metadata_of(i) | i.lies).items():
+            w.add(f"{a}.{key}", n_vocab if key == "vocab_size" else value)
         for key, value in (vocabulary or {"tokenizer.ggml.model": "none"}).items():
             w.add(key, value)
 
@@ -225,13 +571,16 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
             w.add_tensor(name, data if type == GgmlType.F32 else quantize(data, type), type)
 
-        def vector(name: str, n: int, mean: float) -> None:
+        def vector(name: str, n: int | tuple[int, ...], mean: float) -> None:
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
 
         matrix("token_embd.weight", (n_vocab, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
-        vector("output_norm.weight", i.d, 1.0)
+        vector(f"{FAMILIES[a].output_norm}.weight", i.d, 1.0)
         if not i.tied:
             matrix("output.weight", (n_vocab, i.d), i.type)
+        for name in ("output_norm.bias", "output.bias"):
+            if name in i.more:
+                vector(name, n_vocab if name == "output.bias" else i.d, 0.0)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)
@@ -242,11 +591,13 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         for layer in range(i.layers):
             shapes = shapes_of(i, layer)
             for part, shape in shapes.items():
-                name = f"blk.{layer}.{part}.weight"
-                if len(shape) == 1:
-                    vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" else 1.0)
+                name = tensor_name(layer, part)
+                if part.endswith(".bias") and len(shape) == 2:  # of experts: so large that some are cut off
+                    w.add_tensor(name, (3 * rng.standard_normal(shape)).astype(np.float32), GgmlType.F32)
+                elif len(shape) == 1 or part in ("ssm_a.", "ssm_d."):
+                    vector(name, shape, 0.0 if part.endswith(".bias") and part not in _MEANS else _MEANS.get(part, 1.0))
                 else:
-                    matrix(name, shape, GgmlType.F32 if part == "ffn_gate_inp" else i.type)
+                    matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
     return path

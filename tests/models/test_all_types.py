@@ -43,7 +43,7 @@ def model(path: Path, type: GgmlType, **more: Any) -> Path:
     return path
 
 
-def plain(path: Path, out: Path, factors: dict[str, float] | None = None) -> Path:
+def plain(path: Path, out: Path, factors: dict[str, Any] | None = None) -> Path:
     """The same model in F32, matrices times `factors`."""
     with open_gguf(path) as gguf, GgufWriter(out, "llama") as writer:
         for key in gguf.metadata:
@@ -51,7 +51,7 @@ def plain(path: Path, out: Path, factors: dict[str, float] | None = None) -> Pat
                 writer.add(key, gguf.metadata[key], gguf.metadata.kind(key)[0])
         for name, info in gguf.tensors.items():
             if not name.endswith(".scale"):
-                weights = dequantize(gguf.raw(name), info.type) * np.float32((factors or {}).get(name, 1))
+                weights = dequantize(gguf.raw(name), info.type) * np.float32((factors or {}).get(name, np.float32(1)))
                 writer.add_tensor(name, weights.reshape(info.shape), GgmlType.F32)
     return out
 
@@ -148,15 +148,29 @@ def test_the_scale_of_a_whole_tensor_counts(tmp_path: Path) -> None:
     assert np.abs(logits(path) - want).max() > 1e-2 * np.abs(want).max(), "the factors change something"
 
 
-@pytest.mark.parametrize(
-    ("scale", "n", "more"),
-    [
-        ("blk.0.ffn_up_exps.scale", 4, {"experts": 4, "used": 2}),
-        ("output.scale", 1, {}),
-        ("token_embd.scale", 1, {}),
-    ],
-)
-def test_scales_that_are_not_applied_are_refused(tmp_path: Path, scale: str, n: int, more: dict[str, Any]) -> None:
-    path = with_scales(model(tmp_path / "m.gguf", GgmlType.NVFP4, **more), {scale: np.ones(n)})
+def test_the_scales_of_experts_count(tmp_path: Path, kernels: Kernels) -> None:
+    """One for each expert, resident and streamed."""
+    path = model(tmp_path / "m.gguf", GgmlType.NVFP4, experts=4, used=2)
+    parts = {f"blk.0.ffn_{part}_exps": np.array([0.5, 0.75, 1.5, 2.0]) * more for part, more in _OF_PARTS.items()}
+    scaled = with_scales(path, {f"{name}.scale": factors for name, factors in parts.items()})
+    named = {f"{name}.weight": factors[:, None, None].astype(np.float32) for name, factors in parts.items()}
+    want = logits(plain(path, tmp_path / "plain.gguf", named))
+    assert np.abs(logits(scaled) - want).max() <= 1e-4 * np.abs(want).max()
+    assert np.abs(logits(path) - want).max() > 1e-2 * np.abs(want).max(), "the factors change something"
+    with open_gguf(scaled) as gguf:
+        spec = load_spec(gguf)
+        resident = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+        found = resident.forward(IDS, resident.new_cache(32), logits="all")
+        with closing(StreamedExpertStore(gguf, spec, kernels, slots=3, wave_tokens=2)) as store:
+            streamed = Decoder(spec, store, kernels)
+            assert np.array_equal(streamed.forward(IDS, streamed.new_cache(32), logits="all"), found)
+
+
+_OF_PARTS = {"gate": 1.0, "up": 0.3, "down": 1.7}
+
+
+@pytest.mark.parametrize("scale", ["output.scale", "token_embd.scale"])
+def test_scales_that_are_not_applied_are_refused(tmp_path: Path, scale: str) -> None:
+    path = with_scales(model(tmp_path / "m.gguf", GgmlType.NVFP4), {scale: np.ones(1)})
     with pytest.raises(UnsupportedError, match=rf"factors for whole tensors \(1: {scale}\)"):
         logits(path)

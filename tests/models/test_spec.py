@@ -22,7 +22,7 @@ from tests.models.instances import INSTANCES, write
 def with_metadata(tmp_path, **changes):
     base = INSTANCES["llama"]
     keys = {key.replace("__", "."): value for key, value in changes.items()}
-    return write(dataclasses.replace(base, metadata={**base.metadata, **keys}), tmp_path / "model.gguf")
+    return write(dataclasses.replace(base, lies=keys), tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ _KEYS = st.sampled_from(
 def test_mutated_metadata_gives_a_spec_or_a_typed_error(tmp_path_factory, changes):
     base = INSTANCES["llama"]
     path = tmp_path_factory.mktemp("mutated") / "m.gguf"
-    write(dataclasses.replace(base, metadata=changes), path)
+    write(dataclasses.replace(base, lies=changes), path)
     with open_gguf(path) as gguf:
         try:
             spec = load_spec(gguf)
@@ -110,14 +110,14 @@ def test_mutated_metadata_gives_a_spec_or_a_typed_error(tmp_path_factory, change
 
 
 def test_a_block_count_below_the_layers_in_the_file_is_refused(tmp_path):
-    write(dataclasses.replace(INSTANCES["llama"], metadata={"block_count": 1}), tmp_path / "m.gguf")
+    write(dataclasses.replace(INSTANCES["llama"], lies={"block_count": 1}), tmp_path / "m.gguf")
     with open_gguf(tmp_path / "m.gguf") as gguf, pytest.raises(FormatError, match="block_count is 1.*layer 1"):
         load_spec(gguf)
 
 
 def test_a_mixture_without_experts_is_refused(tmp_path):
     """Its router reads each layer's input: there must be one."""
-    dense = dataclasses.replace(INSTANCES["smallthinker"], experts=0, used=0)
+    dense = dataclasses.replace(INSTANCES["smallthinker"], lies={"expert_count": 0})
     with open_gguf(write(dense, tmp_path / "m.gguf")) as gguf, pytest.raises(FormatError, match="lacks .*expert_count"):
         load_spec(gguf)
 

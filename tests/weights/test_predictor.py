@@ -35,7 +35,7 @@ def by_token(token):
 
 
 def test_tokens_and_affinity_take_over_where_the_router_is_wrong():
-    predictor, rng = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB), np.random.default_rng(0)
+    predictor, rng = ExpertPredictor(LAYERS, EXPERTS, VOCAB), np.random.default_rng(0)
     wrong = [ids(0, 1)] * LAYERS
     for _ in range(600):
         token = int(rng.integers(VOCAB))
@@ -56,7 +56,7 @@ def test_tokens_and_affinity_take_over_where_the_router_is_wrong():
 
 
 def test_a_good_router_is_believed_from_the_start():
-    predictor = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB)
+    predictor = ExpertPredictor(LAYERS, EXPERTS, VOCAB)
     predictor.begin(ids(3))
     assert predictor.best(1) is None
     predictor.hear(2, ids(4, 5), ROUTER_TWO_AHEAD)
@@ -68,7 +68,7 @@ def test_a_good_router_is_believed_from_the_start():
 
 
 def test_a_good_router_is_compared_only_every_so_often_and_found_out_when_it_errs():
-    predictor, rng = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB), np.random.default_rng(0)
+    predictor, rng = ExpertPredictor(LAYERS, EXPERTS, VOCAB), np.random.default_rng(0)
 
     def steps(count, off):
         for _ in range(count):
@@ -87,7 +87,7 @@ def test_a_good_router_is_compared_only_every_so_often_and_found_out_when_it_err
 
 
 def test_prompts_teach_too():
-    predictor = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB)
+    predictor = ExpertPredictor(LAYERS, EXPERTS, VOCAB)
     predictor.accuracy[TOKEN] = 1.0
     tokens = ids(1, 2, 3, 2)
     assert predictor.begin(tokens) == []
@@ -103,7 +103,7 @@ def test_prompts_teach_too():
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_any_routing_is_survived(data):
-    predictor = ExpertPredictor(LAYERS, EXPERTS, USED, VOCAB)
+    predictor = ExpertPredictor(LAYERS, EXPERTS, VOCAB)
     for _ in range(data.draw(st.integers(1, 12))):
         tokens = np.array(data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)), np.int32)
         predictor.begin(tokens)

@@ -136,6 +136,7 @@ class Ops:
 
         self.magnitude = function((float_vec,), float_vec, named("llvm.fabs"))
         self.maximum = function((float_vec, float_vec), float_vec, named("llvm.maxnum"))
+        self.minimum = function((float_vec, float_vec), float_vec, named("llvm.minnum"))
         self.round = function((float_vec,), float_vec, named("llvm.nearbyint"))
         self.div = function((float_vec, float_vec), float_vec, lambda b, a, c: b.fdiv(a, c))
 

@@ -13,6 +13,7 @@ from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.attention_buffers import AttentionBuffers, AttentionLayout
 from edgerun.models.blocks.base import Here, ones
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import add_product, multiply
 from edgerun.models.blocks.sums import norm_over_ranks
 from edgerun.models.places import Places
@@ -86,6 +87,10 @@ class Attention:
         return found | ({"attn_sinks": Tensor((self.heads,))} if self.sinks else {})
 
     @property
+    def state(self) -> None:
+        return None
+
+    @property
     def products(self) -> tuple[Product, ...]:
         return self.qkv, self.output
 
@@ -104,8 +109,8 @@ class Attention:
 
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
         b = s.of(self.layout)
-        here.kernels.rms_norm(x, here.vectors[self.qkv.norm], self.eps, s.h)
-        multiply(here, self.qkv, s.h, b.qkv)
+        h = product_input(here.kernels, here.vectors, self.qkv, x, s.h)
+        multiply(here, self.qkv, h, b.qkv)
         self.attend(here, places, b)
         add_product(here, self.output, b.o, x, s.t)
 
@@ -174,13 +179,15 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
         "post_attention_norm" if family.post_norms else "",
         spec.norm_eps,
         whole.n_heads * whole.head_dim_v,
+        post_eps=family.post_norm_eps,
+        factor=spec.residual_scale,
     )
     if not numbers.n_heads:
         squares = (2,) * (family.qk_norm == "full") + (1,) * family.sub_norms
         return AbsentMixer(output, squares, numbers.kv)
     plain = family.qk_norm_plain
     norms = HeadNorms(family.qk_norm, family.qk_norm_after, plain, family.v_norm)
-    if plain and numbers.rotation is None:  # Llama 4 norms only what it rotates
+    if (plain and numbers.rotation is None) or not numbers.qk_normed:  # Llama 4 norms only what it rotates
         norms = HeadNorms("none")
     gates: dict[str, GateKind | None] = {"none": None, "softplus": "softplus"}
     return Attention(
@@ -196,7 +203,14 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
         scale=spec.attention_scale(layer),
         softcap=spec.attention_softcap,
         eps=spec.norm_eps,
-        qkv=Product("qkv", d, _parts(spec, numbers), "attn_norm", eps=spec.norm_eps),
+        qkv=Product(
+            "qkv",
+            d,
+            _parts(spec, numbers),
+            "attn_norm" if family.pre_norms else "",
+            eps=spec.norm_eps,
+            norm_kind=family.norm,
+        ),
         output=output,
         whole_cols=(whole.n_heads * whole.head_dim_k, whole.n_kv_heads * whole.head_dim_k),
     )

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-ProductName = Literal["qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
+from edgerun.models.families import NormKind
+
+ProductName = Literal[
+    "qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down", "mixer_in", "mixer_out"
+]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Product:
-    """Products of one input (tokens, cols). `norm`: the RMSNorm vector that the input goes through first;
-    `post_norm`: of the result, before it is added to x; `eps` of both. whole_cols: of an input whose columns several
-    ranks divided, all of them; 0: it is whole."""
+    """Products of one input (tokens, cols). `norm`: the norm that the input goes through first, of `norm_kind`;
+    `post_norm`: the RMSNorm of the result, before it is added to x; `eps` of both, but for a `post_eps`. whole_cols: of
+    an input whose columns several ranks divided, all of them; 0: it is whole. factor: of what is added to x."""
 
     name: ProductName
     cols: int
@@ -42,6 +46,9 @@ class Product:
     post_norm: str = ""
     eps: float = 1e-5
     whole_cols: int = 0
+    norm_kind: NormKind = "rms"
+    post_eps: float = 0.0
+    factor: float = 1.0
 
     @cached_property
     def rows_of(self) -> dict[str, int]:
@@ -62,10 +69,15 @@ def product_tensors(*products: Product) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for product in products:
         if product.norm:
-            found[product.norm] = Tensor((product.cols,))
+            found |= norm_tensors(product.norm, product.cols)
         for name, rows in product.rows_of.items():
             found[name] = Tensor((rows, product.cols))
             found |= {f"{name}.bias": Tensor((rows,), False), f"{name}.scale": Tensor((1,), False)}
         if product.post_norm:
-            found[product.post_norm] = Tensor((product.rows,))
+            found |= norm_tensors(product.post_norm, product.rows)
     return found
+
+
+def norm_tensors(name: str, cols: int) -> dict[str, Tensor]:
+    """A norm's weights, and the bias that a file may have."""
+    return {name: Tensor((cols,)), f"{name}.bias": Tensor((cols,), False)}

@@ -1,14 +1,15 @@
-"""The gated feed-forward (Shazeer 2020): every weight for every token."""
+"""The feed-forward, gated (Shazeer 2020) or not: every weight for every token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from edgerun.kernels.interface import F32, Activation
+from edgerun.kernels.interface import F32, Activation, Kernels
 from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
@@ -31,11 +32,13 @@ class GateUpLayout:
 
 @dataclass(frozen=True)
 class Dense:
-    """x += down(activation(gate(norm(x))) * up(norm(x)))."""
+    """x += down(activation(gate(norm(x))) * up(norm(x))), or down(activation(up(norm(x)))) without a gate. after: what
+    it is of is what the mixer's norm gave, not x: they stand side by side."""
 
     gate_up: Product
     down: Product
     activation: Activation
+    after: bool = False
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -59,30 +62,50 @@ class Dense:
         return (self.layout,)
 
     def forward(self, here: Here, x: F32, s: Scratch) -> None:
-        kernels, b = here.kernels, s.of(self.layout)
-        kernels.rms_norm(x, here.vectors[self.gate_up.norm], self.gate_up.eps, s.h)
-        multiply(here, self.gate_up, s.h, b)
-        gate = b.parts["gate"]
-        kernels.gated(gate, b.parts["up"], self.activation, gate)
-        add_product(here, self.down, gate, x, s.t)
+        self.add(here, x, x, s)
+
+    def add(self, here: Here, x: F32, out: F32, s: Scratch) -> None:
+        """out (T, d) += it, of x (T, d)."""
+        h = s.h if self.after else product_input(here.kernels, here.vectors, self.gate_up, x, s.h)
+        b = s.of(self.layout)
+        multiply(here, self.gate_up, h, b)
+        up = activated(here.kernels, b, self.activation)
+        add_product(here, self.down, up, out, s.t)
 
 
-def dense_of(spec: ModelSpec, layer: int) -> Dense | AbsentFeedForward:
-    """A layer's feed-forward, as its family and numbers say."""
+def activated(kernels: Kernels, b: Results, activation: Activation) -> F32:
+    """What goes into the last product, made of gate, if there is one, and up: in their buffers."""
+    up, gate = b.parts["up"], b.parts.get("gate")
+    kernels.gated(up if gate is None else gate, None if gate is None else up, activation, up)
+    return up
+
+
+def dense_of(spec: ModelSpec, layer: int, post_norm: str = "post_ffw_norm") -> Dense | AbsentFeedForward:
+    """A layer's feed-forward, as its family and numbers say. post_norm: of its result, in families that have some."""
     family, ff, d = spec.family, spec.layers[layer].d_ff, spec.d_model
-    if family.fused_gate_up:
-        parts = (Part("gate", "ffn_up", 0, ff), Part("up", "ffn_up", ff, ff))
-    else:
-        parts = (Part("gate", "ffn_gate", 0, ff), Part("up", "ffn_up", 0, ff))
+    parts = gate_up_parts("", ff, gated=family.gated, fused=spec.layers[layer].fused_gate_up)
     down = Product(
         "down",
         ff,
         (Part("t", "ffn_down", 0, d),),
         "ffn_sub_norm" if family.sub_norms else "",
-        "post_ffw_norm" if family.post_norms else "",
+        post_norm if family.post_norms else "",
         spec.norm_eps,
         spec.whole[layer].d_ff,
+        post_eps=family.post_norm_eps,
+        factor=spec.residual_scale,
     )
     if not ff:
         return AbsentFeedForward(down, (1,) * family.sub_norms)
-    return Dense(Product("gate_up", d, parts, "ffn_norm", eps=spec.norm_eps), down, spec.activation)
+    norm = family.ffn_norm if family.pre_norms and not family.parallel else ""
+    gate_up = Product("gate_up", d, parts, norm, eps=spec.norm_eps, norm_kind=family.norm)
+    return Dense(gate_up, down, spec.activation, family.parallel)
+
+
+def gate_up_parts(end: str, ff: int, *, gated: bool, fused: bool) -> tuple[Part, ...]:
+    """Gate, if there is one, and up, in one tensor or in two, whose names end with `end`."""
+    if not gated:
+        return (Part("up", f"ffn_up{end}", 0, ff),)
+    if fused:
+        return Part("gate", f"ffn_up{end}", 0, ff), Part("up", f"ffn_up{end}", ff, ff)
+    return Part("gate", f"ffn_gate{end}", 0, ff), Part("up", f"ffn_up{end}", 0, ff)

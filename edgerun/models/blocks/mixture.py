@@ -11,65 +11,70 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from edgerun.kernels.interface import F32, I32, Activation, Expert, RouterKind
+from edgerun.kernels.interface import F32, I32, Activation, Expert, ExpertVectors
 from edgerun.models.blocks.base import Cancel, Here, check
-from edgerun.models.blocks.declared import Part, Product, Tensor
+from edgerun.models.blocks.declared import Part, Product, Tensor, norm_tensors
+from edgerun.models.blocks.dense import Dense
+from edgerun.models.blocks.norms import apply_norm
+from edgerun.models.blocks.products import scale_and_bias
+from edgerun.models.blocks.router import Choices, ChoicesLayout, Router
 from edgerun.models.blocks.shared_expert import SharedExpert
 from edgerun.models.chunks import CHUNK, chunks
-from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, likeliest, slots_by_expert
-from edgerun.models.scratch import Layout, Role, Take
-from edgerun.models.spec import ModelSpec
-from edgerun.weights import LayerWeights
-
-MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
-
-
-class Choices:
-    """Buffers of what a router says of T rows: h (T, d) what experts are fed; router (T, experts) its logits; ahead:
-    those of later layers' routers; parts (T * used, d): experts' results."""
-
-    def __init__(self, layout: ChoicesLayout, rows: int, take: Take) -> None:
-        self.h, self.router = take(layout.d_model), take(layout.experts)
-        self.ahead = [take(layout.experts) for _ in range(MOST_AHEAD)]
-        self.parts = take(layout.used * layout.d_model).reshape(rows * layout.used, layout.d_model)
+from edgerun.models.families import NormKind
+from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, slots_by_expert
+from edgerun.models.scratch import Layout
 
 
 @dataclass(frozen=True)
-class ChoicesLayout:
-    """Of `Choices`."""
+class Beside:
+    """A feed-forward that every token passes beside the experts, each with norms of its own (Gemma 4): what comes
+    before the sum. experts_norm: of the experts' sum."""
 
-    d_model: int
-    experts: int
-    used: int
-    role: Role = "choices"
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.d_model, *(self.experts,) * (1 + MOST_AHEAD), self.used * self.d_model)
-
-    def make(self, rows: int, take: Take) -> Choices:
-        return Choices(self, rows, take)
+    dense: Dense
+    experts_norm: str
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """x += the chosen experts of norm(x), weighted, and the shared one. early: the router reads what enters the layer,
-    before the mixer. renormalise: the chosen experts' weights sum to one, then times `scale`. held: the experts that
-    this rank has, all of them where it is alone; wherever weights or results are asked for, they are counted from the
-    first of these."""
+    """x += the chosen experts of norm(x), weighted, and the shared one.
+
+    gated, fused: experts have gates, which lie in one tensor with their ups. latent: the width that experts work in; 0:
+    d_model. weighted_inputs: an expert's weight multiplies what it is fed, not what it gives. post_norm: of the sum,
+    before it is added to x times `factor`. held: the experts that this rank has, all of them where it is alone;
+    wherever weights or results are asked for, they are counted from the first of these."""
 
     d_model: int
-    experts: int
-    used: int
     d_ff: int
-    router: RouterKind
-    renormalise: bool
-    scale: float
-    early: bool
+    router: Router
     activation: Activation
     eps: float
     shared: SharedExpert | None
     held: range
+    norm: str = "ffn_norm"
+    norm_kind: NormKind = "rms"
+    gated: bool = True
+    fused: bool = False
+    latent: int = 0
+    weighted_inputs: bool = False
+    beside: Beside | None = None
+    post_norm: str = ""
+    post_eps: float = 0.0
+    factor: float = 1.0
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return self.router.experts
+
+    @property
+    def used(self) -> int:
+        """How many a token is sent to."""
+        return self.router.routing.used
+
+    @property
+    def width(self) -> int:
+        """Of what experts are fed and give."""
+        return self.latent or self.d_model
 
     @property
     def is_absent(self) -> bool:
@@ -78,15 +83,35 @@ class Mixture:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        e, ff, d = self.experts, self.d_ff, self.d_model
+        d = self.d_model
         if self.is_absent:
             return {}
-        found = {"ffn_norm": Tensor((d,)), "ffn_gate_inp": Tensor((e, d))}
+        found = {**norm_tensors(self.norm, d), **self.router.tensors}
         if self.held:
-            held, times = len(self.held), self.used * len(self.held) / e
-            found |= {f"ffn_{part}_exps": Tensor((held, ff, d), times=times) for part in ("gate", "up")}
-            found["ffn_down_exps"] = Tensor((held, d, ff), times=times)
+            found |= self._expert_tensors()
+        if self.latent:
+            for part, shape in (("ffn_latent_down", (self.latent, d)), ("ffn_latent_up", (d, self.latent))):
+                found |= {part: Tensor(shape), f"{part}.scale": Tensor((1,), False)}
+        if self.beside is not None:
+            found |= {**self.beside.dense.tensors, **norm_tensors(self.beside.experts_norm, d)}
+        if self.post_norm:
+            found |= norm_tensors(self.post_norm, d)
         return found | (self.shared.tensors if self.shared is not None else {})
+
+    def _expert_tensors(self) -> dict[str, Tensor]:
+        held, ff, width = len(self.held), self.d_ff, self.width
+        times = self.used * held / self.experts
+        found = {"ffn_down_exps": Tensor((held, width, ff), times=times)}
+        if self.fused:
+            found["ffn_gate_up_exps"] = Tensor((held, 2 * ff, width), times=times)
+        else:
+            parts = ("ffn_gate_exps", "ffn_up_exps") if self.gated else ("ffn_up_exps",)
+            found |= {part: Tensor((held, ff, width), times=times) for part in parts}
+            found |= {f"{part}.bias": Tensor((held, ff), False) for part in parts}
+            found |= {f"{part}.scale": Tensor((held,), False) for part in parts}
+        found["ffn_down_exps.bias"] = Tensor((held, width), False)
+        found["ffn_down_exps.scale"] = Tensor((held,), False)
+        return found
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -101,26 +126,29 @@ class Mixture:
 
     @property
     def floats(self) -> int:
-        return self.shared.floats if self.shared is not None else 0
+        shared = self.shared.floats if self.shared is not None else 0
+        return max(shared, self.beside.dense.floats if self.beside is not None else 0)
 
     def wave_floats(self, tokens: int) -> int:
         """Beside `floats`, of all rows of a wave together, at most."""
         rows = min(EXPERT_ROWS, tokens * self.used)
-        return tokens * ((self.used + 1) * self.d_model + 3 * self.experts) + rows * (2 * self.d_ff + 3 * self.d_model)
+        row = self.layout.floats + 2 * self.d_model + self.weighted_inputs * self.used * self.width
+        return tokens * row + rows * (2 * self.d_ff + 3 * self.width)
 
     @cached_property
     def layout(self) -> ChoicesLayout:
         """Of its buffers."""
-        return ChoicesLayout(self.d_model, self.experts, self.used)
+        return ChoicesLayout(self.d_model, self.experts, self.used, self.width, self.router.rescaled)
 
     @property
     def layouts(self) -> tuple[Layout[object], ...]:
-        return (self.layout, *(self.shared.layouts if self.shared is not None else ()))
+        shared = self.shared.layouts if self.shared is not None else ()
+        return (self.layout, *shared, *(self.beside.dense.layouts if self.beside is not None else ()))
 
     def begin(self, here: Here, x: F32, b: Choices) -> None:
         """To be called before the mixer: an early router chooses, and its experts can be read meanwhile."""
-        if self.early and not self.is_absent:
-            self._routers(here, x, b)
+        if self.router.early and not self.is_absent:
+            self.router.ask(here, x, b)
             if here.tools.store.lookahead:
                 here.cut(partial(self._announce, here, b))
 
@@ -145,8 +173,8 @@ class Mixture:
             routed.parts[:] = 0  # others have the rest
         if not len(some):
             return
-        several, slots_of = len(routed.h) > 1, routed.slots_of
-        rows = here.kernels.activations(routed.h)
+        several, slots_of = routed.tokens > 1, routed.slots_of
+        rows, vectors = here.kernels.activations(routed.h), self._vectors(here)
         with self.lent(here, routed, some, cancelled) as batches:
             for ready in batches:
                 for experts in bounded(ready, slots_of):
@@ -154,40 +182,64 @@ class Mixture:
                         check(cancelled)
                     slots = [slots_of[expert.id] for expert in experts]
                     mine = [routed.rows_of[expert.id] for expert in experts]
-                    here.kernels.experts_ffn(experts, rows, mine, slots, self.activation, routed.parts)
+                    here.kernels.experts_ffn(experts, rows, mine, slots, self.activation, routed.parts, vectors)
 
     @contextlib.contextmanager
     def lent(self, here: Here, routed: RoutedRows, some: I32, cancelled: Cancel) -> Iterator[Iterator[list[Expert]]]:
         """Some of the chosen experts (ascending) in batches, as of `WeightStore.experts`."""
-        store, tokens = here.tools.store, len(routed.h)
+        store, tokens = here.tools.store, routed.tokens
         uses = np.array([len(routed.slots_of[each]) for each in some.tolist()], np.int32) if tokens > 1 else None
         with store.experts(here.layer, some, uses, tokens, cancelled) as batches:
-            for later, logits in zip(self._later(here, tokens), routed.ahead, strict=False):
-                store.expect(later, self._of_held(likeliest(logits, self.used)), later - here.layer)
+            later = self.router.ahead(here, tokens)
+            for distance, (layer, logits) in enumerate(zip(later, routed.ahead, strict=False), 1):
+                store.expect(layer, self._of_held(self.router.likeliest(here, layer, logits)), distance)
             yield batches
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
-        ranks = here.tools.ranks
-        out = x if ranks is None else np.zeros_like(x)
-        here.kernels.combine(routed.parts, routed.weights, out, add=True)
-        if self.shared is not None:
-            for part in chunks(len(x), CHUNK):
-                self.shared.forward(here, out[part], routed.h[part])
+        kernels, vectors, ranks = here.kernels, here.vectors, here.tools.ranks
+        plain = ranks is None and not self.post_norm and self.beside is None and self.factor == 1.0
+        out = x if plain else np.zeros_like(x)
+        self._finish_parts(here, routed)
+        if self.latent:
+            inner, sums = np.empty((len(x), self.latent), np.float32), np.empty_like(x)
+            kernels.combine(routed.parts, routed.weights, inner)
+            kernels.matmul(here.weights.matrices["ffn_latent_up"], kernels.activations(inner), sums)
+            scale_and_bias(here, "ffn_latent_up", sums)
+            kernels.add(out, sums)
+        else:
+            kernels.combine(routed.parts, routed.weights, out, add=True)
+        if self.beside is not None:
+            apply_norm(kernels, vectors, self.beside.experts_norm, "rms", self.eps, out, out)
+        for part in chunks(len(x), CHUNK):
+            if self.shared is not None:
+                self.shared.forward(here, out[part], routed.normed[part])
+            if self.beside is not None:
+                self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
+        if plain:
+            return
         if ranks is not None:
             ranks.all_reduce(out)
-            here.kernels.add(x, out)
+        if self.post_norm:
+            apply_norm(kernels, vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
+        if self.factor != 1.0:
+            kernels.scale(out, self.factor)
+        kernels.add(x, out)
 
     # ------------------------------------------------------------------------------------------------------------
 
     def _ask(self, here: Here, x: F32, b: Choices) -> None:
-        """b.h, and what the routers say of it."""
-        here.kernels.rms_norm(x, here.vectors["ffn_norm"], self.eps, b.h)
-        if not self.early:
-            self._routers(here, b.h, b)
+        """b.h, what experts are fed, and what the routers say of it."""
+        apply_norm(here.kernels, here.vectors, self.norm, self.norm_kind, self.eps, x, b.h)
+        if not self.router.early:
+            self.router.ask(here, x if self.router.rescaled else b.h, b)
+        if self.latent:
+            here.kernels.matmul(here.weights.matrices["ffn_latent_down"], here.kernels.activations(b.h), b.inner)
+            scale_and_bias(here, "ffn_latent_down", b.inner)
 
     def _announce(self, here: Here, b: Choices, cancelled: Cancel, rows: int) -> None:
-        here.tools.store.expect(here.layer, self._of_held(likeliest(b.router[:rows], self.used)), 0)
+        ids = self.router.likeliest(here, here.layer, b.router[:rows])
+        here.tools.store.expect(here.layer, self._of_held(ids), 0)
 
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
@@ -207,28 +259,33 @@ class Mixture:
         self.compute(here, routed, routed.chosen, cancelled)
         self.combine(here, routed, x[:rows])
 
-    def _routers(self, here: Here, h: F32, b: Choices) -> None:
-        """This layer's router and, for a store that reads ahead, those of the next layers for the same input: the
-        residual stream changes little from layer to layer, so they mostly name the experts that these layers will
-        choose."""
-        with contextlib.ExitStack() as stack:  # a mixture's dense weights all stay, so that several may be lent
-            later: list[LayerWeights] = []
-            for layer in self._later(here, len(h)):
-                later.append(stack.enter_context(here.tools.store.layer(layer)))
-            matrices = [each.matrices["ffn_gate_inp"] for each in (here.weights, *later)]
-            logits = [b.router, *b.ahead[: len(later)]]
-            here.kernels.matmul_many(matrices, here.kernels.activations(h), logits)
+    def _vectors(self, here: Here) -> ExpertVectors:
+        """What a file may have beside the experts' first matrices."""
+        found = here.vectors.get
+        gate_bias, up_bias = (found(f"ffn_{part}_exps.bias") for part in ("gate", "up"))
+        return ExpertVectors(
+            gate_scale=found("ffn_gate_exps.scale"),
+            gate_bias=None if gate_bias is None else gate_bias.reshape(-1, self.d_ff),
+            up_scale=found("ffn_up_exps.scale"),
+            up_bias=None if up_bias is None else up_bias.reshape(-1, self.d_ff),
+        )
 
-    def _later(self, here: Here, tokens: int) -> range:
-        """The layers whose routers are asked beside this one's; a prompt needs nearly all of the next's anyway."""
-        ahead = min(here.tools.store.lookahead, MOST_AHEAD if tokens == 1 else 1)
-        return range(here.layer + 1, min(here.layer + 1 + ahead, here.tools.n_layers))
+    def _finish_parts(self, here: Here, routed: RoutedRows) -> None:
+        """Factors and biases that a file may have beside the experts' last matrices."""
+        scale, bias = here.vectors.get("ffn_down_exps.scale"), here.vectors.get("ffn_down_exps.bias")
+        if scale is None and bias is None:
+            return
+        ids = routed.ids.reshape(-1) - np.int32(self.held.start)
+        outside = (ids < 0) | (ids >= len(self.held))
+        ids[outside] = 0
+        biases = None if bias is None else bias.reshape(-1, self.width)
+        here.kernels.affine(routed.parts, ids, scale, biases)
+        if len(self.held) < self.experts:
+            routed.parts[outside] = 0
 
     def _routed(self, here: Here, b: Choices, rows: int) -> RoutedRows:
         """What the router chooses for the first rows of b.h."""
-        ids, weights = here.kernels.route(
-            b.router[:rows], self.used, self.router, renormalise=self.renormalise, scale=self.scale
-        )
+        ids, weights = self.router.choose(here, b.router[:rows])
         here.tools.routed(here.layer, ids)
         slots_of, rows_of = slots_by_expert(ids)
         if len(self.held) == self.experts:
@@ -238,24 +295,9 @@ class Mixture:
                 {each - self.held.start: found for each, found in of.items() if each in self.held}
                 for of in (slots_of, rows_of)
             )
+        fed = b.inner[:rows]
+        if self.weighted_inputs:  # every choice has an input of its own
+            fed = np.repeat(fed, self.used, axis=0) * weights.reshape(-1, 1)
+            weights, rows_of = np.ones_like(weights), slots_of
         ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used]
-        return RoutedRows(here.layer, b.h[:rows], weights, slots_of, rows_of, ahead, parts)
-
-
-def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
-    """A layer's experts, as its family and numbers say."""
-    numbers = spec.layers[layer]
-    return Mixture(
-        d_model=spec.d_model,
-        experts=numbers.n_experts,
-        used=numbers.n_experts_used,
-        d_ff=numbers.d_ff_expert,
-        router=spec.router,
-        renormalise=spec.family.renormalise,
-        scale=spec.expert_scale,
-        early=spec.family.early_router,
-        activation=spec.activation,
-        eps=spec.norm_eps,
-        shared=SharedExpert(spec.d_model, numbers.d_ff_shared, spec.activation) if numbers.d_ff_shared else None,
-        held=range(numbers.n_experts) if spec.shard is None else spec.shard.experts[layer],
-    )
+        return RoutedRows(here.layer, b.h[:rows], fed, ids, weights, slots_of, rows_of, ahead, parts)

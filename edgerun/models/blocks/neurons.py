@@ -12,6 +12,7 @@ from edgerun.kernels.interface import F32, Activation
 from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Cancel, Here, check
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, multiply
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
@@ -74,7 +75,7 @@ class SparseNeurons:
 
     def forward(self, here: Here, x: F32, s: Scratch) -> None:
         b = s.of(self.layout)
-        here.kernels.rms_norm(x, here.vectors[self.gate.norm], self.gate.eps, s.h)
+        product_input(here.kernels, here.vectors, self.gate, x, s.h)
         multiply(here, self.gate, s.h, b.results)
         here.cut(partial(self._fired, here, x, s.h, b))
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgerun.kernels.interface import F32, Kernels
 from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product
+from edgerun.models.blocks.norms import apply_norm, product_input
 from edgerun.models.blocks.sums import norm_over_ranks, sum_over_ranks
 from edgerun.models.scratch import Take
 
@@ -75,7 +76,8 @@ def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> Non
         norm_over_ranks(here, [(inner, vectors[product.norm], product.whole_cols)], product.eps)
     rows, matrix = kernels.activations(inner), here.weights.matrices[part.tensor]
     plain = part.tensor + ".scale" not in vectors and part.tensor + ".bias" not in vectors
-    if plain and not product.post_norm and here.watch is None and here.tools.ranks is None:
+    plain = plain and not product.post_norm and product.factor == 1.0
+    if plain and here.watch is None and here.tools.ranks is None:
         kernels.matmul(matrix, rows, x, add=True)
         return
     kernels.matmul(matrix, rows, t)
@@ -87,19 +89,17 @@ def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> Non
 
 
 def add_result(kernels: Kernels, vectors: dict[str, F32], product: Product, t: F32, x: F32) -> None:
-    """x += t, through the norm after the product if it has one; t is overwritten."""
+    """x += t, through the norm after the product if it has one, times its factor; t is overwritten."""
     if product.post_norm:
-        kernels.rms_norm(t, vectors[product.post_norm], product.eps, t)
+        apply_norm(kernels, vectors, product.post_norm, "rms", product.post_eps or product.eps, t, t)
+    if product.factor != 1.0:
+        kernels.scale(t, product.factor)
     kernels.add(x, t)
 
 
 def normed(kernels: Kernels, vectors: dict[str, F32], product: Product, inner: F32) -> F32:
     """A product's input after its norm, if it has one: a new array, or `inner`."""
-    if not product.norm:
-        return inner
-    out = np.empty_like(inner)
-    kernels.rms_norm(np.ascontiguousarray(inner), vectors[product.norm], product.eps, out)
-    return out
+    return product_input(kernels, vectors, product, np.ascontiguousarray(inner), np.empty_like(inner))
 
 
 def scale_and_bias(here: Here, name: str, out: F32) -> None:

@@ -6,10 +6,32 @@ no declaration; tensors that are of no use to text are declared in `unused`, and
 """
 
 from edgerun.errors import UnsupportedError
-from edgerun.models.families import bitnet, gemma, llama, olmo, phi, qwen, smallthinker
-from edgerun.models.families.family import Family, unused_tensors
+from edgerun.models.families import (
+    afmoe,
+    bailing,
+    bitnet,
+    cohere,
+    deepseek,
+    ernie,
+    exaone,
+    falcon,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    hunyuan,
+    lfm2,
+    llama,
+    minimax,
+    olmo,
+    phi,
+    qwen,
+    smallthinker,
+    ungated,
+)
+from edgerun.models.families.family import Family, NormKind, unused_tensors
 
-__all__ = ["FAMILIES", "Family", "family_of", "unused_tensors"]
+__all__ = ["FAMILIES", "Family", "NormKind", "family_of", "unused_tensors"]
 
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
@@ -19,6 +41,20 @@ FAMILIES: dict[str, Family] = {
     **gemma.FAMILIES,
     **smallthinker.FAMILIES,
     **bitnet.FAMILIES,
+    **lfm2.FAMILIES,
+    **falcon.FAMILIES,
+    **gpt_oss.FAMILIES,
+    **hunyuan.FAMILIES,
+    **afmoe.FAMILIES,
+    **bailing.FAMILIES,
+    **cohere.FAMILIES,
+    **deepseek.FAMILIES,
+    **ernie.FAMILIES,
+    **glm.FAMILIES,
+    **granite.FAMILIES,
+    **exaone.FAMILIES,
+    **minimax.FAMILIES,
+    **ungated.FAMILIES,
 }
 
 

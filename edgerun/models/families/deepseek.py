@@ -1,5 +1,8 @@
-"""DeepSeek V2 to V3.1 and R1, GLM-4.7-Flash, Kimi K2, Kanana 2, GigaChat 3."""
+"""DeepSeek's mixtures and those built like them: shared experts, some dense layers before."""
 
 from edgerun.models.families.family import Family
 
-FAMILIES = {"deepseek2": Family(rope="norm", latent_attention=True)}
+FAMILIES = {
+    "deepseek": Family(rope="norm", renormalise=False),
+    "dots1": Family(rope="neox", qk_norm="head", renormalise=False),
+}

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgerun.kernels.interface import Activation, RopeKind, RouterKind
+from edgerun.kernels.interface import Activation, RopeKind
+from edgerun.kernels.routing import RouterKind
+
+NormKind = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Family:
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
     latent_attention: bool = False  # one vector of each position is key and value of all heads
+    qk_norm_by_file: bool = False  # some files of the family have none
+    qk_norm_not_of: int = 0  # a mixture of so many experts has none
     qk_norm_after: bool = False  # of what is rotated already
     qk_norm_plain: bool = False  # without weights, of layers that are rotated
     v_norm: bool = False  # an RMSNorm without weights of each head
@@ -26,12 +31,32 @@ class Family:
     output_gate: Literal["none", "sigmoid", "softplus", "in_q"] = "none"  # in_q: sigmoid, of every head beside its q
     temperature: Literal["none", "said", "unrotated"] = "none"  # of late queries: by the file; of unrotated layers
     score_scale: float = 0.0  # of scores; 0: by the file, or head_dim ** -0.5
-    fused_gate_up: bool = False  # ffn_up holds gate, then up
+    norm: NormKind = "rms"
+    norm_biases: bool = False  # norms may have biases
+    head_bias: bool = False  # so may the head
+    pre_norms: bool = True  # before the mixer and before the feed-forward
+    ffn_norm: str = "ffn_norm"  # name of the norm before the feed-forward
+    parallel: bool = False  # one norm for both: x += mixer(h) + feed_forward(h)
+    gated: bool = True  # feed-forwards and experts
+    fused_gate_up: bool = False  # ffn_up holds gate, then up (others may have it so, by file)
     post_norms: bool = False  # a norm after attention and after the feed-forward, before the residual
     sub_norms: bool = False  # a norm before attn_output and before ffn_down
+    post_norm_eps: float = 0.0  # of these; 0: the model's
     scaled_embedding: bool = False  # times sqrt(d_model)
+    normed_embedding: bool = False  # through an RMSNorm without weights
+    multipliers: bool = False  # embedding_scale, residual_scale and attention.scale are used
+    default_multipliers: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    """Of a file without them: of the embedding; of the residual, over the root of the layers where it is not 1; of the
+    logits, over d_model where it is not 0."""
+    logits: Literal["plain", "times", "over"] = "plain"  # times or over logit_scale
     router: RouterKind = "softmax"
     renormalise: bool = True  # the chosen experts' weights sum to one
+    shared_gate: bool = False  # the shared expert is weighted by a gate
+    weighted_inputs: bool = False  # experts' weights multiply what they are fed
+    dense_beside: bool = False  # a mixture has a dense feed-forward too, and norms of each
+    least_shared: int = 0  # shared experts of a file that does not say how many
+    shared_times_count: bool = False  # expert_shared_feed_forward_length is of each shared expert, not of all
+    expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
     early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
     window_after: bool = False  # of every n layers all but the first
@@ -42,6 +67,13 @@ class Family:
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     yarn_betas: bool = False  # the file's are used
+    window_everywhere: bool = False  # in a file that says a window all layers have it
+    recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
+    mixers_beside: bool = False  # every layer has attention and a recurrence side by side
+    single_blocks: bool = False  # a layer is a recurrence, attention or a feed-forward alone
+    tiled_heads: bool = False  # heads of values take turns with the key heads; else neighbours share one
+    short_convolutions: bool = False  # layers without key/value heads are short convolutions
+    output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 

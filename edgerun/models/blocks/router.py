@@ -1,0 +1,112 @@
+"""Who chooses a token's experts: a matrix that scores them all."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+
+from edgerun.kernels.interface import F32, I32
+from edgerun.kernels.routing import Routing, choosing, scores_of
+from edgerun.models.blocks.base import Here
+from edgerun.models.blocks.declared import Tensor
+from edgerun.models.routed_rows import likeliest
+from edgerun.models.scratch import Role, Take
+
+MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
+_LOGIT_BIAS, _CHOICE_BIAS = "ffn_gate_inp.bias", "exp_probs_b.bias"
+
+
+class Choices:
+    """Buffers of what a router says of T rows: h (T, d) the normed input; asked (T, d) what the router reads where that
+    is something else; router (T, experts) its logits; ahead: those of later layers' routers; inner (T, width) what
+    experts are fed where that is narrower; parts (T * used, width): experts' results."""
+
+    def __init__(self, layout: ChoicesLayout, rows: int, take: Take) -> None:
+        d, width = layout.d_model, layout.width
+        self.h, self.router = take(d), take(layout.experts)
+        self.asked = take(d) if layout.rescaled else self.h
+        self.inner = take(width) if width != d else self.h
+        self.ahead = [take(layout.experts) for _ in range(MOST_AHEAD)]
+        self.parts = take(layout.used * width).reshape(rows * layout.used, width)
+
+
+@dataclass(frozen=True)
+class ChoicesLayout:
+    """Of `Choices`."""
+
+    d_model: int
+    experts: int
+    used: int
+    width: int
+    rescaled: bool
+    role: Role = "choices"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        d, width = self.d_model, self.width
+        more = (d,) * self.rescaled + (width,) * (width != d)
+        return (d, *more, *(self.experts,) * (1 + MOST_AHEAD), self.used * width)
+
+    @property
+    def floats(self) -> int:
+        """Of all buffers, a row."""
+        return sum(self.widths)
+
+    def make(self, rows: int, take: Take) -> Choices:
+        return Choices(self, rows, take)
+
+
+@dataclass(frozen=True)
+class Router:
+    """early: it reads what enters the layer, before the mixer. rescaled: it reads the residual stream
+    through an RMSNorm of its own, over the root of d_model. later: the next layers that have a router."""
+
+    d_model: int
+    experts: int
+    routing: Routing
+    eps: float
+    early: bool = False
+    rescaled: bool = False
+    later: tuple[int, ...] = ()
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        found = {
+            "ffn_gate_inp": Tensor((self.experts, self.d_model)),
+            _LOGIT_BIAS: Tensor((self.experts,), False),
+            _CHOICE_BIAS: Tensor((self.experts,), False),
+        }
+        return found | ({"ffn_gate_inp.scale": Tensor((self.d_model,))} if self.rescaled else {})
+
+    def ask(self, here: Here, x: F32, b: Choices) -> None:
+        """b.router, of x (T, d), and for a store that reads ahead what the routers of the next layers say of the same
+        input: the residual stream changes little from layer to layer, so they mostly name the experts that these
+        layers will choose."""
+        kernels, store = here.kernels, here.tools.store
+        if self.rescaled:
+            kernels.rms_norm(x, here.vectors["ffn_gate_inp.scale"], self.eps, b.asked)
+            kernels.scale(b.asked, self.d_model**-0.5)
+            x = b.asked
+        with contextlib.ExitStack() as stack:  # a mixture's dense weights all stay, so that several may be lent
+            asked = [here.weights, *(stack.enter_context(store.layer(each)) for each in self.ahead(here, len(x)))]
+            logits = [b.router, *b.ahead[: len(asked) - 1]]
+            kernels.matmul_many([each.matrices["ffn_gate_inp"] for each in asked], kernels.activations(x), logits)
+            for weights, each in zip(asked, logits, strict=True):
+                bias = weights.vectors.get(_LOGIT_BIAS)
+                if bias is not None:
+                    kernels.add(each, bias)
+
+    def ahead(self, here: Here, tokens: int) -> tuple[int, ...]:
+        """The layers whose routers are asked beside this one's; a prompt needs nearly all of the next's anyway."""
+        return self.later[: min(here.tools.store.lookahead, MOST_AHEAD if tokens == 1 else 1)]
+
+    def choose(self, here: Here, logits: F32) -> tuple[I32, F32]:
+        """ids and weights (T, used)."""
+        return here.kernels.route(logits, self.routing, here.vectors.get(_CHOICE_BIAS))
+
+    def likeliest(self, here: Here, layer: int, logits: F32) -> I32:
+        """The experts that a layer will choose for any of some rows, those wanted by most rows first."""
+        bias = here.tools.store.vectors(layer).get(_CHOICE_BIAS)
+        ranked = logits if bias is None else choosing(scores_of(logits, self.routing.kind), bias)
+        return likeliest(ranked, self.routing.used)

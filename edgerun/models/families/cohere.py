@@ -1,0 +1,14 @@
+"""Command R7B and Command A."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {
+    "cohere2": Family(
+        rope="norm",
+        norm="layer",
+        parallel=True,
+        window_pattern=4,
+        rotated="windowed",
+        logits="times",
+    ),
+}

@@ -1,0 +1,14 @@
+"""GLM 4.5 to 4.7."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {
+    "glm4moe": Family(
+        rope="neox",
+        qk_norm="head",
+        qk_norm_by_file=True,
+        ffn_norm="post_attention_norm",
+        router="sigmoid",
+        renormalise=False,
+    ),
+}

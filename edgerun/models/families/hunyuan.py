@@ -1,0 +1,5 @@
+"""Hunyuan."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {"hunyuan-moe": Family(rope="neox", qk_norm="head", qk_norm_after=True, expert_length=False, least_shared=1)}

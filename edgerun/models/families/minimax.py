@@ -1,0 +1,5 @@
+"""MiniMax M2."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {"minimax-m2": Family(rope="neox", qk_norm="full", expert_length=False)}
