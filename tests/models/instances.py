@@ -66,7 +66,9 @@ _PACKED = {"attn_qkv": 1}
 
 def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
     given = {"taps": 3, "tied": True, "layers": len(kv_heads), "by_layer": {"kv_heads": kv_heads}} | more
-    return Instance(name, "lfm2", **given)
+    if "experts" in given:
+        given |= {"more": ("exp_probs_b.bias",), "metadata": {"expert_gating_func": 2} | given.get("metadata", {})}
+    return Instance(name, "lfm2moe" if "experts" in given else "lfm2", **given)
 
 
 def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
@@ -203,6 +205,8 @@ PLAIN = [
         more=("ssm_conv1d.bias",),
         **_EXPERTS,
     ),
+    _lfm2("lfm2moe", (0, 2, 0, 4), experts=8, used=3, ff_expert=48, metadata={"leading_dense_block_count": 2}),
+    _lfm2("lfm2moe-taps", (4, 0, 0), taps=5, tied=False, experts=4, used=2, metadata={"leading_dense_block_count": 1}),
     _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
@@ -517,6 +521,7 @@ QUANTISED = [
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, telling=_PACKED, d=256, ff=512, heads=4, head_dim=64),
     _lfm2("lfm2-Q4_K", (0, 0, 2, 0), type=GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2moe-Q4_0", (2, 0, 2), type=GgmlType.Q4_0, tied=False, experts=4, used=4, ff_expert=96),
     _lfm2("lfm2-Q8_0", (2, 0, 2), type=GgmlType.Q8_0, tied=False),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
     _recurrent(

@@ -90,6 +90,7 @@ def test_of_the_reference(name, directory):
         "erniemoe",
         "bailingmoe2",
         "deepseek-leading-Q8_0",
+        "lfm2moe",
     ],
 )
 def test_streamed(name, directory, kernels):
