@@ -46,11 +46,6 @@ def convert(folder: Path, **options: Any) -> GgufFile:
 
 
 FOLDED = ("lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text", "gpt_oss")  # their files hold other numbers
-    "lfm2",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-    "gpt_oss",
-)  # whose files hold other numbers than their checkpoints
 
 
 @pytest.mark.parametrize("model_type", [name for name in CONFIGS if name not in FOLDED])
