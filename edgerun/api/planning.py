@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgerun import paths
-from edgerun.api.loading import choose_context, find_model, model_path
+from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
@@ -130,8 +130,8 @@ def plan_model(
         raise refused("device", "a DeviceProfile (`edgerun.planning.device_profile.load_profile`) or None", device)
     state = process_state()  # before measuring loads what a later process will have to load too
     with model_header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
-        spec = load_spec(gguf)
-        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
+        spec = windowed(load_spec(gguf), given.window, given.sinks)
+        n_context = choose_context(given.context, spec, gguf.metadata, endless=given.window is not None)
 
         def planned() -> MemoryPlan:
             if device is not None:

@@ -82,6 +82,8 @@ def test_of_the_reference(name, directory):
         "relu-Q4_K",
         "lfm2-Q4_K",
         "qwen35",
+        "qwen35moe",
+        "nemotron_h_moe",
         "cohere2",
         "gptoss-MXFP4",
         "llama4",
