@@ -32,12 +32,12 @@ def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[
 
 
 def model_options(function: F) -> F:
-    """-c, --kv, -t, --memory, --kernels."""
+    """-c, --window, --sinks, --kv, -t, --memory, --kernels."""
     return model_options_but_threads(threads_option(function))
 
 
 def model_options_but_threads(function: F) -> F:
-    """-c, --kv, --memory, --kernels."""
+    """-c, --window, --sinks, --kv, --memory, --kernels."""
     function = memory_option(function)
     function = checked_option(
         "--kv",
@@ -51,6 +51,20 @@ def model_options_but_threads(function: F) -> F:
         help="How keys and values are kept: q8_0 takes half the memory, q4_0 a quarter; q8_0/q4_0: keys/values.",
     )(function)
     function = kernels_option(function)
+    function = checked_option(
+        "--sinks",
+        name="sinks",
+        kind=LOADING["sinks"],
+        default="4",
+        show_default=True,
+        help="With --window: how many of the first tokens are seen all the same.",
+    )(function)
+    function = checked_option(
+        "--window",
+        name="window",
+        kind=LOADING["window"],
+        help="See only so many of the last tokens: texts and chats go on for ever, in memory that does not grow.",
+    )(function)
     return checked_option(
         "-c",
         "--context",

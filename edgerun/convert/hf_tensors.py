@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgerun.convert.hf_config import HfConfig, rope_tensors
 from edgerun.convert.hf_gpt_oss import gpt_oss_experts
-from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types
+from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types, n_leading
 from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType
@@ -97,12 +97,18 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
         "ffn_gate": (d_ff, c.d_model),
         "ffn_up": (d_ff, c.d_model),
         "ffn_down": (c.d_model, c.d_ff),
+        "exp_probs_b.bias": (c.n_experts,),
         "ffn_gate_inp": (c.n_experts, c.d_model),
         "ffn_gate_inp_shexp": (1, c.d_model),
         "ffn_gate_shexp": (c.d_ff_shared, c.d_model),
         "ffn_up_shexp": (c.d_ff_shared, c.d_model),
         "ffn_down_shexp": (c.d_model, c.d_ff_shared),
     }.get(name, (c.d_model,))
+
+
+def _is_leading(c: HfConfig, layer: int) -> bool:
+    """Whether it is one of the first layers, without experts."""
+    return bool(c.family.leading[0]) and layer < n_leading(c.raw, c.family.leading[0])
 
 
 def _delta_shape(c: HfConfig, name: str) -> tuple[int, ...]:
@@ -128,6 +134,8 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
                 f"config.json: a layer of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
             )
         modules |= c.family.mixers[kind]
+    if c.family.mixture:
+        modules |= c.family.leading[1] if _is_leading(c, layer) else c.family.mixture
     for theirs, name in modules.items():
         if theirs in c.family.bare:
             yield _Wanted(f"blk.{layer}.{name}", _shape(c, name), f"layers.{layer}.{theirs}")
@@ -216,6 +224,8 @@ def _transposed(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: Ggm
 def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:
     if c.family.fused_experts:
         yield from gpt_oss_experts(model, prefix, layer, (c.n_experts, c.d_model, c.d_ff_expert), used)
+        return
+    if _is_leading(c, layer):
         return
     together = f"{prefix}layers.{layer}.{c.family.experts_at}."
     if f"{together}gate_up_proj" in model.tensors:

@@ -34,6 +34,8 @@ LOADING: Mapping[str, Kind] = {
     "threads": Whole(1, MOST_THREADS, words=("auto",)),
     "memory": Size(),
     "kv": Choice(KV_NAMES),
+    "window": Whole(16, 2**31 - 1, words=(None,)),
+    "sinks": Whole(0, 256),
     "prefetch": Flag(),
     "kernels": Choice(KERNEL_NAMES),
     "prefill": Text(),
@@ -64,6 +66,8 @@ class PlanKeywords(MachineKeywords, total=False):
 
     context: int | None
     kv: str
+    window: int | None
+    sinks: int
 
 
 class LoadKeywords(PlanKeywords, total=False):
@@ -94,6 +98,8 @@ class LoadOptions:
     threads: int | Literal["auto"] = "auto"
     memory: int | str = "auto"
     kv: str = "f16"
+    window: int | None = None
+    sinks: int = 4
     prefetch: bool = True
     kernels: str = "auto"
     prefill: str = "auto"

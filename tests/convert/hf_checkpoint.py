@@ -59,6 +59,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+CONFIGS["lfm2_moe"] = {
+    "num_hidden_layers": 3, "norm_eps": 1e-5, "conv_L_cache": 3, "conv_bias": False, "tie_word_embeddings": True,
+    "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "num_experts": EXPERTS,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "use_expert_bias": True,
+    "routed_scaling_factor": 1.0,
+}  # fmt: skip
 CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
     "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
     "shared_expert_intermediate_size": 96,
@@ -77,7 +83,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (VOCAB, D)
-    if kind == "lfm2":
+    if kind.startswith("lfm2"):
         return lfm2_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
@@ -123,14 +129,25 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def lfm2_attention(config: dict[str, Any]) -> list[int]:
+    """The layers with attention."""
+    kinds = config.get("layer_types", [])
+    return list(config.get("full_attn_idxs", [i for i, kind in enumerate(kinds) if kind != "conv"]))
+
+
 def lfm2_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    q, kv, ff = HEADS * HEAD, KV * HEAD, 64  # 2/3 of block_ff_dim, to a multiple of 32
+    q, kv, ff = HEADS * HEAD, KV * HEAD, FF  # 2/3 of block_ff_dim, to a multiple of 32, is FF
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.embedding_norm.weight": (D,)}
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         shapes |= {f"{p}operator_norm.weight": (D,), f"{p}ffn_norm.weight": (D,)}
-        shapes |= {f"{p}feed_forward.w{i}.weight": (D, ff) if i == 2 else (ff, D) for i in (1, 2, 3)}
-        if layer in config["full_attn_idxs"]:
+        places = {f"{p}feed_forward.": ff}
+        if layer >= config.get("num_dense_layers", 99):
+            places = {f"{p}feed_forward.experts.{e}.": config["moe_intermediate_size"] for e in range(EXPERTS)}
+            shapes |= {f"{p}feed_forward.gate.weight": (EXPERTS, D), f"{p}feed_forward.expert_bias": (EXPERTS,)}
+        for at, n in places.items():
+            shapes |= {f"{at}w{i}.weight": (D, n) if i == 2 else (n, D) for i in (1, 2, 3)}
+        if layer in lfm2_attention(config):
             a = f"{p}self_attn."
             shapes |= {f"{a}{c}_proj.weight": (rows, D) for c, rows in (("q", q), ("k", kv), ("v", kv))}
             shapes |= {f"{a}out_proj.weight": (D, q), **{f"{a}{c}_layernorm.weight": (HEAD,) for c in "qk"}}
