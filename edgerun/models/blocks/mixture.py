@@ -85,7 +85,7 @@ class Mixture:
     def tensors(self) -> dict[str, Tensor]:
         d = self.d_model
         if self.is_absent:
-            return {}
+            return norm_tensors(self.post_norm, d) if self.post_norm else {}
         found = {**norm_tensors(self.norm, d), **self.router.tensors}
         if self.held:
             found |= self._expert_tensors()
@@ -220,8 +220,13 @@ class Mixture:
             return
         if ranks is not None:
             ranks.all_reduce(out)
+        self._add(here, out, x)
+
+    def _add(self, here: Here, out: F32, x: F32) -> None:
+        """x += out, the sum of all ranks, through the norm after it and times the factor; out is overwritten."""
+        kernels = here.kernels
         if self.post_norm:
-            apply_norm(kernels, vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
+            apply_norm(kernels, here.vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
         if self.factor != 1.0:
             kernels.scale(out, self.factor)
         kernels.add(x, out)
@@ -246,7 +251,7 @@ class Mixture:
         out = np.zeros_like(x[:rows])
         assert here.tools.ranks is not None  # whoever holds nothing is not alone
         here.tools.ranks.all_reduce(out)
-        here.kernels.add(x[:rows], out)
+        self._add(here, out, x[:rows])
 
     def _of_held(self, ids: I32) -> I32:
         """Those that this rank has, as they are counted here."""
