@@ -58,7 +58,7 @@ def measure(model: Path, memory: str, routing: Path | None, a: argparse.Namespac
             replayed.flush()
             plan += ["--routing", replayed.name]
         plans = [run_json(plan)]
-        bench = run_json(["bench", str(model), "--json", "-r", str(a.repetitions), *options])
+        bench = run_json(["bench", str(model), "--json", "--warmup", "-r", str(a.repetitions), *options])
         plans.append(run_json(plan))
     requests = [each["request"] for each in plans]
     prompt_s = statistics.geometric_mean(each["prompt_s"] for each in requests)

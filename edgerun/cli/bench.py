@@ -176,7 +176,9 @@ def command(
         trace = None if trace_path is None else Trace()
         options = loading_from(loading, bars)
         if once:
-            asked = Once(prompts[0], decodes[0], depths[0], batches[0], repetitions, ids, logits, limit_s)
+            asked = Once(
+                prompts[0], decodes[0], depths[0], batches[0], repetitions, ids, logits, limit_s, warm_up is True
+            )
             one = {**options, "threads": threads_list[0] or "auto"}
             measure_once(path, one, asked, (record_routing, overwrite), meter, trace, bars, as_json=as_json)
         else:

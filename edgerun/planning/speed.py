@@ -32,7 +32,7 @@ _PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same c
 _EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
 # Of the bare products' rates that whole models reach, decoding and for prompts: norms, rotations and what lies between
 _SHARES = 0.88, 0.9
-_REST_BYTES, _LAYER_S = 400.0, 12e-6  # of norms, rotations, gates, additions: of each row and number of d; of each pass
+_REST_BYTES, _LAYER_S = 250.0, 12e-6  # of norms, rotations, gates, additions: of each row and number of d; of each pass
 _ALONE_SHARES = 0.88, 0.8  # with attention, where its rate was not measured
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
@@ -98,9 +98,7 @@ def predict_speed(
         curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
         hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored.token_experts
-        # a wave goes through all experts in turn: a cache of less than half has let go of each before it comes again
-        kept = _KEPT_IN_WAVE * max(0.0, 2 * plan.cached_share - 1)
-        prompt_missing = waves * (1 - kept) * stored.touched_experts(wave)
+        prompt_missing = waves * (1 - _KEPT_IN_WAVE * plan.cached_share) * stored.touched_experts(wave)
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = (1 - hits) * stored.dense

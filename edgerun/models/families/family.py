@@ -50,6 +50,7 @@ class Family:
     logits, over d_model where it is not 0."""
     logits: Literal["plain", "times", "over"] = "plain"  # times or over logit_scale
     router: RouterKind = "softmax"
+    sigmoid_sizes: tuple[tuple[int, int], ...] = ()  # layers and words of models whose router is that of sigmoids
     renormalise: bool = True  # the chosen experts' weights sum to one
     shared_gate: bool = False  # the shared expert is weighted by a gate
     weighted_inputs: bool = False  # experts' weights multiply what they are fed
