@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
 from edgerun.convert.hf_hybrids import DELTA_FOLDS, Fold, lfm2_values, prepare_lfm2, prepare_qwen35, qwen35_values
 
 _ATTENTION = {
@@ -77,6 +78,8 @@ class Family:
     mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bare: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    fused_experts: bool = False  # gpt-oss's; see `hf_gpt_oss`
+    quantised_as: str = ""  # what quantization_config may say
     final_norm: tuple[str, str] = ("norm", "output_norm")
     experts: Mapping[str, str] = field(default_factory=dict)
     experts_at: str = "mlp.experts"
@@ -204,6 +207,24 @@ FAMILIES: dict[str, Family] = {
         requires={"conv_bias": (False,), "hidden_act": ("silu", "swish")},
         prepare=prepare_lfm2,
         values=lfm2_values,
+    ),
+    "gpt_oss": Family(
+        "gpt-oss",
+        {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            **_ATTENTION,
+            "self_attn.sinks": "attn_sinks.weight",
+            "mlp.router": "ffn_gate_inp",
+        },
+        bare=("self_attn.sinks",),
+        fused_experts=True,
+        quantised_as="mxfp4",
+        sliding_window=True,
+        biases=True,
+        requires={**_SILU, "swiglu_limit": (7.0,), "attention_bias": (True,)},
+        prepare=prepare_gpt_oss,
+        values=gpt_oss_values,
     ),
     "qwen3_5_text": Family(
         "qwen35",

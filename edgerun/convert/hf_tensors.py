@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.convert.hf_config import HfConfig, rope_tensors
+from edgerun.convert.hf_gpt_oss import gpt_oss_experts
 from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types
 from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
@@ -88,6 +89,7 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
         "attn_q": (2 * q_rows if gated else q_rows, c.d_model),
         "attn_k": (kv_rows, c.d_model),
         "attn_v": (kv_rows, c.d_model),
+        "attn_sinks.weight": (c.n_heads,),
         "attn_qkv": (q_rows + 2 * kv_rows, c.d_model),
         "attn_output": (c.d_model, q_rows),
         "attn_q_norm": (q_rows if full else c.head_dim,),
@@ -212,6 +214,8 @@ def _transposed(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: Ggm
 
 
 def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:
+    if c.family.fused_experts:
+        yield from gpt_oss_experts(model, prefix, layer, (c.n_experts, c.d_model, c.d_ff_expert), used)
     for theirs, name in c.family.experts.items():
         shape = (c.d_model, c.d_ff_expert) if name == "ffn_down_exps" else (c.d_ff_expert, c.d_model)
         names = []

@@ -67,6 +67,21 @@ def lfm2_logits(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> 
     return rms(config, x, w["model.embedding_norm.weight"]) @ w["model.embed_tokens.weight"].T
 
 
+def gpt_oss_ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
+    scores = x @ w[f"{p}mlp.router.weight"].T + w[f"{p}mlp.router.bias"]
+    out = np.zeros_like(x)
+    for t, row in enumerate(scores):
+        chosen = np.argsort(-row)[: config["num_experts_per_tok"]]
+        shares = np.exp(row[chosen] - row[chosen].max())
+        for e, share in zip(chosen, shares / shares.sum(), strict=True):
+            both = x[t] @ w[f"{p}mlp.experts.gate_up_proj"][e] + w[f"{p}mlp.experts.gate_up_proj_bias"][e]
+            gate, up = np.minimum(both[0::2], 7.0), np.clip(both[1::2], -7.0, 7.0)
+            hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            down = hidden @ w[f"{p}mlp.experts.down_proj"][e] + w[f"{p}mlp.experts.down_proj_bias"][e]
+            out[t] += share * down
+    return out
+
+
 def convolved(x: Array, taps: Array) -> Array:
     """Each column of x (n, c) with its own taps (c, k), the last of which meets the present."""
     n, k = len(x), taps.shape[1]
@@ -128,14 +143,20 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
     scores = np.einsum("qhd,khd->hqk", q, k) * config.get("query_pre_attn_scalar", dim) ** -0.5
     if kind == "gemma2":
         scores = 50.0 * np.tanh(scores / 50.0)
+    if kind == "gpt_oss":
+        sinks = np.broadcast_to(w[f"{p}sinks"][:, None, None], (n_heads, n, 1))
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     masked = distance < 0
-    if kind == "gemma3_text" or (kind == "gemma2" and layer % 2 == 0):
+    if kind == "gemma3_text" or (kind in ("gemma2", "gpt_oss") and layer % 2 == 0):
         masked |= distance >= config["sliding_window"]
     scores = np.where(masked, -np.inf, scores)
+    if kind == "gpt_oss":
+        scores = np.concatenate([scores, sinks], axis=-1)
     chances = np.exp(scores - scores.max(-1, keepdims=True))
-    chances /= chances.sum(-1, keepdims=True)
-    return (np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) * gate) @ w[f"{p}o_proj.weight"].T
+    chances = (chances / chances.sum(-1, keepdims=True))[..., :n]
+    return (np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) * gate) @ w[f"{p}o_proj.weight"].T + w.get(
+        f"{p}o_proj.bias", 0.0
+    )
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -179,6 +200,8 @@ def ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
     if kind == "phi3":
         gate, up = np.split(x @ w[f"{p}mlp.gate_up_proj.weight"].T, 2, axis=-1)
         return (silu(gate) * up) @ w[f"{p}mlp.down_proj.weight"].T
+    if kind == "gpt_oss":
+        return gpt_oss_ffn(config, w, p, x)
     if kind == "mixtral":
         return experts(config, w, x, f"{p}block_sparse_moe.", ("w1", "w3", "w2"), renormalise=True)
     names = ("gate_proj", "up_proj", "down_proj")
