@@ -116,7 +116,9 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
 def _layer_count(gguf: GgufFile, n: Numbers) -> int:
     blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
     name = f"{gguf.architecture}.block_count"
-    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+    if any(
+        each.startswith(f"blk.{blocks}.") for each in gguf.tensors
+    ):  # a model cut short would talk nonsense, not fail
         raise FormatError(f"{name} is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)")
     if further >= blocks:
         raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")

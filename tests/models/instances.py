@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,39 +17,8 @@ from edgerun.models.plan import plan_of
 from edgerun.models.reading import WholeModel, read_spec
 from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import tensor_name
-
-VOCAB, LAYERS, TOKENS = 96, 3, 40
-
-
-@dataclass(frozen=True, eq=False)
-class Instance:
-    """What `write` makes: a family, some metadata, a weight type."""
-
-    name: str
-    arch: str
-    type: GgmlType = GgmlType.F32
-    d: int = 64
-    ff: int = 96
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    layers: int = LAYERS
-    experts: int = 0
-    used: int = 0
-    ff_expert: int = 0  # 0: ff
-    ff_shared: int = 0
-    window: int = 0
-    tied: bool = False
-    biases: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # tensors that a file may have and this one has
-    fused: tuple[str, ...] = ()  # tensors that hold gate and up
-    telling: dict[str, int] = field(default_factory=lambda: {"attn_v": 1})  # parts whose being there says something
-    rope_factors: bool = False
-    long_short: bool = False  # Phi-3's two sets of factors
-    sparse: bool = False  # ReLU, down transposed
-    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
-    metadata: dict[str, Any] = field(default_factory=dict)
-    lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without
+from tests.models.attention_instances import ATTENTION
+from tests.models.instance import TOKENS, VOCAB, Instance
 
 
 def _gemma(name: str, arch: str, **more: Any) -> Instance:
@@ -423,7 +391,7 @@ BY_LAYER = [  # nor has it families of today's with these
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + QUANTISED + SPARSE + BY_LAYER}
+INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + ATTENTION + QUANTISED + SPARSE + BY_LAYER}
 
 
 _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
@@ -468,6 +436,8 @@ def spec_of(i: Instance) -> ModelSpec:
                 w.add(f"{i.arch}.{key}", value)
             for layer in range(i.layers):
                 for part, rows in i.telling.items():
+                    if (layer, part) in i.without:
+                        continue
                     w.add_tensor(tensor_name(layer, part), np.zeros((rows, 1), np.float32), GgmlType.F32)
         with open_gguf(path) as gguf:
             return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))

@@ -19,12 +19,17 @@ from edgerun.models.families import (
     gpt_oss,
     granite,
     hunyuan,
+    internlm,
     llama,
     minimax,
+    mistral,
+    muse,
     olmo,
     phi,
     qwen,
+    seed,
     smallthinker,
+    smollm,
     ungated,
 )
 from edgerun.models.families.family import Family, NormKind, unused_tensors
@@ -50,6 +55,11 @@ FAMILIES: dict[str, Family] = {
     **granite.FAMILIES,
     **exaone.FAMILIES,
     **minimax.FAMILIES,
+    **internlm.FAMILIES,
+    **mistral.FAMILIES,
+    **muse.FAMILIES,
+    **seed.FAMILIES,
+    **smollm.FAMILIES,
     **ungated.FAMILIES,
 }
 

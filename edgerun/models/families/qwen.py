@@ -7,4 +7,7 @@ FAMILIES = {
     "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
+    "qwen2vl": Family(rope="neox", sections=True),  # of these the part that reads and writes text
+    "qwen3vl": Family(rope="neox", qk_norm="head", sections=True),
+    "qwen3vlmoe": Family(rope="neox", qk_norm="head", sections=True),
 }
