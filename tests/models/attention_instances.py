@@ -31,7 +31,7 @@ def _bools(*values: int) -> np.ndarray:
 
 ATTENTION = [
     Instance("qwen2vl", "qwen2vl", biases=_QKV_BIAS, metadata={"rope.dimension_sections": _SECTIONS_16}),
-    Instance("qwen2vl-Q8_0", "qwen2vl", tied=True, metadata={"rope.dimension_sections": _SECTIONS_64}, **_Q8),
+    Instance("qwen2vl-Q8_0", "qwen2vl", layers=2, tied=True, metadata={"rope.dimension_sections": _SECTIONS_64}, **_Q8),
     Instance("qwen3vl", "qwen3vl", kv_heads=1, metadata={"rope.dimension_sections": _SECTIONS_16}),
     Instance(
         "qwen3vl-packed-Q8_0",
