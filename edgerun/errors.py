@@ -63,6 +63,11 @@ class LostPeerError(NetworkError):
     """Another device of the group went away, or has not answered in time."""
 
 
+class PagesLostError(EdgerunError):
+    """The keys and values of all sequences are gone, as a device that had a part of them is: the model was divided
+    anew, and goes on once they are computed again."""
+
+
 class FormatError(EdgerunError, ValueError):
     """A file is malformed, truncated or hostile."""
 

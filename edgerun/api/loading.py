@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,16 +64,7 @@ def load_engine(
             reserved_bytes=asked_bytes,
             kv=kv,
         )
-        tokenizer, no_tokenizer = _tokenizer(gguf.metadata)
-        template, no_template = None, "the model has no tokenizer"
-        if tokenizer is not None:
-            for text in tokenizer.notices:
-                events(Notice(text))
-            template, no_template = _template(gguf.metadata, tokenizer)
-        if template is not None:
-            stack.callback(template.close)
-            if template.name != "fallback":  # such a model was made to chat
-                template.start()
+        words = load_words(gguf.metadata, stack, events)
         # before memory is divided: what compiling them takes must be there
         impl = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events, kv=kv)
         stack.callback(impl.close)
@@ -98,7 +90,7 @@ def load_engine(
         stack.callback(ledger.release_all)
         decoder = Decoder(spec, store, impl, context=n_context, kv_ledger=ledger, kv=kv)
         if wanted is not None:
-            stack.callback(attach_backend(wanted, gguf, decoder, tokenizer, plan, events=events))
+            stack.callback(attach_backend(wanted, gguf, decoder, words.tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
         if decoder.prompt_backend is not None:  # its steps are all of one length, found beforehand
             if not plan.wave_tokens:
@@ -108,11 +100,11 @@ def load_engine(
                 step_tokens = min(step_tokens, step_tokens_within(known, options.tpot_s))
         engine = Engine(
             decoder,
-            tokenizer,
+            words.tokenizer,
             context=n_context,
-            template=template,
-            no_tokenizer=no_tokenizer,
-            no_template=no_template,
+            template=words.template,
+            no_tokenizer=words.no_tokenizer,
+            no_template=words.no_template,
             seed=options.seed,
             step_tokens=step_tokens,
             tpot_s=options.tpot_s,
@@ -121,12 +113,48 @@ def load_engine(
             draft=draft,
             most_drafted=_most_drafted(decoder),
             identity=lambda: identify(gguf),
-            reply_format=_reply_format(template, tokenizer) if options.replies == "auto" else None,
+            reply_format=reply_format(words, options),
             plan=plan,
             events=events,
         )
         release = stack.pop_all().close
     return engine, path, release
+
+
+@dataclass(frozen=True)
+class Words:
+    """What turns text into ids and messages into text; None, and why, where the file does not say."""
+
+    tokenizer: Any
+    no_tokenizer: str
+    template: Any
+    no_template: str
+
+
+def load_words(metadata: Mapping[str, Any], stack: ExitStack, events: EventSink) -> Words:
+    """A file's tokenizer and template, which `stack` closes."""
+    tokenizer, no_tokenizer = _tokenizer(metadata)
+    template, no_template = None, "the model has no tokenizer"
+    if tokenizer is not None:
+        for text in tokenizer.notices:
+            events(Notice(text))
+        template, no_template = _template(metadata, tokenizer)
+    if template is not None:
+        stack.callback(template.close)
+        if template.name != "fallback":  # such a model was made to chat
+            template.start()
+    return Words(tokenizer, no_tokenizer, template, no_template)
+
+
+def reply_format(words: Words, options: LoadOptions) -> Any:
+    """How the model's replies are taken apart; None: they are nothing but answers."""
+    from edgerun.text.replies import find_reply_format
+
+    template, tokenizer = words.template, words.tokenizer
+    if template is None or options.replies != "auto":
+        return None
+    with_tools = "" if template.with_tools is None else template.with_tools.source
+    return find_reply_format(template.source + with_tools, lambda text: tokenizer.token_id(text) is not None)
 
 
 def find_model(model: str | Path, events: EventSink = ignore) -> Path:
@@ -189,15 +217,6 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tuple[Any, str]:
         return load_tokenizer(metadata), ""
     except UnsupportedError as error:
         return None, str(error)
-
-
-def _reply_format(template: Any, tokenizer: Any) -> Any:
-    from edgerun.text.replies import find_reply_format
-
-    if template is None:
-        return None
-    with_tools = "" if template.with_tools is None else template.with_tools.source
-    return find_reply_format(template.source + with_tools, lambda text: tokenizer.token_id(text) is not None)
 
 
 def _template(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[Any, str]:

@@ -22,6 +22,11 @@ class Conductor:
         self.lockstep = Lockstep(collective, spec.vocab_size)
         self._teller: Teller | None = None
 
+    @property
+    def size(self) -> int:
+        """Ranks."""
+        return self._collective.size
+
     def follow(self, pool: PagePool) -> None:
         """The others shall hold what this pool's sequences hold."""
         self._teller = Teller(pool)

@@ -46,6 +46,9 @@ class ShardSource:
         self._header = _header(gguf, spec, share, self._cuts)
         self.n_bytes = len(self._header) + sum(_aligned(cut.n_bytes) for cut in self._cuts)
         self.digest = hashlib.sha256(self._header + header_digest(gguf).encode()).hexdigest()
+        self._at = -1  # where `read` goes on with `_rest`
+        self._rest: Iterator[U8] = iter(())
+        self._begun = np.empty(0, np.uint8)  # of the piece that it is in, what was not read yet
 
     def pieces(self, first_byte: int = 0) -> Iterator[U8]:
         """The file from `first_byte` on, flat, in pieces of some MiB."""
@@ -60,6 +63,22 @@ class ShardSource:
                     yield from cut.pieces(self._gguf, skip)
                 yield np.zeros(end - at - max(skip, cut.n_bytes), np.uint8)
             at = end
+
+    def read(self, first_byte: int, count: int) -> bytes:
+        """So many bytes of the file. Cheap where they follow those that were read last; for one thread at a time."""
+        if first_byte != self._at:
+            self._rest, self._begun = self.pieces(first_byte), np.empty(0, np.uint8)
+        found = bytearray()
+        while len(found) < count:
+            if not len(self._begun):
+                self._begun = next(self._rest, np.empty(0, np.uint8))
+                if not len(self._begun) and first_byte + len(found) >= self.n_bytes:
+                    break
+            some = self._begun[: count - len(found)]
+            found += some.tobytes()
+            self._begun = self._begun[len(some) :]
+        self._at = first_byte + len(found)
+        return bytes(found)
 
     def write(self, path: Path) -> None:
         """All of it. Nothing stays behind when it fails."""

@@ -20,7 +20,7 @@ from edgerun.engine.goodput import Goodput
 from edgerun.engine.pace import Pace
 from edgerun.engine.request import Request
 from edgerun.engine.shortage import told_as_shortage
-from edgerun.errors import Cancelled, DoesNotFitError, EdgerunError, UsageError
+from edgerun.errors import Cancelled, DoesNotFitError, EdgerunError, PagesLostError, UsageError
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.batch import Want
 
@@ -295,6 +295,8 @@ class Steps:
                 else:
                     _guarded(request, request.stop_or_fail)
             return None
+        except PagesLostError:
+            return None  # contexts find that out, and requests go on from what there is
         except BaseException as error:  # noqa: BLE001 - of a disk, of memory, Ctrl-C: all who were in it are told
             for request in requests:
                 request.fail(error)

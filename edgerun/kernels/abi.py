@@ -112,6 +112,16 @@ class HeadGate(NamedTuple):
     kind: Annotated[int, "0 sigmoid, 1 softplus"]
 
 
+class Copy(NamedTuple):
+    """out = x. An item is a row."""
+
+    x: Annotated[int, "address of the first row, f32"]
+    x_stride: Annotated[int, "bytes from row to row in x"]
+    out: Annotated[int, "address of the first row of the result"]
+    out_stride: Annotated[int, "bytes from row to row in the result"]
+    cols: Annotated[int, "columns"]
+
+
 class Rope(NamedTuple):
     """Rotary embedding, in place. An item is a token."""
 
@@ -335,6 +345,7 @@ _OF_KERNEL = {
     "rms_norm": RmsNorm,
     "layer_norm": LayerNorm,
     "affine": Affine,
+    "copy": Copy,
     "head_gate": HeadGate,
     "rope": Rope,
     "kv_write": KvWrite,

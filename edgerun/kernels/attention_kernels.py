@@ -22,13 +22,14 @@ from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_share, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
 from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_shift, build_values
-from edgerun.kernels.kv_formats import F16, GROUP, Q4_0, Q8_0, KvFormat
+from edgerun.kernels.attention_turned import build_turn
+from edgerun.kernels.kv_formats import F16, GROUP, IN_KEYS, Q4_0, Q8_0, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
-_PLAIN, _BYTES, _NIBBLES = F16.number, Q8_0.number, Q4_0.number
+_PLAIN, _BYTES, _NIBBLES, _IN_KEYS = F16.number, Q8_0.number, Q4_0.number, IN_KEYS.number
 _ROW_BYTES, _MERGED_BYTES = 64, 32  # of an `abi.AttentionRow`, an `abi.MergedRow`
 
 
@@ -43,8 +44,8 @@ def _take_slot(busy: int) -> int:
 def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format: KvFormat = F16) -> Any:
     """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
 
-    Scratch of a working thread, f32: scores (4, KEYS), for quantised values also (groups, 4, KEYS). Heads of a kv head
-    go by fours, twos and ones."""
+    Scratch of a working thread, f32: scores (4, KEYS), for quantised values also (groups, 4, KEYS); for values in keys
+    these, f16 (KEYS, head_dim_v). Heads of a kv head go by fours, twos and ones."""
     lanes = ops.lanes
     load, store, fma, fma_one, first_lane = ops.load_floats, ops.store_floats, ops.fma, ops.fma_one, ops.first_lane
     zero, softmax = ops.zero_floats, build_softmax(ops)
@@ -162,7 +163,9 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         values_of(rows, w + 4 * first, n, block + first * dim * 2, dim, out, stride, f)
 
     add_scores = scores_of if keys_format.is_plain else build_scores(ops, keys_format)
-    add_values = plain_values if values_format.is_plain else build_values(ops, values_format)
+    in_keys = values_format is IN_KEYS
+    add_values = plain_values if values_format.is_plain or in_keys else build_values(ops, values_format)
+    turn = build_turn(lanes, 2)
 
     @njit(forceinline=True)
     def empty(part: int, dim: int) -> None:
@@ -207,6 +210,9 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
                 block = (at - start) // KEYS
                 keys = page_keys + block * keys_block_bytes(keys_number, dim)
                 values = page_values + block * block_bytes(values_number, dim_v)
+                if in_keys:
+                    values = scores + 4 * KEYS * 4
+                    turn(keys + (dim - dim_v) * KEYS * 2, dim_v, values, 2 * dim_v)
                 h = 0
                 while h < group:
                     rows = min(4, group - h)
@@ -279,6 +285,7 @@ def build_attention_prompt(ops: Ops) -> Any:
     widen_keys, widen_values = build_widen(ops)
     mean_shift, scaled, load_halves = build_shift(ops, True), build_scaled(ops), ops.load_halves
     four, _, _, _, _ = build_products(ops, load, 4)
+    turn = build_turn(lanes, 4)
 
     @njit(forceinline=True)
     def shift(q: int, block: int, dim: int) -> Any:
@@ -377,7 +384,13 @@ def build_attention_prompt(ops: Ops) -> Any:
                 kept_keys = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
                 widen_keys(kept_keys, dim, keys_format, keys)
                 kept_values = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
-                widen_values(kept_values, n, dim_v, padded, values_format, values)
+                if values_format == _IN_KEYS:
+                    turn(keys + (dim - dim_v) * KEYS * 4, dim_v, values, 4 * padded)
+                    for key in range(n):
+                        for i in range(dim_v, padded):
+                            store_f32(int64(values + (key * padded + i) * 4), float32(0.0))
+                else:
+                    widen_values(kept_values, n, dim_v, padded, values_format, values)
                 for r in range(0, count, 4):
                     # the last rows may stand for less than four: the others repeat the last, and are not used
                     r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
@@ -430,7 +443,7 @@ def build_attention_prompt(ops: Ops) -> Any:
                             f3 = softmax(scores + 12 * KEYS, b3, e3, scale, cap, state + 3 * row_bytes)
                         w = scores
                         for i in range(0, padded, 2 * lanes):
-                            if values_format != _PLAIN:
+                            if values_format in (_BYTES, _NIBBLES):
                                 w = scores + 4 * KEYS * 4
                                 if i % GROUP == 0:
                                     scaled(4, scores, kept_values + i // GROUP * 2 * KEYS, w)

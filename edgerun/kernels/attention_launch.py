@@ -26,7 +26,7 @@ from edgerun.kernels.attention_layout import (
     prompt_scratch_bytes,
 )
 from edgerun.kernels.interface import F32
-from edgerun.kernels.kv_formats import GROUP, decode_kernel, rotation_size
+from edgerun.kernels.kv_formats import GROUP, IN_KEYS, decode_kernel, rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 from edgerun.kernels.pages import LayerLayout, Span, check_spans, layout_of
@@ -214,4 +214,6 @@ class AttentionLaunch:
 
 
 def _slot_bytes(layout: LayerLayout) -> int:
+    if layout.values is IN_KEYS:
+        return decode_scratch_bytes(0, layout.head_dim_v)
     return decode_scratch_bytes(0 if layout.values.is_plain else layout.head_dim_v // GROUP)

@@ -33,10 +33,10 @@ def decode_pages(first: Position, end: int) -> Position:
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1
 
 
-def decode_scratch_bytes(groups: int) -> int:
+def decode_scratch_bytes(groups: int, turned: int = 0) -> int:
     """What one thread needs in `attention_kernels.build_attention_decode`, in whole cache lines. groups: of quantised
-    values."""
-    return 4 * KEYS * 4 * (1 + groups)
+    values; turned: dimensions of values that lie in keys."""
+    return 4 * KEYS * 4 * (1 + groups) + 2 * KEYS * turned
 
 
 def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:

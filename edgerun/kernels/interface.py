@@ -251,6 +251,11 @@ class Kernels(Protocol):
         """Several products of the same rows (q, k, v; gate, up) in one launch."""
         ...
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        """Every head by a matrix of its own: out (T, heads, N), rows at any distance, = x (T * heads, K), head after
+        head of one token after another, times w (heads * N, K), of which N rows belong to each head."""
+        ...
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -307,6 +312,10 @@ class Kernels(Protocol):
 
     def scale(self, x: F32, factor: float) -> None:
         """x *= factor."""
+        ...
+
+    def copy(self, x: F32, out: F32) -> None:
+        """out = x, (rows, cols) both, whose rows may lie at any distance."""
         ...
 
     def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:

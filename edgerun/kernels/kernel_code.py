@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgerun.kernels.formats import BY_NAME, FORMATS
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.kv_formats import QUANTISED_DECODE
+from edgerun.kernels.kv_formats import OTHER_DECODE
 from edgerun.kernels.layout import ROW_TYPES
 
 if TYPE_CHECKING:  # it loads Numba
@@ -26,6 +26,7 @@ SOURCES = {
     "rms_norm": "layer_kernels",
     "layer_norm": "layer_kernels",
     "affine": "layer_kernels",
+    "copy": "layer_kernels",
     "rope": "layer_kernels",
     "kv_write": "kv_kernels",
     "rotate": "kv_kernels",
@@ -42,7 +43,7 @@ SOURCES = {
     **{f"neurons_{way}_{FORMATS[type].name}": "neuron_kernels" for way in ("up", "down") for type in ROW_TYPES},
     **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},
     "attention_decode": "attention_kernels",
-    **dict.fromkeys(QUANTISED_DECODE, "attention_kernels"),
+    **dict.fromkeys(OTHER_DECODE, "attention_kernels"),
     "attention_merge": "attention_kernels",
     "attention_prompt": "attention_kernels",
 }
@@ -53,8 +54,8 @@ def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = N
     from edgerun.kernels.codegen import object_code
 
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
-    if name in QUANTISED_DECODE:
-        formats = QUANTISED_DECODE[name]
+    if name in OTHER_DECODE:
+        formats = OTHER_DECODE[name]
         return object_code(lambda ops: module.build_attention_decode(ops, *formats), symbol, isa, machine)
     task, _, format = name.partition("_")
     if format in BY_NAME and hasattr(module, f"build_{task}"):

@@ -13,6 +13,9 @@ Keys have a few dimensions that are large for all positions, which four bits wou
 are rotated (`rotate`), queries with them, which changes no product of the two and spreads what is large over all
 dimensions (QuaRot, Ashkboos et al. 2024). And what they have in common is taken off before they are quantised: the mean
 of the block before, f16 (head_dim,), which stands at a block's end; of a sequence's first block it is 0.
+
+In latent attention a position's value is the last dimensions of its key, so that nothing is kept for it (`IN_KEYS`).
+Attention turns them back, block by block.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ class KvFormat:
     def block_bytes(self, dim: int) -> int:
         """Of scales and codes of KEYS positions of one head of so many dimensions. UnsupportedError for what cannot
         be quantised."""
-        if self.is_plain:
-            return KEYS * dim * 2
+        if self.is_plain or not self.bits:
+            return KEYS * dim * self.bits // 8
         if dim % GROUP:
             raise UnsupportedError(
                 f"heads of {dim} dimensions cannot be kept in {self.name}, which takes multiples of {GROUP}; use f16"
@@ -66,6 +69,7 @@ class KvFormat:
 F16 = KvFormat("f16", 0, 16)
 Q8_0 = KvFormat("q8_0", 1, 8)
 Q4_0 = KvFormat("q4_0", 2, 4)
+IN_KEYS = KvFormat("in_keys", 3, 0)
 KV_FORMATS = {format.name: format for format in (F16, Q8_0, Q4_0)}
 
 
@@ -74,12 +78,8 @@ def decode_kernel(keys: KvFormat, values: KvFormat) -> str:
     return "attention_decode" if keys.is_plain and values.is_plain else f"attention_decode_{keys.name}_{values.name}"
 
 
-QUANTISED_DECODE = {
-    decode_kernel(keys, values): (keys, values)
-    for keys in KV_FORMATS.values()
-    for values in KV_FORMATS.values()
-    if not (keys.is_plain and values.is_plain)
-}
+_PAIRS = [(F16, IN_KEYS), *((keys, values) for keys in KV_FORMATS.values() for values in KV_FORMATS.values())]
+OTHER_DECODE = {decode_kernel(*pair): pair for pair in _PAIRS if pair != (F16, F16)}
 
 
 def rotation_size(dim: int) -> int:

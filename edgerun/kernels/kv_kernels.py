@@ -8,13 +8,14 @@ from numba import float32, int64, njit, uint8
 
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
-from edgerun.kernels.kv_formats import F16, GROUP, Q4_0, Q8_0
+from edgerun.kernels.kv_formats import F16, GROUP, IN_KEYS, Q4_0, Q8_0
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import load_f16, load_f32, load_i64, load_u8, store_f16, store_f32, store_u8
 
 _SPAN_BYTES = 32  # of an `abi.WrittenSpan`
 _PLAIN, _BYTES, _NIBBLES = F16.number, Q8_0.number, Q4_0.number
+_IN_KEYS = IN_KEYS.number
 _HALF = GROUP // 2
 _SCALES = 2 * KEYS  # bytes of a group's scales
 
@@ -24,6 +25,8 @@ def block_bytes(format: int, dim: int) -> int:
     """`KvFormat.block_bytes`."""
     if format == _PLAIN:
         return KEYS * dim * 2
+    if format == _IN_KEYS:
+        return 0
     if format == _BYTES:
         return KEYS * (dim + dim // GROUP * 2)
     return KEYS * (dim // 2 + dim // GROUP * 2)
@@ -161,6 +164,8 @@ def build_kv_write(ops: Ops) -> Any:
                             before = page_before + keys_at + head * keys_stride + last
                         _write_mean(before, dim, mean)
                 write_key(k + ((row + token) * heads + head) * dim * 4, mean, dim, keys_format, block, lane)
+                if values_format == _IN_KEYS:
+                    continue
                 block = page + values_at + head * values_stride + number * block_bytes(values_format, dim_v)
                 write_value(v + ((row + token) * heads + head) * dim_v * 4, dim_v, values_format, block, lane)
 

@@ -109,6 +109,23 @@ def build_affine(ops: Ops) -> Any:
     return affine, kernel_signature()
 
 
+def build_copy(ops: Ops) -> Any:
+    """See `abi.Copy`."""
+    lanes, load, store = ops.lanes, ops.load_floats_masked, ops.store_floats_masked
+
+    def copy(arguments: int, low: int, high: int) -> None:
+        x, x_stride = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+        out, out_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        cols = load_i64(int64(arguments + 32))
+        for row in range(low, high):
+            source, target = x + row * x_stride, out + row * out_stride
+            for i in range(0, cols, lanes):
+                n = int64(cols - i)
+                store(int64(target + 4 * i), load(int64(source + 4 * i), n), n)
+
+    return copy, kernel_signature()
+
+
 def build_rope(ops: Ops) -> Any:
     """0 x, 1 heads, 2 head_dim, 3 cos, 4 sin, 5 rot / 2, 6 neox. Rotates in place."""
     lanes = ops.lanes

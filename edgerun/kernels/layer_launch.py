@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Add, Affine, Combine, Gated, HeadGate, LayerNorm, RmsNorm, Rope
+from edgerun.kernels.abi import Add, Affine, Combine, Copy, Gated, HeadGate, LayerNorm, RmsNorm, Rope
 from edgerun.kernels.interface import F32, I32, Activation, GateKind, RopeKind
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
@@ -60,6 +60,14 @@ def affine_arguments(x: F32, ids: I32 | None, factors: F32 | None, bias: F32 | N
         shapes = [None if each is None else each.shape for each in (ids, factors, bias)]
         raise UsageError(f"rows {x.shape} cannot be changed by entries, factors and biases {shapes}")
     return Affine(address(x), x.shape[1], *(0 if each is None else address(each) for each in (ids, factors, bias)))
+
+
+def copy(launcher: Launcher, x: F32, out: F32) -> None:
+    """See `interface.Kernels.copy`."""
+    if x.ndim != 2 or x.shape != out.shape or x.strides[1] != 4 or out.strides[1] != 4:
+        raise UsageError(f"cannot copy {x.shape} to {out.shape}")
+    arguments = Copy(address(x), x.strides[0], address(out), out.strides[0], x.shape[1])
+    launcher.launch("copy", arguments, len(x), 16)
 
 
 def head_gate(launcher: Launcher, x: F32, gate: F32, kind: GateKind) -> None:

@@ -28,8 +28,9 @@ def write_positions(pages: LayerPages, start: int, k: F32, v: F32) -> None:
             _write_rotated(keys, layout, _page_before(pages, index), within, rotated(k[rows]))
         else:
             _write_keys(keys, layout.keys, within, k[rows])
-        values = _heads(page + layout.values_at, layout.kv_heads, layout.values_stride)
-        _write_values(values, layout.values, within, v[rows])
+        if layout.values.bits:
+            values = _heads(page + layout.values_at, layout.kv_heads, layout.values_stride)
+            _write_values(values, layout.values, within, v[rows])
 
 
 def read_positions(pages: LayerPages, first: int, end: int) -> tuple[F32, F32]:
@@ -43,6 +44,9 @@ def read_positions(pages: LayerPages, first: int, end: int) -> tuple[F32, F32]:
         within = slice(low % KEYS_PER_PAGE, low % KEYS_PER_PAGE + high - low)
         keys = _heads(page + layout.keys_at, layout.kv_heads, layout.keys_stride)
         k[:, rows] = _read_keys(keys, layout.keys, layout.head_dim)[:, within]
+        if not layout.values.bits:
+            v[:, rows] = k[:, rows, -layout.head_dim_v :]
+            continue
         values = _heads(page + layout.values_at, layout.kv_heads, layout.values_stride)
         v[:, rows] = _read_values(values, layout.values, layout.head_dim_v)[:, within]
     return k, v

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from edgerun.kernels import layout
 from edgerun.kernels.abi import Product
 from edgerun.kernels.interface import F32, Matrix
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.kernel_names import MATRIX_KERNELS
 from edgerun.kernels.launcher import Launcher
+from edgerun.kernels.layer_launch import copy
+from edgerun.kernels.layout import layout_bytes
 from edgerun.kernels.memory import address
 from edgerun.kernels.program import Launch
-from edgerun.kernels.reference import ReferenceKernels, check_matmul
+from edgerun.kernels.reference import ReferenceKernels, check_matmul, check_matmul_heads
 from edgerun.kernels.rows import Form, Rows
 
 _MOST_GRAIN = 16  # groups of weight rows that a thread takes at a time, at most
@@ -57,6 +61,41 @@ class ProductLaunch:
                 items[name] = item
             for name, mine in products.items():
                 self._launcher.launch_products(name, mine, items[name], self._grain(items[name]))
+
+    def run_heads(self, w: Matrix, x: Rows, out: F32) -> None:
+        """See `interface.Kernels.matmul_heads`. One launch where each head's rows begin a group of rows; otherwise all
+        rows are multiplied with each head, and the head's are taken."""
+        tokens, heads, rows = check_matmul_heads(w, x.x, out)
+        if w.layout == "gguf":
+            self._launcher.spoil("a product in numpy")
+            self._plain.matmul_heads(w, self._plain.activations(x.x), out)
+            return
+        if rows % self._lanes:
+            self._heads_of_all(w, x, out)
+            return
+        kernels = MATRIX_KERNELS[w.type]
+        quants, dq, scales, ds, sums, dc = x.form(kernels.form)
+        groups, blocks = rows // self._lanes, w.cols // kernels.block
+        head_bytes = groups * layout_bytes(w.layout, w.type, self._lanes, w.cols)
+        dt, dh, target, at_once = out.strides[0], out.strides[1], address(out), layout.rows_at_once(w.cols)
+        products: list[Product] = []
+        for head in range(heads):
+            weights, to = w.address + head * head_bytes, target + head * dh
+            for low in range(0, tokens, at_once):
+                row, count, item = low * heads + head, min(at_once, tokens - low), len(products) * groups
+                at = quants + row * dq, dq * heads, scales + row * ds, ds * heads, sums + row * dc, dc * heads
+                products.append(Product(item, weights, to + low * dt, count, blocks, rows, dt, 0, *at))
+        items = groups * len(products)
+        with self._launcher.lock:
+            self._launcher.launch_products(kernels.matmul, products, items, self._grain(items))
+
+    def _heads_of_all(self, w: Matrix, x: Rows, out: F32) -> None:
+        tokens, heads, rows = out.shape
+        every = np.empty((tokens * heads, w.rows), np.float32)
+        self._launcher.keep(every)
+        self.run([(w, x, 0, len(every), every)])
+        for head in range(heads):
+            copy(self._launcher, every[head::heads, head * rows : (head + 1) * rows], out[:, head])
 
     def laid_out(self, weights: Sequence[Matrix], rows: Sequence[Form], outs: Sequence[int]) -> Launch:
         """The launch of one row times each of some matrices that lie alike. outs: addresses of (w.rows,) f32."""

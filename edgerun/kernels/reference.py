@@ -90,6 +90,15 @@ class ReferenceKernels:
         for w, out in zip(ws, outs, strict=True):
             self.matmul(w, x, out)
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        tokens, heads, rows = check_matmul_heads(w, x.x, out)
+        by_head = x.x.reshape(tokens, heads, -1)
+        for head in range(heads):
+            mine = Matrix(rows, w.cols, w.type, "gguf", w.data[head * rows : (head + 1) * rows])
+            result = np.empty((tokens, rows), np.float32)
+            self.matmul(mine, PlainActivations(np.ascontiguousarray(by_head[:, head])), result)
+            out[:, head] = result
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -161,6 +170,9 @@ class ReferenceKernels:
             x *= scale[entries, None]
         if bias is not None:
             x += bias[entries]
+
+    def copy(self, x: F32, out: F32) -> None:
+        out[:] = x
 
     def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
         if kind == "softplus":
@@ -297,6 +309,15 @@ def activate(x: F32, activation: Activation) -> F32:
         with np.errstate(over="ignore"):
             return (capped / (1.0 + np.exp(np.float32(-1.702) * capped))).astype(np.float32)
     raise UsageError(f"unknown activation {activation!r}; choose silu, gelu, relu, relu2 or oai")
+
+
+def check_matmul_heads(w: Matrix, x: F32, out: F32) -> tuple[int, int, int]:
+    """Tokens, heads, rows of each head. UsageError where the shapes do not fit."""
+    if out.ndim == 3 and len(out):
+        tokens, heads, rows = out.shape
+        if x.shape == (tokens * heads, w.cols) and w.rows == heads * rows and out.strides[2] == 4:
+            return tokens, heads, rows
+    raise UsageError(f"cannot multiply heads {x.shape} with {w.rows} x {w.cols} into {out.shape}")
 
 
 def check_matmul(w: Matrix, x: F32, out: F32) -> None:

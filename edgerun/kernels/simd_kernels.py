@@ -177,6 +177,9 @@ class SimdKernels:
         rows = _rows(x)
         self._products.run([(w, rows, 0, rows.x.shape[0], out) for w, out in zip(ws, outs, strict=True)])
 
+    def matmul_heads(self, w: Matrix, x: Activations, out: F32) -> None:
+        self._products.run_heads(w, _rows(x), out)
+
     def experts_ffn(
         self,
         experts: Sequence[Expert],
@@ -211,6 +214,9 @@ class SimdKernels:
 
     def affine(self, x: F32, ids: I32 | None, scale: F32 | None, bias: F32 | None) -> None:
         layer_launch.affine(self._launcher, x, ids, scale, bias)
+
+    def copy(self, x: F32, out: F32) -> None:
+        layer_launch.copy(self._launcher, x, out)
 
     def head_gate(self, x: F32, gate: F32, kind: GateKind) -> None:
         layer_launch.head_gate(self._launcher, x, gate, kind)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgerun.errors import UnsupportedError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE, first_seen
-from edgerun.kernels.kv_formats import F16, KvFormat
+from edgerun.kernels.kv_formats import F16, IN_KEYS, KvFormat
 from edgerun.kernels.pages import LayerLayout
 
 SLACK = 256  # positions behind a window that are kept, so that the last words can be taken back
@@ -19,13 +20,14 @@ SLACK = 256  # positions behind a window that are kept, so that the last words c
 @dataclass(frozen=True)
 class KvLayer:
     """What one layer keeps of a position. window: how many positions it sees, 0 for all; chunked: those of its own
-    stretch of so many."""
+    stretch of so many; in_keys: values are the last dimensions of the keys, and not kept apart."""
 
     kv_heads: int
     head_dim: int
     head_dim_v: int
     window: int = 0
     chunked: bool = False
+    in_keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,21 @@ def layer_groups(layers: Sequence[KvLayer | None], options: KvOptions | None = N
             continue
         numbers, layouts = found.setdefault((layer.window, layer.chunked), ([], []))
         at = layouts[-1].end if layouts else 0
-        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, kept.keys, kept.values, at))
+        keys, values = _formats(layer, kept)
+        layouts.append(LayerLayout(layer.kv_heads, layer.head_dim, layer.head_dim_v, keys, values, at))
         numbers.append(index)
     return tuple(
         Group(window, tuple(numbers), tuple(layouts), chunked)
         for (window, chunked), (numbers, layouts) in found.items()
     )
+
+
+def _formats(layer: KvLayer, kept: KvOptions) -> tuple[KvFormat, KvFormat]:
+    if not layer.in_keys:
+        return kept.keys, kept.values
+    if not (kept.keys.is_plain and kept.values.is_plain):
+        raise UnsupportedError(f"latent attention keeps one vector of a position in f16, not in {kept.keys.name}")
+    return kept.keys, IN_KEYS
 
 
 def sequence_bytes(groups: Sequence[Group], positions: int, at_once: int) -> int:

@@ -7,8 +7,8 @@ knows is who may write on in it, and how much of it was promised to others. Whoe
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 from weakref import ref
 
 import numpy as np
@@ -69,4 +69,8 @@ class PageHolder(Protocol):
 
     def release(self) -> None:
         """Let go of everything."""
+        ...
+
+    def lay_out(self, groups: Sequence[Any]) -> None:
+        """Let go of everything, and hold pages of these groups from now on."""
         ...

@@ -36,6 +36,12 @@ class PagePool:
         self._holders.add(holder)
         self.ledger.join(holder)
 
+    def lay_out(self, groups: Sequence[Group]) -> None:
+        """Pages are of these groups from now on: all that was held is forgotten. Nobody may be using any."""
+        self.groups = tuple(groups)
+        for holder in list(self._holders):
+            holder.lay_out(self.groups)
+
     def take(self, holder: PageHolder, groups: Sequence[int]) -> list[Page]:
         """A page for each of these groups' numbers, all or none: DoesNotFitError when the ledger has no room."""
         sizes = [self.groups[group].page_bytes for group in groups]

@@ -110,6 +110,11 @@ class PrefixTree:
         """Forget everything."""
         self._root.children.clear()
 
+    def lay_out(self, groups: Sequence[Group]) -> None:
+        """Forget everything; from now on pages are of these groups."""
+        self.release()
+        self._groups = groups
+
     def check_integrity(self) -> None:
         """AssertionError for a tree that cannot be. For tests."""
         for parent, node in self._nodes():

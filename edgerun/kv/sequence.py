@@ -35,18 +35,22 @@ class KvSequence:
         if capacity < 1:
             raise UsageError(f"a sequence needs a capacity of at least 1, got {capacity}")
         self.capacity = capacity
-        self.length = 0
         self.spare = False
         self._pool = pool
-        self._held = [_Held(number, group, capacity) for number, group in enumerate(pool.groups)]
+        self.lay_out(pool.groups)
+        pool.join(self)
+
+    def lay_out(self, groups: Sequence[Group]) -> None:
+        """Hold nothing, and from now on pages of these groups, which are the pool's."""
+        self.length = 0
         self._room = 0  # up to here positions may be written; 0: look first (_grow), for something has changed
+        self._held = [_Held(number, group, self.capacity) for number, group in enumerate(groups)]
         layers = {
             layer: LayerPages(held.table, layout)
             for held in self._held
             for layer, layout in zip(held.group.layers, held.group.layouts, strict=True)
         }
         self._layers = layers
-        pool.join(self)
 
     @property
     def n_bytes(self) -> int:

@@ -52,16 +52,20 @@ class Decoder:
         kv: KvOptions | None = None,
         ranks: HeadRanks | None = None,
     ) -> None:
-        self.spec = spec
-        self.store = store
-        self.kernels = kernels
         self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
+        self._context = context or spec.context_length
+        self.use(spec, store, kernels, ranks)
+
+    def use(self, spec: ModelSpec, store: WeightStore, kernels: Kernels, ranks: HeadRanks | None = None) -> None:
+        """Compute with these from now on: as in the beginning, and where a group divides the model anew. The pages must
+        be laid out for the spec by then (`PagePool.lay_out`)."""
+        self.spec = spec
+        self.store = store
+        self.kernels = kernels
         self._ranks = ranks
-        self.passes = Passes(
-            spec, store, kernels, context=context or spec.context_length, routed=self._tell_routing, ranks=ranks
-        )
+        self.passes = Passes(spec, store, kernels, context=self._context, routed=self._tell_routing, ranks=ranks)
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES

@@ -11,6 +11,7 @@ from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.dense import Dense, dense_of
+from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
 from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.mixtures import mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
@@ -22,7 +23,7 @@ from edgerun.models.spec import ModelSpec
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself."""
 
-    mixer: Attention | AbsentMixer
+    mixer: Attention | LatentAttention | AbsentMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
 
     @cached_property
@@ -53,6 +54,8 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
-    if spec.layers[layer].n_experts:
-        return LayerPlan(attention_of(spec, layer), mixture_of(spec, layer))
-    return LayerPlan(attention_of(spec, layer), (neurons_of if spec.sparse else dense_of)(spec, layer))
+    numbers = spec.layers[layer]
+    mixer = (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
+    if numbers.n_experts:
+        return LayerPlan(mixer, mixture_of(spec, layer))
+    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))

@@ -11,6 +11,7 @@ from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
 from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
+from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
@@ -54,7 +55,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         renormalise=n.truth("expert_weights_norm", family.renormalise),
         expert_groups=groups,
         expert_groups_used=groups_used,
-        latent=n.integer("moe_latent_size", 0, 0),
+        expert_latent=n.integer("moe_latent_size", 0, 0),
         embedding_scale=_embedding_scale(n, family),
         residual_scale=_residual_scale(n, family, len(layers)),
         logit_scale=_logit_scale(n, family),
@@ -109,6 +110,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
                 fused_experts="ffn_gate_up_exps" in fused,
                 fused_shared="ffn_up_shexp" in fused,
             )
+        if family.latent_attention:
+            numbers = latent_layer(n, numbers)
         found.append(numbers)
     return tuple(found)
 

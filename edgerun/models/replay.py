@@ -19,6 +19,7 @@ from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
 from edgerun.kv import KvSequence
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Decide
+from edgerun.models.blocks.latent_attention import LatentAttention
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
 
@@ -113,7 +114,7 @@ class DecodeReplay:
         recorded = []
         first_layers: dict[int, int] = {}  # by the table that a group's layers share
         for layer, plan in enumerate(self._layers.plan):
-            if isinstance(plan.mixer, Attention):
+            if isinstance(plan.mixer, Attention | LatentAttention):
                 source, kv = plan.mixer.reads(layer), plan.mixer.keys_and_values
                 pages = sequence.pages(source)
                 first_layers.setdefault(pages.address, source)

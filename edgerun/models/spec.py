@@ -49,6 +49,25 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class LatentNumbers:
+    """Of latent attention. query_rank: what queries go through, 0 for nothing; rank: of what is kept of a position;
+    plain_dim, rotated_dim: of a head's query; value_dim: of a head's result; score_factor: what scores are multiplied
+    by beside one over the root of `key_dim`."""
+
+    query_rank: int
+    rank: int
+    plain_dim: int
+    rotated_dim: int
+    value_dim: int
+    score_factor: float
+
+    @property
+    def key_dim(self) -> int:
+        """Of a head's query."""
+        return self.plain_dim + self.rotated_dim
+
+
+@dataclass(frozen=True)
 class LayerNumbers:
     """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts."""
 
@@ -70,6 +89,7 @@ class LayerNumbers:
     n_experts_used: int = 0
     d_ff_expert: int = 0
     d_ff_shared: int = 0
+    latent: LatentNumbers | None = None
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     fused_experts: bool = False  # ffn_gate_up_exps does
     fused_shared: bool = False  # ffn_up_shexp does
@@ -79,12 +99,17 @@ class LayerNumbers:
         """Of queries, which also multiplies them by the temperature."""
         if self.temperature is None:
             return self.rotation
+        if self.latent is not None:  # of which more is multiplied than is rotated
+            width = self.latent.rotated_dim + self.latent.rank
+            return Rotation(width, 10000.0, temperature=self.temperature, from_file=False, still=True)
         still = Rotation(self.head_dim_k, 10000.0, from_file=False, still=True)
         return replace(self.rotation or still, temperature=self.temperature)
 
     @property
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
+        if self.latent is not None:
+            return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
         return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window, self.chunked)
 
 
@@ -114,7 +139,7 @@ class ModelSpec:
     renormalise: bool = True  # the chosen experts' weights sum to one
     expert_groups: int = 1
     expert_groups_used: int = 1
-    latent: int = 0  # width that experts work in; 0: d_model
+    expert_latent: int = 0  # width that experts work in; 0: d_model
     embedding_scale: float = 1.0  # of what enters the first layer
     residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
     logit_scale: float = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
@@ -12,6 +12,7 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
 CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
+HEAD_PARTS = ("attn_k_b", "attn_v_b")  # (heads, rows, cols): matrices whose rows belong to one head after another
 VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
     *(*CONVOLUTIONS, "ssm_norm", "ssm_d."),
     *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
@@ -161,6 +162,9 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
             layer.vectors[part] = info
         elif len(info.shape) == 2 and not part.endswith((*_ADDED, ".")):
             layer.matrices[part] = info
+        elif len(info.shape) == 3 and part in HEAD_PARTS:
+            heads, rows, cols = info.shape
+            layer.matrices[part] = replace(info, shape=(heads * rows, cols))
         elif len(info.shape) == 3 and part in EXPERT_PARTS:
             layer.experts[part] = info
         else:

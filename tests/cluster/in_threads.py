@@ -19,12 +19,17 @@ from edgerun.cluster.shares import divide
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of, work
 from edgerun.errors import LostPeerError
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels import Kernels
+from edgerun.kernels import Kernels, load_kernels
 from edgerun.models import Decoder
 from edgerun.models.spec import ModelSpec
 from edgerun.weights import ResidentStore
 
 CONTEXT = 1024
+
+
+def one_thread() -> Kernels:
+    """Kernels for one rank of several on this machine."""
+    return load_kernels("auto", threads=1)
 
 
 def resident(make: Callable[[], Kernels]) -> OpenShard:

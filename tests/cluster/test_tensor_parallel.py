@@ -11,11 +11,10 @@ import pytest
 
 from edgerun.cluster.worker import OpenedShard
 from edgerun.errors import Cancelled, ReadError
-from edgerun.kernels import Kernels, load_kernels
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.reductions import reductions
 from edgerun.weights import ResidentStore
-from tests.cluster.in_threads import CONTEXT, greedy, resident, together
+from tests.cluster.in_threads import CONTEXT, greedy, one_thread, resident, together
 from tests.models.instances import INSTANCES, open_instance, tokens_of
 
 NEW = 12
@@ -28,11 +27,6 @@ DIVIDED += [([1, 1, 1, 1, 1], "mixtral"), ([1, 1, 1, 1], "relu-Q8_0"), ([1, 1, 1
 def directory(tmp_path_factory):
     """Where instances and their shards are kept, each written once."""
     return tmp_path_factory.mktemp("shards")
-
-
-def one_thread() -> Kernels:
-    """Kernels for one rank of several on this machine."""
-    return load_kernels("auto", threads=1)
 
 
 @pytest.mark.parametrize(

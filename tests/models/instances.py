@@ -259,7 +259,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
     ),
     Instance("hunyuanmoe", "hunyuan-moe", experts=8, used=3, ff_shared=96),
     Instance(
-        "hunyuanmoe-all-Q8_0",
+        "hunyuanmoe-all-tiny-Q8_0",
         "hunyuan-moe",
         GgmlType.Q8_0,
         layers=2,

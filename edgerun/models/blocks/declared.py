@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgerun.models.families import NormKind
 
-ProductName = Literal["qkv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
+ProductName = Literal["qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
         norm_kind=family.norm,
         gated=family.gated,
         fused=numbers.fused_experts,
-        latent=spec.latent,
+        latent=spec.expert_latent,
         weighted_inputs=family.weighted_inputs,
         beside=_beside(spec, layer) if family.dense_beside else None,
         post_norm="post_ffw_norm" if family.post_norms else "",

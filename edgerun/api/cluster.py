@@ -1,0 +1,123 @@
+"""Models that several devices compute: the head's engine, and what the other devices do for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from edgerun.api.loading import choose_context, choose_step_tokens, find_model, load_words, reply_format
+from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
+from edgerun.cluster.assembly import Assembly
+from edgerun.cluster.collective import Collective
+from edgerun.cluster.group import GroupDecoder, Whole
+from edgerun.cluster.shares import Ability
+from edgerun.cluster.worker import OpenedShard, RankOptions, work
+from edgerun.device import memory_limits
+from edgerun.engine import Engine
+from edgerun.engine.engine import MakeDrafter
+from edgerun.engine.shortage import told_as_shortage
+from edgerun.errors import UsageError
+from edgerun.events import EventSink, Notice, ignore
+from edgerun.formats.gguf import GgufFile, open_gguf
+from edgerun.kernels import Kernels
+from edgerun.models import load_spec
+from edgerun.models.spec import ModelSpec
+from edgerun.options import LoadOptions
+from edgerun.planning import process_budget
+from edgerun.planning.process import process_state
+from edgerun.weights.identity import identify
+
+
+def compute_share(collective: Collective, shard: Path, details: bytes, events: EventSink = ignore) -> None:
+    """What a device does for the head of a group, until that lets it go: `cluster.worker.work` with what this machine
+    has."""
+    work(collective, shard, details, open_share, events)
+
+
+@contextlib.contextmanager
+def open_share(
+    gguf: GgufFile, spec: ModelSpec, options: RankOptions, events: EventSink, kernels: Kernels | None = None
+) -> Iterator[OpenedShard]:
+    """A shard (or a whole model) in this process, streamed where it does not fit. kernels: those that are loaded, with
+    all that the model needs."""
+    kv = kv_options(options.kv)
+    with ExitStack() as stack:
+        if kernels is None:
+            kernels = load_kernels_for(spec, options.kernels, threads=options.threads, events=events, kv=kv)
+            stack.callback(kernels.close)
+        plan = plan_weights(
+            gguf, spec, context=options.context, memory_bytes=options.memory_bytes, kernels=kernels, kv=kv
+        )
+        store, close_store = open_store(gguf, spec, kernels, plan, prefetch=options.prefetch, events=events)
+        stack.callback(close_store)
+        yield OpenedShard(kernels, store, kv, plan.kv_limit_bytes)
+
+
+@told_as_shortage("loading the model")
+def load_clustered(
+    model: str | Path,
+    options: LoadOptions,
+    assembly: Assembly,
+    *,
+    own_rate: float,
+    shards: Path,
+    draft: MakeDrafter | None = None,
+) -> tuple[Engine, Path, Callable[[], None]]:
+    """As `loading.load_engine`, for a model that this device and those of the assembly compute together.
+
+    own_rate: what this device computes, as `Ability.rate` of the others; shards: folder for this device's shard.
+    UsageError for a prompt backend: each device computes its part of a prompt with its kernels.
+    """
+    if options.prefill not in ("auto", "kernels"):
+        raise UsageError(f"prefill: a group computes prompts with its devices' kernels, not {options.prefill!r}")
+    events = options.events
+    path = find_model(model, events)
+    with ExitStack() as stack:
+        stack.callback(assembly.close)
+        gguf = stack.enter_context(open_gguf(path))
+        spec = load_spec(gguf)
+        for text in spec.unused:
+            events(Notice(text))
+        n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
+        words = load_words(gguf.metadata, stack, events)
+        kv = kv_options(options.kv)
+        kernels = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events, kv=kv)
+        stack.callback(kernels.close)
+
+        def open_own(
+            gguf: GgufFile, spec: ModelSpec, options: RankOptions, events: EventSink
+        ) -> contextlib.AbstractContextManager[OpenedShard]:
+            return open_share(gguf, spec, options, events, kernels)
+
+        budget, _ = process_budget(options.memory_bytes, memory_limits(), process_state().private_bytes)
+        rank_options = RankOptions(
+            context=n_context,
+            kernels="auto",  # each device's best
+            kv=options.kv,
+            prefetch=options.prefetch,
+        )
+        own = Ability(own_rate, max(0, budget - spec.kv_bytes(n_context, kv=kv)))
+        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes)
+        decoder = GroupDecoder(whole, assembly, events)
+        stack.callback(decoder.close)
+        stack.callback(decoder.pages.ledger.release_all)
+        engine = Engine(
+            decoder,
+            words.tokenizer,
+            context=n_context,
+            template=words.template,
+            no_tokenizer=words.no_tokenizer,
+            no_template=words.no_template,
+            seed=options.seed,
+            step_tokens=decoder.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers),
+            tpot_s=options.tpot_s,
+            context_shift=options.context_shift,
+            draft=draft,
+            identity=lambda: identify(gguf),
+            reply_format=reply_format(words, options),
+            events=events,
+        )
+        release = stack.pop_all().close
+    return engine, path, release

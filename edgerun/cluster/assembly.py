@@ -1,0 +1,39 @@
+"""The seam between the head's model and the devices that take part: who is there, and a group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from edgerun.cluster.collective import Collective
+from edgerun.cluster.shard_file import ShardSource
+from edgerun.cluster.shares import Ability
+
+
+class Assembly(Protocol):
+    """The devices besides the head, which are ranks 1 and on of its groups. One group at a time."""
+
+    def abilities(self) -> list[Ability]:
+        """Of the devices that are there now, in the order of their ranks."""
+        ...
+
+    def names(self) -> list[str]:
+        """Of the same, for people."""
+        ...
+
+    def has_news(self) -> bool:
+        """Whether there is a device that could take part and does not. Asked before every prompt: quick."""
+        ...
+
+    def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
+        """A group of the head and all that are there, each with its shard: the head's place in it. details: for
+        `worker.work`. LostPeerError when one has gone meanwhile; then they are others."""
+        ...
+
+    def end(self) -> None:
+        """The group, if there is one, is over; its devices may be asked again. Harmless when repeated."""
+        ...
+
+    def close(self) -> None:
+        """Let all devices go."""
+        ...

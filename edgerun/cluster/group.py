@@ -1,0 +1,203 @@
+"""A model that a group of devices computes, and goes on computing when one of them is gone.
+
+The head divides the model among those who are there. When a device is lost in a step, it divides it anew among who is
+left (itself at least): all keys and values are forgotten, the step raises PagesLostError, and whoever has the tokens
+has them computed again. A device that comes takes part from the next prompt on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgerun.cluster.assembly import Assembly
+from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.own_thread import OwnThread
+from edgerun.cluster.shard_file import ShardSource, open_shard
+from edgerun.cluster.shares import Ability, divide, solve
+from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of
+from edgerun.errors import LostPeerError, PagesLostError
+from edgerun.events import EventSink, Notice, never
+from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.interface import F32
+from edgerun.kv import KvLedger
+from edgerun.models import Batch, Decoder
+from edgerun.models.spec import ModelSpec
+
+_MOST_TRIES = 64  # to form a group while devices go
+
+
+@dataclass(frozen=True)
+class Formed:
+    """The head's part of a group. conductor: None where it is alone; wave_tokens: of a wave, that suits all ranks."""
+
+    spec: ModelSpec
+    opened: OpenedShard
+    conductor: Conductor | None
+    wave_tokens: int
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The model that is divided. own: what the head itself can do; shards: where its shard's file is kept; options: of
+    all ranks, memory_bytes: of the head's process, None: what it may have."""
+
+    gguf: GgufFile
+    spec: ModelSpec
+    own: Ability
+    shards: Path
+    open_with: OpenShard
+    options: RankOptions
+    memory_bytes: int | None = None
+
+    @property
+    def own_options(self) -> RankOptions:
+        """Of the head."""
+        return msgspec.structs.replace(self.options, memory_bytes=self.memory_bytes)
+
+
+def form(model: Whole, assembly: Assembly, events: EventSink) -> Formed:
+    """A group of this device and all that are there."""
+    for _ in range(_MOST_TRIES):
+        others = assembly.abilities()
+        if not others:
+            return _alone(model, events)
+        try:
+            return _divided(model, others, assembly, events)
+        except LostPeerError as error:
+            events(Notice(f"the model is divided anew: {error}"))
+            assembly.end()
+    raise LostPeerError("devices come and go: there is no group of them")
+
+
+def parts_of(spec: ModelSpec, abilities: Sequence[Ability]) -> tuple[float, ...]:
+    """What each device shall have of the model, rank by rank."""
+    weights_bytes = sum(info.n_bytes for info in spec.tensors.values())
+    return solve(abilities, weights_bytes)
+
+
+def _alone(model: Whole, events: EventSink) -> Formed:
+    with ExitStack() as stack:
+        opened = stack.enter_context(model.open_with(model.gguf, model.spec, model.own_options, events))
+        return Formed(model.spec, opened, None, opened.store.wave_tokens, stack.pop_all().close)
+
+
+def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events: EventSink) -> Formed:
+    spec = model.spec
+    shares = divide(spec, spec.tensors, parts_of(spec, [model.own, *others]))
+    sources = [ShardSource(model.gguf, spec, share) for share in shares]
+    path = model.shards / f"{sources[0].digest}.gguf"
+    if not path.exists():
+        sources[0].write(path)
+    with ExitStack() as stack:
+        stack.callback(assembly.end)
+        collective = assembly.begin(sources[1:], msgspec.msgpack.encode(model.options))
+        stack.callback(collective.close)
+        gguf, shard = open_shard(path)
+        stack.enter_context(gguf)
+        opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
+        conductor = Conductor(collective, shard)
+        limits = collective.gather(limits_of(shard, opened))
+        waves = [int(each[0]) for each in limits if each[0] > 0]
+        pages = [int(each[1]) for each in limits if each[1] >= 0]
+        if pages:
+            limit = min(pages) * sum(group.page_bytes for group in shard.kv_groups(opened.kv))
+            opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
+        return Formed(shard, opened, conductor, min(waves, default=0), stack.pop_all().close)
+
+
+class GroupDecoder(Decoder):
+    """The decoder of a model that a group computes. Steps are computed by a thread of its own, which no interrupt can
+    leave in the middle of a message. Close it."""
+
+    def __init__(self, model: Whole, assembly: Assembly, events: EventSink) -> None:
+        self._model = model
+        self._assembly = assembly
+        self._events = events
+        self._formed: Formed | None
+        self._thread = OwnThread("the group's head")
+        formed = self._formed = form(model, assembly, events)
+        opened = formed.opened
+        super().__init__(
+            formed.spec,
+            opened.store,
+            opened.kernels,
+            context=model.options.context,
+            kv_ledger=KvLedger(opened.kv_limit_bytes),
+            kv=opened.kv,
+            ranks=formed.conductor,
+        )
+        self._follow(formed)
+
+    @property
+    def size(self) -> int:
+        """Ranks of the group."""
+        return 1 if self._formed is None or self._formed.conductor is None else self._formed.conductor.size
+
+    @property
+    def arithmetic(self) -> str:
+        """As `Decoder.arithmetic`, never twice the same: in no file are the pages that other ranks have."""
+        return f"{super().arithmetic} {secrets.token_hex(8)}"
+
+    def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
+        """As `Decoder.step`. PagesLostError when the model had to be divided anew: every sequence is empty now."""
+        if self._formed is None:
+            self._form_anew("there was no group")
+        if self._assembly.has_news() and any(each.sequence.length == 0 for each in batch.stretches):
+            self._form_anew("a device has come")
+        lengths = [each.sequence.length for each in batch.stretches]
+        is_interrupted = False
+
+        def stop() -> bool:
+            return is_interrupted or (cancelled or never)()
+
+        try:
+            return self._thread.call(lambda: super(GroupDecoder, self).step(batch, cancelled=stop))
+        except LostPeerError as error:
+            self._form_anew(str(error))
+        except BaseException:
+            is_interrupted = True
+            self._thread.wait()
+            for each, length in zip(batch.stretches, lengths, strict=True):
+                if each.sequence.length > length:
+                    each.sequence.truncate(length)
+            raise
+        raise AssertionError  # _form_anew raises
+
+    def close(self) -> None:
+        """End the group; the other devices are let go. Harmless when repeated."""
+        formed, self._formed = self._formed, None
+        if formed is not None:
+            if formed.conductor is not None:
+                with contextlib.suppress(LostPeerError):
+                    formed.conductor.end()
+            formed.close()
+        self._thread.close()
+        self._assembly.close()
+
+    def _form_anew(self, why: str) -> None:
+        self._events(Notice(f"the model is divided anew: {why}"))
+        formed, self._formed = self._formed, None
+        if formed is not None:
+            formed.close()
+        formed = self._formed = form(self._model, self._assembly, self._events)
+        opened, spec = formed.opened, formed.spec
+        self.pages.ledger.limit_bytes = opened.kv_limit_bytes
+        self.pages.lay_out(spec.kv_groups(opened.kv))
+        self.use(spec, opened.store, opened.kernels, formed.conductor)
+        self._follow(formed)
+        raise PagesLostError(f"the model was divided anew ({why}); what was held is computed again")
+
+    def _follow(self, formed: Formed) -> None:
+        self.wave_tokens = formed.wave_tokens
+        if formed.conductor is None:
+            self.pages.copied = None
+        else:
+            formed.conductor.follow(self.pages)
