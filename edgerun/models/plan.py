@@ -9,6 +9,7 @@ from typing import Any
 
 from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
+from edgerun.models.blocks.closing import Closing, closing_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
@@ -21,15 +22,16 @@ from edgerun.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer: how positions see each other, then what each does for itself."""
+    """A layer: how positions see each other, then what each does for itself, then what some families end with."""
 
     mixer: Attention | LatentAttention | AbsentMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
+    closing: Closing | None = None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By their names without layer and `.weight`."""
-        return {**self.mixer.tensors, **self.feed_forward.tensors}
+        return {**self.mixer.tensors, **self.feed_forward.tensors, **(self.closing.tensors if self.closing else {})}
 
     @cached_property
     def products(self) -> dict[ProductName, Product]:
@@ -44,7 +46,8 @@ class LayerPlan:
     @property
     def layouts(self) -> tuple[Layout[Any], ...]:
         """Of all buffers that its blocks use."""
-        return *self.mixer.layouts, *self.feed_forward.layouts
+        closing = self.closing.layouts if self.closing else ()
+        return *self.mixer.layouts, *self.feed_forward.layouts, *closing
 
 
 @lru_cache(maxsize=16)
@@ -57,5 +60,5 @@ def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     numbers = spec.layers[layer]
     mixer = (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
     if numbers.n_experts:
-        return LayerPlan(mixer, mixture_of(spec, layer))
-    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))
+        return LayerPlan(mixer, mixture_of(spec, layer), closing_of(spec))
+    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer), closing_of(spec))

@@ -59,6 +59,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         embedding_scale=_embedding_scale(n, family),
         residual_scale=_residual_scale(n, family, len(layers)),
         logit_scale=_logit_scale(n, family),
+        per_layer_width=_per_layer_width(n, family),
         score_scale=family.score_scale or n.real("attention.scale", 0.0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
@@ -193,3 +194,7 @@ def _logit_scale(n: Numbers, family: Family) -> float:
     usual = family.default_multipliers[2]
     scale = n.real("logit_scale", usual / n.integer("embedding_length") if usual else 1.0) or 1.0
     return scale if family.logits == "times" else 1.0 / scale
+
+
+def _per_layer_width(n: Numbers, family: Family) -> int:
+    return n.integer("embedding_length_per_layer_input", 0, 0) if family.per_layer_inputs else 0

@@ -89,6 +89,8 @@ def predict_speed(
         prompt_compute += one / _PROMPT_TOKENS if last else many
 
     add(catalog.head, catalog.head.shape[0], last=True)  # the others' logits are not asked for
+    for info in catalog.outer_matrices[1:]:
+        add(info, info.shape[0])
     stored_dense = stored_neurons = token_experts = prompt_experts = 0.0
     for layer, planned in zip(catalog.layers, plan_of(spec), strict=True):
         for info in layer.matrices.values():

@@ -505,6 +505,11 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         for name in ("output_norm.bias", "output.bias"):
             if name in i.more:
                 vector(name, n_vocab if name == "output.bias" else i.d, 0.0)
+        fed = spec_of(i).per_layer_width
+        if fed:
+            matrix("per_layer_token_embd.weight", (n_vocab, i.layers * fed), i.type)
+            matrix("per_layer_model_proj.weight", (i.layers * fed, i.d), GgmlType.BF16)
+            vector("per_layer_proj_norm.weight", fed, 1.0)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)

@@ -9,7 +9,9 @@ from typing import Literal
 
 from edgerun.models.families import NormKind
 
-ProductName = Literal["qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down"]
+ProductName = Literal[
+    "qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down", "layer_in", "layer_out"
+]
 
 
 @dataclass(frozen=True)
