@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 from edgerun.api.loading import choose_context, choose_step_tokens, find_model, load_words, reply_format
 from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
 from edgerun.cluster.assembly import Assembly
@@ -23,6 +25,7 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import load_spec
+from edgerun.models.holdings import kv_bytes
 from edgerun.models.spec import ModelSpec
 from edgerun.options import LoadOptions
 from edgerun.planning import process_budget
@@ -30,10 +33,22 @@ from edgerun.planning.process import process_state
 from edgerun.weights.identity import identify
 
 
-def compute_share(collective: Collective, shard: Path, details: bytes, events: EventSink = ignore) -> None:
-    """What a device does for the head of a group, until that lets it go: `cluster.worker.work` with what this machine
-    has."""
-    work(collective, shard, details, open_share, events)
+def share_worker(
+    events: EventSink = ignore, *, kernels: str = "auto", threads: int | None = None, memory_bytes: int | None = None
+) -> Callable[[Collective, Path, bytes], None]:
+    """What a device does for the head of a group, until that lets it go: `cluster.worker.work` with what of this
+    machine it may have. kernels, threads, memory_bytes: as `RankOptions`; the head does not decide on them."""
+
+    def open_own(
+        gguf: GgufFile, spec: ModelSpec, options: RankOptions, events: EventSink
+    ) -> contextlib.AbstractContextManager[OpenedShard]:
+        own = msgspec.structs.replace(options, kernels=kernels, threads=threads, memory_bytes=memory_bytes)
+        return open_share(gguf, spec, own, events)
+
+    def compute(collective: Collective, shard: Path, details: bytes) -> None:
+        work(collective, shard, details, open_own, events)
+
+    return compute
 
 
 @contextlib.contextmanager
@@ -98,7 +113,7 @@ def load_clustered(
             kv=options.kv,
             prefetch=options.prefetch,
         )
-        own = Ability(own_rate, max(0, budget - spec.kv_bytes(n_context, kv=kv)))
+        own = Ability(own_rate, max(0, budget - kv_bytes(spec, n_context, kv=kv)))
         whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes)
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)

@@ -54,8 +54,8 @@ def _load_guesser(name: str, path: Path, options: LoadOptions) -> tuple[DraftMod
     engine, _, release = load_engine(draft_path, given)
     # One text's keys and values, that all requests share: whoever guesses again reads again what another's took.
     ledger = engine.decoder.pages.ledger
-    ledger.limit_bytes = engine.plan.kv_bytes
-    return DraftModel(engine.decoder, context, engine.tokenizer.vocab_size), engine.plan.kv_bytes, release
+    ledger.limit_bytes = engine.plan.context_bytes
+    return DraftModel(engine.decoder, context, engine.tokenizer.vocab_size), engine.plan.context_bytes, release
 
 
 def check_same_vocabulary(name: str, draft: Mapping[str, Any], model: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from edgerun.events import EventSink
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
+from edgerun.models.holdings import kv_groups
 from edgerun.new_files import temporary_folder
 from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
 from edgerun.paths import kind_of
@@ -250,7 +251,7 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
 
 def _windows(spec: ModelSpec, context: int) -> str:
     """Of a model whose layers do not all see everything: how much these keep of a long context."""
-    groups = [group for group in spec.kv_groups() if group.window]
+    groups = [group for group in kv_groups(spec) if group.window]
     layers = sum(len(group.layers) for group in groups)
     kept = max((KEYS_PER_PAGE * group.most_pages(context, CHUNK) for group in groups), default=context)
     return f"{layers} of {spec.n_layers} layers keep the last {kept} tokens" if kept < context else ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.paths import kind_of, user_path
 
@@ -24,11 +26,35 @@ def find_model(name: str, events: EventSink) -> Path:
     return resolve(name, events=events)
 
 
-def load_model(path: Path, options: Mapping[str, Any]) -> LLM:
+@dataclass(frozen=True)
+class ClusterChoice:
+    """That other devices take part, and how their sums travel."""
+
+    allreduce: str
+    wire: str
+
+    @classmethod
+    def of(cls, wanted: bool, allreduce: str | None, wire: str | None) -> ClusterChoice | None:
+        """By the options of `cluster_options`; None for this device alone. UsageError for options without --cluster."""
+        if wanted:
+            return cls(allreduce or "auto", wire or "f32")
+        if allreduce is not None or wire is not None:
+            raise UsageError("--allreduce and --wire are for --cluster")
+        return None
+
+
+def load_model(path: Path, options: Mapping[str, Any], group: ClusterChoice | None = None) -> LLM:
     """A loaded model, by what `loading_from` gave; the caller closes it."""
     from edgerun.api import LLM
 
-    return LLM(path, **options)
+    if group is None:
+        return LLM(path, **options)
+    from edgerun.cli.cluster import own_home
+
+    home = own_home()
+    from edgerun.api.household import load_in_household
+
+    return load_in_household(path, home, allreduce=group.allreduce, wire=group.wire, **options)
 
 
 def kernels_of(llm: LLM) -> Kernels:

@@ -120,6 +120,23 @@ def prompt_options(function: F) -> F:
     )(function)
 
 
+def cluster_options(function: F) -> F:
+    """--cluster, --allreduce, --wire."""
+    function = click.option(
+        "--wire",
+        type=click.Choice(["f32", "f16", "q8"]),
+        help="With --cluster: how numbers travel; f32 is exact.  [default: f32]",
+    )(function)
+    function = click.option(
+        "--allreduce",
+        type=click.Choice(["auto", "star", "mesh", "ring", "tree"]),
+        help="With --cluster: how sums over devices travel.  [default: auto, as measured]",
+    )(function)
+    return click.option(
+        "--cluster", is_flag=True, help="Share the model out among the devices of `edgerun cluster devices`."
+    )(function)
+
+
 def context_shift_option(function: F) -> F:
     """--context-shift."""
     return checked_option(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgerun.cli.loading import find_model, load_model
+from edgerun.cli.loading import ClusterChoice, find_model, load_model
 from edgerun.cli.options import (
     chat_options,
+    cluster_options,
     context_shift_option,
     draft_option,
     json_option,
@@ -49,6 +50,7 @@ _STORY = "Tell me a story."
 @context_shift_option
 @chat_options
 @draft_option
+@cluster_options
 @click.option(
     "--session", metavar="NAME", help="Go on with the chat that is kept as NAME (or a path.json), and keep it."
 )
@@ -64,6 +66,9 @@ def command(
     think: str | None,
     record_routing: Path | None,
     overwrite: bool,
+    cluster: bool,
+    allreduce: str | None,
+    wire: str | None,
     stats: bool,
     as_json: bool,
     **loading_and_sampling: Any,
@@ -81,6 +86,7 @@ def command(
     stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(loading_and_sampling)
+    group = ClusterChoice.of(cluster, allreduce, wire)
     with ProgressBars() as bars:
         path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)
@@ -97,7 +103,7 @@ def command(
         loading = loading_from(loading_and_sampling, bars)
         is_chat = interactive or kept is not None
         loading["context_shift"] = is_chat if context_shift is None else context_shift
-        with load_model(path, loading) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
+        with load_model(path, loading, group) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
             load_s = time.perf_counter() - started
             name = path.stem if model is None or path == Path(model) else model
             chat = (

@@ -82,7 +82,8 @@ class Seat(msgspec.Struct, frozen=True):
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Take part in a job as `rank`, with a shard that is kept. `seats` are all ranks; `details` is for who computes."""
+    """Take part in a job as `rank`, with a shard that is kept. `seats` are all ranks; `way` may be "auto", then it is
+    chosen for sums of so many `numbers`; `details` is for who computes."""
 
     job: Token
     rank: Count
@@ -90,6 +91,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     shard: Digest
     way: Text
     wire: Text
+    numbers: Count
     details: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 
 

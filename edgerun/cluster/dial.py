@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 from edgerun.cluster.channel import Channel
@@ -13,17 +14,18 @@ from edgerun.errors import NetworkError, UsageError
 
 PORT = 8627
 _CONNECT_S = 3.0
+_ADDRESS = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<bare>[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)|(?P<host>[^\s:\[\]]{1,253}))"
+    r"(?(bare)|(?::(?P<port>[0-9]{1,5}))?)"
+)
 
 
 def parse_address(text: str, port: int = PORT) -> tuple[str, int]:
     """ "host", "host:port" or "[v6]:port". UsageError."""
-    host, colon, number = text.rpartition(":")
-    if not colon or (text.startswith("[") and text.endswith("]")) or (host.count(":") and not host.startswith("[")):
-        host, number = text, str(port)
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or len(host) > 253 or not (number.isascii() and number.isdigit()) or int(number) > 65535:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"] or port) > 65535:
         raise UsageError(f"{text[:60]!r} is not an address: host, host:port or [v6 address]:port")
-    return host, int(number)
+    return match["v6"] or match["bare"] or match["host"], int(match["port"] or port)
 
 
 def format_address(host: str, port: int) -> str:

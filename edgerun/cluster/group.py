@@ -28,6 +28,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
 from edgerun.kv import KvLedger
 from edgerun.models import Batch, Decoder
+from edgerun.models.holdings import kv_groups
 from edgerun.models.spec import ModelSpec
 
 _MOST_TRIES = 64  # to form a group while devices go
@@ -108,7 +109,7 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         waves = [int(each[0]) for each in limits if each[0] > 0]
         pages = [int(each[1]) for each in limits if each[1] >= 0]
         if pages:
-            limit = min(pages) * sum(group.page_bytes for group in shard.kv_groups(opened.kv))
+            limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
         return Formed(shard, opened, conductor, min(waves, default=0), stack.pop_all().close)
 
@@ -190,7 +191,7 @@ class GroupDecoder(Decoder):
         formed = self._formed = form(self._model, self._assembly, self._events)
         opened, spec = formed.opened, formed.spec
         self.pages.ledger.limit_bytes = opened.kv_limit_bytes
-        self.pages.lay_out(spec.kv_groups(opened.kv))
+        self.pages.lay_out(kv_groups(spec, opened.kv))
         self.use(spec, opened.store, opened.kernels, formed.conductor)
         self._follow(formed)
         raise PagesLostError(f"the model was divided anew ({why}); what was held is computed again")

@@ -14,6 +14,7 @@ from edgerun.cluster.control import Begin, Offer
 from edgerun.cluster.control import Seat as SeatOf
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.links import Links
 from edgerun.cluster.remote import Remote
 from edgerun.cluster.seat import Seat
 from edgerun.errors import EdgerunError, LostPeerError, NetworkError
@@ -43,9 +44,19 @@ class Head:
         """Those that are not lost, in the order of ranks 1, 2, ... of the next group."""
         return tuple(remote for remote in self._remotes if not remote.why_lost)
 
-    def begin(self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"") -> LinkedCollective:
+    def add(self, remotes: Sequence[Remote]) -> None:
+        """More devices for the next group; it takes the connections over. Those that are lost are hung up."""
+        for remote in self._remotes:
+            if remote.why_lost:
+                remote.close()
+        self._remotes = [*self.remotes, *remotes]
+
+    def begin(
+        self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"", *, numbers: int = 2048
+    ) -> LinkedCollective:
         """A group of this device and all that are left, each with its shard (in the order of `remotes`). Whoever has
-        its shard already gets nothing. LostPeerError when one is lost meanwhile: try again with who is left."""
+        its shard already gets nothing. `way`: one of `ways`, or "auto": what is fastest on these links for sums of so
+        many `numbers`. LostPeerError when one is lost meanwhile: try again with who is left."""
         self.end()
         remotes = self.remotes
         if len(shards) != len(remotes) or not remotes:
@@ -53,15 +64,18 @@ class Head:
         job = secrets.token_bytes(16)
         mine = SeatOf(self._home.identity.fingerprint, "")
         seats = (mine, *(SeatOf(remote.member.fingerprint, remote.address) for remote in remotes))
-        begins = [Begin(job, rank, seats, each.offer.shard, way, wire, details) for rank, each in enumerate(shards, 1)]
-        seat = self._seat = Seat(Begin(job, 0, seats, shards[0].offer.shard, way, wire, details), self._home)
+        begins = [
+            Begin(job, rank, seats, shard.offer.shard, way, wire, numbers, details)
+            for rank, shard in enumerate([shards[0], *shards])
+        ]
+        seat = self._seat = Seat(begins[0], self._home)
         self._job = job
 
         def give(i: int) -> None:
             remotes[i].give(shards[i].offer, shards[i].read, self._events)
 
         def take_seat(i: int) -> None:
-            remotes[i].begin(begins[i])
+            remotes[i].begin(begins[i + 1])
             remotes[i].watch(job, seat.end)
 
         try:
@@ -71,6 +85,16 @@ class Head:
         except BaseException:
             self.end()
             raise
+
+    @property
+    def way(self) -> str:
+        """How the group sums; "" for no group."""
+        return "" if self._seat is None else self._seat.way
+
+    @property
+    def links(self) -> Links | None:
+        """What was measured of the group's links, if it was."""
+        return None if self._seat is None else self._seat.links
 
     def end(self) -> None:
         """The group, if there is one, is over. Harmless when repeated."""

@@ -16,6 +16,7 @@ from edgerun.errors import FormatError, LostPeerError
 
 EVERY_S = 0.15
 PATIENCE_S = 0.85  # from the last answer to taking a device for dead: with EVERY_S less than a second in all
+_LOOK_S = 1.0
 LEASE_S = 3.0  # from the last question to giving back what was lent to whoever asked
 
 
@@ -58,11 +59,16 @@ class Heartbeat:
             self.round_trip_s = time.monotonic() - asked
 
 
-def answer_heartbeats(channel: Channel, lease_s: float = LEASE_S) -> None:
-    """Answer until nobody asks any more, then return."""
+def answer_heartbeats(channel: Channel, may_go_on: Callable[[], bool], lease_s: float = LEASE_S) -> None:
+    """Answer until nobody asks any more or, looked at about once a second, may not; then return."""
+    looked = time.monotonic()
     while True:
         try:
             asked = hear(channel, lease_s)
+            if time.monotonic() > looked + _LOOK_S:
+                looked = time.monotonic()
+                if not may_go_on():
+                    return
             if not isinstance(asked, Ping):
                 return
             say(channel, asked)

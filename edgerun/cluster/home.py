@@ -20,10 +20,11 @@ _LOCK_S = 10.0
 class Home:
     """A device's folder. Any thread may use it."""
 
-    def __init__(self, folder: Path, shards: Path, name: str) -> None:
+    def __init__(self, folder: Path, cache: Path, name: str) -> None:
         self.folder = folder
         self.identity: Identity = own_identity(folder, name)
-        self.shards = ShardStore(shards)
+        self.shards = ShardStore(cache / "shards")
+        self.offers = cache / "offers"  # of shards that this device cut for others
         self._lock = threading.Lock()
 
     @property
@@ -79,6 +80,6 @@ class Home:
 
 
 def open_home(data: Path, cache: Path, name: str) -> Home:
-    """The home of this user's device: its folders are `data`/cluster and `cache`/cluster. OSError, UntrustedError,
-    FormatError; UsageError for a name that is none."""
+    """The home of this user's device: its folders are `data`/cluster and `cache`/cluster. `name`: for one that has
+    none yet. OSError, UntrustedError, FormatError; UsageError for a name that is none."""
     return Home(data / "cluster", cache / "cluster", checked_name(name))

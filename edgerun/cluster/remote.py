@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 
 from edgerun.cluster.channel import Channel
@@ -49,7 +51,9 @@ class Remote:
         self._why = ""
         self._lock = threading.Lock()
         try:
+            started = time.monotonic()
             welcome = ask(self._channel, Hello(home.roster, own_address), Welcome, _ANSWER_S)
+            self.hello_s = time.monotonic() - started
             home.learn(checked_roster(welcome.roster).with_member(Member(member.certificate, self.address)))
         except EdgerunError:
             self._channel.close()
@@ -133,3 +137,10 @@ class Remote:
         """A job that it does for this device ends. Harmless when repeated."""
         self.unwatch()
         self._channel.close()
+
+
+def tell_all(home: Home) -> None:
+    """Tell every device that answers whom this one knows, and hear whom they know."""
+    for member in home.others():
+        with contextlib.suppress(EdgerunError):  # it hears of it later
+            Remote(home, member).close()

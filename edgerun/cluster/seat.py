@@ -19,6 +19,8 @@ from edgerun.cluster.control import NUMBERS, Begin, Knock, say
 from edgerun.cluster.dial import dial
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.links import Links, settle
+from edgerun.cluster.roster import Roster
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import Link
 from edgerun.cluster.wire_format import wire_format
@@ -41,7 +43,9 @@ class Seat:
         self._home = home
         self._why = ""  # it ended
         self._lock = threading.Lock()
-        self._collective: LinkedCollective | None = None
+        self._links: list[Link] = []
+        self.way = ""  # that was taken
+        self.links: Links | None = None  # what was measured of the links, where the way was to be chosen
 
     @property
     def why(self) -> str:
@@ -81,21 +85,24 @@ class Seat:
             _close(connections.values())
             raise
         links = {rank: Link(connection, rank) for rank, connection in connections.items()}
-        peers = Peers(begin.rank, len(begin.seats), links, wire_format(begin.wire), lambda: self._why)
-        collective = LinkedCollective(peers, way_of(begin.way))
         with self._lock:
-            self._collective = collective
-            if self._why:
-                collective.close()
-        return collective
+            self._links = list(links.values())
+        if self._why:
+            self.end(self._why)
+        peers = Peers(begin.rank, len(begin.seats), links, wire_format(begin.wire), lambda: self._why)
+        way = begin.way
+        if way == "auto":
+            way, self.links = settle(peers, begin.numbers)
+        self.way = way
+        return LinkedCollective(peers, way_of(way))
 
     def end(self, why: str) -> None:
         """Whoever waits in the group stops waiting. Harmless when repeated."""
         with self._lock:
             self._why = self._why or why
-            collective = self._collective
-        if collective is not None:
-            collective.close()
+            links, self._links = self._links, []
+        for link in links:
+            link.close()
         while True:
             try:
                 self.arrivals.get_nowait()[1].close()
@@ -160,6 +167,12 @@ class Seats:
             seat = self._seats.get(job)
         if seat is not None:
             seat.end(why)
+
+    def are_members(self, job: bytes, roster: Roster) -> bool:
+        """Whether everybody who has a seat in the job is still on the roster."""
+        with self._lock:
+            seat = self._seats.get(job)
+        return seat is None or all(roster.find(each.fingerprint) is not None for each in seat.begin.seats)
 
     def end_all(self, why: str) -> None:
         """End whatever is going on."""

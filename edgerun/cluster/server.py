@@ -42,7 +42,8 @@ from edgerun.cluster.dial import format_address
 from edgerun.cluster.heartbeat import answer_heartbeats
 from edgerun.cluster.home import Home
 from edgerun.cluster.pairing import MOST_BYTES, Code, invite_guest
-from edgerun.cluster.roster import Member, checked_roster
+from edgerun.cluster.remote import tell_all
+from edgerun.cluster.roster import Member, Roster, checked_roster
 from edgerun.cluster.seat import Seat, Seats, Work
 from edgerun.cluster.tls import HANDSHAKE_S, secured
 from edgerun.errors import EdgerunError, FormatError, LostPeerError, NetworkError, UsageError
@@ -145,8 +146,14 @@ class Server:
             raise NetworkError("too many devices try to join at once")
         try:
             channel = Channel(connection, MOST_BYTES)
-            guest = invite_guest(channel, self.code, self._home.identity, self._home.admit, time.sleep)
+            place = connection.getpeername()[0]
+
+            def admit(guest: Member) -> Roster:
+                return self._home.admit(Member(guest.certificate, _placed(guest.address, place)))
+
+            guest = invite_guest(channel, self.code, self._home.identity, admit, time.sleep)
             self._events(Notice(f"{guest.name} joined"))
+            tell_all(self._home)
         finally:
             self._strangers.release()
 
@@ -161,17 +168,19 @@ class Server:
         knock = hear(channel, _FIRST_WORD_S)
         if not isinstance(knock, Knock):
             raise FormatError("a heartbeat began with something else")
-        answer_heartbeats(channel)
-        self._seats.end(knock.job, "the head does not ask any more")
+        answer_heartbeats(channel, lambda: self._seats.are_members(knock.job, self._home.roster))
+        self._seats.end(knock.job, "the head does not ask any more, or somebody was put out")
 
     def _control(self, secure: socket.socket, member: Member) -> None:
-        channel = Channel(secure)
+        channel, place = Channel(secure), secure.getpeername()[0]
         begun: list[Seat] = []
         try:
             while True:
                 request = hear(channel, _IDLE_S)
+                if self._home.roster.find(member.fingerprint) is None:
+                    raise NetworkError(f"{member.name} was put out")
                 try:
-                    answer: Answer = self._answer(request, member, begun)
+                    answer: Answer = self._answer(request, member, place, begun)
                 except (EdgerunError, OSError) as error:
                     answer = Failed(str(error)[:400])
                 say(channel, answer)
@@ -181,15 +190,14 @@ class Server:
             for seat in begun:
                 seat.end("the head went away")
 
-    def _answer(self, request: Message, member: Member, begun: list[Seat]) -> Answer:
+    def _answer(self, request: Message, member: Member, place: str, begun: list[Seat]) -> Answer:
         match request:
             case Hello(roster, address, version):
                 if version != VERSION:
                     raise FormatError(f"it speaks version {version}, this device {VERSION}; update the older one")
-                news = checked_roster(roster)
-                if address:
-                    news = news.merged(type(news)((Member(member.certificate, address),)))
-                known = self._home.learn(news)
+                known = self._home.learn(
+                    checked_roster(roster).with_member(Member(member.certificate, _placed(address, place)))
+                )
                 return Welcome(known, self._device("a job" if self._seats.busy else ""))
             case Offer():
                 return Missing(self._home.shards.missing(request))
@@ -224,6 +232,11 @@ class Server:
 
         threading.Thread(target=run, name="cluster job", daemon=True).start()
         return seat
+
+
+def _placed(address: str, place: str) -> str:
+    """Of one that listens on all networks (":port"), the address that it was seen at."""
+    return format_address(place, int(address[1:])) if address[:1] == ":" and address[1:].isdigit() else address
 
 
 def _read_kind(connection: socket.socket) -> bytes:

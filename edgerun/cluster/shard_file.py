@@ -25,7 +25,7 @@ from edgerun.models.shapes import check_tensors
 from edgerun.models.share import LayerShare, Share, spec_of_share
 from edgerun.models.spec import ModelSpec
 from edgerun.new_files import new_file
-from edgerun.weights.identity import header_digest
+from edgerun.weights.identity import file_stamp
 
 U8 = NDArray[np.uint8]
 
@@ -45,7 +45,7 @@ class ShardSource:
         self._cuts = cuts_of(spec, share)
         self._header = _header(gguf, spec, share, self._cuts)
         self.n_bytes = len(self._header) + sum(_aligned(cut.n_bytes) for cut in self._cuts)
-        self.digest = hashlib.sha256(self._header + header_digest(gguf).encode()).hexdigest()
+        self.digest = hashlib.sha256(self._header + file_stamp(gguf).encode()).hexdigest()
         self._at = -1  # where `read` goes on with `_rest`
         self._rest: Iterator[U8] = iter(())
         self._begun = np.empty(0, np.uint8)  # of the piece that it is in, what was not read yet

@@ -16,8 +16,6 @@ from edgerun.cluster.control import PIECE_BYTES, Offer, Piece
 from edgerun.errors import DoesNotFitError, FormatError, NotFoundError
 from edgerun.trust import open_folder
 
-_SPARE_BYTES = 256 << 20  # of the disk that stay free
-
 
 def shard_digest(n_bytes: int, pieces: Sequence[str]) -> str:
     """What a shard is called: the hash of its pieces' hashes."""
@@ -45,22 +43,25 @@ class ShardStore:
     """The folder of shards. One thread at a time fills one shard."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._filling: dict[str, Offer] = {}
 
+    def made(self) -> Path:
+        """The folder, made when it is missing. OSError, UntrustedError."""
+        with open_folder(self.folder, make=True):
+            return self.folder
+
     def missing(self, offer: Offer) -> tuple[int, ...]:
-        """Numbers of the pieces that are not here; those of a transfer that broke off are. DoesNotFitError when the
-        disk has no room."""
+        """Numbers of the pieces that are not here; those of a transfer that broke off are. Shards that were not used
+        for the longest time go when all together would have more than half of the disk's free room. DoesNotFitError
+        when the shard alone would."""
         checked_offer(offer)
-        with open_folder(self._folder, make=True):
-            pass
+        self.made()
         if self._whole(offer.shard).is_file():
             return ()
         part = self._part(offer.shard)
+        self._make_room(offer, part)
         present = _pieces_of(part, offer) if part.is_file() else set()
-        free = shutil.disk_usage(self._folder).free
-        if offer.n_bytes > free - _SPARE_BYTES + PIECE_BYTES * len(present):
-            raise DoesNotFitError(f"a shard of {offer.n_bytes} bytes, and the disk has {free} free")
         with part.open("ab") as file:
             os.truncate(file.fileno(), offer.n_bytes)
         part.chmod(0o600)
@@ -69,6 +70,20 @@ class ShardStore:
         if not missing:
             self._finish(offer)
         return missing
+
+    def _make_room(self, offer: Offer, part: Path) -> None:
+        others = sorted((path for path in self._files() if path != part), key=lambda path: path.stat().st_mtime)
+        kept = sum(_room(path) for path in others) + (_room(part) if part.is_file() else 0)
+        limit = (shutil.disk_usage(self.folder).free + kept) // 2
+        if offer.n_bytes > limit:
+            raise DoesNotFitError(f"a shard of {offer.n_bytes} bytes, and at most {limit} of this disk are for shards")
+        taken = offer.n_bytes + sum(_room(path) for path in others)
+        for path in others:
+            if taken <= limit:
+                return
+            taken -= _room(path)
+            with suppress(OSError):  # where the system keeps what is open
+                path.unlink(missing_ok=True)
 
     def keep(self, piece: Piece) -> None:
         """Write a piece in its place; the last one makes the shard whole. FormatError for one that was not offered."""
@@ -91,7 +106,7 @@ class ShardStore:
             self._finish(offer)
         if not whole.is_file():
             raise NotFoundError("this device has no such shard")
-        with open_folder(self._folder) as folder:
+        with open_folder(self.folder) as folder:
             folder.check(whole.name)
         whole.touch()
         return whole
@@ -106,7 +121,7 @@ class ShardStore:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [*self._folder.glob("*.gguf"), *self._folder.glob("*.part")]
+        return [*self.folder.glob("*.gguf"), *self.folder.glob("*.part")]
 
     def _finish(self, offer: Offer) -> None:
         with self._part(offer.shard).open("rb") as file:
@@ -115,10 +130,16 @@ class ShardStore:
         self._filling.pop(offer.shard, None)
 
     def _whole(self, shard: str) -> Path:
-        return self._folder / f"{shard}.gguf"
+        return self.folder / f"{shard}.gguf"
 
     def _part(self, shard: str) -> Path:
-        return self._folder / f"{shard}.part"
+        return self.folder / f"{shard}.part"
+
+
+def _room(path: Path) -> int:
+    """Bytes of the disk that a file takes: one that is being filled has holes."""
+    status = path.stat()
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
 
 
 def _pieces_of(path: Path, offer: Offer) -> set[int]:

@@ -19,6 +19,7 @@ from edgerun.events import EventSink, Notice, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, PagePool
+from edgerun.models.holdings import kv_groups
 from edgerun.models.passes import Passes
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
@@ -61,7 +62,7 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
     with gguf, open_with(gguf, spec, options, events) as opened:
         lockstep = Lockstep(collective, spec.vocab_size)
         passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
-        pool = PagePool(spec.kv_groups(opened.kv), KvLedger(opened.kv_limit_bytes))
+        pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes))
         follower = Follower(pool, options.context)
         collective.gather(limits_of(spec, opened))
         try:
@@ -74,7 +75,7 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
 def limits_of(spec: ModelSpec, opened: OpenedShard) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """What a rank can do, for the head: [positions of a wave, 0 for any; pages of each group of layers that it has
     memory for, -1 for any], f32."""
-    groups = spec.kv_groups(opened.kv)
+    groups = kv_groups(spec, opened.kv)
     page_bytes = sum(group.page_bytes for group in groups)
     limit = opened.kv_limit_bytes
     pages = -1 if limit is None or not page_bytes else limit // page_bytes

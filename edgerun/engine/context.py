@@ -29,7 +29,8 @@ class Context:
 
     Every change happens under the decoder's lock, so that an error, a cancellation or Ctrl-C at any moment leaves the
     tokens up to the last whole step. What steps call (`enter` to `drop`) is called with the lock held. Where a model's
-    windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed again.
+    windows have let go of what a shorter beginning would see, cutting to it forgets everything: it is computed again;
+    and so is what came after the nearest recurrent states that are held.
 
     is_transient: nobody misses it between requests (`park`).
     reuse_steps: whether positions come out otherwise in a prompt's steps than one by one (on a prompt backend, whose
@@ -90,6 +91,8 @@ class Context:
         if self._reuse_steps:
             n = min(n, self._stepped) // self._step_tokens * self._step_tokens
         n = self._recalled(ids[:most], self._cut(n))
+        self.sequence.mark(n)  # the end of a turn, or of what the last prompt had in common
+        self.sequence.mark(most)  # where the same prompt would go on
         self.sequence.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)
@@ -219,7 +222,7 @@ class Context:
             self._tokens.extend(self._draft.ids[: self._draft.accepted])
             self._draft = None
         n = min(len(self._tokens), self.sequence.length)
-        if n != len(self._tokens) or n != self.sequence.length:
+        if n != len(self._tokens) or n != self.sequence.length or not self.sequence.is_whole:
             self._cut(n)
 
     def _recalled(self, ids: Sequence[int], n: int) -> int:
@@ -235,7 +238,7 @@ class Context:
 
     def _cut(self, n: int) -> int:
         """Keep the first `n` tokens, or as many as the sequence can go on from; returns how many."""
-        if n < self.sequence.length:
+        if n < self.sequence.length or not self.sequence.is_whole:
             n = self.sequence.held_from(n)
             self.sequence.truncate(n)
         del self._tokens[n:]

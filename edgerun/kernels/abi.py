@@ -197,7 +197,7 @@ class Gated(NamedTuple):
     up: Annotated[int, "address of (rows, cols) f32; 0: all ones"]
     out: Annotated[int, "address of (rows, cols) f32"]
     cols: Annotated[int, "columns"]
-    kind: Annotated[int, "0 silu, 1 gelu, 2 relu, 3 relu squared, 4 oai (see interface.py)"]
+    kind: Annotated[int, "0 silu, 1 gelu, 2 relu, 3 relu squared, 4 oai (see interface.py), 7 none"]
 
 
 class Combine(NamedTuple):

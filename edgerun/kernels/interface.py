@@ -31,6 +31,7 @@ U8 = NDArray[np.uint8]
 
 RopeKind = Literal["norm", "neox"]
 Activation = Literal["silu", "gelu", "relu", "relu2", "oai"]
+Gate = Literal[Activation, "none"]
 GateKind = Literal["sigmoid", "softplus"]
 ConvActivation = Literal["none", "silu"]
 ScanRule = Literal["delta", "sum"]
@@ -394,10 +395,10 @@ class Kernels(Protocol):
         `out` may be `x`."""
         ...
 
-    def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
         """out (T, F) = activation(gate) * up; without `up` activation(gate). `out` may be `gate`. gelu is the tanh
         form, relu2 is relu squared; oai is gpt-oss's: g sigmoid(1.702 g) (up + 1) of g = min(gate, 7) and up cut off
-        at -7 and 7."""
+        at -7 and 7; none is the gate itself."""
         ...
 
     def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:

@@ -206,7 +206,7 @@ def softplus_of(ops: Ops) -> Any:
 
 
 def build_gated(ops: Ops) -> Any:
-    """0 gate, 1 up, 2 out, 3 columns, 4 kind (0 silu, 1 gelu, 2 relu, 3 relu2, 4 oai). out = kind(gate) * up."""
+    """0 gate, 1 up, 2 out, 3 columns, 4 kind: see `abi.Gated`."""
     lanes = ops.lanes
     load, store, times, fma = ops.load_floats_masked, ops.store_floats_masked, ops.mul, ops.fma
     splat, maximum, minimum, plus, sigmoid = ops.splat, ops.maximum, ops.minimum, ops.add, sigmoid_of(ops)
@@ -222,6 +222,8 @@ def build_gated(ops: Ops) -> Any:
         if kind == 4:
             x = minimum(x, splat(float32(7.0)))
             return times(x, sigmoid(times(x, splat(float32(1.702)))))
+        if kind == 7:
+            return x
         x = maximum(x, splat(float32(0.0)))
         if kind == 2:
             return x

@@ -6,13 +6,13 @@ import numpy as np
 
 from edgerun.errors import UsageError
 from edgerun.kernels.abi import Add, Affine, Combine, Copy, Gated, HeadGate, LayerNorm, RmsNorm, Rope
-from edgerun.kernels.interface import F32, I32, Activation, GateKind, RopeKind
+from edgerun.kernels.interface import F32, I32, Gate, GateKind, RopeKind
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 
 GATED_GRAIN = 4  # rows
 AFFINE_GRAIN = 16  # rows
-_GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3, "oai": 4}
+_GATE_KINDS = {"silu": 0, "gelu": 1, "relu": 2, "relu2": 3, "oai": 4, "none": 7}
 _HEAD_GATES: dict[GateKind, int] = {"sigmoid": 0, "softplus": 1}
 
 
@@ -108,12 +108,12 @@ def rope(launcher: Launcher, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None
     launcher.launch("rope", Rope(address(x), heads, head_dim, address(cos), address(sin), half, neox), tokens, 4)
 
 
-def gated(launcher: Launcher, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
+def gated(launcher: Launcher, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
     """See `interface.Kernels.gated`."""
     launcher.launch("gated", gated_arguments(gate, up, activation, out), gate.shape[0], GATED_GRAIN)
 
 
-def gated_arguments(gate: F32, up: F32 | None, activation: Activation, out: F32) -> Gated:
+def gated_arguments(gate: F32, up: F32 | None, activation: Gate, out: F32) -> Gated:
     """Of a launch over all rows of gate (T, F). UsageError for an unknown activation."""
     kind = _GATE_KINDS.get(activation)
     if kind is None:

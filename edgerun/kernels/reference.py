@@ -25,6 +25,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    Gate,
     GateKind,
     Matrix,
     Neurons,
@@ -272,7 +273,7 @@ class ReferenceKernels:
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
-    def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
         activated = activate(gate, activation)
         if up is not None and activation == "oai":
             up = np.clip(up, np.float32(-7), np.float32(7)) + np.float32(1)
@@ -292,7 +293,7 @@ def _in_pieces(neurons: Neurons) -> Iterator[tuple[I32, I32]]:
         yield neurons.ids[low : low + step], neurons.slots[low : low + step]
 
 
-def activate(x: F32, activation: Activation) -> F32:
+def activate(x: F32, activation: Gate) -> F32:
     """The gate's non-linearity. gelu is the tanh form, as in ggml."""
     if activation == "silu":
         with np.errstate(over="ignore"):
@@ -304,6 +305,8 @@ def activate(x: F32, activation: Activation) -> F32:
         return np.maximum(x, np.float32(0))
     if activation == "relu2":
         return np.square(np.maximum(x, np.float32(0)))
+    if activation == "none":
+        return x
     if activation == "oai":
         capped = np.minimum(x, np.float32(7))
         with np.errstate(over="ignore"):

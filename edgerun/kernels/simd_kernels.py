@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    Gate,
     GateKind,
     Matrix,
     Neurons,
@@ -230,7 +231,7 @@ class SimdKernels:
     def rope(self, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:
         layer_launch.rope(self._launcher, x, cos, sin, kind)
 
-    def gated(self, gate: F32, up: F32 | None, activation: Activation, out: F32) -> None:
+    def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
         layer_launch.gated(self._launcher, gate, up, activation, out)
 
     def causal_conv(

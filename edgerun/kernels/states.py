@@ -55,8 +55,8 @@ class StateRows:
     """One layer's states of some rows. `table` (rows, 2): the addresses of the source's and the target's block of every
     row; whoever makes this keeps the table and the blocks where they are.
 
-    Rows go in their order. The first row of a stretch goes on from its source, the others, whose source is their
-    target, from the row before. A row whose target is 0 is nobody's: the result of the row before it is repeated."""
+    Rows go in their order: each goes on from what its source holds, which may be the target of the row before, and
+    leaves what comes out of it in its target. A row whose target is 0 is nobody's: it repeats the row before."""
 
     table: I64
     layout: StateLayout
@@ -72,7 +72,7 @@ def check_states(states: StateRows, rows: int) -> None:
     table = states.table
     if table.shape != (rows, 2) or table.dtype != np.int64 or not table.flags.c_contiguous:
         raise UsageError(f"states of {table.shape} {table.dtype} for {rows} rows")
-    if not table[table[:, 1] != 0].all() or not table[0, 1]:
+    if not table[table[:, 1] != 0].all() or (rows and not table[0, 1]):
         raise UsageError("a row goes on from states that are not held")
 
 

@@ -59,6 +59,10 @@ class KvLedger:
         with self._lock:
             return sum(piece.n_bytes for piece in self._pieces)
 
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much may be granted without anybody making room."""
+        return self.limit_bytes is None or self.held_bytes + n_bytes <= self.limit_bytes
+
     def join(self, holder: Holder) -> None:
         """From now on `holder` is asked to make room for others."""
         with self._lock:

@@ -14,6 +14,8 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.kv.states import StateBlock
+
 _LINE = 64  # bytes: of the processor's cache
 
 
@@ -52,14 +54,18 @@ class Page:
 
 
 class PageHolder(Protocol):
-    """Who holds pages: a sequence, or what several have in common."""
+    """Who holds pages, and state blocks: a sequence, or what several have in common."""
 
     @property
     def n_bytes(self) -> int:
-        """Of the pages held, those that others hold too among them."""
+        """Of the pages and state blocks held, those that others hold too among them."""
         ...
 
     def held_pages(self) -> Iterator[Page]:
+        """Each once."""
+        ...
+
+    def held_states(self) -> Iterator[StateBlock]:
         """Each once."""
         ...
 

@@ -1,15 +1,18 @@
-"""All pages of one decoder: who holds them, who may write in them, and what their beginnings are known by."""
+"""All pages and state blocks of one decoder: who holds them, who may write in them, and what their beginnings are known
+by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from weakref import WeakSet
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kernels.states import StateLayout
 from edgerun.kv.groups import Group
 from edgerun.kv.ledger import KvLedger
 from edgerun.kv.page import Page, PageHolder
 from edgerun.kv.prefix_tree import PrefixTree
+from edgerun.kv.states import StateBlock, StateBlocks
 
 _MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in common, and at most half of the ledger's
 
@@ -19,16 +22,24 @@ Copied = Callable[[int, Page, Page], None]
 
 
 class PagePool:
-    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page; copied: told before
-    a page takes over what is in another."""
+    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page or block; layouts: of
+    those layers that have states; copied: told before a page takes over what is in another."""
 
-    def __init__(self, groups: Sequence[Group], ledger: KvLedger | None = None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        ledger: KvLedger | None = None,
+        layouts: Mapping[int, StateLayout] | None = None,
+    ) -> None:
         self.groups = tuple(groups)
         self.ledger = ledger or KvLedger(None)
+        self.states = StateBlocks(layouts, self.ledger) if layouts else None
         self.copied: Copied | None = None
         self._holders: WeakSet[PageHolder] = WeakSet()
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
-        self.prefixes = PrefixTree(self.groups, most, lambda: self._held_by_others(self.prefixes))
+        self.prefixes = PrefixTree(
+            self.groups, most, lambda: self._held_by_others(self.prefixes), with_states=self.states is not None
+        )
         self.join(self.prefixes)
 
     def join(self, holder: PageHolder) -> None:
@@ -57,13 +68,13 @@ class PagePool:
         page.give_to(holder)
         return True
 
-    def _held_by_others(self, holder: PageHolder) -> set[Page]:
-        return {page for other in self._holders if other is not holder for page in other.held_pages()}
+    def _held_by_others(self, holder: PageHolder) -> set[Page | StateBlock]:
+        return {each for other in self._holders if other is not holder for each in _held(other)}
 
     @property
     def n_bytes(self) -> int:
-        """Of all pages that somebody holds, each counted once."""
-        return sum(page.n_bytes for page in {page for holder in self._holders for page in holder.held_pages()})
+        """Of all pages and state blocks that somebody holds, each counted once."""
+        return sum(each.n_bytes for each in {each for holder in self._holders for each in _held(holder)})
 
     def check_integrity(self) -> None:
         """AssertionError unless what is held, and what the ledger counts, fit together. For tests."""
@@ -71,11 +82,18 @@ class PagePool:
         held = {page for holder in list(self._holders) for page in holder.held_pages()}
         assert all(page.n_bytes in sizes for page in held), "a page of no group"
         assert all(0 <= page.promised <= KEYS_PER_PAGE for page in held), "more promised than there is"
-        places = sorted((page.address, page.n_bytes) for page in held)
+        blocks = {block for holder in list(self._holders) for block in holder.held_states()}
+        assert not blocks or (self.states is not None and all(b.n_bytes == self.states.n_bytes for b in blocks))
+        places = sorted((each.address, each.n_bytes) for each in held | blocks)
         apart = all(at + size <= after for (at, size), (after, _) in zip(places, places[1:], strict=False))
-        assert apart, "two pages in one place"
+        assert apart, "two pages or blocks in one place"
         counted = self.ledger.held_bytes
-        assert counted >= sum(page.n_bytes for page in held), "the ledger counts less than is held"
+        assert counted >= sum(each.n_bytes for each in held | blocks), "the ledger counts less than is held"
         limit = self.ledger.limit_bytes
         assert limit is None or counted <= limit, "more held than granted"
         self.prefixes.check_integrity()
+
+
+def _held(holder: PageHolder) -> Iterator[Page | StateBlock]:
+    yield from holder.held_pages()
+    yield from holder.held_states()

@@ -6,16 +6,18 @@ tokens gets the same pages, holds them together with the tree, and copies the la
 part, and only a part of the last page of what is recalled may be used.
 
 Of a group with a window a node may have no page: it holds those that were still there. A beginning is good for as many
-tokens as all that its next position would see is there.
+tokens as all that its next position would see is there. A model with recurrent states goes on only from where some are
+held: nodes have those of checkpoints, by the tokens of theirs that they come after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv.groups import Group
 from edgerun.kv.page import Page
+from edgerun.kv.states import StateBlock
 
 Tokens = tuple[int, ...]
 Pages = Sequence[Sequence[Page | None]]  # of every group, those of positions 0 and on
@@ -27,21 +29,35 @@ class _Node:
     """A page of every group, or None, of the positions that `tokens` stand at. It does not know its parent: what is let
     go of is free at once, without the collector."""
 
-    __slots__ = ("children", "pages", "tokens", "used")
+    __slots__ = ("children", "pages", "states", "tokens", "used")
 
     def __init__(self, tokens: Tokens, pages: list[Page | None]) -> None:
         self.tokens = tokens
         self.pages = pages
+        self.states: dict[int, StateBlock] = {}
         self.children: dict[Tokens, _Node] = {}
         self.used = 0  # when, by the tree's clock
+
+    def held(self) -> Iterator[Page | StateBlock]:
+        """Pages and state blocks."""
+        yield from (page for page in self.pages if page is not None)
+        yield from self.states.values()
 
 
 class PrefixTree:
     """What was remembered of all sequences of a model. When more is, what was not used for longest goes, until what
-    nobody else holds takes `limit_bytes` at most."""
+    nobody else holds takes `limit_bytes` at most. with_states: whether one can go on only where states are held."""
 
-    def __init__(self, groups: Sequence[Group], limit_bytes: int, held_by_others: Callable[[], set[Page]]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        limit_bytes: int,
+        held_by_others: Callable[[], set[Page | StateBlock]],
+        *,
+        with_states: bool = False,
+    ) -> None:
         self.limit_bytes = limit_bytes
+        self._with_states = with_states
         self._held_by_others = held_by_others
         self._groups = groups
         self._root = _Node((), [])
@@ -49,16 +65,25 @@ class PrefixTree:
 
     @property
     def n_bytes(self) -> int:
-        """Of the pages held, those that others hold too among them."""
-        return sum(page.n_bytes for page in self.held_pages())
+        """Of the pages and state blocks held, those that others hold too among them."""
+        return sum(each.n_bytes for _, node in self._nodes() for each in node.held())
 
     def held_pages(self) -> Iterator[Page]:
         """Each once."""
         for _, node in self._nodes():
             yield from (page for page in node.pages if page is not None)
 
-    def remember(self, tokens: Sequence[int], pages: Pages) -> None:
-        """Hold the pages of a sequence that begins with `tokens`, all of which they hold but what windows let go of."""
+    def held_states(self) -> Iterator[StateBlock]:
+        """Each once."""
+        for _, node in self._nodes():
+            yield from node.states.values()
+
+    def remember(self, tokens: Sequence[int], pages: Pages, states: Mapping[int, StateBlock] | None = None) -> None:
+        """Hold the pages of a sequence that begins with `tokens`, all of which they hold but what windows let go of.
+        states: of its checkpoints, by the tokens that they come after; beyond the last one nothing is of use."""
+        states = states or {}
+        if self._with_states:
+            tokens = tokens[: max((n for n in states if n <= len(tokens)), default=0)]
         self._clock += 1
         node = self._root
         for index, low in enumerate(range(0, len(tokens), KEYS_PER_PAGE)):
@@ -73,34 +98,38 @@ class PrefixTree:
                 known.used = self._clock
                 node.children[part] = known
                 for key in [key for key in node.children if len(key) < len(part) and part[: len(key)] == key]:
-                    del node.children[key]  # the same page when it was not as full
+                    known.states |= node.children.pop(key).states  # the same page when it was not as full
             elif len(part) == KEYS_PER_PAGE:
                 for number, page in enumerate(mine):
                     if known.pages[number] is None and page is not None:
                         page.promise(len(part))
                         known.pages[number] = page
+            for n, block in states.items():
+                if low < n <= low + len(part) and n - low not in known.states:
+                    block.is_shared = True
+                    known.states[n - low] = block
             known.used = self._clock
             node = known
         others = self._held_by_others()
-        mine_alone = sum(page.n_bytes for page in self.held_pages() if page not in others)
+        mine_alone = sum(each.n_bytes for _, node in self._nodes() for each in node.held() if each not in others)
         self._evict(mine_alone - self.limit_bytes, others)
 
-    def recall(self, tokens: Sequence[int]) -> tuple[int, list[list[Page | None]]]:
-        """The longest beginning of `tokens` that one can go on from, and its pages of every group; (0, []) for none."""
+    def recall(self, tokens: Sequence[int]) -> tuple[int, list[list[Page | None]], dict[int, StateBlock]]:
+        """The longest beginning of `tokens` that one can go on from, its pages of every group, and its states, by the
+        tokens that they come after; (0, [], {}) for none."""
         path, length = self._longest(tokens)
         self._clock += 1
         for node in path:
             node.used = self._clock
-        while length >= LEAST_SHARED:
-            if self._can_go_on(path, length):
-                count = -(-length // KEYS_PER_PAGE)
+        for end in self._ends(path, length):
+            if self._can_go_on(path, end):
+                count = -(-end // KEYS_PER_PAGE)
                 pages = [[node.pages[number] for node in path[:count]] for number in range(len(self._groups))]
                 for number, group in enumerate(self._groups):
-                    first = group.first_seen(length) // KEYS_PER_PAGE
+                    first = group.first_seen(end) // KEYS_PER_PAGE
                     pages[number][:first] = [None] * min(first, count)
-                return length, pages
-            length = (length - 1) // KEYS_PER_PAGE * KEYS_PER_PAGE
-        return 0, []
+                return end, pages, {n: block for n, block in _states_of(path) if n <= end}
+        return 0, [], {}
 
     def make_room(self, n_bytes: int) -> None:
         """Let go of what was not used for longest, until `n_bytes` are free by it."""
@@ -121,6 +150,7 @@ class PrefixTree:
             assert parent.children[node.tokens] is node
             assert 0 < len(node.tokens) <= KEYS_PER_PAGE and (not node.children or len(node.tokens) == KEYS_PER_PAGE)
             assert node.used <= (self._clock if parent is self._root else parent.used)
+            assert all(0 < n <= len(node.tokens) and block.is_shared for n, block in node.states.items())
             for group, page in zip(self._groups, node.pages, strict=True):
                 assert page is None or (page.n_bytes == group.page_bytes and page.promised >= len(node.tokens))
                 assert page is not None or group.window, "a page that is always held is missing"
@@ -140,6 +170,14 @@ class PrefixTree:
             node = known
         return path, len(path) * KEYS_PER_PAGE
 
+    def _ends(self, path: Sequence[_Node], length: int) -> list[int]:
+        """Where one might go on within the first `length` tokens, the longest first."""
+        if self._with_states:
+            ends = sorted((n for n, _ in _states_of(path) if n <= length), reverse=True)
+        else:
+            ends = [length, *range((length - 1) // KEYS_PER_PAGE * KEYS_PER_PAGE, 0, -KEYS_PER_PAGE)]
+        return [n for n in ends if n >= LEAST_SHARED]
+
     def _can_go_on(self, path: Sequence[_Node], length: int) -> bool:
         count = -(-length // KEYS_PER_PAGE)
         return all(
@@ -156,7 +194,7 @@ class PrefixTree:
             yield parent, node
             waiting += [(node, child) for child in node.children.values()]
 
-    def _evict(self, n_bytes: int, others: set[Page]) -> None:
+    def _evict(self, n_bytes: int, others: set[Page | StateBlock]) -> None:
         """Leaves, those not used for longest first, until so many bytes are let go of that are none of the others'."""
         while n_bytes > 0:
             leaves = [(parent, node) for parent, node in self._nodes() if not node.children]
@@ -164,7 +202,13 @@ class PrefixTree:
                 return
             parent, oldest = min(leaves, key=lambda pair: pair[1].used)
             del parent.children[oldest.tokens]
-            n_bytes -= sum(page.n_bytes for page in oldest.pages if page is not None and page not in others)
+            n_bytes -= sum(each.n_bytes for each in oldest.held() if each not in others)
+
+
+def _states_of(path: Sequence[_Node]) -> Iterator[tuple[int, StateBlock]]:
+    """All states along a path of nodes, by the tokens that they come after."""
+    for index, node in enumerate(path):
+        yield from ((index * KEYS_PER_PAGE + n, block) for n, block in node.states.items())
 
 
 def _common(a: Tokens, b: Tokens) -> int:

@@ -1,5 +1,6 @@
 """Pages as arrays in a file: `pages.G.I`, (page_bytes,) u8, is the page of group G that holds positions
-KEYS_PER_PAGE * I and on, as it lies in memory: nothing is rounded, whatever the format, and nothing computed.
+KEYS_PER_PAGE * I and on, as it lies in memory: nothing is rounded, whatever the format, and nothing computed. `states`,
+(block_bytes,) u8, are the recurrent states of the end, if the model has some.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from edgerun.kv.groups import Group
 from edgerun.kv.page import Page
 
 U8 = NDArray[np.uint8]
+
+STATES = "states"  # of the array that holds a state block
 
 
 def page_name(group: int, index: int) -> str:

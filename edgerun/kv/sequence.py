@@ -1,4 +1,4 @@
-"""The keys and values of one sequence: for every group of layers a table of pages.
+"""The keys and values of one sequence: for every group of layers a table of pages. And its recurrent states.
 
 The table is what kernels read; it never moves. A page is added for all layers of a group at once. Groups with a window
 let go of pages that no later position will see; then a sequence can no longer be cut to just any length (`held_from`).
@@ -20,7 +20,9 @@ from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
 from edgerun.kv.page import Page
 from edgerun.kv.pages import Copied, PagePool
-from edgerun.kv.saved import page_content, page_form, page_name, page_place, saved_range
+from edgerun.kv.saved import STATES, page_content, page_form, page_name, page_place, saved_range
+from edgerun.kv.sequence_states import SequenceStates
+from edgerun.kv.states import StateBlock
 
 I64 = NDArray[np.int64]
 
@@ -38,6 +40,7 @@ class KvSequence:
         self.spare = False
         self._pool = pool
         self.lay_out(pool.groups)
+        self._states = SequenceStates(pool.states, self) if pool.states is not None else None
         pool.join(self)
 
     def lay_out(self, groups: Sequence[Group]) -> None:
@@ -54,17 +57,29 @@ class KvSequence:
 
     @property
     def n_bytes(self) -> int:
-        """Of the pages held, those that others hold too among them."""
-        return sum(len(set(held.all())) * held.group.page_bytes for held in self._held)
+        """Of the pages and state blocks held, those that others hold too among them."""
+        pages = sum(len(set(held.all())) * held.group.page_bytes for held in self._held)
+        return pages + (0 if self._states is None else self._states.n_bytes)
 
     def held_pages(self) -> Iterator[Page]:
         """Each once."""
         for held in self._held:
             yield from set(held.all())
 
+    def held_states(self) -> Iterator[StateBlock]:
+        """Each once."""
+        if self._states is not None:
+            yield from self._states.all()
+
     def pages(self, layer: int) -> LayerPages:
         """The keys and values of a layer that keeps some."""
         return self._layers[layer]
+
+    @property
+    def states(self) -> SequenceStates:
+        """Of a model that has some."""
+        assert self._states is not None
+        return self._states
 
     def held(self) -> list[list[Page | None]]:
         """Of every group, the pages of positions 0 and on: lists that are replaced when they change."""
@@ -94,8 +109,15 @@ class KvSequence:
                 f"{tokens} more tokens after {self.length} do not fit a context of {self.capacity}; "
                 f"use a larger context or a shorter prompt"
             )
+        at_once = tokens if at_once is None else min(tokens, at_once)
         if needed > self._room:
-            self._grow(needed, tokens if at_once is None else min(tokens, at_once))
+            self._grow(needed, at_once)
+        if self._states is not None and tokens:
+            try:
+                self._states.begin(self.length, at_once)
+            except DoesNotFitError:  # what can be computed again gives way
+                self._states.make_room(self._states.n_bytes, self.length)
+                self._states.begin(self.length, at_once)
 
     def _grow(self, needed: int, at_once: int) -> None:
         """Pages for the positions from `length` to `needed`; tables are written anew. Nothing is lost when it fails."""
@@ -103,11 +125,13 @@ class KvSequence:
         try:
             plans, fresh = self._taken(needed, at_once)
         except DoesNotFitError:  # whoever shared a page has let go of it now, so that it need not be copied
+            if self._states is not None:
+                self._states.make_room(self._states.n_bytes, self.length)
             plans, fresh = self._taken(needed, at_once)
         for held, plan in zip(self._held, plans, strict=True):
             held.arrange(plan, fresh[: plan.missing], self._pool.copied)
             del fresh[: plan.missing]
-        self._room = min(self.capacity, *(held.end for held in self._held))
+        self._room = min([self.capacity, *(held.end for held in self._held)])
 
     def _taken(self, needed: int, at_once: int) -> tuple[list[_Plan], list[Page]]:
         """What each group's table shall hold, and the pages that are missing for it."""
@@ -143,14 +167,31 @@ class KvSequence:
         """`tokens` positions after `length` have been written in every layer."""
         self.length += tokens
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can go on from its end: an interrupt in the middle of a step's writing may have cost it the
+        states there."""
+        return self._states is None or self._states.is_held(self.length)
+
+    def mark(self, position: int) -> None:
+        """One may want to go on from here again: of a model with states those after so many positions are kept."""
+        if self._states is not None:
+            self._states.mark(position)
+
     def held_from(self, n: int) -> int:
-        """The longest beginning of at most `n` positions from which the sequence can go on: `n`, or nothing where a
-        group has let go of positions that the next one would see."""
+        """The longest beginning of at most `n` positions from which the sequence can go on: where states are held, and
+        no group has let go of positions that the next one would see."""
+        if self._states is None:
+            return n if self._sees_all(n) else 0
+        return next(each for each in self._states.nearest(n, self.length) if self._sees_all(each))
+
+    def _sees_all(self, n: int) -> bool:
+        """Whether all that position `n` would see of those before it is held."""
         for held in self._held:
             seen = range(held.group.first_seen(n) // KEYS_PER_PAGE, -(-n // KEYS_PER_PAGE))
             if any(index >= len(held.pages) or held.pages[index] is None for index in seen):
-                return 0
-        return n
+                return False
+        return True
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n positions, as far as `held_from` has them."""
@@ -160,24 +201,31 @@ class KvSequence:
             raise UsageError(f"cannot cut a sequence of {self.length} positions to {n}: what came before is not held")
         self._room = 0
         self.length = n
+        if self._states is not None:
+            self._states.truncate(n)
 
     def make_room(self, n_bytes: int) -> None:
-        """For others, if it is spare."""
+        """For others: all if it is spare, else what was kept for the case that it is cut."""
         if self.spare:
             self.release()
+        elif self._states is not None:
+            self._states.make_room(n_bytes, self.length)
 
     def remember(self, tokens: Sequence[int]) -> None:
         """Others may begin with these tokens, of which the first `length` are held, too (`recall`)."""
         self._room = 0
-        self._pool.prefixes.remember(tokens[: self.length], [held.pages for held in self._held])
+        states = None if self._states is None else self._states.checkpoints(self.length)
+        self._pool.prefixes.remember(tokens[: self.length], [held.pages for held in self._held], states)
 
     def recall(self, tokens: Sequence[int]) -> int:
         """Hold what is remembered of a beginning of `tokens`, if that is longer than what is held; returns `length`."""
-        length, pages = self._pool.prefixes.recall(tokens)
+        length, pages, states = self._pool.prefixes.recall(tokens)
         if length > self.length and length <= self.capacity:
             self.release()
             for held, known in zip(self._held, pages, strict=True):
                 held.pages = known
+            if self._states is not None:
+                self._states.adopt(states)
             self.length = length
         return self.length
 
@@ -187,6 +235,8 @@ class KvSequence:
         self.length = 0
         for held in self._held:
             held.clear()
+        if self._states is not None:
+            self._states.clear()
 
     def copy(self, n: int) -> KvSequence:
         """A sequence of its own with the first n positions, whose pages both share until one of them writes."""
@@ -200,12 +250,17 @@ class KvSequence:
                 if page is not None:
                     page.promise(min(n - index * KEYS_PER_PAGE, KEYS_PER_PAGE))
             theirs.pages = list(shared)
+        if self._states is not None:
+            other.states.adopt(self._states.share(n))
         other.length = n
         return other
 
     def saved_forms(self) -> dict[str, Form]:
-        """The arrays that a file gets of what is held: of each group the last pages, back to the first that is not."""
-        forms = {}
+        """The arrays that a file gets of what is held: of each group the last pages, back to the first that is not; the
+        states of its end."""
+        forms: dict[str, Form] = {}
+        if self._states is not None and self.length:
+            forms[STATES] = self._states.form
         for held in self._held:
             index = -(-self.length // KEYS_PER_PAGE)
             while index and held.pages[index - 1] is not None:
@@ -215,6 +270,8 @@ class KvSequence:
 
     def saved(self, name: str) -> NDArray[np.uint8]:
         """One of them; to be read before anything is written here."""
+        if name == STATES:
+            return self.states.content(self.length)
         number, index = page_place(name)
         page = self._held[number].pages[index]
         assert page is not None
@@ -229,7 +286,10 @@ class KvSequence:
         if length > self.capacity:
             raise ContextLengthError(f"{length} tokens do not fit a context of {self.capacity}; use a larger context")
         found = [saved_range(forms, held.number, held.group, length) for held in self._held]
-        if len(forms) != sum(map(len, found)):
+        states = self._states if length else None
+        if len(forms) != sum(map(len, found)) + (states is not None) or (
+            states is not None and forms.get(STATES) != states.form
+        ):
             raise UnsupportedError("its keys and values are kept in another way")
         fresh = self._pool.take(
             self, [held.number for held, indexes in zip(self._held, found, strict=True) for _ in indexes]
@@ -242,6 +302,8 @@ class KvSequence:
                     page = held.pages[index]
                     assert page is not None
                     page.fill(read(page_name(held.number, index)))
+            if states is not None:
+                states.restore(length, read(STATES))
         except BaseException:
             self.release()
             raise
@@ -251,6 +313,8 @@ class KvSequence:
         """AssertionError unless tables and pages fit together. For tests."""
         assert 0 <= self.length <= self.capacity
         assert self.held_from(self.length) == self.length, "positions that are seen are not held"
+        if self._states is not None:
+            self._states.check_integrity(self.length, self.capacity)
         for held in self._held:
             pages = held.pages
             assert len(pages) <= len(held.table)

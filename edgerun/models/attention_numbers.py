@@ -18,7 +18,9 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
     heads = n.by_layer("attention.head_count", count)
     if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
         raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads)
+    may_lack = family.short_convolutions or family.recurrence == "mamba"
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if may_lack else 1)
+    taps = n.integer("shortconv.l_cache", None, 2) if family.short_convolutions else 0
     windows = _windows(n, family, count)
     dims = _head_dims(n, d_model // heads[0])
     rotations = rotations_of(n, family, dims[0][0], dims[1][0])
@@ -28,7 +30,7 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
     normed = not family.qk_norm_not_of or n.integer("expert_count", 0, 0) != family.qk_norm_not_of
     found = []
     for layer, (mine, shared) in enumerate(zip(heads, kv_heads, strict=True)):
-        if mine % shared:
+        if shared and mine % shared:
             raise FormatError(f"{mine} heads cannot share {shared} key/value heads")
         local = windows[layer] > 0
         rotation = rotations[local] if rotated[layer] else None
@@ -55,6 +57,7 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
             qk_normed=normed and (not family.qk_norm_by_file or "attn_q_norm" in names),
             temperature=temperature if warm else None,
             kv_source=sources[layer],
+            conv_taps=0 if shared else taps,
         )
         found.append(numbers)
     return found
@@ -69,6 +72,8 @@ def _head_dims(n: Numbers, default: int) -> tuple[tuple[int, int], tuple[int, in
 def _windows(n: Numbers, family: Family, layers: int) -> list[int]:
     """How many positions each layer sees, 0 for all: by the file, as one truth a layer or as n (of every n layers all
     but one have a window), or by the family. Where the family has no windows, all see all."""
+    if family.window_everywhere:
+        return [n.integer("attention.sliding_window", 0, 0)] * layers
     if not family.window_pattern or family.windows_of_layers not in (0, layers):
         return [0] * layers
     said = n.integer("attention.sliding_window", -1, 0)

@@ -21,6 +21,7 @@ from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
 from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.layer_inputs import LayerInputs
 from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
@@ -53,7 +54,7 @@ class Decoder:
         kv: KvOptions | None = None,
         ranks: HeadRanks | None = None,
     ) -> None:
-        self.pages = PagePool(spec.kv_groups(kv), kv_ledger)
+        self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
         self._context = context or spec.context_length
@@ -75,9 +76,10 @@ class Decoder:
 
     @property
     def arithmetic(self) -> str:
-        """What keys and values, and their bits, depend on beside the weights and the ids."""
+        """What keys, values and states, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
-        kept = hashlib.sha256(repr(self.pages.groups).encode()).hexdigest()[:16]  # how they lie in pages
+        lie = repr((self.pages.groups, sorted(states_of(self.spec).items())))  # how they lie in pages and blocks
+        kept = hashlib.sha256(lie.encode()).hexdigest()[:16]
         return " ".join([self.kernels.name, sources_digest(), kept, *self.passes.rope_keys]) + backend
 
     def new_cache(self, capacity: int) -> KvSequence:

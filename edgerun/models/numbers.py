@@ -29,6 +29,12 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "attention.value_length_swa": 8192,
     "attention.shared_kv_layers": 1024,
     "rope.dimension_count": 8192,
+    "ssm.conv_kernel": 64,
+    "ssm.state_size": 4096,
+    "ssm.group_count": 4096,
+    "ssm.time_step_rank": 4096,
+    "ssm.inner_size": 1 << 20,
+    "full_attention_interval": 1024,
     "rope.dimension_count_swa": 8192,
     "expert_count": 4096,
     "expert_used_count": 4096,
@@ -44,6 +50,7 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "interleave_moe_layer_step": 1024,
     "moe_latent_size": 1 << 20,
     "rope.scaling.original_context_length": 1 << 28,
+    "shortconv.l_cache": 64,
 }
 
 

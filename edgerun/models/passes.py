@@ -70,7 +70,7 @@ class Passes:
         self.spec = spec
         self.store = store
         self.kernels = kernels
-        output_norm = store.vector("output_norm")
+        output_norm = store.vector(spec.family.output_norm)
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm, self._output_norm_bias = output_norm, store.vector("output_norm.bias")
         self._output_bias = store.vector("output.bias")

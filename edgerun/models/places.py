@@ -10,6 +10,7 @@ import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.kernels.pages import Span
+from edgerun.kernels.states import I64, StateRows
 from edgerun.kv import KvSequence
 from edgerun.models.chunks import chunks
 from edgerun.models.rope import RopeTable
@@ -28,12 +29,14 @@ class Run:
 
 
 class Places:
-    """Of all rows, run after run. rotations: those that are known; others are made when they are asked for."""
+    """Of all rows, run after run. rotations: those that are known; states: the table of `StateRows`, if it is known.
+    Others are made when they are asked for."""
 
-    def __init__(self, runs: Iterable[Run], rotations: Rotations | None = None) -> None:
+    def __init__(self, runs: Iterable[Run], rotations: Rotations | None = None, states: I64 | None = None) -> None:
         self.runs = tuple(runs)
         self.rows = sum(run.rows for run in self.runs)
         self._rotations: Rotations = {} if rotations is None else rotations
+        self._states = states
 
     def part(self, part: slice) -> Places:
         """Of some of the rows."""
@@ -54,6 +57,12 @@ class Places:
     def spans(self, layer: int) -> list[Span]:
         """As kernels take them, of one layer."""
         return [Span(run.sequence.pages(layer), run.start, run.rows) for run in self.runs]
+
+    def states(self, layer: int) -> StateRows:
+        """As kernels take them, of one layer."""
+        if self._states is None:
+            self._states = np.concatenate([run.sequence.states.rows(run.start, run.rows) for run in self.runs])
+        return StateRows(self._states, self.runs[0].sequence.states.layout(layer))
 
     def rotation(self, table: RopeTable) -> tuple[F32, F32]:
         """Cosines and sines (rows, rope_dim / 2)."""

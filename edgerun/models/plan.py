@@ -11,21 +11,28 @@ from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.closing import Closing, closing_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
+from edgerun.models.blocks.delta_net import DeltaNet, delta_net_of
 from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
+from edgerun.models.blocks.mamba import Mamba, mamba_of
+from edgerun.models.blocks.mixers_beside import MixersBeside
 from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.mixtures import mixture_of
 from edgerun.models.blocks.neurons import SparseNeurons, neurons_of
+from edgerun.models.blocks.nothing import NoFeedForward, NoMixer
+from edgerun.models.blocks.short_convolution import ShortConvolution, convolution_of
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
+
+AnyMixer = Attention | LatentAttention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """A layer: how positions see each other, then what each does for itself, then what some families end with."""
 
-    mixer: Attention | LatentAttention | AbsentMixer
-    feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward
+    mixer: AnyMixer
+    feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward | NoFeedForward
     closing: Closing | None = None
 
     @cached_property
@@ -37,6 +44,12 @@ class LayerPlan:
     def products(self) -> dict[ProductName, Product]:
         """What a prompt backend computes, in the order of the layer."""
         return {each.name: each for each in (*self.mixer.products, *self.feed_forward.products)}
+
+    @property
+    def attention(self) -> Attention | LatentAttention | None:
+        """What reads and writes keys and values, if something does."""
+        mixer = self.mixer.attention if isinstance(self.mixer, MixersBeside) else self.mixer
+        return mixer if isinstance(mixer, Attention | LatentAttention) else None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -57,8 +70,24 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
-    numbers = spec.layers[layer]
-    mixer = (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
+    numbers, mixer = spec.layers[layer], _mixer(spec, layer)
+    if spec.family.single_blocks and not numbers.d_ff:
+        return LayerPlan(mixer, NoFeedForward())
     if numbers.n_experts:
         return LayerPlan(mixer, mixture_of(spec, layer), closing_of(spec))
     return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer), closing_of(spec))
+
+
+def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
+    family, numbers = spec.family, spec.layers[layer]
+    if family.single_blocks and numbers.d_ff:
+        return NoMixer()
+    if numbers.conv_taps:
+        return convolution_of(spec, layer)
+    if numbers.recurrence is None:
+        return (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
+    if family.recurrence == "delta":
+        return delta_net_of(spec, layer)
+    attention = attention_of(spec, layer) if family.mixers_beside else None
+    mamba = mamba_of(spec, layer)
+    return MixersBeside(attention, mamba) if isinstance(attention, Attention) else mamba

@@ -100,8 +100,8 @@ class PromptWalk:
     def attend(self, layer: int, first: int, q: F32, k: F32, v: F32) -> F32:
         """Attention of rows first .. of the wave -> (T, heads * head_dim_v), a new array. Earlier rows of the layer
         must have been here before."""
-        mixer = self._layers.plan[layer].mixer
-        assert isinstance(mixer, Attention)  # a shard has no backend
+        mixer = self._layers.plan[layer].attention
+        assert isinstance(mixer, Attention)  # other mixers are the decoder's
         b = self._layers.scratch(len(q)).of(mixer.layout)
         b.q[:], b.k[:], b.v[:] = q, k, v
         here = self._layers.here(layer, LayerWeights({}, self.vectors(layer)), self.cancelled, len(q))

@@ -13,6 +13,7 @@ from edgerun.models.attention_numbers import attention_layers
 from edgerun.models.families import Family, family_of
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
+from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 
@@ -90,6 +91,7 @@ def _fused(gguf: GgufFile) -> frozenset[str]:
 def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
+    recurrences = recurrences_of(gguf, n, family, count)
     experts = n.integer("expert_count", 0, 0)
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
@@ -100,7 +102,12 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     mixtures = _mixtures(n, count) if experts else [False] * count
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
-        numbers = replace(attention, d_ff=d_ff[layer], fused_gate_up=family.fused_gate_up or "ffn_up" in fused)
+        numbers = replace(
+            attention,
+            d_ff=d_ff[layer],
+            fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
+            recurrence=recurrences[layer],
+        )
         if mixtures[layer]:
             numbers = replace(
                 numbers,

@@ -16,10 +16,9 @@ import numpy as np
 from edgerun.kernels.interface import F32, Recording
 from edgerun.kernels.program import Program
 from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
+from edgerun.kernels.states import I64
 from edgerun.kv import KvSequence
-from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Cancel, Decide
-from edgerun.models.blocks.latent_attention import LatentAttention
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
 
@@ -59,6 +58,8 @@ class DecodeReplay:
         for rotation, table in layers.tools.ropes.items():
             cos, sin = np.empty((2, len(x), rotation.dim // 2), np.float32)
             self._rotations[table] = cos, sin
+        has_states = any(plan.mixer.state is not None for plan in layers.plan)
+        self._states = np.zeros((len(x), 2), np.int64) if has_states else None  # what launches read is changed in place
 
     def run(self, rows: Sequence[Row], cancelled: Cancel, logits: bool) -> None:
         """Compute up to len(x) rows; x becomes their final states, logits, where wanted, those of x. Raises
@@ -78,6 +79,9 @@ class DecodeReplay:
         positions = [position for _, position in rows]
         for table, (cos, sin) in self._rotations.items():
             table.gather(positions, cos, sin)
+        if self._states is not None:
+            self._states[:somebody] = [sequence.states.row(position) for sequence, position in rows[:somebody]]
+            self._states[somebody:] = 0
         if self._recorded is None:
             self._record(rows, somebody, cancelled)
         else:
@@ -109,7 +113,7 @@ class DecodeReplay:
             def began(layer: int) -> None:
                 recorder.section = f"layer {layer}"
 
-            self._layers.record(self._x, _places(rows, self._rotations), cut, began, self._inputs)
+            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut, began, self._inputs)
             body = len(recorder)
             recorder.section = "logits"
             self._logits()
@@ -120,17 +124,18 @@ class DecodeReplay:
         recorded = []
         first_layers: dict[int, int] = {}  # by the table that a group's layers share
         for layer, plan in enumerate(self._layers.plan):
-            if isinstance(plan.mixer, Attention | LatentAttention):
-                source, kv = plan.mixer.reads(layer), plan.mixer.keys_and_values
+            mixer = plan.attention
+            if mixer is not None:
+                source, kv = mixer.reads(layer), mixer.keys_and_values
                 pages = sequence.pages(source)
                 first_layers.setdefault(pages.address, source)
                 group = list(first_layers).index(pages.address)
                 writes = source == layer
-                recorded.append(RecordedLayer(pages.layout, plan.mixer.heads, kv.window, group, kv.chunked, writes))
+                recorded.append(RecordedLayer(pages.layout, mixer.heads, kv.window, group, kv.chunked, writes))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 
 
-def _places(rows: Sequence[Row], rotations: Rotations | None = None) -> Places:
+def _places(rows: Sequence[Row], rotations: Rotations | None = None, states: I64 | None = None) -> Places:
     """Each row a run of its own."""
-    return Places((Run(sequence, position, 1) for sequence, position in rows), rotations)
+    return Places((Run(sequence, position, 1) for sequence, position in rows), rotations, states)

@@ -28,8 +28,8 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     """
     d, vocab = spec.d_model, spec.vocab_size
     known: dict[str, tuple[tuple[int, ...], bool]] = {
-        "output_norm.weight": ((d,), True),
-        "output_norm.bias": ((d,), False),
+        f"{spec.family.output_norm}.weight": ((d,), True),
+        f"{spec.family.output_norm}.bias": ((d,), False),
     }
     if spec.family.head_bias:
         known["output.bias"] = ((vocab if spec.shard is None else spec.shard.vocabulary,), False)

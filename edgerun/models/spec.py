@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
-from edgerun.kv import Group, KvLayer, KvOptions, layer_groups, sequence_bytes
+from edgerun.kv import KvLayer
 from edgerun.models.families import Family
 
 
@@ -49,6 +49,36 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """Of a layer whose positions see each other through a state: a convolution of so many taps over heads of queries,
+    keys and values, then a matrix (key_dim, value_dim) for each head of values. packed_inner: all its products but
+    those of the steps are one matrix in the file; packed_steps: those are."""
+
+    taps: int
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    packed_inner: bool = False
+    packed_steps: bool = False
+
+    @property
+    def group(self) -> int:
+        """Heads that share a key head."""
+        return self.heads // self.key_heads
+
+    @property
+    def inner(self) -> int:
+        """Columns of all values together."""
+        return self.heads * self.value_dim
+
+    @property
+    def conv_cols(self) -> int:
+        """Columns that the convolution goes over: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.inner
+
+
+@dataclass(frozen=True)
 class LatentNumbers:
     """Of latent attention. query_rank: what queries go through, 0 for nothing; rank: of what is kept of a position;
     plain_dim, rotated_dim: of a head's query; value_dim: of a head's result; score_factor: what scores are multiplied
@@ -69,7 +99,8 @@ class LatentNumbers:
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts."""
+    """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts.
+    conv_taps: of a short convolution, that stands in place of attention; so may a recurrence."""
 
     n_heads: int
     n_kv_heads: int
@@ -89,6 +120,8 @@ class LayerNumbers:
     n_experts_used: int = 0
     d_ff_expert: int = 0
     d_ff_shared: int = 0
+    conv_taps: int = 0
+    recurrence: Recurrence | None = None
     latent: LatentNumbers | None = None
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     fused_experts: bool = False  # ffn_gate_up_exps does
@@ -193,11 +226,3 @@ class ModelSpec:
         numbers = self.whole[layer]
         wide = self.family.wide_scale_layers == self.n_layers
         return float((self.d_model / numbers.n_heads if wide else numbers.head_dim_k) ** -0.5)
-
-    def kv_groups(self, kv: KvOptions | None = None) -> tuple[Group, ...]:
-        """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
-        return layer_groups([layer.kv if layer.kv_source is None else None for layer in self.layers], kv)
-
-    def kv_bytes(self, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
-        """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
-        return sequence_bytes(self.kv_groups(kv), positions, positions if at_once is None else at_once)

@@ -17,7 +17,7 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.layout import neuron_scratch_bytes
 from edgerun.kv import KvOptions
-from edgerun.models import ModelSpec
+from edgerun.models import ModelSpec, holdings
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
 from edgerun.units import format_size, round_up_size
@@ -67,6 +67,7 @@ class MemoryPlan:
     neuron_slots: int = 0  # of each layer, where feed-forwards are sparse
     all_neurons: int = 0  # of a layer
     neuron_cache_bytes: int = 0
+    state_bytes: int = 0  # of a sequence's recurrent states, which do not grow
 
     @property
     def total_bytes(self) -> int:
@@ -77,13 +78,19 @@ class MemoryPlan:
     def expected_bytes(self) -> int:
         """The most that the process will hold as far as one can tell: all but the margin, and of a resident model
         either what reading its largest tensor takes or what computing takes afterwards."""
-        spared = min(self.reader_bytes, self.kv_bytes + self.activation_bytes) if self.mode == "resident" else 0
+        computing = self.context_bytes + self.activation_bytes
+        spared = min(self.reader_bytes, computing) if self.mode == "resident" else 0
         return self.total_bytes - self.margin_bytes - spared
+
+    @property
+    def context_bytes(self) -> int:
+        """Of one whole context."""
+        return self.kv_bytes + self.state_bytes
 
     @property
     def kv_limit_bytes(self) -> int:
         """Of all sessions together: one whole context, and what nothing else has a use for."""
-        return self.kv_bytes + max(0, self.budget_bytes - self.total_bytes)
+        return self.context_bytes + max(0, self.budget_bytes - self.total_bytes)
 
     @property
     def cached_share(self) -> float:
@@ -98,6 +105,7 @@ class MemoryPlan:
             ("runtime", self.runtime_bytes),
             ("dense weights", self.dense_bytes),
             ("kv cache", self.kv_bytes),
+            *([("states", self.state_bytes)] if self.state_bytes else []),
             ("activations", self.activation_bytes),
             ("read buffers", self.reader_bytes),
             ("margin", self.margin_bytes),
@@ -131,11 +139,16 @@ def plan_memory(
     slot = -(-max(expert_bytes) // _SYSTEM_PAGE) * _SYSTEM_PAGE
     n_experts = catalog.n_experts
     bank = sum(each * n_experts for each in expert_bytes)
-    kv_bytes = spec.kv_bytes(context, CHUNK, kv)
+    kv_bytes = holdings.kv_bytes(spec, context, CHUNK, kv)
     scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
-    fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes
+    state_bytes = holdings.state_bytes(spec)
+    fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes + state_bytes
     least = activation_bytes(spec, CHUNK)
-    common = {"budget_bytes": budget_bytes, "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch}
+    common = {
+        "budget_bytes": budget_bytes,
+        "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch,
+        "state_bytes": state_bytes,
+    }
     largest = max(info.n_bytes for info in (*catalog.outer_matrices, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
@@ -170,7 +183,7 @@ def plan_memory(
         active = activation_bytes(spec, 1)
         rest = budget_bytes - margin - (fixed + active + reader + outside + sum(layer_bytes))
         more = (
-            spec.kv_bytes(context, _MOST_WAVE, kv) - kv_bytes
+            holdings.kv_bytes(spec, context, _MOST_WAVE, kv) - kv_bytes
         )  # layers with a window hold a whole wave's keys and values
         if rest - more < 2 * smallest:
             more = 0
@@ -196,7 +209,7 @@ def plan_memory(
         )
     spared = (budget_bytes - floor) * 63 // 64
     wave = _wave_tokens(spec, context, kv, min(int(_WAVE_SHARE * budget_bytes), spared + least), kv_bytes + spared // 2)
-    active, more = activation_bytes(spec, wave), spec.kv_bytes(context, wave, kv) - kv_bytes
+    active, more = activation_bytes(spec, wave), holdings.kv_bytes(spec, context, wave, kv) - kv_bytes
     rest = budget_bytes - margin - (fixed + more + active + reader + outside + window + neurons)
     pinned = min(rest // max(layer_bytes), len(layer_bytes) - BUFFERS)
     kept = least_neurons
@@ -276,7 +289,7 @@ def _wave_tokens(spec: ModelSpec, context: int, kv: KvOptions | None, most_bytes
     while (
         wave < _MOST_WAVE
         and activation_bytes(spec, wave + CHUNK) <= most_bytes
-        and spec.kv_bytes(context, wave + CHUNK, kv) <= most_kv_bytes
+        and holdings.kv_bytes(spec, context, wave + CHUNK, kv) <= most_kv_bytes
     ):
         wave += CHUNK
     return wave
@@ -287,7 +300,7 @@ def _context_within(spec: ModelSpec, context: int, kv: KvOptions | None, most_by
     low, high = 0, context // KEYS_PER_PAGE
     while low < high:
         middle = (low + high + 1) // 2
-        if spec.kv_bytes(middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
+        if holdings.kv_bytes(spec, middle * KEYS_PER_PAGE, CHUNK, kv) <= most_bytes:
             low = middle
         else:
             high = middle - 1
@@ -300,13 +313,13 @@ def _refusal(
     advice = []
     shown = round_up_size(budget)
     below = 2 * shown - round_up_size(shown + 1)  # no more than the budget, and a size that a floor can be
-    possible = _context_within(spec, context, kv, spec.kv_bytes(context, CHUNK, kv) - (floor - below))
+    possible = _context_within(spec, context, kv, holdings.kv_bytes(spec, context, CHUNK, kv) - (floor - below))
     if possible >= _SMALLEST_CONTEXT:
         advice.append(f"a context of {possible} would do")
     advice.append("give it more memory, or take a smaller model or quantisation")
     under = f" ({limited})" if limited else ""
     return (
         f"{name} needs at least {format_size(floor)} of memory, of which the KV cache of {context} tokens is "
-        f"{format_size(spec.kv_bytes(context, CHUNK, kv))}, but may have {format_size(budget)}{under}; "
+        f"{format_size(holdings.kv_bytes(spec, context, CHUNK, kv))}, but may have {format_size(budget)}{under}; "
         f"{' or '.join(advice)}"
     )

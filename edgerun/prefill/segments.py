@@ -67,6 +67,11 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
     """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
     if experts and not spec.n_experts:
         raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
+    if any(not isinstance(layer.mixer, Attention) for layer in plan_of(spec)):
+        raise UnsupportedError(
+            f"prompt backends have no graphs for layers without attention or with more ({spec.architecture}): use "
+            "--prefill kernels"
+        )
     if any(isinstance(layer.mixer, Attention) and layer.mixer.has_more for layer in plan_of(spec)):
         raise UnsupportedError(
             f"prompt backends do not know the attention of a {spec.architecture}, which has gates or shares keys and "

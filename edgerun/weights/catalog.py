@@ -14,10 +14,10 @@ EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_ex
 CONVOLUTIONS = ("ssm_conv1d", "shortconv.conv")  # what recurrent layers have
 HEAD_PARTS = ("attn_k_b", "attn_v_b")  # (heads, rows, cols): matrices whose rows belong to one head after another
 VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
-    *(*CONVOLUTIONS, "ssm_norm", "ssm_d."),
+    *(*CONVOLUTIONS, "ssm_norm", "ssm_a.", "ssm_d."),
     *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
 )
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?(?:\.bias|\.scale)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

@@ -9,6 +9,7 @@ from edgerun.engine import Engine
 from edgerun.formats.gguf import open_gguf
 from edgerun.kv import KvLedger
 from edgerun.models import Decoder, load_spec
+from edgerun.models.holdings import kv_groups
 from edgerun.text import load_chat_template, load_tokenizer
 from edgerun.weights import ResidentStore
 from edgerun.weights.identity import identify
@@ -25,7 +26,7 @@ def test_eight_threads_do_everything(tmp_path, kernels, contexts):
     with open_gguf(make_tiny_model(tmp_path / "m.gguf")) as gguf:
         spec = load_spec(gguf)
         tokenizer = load_tokenizer(gguf.metadata)
-        page_bytes = sum(group.page_bytes for group in spec.kv_groups())
+        page_bytes = sum(group.page_bytes for group in kv_groups(spec))
         ledger = KvLedger(None if contexts is None else contexts * page_bytes * CONTEXT // 256)
         decoder = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT, kv_ledger=ledger)
         template = load_chat_template(gguf.metadata, tokenizer)

@@ -14,7 +14,7 @@ from edgerun.engine import Engine
 from edgerun.errors import DoesNotFitError, UsageError
 from edgerun.formats.gguf import open_gguf
 from edgerun.kv import KvLedger
-from edgerun.models import Decoder, load_spec
+from edgerun.models import Decoder, holdings, load_spec
 from edgerun.text import load_tokenizer
 from edgerun.weights import ResidentStore
 from tests.tiny_model import make_tiny_model
@@ -29,7 +29,7 @@ from edgerun.api.weights import plan_weights
 from edgerun.device import peak_bytes
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import open_gguf
-from edgerun.models import load_spec
+from edgerun.models import holdings, load_spec
 
 path, context = sys.argv[1], 1024
 with open_gguf(path) as gguf:
@@ -57,7 +57,7 @@ with LLM(path, context=context, memory=asked) as llm:
     for _ in range(3):  # each is gone before the next one comes
         texts.append(llm.session().complete(prompt, temperature=0, max_tokens=4).text[:1])
 print(json.dumps({"shared": shared, "budget": budget, "peak": peak_bytes(), "refused": refused, "texts": texts,
-                  "limit": limit, "kv": spec.kv_bytes(1004)}))
+                  "limit": limit, "kv": holdings.kv_bytes(spec, 1004)}))
 """
 
 
@@ -85,7 +85,7 @@ def tight(tmp_path, kernels):
         store = ResidentStore(gguf, spec, kernels)
 
         def make(contexts: float) -> tuple[LLM, KvLedger]:
-            ledger = KvLedger(int(contexts * spec.kv_bytes(CONTEXT)))
+            ledger = KvLedger(int(contexts * holdings.kv_bytes(spec, CONTEXT)))
             decoder = Decoder(spec, store, kernels, context=CONTEXT, kv_ledger=ledger)
             engine = Engine(decoder, load_tokenizer(gguf.metadata), context=CONTEXT)
             return LLM.from_engine(engine, release=ledger.release_all), ledger

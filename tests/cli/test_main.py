@@ -25,7 +25,7 @@ from edgerun.errors import (
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
     "--context --kv EDGERUN_KV --threads --kernels --stats --json EDGERUN_KERNELS "
-    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill",
+    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill --cluster --allreduce --wire",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",
@@ -36,6 +36,7 @@ OPTIONS = {
     "EDGERUN_KERNELS EDGERUN_MEMORY",
     "bench": "--memory --no-prefetch --record-routing --overwrite --prompt --decode --repetitions --ids --logits "
     "--threads --kernels --json",
+    "cluster": "up join status devices forget leave",
     "doctor": "--json --kernels --threads --providers",
     "convert": "--tokenizer --quant --overwrite --json",
     "quantize": "--type --overwrite --json",
@@ -53,6 +54,9 @@ HEAVY = {
     "yaml",
     "onnx",
     "onnxruntime",
+    "msgspec",
+    "zeroconf",
+    "cryptography",
 }
 
 

@@ -27,7 +27,7 @@ class Heard:
 
 
 def home_of(folder: Path, name: str) -> Home:
-    return Home(folder / name, folder / name / "shards", name)
+    return Home(folder / name, folder / name, name)
 
 
 def acquainted(folder: Path, *names: str) -> list[Home]:

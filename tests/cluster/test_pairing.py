@@ -10,10 +10,16 @@ import pytest
 
 from edgerun.cluster.channel import Channel
 from edgerun.cluster.identity import Identity, fingerprint_of, forget_identity, own_identity
-from edgerun.cluster.pairing import LIFE_S, MOST_TRIES, Code, checked_code, invite_guest, join_host
+from edgerun.cluster.pairing import LIFE_S, MOST_FAILURES, MOST_TRIES, Code, checked_code, invite_guest, join_host
 from edgerun.cluster.roster import Member, Roster, read_roster, write_roster
 from edgerun.cluster.tls import secured
 from edgerun.errors import FormatError, LostPeerError, NetworkError, NotFoundError, UsageError
+
+
+def opened_code() -> Code:
+    code = Code()
+    code.open()
+    return code
 
 
 def _identity(folder: Path, name: str) -> Identity:
@@ -23,25 +29,26 @@ def _identity(folder: Path, name: str) -> Identity:
 def _pair(host: Identity, guest: Identity, code: Code, digits: str) -> tuple[Roster, Member]:
     """Both sides' results; the host's error comes first."""
     ends = [Channel(end) for end in socket.socketpair()]
-    known = Roster((Member(host.certificate),))
+    before = Roster((Member(host.certificate),))
 
     def invite() -> Member:
         try:
-            return invite_guest(ends[0], code, host, known.with_member, sleep=lambda _: None)
+            return invite_guest(ends[0], code, host, before.with_member, sleep=lambda _: None)
         finally:
             ends[0].close()
 
     with ThreadPoolExecutor(1) as threads:
         hosting = threads.submit(invite)
         try:
-            roster = join_host(ends[1], digits, Member(guest.certificate))
+            roster, known = join_host(ends[1], digits, Member(guest.certificate))
         finally:
             ends[1].close()
+        assert known == host.fingerprint
         return roster, hosting.result()
 
 
 def test_the_right_code_makes_both_known(tmp_path: Path) -> None:
-    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), Code()
+    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), opened_code()
     digits = code.digits
     roster, came = _pair(host, guest, code, f"{digits[:3]} {digits[3:]}")
     assert came.fingerprint == guest.fingerprint
@@ -52,37 +59,59 @@ def test_the_right_code_makes_both_known(tmp_path: Path) -> None:
 
 
 def test_wrong_codes_are_counted_and_make_the_right_one_void(tmp_path: Path) -> None:
-    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), Code()
+    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), opened_code()
     digits = code.digits
     wrong = f"{(int(digits) + 1) % 10**6:06}"
-    delays = []
     for _ in range(MOST_TRIES):
         assert code.digits == digits
         with pytest.raises(NetworkError, match="code is wrong"):
             _pair(host, guest, code, wrong)
     with pytest.raises(NetworkError, match="code is wrong"):
         _pair(host, guest, code, digits)
-    code = Code()
-    for _ in range(MOST_TRIES):
-        delays.append(code.take()[1])
-    assert delays == sorted(delays) and delays[0] == 0 and delays[-1] >= 2
-    now = 0.0
-    code = Code(lambda: now)
-    digits = code.digits
-    now = LIFE_S + 1
-    assert code.digits != digits
+    _pair(host, guest, code, code.digits)  # the person looks again
     for bad in ("12345", "1234567", "12345x", "١٢٣٤٥٦"):
         with pytest.raises(UsageError, match="six digits"):
             checked_code(bad)
 
 
+def test_guessing_gets_slower_and_ends(tmp_path: Path) -> None:
+    now = 0.0
+    code = Code(lambda: now)
+    assert code.digits == ""  # nobody opened it
+    with pytest.raises(NetworkError, match="no guests"), code.run():
+        pass
+    code.open()
+    delays, seen = [], set()
+    for _ in range(MOST_FAILURES):
+        with code.run() as (digits, delay_s):
+            seen.add(digits)
+            delays.append(delay_s)
+            if 1 < len(delays) < MOST_FAILURES:
+                with pytest.raises(NetworkError, match="another device"), code.run():
+                    pass
+    assert delays == sorted(delays) and delays[0] == 0 and delays[-1] == 60
+    assert len(seen) == MOST_FAILURES // MOST_TRIES
+    assert code.digits == ""
+    with pytest.raises(NetworkError, match="no guests"), code.run():
+        pass
+    digits = code.open()
+    with code.run():
+        code.succeeded()
+    assert code.digits not in ("", digits)
+    with code.run() as (_, delay_s):
+        assert delay_s == 0  # a guest came in: it was no guesser
+    now = LIFE_S + 1
+    assert code.digits == ""
+
+
 @pytest.mark.parametrize("message", [b"", b"A", b"B" + bytes(32), b"A" + b"\xff" * 32, b"A" + bytes(31), bytes(9000)])
 def test_nonsense_is_refused_and_counts(tmp_path: Path, message: bytes) -> None:
-    host, code = _identity(tmp_path, "attic"), Code()
+    host, code = _identity(tmp_path, "attic"), opened_code()
     ends = [Channel(end, 8192) for end in socket.socketpair()]
     digits = code.digits
     for _ in range(MOST_TRIES - 1):
-        code.take()
+        with code.run():
+            pass
     ends[1].send(message)
     with pytest.raises(FormatError):
         invite_guest(ends[0], code, host, Roster().with_member, sleep=lambda _: None)
@@ -91,7 +120,7 @@ def test_nonsense_is_refused_and_counts(tmp_path: Path, message: bytes) -> None:
 
 def test_a_recorded_pairing_opens_nothing(tmp_path: Path) -> None:
     """What a guest sent, sent again: the host has another key by then, though the code were the same."""
-    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), Code()
+    host, guest, code = _identity(tmp_path, "attic"), _identity(tmp_path, "kitchen"), opened_code()
     code.succeeded = lambda: None  # type: ignore[method-assign]
     recorded: list[bytes] = []
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ from edgerun.cluster.pairing import join_host
 from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
 from edgerun.cluster.shards import make_offer
-from edgerun.errors import EdgerunError, LostPeerError, NetworkError, UsageError
+from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, NetworkError, NotFoundError, UsageError
 from tests.cluster.homes import Heard, acquainted, home_of, serving
 
 ROUNDS = 20
@@ -84,11 +86,12 @@ def step(collective: Collective) -> float:
     return float(x[0])
 
 
-@pytest.mark.parametrize("way", ["star", "mesh"])
+@pytest.mark.parametrize("way", ["star", "mesh", "auto"])
 def test_a_group_adds_up_and_is_made_again_without_who_is_lost(tmp_path: Path, closing: ExitStack, way: str) -> None:
     head, servers, _ = gathered(tmp_path, closing, 3)
     group = head.begin([shard_of(10), shard_of(100), shard_of(1000)], way, "f32")
     assert [step(group) for _ in range(ROUNDS)] == [1111.0] * ROUNDS
+    assert (head.way == way) == (way != "auto") == (head.links is None)
     started = time.monotonic()
     servers[1].close()
     with pytest.raises(LostPeerError):
@@ -142,9 +145,9 @@ def test_what_was_not_offered_is_not_kept(tmp_path: Path, closing: ExitStack) ->
         (Piece(digest, 0, b"x"), "not offered"),
         (Offer(digest, 1, (digest,)), "not those of its shard"),
         (Offer(offer.shard, 2 << 40, offer.pieces), "not those of its shard"),
-        (Begin(bytes(16), 1, seats, digest, "star", "f32", b""), "no such shard"),
-        (Begin(bytes(16), 0, seats, digest, "star", "f32", b""), "no seat"),
-        (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", b""), "another head"),
+        (Begin(bytes(16), 1, seats, digest, "star", "f32", 8, b""), "no such shard"),
+        (Begin(bytes(16), 0, seats, digest, "star", "f32", 8, b""), "no seat"),
+        (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", 8, b""), "another head"),
     ]
     for request, why in refused:
         with pytest.raises(EdgerunError, match=why):
@@ -188,16 +191,20 @@ def test_a_device_joins_by_code_and_is_known_to_all(tmp_path: Path, closing: Exi
     attic, kitchen, shed = (home_of(tmp_path, name) for name in ("attic", "kitchen", "shed"))
     server = serving(attic, add_up, events)
     closing.callback(server.close)
+    server.code.open()
     for guest in (kitchen, shed):
         with pytest.raises(NetworkError, match="code is wrong"):
             join_host(dial_host(server.address), "000000" if server.code.digits != "000000" else "1" * 6, guest.me())
-        guest.learn(join_host(dial_host(server.address), server.code.digits, guest.me()))
+        guest.learn(join_host(dial_host(server.address), server.code.digits, guest.me(":99"))[0])
     assert "kitchen joined" in events.text and "shed joined" in events.text
     assert [member.name for member in shed.others()] == ["attic", "kitchen"]
+    assert shed.others()[1].address == "127.0.0.1:99"
     (remote,) = connect(kitchen, [("attic", server.address)], events)
     assert [member.name for member in kitchen.others()] == ["attic", "shed"]  # it has heard
     assert remote.device.name == "attic" and remote.device.job == ""
     attic.put_out("kitchen")
+    with pytest.raises(LostPeerError):
+        remote.refresh()  # its open connection is cut, too
     assert connect(kitchen, [("attic", server.address)], events) == []
     (remote,) = connect(shed, [("attic", server.address)], events)
     remote.put_me_out()
@@ -222,6 +229,38 @@ def test_a_head_that_goes_frees_the_worker(tmp_path: Path, closing: ExitStack) -
     assert not [each for each in threading.enumerate() if each.name == "cluster job"]
 
 
+def test_a_job_ends_when_somebody_in_it_is_put_out(tmp_path: Path, closing: ExitStack) -> None:
+    head, _, homes = gathered(tmp_path, closing, 2)
+    group = head.begin([shard_of(10), shard_of(100)], "mesh", "f32")
+    homes[1].put_out("worker2")
+    end = time.monotonic() + 5
+    with pytest.raises(LostPeerError):
+        while time.monotonic() < end:
+            step(group)
+
+
+def test_old_shards_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, free = home_of(tmp_path, "attic").shards, 3000
+
+    def usage(path: Path) -> object:
+        return SimpleNamespace(free=free - store.kept_bytes())
+
+    monkeypatch.setattr("edgerun.cluster.shards._room", lambda path: path.stat().st_size)
+    monkeypatch.setattr("edgerun.cluster.shards.shutil.disk_usage", usage)
+    offers = []
+    for i in range(3):
+        data = bytes([i]) * 600
+        offers.append(make_offer(600, lambda at, count, data=data: data))
+        assert store.missing(offers[-1]) == (0,)
+        store.keep(Piece(offers[-1].shard, 0, data))
+        os.utime(store.finish(offers[-1].shard), (i, i))
+    assert [bool(store.missing(offer)) for offer in offers[1:]] == [False, False]
+    with pytest.raises(NotFoundError):
+        store.finish(offers[0].shard)
+    with pytest.raises(DoesNotFitError, match="1501 bytes"):
+        store.missing(make_offer(1501, lambda at, count: bytes(count)))
+
+
 def _job(home: Home, server: Server) -> str:
     (remote,) = connect(home, [("worker1", server.address)], Heard())
     remote.close()
@@ -233,6 +272,6 @@ def test_addresses() -> None:
     assert parse_address("box:80") == ("box", 80)
     assert parse_address("[::1]:80") == ("::1", 80) == parse_address(format_address("::1", 80))
     assert parse_address("::1") == ("::1", 8627)
-    for bad in ("", ":80", "box:x", "box:70000", "box:٣"):
+    for bad in ("", ":80", "box:x", "box:70000", "box:٣", "[::1", "[box]:8", "a b"):
         with pytest.raises(UsageError):
             parse_address(bad)

@@ -19,7 +19,19 @@ from engine.fakes import FakeTokenizer
 from tests.engine.guessers import from_script, guessing, some, take_all
 from tests.models.instances import INSTANCES, VOCAB, write
 
-NAMES = ("llama", "qwen2", "qwen3moe", "gemma2", "gemma3", "phi3-longrope", "olmoe", "relu-Q8_0", "smallthinker")
+NAMES = (
+    "llama",
+    "qwen2",
+    "qwen3moe",
+    "gemma2",
+    "gemma3",
+    "phi3-longrope",
+    "olmoe",
+    "relu-Q8_0",
+    "smallthinker",
+    "lfm2",
+    "qwen35",
+)
 PROMPT = np.random.default_rng(7).integers(0, VOCAB, 20).tolist()
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, open_gguf
 from edgerun.formats.quants import quantize
 from edgerun.models import load_spec
+from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
 from edgerun.models.reading import WholeModel, read_spec
-from edgerun.models.spec import ModelSpec
+from edgerun.models.spec import ModelSpec, Recurrence
 from edgerun.weights.catalog import tensor_name
 from tests.models.attention_instances import ATTENTION
 from tests.models.instance import TOKENS, VOCAB, Instance
@@ -26,6 +27,28 @@ def _gemma(name: str, arch: str, **more: Any) -> Instance:
 
 
 _PACKED = {"attn_qkv": 1}
+
+
+def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
+    given = {"taps": 3, "tied": True, "layers": len(kv_heads), "by_layer": {"kv_heads": kv_heads}} | more
+    return Instance(name, "lfm2", **given)
+
+
+def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
+    """A model of recurrences, and of attention alone where `recurrent` is 0."""
+    kinds = tuple(map(bool, recurrent))
+    metadata = {
+        "ssm.conv_kernel": heads.taps,
+        "ssm.state_size": heads.key_dim,
+        "ssm.group_count": heads.key_heads,
+        "ssm.time_step_rank": heads.heads,
+        "ssm.inner_size": heads.inner,
+        "rope.dimension_count": 8 if arch.startswith("qwen") else 16,
+    } | more.pop("metadata", {})
+    return Instance(name, arch, layers=len(kinds), recurrence=heads, recurrent=kinds, metadata=metadata, **more)
+
+
+_SECTIONS = {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)}  # of 8 rotated dimensions: plain for text
 _SIGMOID = {"expert_gating_func": 2}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
 PLAIN = [
@@ -63,6 +86,11 @@ PLAIN = [
         metadata={"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     Instance("bitnet", "bitnet", tied=True),
+    _lfm2("lfm2", (0, 2, 0)),
+    _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
+    _recurrent("qwen35", "qwen35", (1, 1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
+    _recurrent("qwen35-many", "qwen35", (1, 0, 1, 1, 0), Recurrence(3, 6, 2, 24, 24), tied=True, metadata=_SECTIONS),
+    _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
     ),
@@ -374,6 +402,8 @@ QUANTISED = [
     Instance("olmoe-Q8_0", "olmoe", GgmlType.Q8_0, ff=96, kv_heads=4, experts=8, used=4),
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, telling=_PACKED, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q4_K", (0, 0, 2, 0), type=GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2-Q8_0", (2, 0, 2), type=GgmlType.Q8_0, tied=False),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
@@ -421,6 +451,10 @@ def metadata_of(i: Instance) -> dict[str, Any]:
         found["expert_feed_forward_length"] = i.ff_expert or i.ff
     if i.ff_shared:
         found["expert_shared_feed_forward_length"] = i.ff_shared
+    if i.taps:
+        found["shortconv.l_cache"] = i.taps
+    if i.recurrent and FAMILIES[i.arch].recurrence == "delta":
+        found["attention.recurrent_layers"] = np.array(i.recurrent, bool)
     if i.window:
         found["attention.sliding_window"] = i.window
     return found | i.metadata
@@ -447,8 +481,16 @@ _ORDER = (  # in which a layer's tensors are made up: files from before must not
     *("attn_norm", "attn_output", "ffn_norm", "attn_qkv", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm"),
     *("post_attention_norm", "post_ffw_norm", "attn_sub_norm", "ffn_sub_norm", "ffn_gate_inp", "ffn_gate_exps"),
     *("ffn_up_exps", "ffn_down_exps", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
-    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate"),
+    *("ffn_up", "ffn_down_t", "ffn_down", "ffn_gate", "shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"),
+    *("attn_gate", "ssm_in", "ssm_ba", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_dt.bias", "ssm_a.", "ssm_norm"),
+    *("ssm_d.", "ssm_out", "ffn_norm."),
 )
+_MEANS = {
+    "ffn_gate_inp_shexp": 0.0,
+    "ssm_dt.bias": 0.0,
+    "ssm_a.": -0.7,
+}  # of vectors; others are near 1
+_FLOATS = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm")
 
 
 def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
@@ -495,11 +537,11 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
             w.add_tensor(name, data if type == GgmlType.F32 else quantize(data, type), type)
 
-        def vector(name: str, n: int, mean: float) -> None:
+        def vector(name: str, n: int | tuple[int, ...], mean: float) -> None:
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)
 
         matrix("token_embd.weight", (n_vocab, i.d), i.type, gain=1.0 if i.tied else i.d**0.5)
-        vector("output_norm.weight", i.d, 1.0)
+        vector(f"{FAMILIES[a].output_norm}.weight", i.d, 1.0)
         if not i.tied:
             matrix("output.weight", (n_vocab, i.d), i.type)
         for name in ("output_norm.bias", "output.bias"):
@@ -523,10 +565,10 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
                 name = tensor_name(layer, part)
                 if part.endswith(".bias") and len(shape) == 2:  # of experts: so large that some are cut off
                     w.add_tensor(name, (3 * rng.standard_normal(shape)).astype(np.float32), GgmlType.F32)
-                elif len(shape) == 1:
-                    vector(name, shape[0], 0.0 if part == "ffn_gate_inp_shexp" or part.endswith(".bias") else 1.0)
+                elif len(shape) == 1 or part in ("ssm_a.", "ssm_d."):
+                    vector(name, shape, 0.0 if part.endswith(".bias") and part not in _MEANS else _MEANS.get(part, 1.0))
                 else:
-                    matrix(name, shape, GgmlType.F32 if part == "ffn_gate_inp" else i.type)
+                    matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
     return path

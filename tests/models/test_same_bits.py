@@ -14,7 +14,7 @@ from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerSto
 from tests.models.instances import INSTANCES, VOCAB, open_instance
 
 TOKENS = 140  # beyond two blocks of positions
-LONG = ("llama", "gemma2", "qwen3moe")  # beyond two chunks of positions, too
+LONG = ("llama", "gemma2", "qwen3moe", "lfm2")  # beyond two chunks of positions, too
 LONG_TOKENS = 560
 
 
@@ -62,7 +62,7 @@ def test_however_it_is_cut(name, directory, kernels):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K", "relu-Q4_K"]
+    "name", ["llama", "gemma2", "qwen2moe", "phi3", "bitnet", "smallthinker", "relu", "llama-Q4_K", "relu-Q4_K", "lfm2"]
 )
 def test_of_the_reference(name, directory):
     reference = ReferenceKernels()
@@ -80,7 +80,10 @@ def test_of_the_reference(name, directory):
         "gemma3",
         "relu-Q8_0",
         "relu-Q4_K",
+        "lfm2-Q4_K",
         "cohere2",
+        "gptoss-MXFP4",
+        "llama4",
         "erniemoe",
         "bailingmoe2",
         "deepseek-leading-Q8_0",

@@ -15,6 +15,7 @@ from edgerun.formats.gguf import GgmlType, TensorInfo
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.layout import PackedSizes
 from edgerun.kv import KvOptions
+from edgerun.models import holdings
 from edgerun.models.families import FAMILIES
 from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
 from edgerun.planning import plan_memory, process_budget
@@ -90,8 +91,8 @@ def test_never_over_the_budget(model, budget, context):
         return
     assert made.total_bytes <= budget
     assert made.floor_bytes <= budget
-    assert made.kv_bytes >= model[1].kv_bytes(context, max(256, made.wave_tokens)), "what a wave of it takes"
-    assert made.kv_bytes <= model[1].kv_bytes(context)
+    assert made.kv_bytes >= holdings.kv_bytes(model[1], context, max(256, made.wave_tokens)), "what a wave of it takes"
+    assert made.kv_bytes <= holdings.kv_bytes(model[1], context)
     assert 0 <= made.cached_share <= 1
     if made.mode == "experts":
         assert made.slots >= 2 * model[1].n_experts_used
@@ -183,10 +184,10 @@ def test_windows_keep_what_can_be_seen():
     """Gemma 3: 29 of 34 layers see 1,024 positions."""
     _, spec = GEMMA3_4B
     long, short = 32768, 1024
-    assert spec.kv_bytes(long, 256) < 0.21 * spec.kv_bytes(long)
-    assert spec.kv_bytes(short, 256) == spec.kv_bytes(short)
+    assert holdings.kv_bytes(spec, long, 256) < 0.21 * holdings.kv_bytes(spec, long)
+    assert holdings.kv_bytes(spec, short, 256) == holdings.kv_bytes(spec, short)
     position = 2 * spec.layers[0].n_kv_heads * 2 * spec.layers[0].head_dim_k
-    assert spec.kv_bytes(long) == 34 * position * long
+    assert holdings.kv_bytes(spec, long) == 34 * position * long
     assert plan(GEMMA3_4B, 64 * GIB, long).kv_bytes == position * (5 * long + 29 * 256 * 7)
 
 
@@ -194,4 +195,4 @@ def test_windows_keep_what_can_be_seen():
 def test_quantised_keys_and_values(kv, share):
     _, spec = GEMMA3_4B
     kept = KvOptions(KV_FORMATS[kv], KV_FORMATS[kv])
-    assert spec.kv_bytes(4096, kv=kept) <= share * spec.kv_bytes(4096)
+    assert holdings.kv_bytes(spec, 4096, kv=kept) <= share * holdings.kv_bytes(spec, 4096)

@@ -23,8 +23,9 @@ from edgerun.prefill.sessions import Sessions
 from edgerun.weights import ResidentStore
 from tests.models.instances import INSTANCES, VOCAB, Instance, write
 
-DENSE_F32 = [n for n, i in INSTANCES.items() if i.type.name == "F32" and not i.experts and not i.sparse]
-EXPERTS_F32 = [n for n, i in INSTANCES.items() if i.type.name == "F32" and i.experts]
+_F32 = {n: i for n, i in INSTANCES.items() if i.type.name == "F32" and not i.sparse and not i.taps and not i.recurrent}
+DENSE_F32 = [n for n, i in _F32.items() if not i.experts]
+EXPERTS_F32 = [n for n, i in _F32.items() if i.experts]
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,9 +194,10 @@ def test_streamed_in_short_waves(models, tmp_path, kernels):
     np.testing.assert_allclose(got, want, rtol=0, atol=WITHIN)
 
 
-def test_sparse_models_are_refused(models, tmp_path):
-    with pytest.raises(UnsupportedError, match="sparse feed-forward.*--prefill kernels"):
-        build(models("relu"), tmp_path)
+@pytest.mark.parametrize(("name", "why"), [("relu", "sparse feed-forward"), ("lfm2", "layers without attention")])
+def test_models_without_graphs_are_refused(models, tmp_path, name, why):
+    with pytest.raises(UnsupportedError, match=f"{why}.*--prefill kernels"):
+        build(models(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", [n for n in DENSE_F32 if not n.startswith("gemma")])

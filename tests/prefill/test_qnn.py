@@ -45,7 +45,8 @@ def compile_layer(htp, model, built: BuiltModel, out: Path) -> int:
 
 
 def test_all_families_are_here():
-    assert {INSTANCES[name].arch for name in FAMILY_NAMES} == set(FAMILIES)
+    with_graphs = {name for name, family in FAMILIES.items() if not family.short_convolutions}
+    assert {INSTANCES[name].arch for name in FAMILY_NAMES} == with_graphs
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "w8a8", "w8a16", "w4a16"])

@@ -71,7 +71,7 @@ class AbsentMixer(Absent):
 
     kv: KvLayer
 
-    heads = 0
+    state = None
 
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
         """As `Mixer.forward`."""

@@ -87,6 +87,10 @@ class Attention:
         return found | ({"attn_sinks": Tensor((self.heads,))} if self.sinks else {})
 
     @property
+    def state(self) -> None:
+        return None
+
+    @property
     def products(self) -> tuple[Product, ...]:
         return self.qkv, self.output
 

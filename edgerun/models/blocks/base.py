@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.kv import KvLayer
+from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.places import Places
 from edgerun.models.ranks import Ranks
@@ -110,8 +110,13 @@ class Mixer(Block, Protocol):
     """How positions see each other."""
 
     @property
-    def kv(self) -> KvLayer:
+    def kv(self) -> KvLayer | None:
         """What it keeps of a position."""
+        ...
+
+    @property
+    def state(self) -> StateLayer | None:
+        """What it keeps of all positions together."""
         ...
 
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:

@@ -90,6 +90,10 @@ class LatentAttention:
     output: Product
 
     @property
+    def state(self) -> None:
+        return None
+
+    @property
     def kv(self) -> KvLayer:
         """What it keeps of a position."""
         return self.keys_and_values

@@ -69,6 +69,13 @@ class Family:
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     yarn_betas: bool = False  # the file's are used
     sections: bool = False  # the file says which pairs turn by which of three positions, which are one in text
+    window_everywhere: bool = False  # in a file that says a window all layers have it
+    recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
+    mixers_beside: bool = False  # every layer has attention and a recurrence side by side
+    single_blocks: bool = False  # a layer is a recurrence, attention or a feed-forward alone
+    tiled_heads: bool = False  # heads of values take turns with the key heads; else neighbours share one
+    short_convolutions: bool = False  # layers without key/value heads are short convolutions
+    output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 

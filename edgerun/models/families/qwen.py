@@ -1,4 +1,4 @@
-"""Qwen 1.5 to 3, dense and with experts."""
+"""Qwen 1.5 to 3.8, dense and with experts."""
 
 from edgerun.models.families.family import RERANKER, Family
 
@@ -10,4 +10,12 @@ FAMILIES = {
     "qwen2vl": Family(rope="neox", sections=True),  # of these the part that reads and writes text
     "qwen3vl": Family(rope="neox", qk_norm="head", sections=True),
     "qwen3vlmoe": Family(rope="neox", qk_norm="head", sections=True),
+    "qwen35": Family(
+        rope="neox",
+        qk_norm="head",
+        output_gate="in_q",
+        ffn_norm="post_attention_norm",
+        recurrence="delta",
+        tiled_heads=True,
+    ),
 }

@@ -1,0 +1,52 @@
+"""`edgerun cluster devices`."""
+
+from __future__ import annotations
+
+import click
+
+from edgerun.cli.cluster import own_home
+from edgerun.cli.options import json_option
+from edgerun.cli.output import print_json, print_table
+
+
+@click.command(short_help="All devices, and whether they answer.")
+@json_option
+def command(as_json: bool) -> None:
+    """Ask each device that this one knows what it is and what it does, and say how long it took to answer."""
+    home = own_home()
+    from edgerun.cluster.members import look_around
+    from edgerun.units import format_size
+
+    found = look_around(home, find=True)
+    if as_json:
+        print_json(
+            {
+                "devices": [
+                    {
+                        "name": each.member.name,
+                        "fingerprint": each.member.fingerprint,
+                        "address": each.address or None,
+                        "answers": each.device is not None,
+                        "why_not": each.why or None,
+                        "round_trip_s": each.round_trip_s or None,
+                        "cores": None if each.device is None else each.device.cores,
+                        "memory_bytes": None if each.device is None else each.device.memory_bytes,
+                        "does": None if each.device is None else each.device.job,
+                    }
+                    for each in found
+                ]
+            }
+        )
+        return
+    rows = []
+    for each in found:
+        device = each.device
+        if device is None:
+            rows.append([each.member.name, each.address or "?", "", "", "", f"does not answer: {each.why}"])
+            continue
+        answered = f"{1e3 * each.round_trip_s:.1f} ms"
+        rows.append(
+            [each.member.name, each.address, answered, str(device.cores), format_size(device.memory_bytes)]
+            + [device.job or "idle"]
+        )
+    print_table(("name", "address", "answers in", "cores", "memory", "does"), rows, right=("answers in", "cores"))

@@ -1,0 +1,114 @@
+"""All devices that this one knows, as ranks of its groups: `assembly.Assembly` over the network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from edgerun.cluster.collective import Collective
+from edgerun.cluster.control import Offer
+from edgerun.cluster.head import Head, Shard
+from edgerun.cluster.home import Home
+from edgerun.cluster.links import Links
+from edgerun.cluster.remote import Remote
+from edgerun.cluster.roster import Member
+from edgerun.cluster.shard_file import ShardSource
+from edgerun.cluster.shards import checked_offer, make_offer
+from edgerun.cluster.shares import Ability
+from edgerun.errors import EdgerunError, FormatError
+from edgerun.events import EventSink, Notice
+from edgerun.paths import read_kept, write_kept
+
+_LOOK_S = 2.0  # between looks for devices that do not take part
+_OURS = 0.8  # of a device's free memory
+
+
+class Household:
+    """The devices that answer. A thread looks for those that do not take part yet, or no more. `close` it."""
+
+    def __init__(self, home: Home, events: EventSink, *, way: str = "auto", wire: str = "f32") -> None:
+        self._home = home
+        self._events = events
+        self._way = way
+        self._wire = wire
+        self._head = Head(home, [], events)
+        self._found: list[Remote] = []
+        self._lock = threading.Lock()
+        self._is_closed = threading.Event()
+        self._look()
+        self._looker = threading.Thread(target=self._look_again, name="household", daemon=True)
+        self._looker.start()
+
+    def abilities(self) -> list[Ability]:
+        """See `Assembly`. Devices that came meanwhile take part from here on."""
+        with self._lock:
+            found, self._found = self._found, []
+        self._head.add(found)
+        devices = [remote.device for remote in self._head.remotes]
+        return [Ability(float(device.cores), int(_OURS * device.memory_bytes)) for device in devices]
+
+    def names(self) -> list[str]:
+        return [remote.name for remote in self._head.remotes]
+
+    def has_news(self) -> bool:
+        with self._lock:
+            return bool(self._found)
+
+    def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
+        offered = [Shard(self._offer(source), source.read) for source in shards]
+        return self._head.begin(offered, self._way, self._wire, details)
+
+    def end(self) -> None:
+        self._head.end()
+
+    def close(self) -> None:
+        """Let all devices go. Harmless when repeated."""
+        self._is_closed.set()
+        self._looker.join()
+        with self._lock:
+            found, self._found = self._found, []
+        self._head.add(found)
+        self._head.close()
+
+    @property
+    def way(self) -> str:
+        """How the group sums; "" for no group."""
+        return self._head.way
+
+    @property
+    def links(self) -> Links | None:
+        """What was measured of the group's links, if it was."""
+        return self._head.links
+
+    def _look_again(self) -> None:
+        while not self._is_closed.wait(_LOOK_S):
+            self._look()
+
+    def _look(self) -> None:
+        """Connect to members that are not connected."""
+        with self._lock:
+            known = {remote.member.fingerprint for remote in (*self._found, *self._head.remotes)}
+        for member in self._home.others():
+            if member.fingerprint not in known and not self._is_closed.is_set():
+                self._try(member)
+
+    def _try(self, member: Member) -> None:
+        try:
+            remote = Remote(self._home, member)
+        except EdgerunError:
+            return  # not there now
+        with self._lock:
+            self._found.append(remote)
+        self._events(Notice(f"{remote.name} is there"))
+
+    def _offer(self, source: ShardSource) -> Offer:
+        """Of a shard; hashed once: its digest is another one as soon as somebody writes to the model's file."""
+        path = self._home.offers / source.digest
+        try:
+            offer = checked_offer(msgspec.msgpack.decode(read_kept(path), type=Offer))
+        except (OSError, msgspec.DecodeError, FormatError):
+            offer = make_offer(source.n_bytes, source.read)
+            write_kept(path, [msgspec.msgpack.encode(offer)])
+        return offer

@@ -1,0 +1,147 @@
+"""How long a sum over ranks takes, by what was measured of their links, and which way is the fastest.
+
+    star   2 hops, and all that the head sends and receives passes one cable:  2 h + n B b + 2 (n - 2) m
+    mesh   1 hop, everybody's cable as full in both directions at once:        h + (n - 1) B b + (n - 2) m
+    ring   2 (n - 1) hops of a part:                                           2 (n - 1) (h + B b / n)
+    tree   2 hops for each doubling:                                           2 ceil(log2 n) (h + B b)
+
+h: from a small message's sending to its arrival, software included; B: bytes; b: seconds a byte; m: what another
+message costs whoever handles several. In a star whoever has its sum first sends its next part first, while the head
+still sends to the others: of 2 (n - 1) messages n - 2 are on the cable at the same time as one the other way. On shared
+air all messages of all ranks take turns: B b comes 2 (n - 1) times in a star, n (n - 1) times in a mesh.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from edgerun.cluster.collective import F32, HEAD
+from edgerun.cluster.linked import Peers
+from edgerun.cluster.ways import WAY_NAMES, WayName, star
+from edgerun.cluster.wire_format import EXACT
+
+_ROUNDS = 9
+_SMALL = 64  # numbers: latency alone
+_LARGE = 1 << 15  # 128 KiB: what a slow link needs 10 ms for
+_SHARED = 1.6  # times as long in both directions at once: the two take turns
+
+
+@dataclass(frozen=True)
+class Links:
+    """A group's links, as if all were like the slowest. Symbols: see above."""
+
+    hop_s: float
+    byte_s: float
+    message_s: float
+    is_duplex: bool
+
+
+def predict_s(way: WayName, links: Links, size: int, n_bytes: int) -> float:
+    """How long `size` ranks need to sum `n_bytes` each."""
+    hop, wire = links.hop_s, n_bytes * links.byte_s
+    others = size - 1
+    if size < 2:
+        return 0.0
+    if way == "star":
+        return 2 * hop + (size if links.is_duplex else 2 * others) * wire + 2 * (others - 1) * links.message_s
+    if way == "mesh":
+        return hop + (1 if links.is_duplex else size) * others * wire + (others - 1) * links.message_s
+    if way == "ring":
+        return 2 * others * (hop + (1 if links.is_duplex else size) * wire / size)
+    return 2 * math.ceil(math.log2(size)) * (hop + wire)
+
+
+def choose_way(links: Links, size: int, n_bytes: int) -> WayName:
+    """The fastest; of equal ones the first named."""
+    return min(WAY_NAMES, key=lambda way: predict_s(way, links, size, n_bytes))
+
+
+def settle(peers: Peers, numbers: int) -> tuple[WayName, Links]:
+    """All ranks together: measure the links, and agree on the way for sums of so many numbers. Half a second at most on
+    links that are worth using. LostPeerError."""
+    measured = measure(peers)
+    chosen = WAY_NAMES.index(choose_way(measured, peers.size, peers.wire.n_bytes(numbers)))
+    told = np.array([chosen, measured.hop_s, measured.byte_s, measured.message_s, measured.is_duplex], np.float32)
+    _tell(peers, told)
+    return WAY_NAMES[int(told[0])], Links(float(told[1]), float(told[2]), float(told[3]), bool(told[4]))
+
+
+def measure(peers: Peers) -> Links:
+    """All ranks together; only the head's is of all links."""
+    pairs = combinations(range(peers.size), 2)
+    hops = [_ping_pong(peers, low, high, _SMALL, _ROUNDS) for low, high in pairs]
+    hop = _largest_of_all(peers, max((each for each in hops if each), default=0.0))
+    one_way, both_ways = 0.0, 0.0
+    for other in range(1, peers.size):
+        large = _ping_pong(peers, HEAD, other, _LARGE, 3)
+        at_once = _both(peers, HEAD, other, _LARGE, 3)
+        if large > one_way:
+            one_way, both_ways = large, at_once
+    wire = max(0.0, one_way - hop)
+    all_s = _timed(lambda: star(np.zeros(_SMALL, np.float32), peers), _ROUNDS)
+    more = max(1, 2 * (peers.size - 2))
+    message = max(0.0, all_s - 2 * hop) / more if peers.size > 2 else 0.0
+    return Links(hop, wire / (4 * _LARGE), message, both_ways - hop < _SHARED * max(wire, hop / 10))
+
+
+def _ping_pong(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:
+    """Half of a round trip between two ranks; 0 for all others."""
+    if peers.rank not in (low, high):
+        return 0.0
+    x = np.zeros(count, np.float32)
+
+    def once() -> None:
+        if peers.rank == low:
+            peers.swap({high: peers.write(x, EXACT)}, {}, EXACT)
+            peers.swap({}, {high: count}, EXACT)
+        else:
+            peers.swap({}, {low: count}, EXACT)
+            peers.swap({low: peers.write(x, EXACT)}, {}, EXACT)
+
+    return _timed(once, rounds) / 2
+
+
+def _both(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:
+    """An exchange in both directions at once."""
+    if peers.rank not in (low, high):
+        return 0.0
+    other = high if peers.rank == low else low
+    x = np.zeros(count, np.float32)
+    return _timed(lambda: peers.swap({other: peers.write(x, EXACT)}, {other: count}, EXACT), rounds)
+
+
+def _timed(act: Callable[[], None], rounds: int) -> float:
+    """The lower quartile of some, after one that fills buffers and opens TCP's window: what is slower was disturbed."""
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        act()
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[rounds // 4]
+
+
+def _largest_of_all(peers: Peers, value: float) -> float:
+    """On the head; elsewhere the rank's own."""
+    if peers.rank != HEAD:
+        peers.swap({HEAD: peers.write(np.array([value], np.float32), EXACT)}, {}, EXACT)
+        return value
+    peers.swap({}, dict.fromkeys(peers.others, 1), EXACT)
+    got = np.empty(1, np.float32)
+    for rank in peers.others:
+        peers.read(rank, got, EXACT)
+        value = max(value, float(got[0]))
+    return value
+
+
+def _tell(peers: Peers, told: F32) -> None:
+    if peers.rank == HEAD:
+        peers.swap(dict.fromkeys(peers.others, peers.write(told, EXACT)), {}, EXACT)
+    else:
+        peers.swap({}, {HEAD: told.size}, EXACT)
+        peers.read(HEAD, told, EXACT)

@@ -1,0 +1,33 @@
+"""What a model holds of a sequence, as its layers' plans say: keys and values in pages, which grow with it; recurrent
+states in blocks, which do not."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from edgerun.kernels.states import StateLayout
+from edgerun.kv import Group, KvOptions, layer_groups, sequence_bytes, state_layouts
+from edgerun.kv.states import PLANNED_BLOCKS, block_bytes
+from edgerun.models.plan import plan_of
+from edgerun.models.spec import ModelSpec
+
+
+@lru_cache(maxsize=16)
+def kv_groups(spec: ModelSpec, kv: KvOptions | None = None) -> tuple[Group, ...]:
+    """Layers whose keys and values lie in pages together. UnsupportedError for heads that cannot be kept so."""
+    return layer_groups([layer.mixer.kv for layer in plan_of(spec)], kv)
+
+
+def kv_bytes(spec: ModelSpec, positions: int, at_once: int | None = None, kv: KvOptions | None = None) -> int:
+    """Memory for the keys and values of a sequence that grows by `at_once` positions at most (all)."""
+    return sequence_bytes(kv_groups(spec, kv), positions, positions if at_once is None else at_once)
+
+
+def states_of(spec: ModelSpec) -> dict[int, StateLayout]:
+    """Of each layer that has states, its place in a block."""
+    return state_layouts([layer.mixer.state for layer in plan_of(spec)])
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    """Memory for the states of a sequence, however long it is."""
+    return PLANNED_BLOCKS * block_bytes(states_of(spec))

@@ -1,0 +1,89 @@
+"""`edgerun cluster up`, `join` and `run --cluster` as a person uses them: processes in namespaces (or on loopback)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_model import make_tiny_model
+
+from tests.cluster.lab import Device, Lab, lab, line_with, running
+
+WORDS = "the cat and the"
+_PORTS = (8731, 8732)
+_PLAIN = {"EDGERUN_KERNELS": "reference", "EDGERUN_MEMORY": "auto"}
+
+
+@dataclass
+class House:
+    """A desk, whose user runs models, and two devices that take part."""
+
+    here: Lab
+    desk: Device
+    model: Path
+    workers: list[subprocess.Popen[str]]
+
+    def run(self, *arguments: str, tokens: int) -> subprocess.Popen[str]:
+        """`edgerun run` there."""
+        greedy = ("-n", str(tokens), "--temperature", "0", "--raw")
+        command = ("-m", "edgerun", "run", str(self.model), WORDS, *greedy, *arguments)
+        return self.desk.start(*command, environment=_PLAIN, errors_apart=True)
+
+    def answer(self, *arguments: str, tokens: int = 60) -> tuple[str, str]:
+        """What it answers, and what it says besides."""
+        with running(self.run(*arguments, tokens=tokens)) as process:
+            text, besides = process.communicate(timeout=60)
+        assert process.returncode == 0, besides
+        return text, besides
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("house")
+    model = make_tiny_model(folder / "tiny.gguf", chat=False)
+    with ExitStack() as stack:
+        here = stack.enter_context(lab(folder, 3))
+        desk, attic, shed = here.devices
+        place = f"{attic.address}:{_PORTS[0]}"
+        up = attic.start("-m", "edgerun", "cluster", "up", "--name", "attic", "--listen", place, environment=_PLAIN)
+        stack.enter_context(running(up))
+        code = re.search(r"join (\d{3}-\d{3})", line_with(up, "on the other device"))
+        assert code is not None
+        own = ("--name", "shed", "--listen", f"{shed.address}:{_PORTS[1]}")
+        join = shed.start(*("-m", "edgerun", "cluster", "join", code[1], "--peer", place, *own), environment=_PLAIN)
+        stack.enter_context(running(join))
+        line_with(join, "shed listens")
+        code = re.search(r"now (\d{3}-\d{3})", line_with(up, "the code is now"))
+        assert code is not None
+        paired = desk.start(*("-m", "edgerun", "cluster", "join", code[1], "--peer", place, "--only", "--name", "desk"))
+        with running(paired):
+            line_with(paired, "desk joined attic; known now: attic, shed")
+        yield House(here, desk, model, [up, join])
+
+
+def test_devices_answer_what_one_alone_does(house: House) -> None:
+    text, _ = house.answer()
+    shared, besides = house.answer("--cluster")
+    assert shared == text and len(text) > 60
+    assert "attic is there" in besides and "shed is there" in besides
+    assert house.answer("--cluster", "--allreduce", "star")[0] == text
+    assert house.answer("--cluster", "--wire", "q8", tokens=5)[0]
+
+
+def test_a_worker_that_is_killed_costs_no_token(house: House) -> None:
+    text, _ = house.answer(tokens=400)
+    with running(house.run("--cluster", tokens=400)) as process:
+        assert process.stdout is not None and process.stderr is not None
+        start = process.stdout.read(100)
+        os.killpg(house.workers[1].pid, signal.SIGKILL)
+        rest = process.stdout.read()
+        assert "divided anew" in process.stderr.read()
+        assert process.wait() == 0
+    assert start + rest == text

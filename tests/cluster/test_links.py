@@ -1,0 +1,111 @@
+"""The choice of a way by what was measured, and the measuring."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edgerun.cluster.head import Head, Shard, connect
+from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.links import Links, choose_way, predict_s
+from edgerun.cluster.shards import make_offer
+from edgerun.cluster.ways import WAY_NAMES
+from edgerun.errors import LostPeerError
+from edgerun.events import ignore
+from tests.cluster.homes import acquainted
+from tests.cluster.lab import Lab, can_emulate, lab, line_with, running
+
+Three = tuple[Lab, Head, list["subprocess.Popen[str]"]]
+
+WIRED = Links(0.0003, 8e-9, 2e-5, True)
+AIR = Links(0.002, 4e-8, 2e-5, False)
+
+
+def test_wires_want_a_mesh_and_shared_air_a_star() -> None:
+    assert choose_way(WIRED, 4, 8196) == "mesh"
+    assert choose_way(AIR, 8, 8196) == "star"
+    assert choose_way(Links(1e-6, 1e-7, 1e-6, True), 8, 1 << 24) == "ring"  # only bytes count
+    for way in WAY_NAMES:
+        assert predict_s(way, WIRED, 1, 8196) == 0
+        assert predict_s(way, WIRED, 4, 8196) > predict_s(way, WIRED, 2, 8196) > 0
+    assert predict_s("star", WIRED, 2, 1000) == pytest.approx(2 * 0.0003 + 2 * 8e-6)
+    assert predict_s("mesh", AIR, 3, 1000) == pytest.approx(0.002 + 6 * 4e-5 + 2e-5)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
+    """A head in this process and two workers, 5 ms and 100 Mb/s away where that can be emulated."""
+    folder = tmp_path_factory.mktemp("lab")
+    names = ["desk", "attic", "shed"]
+    with lab(folder, 3, delay_s=0.005, bits_per_s=1e8) as here:
+        homes = acquainted(folder, *names)
+        addresses, processes = [], []
+        for device, name in zip(here.devices[1:], names[1:], strict=True):
+            process = device.start("-m", "tests.cluster.process", str(folder / name), name, device.address)
+            processes.append(process)
+            addresses.append((name, line_with(process, "listening").split()[1]))
+        with running(processes[0]), running(processes[1]), here.inside(here.devices[0]):
+            head = Head(homes[0], connect(homes[0], addresses, ignore), ignore)
+            yield here, head, processes
+            head.close()
+
+
+def begin(head: Head, way: str) -> LinkedCollective:
+    shard = Shard(make_offer(4, lambda at, count: bytes(4)), lambda at, count: bytes(4))
+    return head.begin([shard] * len(head.remotes), way, "f32", numbers=2049)
+
+
+def rounds(group: LinkedCollective, count: int) -> float:
+    """What one of some sums took, in s."""
+    group.announce(f"{count} 2049".encode())
+    started = time.perf_counter()
+    for _ in range(count):
+        x = np.ones(2049, np.float32)
+        group.all_reduce(x)
+        assert (x == group.size).all()
+    return (time.perf_counter() - started) / count
+
+
+def test_links_are_measured_and_sums_take_as_long_as_predicted(three: Three) -> None:
+    _, head, _ = three
+    group = begin(head, "auto")
+    links = head.links
+    assert links is not None
+    assert head.way == choose_way(links, 3, 4 * 2049)
+    rounds(group, 3)
+    group.announce(b"")
+    if not can_emulate():
+        return
+    # nothing is faster than the switch; how much slower it is depends on what else this machine does
+    assert 0.005 < links.hop_s < 0.02
+    assert 0.6e-7 < links.byte_s < 5e-7
+    for way, hops, messages in (("star", 2, 3), ("mesh", 1, 2)):
+        emulated = hops * 0.005 + messages * 4 * 2049 * 8 / 1e8
+        group = begin(head, way)
+        assert emulated * 0.85 < rounds(group, 12) < emulated * 4
+        group.announce(b"")
+
+
+def test_a_pulled_cable_is_noticed_within_a_second(three: Three) -> None:
+    """And so is a process that dies; who is left goes on."""
+    here, head, processes = three
+    group = begin(head, "star")
+    rounds(group, 2)
+    started = time.monotonic()
+    if here.switch is None:
+        processes[1].kill()
+    else:
+        here.tell("down 2")
+    with pytest.raises(LostPeerError):
+        while True:
+            rounds(group, 2)
+    assert time.monotonic() - started < 1.5  # a second, and what a busy machine adds
+    head.end()
+    assert [remote.name for remote in head.remotes] == ["attic"]
+    group = begin(head, "star")
+    rounds(group, 2)
+    group.announce(b"")
