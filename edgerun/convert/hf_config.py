@@ -61,7 +61,7 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
         )
     if config.get("quantization_config"):
         raise UnsupportedError(f"{where}: the checkpoint is quantised already; convert the unquantised one")
-    config = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = family.prepare({**family.defaults, **{key: value for key, value in config.items() if value is not None}})
     read = _Reader(config, where)
     _refuse(family, read)
     n_heads, d_model = read.size("num_attention_heads"), read.size("hidden_size")
@@ -132,7 +132,7 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
                 values[key] = _number(raw, f"{theirs}_logit_softcapping", 0.0)
     if c.sparse:
         values["hidden_activation"] = raw["hidden_act"]
-    return values | _rope_scaling(c)
+    return values | _rope_scaling(c) | c.family.values(raw)
 
 
 def rope_tensors(c: HfConfig) -> dict[str, NDArray[np.float32]]:

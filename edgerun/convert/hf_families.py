@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from edgerun.convert.hf_hybrids import DELTA_FOLDS, Fold, lfm2_values, prepare_lfm2, prepare_qwen35, qwen35_values
 
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -21,6 +23,30 @@ _GEMMA_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_SHORT_CONVOLUTION = {
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+}
+_DELTA_NET = {
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.A_log": "ssm_a",
+    "linear_attn.dt_bias": "ssm_dt.bias",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+}
+_LFM2_ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+}
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _SHARED = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
@@ -30,17 +56,28 @@ _SHARED = {
 }
 
 
+def _no_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """How a family's checkpoint becomes GGUF.
 
-    `layer` maps module names in a layer to GGUF names; every one must be there. `experts` maps the
-    matrices of one expert, found under `experts_at`, to the stacked tensors. `requires` lists config
-    values that the architecture implies: the first is its default, others are equal to it.
+    `layer` maps module names in a layer to GGUF names; every one must be there. `mixers` maps those of layers of a
+    kind, as config.json's `layer_types` calls it. `bare` are tensors that are no module's weight. `final_norm`: theirs
+    and GGUF's name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors.
+    `requires` lists config values that the architecture implies: the first is its default, others are equal to it.
+    `prepare` gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of
+    the checkpoint what GGUF keeps, by GGUF's name. `unread`: tensors that are not for text.
     """
 
     architecture: str
     layer: Mapping[str, str]
+    mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    final_norm: tuple[str, str] = ("norm", "output_norm")
     experts: Mapping[str, str] = field(default_factory=dict)
     experts_at: str = "mlp.experts"
     permute_qk: bool = False  # llama rotates neighbouring pairs in GGUF, halves in Hugging Face
@@ -54,6 +91,9 @@ class Family:
     sparse: bool = False  # may be a ReLU model, whose feed-forward is stored neuron by neuron
     defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    values: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_values
+    folds: Mapping[str, Fold] = field(default_factory=dict)
 
 
 SPARSE_ACTIVATIONS = ("relu", "relu2")
@@ -148,6 +188,34 @@ FAMILIES: dict[str, Family] = {
         },
         requires={"hidden_activation": ("gelu_pytorch_tanh",)},
         wide_scale_layers=46,
+    ),
+    "lfm2": Family(
+        "lfm2",
+        {
+            "operator_norm": "attn_norm",
+            "ffn_norm": "ffn_norm",
+            "feed_forward.w1": "ffn_gate",
+            "feed_forward.w2": "ffn_down",
+            "feed_forward.w3": "ffn_up",
+        },
+        mixers={"conv": _SHORT_CONVOLUTION, "full_attention": _LFM2_ATTENTION},
+        final_norm=("embedding_norm", "token_embd_norm"),
+        tied_by_default=True,
+        requires={"conv_bias": (False,), "hidden_act": ("silu", "swish")},
+        prepare=prepare_lfm2,
+        values=lfm2_values,
+    ),
+    "qwen3_5_text": Family(
+        "qwen35",
+        {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm", **_MLP},
+        mixers={"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
+        bare=("linear_attn.A_log", "linear_attn.dt_bias"),
+        unread=("mtp.", "model.visual."),
+        norm_plus_one=True,
+        requires={"hidden_act": ("silu", "swish"), "attn_output_gate": (True,)},
+        prepare=prepare_qwen35,
+        values=qwen35_values,
+        folds=DELTA_FOLDS,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

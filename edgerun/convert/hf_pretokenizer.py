@@ -28,6 +28,10 @@ _OPTIONAL_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _BY_PATTERN: dict[str, str] = {
     _words(r"\p{N}{1,3}"): "llama-bpe",
     _words(r"\p{N}"): "qwen2",
+    (
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
+        rf" ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+    ): "qwen35",
     rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}": "tekken",
     (
         rf"{_CASED[0]}{_OPTIONAL_CONTRACTION}|{_CASED[1]}{_OPTIONAL_CONTRACTION}|\p{{N}}{{1,3}}|"

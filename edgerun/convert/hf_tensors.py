@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.convert.hf_config import HfConfig, rope_tensors
+from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types
 from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType
@@ -21,6 +22,7 @@ _OTHER_MODALITIES = (
     "model.vision_tower.",
     "model.multi_modal_projector.",
 )
+_DELTA_PARTS = tuple(DELTA_FOLDS)
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
@@ -47,7 +49,8 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
             if not (wanted.optional and prefix + wanted.theirs not in model.tensors):
                 sources.append(_take(model, config, wanted, prefix, used))
         sources += _experts(model, config, layer, prefix, used)
-    norm = _Wanted("output_norm.weight", (config.d_model,), "norm.weight")
+    theirs, ours = config.family.final_norm
+    norm = _Wanted(f"{ours}.weight", (config.d_model,), f"{theirs}.weight")
     sources.append(_take(model, config, norm, prefix, used))
     sources += [from_array(name, array) for name, array in rope_tensors(config).items()]
     heads = [name for name in _HEADS if name in model.tensors]
@@ -55,7 +58,7 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
     if heads and not config.tied_head:
         head = _Wanted("output.weight", (config.vocab_size, config.d_model), heads[0])
         sources.append(_take(model, config, head, "", used))
-    _check_leftovers(model, used)
+    _check_leftovers(model, config, used)
     return sources
 
 
@@ -75,8 +78,14 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
     q_rows, kv_rows = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     full = c.family.architecture == "olmoe"  # its q and k norms span all heads
     d_ff = 2 * c.d_ff if "mlp.gate_up_proj" in c.family.layer else c.d_ff
+    gated = "linear_attention" in c.family.mixers  # of each head, q and then its gate
+    if gated and name in _DELTA_PARTS:
+        return _delta_shape(c, name)
     return {
-        "attn_q": (q_rows, c.d_model),
+        "shortconv.in_proj": (3 * c.d_model, c.d_model),
+        "shortconv.conv": (c.d_model, c.raw.get("conv_L_cache", 0)),
+        "shortconv.out_proj": (c.d_model, c.d_model),
+        "attn_q": (2 * q_rows if gated else q_rows, c.d_model),
         "attn_k": (kv_rows, c.d_model),
         "attn_v": (kv_rows, c.d_model),
         "attn_qkv": (q_rows + 2 * kv_rows, c.d_model),
@@ -94,8 +103,33 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
     }.get(name, (c.d_model,))
 
 
+def _delta_shape(c: HfConfig, name: str) -> tuple[int, ...]:
+    channels, n_values = delta_channels(c.raw)
+    heads = c.raw["linear_num_value_heads"]
+    return {
+        "attn_qkv": (channels, c.d_model),
+        "attn_gate": (n_values, c.d_model),
+        "ssm_conv1d": (channels, c.raw["linear_conv_kernel_dim"]),
+        "ssm_norm": (n_values // heads,),
+        "ssm_out": (c.d_model, n_values),
+        "ssm_alpha": (heads, c.d_model),
+        "ssm_beta": (heads, c.d_model),
+    }.get(name, (heads,))
+
+
 def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
-    for theirs, name in c.family.layer.items():
+    modules = dict(c.family.layer)
+    if c.family.mixers:
+        kind = layer_types(c.raw)[layer]
+        if kind not in c.family.mixers:
+            raise UnsupportedError(
+                f"config.json: a layer of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
+            )
+        modules |= c.family.mixers[kind]
+    for theirs, name in modules.items():
+        if theirs in c.family.bare:
+            yield _Wanted(f"blk.{layer}.{name}", _shape(c, name), f"layers.{layer}.{theirs}")
+            continue
         shape = _shape(c, name)
         yield _Wanted(f"blk.{layer}.{name}.weight", shape, f"layers.{layer}.{theirs}.weight")
         if c.family.biases and len(shape) == 2:
@@ -110,6 +144,9 @@ def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, use
     if c.family.permute_qk and short in ("attn_q", "attn_k"):
         heads = c.n_heads if short == "attn_q" else c.n_kv_heads
         return _permuted(model, theirs, wanted, type_, heads)
+    fold = c.family.folds.get(wanted.name.split(".", 2)[-1].removesuffix(".weight"))
+    if fold is not None:
+        return from_array(wanted.name, fold(model.array(theirs), c.raw).reshape(wanted.shape), type_)
     if c.family.norm_plus_one and len(wanted.shape) == 1:
         return from_array(wanted.name, model.array(theirs) + np.float32(1))
     shape = wanted.shape
@@ -126,6 +163,8 @@ def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, use
 
 def _check(model: SafetensorsFile, theirs: str, shape: tuple[int, ...]) -> GgmlType:
     tensor = model.tensors.get(theirs)
+    if tensor is not None and len(tensor.shape) == 3 and tensor.shape[1] == 1 and len(shape) == 2:
+        shape = (shape[0], 1, shape[1])  # a depthwise convolution
     if tensor is None:
         raise FormatError(f"the checkpoint has no {theirs}: a shard is missing, or it is of another family")
     if tensor.shape != shape:
@@ -198,11 +237,12 @@ def _stacked(model: SafetensorsFile, name: str, experts: list[str], shape: tuple
     return Source(name, (len(experts), *shape), type_, rows)
 
 
-def _check_leftovers(model: SafetensorsFile, used: set[str]) -> None:
+def _check_leftovers(model: SafetensorsFile, c: HfConfig, used: set[str]) -> None:
+    unread = (*_OTHER_MODALITIES, *c.family.unread)
     left = [
         name
         for name in model.tensors
-        if name not in used and not name.endswith(_IGNORED_ENDS) and not name.startswith(_OTHER_MODALITIES)
+        if name not in used and not name.endswith(_IGNORED_ENDS) and not name.startswith(unread)
     ]
     if left:
         raise UnsupportedError(

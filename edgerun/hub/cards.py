@@ -3,6 +3,7 @@
 alias: qwen3-0.6b
 repo: Qwen/Qwen3-0.6B-GGUF:Q8_0     # or `file:`, a GGUF that lies beside the card
 summary: one line
+architecture: qwen3                 # may be left out
 licence: Apache-2.0
 """
 
@@ -18,13 +19,15 @@ DEFAULT_ALIAS = "default"
 
 @dataclass(frozen=True)
 class Card:
-    """A short name for a model: in a repository (`repo`, with its quantisation) or packaged (`file`)."""
+    """A short name for a model: in a repository (`repo`, with its quantisation) or packaged (`file`). `architecture`:
+    as GGUF calls it."""
 
     alias: str
     summary: str
     licence: str
     repo: str | None = None
     file: str | None = None
+    architecture: str | None = None
 
 
 def cards_dir() -> Path:

@@ -1,7 +1,7 @@
 """Messages as templates want them, which do not all want the same.
 
-A call's arguments are a mapping for most templates and JSON text for some; some refuse a system's message. So there
-are several ways to write a conversation, the usual one first.
+A call's arguments are a mapping for most templates and JSON text for some; reasoning has several names; some refuse a
+system's message. So there are several ways to write a conversation, the usual one first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from edgerun.errors import TemplateError
 Conversation = list[dict[str, Any]]
 
 _SYSTEM = ("system", "developer")
+_REASONING = ("thinking", "reasoning")  # as some templates call what is `reasoning_content` for most
 
 
 def checked_conversation(messages: Any) -> Conversation:
@@ -30,6 +31,9 @@ def other_ways(conversation: Conversation) -> Iterator[Conversation]:
     with_texts = arguments_as_text(conversation)
     if with_texts != conversation:
         yield with_texts
+    thoughts_alone = [_without_content(message) for message in conversation]
+    if thoughts_alone != conversation:
+        yield thoughts_alone
     merged = merged_system(conversation)
     if merged != conversation:
         yield merged
@@ -72,6 +76,10 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise TemplateError(f'{where} needs a role ("system", "user", "assistant" or "tool"), got {role!r}')
     checked = _with_arguments(dict(message), _as_mapping)
+    reasoning = message.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning:
+        for name in _REASONING:
+            checked.setdefault(name, reasoning)
     content = message.get("content")
     if isinstance(content, str):
         return checked
@@ -84,6 +92,11 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
         checked["content"] = "".join(_part_text(f"{where}.content[{i}]", part) for i, part in enumerate(content))
         return checked
     raise TemplateError(f"{where}.content must be text or a list of parts, got {type(content).__name__}")
+
+
+def _without_content(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that calls functions without what it says beside its reasoning: gpt-oss takes one of the two."""
+    return {**message, "content": ""} if _calls(message) and message.get("thinking") else message
 
 
 def _part_text(where: str, part: Any) -> str:

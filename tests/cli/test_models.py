@@ -54,7 +54,7 @@ def test_list(run: Run, pulled: str) -> None:
 def test_aliases(run: Run) -> None:
     assert "qwen3-0.6b" in run("list", "--aliases").stdout
     aliases = json.loads(run("list", "--aliases", "--json").stdout)["aliases"]
-    assert {"alias", "repo", "file", "summary", "licence"} == set(aliases[0])
+    assert {"alias", "repo", "file", "architecture", "summary", "licence"} == set(aliases[0])
 
 
 def test_rm(run: Run, pulled: str, base_model: Path) -> None:

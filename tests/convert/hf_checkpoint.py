@@ -40,6 +40,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": {"rope_scaling": {"type": "longrope", "long_factor": [2.0, 3.0, 4.0, 5.0],
                               "short_factor": [1.0, 1.0, 1.5, 2.0]},
              "original_max_position_embeddings": 32, "sliding_window": 64},
+    "lfm2": {"num_hidden_layers": 3, "norm_eps": 1e-5, "conv_L_cache": 3, "block_ff_dim": 90, "conv_bias": False,
+             "block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 32,
+             "full_attn_idxs": [1], "tie_embedding": True, "tie_word_embeddings": True},
+    "qwen3_5_text": {"num_hidden_layers": 4, "head_dim": 16, "full_attention_interval": 4, "rms_norm_eps": 1e-6,
+                     "linear_conv_kernel_dim": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+                     "linear_key_head_dim": 8, "linear_value_head_dim": 8, "attn_output_gate": True,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                                         "mrope_section": [2, 1, 1]}},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64,
                "tie_word_embeddings": True},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "rope_theta": 1e6,
@@ -60,8 +68,13 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (VOCAB, D)
+    if kind == "lfm2":
+        return lfm2_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
+        if kind == "qwen3_5_text":
+            shapes |= qwen35_layer(config, p, layer)
+            continue
         norms = ["input_layernorm", "post_attention_layernorm"]
         if kind.startswith("gemma"):
             norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -96,6 +109,50 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         elif kind != "phi3":
             shapes |= mlp(f"{p}mlp.", FF)
     return shapes
+
+
+def lfm2_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    q, kv, ff = HEADS * HEAD, KV * HEAD, 64  # 2/3 of block_ff_dim, to a multiple of 32
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.embedding_norm.weight": (D,)}
+    for layer in range(config["num_hidden_layers"]):
+        p = f"model.layers.{layer}."
+        shapes |= {f"{p}operator_norm.weight": (D,), f"{p}ffn_norm.weight": (D,)}
+        shapes |= {f"{p}feed_forward.w{i}.weight": (D, ff) if i == 2 else (ff, D) for i in (1, 2, 3)}
+        if layer in config["full_attn_idxs"]:
+            a = f"{p}self_attn."
+            shapes |= {f"{a}{c}_proj.weight": (rows, D) for c, rows in (("q", q), ("k", kv), ("v", kv))}
+            shapes |= {f"{a}out_proj.weight": (D, q), **{f"{a}{c}_layernorm.weight": (HEAD,) for c in "qk"}}
+        else:
+            shapes |= {f"{p}conv.in_proj.weight": (3 * D, D), f"{p}conv.out_proj.weight": (D, D)}
+            shapes[f"{p}conv.conv.weight"] = (D, 1, config["conv_L_cache"])
+    return shapes
+
+
+def qwen35_layer(config: dict[str, Any], p: str, layer: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes |= {f"{p}{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    shapes |= mlp(f"{p}mlp.", FF)
+    if (layer + 1) % config["full_attention_interval"] == 0:
+        dim = config["head_dim"]
+        a = f"{p}self_attn."
+        shapes |= {f"{a}q_proj.weight": (2 * HEADS * dim, D), f"{a}o_proj.weight": (D, HEADS * dim)}
+        shapes |= {f"{a}{c}_proj.weight": (KV * dim, D) for c in "kv"}
+        return shapes | {f"{a}{c}_norm.weight": (dim,) for c in "qk"}
+    heads = config["linear_num_value_heads"]
+    values = heads * config["linear_value_head_dim"]
+    channels = 2 * config["linear_num_key_heads"] * config["linear_key_head_dim"] + values
+    a = f"{p}linear_attn."
+    return shapes | {
+        f"{a}in_proj_qkv.weight": (channels, D),
+        f"{a}in_proj_z.weight": (values, D),
+        f"{a}in_proj_a.weight": (heads, D),
+        f"{a}in_proj_b.weight": (heads, D),
+        f"{a}conv1d.weight": (channels, 1, config["linear_conv_kernel_dim"]),
+        f"{a}A_log": (heads,),
+        f"{a}dt_bias": (heads,),
+        f"{a}norm.weight": (config["linear_value_head_dim"],),
+        f"{a}out_proj.weight": (D, values),
+    }
 
 
 def mlp(prefix: str, ff: int) -> dict[str, tuple[int, ...]]:

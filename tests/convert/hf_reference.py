@@ -18,7 +18,10 @@ Array = NDArray[np.float64]
 def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids: list[int]) -> Array:
     """(tokens, vocab) f64."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
+    if config["model_type"] == "lfm2":
+        return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
     gemma = config["model_type"].startswith("gemma")
+    plus = gemma or config["model_type"] == "qwen3_5_text"
     x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
     if gemma:
         x = x * math.sqrt(config["hidden_size"])
@@ -27,18 +30,73 @@ def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids:
         names = ("input_layernorm", "post_attention_layernorm")
         if gemma:
             names += ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-        norms = [w[f"{p}{name}.weight"] + gemma for name in names]
-        attended = attention(config, w, f"{p}self_attn.", rms(config, x, norms[0]), layer)
+        norms = [w[f"{p}{name}.weight"] + plus for name in names]
+        h = rms(config, x, norms[0])
+        if f"{p}linear_attn.A_log" in w:
+            attended = delta_net(config, w, f"{p}linear_attn.", h)
+        else:
+            attended = attention(config, w, f"{p}self_attn.", h, layer)
         if gemma:
             x = x + rms(config, attended, norms[1])
             x = x + rms(config, ffn(config, w, p, rms(config, x, norms[2])), norms[3])
         else:
             x = x + attended
             x = x + ffn(config, w, p, rms(config, x, norms[1]))
-    x = rms(config, x, w["model.norm.weight"] + gemma)
+    x = rms(config, x, w["model.norm.weight"] + plus)
     head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     out = x @ head.T
     return 30.0 * np.tanh(out / 30.0) if config["model_type"] == "gemma2" else out
+
+
+def lfm2_logits(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> Array:
+    x = w["model.embed_tokens.weight"][ids]
+    for layer in range(config["num_hidden_layers"]):
+        p = f"model.layers.{layer}."
+        h = rms(config, x, w[f"{p}operator_norm.weight"])
+        if layer in config["full_attn_idxs"]:
+            renamed = dict(w)
+            for ours, theirs in (("o_proj", "out_proj"), ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")):
+                renamed[f"{p}self_attn.{ours}.weight"] = w[f"{p}self_attn.{theirs}.weight"]
+            x = x + attention(config, renamed, f"{p}self_attn.", h, layer)
+        else:
+            b, c, values = np.split(h @ w[f"{p}conv.in_proj.weight"].T, 3, axis=-1)
+            x = x + (c * convolved(b * values, w[f"{p}conv.conv.weight"][:, 0])) @ w[f"{p}conv.out_proj.weight"].T
+        h = rms(config, x, w[f"{p}ffn_norm.weight"])
+        gate, up = (h @ w[f"{p}feed_forward.w{i}.weight"].T for i in (1, 3))
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"{p}feed_forward.w2.weight"].T
+    return rms(config, x, w["model.embedding_norm.weight"]) @ w["model.embed_tokens.weight"].T
+
+
+def convolved(x: Array, taps: Array) -> Array:
+    """Each column of x (n, c) with its own taps (c, k), the last of which meets the present."""
+    n, k = len(x), taps.shape[1]
+    before = np.concatenate([np.zeros((k - 1, x.shape[1])), x])
+    return np.stack([(before[t : t + k] * taps.T).sum(0) for t in range(n)])
+
+
+def delta_net(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
+    """After transformers' torch_recurrent_gated_delta_rule: value heads beside each other share a key head."""
+    key_heads, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    dim, value_dim, n = config["linear_key_head_dim"], config["linear_value_head_dim"], len(x)
+    mixed = convolved(x @ w[f"{p}in_proj_qkv.weight"].T, w[f"{p}conv1d.weight"][:, 0])
+    mixed = mixed / (1 + np.exp(-mixed))
+    q, k, v = np.split(mixed, [key_heads * dim, 2 * key_heads * dim], axis=-1)
+    q, k = (
+        np.repeat(each / np.sqrt((each * each).sum(-1, keepdims=True) + 1e-6), heads // key_heads, axis=1)
+        for each in (q.reshape(n, key_heads, dim), k.reshape(n, key_heads, dim))
+    )
+    v = v.reshape(n, heads, value_dim)
+    beta = 1 / (1 + np.exp(-(x @ w[f"{p}in_proj_b.weight"].T)))
+    decay = -np.exp(w[f"{p}A_log"]) * np.log1p(np.exp(x @ w[f"{p}in_proj_a.weight"].T + w[f"{p}dt_bias"]))
+    state, out = np.zeros((heads, dim, value_dim)), np.zeros((n, heads, value_dim))
+    for t in range(n):
+        state = state * np.exp(decay[t])[:, None, None]
+        change = (v[t] - np.einsum("hd,hdv->hv", k[t], state)) * beta[t][:, None]
+        state = state + k[t][:, :, None] * change[:, None, :]
+        out[t] = np.einsum("hd,hdv->hv", q[t], state) / math.sqrt(dim)
+    z = (x @ w[f"{p}in_proj_z.weight"].T).reshape(n, heads, value_dim)
+    normed = rms(config, out, w[f"{p}norm.weight"]) * (z / (1 + np.exp(-z)))
+    return normed.reshape(n, -1) @ w[f"{p}out_proj.weight"].T
 
 
 def rms(config: dict[str, Any], x: Array, weight: Array) -> Array:
@@ -53,11 +111,15 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
         q, k, v = np.split(x @ rows.T, [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         q, k, v = (x @ w[f"{p}{c}_proj.weight"].T + w.get(f"{p}{c}_proj.bias", 0.0) for c in "qkv")
-    plus = kind == "gemma3_text"
+    plus = kind in ("gemma3_text", "qwen3_5_text")
+    gate: Array | float = 1.0
+    if kind == "qwen3_5_text":
+        q, gate = np.split(q.reshape(n, n_heads, 2 * dim), 2, axis=-1)
+        gate = 1 / (1 + np.exp(-gate.reshape(n, -1)))
     if kind == "olmoe":
         q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text"):
         q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
         k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
     cos, sin = rotations(config, dim, n, layer)
@@ -73,16 +135,18 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
     scores = np.where(masked, -np.inf, scores)
     chances = np.exp(scores - scores.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) @ w[f"{p}o_proj.weight"].T
+    return (np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) * gate) @ w[f"{p}o_proj.weight"].T
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    n = 2 * cos.shape[-1]
+    first, second = np.split(x[..., :n], 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., n:]], axis=-1)
 
 
 def rotations(config: dict[str, Any], dim: int, n: int, layer: int) -> tuple[Array, Array]:
     """cos and sin, (tokens, 1, dim / 2)."""
+    dim = int(dim * config.get("rope_parameters", {}).get("partial_rotary_factor", 1))
     base, scaling, scale = config["rope_theta"], config.get("rope_scaling") or {}, 1.0
     kind = scaling.get("rope_type", scaling.get("type"))
     if config["model_type"] == "gemma3_text" and (layer + 1) % 6:

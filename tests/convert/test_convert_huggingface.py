@@ -24,7 +24,7 @@ from hf_checkpoint import (
 from numpy.typing import NDArray
 
 from edgerun.convert import convert_checkpoint
-from edgerun.errors import UnsupportedError
+from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufFile, open_gguf
 
 ARCHITECTURES = {
@@ -44,7 +44,10 @@ def convert(folder: Path, **options: Any) -> GgufFile:
     return open_gguf(folder / "out.gguf")
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+FOLDED = ("lfm2", "qwen3_5_text")  # whose files hold other numbers than their checkpoints
+
+
+@pytest.mark.parametrize("model_type", [name for name in CONFIGS if name not in FOLDED])
 def test_every_family_keeps_every_number(tmp_path: Path, model_type: str) -> None:
     weights = write_checkpoint(tmp_path, model_type)
     config = config_of(model_type)
@@ -75,6 +78,67 @@ def test_every_family_keeps_every_number(tmp_path: Path, model_type: str) -> Non
             assert "output.weight" not in g.tensors
         else:
             assert (f32(g, "output.weight") == weights["lm_head.weight"]).all()
+
+
+def test_lfm2(tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path, "lfm2")
+    with convert(tmp_path) as g:
+        get = {key.removeprefix("lfm2."): g.metadata[key] for key in g.metadata}
+        assert list(get["attention.head_count_kv"]) == [0, KV, 0]
+        assert (get["shortconv.l_cache"], get["feed_forward_length"]) == (3, 64)
+        assert (f32(g, "token_embd_norm.weight") == weights["model.embedding_norm.weight"]).all()
+        taps = f32(g, "blk.2.shortconv.conv.weight")
+        assert (taps == weights["model.layers.2.conv.conv.weight"][:, 0]).all()
+        assert sum(np.prod(info.shape) for info in g.tensors.values()) == sum(map(np.size, weights.values()))
+    changed = config_of("lfm2", layer_types=["conv", "full_attention", "other"])
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UnsupportedError, match="a layer of type 'other'"):
+        convert(tmp_path)
+
+
+def test_qwen_3_5(tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path, "qwen3_5_text")
+    extra = {"mtp.fc.weight": np.ones((2, 2), np.float32), "model.visual.x.weight": np.ones((2, 2), np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", {**weights, **extra})
+    with convert(tmp_path) as g:
+        get = {key.removeprefix("qwen35."): g.metadata[key] for key in g.metadata}
+        assert list(get["attention.recurrent_layers"]) == [True, True, True, False]
+        assert list(get["rope.dimension_sections"]) == [2, 1, 1, 0]
+        assert (get["rope.dimension_count"], get["attention.key_length"]) == (8, 16)
+        sizes = ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size")
+        assert [get[f"ssm.{name}"] for name in sizes] == [4, 8, 2, 4, 32]
+        theirs = "model.layers.0.linear_attn."
+        tiled = [0, 2, 1, 3]  # the first value head of each key head, then the second
+        assert np.allclose(f32(g, "blk.0.ssm_a"), -np.exp(weights[f"{theirs}A_log"][tiled]))
+        assert (f32(g, "blk.0.ssm_alpha.weight") == weights[f"{theirs}in_proj_a.weight"][tiled]).all()
+        assert (f32(g, "blk.0.ssm_norm.weight") == weights[f"{theirs}norm.weight"]).all()
+        assert (f32(g, "blk.0.attn_norm.weight") == weights["model.layers.0.input_layernorm.weight"] + 1).all()
+        assert sum(np.prod(info.shape) for info in g.tensors.values()) == sum(map(np.size, weights.values()))
+    with convert(tmp_path, quant="Q8_0") as g:
+        kinds = {
+            name: g.tensors[f"blk.0.{name}"].type.name for name in ("ssm_conv1d.weight", "attn_qkv.weight", "ssm_a")
+        }
+        assert kinds == {"ssm_conv1d.weight": "F32", "attn_qkv.weight": "Q8_0", "ssm_a": "F32"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("lfm2", {"conv_L_cache": 0}, "conv_L_cache is 0"),
+        ("lfm2", {"layer_types": ["conv"]}, "layer_types does not name"),
+        ("lfm2", {"block_multiple_of": 0}, "block_multiple_of"),
+        ("qwen3_5_text", {"linear_num_value_heads": 3}, "3 value heads do not share 2"),
+        ("qwen3_5_text", {"linear_key_head_dim": None}, "linear_key_head_dim"),
+        ("qwen3_5_text", {"rope_parameters": {"mrope_section": [1]}}, "mrope_section"),
+    ],
+)
+def test_numbers_of_layers_that_cannot_be(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], reason: str
+) -> None:
+    write_checkpoint(tmp_path, model_type)
+    (tmp_path / "config.json").write_text(json.dumps(config_of(model_type, **changes)))
+    with pytest.raises(FormatError, match=reason):
+        convert(tmp_path)
 
 
 def rotate(x: NDArray[np.float64], position: int, dim: int, neighbours: bool) -> NDArray[np.float64]:

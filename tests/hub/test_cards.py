@@ -7,6 +7,7 @@ import pytest
 from edgerun.errors import FormatError, NotFoundError
 from edgerun.hub.cards import embedded_model, find_card, load_cards, packaged_file
 from edgerun.hub.names import parse_repo_name
+from edgerun.models.families import FAMILIES
 
 CARD = "alias: default\nfile: model.gguf\nsummary: ours\nlicence: Apache-2.0\n"
 
@@ -17,6 +18,8 @@ def test_the_cards_of_this_package() -> None:
     for card in cards.values():
         assert card.repo is None or parse_repo_name(card.repo) is not None, card.alias
         assert card.summary and card.licence
+        assert card.architecture is None or card.architecture in FAMILIES, card.alias
+    assert {"qwen3.5:4b", "lfm2.5"} <= set(cards)
 
 
 def test_the_packaged_model(tmp_path: Path) -> None:

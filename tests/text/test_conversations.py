@@ -107,6 +107,18 @@ def test_json_of_what_a_filter_gives(render):
         render("{{ nothing | tojson }}")
 
 
+def test_reasoning_by_every_name(render):
+    assert (
+        render("{{ messages[2].thinking }}{{ messages[2].reasoning }}{{ messages[2].reasoning_content }}") == "hmhmhm"
+    )
+    assert render("{{ messages[2].thinking }}", [*CHAT[:2], {**CHAT[2], "thinking": "other"}]) == "other"
+    either = (  # as gpt-oss has it
+        "{% set m = messages[2] %}{% if m.content and m.thinking %}{{ raise_exception('not both') }}{% endif %}"
+        "{{ m.content }}{{ m.thinking }}"
+    )
+    assert render(either, [*CHAT[:2], {**CHAT[2], "content": "I look."}]) == "hm"
+
+
 def test_all_that_messages_and_variables_hold_reaches_the_template(render):
     source = (
         "{{ messages[2].reasoning_content }} {{ messages[3].tool_call_id }} {{ messages[3].name }} {{ documents[0] }} "
