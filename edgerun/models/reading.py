@@ -10,11 +10,12 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
 from edgerun.models.attention_numbers import attention_layers
-from edgerun.models.families import Family, family_of
+from edgerun.models.families import FAMILIES, Family
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
 from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.models.unknown import unknown_architecture
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
     UnsupportedError for unknown architectures, FormatError for impossible values."""
     architecture = gguf.architecture
-    family = family_of(architecture)
+    if architecture not in FAMILIES:
+        raise unknown_architecture(gguf)
+    family = FAMILIES[architecture]
     n = Numbers(gguf.metadata, architecture)
     whole = whole or _whole_model(gguf)
     sparse = whole.sparse
