@@ -27,6 +27,11 @@ def data_dir() -> Path:
     return _of_user(platformdirs.user_data_dir, "data")
 
 
+def config_dir() -> Path:
+    """What the user chose, or had measured."""
+    return _of_user(platformdirs.user_config_dir, "config")
+
+
 def _of_user(folder: Callable[[str], str], kind: str) -> Path:
     """The user's `folder`; for a user without a home (no HOME, no entry in the list of users) one of his own among the
     temporary files."""

@@ -18,7 +18,17 @@ from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
 from edgerun.models.holdings import kv_groups
 from edgerun.new_files import temporary_folder
-from edgerun.options import PLAN_NAMES, Flag, LoadOptions, PlanKeywords, as_whole, items_of, load_options, refused
+from edgerun.options import (
+    PLAN_NAMES,
+    Flag,
+    LoadOptions,
+    PlanKeywords,
+    Whole,
+    as_whole,
+    items_of,
+    load_options,
+    refused,
+)
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.process import process_state
@@ -26,12 +36,14 @@ from edgerun.planning.rates import (
     ProductRates,
     Rates,
     load_rates,
+    measure_attention,
     measure_disk,
     measure_products,
     probe_file,
     product_name,
     save_rates,
 )
+from edgerun.planning.request import RequestPrediction, predict_request
 from edgerun.planning.slow_types import slow_types, slow_types_notice
 from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
@@ -39,7 +51,15 @@ from edgerun.weights import Catalog
 from edgerun.weights.eviction import DecayedFrequency, hit_rate
 
 if TYPE_CHECKING:
+    from edgerun.formats.gguf import GgmlType, GgufFile
+    from edgerun.kernels import Kernels
+    from edgerun.kernels.layout import PackedSizes
+    from edgerun.planning.device_profile import DeviceProfile
     from edgerun.prefill.calibrate import Calibration
+
+_TOKENS = Whole(0, 1 << 20)
+_THEIR_SHARE = 0.85  # of another machine's memory that a process may have
+_TYPICAL_RUNTIME_BYTES = 160 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ class ModelPlan:
     slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
     slow_notice: str = ""
     windows: str = ""  # which layers keep a part of the context only
+    request: RequestPrediction | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -75,6 +96,7 @@ class ModelPlan:
             "advice": self.advice,
             "prefill": self.prefill,
             "windows": self.windows,
+            "request": None if self.request is None else asdict(self.request),
         }
 
 
@@ -83,13 +105,17 @@ def plan_model(
     *,
     routing: Sequence[Sequence[Sequence[int]]] | None = None,
     measure: bool = False,
+    device: DeviceProfile | None = None,
+    prompt_tokens: int = 256,
+    decode_tokens: int = 128,
     **options: Unpack[PlanKeywords],
 ) -> ModelPlan:
     """Plan a model from its header, which is fetched alone where the model is not here.
 
     Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how often the cache will have them;
-    `measure`: the machine's rates anew. Raises DoesNotFitError with the smallest memory that would do, and what `LLM`
-    raises for names and files.
+    `measure`: the machine's rates anew; `device`: another machine than this one; the request that is predicted has so
+    many tokens. Raises DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and
+    files.
     """
     from edgerun.api.weights import kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
@@ -99,12 +125,15 @@ def plan_model(
 
     given = load_options(options, PLAN_NAMES)
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
+    n_prompt, n_decode = _TOKENS.check("prompt_tokens", prompt_tokens), _TOKENS.check("decode_tokens", decode_tokens)
     state = process_state()  # before measuring loads what a later process will have to load too
-    with _header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
+    with model_header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
         spec = load_spec(gguf)
         n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
 
         def planned() -> MemoryPlan:
+            if device is not None:
+                return _elsewhere(gguf, spec, device, n_context, given)
             return plan_weights(
                 gguf,
                 spec,
@@ -116,24 +145,70 @@ def plan_model(
             )
 
         planned()  # refuse before anything is measured
-        catalog, sizes = make_catalog(spec.tensors, spec.n_layers), load_sizes(given.kernels)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
+        sizes = load_sizes(given.kernels) if device is None else sizes_of(device)
         piece = min(
             (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
         )
         piece = piece or (4 << 20)
-        rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
+        taken: list[str] = []
+        if device is None:
+            rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
+        else:
+            rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
-        calibrated = None if download_bytes else kept_calibration(gguf, plan.mode, given.events)
+        request = predict_request(
+            catalog, spec, plan, sizes, rates, prompt_tokens=n_prompt, decode_tokens=n_decode, hit_rate=hits
+        )
+        calibrated = None if download_bytes or device is not None else kept_calibration(gguf, plan.mode, given.events)
     prefill = ""
     if calibrated is not None:
         prefill = f"{calibrated.choice} ({calibrated.why})"
         if plan.mode == "resident":
             speed = _measured_prompt(speed, calibrated)
     advice, windows = _advice(plan), _windows(spec, n_context)
-    return ModelPlan(path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice, windows)
+    if device is not None:
+        prefill = ""
+        if taken:
+            advice += f"{'; ' if advice else ''}{device.name} has no rates of {', '.join(taken)}: those of a like type"
+    return ModelPlan(
+        path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice, windows, request
+    )
+
+
+def sizes_of(device: DeviceProfile) -> PackedSizes:
+    """What matrices take in the kernels of another machine. UsageError for kernels that there are not."""
+    from edgerun.kernels.isa import ISAS
+    from edgerun.kernels.layout import PackedSizes
+
+    if device.kernels not in ISAS:
+        raise UsageError(f"{device.name}: its kernels must be one of {', '.join(ISAS)}, got {device.kernels!r}")
+    return PackedSizes(ISAS[device.kernels].lanes)
+
+
+def _elsewhere(
+    gguf: GgufFile, spec: ModelSpec, device: DeviceProfile, context: int, options: LoadOptions
+) -> MemoryPlan:
+    """On another machine, of whose memory others have a part."""
+    from edgerun.api.weights import kv_options
+    from edgerun.planning import plan_memory
+    from edgerun.text import text_bytes
+    from edgerun.weights import make_catalog
+
+    return plan_memory(
+        gguf.path.name,
+        make_catalog(spec.tensors, spec.n_layers),
+        spec,
+        sizes_of(device),
+        context=context,
+        budget_bytes=min(options.memory_bytes or device.memory_bytes, int(_THEIR_SHARE * device.memory_bytes)),
+        runtime_bytes=_TYPICAL_RUNTIME_BYTES + text_bytes(gguf.metadata),
+        limited=device.name,
+        kv=kv_options(options.kv),
+    )
 
 
 def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], str]:
@@ -148,7 +223,7 @@ def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], 
 
 
 @contextlib.contextmanager
-def _header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
+def model_header(model: str | Path, events: EventSink) -> Iterator[tuple[Path, int]]:
     """A file with the model's header, and what is to be downloaded: 0 when the file is the model."""
     path = model_path(model)
     if isinstance(model, Path) or kind_of(path):
@@ -222,7 +297,11 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
     else:
         piece_bytes = min(piece_bytes, path.stat().st_size // 4)
         disk = measure_disk(path, piece_bytes)
-    rates = Rates(products, disk, piece_bytes)
+    attention = None if known is None else known.attention
+    if attention is None:
+        with _kernels(options, []) as kernels:
+            attention = measure_attention(kernels)
+    rates = Rates(products, disk, piece_bytes, attention)
     if rates != known:
         with contextlib.suppress(OSError):  # measured again next time
             save_rates(kept, rates)
@@ -231,7 +310,7 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
 
 def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
     """The known rates with those that are missing."""
-    from edgerun.kernels import load_kernels, load_sizes
+    from edgerun.kernels import load_sizes
 
     sizes, products = load_sizes(options.kernels), dict(known)
     wanted = {}
@@ -240,13 +319,21 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
         if name not in known:
             wanted[name] = info.type, info.shape[-1]
     if wanted:
-        types = [type for type, _ in wanted.values()]
-        impl = load_kernels(options.kernels, threads=options.n_threads, events=options.events, types=types)
-        try:
-            products |= {name: measure_products(impl, *each, sizes) for name, each in wanted.items()}
-        finally:
-            impl.close()
+        with _kernels(options, [type for type, _ in wanted.values()]) as kernels:
+            products |= {name: measure_products(kernels, *each, sizes) for name, each in wanted.items()}
     return products
+
+
+@contextlib.contextmanager
+def _kernels(options: LoadOptions, types: Sequence[GgmlType]) -> Iterator[Kernels]:
+    """To measure with."""
+    from edgerun.kernels import load_kernels
+
+    kernels = load_kernels(options.kernels, threads=options.n_threads, events=options.events, types=types)
+    try:
+        yield kernels
+    finally:
+        kernels.close()
 
 
 def _windows(spec: ModelSpec, context: int) -> str:

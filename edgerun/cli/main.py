@@ -31,6 +31,7 @@ COMMANDS = {
     "pack": ("pack", "Lay a model out on disk for faster streaming."),
     "calibrate": ("calibrate", "Find the best way to process prompts here."),
     "bench": ("bench", "Measure how fast a model is."),
+    "profile": ("profile", "Where a model's time, bytes and joules go."),
     "cluster": ("cluster", "Run a model on several devices at home."),
     "doctor": ("doctor", "Check this machine and prepare the kernels."),
     "convert": ("convert", "Make a GGUF file from a checkpoint."),

@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
-from edgerun.cli.options import json_option, model_options
+from edgerun.cli.options import checked_option, json_option, model_options
 from edgerun.cli.output import print_json, print_pairs
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import read_routing
+from edgerun.options import Whole
+
+_TOKENS = Whole(0, 1 << 20)
 
 
 @click.command(short_help="Will a model fit, and how fast will it be.")
@@ -22,11 +25,23 @@ from edgerun.cli.routing import read_routing
     metavar="FILE",
     help="Expect the cache hits that this recorded routing has (`edgerun run --record-routing FILE`).",
 )
+@click.option(
+    "--device",
+    metavar="NAME|FILE.yaml",
+    help="Plan for another machine: a profile that comes with edgerun (pi-5, ...), a file, or `this` as measured.",
+)
+@checked_option("-p", "--prompt", name="prompt", kind=_TOKENS, default="256", show_default=True, help="Prompt tokens.")
+@checked_option(
+    "-n", "--decode", name="decode", kind=_TOKENS, default="128", show_default=True, help="Tokens after it."
+)
 @click.option("--measure", is_flag=True, help="Measure this machine's rates anew.")
 @json_option
 def command(
     model: str,
     routing: Path | None,
+    device: str | None,
+    prompt: int,
+    decode: int,
     measure: bool,
     as_json: bool,
     **loading: Any,
@@ -38,13 +53,18 @@ def command(
     do.
     """
     from edgerun.api.planning import plan_model
+    from edgerun.cli.devices import find_profile
 
+    profile = None if device is None else find_profile(device)
     with ProgressBars() as bars:
         bars.waiting("measuring this machine")
         made = plan_model(
             model,
             routing=None if routing is None else read_routing(routing),
             measure=measure,
+            device=profile,
+            prompt_tokens=prompt,
+            decode_tokens=decode,
             events=bars,
             **loading,
         )
@@ -52,7 +72,11 @@ def command(
     if as_json:
         print_json(made.as_dict())
         return
-    print_pairs(_lines(made))
+    lines = _lines(made)
+    if profile is not None:
+        how = "as measured" if profile.kind == "measured" else "from published figures"
+        lines = {"device": f"{profile.name} ({how})", **lines}
+    print_pairs(lines)
 
 
 def _lines(made: Any) -> dict[str, str]:
@@ -80,6 +104,17 @@ def _lines(made: Any) -> dict[str, str]:
         lines["expected hits"] = f"{100 * speed.hit_rate:.0f} %, {speed.read_bytes_per_token / 1e6:.0f} MB read a token"
     lines["decode"] = f"about {speed.decode_tok_s:.1f} tokens/s"
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
+    request = made.request
+    if request is not None:
+        lines["request"] = (
+            f"{request.prompt_tokens} + {request.decode_tokens} tokens in {request.total_s:.1f} s: the first after "
+            f"{request.prompt_s:.2f} s (bound by {request.prompt_bound}), then {request.decode_tok_s:.1f} a second "
+            f"(bound by {request.decode_bound})"
+        )
+        lines["a token reads"] = (
+            f"{request.memory_bytes_per_token / 1e6:.0f} MB from memory, "
+            f"{request.disk_bytes_per_token / 1e6:.0f} MB from disk"
+        )
     if made.prefill:
         lines["prompts on"] = made.prefill
     if made.slow_notice:

@@ -24,6 +24,8 @@ from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.kernels.interface import F32
+from edgerun.kernels.pages import Span
+from edgerun.kv import KvLayer, KvSequence, PagePool, layer_groups
 from edgerun.new_files import temporary_folder
 from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
@@ -32,6 +34,7 @@ from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Readi
 _COLS = 4096
 _MATRIX_BYTES = 144 << 20  # packed: no cache holds it
 _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing
+_ATTENDED = 2048  # positions
 _TOKENS = 256  # of a prompt, as a decoder takes it at a time
 _PROBE_BYTES = 384 << 20
 _READERS = 3
@@ -48,18 +51,29 @@ class ProductRates:
 
 
 @dataclass(frozen=True)
+class AttentionRates:
+    """decode_bytes_per_s: of keys and values that one row sees; prompt_ops_per_s: multiplications and additions of many
+    rows."""
+
+    decode_bytes_per_s: float
+    prompt_ops_per_s: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """products: of each type that was measured; disk_bytes_per_s: random reads of `disk_piece_bytes`, past the page
-    cache."""
+    cache; attention: None where it was not measured, and is part of what products take longer in a model."""
 
     products: Mapping[str, ProductRates]  # by `product_name`
     disk_bytes_per_s: float
     disk_piece_bytes: int
+    attention: AttentionRates | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         products = {name: asdict(each) for name, each in self.products.items()}
-        return {**vars(self), "products": products}
+        attention = None if self.attention is None else asdict(self.attention)
+        return {**vars(self), "products": products, "attention": attention}
 
 
 def product_name(type: GgmlType, cols: int, types: Types) -> str:
@@ -86,6 +100,33 @@ def measure_products(kernels: Kernels, type: GgmlType, cols: int, types: Types) 
         kernels.matmul(matrix, kernels.activations(x), out)
         took.append(statistics.median(_timed(kernels, matrix, x, out) for _ in range(turns)))  # the best is not typical
     return ProductRates(matrix.n_bytes / took[0], 2.0 * rows * cols * _TOKENS / took[1])
+
+
+def measure_attention(kernels: Kernels, heads: int = 32, kv_heads: int = 8, dim: int = 64) -> AttentionRates:
+    """The rates of attention over 2,048 positions, as for a layer of these heads. A tenth of a second."""
+    layer = KvLayer(kv_heads, dim, dim)
+    positions, took = _ATTENDED, []
+    sequence = KvSequence(PagePool(layer_groups([layer])), positions + _TOKENS)
+    for low in range(0, positions, _TOKENS):
+        sequence.reserve(_TOKENS)
+        some = np.full((_TOKENS, kv_heads, dim), 0.01, np.float32)
+        kernels.kv_write([Span(sequence.pages(0), low, _TOKENS)], some, some)
+        sequence.advance(_TOKENS)
+    for rows, turns in ((1, 41), (_TOKENS, 5)):
+        spans = [Span(sequence.pages(0), positions - rows, rows)]
+        q, out = np.full((rows, heads, dim), 0.01, np.float32), np.empty((rows, heads, dim), np.float32)
+
+        def once(q: F32 = q, spans: list[Span] = spans, out: F32 = out) -> float:
+            began = time.perf_counter()
+            kernels.attention(q, spans, out, scale=0.1, softcap=0.0, window=0)
+            return time.perf_counter() - began
+
+        once()
+        took.append(statistics.median(once() for _ in range(turns)))
+    sequence.release()
+    n_bytes = positions * kv_heads * 2 * dim * 2  # f16
+    seen = _TOKENS * (positions - _TOKENS) + _TOKENS * (_TOKENS + 1) // 2
+    return AttentionRates(n_bytes / took[0], 4.0 * seen * heads * dim / took[1])
 
 
 def _timed(kernels: Kernels, matrix: Matrix, x: F32, out: F32) -> float:
@@ -137,13 +178,15 @@ def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
         products = {
             str(name): ProductRates(float(decode), float(prompt)) for name, (decode, prompt) in said["products"].items()
         }
-        rates = Rates(products, float(said["disk_bytes_per_s"]), int(said["disk_piece_bytes"]))
+        attention = None if said["attention"] is None else AttentionRates(*map(float, said["attention"]))
+        rates = Rates(products, float(said["disk_bytes_per_s"]), int(said["disk_piece_bytes"]), attention)
     except UntrustedError as error:
         events(Notice(f"this machine's speed is measured again: {error}"))
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    numbers = [n for each in products.values() for n in (each.decode_bytes_per_s, each.prompt_ops_per_s)]
+    numbers = [n for each in products.values() for n in astuple(each)]
+    numbers += [] if attention is None else astuple(attention)
     sensible = all(0 < n < 1e18 for n in (*numbers, rates.disk_bytes_per_s, rates.disk_piece_bytes))
     return rates if sensible else None
 
@@ -154,5 +197,6 @@ def save_rates(path: Path, rates: Rates) -> None:
         "products": {name: list(astuple(each)) for name, each in rates.products.items()},
         "disk_bytes_per_s": rates.disk_bytes_per_s,
         "disk_piece_bytes": rates.disk_piece_bytes,
+        "attention": None if rates.attention is None else list(astuple(rates.attention)),
     }
     write_kept(path, [json.dumps(said).encode()])

@@ -14,10 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from edgerun.formats.gguf import TensorInfo
 from edgerun.models import ModelSpec
 from edgerun.models.blocks.neurons import FIRING
+from edgerun.models.chunks import CHUNK
 from edgerun.models.plan import plan_of
+from edgerun.planning.costs import Operation, pass_operations
 from edgerun.planning.memory import MemoryPlan, Sizes
 from edgerun.planning.rates import Rates, product_name
 from edgerun.planning.slow_types import Types
@@ -29,7 +30,9 @@ _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
 _PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
 _EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
-_DECODE_SHARE, _PROMPT_SHARE = 0.88, 0.8  # of the bare products' rates that whole models reach
+# Of the bare products' rates that whole models reach, decoding and for prompts: norms, rotations and what lies between
+_SHARES = 0.92, 0.85
+_ALONE_SHARES = 0.88, 0.8  # with attention, where its rate was not measured
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
 # trace: OLMoE-1B-7B (64 experts) and Qwen3-30B-A3B (128, whose short trace hides what is beyond 97 %).
@@ -57,6 +60,7 @@ class Speed:
     read_bytes_per_token: float
     compute_s_per_token: float
     read_s_per_token: float
+    memory_bytes_per_token: float = 0.0  # weights, keys and values that a token reads from memory
 
 
 def predict_speed(
@@ -67,74 +71,108 @@ def predict_speed(
     rates: Rates,
     *,
     hit_rate: float | None = None,
+    prompt_tokens: int = _PROMPT_TOKENS,
+    position: int | None = None,
 ) -> Speed:
-    """`hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates`
-    must have all products of the catalog."""
-    compute = prompt_compute = 0.0  # seconds a token
-
-    def add(info: TensorInfo, rows: int, times: float = 1.0, touched: float = 1.0, last: bool = False) -> None:
-        """A matrix of so many rows that each token is multiplied with `times` times (so many experts, or such a part
-        of the neurons); of `touched` such matrices some token of a prompt needs each. last: its last token alone."""
-        nonlocal compute, prompt_compute
-        cols = info.shape[-1]
-        rate = rates.products[product_name(info.type, cols, sizes)]
-        one = sizes.packed_bytes(info.type, rows, cols) / rate.decode_bytes_per_s
-        many = 2.0 * rows * cols / rate.prompt_ops_per_s
-        if sizes.has_kernels(info.type):
-            one, many = one / _DECODE_SHARE, times * many / _PROMPT_SHARE
-        else:  # numpy makes floats of the whole matrix first, for one token or for many
-            unpacking = one / _PROMPT_TOKENS
-            many = touched * unpacking + times * max(0.0, many - unpacking)
-        compute += times * one
-        prompt_compute += one / _PROMPT_TOKENS if last else many
-
-    add(catalog.head, catalog.head.shape[0], last=True)  # the others' logits are not asked for
-    for info in catalog.outer_matrices[1:]:
-        add(info, info.shape[0])
-    stored_dense = stored_neurons = token_experts = prompt_experts = 0.0
-    for layer, planned in zip(catalog.layers, plan_of(spec), strict=True):
-        for info in layer.matrices.values():
-            add(info, info.shape[0])
-            stored_dense += info.n_bytes
-        for part, info in layer.neurons.items():
-            add(info, info.shape[0], planned.tensors[part].times)
-            stored_neurons += info.n_bytes
-        for part, info in layer.experts.items():
-            times, experts = planned.tensors[part].times, info.shape[0]
-            touched = experts * (1 - (1 - times / experts) ** _PROMPT_TOKENS)
-            add(info, info.shape[1], times, touched)
-            token_experts += info.n_bytes * times / experts
-            prompt_experts += info.n_bytes * touched / experts
-        if planned.mixture is not None:
-            compute += _EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0)
+    """Of a prompt of so many tokens, and of a token that stands after `position` others (None: after the prompt).
+    `hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates` must
+    have all products of the catalog."""
+    position = prompt_tokens if position is None else position
+    token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
+    compute = sum(operation_s(each, 1, rates, sizes) for each in token)
+    prompt_compute = 0.0
+    for low in range(0, prompt_tokens, CHUNK):
+        rows, last = min(CHUNK, prompt_tokens - low), low + CHUNK >= prompt_tokens
+        chunk = pass_operations(catalog, spec, sizes, rows=rows, position=low, logits_rows=int(last))
+        prompt_compute += sum(operation_s(each, rows, rates, sizes) for each in chunk if each.flops)
+    stored = stored_bytes(catalog, spec)
+    mixtures = sum(planned.mixture is not None for planned in plan_of(spec))
+    compute += mixtures * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
+    wave = min(plan.wave_tokens or prompt_tokens, prompt_tokens)
+    waves = -(-prompt_tokens // max(1, wave))
     if plan.mode == "experts":
         curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
         hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
-        missing = (1 - hits) * token_experts
-        prompt_missing = prompt_experts
+        missing = (1 - hits) * stored.token_experts
+        prompt_missing = waves * stored.touched_experts(wave)
     elif plan.mode == "layers":
         hits = plan.cached_share
-        missing = prompt_missing = (1 - hits) * stored_dense
+        missing = (1 - hits) * stored.dense
+        prompt_missing = waves * missing
         if plan.all_neurons:
             kept = plan.neuron_slots / plan.all_neurons
-            missing += FIRING * _NEURON_COST * stored_neurons * (1 - kept) ** 2  # hot ones are kept
-            prompt_missing += stored_neurons * (1 - kept)
+            missing += FIRING * _NEURON_COST * stored.neurons * (1 - kept) ** 2  # hot ones are kept
+            prompt_missing += waves * stored.neurons * (1 - kept)
     compute += missing / (_PACKING * _fastest(rates))
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
-    first = _overlapped(_PROMPT_TOKENS * prompt_compute, prompt_read, _PROMPT_VISIBLE)
+    first = _overlapped(prompt_compute, prompt_read, _PROMPT_VISIBLE)
     return Speed(
         decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used),
-        prompt_tok_s=_PROMPT_TOKENS / first,
+        prompt_tok_s=prompt_tokens / first,
         first_token_s=first,
-        prompt_tokens=_PROMPT_TOKENS,
+        prompt_tokens=prompt_tokens,
         hit_rate=hits,
         read_bytes_per_token=missing,
         compute_s_per_token=compute,
         read_s_per_token=read,
+        memory_bytes_per_token=sum(each.memory_bytes for each in token),
     )
+
+
+def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> float:
+    """Seconds that an operation of a pass of so many rows takes, as a part of a model."""
+    if operation.kind == "attention":
+        known = rates.attention
+        if known is None:
+            return 0.0
+        if rows == 1:
+            return operation.memory_bytes / known.decode_bytes_per_s
+        return operation.flops / known.prompt_ops_per_s
+    assert operation.type is not None  # products have one
+    rate = rates.products[product_name(operation.type, operation.cols, sizes)]
+    one, many = operation.memory_bytes / rate.decode_bytes_per_s, operation.flops / rate.prompt_ops_per_s
+    decode_share, prompt_share = _ALONE_SHARES if rates.attention is None else _SHARES
+    if sizes.has_kernels(operation.type):
+        if rows == 1 or operation.layer is None:
+            return one / decode_share
+        return max(one, many) / prompt_share
+    if rows == 1:
+        return one
+    # numpy makes floats of the whole matrix first, for one token or for many; its rate with 256 rows counts that too
+    return one + max(0.0, many - operation.times / operation.touched * one * rows / _PROMPT_TOKENS)
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Of a model's file: dense matrices of layers, neurons, and experts by (bytes of all, experts, used of them)."""
+
+    dense: float
+    neurons: float
+    experts: tuple[tuple[float, int, float], ...]
+
+    @property
+    def token_experts(self) -> float:
+        """That one token needs."""
+        return self.touched_experts(1)
+
+    def touched_experts(self, rows: int) -> float:
+        """That some of so many tokens needs each."""
+        return sum(n_bytes * (1 - (1 - times / count) ** rows) for n_bytes, count, times in self.experts)
+
+
+def stored_bytes(catalog: Catalog, spec: ModelSpec) -> StoredBytes:
+    """What there is to be read of a model's layers."""
+    experts = [
+        (float(info.n_bytes), int(info.shape[0]), float(planned.tensors[part].times))
+        for layer, planned in zip(catalog.layers, plan_of(spec), strict=True)
+        for part, info in layer.experts.items()
+    ]
+    dense = sum(info.n_bytes for layer in catalog.layers for info in layer.matrices.values())
+    neurons = sum(info.n_bytes for layer in catalog.layers for info in layer.neurons.values())
+    return StoredBytes(dense, neurons, tuple(experts))
 
 
 def _fastest(rates: Rates) -> float:

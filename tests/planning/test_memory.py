@@ -49,7 +49,10 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
         for dim in shape[:-1]:
             n_bytes *= dim
         tensors[name] = TensorInfo(name, shape, kind, n_bytes, None, 0)
-    family, numbers = FAMILIES[arch], LayerNumbers(heads, kv, hd, hd, ff, Rotation(hd, 1e4), 0, experts, used, ff)
+    family = FAMILIES[arch]
+    numbers = LayerNumbers(
+        heads, kv, hd, hd, ff, Rotation(hd, 1e4), n_experts=experts, n_experts_used=used, d_ff_expert=ff
+    )
     every = family.window_pattern
     windows = [window if every and layer % every != every - 1 else 0 for layer in range(layers)]
     spec = ModelSpec(arch, family, tuple(replace(numbers, window=each) for each in windows), d, vocab, 4096, 1e-5)
