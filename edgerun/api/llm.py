@@ -69,6 +69,9 @@ class LLM(OpenAIMethods):
         The answers are the same; how much is guessed follows from what pays (docs/library.md).
     replies: "auto" takes chats' replies apart as the model's template has them, so that reasoning and calls of
         functions stand apart from the answer; "plain": what the model writes is the answer.
+    power_limit: watts to stay within, as `power_meter` counts them ("auto", or a name that `edgerun bench --energy`
+        has); battery_saver: compute half of the time while a battery discharges; max_celsius: stay below this
+        temperature. The threads rest after each step for as long as it takes.
     events: called with `edgerun.events` while loading and generating.
 
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).

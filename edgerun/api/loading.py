@@ -37,6 +37,7 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
+    from edgerun.api.power import attach_throttle
     from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
     from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
@@ -89,6 +90,7 @@ def load_engine(
         ledger = KvLedger(plan.kv_limit_bytes)
         stack.callback(ledger.release_all)
         decoder = Decoder(spec, store, impl, context=n_context, kv_ledger=ledger, kv=kv)
+        attach_throttle(decoder, options, stack)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, words.tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)

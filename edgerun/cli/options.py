@@ -137,6 +137,42 @@ def cluster_options(function: F) -> F:
     )(function)
 
 
+def power_options(function: F) -> F:
+    """--power-limit, --power-meter, --battery-saver, --max-celsius."""
+    function = checked_option(
+        "--max-celsius",
+        name="max_celsius",
+        kind=LOADING["max_celsius"],
+        metavar="C",
+        help="Rest between tokens so that the machine gets no hotter than this.",
+    )(function)
+    function = click.option(
+        "--battery-saver",
+        is_flag=True,
+        envvar="EDGERUN_BATTERY_SAVER",
+        show_envvar=True,
+        help="Compute half of the time while a battery discharges.",
+    )(function)
+    function = checked_option(
+        "--power-meter",
+        name="power_meter",
+        kind=LOADING["power_meter"],
+        metavar="METER",
+        default="auto",
+        show_default=True,
+        help="What counts the power: auto, rapl, battery, ina, powermetrics, estimate:WATTS, command:COMMAND.",
+    )(function)
+    return checked_option(
+        "--power-limit",
+        name="power_limit",
+        kind=LOADING["power_limit"],
+        metavar="WATTS",
+        envvar="EDGERUN_POWER_LIMIT",
+        show_envvar=True,
+        help="Rest between tokens so that the power stays within this.",
+    )(function)
+
+
 def context_shift_option(function: F) -> F:
     """--context-shift."""
     return checked_option(

@@ -59,7 +59,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
         raise UnsupportedError(
             f"{where}: the model_type {model_type!r} is not one that edgerun converts: {', '.join(FAMILIES)}"
         )
-    if config.get("quantization_config"):
+    quantised = config.get("quantization_config")
+    if quantised and not (isinstance(quantised, dict) and quantised.get("quant_method") == family.quantised_as):
         raise UnsupportedError(f"{where}: the checkpoint is quantised already; convert the unquantised one")
     config = family.prepare({**family.defaults, **{key: value for key, value in config.items() if value is not None}})
     read = _Reader(config, where)
@@ -75,7 +76,7 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
     if head_dim % 2 or rotated % 2 or rotated > head_dim:
         raise FormatError(f"{where}: {rotated} dimensions cannot be rotated in a head of {head_dim}")
     experts = "num_experts" if "num_experts" in config else "num_local_experts"
-    n_experts = read.size(experts) if family.experts else 0
+    n_experts = read.size(experts) if family.experts or family.fused_experts else 0
     rope, base = _rope(config, family, where)
     made = HfConfig(
         family=family,

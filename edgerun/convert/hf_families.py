@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
 from edgerun.convert.hf_hybrids import DELTA_FOLDS, Fold, lfm2_values, prepare_lfm2, prepare_qwen35, qwen35_values
 
 _ATTENTION = {
@@ -77,6 +78,8 @@ class Family:
     mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bare: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    fused_experts: bool = False  # gpt-oss's; see `hf_gpt_oss`
+    quantised_as: str = ""  # what quantization_config may say
     final_norm: tuple[str, str] = ("norm", "output_norm")
     experts: Mapping[str, str] = field(default_factory=dict)
     experts_at: str = "mlp.experts"
@@ -127,6 +130,18 @@ _GEMMA3 = Family(
     requires={"hidden_activation": ("gelu_pytorch_tanh",), "sliding_window_pattern": (6,)},
     wide_scale_layers=62,
 )
+
+_DELTA_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+_DELTA_REQUIRES = {**_SILU, "attn_output_gate": (True,)}
+_DELTA: dict[str, Any] = {
+    "mixers": {"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
+    "bare": ("linear_attn.A_log", "linear_attn.dt_bias"),
+    "unread": ("mtp.", "model.visual."),
+    "norm_plus_one": True,
+    "prepare": prepare_qwen35,
+    "values": qwen35_values,
+    "folds": DELTA_FOLDS,
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -205,17 +220,31 @@ FAMILIES: dict[str, Family] = {
         prepare=prepare_lfm2,
         values=lfm2_values,
     ),
-    "qwen3_5_text": Family(
-        "qwen35",
-        {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm", **_MLP},
-        mixers={"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
-        bare=("linear_attn.A_log", "linear_attn.dt_bias"),
-        unread=("mtp.", "model.visual."),
-        norm_plus_one=True,
-        requires={"hidden_act": ("silu", "swish"), "attn_output_gate": (True,)},
-        prepare=prepare_qwen35,
-        values=qwen35_values,
-        folds=DELTA_FOLDS,
+    "gpt_oss": Family(
+        "gpt-oss",
+        {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            **_ATTENTION,
+            "self_attn.sinks": "attn_sinks.weight",
+            "mlp.router": "ffn_gate_inp",
+        },
+        bare=("self_attn.sinks",),
+        fused_experts=True,
+        quantised_as="mxfp4",
+        sliding_window=True,
+        biases=True,
+        requires={**_SILU, "swiglu_limit": (7.0,), "attention_bias": (True,)},
+        prepare=prepare_gpt_oss,
+        values=gpt_oss_values,
+    ),
+    "qwen3_5_text": Family("qwen35", {**_DELTA_NORMS, **_MLP}, requires=_DELTA_REQUIRES, **_DELTA),
+    "qwen3_5_moe_text": Family(
+        "qwen35moe",
+        {**_DELTA_NORMS, "mlp.gate": "ffn_gate_inp", **_SHARED},
+        experts=_EXPERTS,
+        requires={**_DELTA_REQUIRES, "norm_topk_prob": (True,)},
+        **_DELTA,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

@@ -80,7 +80,11 @@ def qwen35_values(config: Mapping[str, Any]) -> dict[str, Any]:
     key_heads, value_heads, key_dim, value_dim = _delta_sizes(config)
     rope = config.get("rope_parameters") or {}
     sections = rope.get("mrope_section", (11, 11, 10)) if isinstance(rope, Mapping) else ()
-    if len(sections) != 3 or not all(type(n) is int and n >= 0 for n in sections):
+    if (
+        not isinstance(sections, list | tuple)
+        or len(sections) != 3
+        or not all(type(n) is int and n >= 0 for n in sections)
+    ):
         raise FormatError("config.json: mrope_section is not three counts")
     return {
         "ssm.conv_kernel": _whole(config, "linear_conv_kernel_dim"),
@@ -88,7 +92,7 @@ def qwen35_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "ssm.group_count": key_heads,
         "ssm.time_step_rank": value_heads,
         "ssm.inner_size": value_dim * value_heads,
-        "full_attention_interval": config.get("full_attention_interval", 4),
+        "full_attention_interval": _whole({"full_attention_interval": 4, **config}, "full_attention_interval"),
         "attention.recurrent_layers": np.array([kind == "linear_attention" for kind in layer_types(config)]),
         "rope.dimension_sections": [*sections, 0],
     }

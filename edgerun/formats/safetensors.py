@@ -78,6 +78,13 @@ class SafetensorsFile:
         raw = self._files[tensor.path].read(first, (stop - start) * cols * item)
         return _to_f32(tensor, raw).reshape(stop - start, cols)
 
+    def bytes_of_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows `start` to `stop` of a tensor of whatever dtype, seen as (rows, cols): (stop - start, row bytes) u8."""
+        tensor = self.tensors[name]
+        n_bytes = tensor.shape[-1] * _ITEM_BYTES[tensor.dtype]
+        raw = self._files[tensor.path].read_array(tensor.offset + start * n_bytes, (stop - start) * n_bytes)
+        return raw.reshape(stop - start, n_bytes)
+
     def array(self, name: str) -> NDArray[np.float32]:
         """A whole float tensor in its shape, f32."""
         tensor = self.tensors[name]

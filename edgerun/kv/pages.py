@@ -37,8 +37,9 @@ class PagePool:
         self.copied: Copied | None = None
         self._holders: WeakSet[PageHolder] = WeakSet()
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
+        state_bytes = 0 if self.states is None else self.states.n_bytes
         self.prefixes = PrefixTree(
-            self.groups, most, lambda: self._held_by_others(self.prefixes), with_states=self.states is not None
+            self.groups, most, lambda: self._held_by_others(self.prefixes), state_bytes=state_bytes
         )
         self.join(self.prefixes)
 

@@ -22,6 +22,8 @@ from edgerun.kv.states import StateBlock
 Tokens = tuple[int, ...]
 Pages = Sequence[Sequence[Page | None]]  # of every group, those of positions 0 and on
 
+_STATES_SHARE = 8  # of what may be remembered, one part in so many is for states
+_LEAST_STATES = 4  # blocks, whatever these take
 LEAST_SHARED = 32  # tokens: for fewer nothing is recalled, since a page must be copied to go on in it
 
 
@@ -29,12 +31,13 @@ class _Node:
     """A page of every group, or None, of the positions that `tokens` stand at. It does not know its parent: what is let
     go of is free at once, without the collector."""
 
-    __slots__ = ("children", "pages", "states", "tokens", "used")
+    __slots__ = ("children", "pages", "states", "states_used", "tokens", "used")
 
     def __init__(self, tokens: Tokens, pages: list[Page | None]) -> None:
         self.tokens = tokens
         self.pages = pages
         self.states: dict[int, StateBlock] = {}
+        self.states_used: dict[int, int] = {}  # when, by the tree's clock
         self.children: dict[Tokens, _Node] = {}
         self.used = 0  # when, by the tree's clock
 
@@ -46,7 +49,8 @@ class _Node:
 
 class PrefixTree:
     """What was remembered of all sequences of a model. When more is, what was not used for longest goes, until what
-    nobody else holds takes `limit_bytes` at most. with_states: whether one can go on only where states are held."""
+    nobody else holds takes `limit_bytes` at most. state_bytes: of a block of
+    states, if one can go on only where some are held."""
 
     def __init__(
         self,
@@ -54,10 +58,11 @@ class PrefixTree:
         limit_bytes: int,
         held_by_others: Callable[[], set[Page | StateBlock]],
         *,
-        with_states: bool = False,
+        state_bytes: int = 0,
     ) -> None:
         self.limit_bytes = limit_bytes
-        self._with_states = with_states
+        self._state_bytes = state_bytes
+        self._with_states = state_bytes > 0
         self._held_by_others = held_by_others
         self._groups = groups
         self._root = _Node((), [])
@@ -98,7 +103,9 @@ class PrefixTree:
                 known.used = self._clock
                 node.children[part] = known
                 for key in [key for key in node.children if len(key) < len(part) and part[: len(key)] == key]:
-                    known.states |= node.children.pop(key).states  # the same page when it was not as full
+                    shorter = node.children.pop(key)  # the same page when it was not as full
+                    known.states |= shorter.states
+                    known.states_used |= shorter.states_used
             elif len(part) == KEYS_PER_PAGE:
                 for number, page in enumerate(mine):
                     if known.pages[number] is None and page is not None:
@@ -107,9 +114,11 @@ class PrefixTree:
             for n, block in states.items():
                 if low < n <= low + len(part) and n - low not in known.states:
                     block.is_shared = True
+                    known.states_used[n - low] = self._clock
                     known.states[n - low] = block
             known.used = self._clock
             node = known
+        self._forget_states()
         others = self._held_by_others()
         mine_alone = sum(each.n_bytes for _, node in self._nodes() for each in node.held() if each not in others)
         self._evict(mine_alone - self.limit_bytes, others)
@@ -128,6 +137,8 @@ class PrefixTree:
                 for number, group in enumerate(self._groups):
                     first = group.first_seen(end) // KEYS_PER_PAGE
                     pages[number][:first] = [None] * min(first, count)
+                if self._with_states:
+                    path[count - 1].states_used[end - (count - 1) * KEYS_PER_PAGE] = self._clock
                 return end, pages, {n: block for n, block in _states_of(path) if n <= end}
         return 0, [], {}
 
@@ -193,6 +204,15 @@ class PrefixTree:
             parent, node = waiting.pop()
             yield parent, node
             waiting += [(node, child) for child in node.children.values()]
+
+    def _forget_states(self) -> None:
+        """Those not used for longest, while all take more than their share: a long path has many, and its end is used
+        as often as its beginning."""
+        held = [(node.states_used[n], n, node) for _, node in self._nodes() for n in node.states]
+        held.sort(key=lambda each: each[:2])
+        most = max(_LEAST_STATES, self.limit_bytes // _STATES_SHARE // max(1, self._state_bytes))
+        for _, n, node in held[: max(0, len(held) - most)]:
+            del node.states[n], node.states_used[n]
 
     def _evict(self, n_bytes: int, others: set[Page | StateBlock]) -> None:
         """Leaves, those not used for longest first, until so many bytes are let go of that are none of the others'."""

@@ -16,13 +16,11 @@ from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.states import StateLayout
 from edgerun.kv.ledger import Holder
-from edgerun.kv.states import U8, StateBlock, StateBlocks
+from edgerun.kv.states import SMALL_BYTES, U8, StateBlock, StateBlocks
 
 I64 = NDArray[np.int64]
 
-EVERY = 256  # positions: there a prompt may leave a checkpoint
 _FEW_ROWS = 8  # of a step, which may be guesses
-_SMALL_BYTES = 1 << 20  # of a block
 _MOST_MARKS = 8
 
 
@@ -70,7 +68,7 @@ class SequenceStates:
             if block is None:
                 break
             self._kept[position] = block
-        del in_hand[_FEW_ROWS if self._blocks.n_bytes <= _SMALL_BYTES else 1 :]
+        del in_hand[_FEW_ROWS if self._blocks.n_bytes <= SMALL_BYTES else 1 :]
 
     def mark(self, position: int) -> None:
         """A checkpoint is wanted after so many positions, when they come, or now that they are there."""
@@ -135,7 +133,7 @@ class SequenceStates:
         """Hold these, which others hold too, and no others."""
         self.clear()
         self._kept = dict(blocks)
-        self._marks = sorted(each for each in blocks if each % EVERY)[-_MOST_MARKS:]
+        self._marks = sorted(each for each in blocks if each % self._blocks.every)[-_MOST_MARKS:]
 
     @property
     def form(self) -> Form:
@@ -170,14 +168,15 @@ class SequenceStates:
     # -- which checkpoints there are -----------------------------------------------------------------------------
 
     def _is_checkpoint(self, position: int, length: int) -> bool:
-        return position <= length and (position % EVERY == 0 or position in self._marks)
+        return position <= length and (position % self._blocks.every == 0 or position in self._marks)
 
     def _wanted(self, length: int, end: int) -> list[int]:
         """Positions within a step of which states should be kept, those that matter most first."""
-        if end - length <= _FEW_ROWS and self._blocks.n_bytes <= _SMALL_BYTES:
+        if end - length <= _FEW_ROWS and self._blocks.n_bytes <= SMALL_BYTES:
             return list(range(end - 1, length, -1))
         found = [each for each in reversed(self._marks) if length < each < end]
-        regular = range(length // EVERY * EVERY + EVERY, end, EVERY)[-self._blocks.most_checkpoints :]
+        every = self._blocks.every
+        regular = range(length // every * every + every, end, every)[-self._blocks.most_checkpoints :]
         return [*found, *(each for each in reversed(regular) if each not in found)]
 
     def _thin(self, length: int) -> None:

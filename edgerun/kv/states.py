@@ -19,10 +19,13 @@ from edgerun.kv.ledger import Holder, KvLedger
 
 U8 = NDArray[np.uint8]
 
-PLANNED_BLOCKS = 3  # of a sequence: where a step begins, what it writes, and the end of the prompt
+EVERY = 256  # positions: where small states leave a checkpoint
+SMALL_BYTES = 1 << 20  # of a block
 _LINE = 64  # bytes: of the processor's cache
-_MOST_CHECKPOINTS = 16  # of a sequence
-_CHECKPOINT_BYTES = 1 << 28  # of a sequence's checkpoints, and at most a quarter of the ledger's
+_STEP_BLOCKS = 2  # of a sequence: where a step begins, and what it writes
+_MOST_CHECKPOINTS = 8
+_LARGE_BYTES = 8 << 20  # of a block: then a sequence has one checkpoint, the end of its prompt
+_EVERY_BYTES = 4 << 20  # of a block: the farther apart checkpoints are, for each of these
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,22 @@ def block_bytes(layouts: Mapping[int, StateLayout]) -> int:
     return max((each.end for each in layouts.values()), default=0)
 
 
+def most_checkpoints(block_bytes: int) -> int:
+    """Of one sequence, beside the states that a step goes on from."""
+    return _MOST_CHECKPOINTS if block_bytes <= _LARGE_BYTES else 1
+
+
+def checkpoints_every(block_bytes: int) -> int:
+    """Positions: so many apart a prompt leaves checkpoints."""
+    return EVERY * max(1, -(-block_bytes // _EVERY_BYTES))
+
+
+def sequence_blocks(block_bytes: int, positions: int) -> int:
+    """That a sequence of so many positions holds at most; guesses aside, whose states are kept where there is room."""
+    passed = (positions - 1) // checkpoints_every(block_bytes)
+    return _STEP_BLOCKS + min(most_checkpoints(block_bytes), passed + 1)
+
+
 class StateBlock:
     """`n_bytes` of memory that never moves, zeros at first. Hashed by identity. is_shared: others may hold it, so that
     nobody writes it again."""
@@ -72,20 +91,16 @@ class StateBlock:
 
 
 class StateBlocks:
-    """All state blocks of one decoder. zeros: what a sequence begins with, never written."""
+    """All state blocks of one decoder. zeros: what a sequence begins with, never written. every: so many positions a
+    prompt leaves a checkpoint."""
 
     def __init__(self, layouts: Mapping[int, StateLayout], ledger: KvLedger) -> None:
         self.layouts = dict(layouts)
         self.n_bytes = block_bytes(layouts)
         self.zeros = StateBlock(self.n_bytes)
+        self.most_checkpoints = most_checkpoints(self.n_bytes)
+        self.every = checkpoints_every(self.n_bytes)
         self._ledger = ledger
-
-    @property
-    def most_checkpoints(self) -> int:
-        """Of one sequence."""
-        limit = self._ledger.limit_bytes
-        share = _CHECKPOINT_BYTES if limit is None else min(limit // 4, _CHECKPOINT_BYTES)
-        return max(1, min(share // self.n_bytes, _MOST_CHECKPOINTS))
 
     def take(self, holder: Holder) -> StateBlock:
         """A block; DoesNotFitError when the ledger has no room."""

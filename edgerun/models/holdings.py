@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from edgerun.kernels.states import StateLayout
 from edgerun.kv import Group, KvOptions, layer_groups, sequence_bytes, state_layouts
-from edgerun.kv.states import PLANNED_BLOCKS, block_bytes
+from edgerun.kv.states import block_bytes, sequence_blocks
 from edgerun.models.plan import plan_of
 from edgerun.models.spec import ModelSpec
 
@@ -28,6 +28,8 @@ def states_of(spec: ModelSpec) -> dict[int, StateLayout]:
     return state_layouts([layer.mixer.state for layer in plan_of(spec)])
 
 
-def state_bytes(spec: ModelSpec) -> int:
-    """Memory for the states of a sequence, however long it is."""
-    return PLANNED_BLOCKS * block_bytes(states_of(spec))
+def state_bytes(spec: ModelSpec, positions: int) -> int:
+    """Memory for the states of a sequence with its checkpoints, of which a long one has no more than a few; 0 for a
+    model without."""
+    n_bytes = block_bytes(states_of(spec))
+    return sequence_blocks(n_bytes, positions) * n_bytes if n_bytes else 0

@@ -103,6 +103,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     d_ff = n.by_layer("feed_forward_length", count, [0] * count, 0)
     d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0) if family.expert_length else d_ff
     mixtures = _mixtures(n, count) if experts else [False] * count
+    if family.single_blocks:
+        mixtures = [each and d_ff[layer] > 0 for layer, each in enumerate(mixtures)]
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
         numbers = replace(

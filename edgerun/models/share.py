@@ -42,7 +42,14 @@ def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
 def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:
     """The numbers of a shard of the model `spec`: what its rank computes. UnsupportedError for one that cannot be
     divided yet."""
-    if spec.family.parallel or spec.family.dense_beside or spec.family.weighted_inputs or spec.expert_latent:
+    recurrent = any(layer.recurrence is not None or layer.conv_taps for layer in spec.layers)
+    if (
+        recurrent
+        or spec.family.parallel
+        or spec.family.dense_beside
+        or spec.family.weighted_inputs
+        or spec.expert_latent
+    ):
         raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
     if any(".ffn_" in name and "_exps." in name and name.endswith((".bias", ".scale")) for name in spec.tensors):
         raise UnsupportedError("experts with biases or factors cannot be divided among devices yet")

@@ -42,6 +42,10 @@ LOADING: Mapping[str, Kind] = {
     "context_shift": Flag(),
     "draft": Text(words=(None,)),
     "replies": Choice(("auto", "plain")),
+    "power_limit": Number(0, above=True, words=(None,)),
+    "power_meter": Text(),
+    "battery_saver": Flag(),
+    "max_celsius": Number(0, 150, above=True, words=(None,)),
     "events": Callback(),
 }
 
@@ -72,6 +76,10 @@ class LoadKeywords(PlanKeywords, total=False):
     context_shift: bool
     draft: str | None
     replies: str
+    power_limit: float | None
+    power_meter: str
+    battery_saver: bool
+    max_celsius: float | None
 
 
 MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
@@ -94,6 +102,10 @@ class LoadOptions:
     context_shift: bool = False
     draft: str | None = None
     replies: str = "auto"
+    power_limit: float | None = None
+    power_meter: str = "auto"
+    battery_saver: bool = False
+    max_celsius: float | None = None
     events: EventSink = ignore
 
     def __post_init__(self) -> None:

@@ -141,7 +141,7 @@ def plan_memory(
     bank = sum(each * n_experts for each in expert_bytes)
     kv_bytes = holdings.kv_bytes(spec, context, CHUNK, kv)
     scratch = neuron_scratch_bytes(catalog.neuron_types(), spec.d_model)
-    state_bytes = holdings.state_bytes(spec)
+    state_bytes = holdings.state_bytes(spec, context)
     fixed = runtime_bytes + GROWTH_BYTES + scratch + kv_bytes + state_bytes
     least = activation_bytes(spec, CHUNK)
     common = {

@@ -43,6 +43,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": {"num_hidden_layers": 3, "norm_eps": 1e-5, "conv_L_cache": 3, "block_ff_dim": 90, "conv_bias": False,
              "block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 32,
              "full_attn_idxs": [1], "tie_embedding": True, "tie_word_embeddings": True},
+    "gpt_oss": {"num_hidden_layers": 3, "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "swiglu_limit": 7.0,
+                "sliding_window": 8, "attention_bias": True, "head_dim": 16,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "qwen3_5_text": {"num_hidden_layers": 4, "head_dim": 16, "full_attention_interval": 4, "rms_norm_eps": 1e-6,
                      "linear_conv_kernel_dim": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
                      "linear_key_head_dim": 8, "linear_value_head_dim": 8, "attn_output_gate": True,
@@ -53,6 +56,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "rope_theta": 1e6,
                     "rope_local_base_freq": 10000.0, "tie_word_embeddings": True, "num_hidden_layers": 7,
                     "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+}  # fmt: skip
+
+
+CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
+    "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+    "shared_expert_intermediate_size": 96,
 }  # fmt: skip
 
 
@@ -72,7 +81,10 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         return lfm2_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
-        if kind == "qwen3_5_text":
+        if kind == "gpt_oss":
+            shapes |= gpt_oss_layer(config, p)
+            continue
+        if kind.startswith("qwen3_5"):
             shapes |= qwen35_layer(config, p, layer)
             continue
         norms = ["input_layernorm", "post_attention_layernorm"]
@@ -128,10 +140,29 @@ def lfm2_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def gpt_oss_layer(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
+    a, e, dim = f"{p}self_attn.", f"{p}mlp.experts.", config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes |= {f"{p}{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    for name, rows in (("q", HEADS * dim), ("k", KV * dim), ("v", KV * dim)):
+        shapes |= {f"{a}{name}_proj.weight": (rows, D), f"{a}{name}_proj.bias": (rows,)}
+    shapes |= {f"{a}o_proj.weight": (D, HEADS * dim), f"{a}o_proj.bias": (D,), f"{a}sinks": (HEADS,)}
+    shapes |= {f"{p}mlp.router.weight": (EXPERTS, D), f"{p}mlp.router.bias": (EXPERTS,)}
+    shapes |= {f"{e}gate_up_proj": (EXPERTS, D, 2 * FF), f"{e}gate_up_proj_bias": (EXPERTS, 2 * FF)}
+    return shapes | {f"{e}down_proj": (EXPERTS, FF, D), f"{e}down_proj_bias": (EXPERTS, D)}
+
+
+def qwen35_experts(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
+    ff = config["moe_intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {f"{p}gate.weight": (EXPERTS, D), f"{p}shared_expert_gate.weight": (1, D)}
+    shapes |= {f"{p}experts.gate_up_proj": (EXPERTS, 2 * ff, D), f"{p}experts.down_proj": (EXPERTS, D, ff)}
+    return shapes | mlp(f"{p}shared_expert.", config["shared_expert_intermediate_size"])
+
+
 def qwen35_layer(config: dict[str, Any], p: str, layer: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     shapes |= {f"{p}{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    shapes |= mlp(f"{p}mlp.", FF)
+    shapes |= mlp(f"{p}mlp.", FF) if "num_experts" not in config else qwen35_experts(config, f"{p}mlp.")
     if (layer + 1) % config["full_attention_interval"] == 0:
         dim = config["head_dim"]
         a = f"{p}self_attn."
@@ -163,7 +194,8 @@ def mlp(prefix: str, ff: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_safetensors(path: Path, weights: Weights, dtype: str = "F32") -> None:
+def write_safetensors(path: Path, weights: dict[str, NDArray[Any]], dtype: str = "F32") -> None:
+    """Floats as `dtype`, bytes as they are."""
     header: dict[str, Any] = {}
     data = b""
     for name, array in weights.items():
@@ -171,9 +203,10 @@ def write_safetensors(path: Path, weights: Weights, dtype: str = "F32") -> None:
             "F32": lambda a: a.astype("<f4"),
             "F16": lambda a: a.astype("<f2"),
             "BF16": lambda a: (a.astype("<f4").view("<u4") >> 16).astype("<u2"),
-        }[dtype](array)
+            "U8": lambda a: a,
+        }[kind := "U8" if array.dtype == np.uint8 else dtype](array)
         header[name] = {
-            "dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + bits.nbytes],
+            "dtype": kind, "shape": list(array.shape), "data_offsets": [len(data), len(data) + bits.nbytes],
         }  # fmt: skip
         data += bits.tobytes()
     encoded = json.dumps(header).encode()

@@ -21,7 +21,7 @@ def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids:
     if config["model_type"] == "lfm2":
         return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
     gemma = config["model_type"].startswith("gemma")
-    plus = gemma or config["model_type"] == "qwen3_5_text"
+    plus = gemma or config["model_type"].startswith("qwen3_5")
     x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
     if gemma:
         x = x * math.sqrt(config["hidden_size"])
@@ -65,6 +65,21 @@ def lfm2_logits(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> 
         gate, up = (h @ w[f"{p}feed_forward.w{i}.weight"].T for i in (1, 3))
         x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"{p}feed_forward.w2.weight"].T
     return rms(config, x, w["model.embedding_norm.weight"]) @ w["model.embed_tokens.weight"].T
+
+
+def gpt_oss_ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
+    scores = x @ w[f"{p}mlp.router.weight"].T + w[f"{p}mlp.router.bias"]
+    out = np.zeros_like(x)
+    for t, row in enumerate(scores):
+        chosen = np.argsort(-row)[: config["num_experts_per_tok"]]
+        shares = np.exp(row[chosen] - row[chosen].max())
+        for e, share in zip(chosen, shares / shares.sum(), strict=True):
+            both = x[t] @ w[f"{p}mlp.experts.gate_up_proj"][e] + w[f"{p}mlp.experts.gate_up_proj_bias"][e]
+            gate, up = np.minimum(both[0::2], 7.0), np.clip(both[1::2], -7.0, 7.0)
+            hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            down = hidden @ w[f"{p}mlp.experts.down_proj"][e] + w[f"{p}mlp.experts.down_proj_bias"][e]
+            out[t] += share * down
+    return out
 
 
 def convolved(x: Array, taps: Array) -> Array:
@@ -111,15 +126,15 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
         q, k, v = np.split(x @ rows.T, [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         q, k, v = (x @ w[f"{p}{c}_proj.weight"].T + w.get(f"{p}{c}_proj.bias", 0.0) for c in "qkv")
-    plus = kind in ("gemma3_text", "qwen3_5_text")
+    plus = kind in ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
     gate: Array | float = 1.0
-    if kind == "qwen3_5_text":
+    if kind.startswith("qwen3_5"):
         q, gate = np.split(q.reshape(n, n_heads, 2 * dim), 2, axis=-1)
         gate = 1 / (1 + np.exp(-gate.reshape(n, -1)))
     if kind == "olmoe":
         q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text"):
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text", "qwen3_5_moe_text"):
         q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
         k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
     cos, sin = rotations(config, dim, n, layer)
@@ -128,14 +143,20 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
     scores = np.einsum("qhd,khd->hqk", q, k) * config.get("query_pre_attn_scalar", dim) ** -0.5
     if kind == "gemma2":
         scores = 50.0 * np.tanh(scores / 50.0)
+    if kind == "gpt_oss":
+        sinks = np.broadcast_to(w[f"{p}sinks"][:, None, None], (n_heads, n, 1))
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     masked = distance < 0
-    if kind == "gemma3_text" or (kind == "gemma2" and layer % 2 == 0):
+    if kind == "gemma3_text" or (kind in ("gemma2", "gpt_oss") and layer % 2 == 0):
         masked |= distance >= config["sliding_window"]
     scores = np.where(masked, -np.inf, scores)
+    if kind == "gpt_oss":
+        scores = np.concatenate([scores, sinks], axis=-1)
     chances = np.exp(scores - scores.max(-1, keepdims=True))
-    chances /= chances.sum(-1, keepdims=True)
-    return (np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) * gate) @ w[f"{p}o_proj.weight"].T
+    chances = (chances / chances.sum(-1, keepdims=True))[..., :n]
+    return (np.einsum("hqk,khd->qhd", chances, v).reshape(n, -1) * gate) @ w[f"{p}o_proj.weight"].T + w.get(
+        f"{p}o_proj.bias", 0.0
+    )
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -179,6 +200,8 @@ def ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
     if kind == "phi3":
         gate, up = np.split(x @ w[f"{p}mlp.gate_up_proj.weight"].T, 2, axis=-1)
         return (silu(gate) * up) @ w[f"{p}mlp.down_proj.weight"].T
+    if kind == "gpt_oss":
+        return gpt_oss_ffn(config, w, p, x)
     if kind == "mixtral":
         return experts(config, w, x, f"{p}block_sparse_moe.", ("w1", "w3", "w2"), renormalise=True)
     names = ("gate_proj", "up_proj", "down_proj")
@@ -201,6 +224,11 @@ def experts(
     *,
     renormalise: bool,
 ) -> Array:
+    if f"{p}experts.gate_up_proj" in w:  # all experts in one tensor
+        for e, both in enumerate(w[f"{p}experts.gate_up_proj"]):
+            gate, up = np.split(both, 2)
+            w |= {f"{p}experts.{e}.{name}.weight": part for name, part in zip(names, (gate, up), strict=False)}
+            w[f"{p}experts.{e}.{names[2]}.weight"] = w[f"{p}experts.down_proj"][e]
     routed = x @ w[f"{p}gate.weight"].T
     chances = np.exp(routed - routed.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)

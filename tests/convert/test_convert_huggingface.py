@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgerun.convert import convert_checkpoint
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType, GgufFile, open_gguf
+from edgerun.formats.quants import dequantize
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
@@ -44,7 +45,12 @@ def convert(folder: Path, **options: Any) -> GgufFile:
     return open_gguf(folder / "out.gguf")
 
 
-FOLDED = ("lfm2", "qwen3_5_text")  # whose files hold other numbers than their checkpoints
+FOLDED = (
+    "lfm2",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "gpt_oss",
+)  # whose files hold other numbers than their checkpoints
 
 
 @pytest.mark.parametrize("model_type", [name for name in CONFIGS if name not in FOLDED])
@@ -93,6 +99,44 @@ def test_lfm2(tmp_path: Path) -> None:
     changed = config_of("lfm2", layer_types=["conv", "full_attention", "other"])
     (tmp_path / "config.json").write_text(json.dumps(changed))
     with pytest.raises(UnsupportedError, match="a layer of type 'other'"):
+        convert(tmp_path)
+
+
+def test_gpt_oss_whose_experts_are_mxfp4(tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path, "gpt_oss")
+    rng = np.random.default_rng(3)
+    packed: dict[str, NDArray[Any]] = {}
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    expected: dict[str, NDArray[np.float32]] = {}
+    for layer in range(3):
+        at = f"model.layers.{layer}.mlp.experts."
+        for stem, rows, cols in (("gate_up_proj", 128, 32), ("down_proj", 32, 64)):
+            blocks = rng.integers(0, 256, (EXPERTS, rows, cols // 32, 16), np.uint8)
+            scales = rng.integers(120, 128, (EXPERTS, rows, cols // 32), np.uint8)
+            numbers = values[np.stack([blocks & 15, blocks >> 4], axis=-1)].reshape(EXPERTS, rows, -1, 32)
+            whole = (numbers * 2.0 ** (scales.astype(np.float32) - 127)[..., None]).reshape(EXPERTS, rows, cols)
+            packed |= {f"{at}{stem}_blocks": blocks, f"{at}{stem}_scales": scales}
+            expected[f"{layer}.{stem}"] = whole.astype(np.float32)
+            del weights[f"{at}{stem}"]
+    write_safetensors(tmp_path / "model.safetensors", {**weights, **packed})
+    config = config_of("gpt_oss", quantization_config={"quant_method": "mxfp4"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with convert(tmp_path) as g:
+        for layer in range(3):
+            for part, stem, rows in (
+                ("gate", "gate_up_proj", slice(0, None, 2)),
+                ("up", "gate_up_proj", slice(1, None, 2)),
+                ("down", "down_proj", slice(None)),
+            ):
+                name = f"blk.{layer}.ffn_{part}_exps.weight"
+                assert g.tensors[name].type is GgmlType.MXFP4
+                found = dequantize(g.raw(name).reshape(-1, g.tensors[name].type.block_bytes), GgmlType.MXFP4)
+                assert (found.ravel() == expected[f"{layer}.{stem}"][:, rows].ravel()).all(), name
+        biases = weights["model.layers.1.mlp.experts.gate_up_proj_bias"]
+        assert (f32(g, "blk.1.ffn_up_exps.bias") == biases[:, 1::2]).all()
+        assert g.metadata["gpt-oss.expert_feed_forward_length"] == 64
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layer_types": ["full_attention"] * 3}))
+    with pytest.raises(FormatError, match="in turn"):
         convert(tmp_path)
 
 

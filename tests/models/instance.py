@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgerun.formats.gguf import GgmlType
-from edgerun.models.spec import Recurrence
 
 VOCAB, LAYERS, TOKENS = 96, 3, 40
 
@@ -39,8 +38,7 @@ class Instance:
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
     taps: int = 0  # of the convolutions that layers without kv_heads are
-    recurrence: Recurrence | None = None  # of the layers that are `recurrent`
-    recurrent: tuple[bool, ...] = ()
+    recurrent: tuple[bool, ...] = ()  # which layers are
     further: bool = False  # one more layer, that guesses a token more
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from edgerun.models.families import (
     minimax,
     mistral,
     muse,
+    nemotron,
     olmo,
     phi,
     qwen,
@@ -63,5 +64,6 @@ FAMILIES: dict[str, Family] = {
     **muse.FAMILIES,
     **seed.FAMILIES,
     **smollm.FAMILIES,
+    **nemotron.FAMILIES,
     **ungated.FAMILIES,
 }

@@ -14,5 +14,8 @@ FAMILIES = {
         window_pattern=1,
         rotated="listed",
     ),
+    "granitehybrid": Family(
+        rope="norm", multipliers=True, logits="over", expert_length=False, rotated="said", recurrence="mamba"
+    ),
     "minicpm": Family(rope="norm", multipliers=True, default_multipliers=(12.0, 1.4, 256.0), logits="over"),
 }
