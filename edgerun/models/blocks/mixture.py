@@ -85,7 +85,7 @@ class Mixture:
     def tensors(self) -> dict[str, Tensor]:
         d = self.d_model
         if self.is_absent:
-            return {}
+            return norm_tensors(self.post_norm, d) if self.post_norm else {}
         found = {**norm_tensors(self.norm, d), **self.router.tensors}
         if self.held:
             found |= self._expert_tensors()
@@ -216,15 +216,8 @@ class Mixture:
                 self.shared.forward(here, out[part], routed.normed[part])
             if self.beside is not None:
                 self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
-        if plain:
-            return
-        if ranks is not None:
-            ranks.all_reduce(out)
-        if self.post_norm:
-            apply_norm(kernels, vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
-        if self.factor != 1.0:
-            kernels.scale(out, self.factor)
-        kernels.add(x, out)
+        if not plain:
+            self._add(here, out, x)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -243,10 +236,19 @@ class Mixture:
 
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
-        out = np.zeros_like(x[:rows])
         assert here.tools.ranks is not None  # whoever holds nothing is not alone
-        here.tools.ranks.all_reduce(out)
-        here.kernels.add(x[:rows], out)
+        self._add(here, np.zeros_like(x[:rows]), x[:rows])
+
+    def _add(self, here: Here, out: F32, x: F32) -> None:
+        """x (T, d) += what all ranks' `out` make together, through the norm and the factor that the model has."""
+        if here.tools.ranks is not None:
+            here.tools.ranks.all_reduce(out)
+        if self.post_norm:
+            eps = self.post_eps or self.eps
+            apply_norm(here.kernels, here.vectors, self.post_norm, "rms", eps, out, out)
+        if self.factor != 1.0:
+            here.kernels.scale(out, self.factor)
+        here.kernels.add(x, out)
 
     def _of_held(self, ids: I32) -> I32:
         """Those that this rank has, as they are counted here."""
