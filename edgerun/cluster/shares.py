@@ -16,7 +16,7 @@ from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import TensorInfo
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.plan import plan_of
-from edgerun.models.share import LayerShare, Share
+from edgerun.models.share import LayerShare, Share, check_dividable
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.weights.catalog import tensor_name
 
@@ -70,6 +70,7 @@ def divide(spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[f
         raise UsageError(f"a group has 1 to {MOST_RANKS} ranks, whose parts are not negative; got {list(parts)}")
     if any(not isinstance(layer.mixer, Attention) or layer.mixer.has_more or layer.closing for layer in plan_of(spec)):
         raise UnsupportedError(f"a {spec.architecture} has layers that several devices cannot divide yet")
+    check_dividable(spec)
     n = len(parts)
     grains = _Grains(spec, tensors, parts)
     layers = [grains.layer(layer) for layer in range(spec.n_layers)]

@@ -9,6 +9,8 @@ from math import gcd
 from edgerun.errors import UnsupportedError
 from edgerun.models.spec import LayerNumbers, ModelSpec, Shard
 
+_WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "ffn_gate_up_exps.weight")
+
 
 @dataclass(frozen=True)
 class LayerShare:
@@ -39,20 +41,20 @@ def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
     return seen[:: gcd(*counts)] if counts else []
 
 
+def check_dividable(spec: ModelSpec) -> None:
+    """UnsupportedError for a model with something that is not divided yet, beside what its mixers are."""
+    family = spec.family
+    others = any(layer.recurrence is not None or layer.conv_taps or layer.latent is not None for layer in spec.layers)
+    if others or family.parallel or family.dense_beside or family.weighted_inputs or family.sinks or spec.expert_latent:
+        raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
+    if any(name.endswith(_WHOLE) for name in spec.tensors):
+        raise UnsupportedError(f"a {spec.architecture} with biases of experts or of its head cannot be divided yet")
+
+
 def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:
     """The numbers of a shard of the model `spec`: what its rank computes. UnsupportedError for one that cannot be
     divided yet."""
-    recurrent = any(layer.recurrence is not None or layer.conv_taps for layer in spec.layers)
-    if (
-        recurrent
-        or spec.family.parallel
-        or spec.family.dense_beside
-        or spec.family.weighted_inputs
-        or spec.expert_latent
-    ):
-        raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
-    if any(".ffn_" in name and "_exps." in name and name.endswith((".bias", ".scale")) for name in spec.tensors):
-        raise UnsupportedError("experts with biases or factors cannot be divided among devices yet")
+    check_dividable(spec)
     layers = []
     for whole, mine in zip(spec.layers, share.layers, strict=True):
         layers.append(

@@ -216,20 +216,8 @@ class Mixture:
                 self.shared.forward(here, out[part], routed.normed[part])
             if self.beside is not None:
                 self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
-        if plain:
-            return
-        if ranks is not None:
-            ranks.all_reduce(out)
-        self._add(here, out, x)
-
-    def _add(self, here: Here, out: F32, x: F32) -> None:
-        """x += out, the sum of all ranks, through the norm after it and times the factor; out is overwritten."""
-        kernels = here.kernels
-        if self.post_norm:
-            apply_norm(kernels, here.vectors, self.post_norm, "rms", self.post_eps or self.eps, out, out)
-        if self.factor != 1.0:
-            kernels.scale(out, self.factor)
-        kernels.add(x, out)
+        if not plain:
+            self._add(here, out, x)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -248,10 +236,19 @@ class Mixture:
 
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
-        out = np.zeros_like(x[:rows])
         assert here.tools.ranks is not None  # whoever holds nothing is not alone
-        here.tools.ranks.all_reduce(out)
-        self._add(here, out, x[:rows])
+        self._add(here, np.zeros_like(x[:rows]), x[:rows])
+
+    def _add(self, here: Here, out: F32, x: F32) -> None:
+        """x (T, d) += what all ranks' `out` make together, through the norm and the factor that the model has."""
+        if here.tools.ranks is not None:
+            here.tools.ranks.all_reduce(out)
+        if self.post_norm:
+            eps = self.post_eps or self.eps
+            apply_norm(here.kernels, here.vectors, self.post_norm, "rms", eps, out, out)
+        if self.factor != 1.0:
+            here.kernels.scale(out, self.factor)
+        here.kernels.add(x, out)
 
     def _of_held(self, ids: I32) -> I32:
         """Those that this rank has, as they are counted here."""
@@ -260,7 +257,6 @@ class Mixture:
 
     def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel, rows: int) -> None:
         check(cancelled)
-        here = here.within(cancelled, rows)
         routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
         self.combine(here, routed, x[:rows])
