@@ -131,6 +131,18 @@ _GEMMA3 = Family(
     wide_scale_layers=62,
 )
 
+_DELTA_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+_DELTA_REQUIRES = {**_SILU, "attn_output_gate": (True,)}
+_DELTA: dict[str, Any] = {
+    "mixers": {"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
+    "bare": ("linear_attn.A_log", "linear_attn.dt_bias"),
+    "unread": ("mtp.", "model.visual."),
+    "norm_plus_one": True,
+    "prepare": prepare_qwen35,
+    "values": qwen35_values,
+    "folds": DELTA_FOLDS,
+}
+
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -226,17 +238,13 @@ FAMILIES: dict[str, Family] = {
         prepare=prepare_gpt_oss,
         values=gpt_oss_values,
     ),
-    "qwen3_5_text": Family(
-        "qwen35",
-        {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm", **_MLP},
-        mixers={"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
-        bare=("linear_attn.A_log", "linear_attn.dt_bias"),
-        unread=("mtp.", "model.visual."),
-        norm_plus_one=True,
-        requires={"hidden_act": ("silu", "swish"), "attn_output_gate": (True,)},
-        prepare=prepare_qwen35,
-        values=qwen35_values,
-        folds=DELTA_FOLDS,
+    "qwen3_5_text": Family("qwen35", {**_DELTA_NORMS, **_MLP}, requires=_DELTA_REQUIRES, **_DELTA),
+    "qwen3_5_moe_text": Family(
+        "qwen35moe",
+        {**_DELTA_NORMS, "mlp.gate": "ffn_gate_inp", **_SHARED},
+        experts=_EXPERTS,
+        requires={**_DELTA_REQUIRES, "norm_topk_prob": (True,)},
+        **_DELTA,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

@@ -59,6 +59,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
+    "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+    "shared_expert_intermediate_size": 96,
+}  # fmt: skip
+
+
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **BASE, **CONFIGS[model_type], **changes}
 
@@ -78,7 +84,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         if kind == "gpt_oss":
             shapes |= gpt_oss_layer(config, p)
             continue
-        if kind == "qwen3_5_text":
+        if kind.startswith("qwen3_5"):
             shapes |= qwen35_layer(config, p, layer)
             continue
         norms = ["input_layernorm", "post_attention_layernorm"]
@@ -146,10 +152,17 @@ def gpt_oss_layer(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{e}down_proj": (EXPERTS, FF, D), f"{e}down_proj_bias": (EXPERTS, D)}
 
 
+def qwen35_experts(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
+    ff = config["moe_intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {f"{p}gate.weight": (EXPERTS, D), f"{p}shared_expert_gate.weight": (1, D)}
+    shapes |= {f"{p}experts.gate_up_proj": (EXPERTS, 2 * ff, D), f"{p}experts.down_proj": (EXPERTS, D, ff)}
+    return shapes | mlp(f"{p}shared_expert.", config["shared_expert_intermediate_size"])
+
+
 def qwen35_layer(config: dict[str, Any], p: str, layer: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     shapes |= {f"{p}{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    shapes |= mlp(f"{p}mlp.", FF)
+    shapes |= mlp(f"{p}mlp.", FF) if "num_experts" not in config else qwen35_experts(config, f"{p}mlp.")
     if (layer + 1) % config["full_attention_interval"] == 0:
         dim = config["head_dim"]
         a = f"{p}self_attn."

@@ -21,7 +21,7 @@ def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids:
     if config["model_type"] == "lfm2":
         return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
     gemma = config["model_type"].startswith("gemma")
-    plus = gemma or config["model_type"] == "qwen3_5_text"
+    plus = gemma or config["model_type"].startswith("qwen3_5")
     x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
     if gemma:
         x = x * math.sqrt(config["hidden_size"])
@@ -126,15 +126,15 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
         q, k, v = np.split(x @ rows.T, [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         q, k, v = (x @ w[f"{p}{c}_proj.weight"].T + w.get(f"{p}{c}_proj.bias", 0.0) for c in "qkv")
-    plus = kind in ("gemma3_text", "qwen3_5_text")
+    plus = kind in ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
     gate: Array | float = 1.0
-    if kind == "qwen3_5_text":
+    if kind.startswith("qwen3_5"):
         q, gate = np.split(q.reshape(n, n_heads, 2 * dim), 2, axis=-1)
         gate = 1 / (1 + np.exp(-gate.reshape(n, -1)))
     if kind == "olmoe":
         q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text"):
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text", "qwen3_5_moe_text"):
         q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
         k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
     cos, sin = rotations(config, dim, n, layer)
@@ -224,6 +224,11 @@ def experts(
     *,
     renormalise: bool,
 ) -> Array:
+    if f"{p}experts.gate_up_proj" in w:  # all experts in one tensor
+        for e, both in enumerate(w[f"{p}experts.gate_up_proj"]):
+            gate, up = np.split(both, 2)
+            w |= {f"{p}experts.{e}.{name}.weight": part for name, part in zip(names, (gate, up), strict=False)}
+            w[f"{p}experts.{e}.{names[2]}.weight"] = w[f"{p}experts.down_proj"][e]
     routed = x @ w[f"{p}gate.weight"].T
     chances = np.exp(routed - routed.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)
