@@ -135,6 +135,7 @@ SHAPES: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
             "attention.head_count_kv": np.array(
                 [0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 8, 0, 0], np.int32
             ),
+            "attention.head_count_kv": np.array([8 if i in (2, 6, 10, 14, 18, 21) else 0 for i in range(24)], np.int32),
             "attention.layer_norm_rms_epsilon": 1e-5,
             "rope.freq_base": 1e6,
             "shortconv.l_cache": 3,
@@ -158,7 +159,12 @@ def shapes_of(architecture: str, vocabulary: int, metadata: Mapping[str, Any]) -
                 writer.add(f"{architecture}.{key}", value)
         with open_gguf(path) as numbers:
             spec = read_spec(numbers, WholeModel(vocabulary, sparse=False))
-    return {name: shape for name, (shape, needed) in known_tensors(spec).items() if needed}
+    biased = metadata.get("expert_gating_func") == 2  # such routers have one in every file
+    return {
+        name: shape
+        for name, (shape, needed) in known_tensors(spec).items()
+        if needed or (biased and name.endswith("exp_probs_b.bias"))
+    }
 
 
 class Blocks:
