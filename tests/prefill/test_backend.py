@@ -194,7 +194,16 @@ def test_streamed_in_short_waves(models, tmp_path, kernels):
     np.testing.assert_allclose(got, want, rtol=0, atol=WITHIN)
 
 
-@pytest.mark.parametrize(("name", "why"), [("relu", "sparse feed-forward"), ("lfm2", "layers without attention")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("relu", "sparse feed-forward"),
+        ("lfm2", "layers without attention"),
+        ("phi2", "LayerNorms or norms with biases"),
+        ("granite", "scaled residuals"),
+        ("arcee", "feed-forwards without gates"),
+    ],
+)
 def test_models_without_graphs_are_refused(models, tmp_path, name, why):
     with pytest.raises(UnsupportedError, match=f"{why}.*--prefill kernels"):
         build(models(name), tmp_path)
