@@ -135,7 +135,6 @@ SHAPES: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
             "attention.head_count_kv": np.array(
                 [0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 8, 0, 0], np.int32
             ),
-            "attention.head_count_kv": np.array([8 if i in (2, 6, 10, 14, 18, 21) else 0 for i in range(24)], np.int32),
             "attention.layer_norm_rms_epsilon": 1e-5,
             "rope.freq_base": 1e6,
             "shortconv.l_cache": 3,
