@@ -99,7 +99,8 @@ class Passes:
         rows = [(run.sequence, run.start + i) for run in task.runs for i in range(run.rows)]
         n, all_wanted = len(rows), len(task.wanted) == len(rows)
         if task.inputs is not None:
-            self._inputs(n)[:, :n] = task.inputs
+            fed = self._inputs(n)
+            fed[:, :n], fed[:, n:] = task.inputs, task.inputs[:, -1:]
         self._replay(n).run(rows, cancelled, all_wanted)
         return self.few.logits[:n] if all_wanted else self.logits(self.few.x[task.wanted])
 
@@ -140,7 +141,8 @@ class Passes:
                 self.layers.wave(x, places, cancelled, task.inputs)
 
     def _inputs(self, n: int) -> F32:
-        """What recordings of so many rows feed their layers beside: idle rows are fed anything."""
+        """What recordings of so many rows feed their layers beside. Rows that are nobody's are fed what the last is:
+        while a step is recorded they write what it writes."""
         rows = _recorded_rows(n)
         return self._fed.setdefault(rows, np.zeros((self.spec.n_layers, rows, self.spec.per_layer_width), np.float32))
 
