@@ -67,7 +67,86 @@ SHAPES: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
             "expert_shared_feed_forward_length": 512,
         },
     ),
+    "glm-4.7-flash": (
+        "deepseek2",
+        154880,
+        False,
+        {
+            "block_count": 47,
+            "context_length": 202752,
+            "embedding_length": 2048,
+            "feed_forward_length": 10240,
+            "attention.head_count": 20,
+            "attention.head_count_kv": 1,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "attention.q_lora_rank": 768,
+            "attention.kv_lora_rank": 512,
+            "attention.key_length": 576,
+            "attention.value_length": 512,
+            "attention.key_length_mla": 256,
+            "attention.value_length_mla": 256,
+            "rope.dimension_count": 64,
+            "rope.freq_base": 1e6,
+            "leading_dense_block_count": 1,
+            "expert_count": 64,
+            "expert_used_count": 4,
+            "expert_feed_forward_length": 1536,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.8,
+            "expert_weights_norm": True,
+            "expert_gating_func": 2,
+        },
+    ),
+    "gpt-oss-20b": (
+        "gpt-oss",
+        201088,
+        False,
+        {
+            "block_count": 24,
+            "context_length": 131072,
+            "embedding_length": 2880,
+            "feed_forward_length": 2880,
+            "attention.head_count": 64,
+            "attention.head_count_kv": 8,
+            "attention.key_length": 64,
+            "attention.value_length": 64,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "attention.sliding_window": 128,
+            "rope.dimension_count": 64,
+            "rope.freq_base": 150000.0,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 4096,
+            "expert_count": 32,
+            "expert_used_count": 4,
+            "expert_feed_forward_length": 2880,
+        },
+    ),
+    "lfm2-8b-a1b": (
+        "lfm2moe",
+        65536,
+        True,
+        {
+            "block_count": 24,
+            "context_length": 128000,
+            "embedding_length": 2048,
+            "feed_forward_length": 7168,
+            "attention.head_count": 32,
+            "attention.head_count_kv": np.array(
+                [0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 8, 0, 0], np.int32
+            ),
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.freq_base": 1e6,
+            "shortconv.l_cache": 3,
+            "leading_dense_block_count": 2,
+            "expert_count": 32,
+            "expert_used_count": 4,
+            "expert_feed_forward_length": 1792,
+            "expert_gating_func": 2,
+        },
+    ),
 }
+_EXPERTS = {"gpt-oss-20b": GgmlType.MXFP4}  # files of it have these, whatever the rest is
 
 
 def shapes_of(architecture: str, vocabulary: int, metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -126,7 +205,8 @@ def write(path: Path, name: str, type: GgmlType, layers: int = 0) -> None:
             head = tensor == "output.weight" or (tied and tensor == "token_embd.weight")
             small = shape[-2] < 256 and len(shape) == 2
             kind = GgmlType.F32 if stays_f32(tensor, shape) else GgmlType.Q6_K if head else type
-            kind = GgmlType.Q8_0 if small and kind != GgmlType.F32 else kind
+            kind = _EXPERTS.get(name, kind) if "_exps." in tensor else kind
+            kind = GgmlType.Q8_0 if kind != GgmlType.F32 and (small or shape[-1] % kind.block_size) else kind
             writer.add_tensor(tensor, lambda k=kind, s=shape: blocks.of(k, s), kind, shape)
 
 

@@ -44,3 +44,8 @@ def test_every_kernel_has_its_builder():
         if name in OTHER_DECODE:
             one_for_all = "def build_attention_decode(ops: Ops, keys_format" in source
         assert one_for_all or f"def build_{name}(" in source
+
+
+def test_a_file_is_read_in_one_sitting():
+    long = {path.name for path in (ROOT / "edgerun").rglob("*.py") if path.read_text().count("\n") > 450}
+    assert not long

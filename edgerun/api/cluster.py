@@ -20,7 +20,7 @@ from edgerun.device import memory_limits
 from edgerun.engine import Engine
 from edgerun.engine.engine import MakeDrafter
 from edgerun.engine.shortage import told_as_shortage
-from edgerun.errors import UsageError
+from edgerun.errors import UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
@@ -93,9 +93,11 @@ def load_clustered(
         stack.callback(assembly.close)
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        if options.window is not None:
+            raise UnsupportedError("a group of devices has no window yet; leave --window out")
         for text in spec.unused:
             events(Notice(text))
-        n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
+        n_context = choose_context(options.context, spec, gguf.metadata)
         words = load_words(gguf.metadata, stack, events)
         kv = kv_options(options.kv)
         kernels = load_kernels_for(spec, options.kernels, threads=options.n_threads, events=events, kv=kv)

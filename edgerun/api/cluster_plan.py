@@ -43,7 +43,7 @@ def plan_cluster(model: str | Path, profiles: Profiles, **options: Unpack[PlanKe
     given = load_options(options, PLAN_NAMES)
     with model_header(model, given.events) as (path, _), open_gguf(path) as gguf:
         spec = load_spec(gguf)
-        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
+        n_context = choose_context(given.context, spec, gguf.metadata)
         wanted = Model(spec, load_sizes(given.kernels), n_context, kv_options(given.kv))
         found = choices(wanted, profiles)
         return ClusterPlan(path.stem, n_context, tuple(found), chosen(found))

@@ -48,9 +48,9 @@ def _load_guesser(name: str, path: Path, options: LoadOptions) -> tuple[DraftMod
     draft_path = find_model(name, options.events)
     with open_gguf(path) as gguf, open_gguf(draft_path) as draft:
         check_same_vocabulary(draft_path.name, draft.metadata, gguf.metadata)
-        wanted = choose_context(options.context, load_spec(gguf).context_length, gguf.metadata, gguf.architecture)
+        wanted = choose_context(options.context, load_spec(gguf), gguf.metadata, endless=options.window is not None)
         context = min(wanted, load_spec(draft).context_length)  # beyond its own it does not guess
-    given = replace(options, draft=None, prefill="kernels", context=context, kv="f16", context_shift=False)
+    given = replace(options, draft=None, prefill="kernels", context=context, kv="f16", window=None, context_shift=False)
     engine, _, release = load_engine(draft_path, given)
     # One text's keys and values, that all requests share: whoever guesses again reads again what another's took.
     ledger = engine.decoder.pages.ledger

@@ -55,6 +55,8 @@ class LLM(OpenAIMethods):
         fetched before they are surely needed.
     kv: how keys and values of sessions are kept: "f16", or in half ("q8_0") or about a quarter ("q4_0") of the memory;
         "q8_0/q4_0": keys and values apart.
+    window: layers see so many of the last tokens at most, and the first `sinks`: texts and chats go on for ever, in
+        memory that does not grow. None: they see all, as many as the context holds.
     threads: of the kernels; "auto": the physical cores. kernels: "auto" or the name of one implementation.
     prefill: what computes a prompt's dense products: "kernels", a backend as "ort-cpu:w7a8" or "openvino-npu", or
         "auto", what `edgerun calibrate` found best for this model here (the kernels where it was not asked).
@@ -69,6 +71,9 @@ class LLM(OpenAIMethods):
         The answers are the same; how much is guessed follows from what pays (docs/library.md).
     replies: "auto" takes chats' replies apart as the model's template has them, so that reasoning and calls of
         functions stand apart from the answer; "plain": what the model writes is the answer.
+    power_limit: watts to stay within, as `power_meter` counts them ("auto", or a name that `edgerun bench --energy`
+        has); battery_saver: compute half of the time while a battery discharges; max_celsius: stay below this
+        temperature. The threads rest after each step for as long as it takes.
     events: called with `edgerun.events` while loading and generating.
 
     Raises NotFoundError, FormatError, UnsupportedError, DoesNotFitError (memory), UsageError (options).

@@ -20,7 +20,7 @@ from edgerun.paths import kind_of, user_path
 if TYPE_CHECKING:
     from edgerun.engine.engine import MakeDrafter
     from edgerun.formats.gguf import TensorInfo
-    from edgerun.models import Decoder
+    from edgerun.models import Decoder, ModelSpec
     from edgerun.planning import MemoryPlan
 
 DEFAULT_CONTEXT = 4096
@@ -37,6 +37,7 @@ def load_engine(
 
     Refuses before reading any weight when the memory does not suffice (DoesNotFitError).
     """
+    from edgerun.api.power import attach_throttle
     from edgerun.api.prefill import BACKEND_BYTES, attach_backend, known_calibration, plan_backend, step_tokens_within
     from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_weights
     from edgerun.formats.gguf import open_gguf
@@ -50,10 +51,10 @@ def load_engine(
     path = find_model(model, events)
     with ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(path))
-        spec = load_spec(gguf)
+        spec = windowed(load_spec(gguf), options.window, options.sinks)
         for text in spec.unused:
             events(Notice(text))
-        n_context = choose_context(options.context, spec.context_length, gguf.metadata, gguf.architecture)
+        n_context = choose_context(options.context, spec, gguf.metadata, endless=options.window is not None)
         asked_bytes = reserved_bytes + (0 if options.prefill in ("auto", "kernels") else BACKEND_BYTES)
         plan_weights(  # refuse early
             gguf,
@@ -88,7 +89,9 @@ def load_engine(
         stack.callback(close_store)
         ledger = KvLedger(plan.kv_limit_bytes)
         stack.callback(ledger.release_all)
-        decoder = Decoder(spec, store, impl, context=n_context, kv_ledger=ledger, kv=kv)
+        farthest = n_context if options.window is None else min(n_context, options.window + options.sinks)
+        decoder = Decoder(spec, store, impl, context=farthest, kv_ledger=ledger, kv=kv)
+        attach_throttle(decoder, options, stack)
         if wanted is not None:
             stack.callback(attach_backend(wanted, gguf, decoder, words.tokenizer, plan, events=events))
         step_tokens = plan.wave_tokens or choose_step_tokens(spec.tensors, spec.n_layers)
@@ -176,16 +179,27 @@ def model_path(model: str | Path) -> Path:
     return user_path(model)
 
 
-def choose_context(asked: int | None, trained: int, metadata: Mapping[str, Any], architecture: str) -> int:
-    """How many positions a session gets: what was asked for, or the trained context but at most 4096.
+def windowed(spec: ModelSpec, window: int | None, sinks: int) -> ModelSpec:
+    """The model with the window that was asked for. Raises as `with_window`."""
+    from edgerun.models.window import with_window
+
+    return spec if window is None else with_window(spec, window, sinks)
+
+
+def choose_context(asked: int | None, spec: ModelSpec, metadata: Mapping[str, Any], *, endless: bool = False) -> int:
+    """How many positions a session gets: what was asked for, or the trained context but at most 4096. endless: with a
+    window there is nothing that they would have to fit in.
 
     UsageError for more than the model can do: its trained context, or that times its RoPE scaling.
     """
+    from edgerun.models.window import ENDLESS
+
+    trained = spec.context_length
     if asked is None:
-        return min(trained, DEFAULT_CONTEXT)
-    factor = metadata.get(f"{architecture}.rope.scaling.factor")
-    original = metadata.get(f"{architecture}.rope.scaling.original_context_length")
-    most = trained
+        return ENDLESS if endless else min(trained, DEFAULT_CONTEXT)
+    factor = metadata.get(f"{spec.architecture}.rope.scaling.factor")
+    original = metadata.get(f"{spec.architecture}.rope.scaling.original_context_length")
+    most = ENDLESS if endless else trained
     if isinstance(factor, float) and isinstance(original, int) and factor > 1:
         most = max(most, int(original * factor))
     if asked > most:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgerun import paths
-from edgerun.api.loading import choose_context, find_model, model_path
+from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
@@ -31,6 +31,7 @@ from edgerun.options import (
 )
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
+from edgerun.planning.device_profile import DeviceProfile
 from edgerun.planning.process import process_state
 from edgerun.planning.rates import (
     ProductRates,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from edgerun.formats.gguf import GgmlType, GgufFile
     from edgerun.kernels import Kernels
     from edgerun.kernels.layout import PackedSizes
-    from edgerun.planning.device_profile import DeviceProfile
     from edgerun.prefill.calibrate import Calibration
 
 _TOKENS = Whole(0, 1 << 20)
@@ -126,10 +126,12 @@ def plan_model(
     given = load_options(options, PLAN_NAMES)
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
     n_prompt, n_decode = _TOKENS.check("prompt_tokens", prompt_tokens), _TOKENS.check("decode_tokens", decode_tokens)
+    if device is not None and not isinstance(device, DeviceProfile):
+        raise refused("device", "a DeviceProfile (`edgerun.planning.device_profile.load_profile`) or None", device)
     state = process_state()  # before measuring loads what a later process will have to load too
     with model_header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
-        spec = load_spec(gguf)
-        n_context = choose_context(given.context, spec.context_length, gguf.metadata, gguf.architecture)
+        spec = windowed(load_spec(gguf), given.window, given.sinks)
+        n_context = choose_context(given.context, spec, gguf.metadata, endless=given.window is not None)
 
         def planned() -> MemoryPlan:
             if device is not None:

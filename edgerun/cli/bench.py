@@ -15,6 +15,7 @@ from edgerun.cli.options import (
     json_option,
     loading_from,
     model_options_but_threads,
+    power_options,
     prompt_options,
     streaming_options,
 )
@@ -112,6 +113,7 @@ _LIST = "N,N-M,N-M*K"
 @model_options_but_threads
 @streaming_options
 @prompt_options
+@power_options
 @json_option
 def command(
     model: str,
@@ -174,7 +176,9 @@ def command(
         trace = None if trace_path is None else Trace()
         options = loading_from(loading, bars)
         if once:
-            asked = Once(prompts[0], decodes[0], depths[0], batches[0], repetitions, ids, logits, limit_s)
+            asked = Once(
+                prompts[0], decodes[0], depths[0], batches[0], repetitions, ids, logits, limit_s, warm_up is True
+            )
             one = {**options, "threads": threads_list[0] or "auto"}
             measure_once(path, one, asked, (record_routing, overwrite), meter, trace, bars, as_json=as_json)
         else:
@@ -210,6 +214,7 @@ class _Sweep:
         self._rows: list[dict[str, Any]] = []
         self._ratios: list[str] = []
         self._load_s = 0.0
+        self._power = ""
 
     def measure(self, threads: int | None, recording: tuple[Path | None, bool], bars: ProgressBars) -> None:
         """With so many threads; None: as many as there are cores."""
@@ -242,6 +247,8 @@ class _Sweep:
             )
             found = run_session(engines, self._cases, repetitions=self._repetitions, warm_up=self._warm_up, events=bars)
             memory = {} if llm is None else _memory(llm, self._path)
+            throttle = None if llm is None else llm.engine.decoder.throttle
+            self._power = "" if throttle is None else throttle.describe()
         about = _about(self._path)
         self._measured += found
         self._ratios += [f"{case.name}: {one} / {other} = {value}" for case, one, other, value in ratios(found)]
@@ -269,6 +276,8 @@ class _Sweep:
         for found in self._rows:
             if "hit_rate" in found and found["n_gen"]:
                 say(f"{found['test']}: {streaming_line(found)}")
+        if self._power:
+            say(f"power: {self._power}")
         if self._meter is not None:
             methods = {value for found in self._rows for key, value in found.items() if key.endswith("_energy_method")}
             say(f"energy: {', '.join(sorted(methods))}")

@@ -36,6 +36,7 @@ class Once:
     ids: str
     logits: Path | None
     limit_s: float
+    warm_up: bool = False
 
 
 def measure_once(
@@ -71,6 +72,8 @@ def measure_once(
         if trace is not None:
             stack.enter_context(trace.watch(decoder))
         runs = []
+        if asked.warm_up:
+            run_case(decoder, Case(min(32, len(ids)), 0), ids[:32])
         for repetition in range(asked.repetitions):
             bars(Progress("bench", repetition, asked.repetitions, "repetitions"))
             keep = rows.append if asked.logits is not None and not repetition else None

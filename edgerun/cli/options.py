@@ -32,12 +32,12 @@ def checked_option(*flags: str, name: str, kind: Kind, **more: Any) -> Callable[
 
 
 def model_options(function: F) -> F:
-    """-c, --kv, -t, --memory, --kernels."""
+    """-c, --window, --sinks, --kv, -t, --memory, --kernels."""
     return model_options_but_threads(threads_option(function))
 
 
 def model_options_but_threads(function: F) -> F:
-    """-c, --kv, --memory, --kernels."""
+    """-c, --window, --sinks, --kv, --memory, --kernels."""
     function = memory_option(function)
     function = checked_option(
         "--kv",
@@ -51,6 +51,20 @@ def model_options_but_threads(function: F) -> F:
         help="How keys and values are kept: q8_0 takes half the memory, q4_0 a quarter; q8_0/q4_0: keys/values.",
     )(function)
     function = kernels_option(function)
+    function = checked_option(
+        "--sinks",
+        name="sinks",
+        kind=LOADING["sinks"],
+        default="4",
+        show_default=True,
+        help="With --window: how many of the first tokens are seen all the same.",
+    )(function)
+    function = checked_option(
+        "--window",
+        name="window",
+        kind=LOADING["window"],
+        help="See only so many of the last tokens: texts and chats go on for ever, in memory that does not grow.",
+    )(function)
     return checked_option(
         "-c",
         "--context",
@@ -134,6 +148,42 @@ def cluster_options(function: F) -> F:
     )(function)
     return click.option(
         "--cluster", is_flag=True, help="Share the model out among the devices of `edgerun cluster devices`."
+    )(function)
+
+
+def power_options(function: F) -> F:
+    """--power-limit, --power-meter, --battery-saver, --max-celsius."""
+    function = checked_option(
+        "--max-celsius",
+        name="max_celsius",
+        kind=LOADING["max_celsius"],
+        metavar="C",
+        help="Rest between tokens so that the machine gets no hotter than this.",
+    )(function)
+    function = click.option(
+        "--battery-saver",
+        is_flag=True,
+        envvar="EDGERUN_BATTERY_SAVER",
+        show_envvar=True,
+        help="Compute half of the time while a battery discharges.",
+    )(function)
+    function = checked_option(
+        "--power-meter",
+        name="power_meter",
+        kind=LOADING["power_meter"],
+        metavar="METER",
+        default="auto",
+        show_default=True,
+        help="What counts the power: auto, rapl, battery, ina, powermetrics, estimate:WATTS, command:COMMAND.",
+    )(function)
+    return checked_option(
+        "--power-limit",
+        name="power_limit",
+        kind=LOADING["power_limit"],
+        metavar="WATTS",
+        envvar="EDGERUN_POWER_LIMIT",
+        show_envvar=True,
+        help="Rest between tokens so that the power stays within this.",
     )(function)
 
 

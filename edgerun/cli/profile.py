@@ -60,6 +60,7 @@ _OPENINGS = {".html": b"<!doctype html>", ".md": b"# ", ".json": b'{"format": "e
     metavar="METER",
     help="Count joules: auto, rapl, battery, ina, nvml, powermetrics, estimate:WATTS, command:COMMAND.",
 )
+@click.option("--plot", is_flag=True, help="Draw the charts in the terminal, too (pip install 'edgerun[plots]').")
 @model_options
 @prompt_options
 @overwrite_option
@@ -72,6 +73,7 @@ def command(
     outputs: tuple[Path, ...],
     trace_path: Path | None,
     energy: str,
+    plot: bool,
     overwrite: bool,
     **loading: Any,
 ) -> None:
@@ -100,6 +102,10 @@ def command(
     model = targets[0] if targets else "default"
     report, trace = _profile(model, (prompt, decode, repetitions), energy, loading)
     _show(report)
+    if plot:
+        from edgerun.profiling.terminal_plots import terminal_charts
+
+        click.echo("\n" + terminal_charts(report))
     for path in outputs:
         _write(path, report)
     if trace_path is not None:

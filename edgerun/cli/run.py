@@ -18,6 +18,7 @@ from edgerun.cli.options import (
     json_option,
     loading_from,
     model_options,
+    power_options,
     prompt_options,
     sampling_from,
     sampling_options,
@@ -47,6 +48,7 @@ _STORY = "Tell me a story."
 @model_options
 @streaming_options
 @prompt_options
+@power_options
 @context_shift_option
 @chat_options
 @draft_option

@@ -19,6 +19,7 @@ class ReplyMeter:
 
     def __init__(self, llm: LLM) -> None:
         self._store = llm.engine.decoder.store
+        self._throttle = llm.engine.decoder.throttle
         self._before = self._store.statistics()
         self._times: list[float] = []
 
@@ -26,13 +27,14 @@ class ReplyMeter:
         """A piece of the reply is here."""
         self._times.append(time.perf_counter())
 
-    def measures(self, completion: Completion) -> dict[str, float]:
-        """Latencies of tokens, peak memory, and what `weights.statistics.summary` has of a streamed model."""
+    def measures(self, completion: Completion) -> dict[str, Any]:
+        """Latencies of tokens, peak memory, what power is kept to, and what `weights.statistics.summary` has of a
+        streamed model."""
         from edgerun.weights.statistics import summary
 
         usage = completion.usage
         tokens = usage.prompt_tokens - usage.reused_tokens + usage.completion_tokens
-        out: dict[str, float] = {}
+        out: dict[str, Any] = {}
         gaps = sorted(1e3 * (b - a) for a, b in zip(self._times, self._times[1:], strict=False))
         if gaps:
             out["token_p50_ms"] = round(statistics.median(gaps), 2)
@@ -40,6 +42,8 @@ class ReplyMeter:
         peak = peak_bytes()
         if peak:
             out["peak_mib"] = peak >> 20
+        if self._throttle is not None:
+            out["power"] = self._throttle.describe()
         return out | summary(self._before, self._store.statistics(), tokens)
 
 
@@ -85,6 +89,7 @@ def measures_line(measures: Mapping[str, Any]) -> str:
     if "peak_mib" in measures:
         parts.append(f"peak memory {measures['peak_mib']} MiB")
     lines = ["; ".join(parts)] if parts else []
+    lines += [str(measures["power"])] if "power" in measures else []
     if "hit_rate" in measures:
         lines.append(streaming_line(measures))
     return "\n".join(lines)

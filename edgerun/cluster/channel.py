@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import struct
+import sys
 import time
 
 from edgerun.errors import FormatError, LostPeerError
@@ -14,7 +17,7 @@ MOST_BYTES = 8 << 20  # of one message
 
 
 class Channel:
-    """A blocking connection; it takes the socket over. One thread may send while another receives."""
+    """A blocking connection; it takes the socket over. For one thread at a time; any may close it."""
 
     def __init__(self, connection: socket.socket, most_bytes: int = MOST_BYTES) -> None:
         self._socket = connection
@@ -38,6 +41,27 @@ class Channel:
         if length > self._most_bytes:
             raise FormatError(f"a message of {length} bytes; at most {self._most_bytes} are read")
         return bytes(self._exactly(length, end))
+
+    def is_readable(self, wait_s: float) -> bool:
+        """Whether something has come, at the latest after so long. LostPeerError when it was closed here."""
+        try:
+            pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+            return pending or bool(select.select([self._socket], [], [], wait_s)[0])
+        except (OSError, ValueError) as error:
+            raise LostPeerError(f"the connection was closed: {error}") from error
+
+    def is_acknowledged(self) -> bool:
+        """Whether the other device's system has said that it got all that was sent; False where that is not told."""
+        if sys.platform != "linux":
+            return False
+        import fcntl
+        import termios
+
+        try:
+            left = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return False
+        return int.from_bytes(left, sys.byteorder) == 0
 
     def close(self) -> None:
         """Harmless when repeated, and while another thread waits: its wait ends."""

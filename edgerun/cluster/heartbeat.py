@@ -1,7 +1,8 @@
 """Whether another device is still there: one asks several times a second, on a connection of its own.
 
-A process that dies closes its connections, which shows at once; what a cut cable does shows only by silence. Threads
-that compute do not delay answers by much: they hold no lock while they do.
+A process that dies closes its connections, which shows at once. What a cut cable does shows by silence, but so does a
+device that computes with all it has: its process may answer late. The two are told apart by the device's system, which
+acknowledges what was sent whether the process is slow or not, and no more when the cable is cut.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from edgerun.cluster.control import Ping, hear, say
 from edgerun.errors import FormatError, LostPeerError
 
 EVERY_S = 0.15
-PATIENCE_S = 0.85  # from the last answer to taking a device for dead: with EVERY_S less than a second in all
+_SLICE_S = 0.05
+PATIENCE_S = 0.8  # with a question that was not acknowledged: with EVERY_S less than a second in all
+HUNG_S = 15.0  # with one that was, and is not answered
+LEASE_S = 15.0  # from the last question to giving back what was lent to whoever asked
 _LOOK_S = 1.0
-LEASE_S = 3.0  # from the last question to giving back what was lent to whoever asked
 
 
 class Heartbeat:
@@ -49,6 +52,7 @@ class Heartbeat:
             asked = time.monotonic()
             try:
                 say(self._channel, Ping(number))
+                self._wait(asked)
                 answer = hear(self._channel, self._patience_s)
                 if answer != Ping(number):
                     raise FormatError("it answers what was not asked")
@@ -57,6 +61,13 @@ class Heartbeat:
                     self._lost(f"{self._name} does not answer: {error}")
                 return
             self.round_trip_s = time.monotonic() - asked
+
+    def _wait(self, asked: float) -> None:
+        """Until an answer begins. LostPeerError when there will be none."""
+        while not self._channel.is_readable(_SLICE_S):
+            silence_s = time.monotonic() - asked
+            if silence_s > HUNG_S or (silence_s > self._patience_s and not self._channel.is_acknowledged()):
+                raise LostPeerError(f"silence for {silence_s:.1f} s")
 
 
 def answer_heartbeats(channel: Channel, may_go_on: Callable[[], bool], lease_s: float = LEASE_S) -> None:

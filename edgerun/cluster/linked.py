@@ -13,7 +13,7 @@ import numpy as np
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES
 from edgerun.cluster.wire import BYTES, Frame, IsLost, Link, exchange
 from edgerun.cluster.wire_format import EXACT, WireFormat
-from edgerun.errors import UsageError
+from edgerun.errors import LostPeerError, UsageError
 
 MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many rows
 
@@ -90,11 +90,11 @@ class Peers:
         return self._scratch[:count]
 
     def _exchange(self, sends: Mapping[int, Frame], receives: Iterable[int]) -> None:
-        exchange(
-            [(self.links[rank], frame.whole) for rank, frame in sends.items()],
-            [self.links[rank] for rank in receives],
-            self._is_lost,
-        )
+        sending = [(self.links[rank], frame.whole) for rank, frame in sends.items()]
+        try:
+            exchange(sending, [self.links[rank] for rank in receives], self._is_lost)
+        except LostPeerError as error:  # links of a group that is over are closed by another thread: it knows why
+            raise LostPeerError(self._is_lost() or str(error)) from error
 
 
 Way = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place

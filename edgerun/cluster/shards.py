@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ class ShardStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._filling: dict[str, Offer] = {}
+        self._missing: dict[str, set[int]] = {}  # pieces of those that are being filled
+        self._begun: set[str] = set()  # whole ones that were filled by this process
 
     def made(self) -> Path:
         """The folder, made when it is missing. OSError, UntrustedError."""
@@ -57,9 +60,11 @@ class ShardStore:
         when the shard alone would."""
         checked_offer(offer)
         self.made()
-        if self._whole(offer.shard).is_file():
-            return ()
-        part = self._part(offer.shard)
+        whole, part = self._whole(offer.shard), self._part(offer.shard)
+        if whole.is_file():
+            if offer.shard in self._begun or not self._mark(offer.shard).exists():
+                return ()
+            whole.replace(part)
         self._make_room(offer, part)
         present = _pieces_of(part, offer) if part.is_file() else set()
         with part.open("ab") as file:
@@ -67,8 +72,7 @@ class ShardStore:
         part.chmod(0o600)
         self._filling[offer.shard] = offer
         missing = tuple(number for number in range(len(offer.pieces)) if number not in present)
-        if not missing:
-            self._finish(offer)
+        self._missing[offer.shard] = set(missing)
         return missing
 
     def _make_room(self, offer: Offer, part: Path) -> None:
@@ -95,16 +99,23 @@ class ShardStore:
         with self._part(piece.shard).open("r+b") as file:
             file.seek(piece.number * PIECE_BYTES)
             file.write(piece.data)
+        self._missing[piece.shard].discard(piece.number)
 
     def finish(self, shard: str) -> Path:
-        """Where the shard lies, once all of its pieces are here. NotFoundError as long as they are not."""
+        """Where the shard lies, once all of its pieces are here. NotFoundError as long as they are not.
+
+        It is not waited for until the disk has it: a mark beside it says so until then, and a shard with a mark is
+        looked through when it is offered after the power failed."""
         whole = self._whole(shard)
-        offer = self._filling.get(shard)
-        if offer is not None:
-            if len(_pieces_of(self._part(shard), offer)) < len(offer.pieces):
+        if self._filling.get(shard) is not None:
+            if self._missing[shard]:
                 raise NotFoundError("pieces of the shard are missing still")
-            self._finish(offer)
-        if not whole.is_file():
+            self._mark(shard).touch()
+            self._part(shard).replace(whole)
+            del self._filling[shard]
+            self._begun.add(shard)
+            threading.Thread(target=self._bring_to_disk, args=(shard,), name="shard to disk", daemon=True).start()
+        elif not whole.is_file():
             raise NotFoundError("this device has no such shard")
         with open_folder(self.folder) as folder:
             folder.check(whole.name)
@@ -121,13 +132,16 @@ class ShardStore:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [*self.folder.glob("*.gguf"), *self.folder.glob("*.part")]
+        return [path for kind in ("gguf", "part", "mark") for path in self.folder.glob(f"*.{kind}")]
 
-    def _finish(self, offer: Offer) -> None:
-        with self._part(offer.shard).open("rb") as file:
-            os.fsync(file.fileno())
-        self._part(offer.shard).replace(self._whole(offer.shard))
-        self._filling.pop(offer.shard, None)
+    def _bring_to_disk(self, shard: str) -> None:
+        with suppress(OSError):  # then the mark stays
+            with self._whole(shard).open("rb") as file:
+                os.fsync(file.fileno())
+            self._mark(shard).unlink()
+
+    def _mark(self, shard: str) -> Path:
+        return self.folder / f"{shard}.mark"
 
     def _whole(self, shard: str) -> Path:
         return self.folder / f"{shard}.gguf"

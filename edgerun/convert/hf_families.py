@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
-from edgerun.convert.hf_hybrids import DELTA_FOLDS, Fold, lfm2_values, prepare_lfm2, prepare_qwen35, qwen35_values
+from edgerun.convert.hf_hybrids import (
+    DELTA_FOLDS,
+    Fold,
+    lfm2_values,
+    lfm2moe_values,
+    prepare_lfm2,
+    prepare_qwen35,
+    qwen35_values,
+)
 
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -66,7 +74,9 @@ class Family:
     """How a family's checkpoint becomes GGUF.
 
     `layer` maps module names in a layer to GGUF names; every one must be there. `mixers` maps those of layers of a
-    kind, as config.json's `layer_types` calls it. `bare` are tensors that are no module's weight. `final_norm`: theirs
+    kind, as config.json's `layer_types` calls it. `leading`: what says how many of the first
+    layers have a feed-forward, and its modules; the others have those of `mixture` and the experts. `bare` are tensors
+    that are no module's weight. `final_norm`: theirs
     and GGUF's name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors.
     `requires` lists config values that the architecture implies: the first is its default, others are equal to it.
     `prepare` gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of
@@ -76,6 +86,8 @@ class Family:
     architecture: str
     layer: Mapping[str, str]
     mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    leading: tuple[str, Mapping[str, str]] = ("", {})
+    mixture: Mapping[str, str] = field(default_factory=dict)
     bare: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     fused_experts: bool = False  # gpt-oss's; see `hf_gpt_oss`
@@ -130,6 +142,27 @@ _GEMMA3 = Family(
     requires={"hidden_activation": ("gelu_pytorch_tanh",), "sliding_window_pattern": (6,)},
     wide_scale_layers=62,
 )
+
+_LFM2_NORMS = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm"}
+_LFM2_MLP = {"feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up"}
+_LFM2_REQUIRES: dict[str, tuple[Any, ...]] = {"conv_bias": (False,), "hidden_act": ("silu", "swish")}
+_LFM2: dict[str, Any] = {
+    "mixers": {"conv": _SHORT_CONVOLUTION, "full_attention": _LFM2_ATTENTION},
+    "final_norm": ("embedding_norm", "token_embd_norm"),
+    "tied_by_default": True,
+    "prepare": prepare_lfm2,
+}
+_DELTA_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+_DELTA_REQUIRES = {**_SILU, "attn_output_gate": (True,)}
+_DELTA: dict[str, Any] = {
+    "mixers": {"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
+    "bare": ("linear_attn.A_log", "linear_attn.dt_bias"),
+    "unread": ("mtp.", "model.visual."),
+    "norm_plus_one": True,
+    "prepare": prepare_qwen35,
+    "values": qwen35_values,
+    "folds": DELTA_FOLDS,
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -192,21 +225,23 @@ FAMILIES: dict[str, Family] = {
         requires={"hidden_activation": ("gelu_pytorch_tanh",)},
         wide_scale_layers=46,
     ),
-    "lfm2": Family(
-        "lfm2",
-        {
-            "operator_norm": "attn_norm",
-            "ffn_norm": "ffn_norm",
-            "feed_forward.w1": "ffn_gate",
-            "feed_forward.w2": "ffn_down",
-            "feed_forward.w3": "ffn_up",
+    "lfm2": Family("lfm2", {**_LFM2_NORMS, **_LFM2_MLP}, requires=_LFM2_REQUIRES, values=lfm2_values, **_LFM2),
+    "lfm2_moe": Family(
+        "lfm2moe",
+        _LFM2_NORMS,
+        leading=("num_dense_layers", _LFM2_MLP),
+        mixture={"feed_forward.gate": "ffn_gate_inp", "feed_forward.expert_bias": "exp_probs_b.bias"},
+        experts={"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"},
+        experts_at="feed_forward.experts",
+        bare=("feed_forward.expert_bias",),
+        requires={
+            **_LFM2_REQUIRES,
+            "norm_topk_prob": (True,),
+            "use_expert_bias": (True,),
+            "routed_scaling_factor": (1.0, 1),
         },
-        mixers={"conv": _SHORT_CONVOLUTION, "full_attention": _LFM2_ATTENTION},
-        final_norm=("embedding_norm", "token_embd_norm"),
-        tied_by_default=True,
-        requires={"conv_bias": (False,), "hidden_act": ("silu", "swish")},
-        prepare=prepare_lfm2,
-        values=lfm2_values,
+        values=lfm2moe_values,
+        **_LFM2,
     ),
     "gpt_oss": Family(
         "gpt-oss",
@@ -226,17 +261,13 @@ FAMILIES: dict[str, Family] = {
         prepare=prepare_gpt_oss,
         values=gpt_oss_values,
     ),
-    "qwen3_5_text": Family(
-        "qwen35",
-        {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm", **_MLP},
-        mixers={"linear_attention": _DELTA_NET, "full_attention": {**_ATTENTION, **_QK_NORMS}},
-        bare=("linear_attn.A_log", "linear_attn.dt_bias"),
-        unread=("mtp.", "model.visual."),
-        norm_plus_one=True,
-        requires={"hidden_act": ("silu", "swish"), "attn_output_gate": (True,)},
-        prepare=prepare_qwen35,
-        values=qwen35_values,
-        folds=DELTA_FOLDS,
+    "qwen3_5_text": Family("qwen35", {**_DELTA_NORMS, **_MLP}, requires=_DELTA_REQUIRES, **_DELTA),
+    "qwen3_5_moe_text": Family(
+        "qwen35moe",
+        {**_DELTA_NORMS, "mlp.gate": "ffn_gate_inp", **_SHARED},
+        experts=_EXPERTS,
+        requires={**_DELTA_REQUIRES, "norm_topk_prob": (True,)},
+        **_DELTA,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

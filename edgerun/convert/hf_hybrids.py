@@ -61,6 +61,23 @@ def lfm2_values(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lfm2moe_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Experts are chosen by sigmoids, after some layers without."""
+    return {
+        **lfm2_values(config),
+        "leading_dense_block_count": n_leading(config, "num_dense_layers"),
+        "expert_gating_func": 2,
+    }
+
+
+def n_leading(config: Mapping[str, Any], key: str) -> int:
+    """How many of the first layers have no experts."""
+    value = config.get(key, 0)
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise FormatError(f"config.json: {key} is {value!r}, not a number of layers")
+    return value
+
+
 def prepare_qwen35(config: dict[str, Any]) -> dict[str, Any]:
     """What is rotated of a head stands with the other numbers of the rotation; what kind a layer is may have to be
     counted."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgerun.convert.hf_config import HfConfig, rope_tensors
 from edgerun.convert.hf_gpt_oss import gpt_oss_experts
-from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types
+from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types, n_leading
 from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType
@@ -97,12 +97,18 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
         "ffn_gate": (d_ff, c.d_model),
         "ffn_up": (d_ff, c.d_model),
         "ffn_down": (c.d_model, c.d_ff),
+        "exp_probs_b.bias": (c.n_experts,),
         "ffn_gate_inp": (c.n_experts, c.d_model),
         "ffn_gate_inp_shexp": (1, c.d_model),
         "ffn_gate_shexp": (c.d_ff_shared, c.d_model),
         "ffn_up_shexp": (c.d_ff_shared, c.d_model),
         "ffn_down_shexp": (c.d_model, c.d_ff_shared),
     }.get(name, (c.d_model,))
+
+
+def _is_leading(c: HfConfig, layer: int) -> bool:
+    """Whether it is one of the first layers, without experts."""
+    return bool(c.family.leading[0]) and layer < n_leading(c.raw, c.family.leading[0])
 
 
 def _delta_shape(c: HfConfig, name: str) -> tuple[int, ...]:
@@ -128,6 +134,8 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
                 f"config.json: a layer of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
             )
         modules |= c.family.mixers[kind]
+    if c.family.mixture:
+        modules |= c.family.leading[1] if _is_leading(c, layer) else c.family.mixture
     for theirs, name in modules.items():
         if theirs in c.family.bare:
             yield _Wanted(f"blk.{layer}.{name}", _shape(c, name), f"layers.{layer}.{theirs}")
@@ -216,6 +224,13 @@ def _transposed(model: SafetensorsFile, theirs: str, wanted: _Wanted, type_: Ggm
 def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used: set[str]) -> Iterator[Source]:
     if c.family.fused_experts:
         yield from gpt_oss_experts(model, prefix, layer, (c.n_experts, c.d_model, c.d_ff_expert), used)
+        return
+    if _is_leading(c, layer):
+        return
+    together = f"{prefix}layers.{layer}.{c.family.experts_at}."
+    if f"{together}gate_up_proj" in model.tensors:
+        yield from _experts_together(model, c, layer, together, used)
+        return
     for theirs, name in c.family.experts.items():
         shape = (c.d_model, c.d_ff_expert) if name == "ffn_down_exps" else (c.d_ff_expert, c.d_model)
         names = []
@@ -226,19 +241,40 @@ def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used:
         yield _stacked(model, f"blk.{layer}.{name}.weight", names, shape, type_)
 
 
+def _experts_together(model: SafetensorsFile, c: HfConfig, layer: int, at: str, used: set[str]) -> Iterator[Source]:
+    """Of tensors that hold all experts: in one, the gate of each and then its up; in the other, down."""
+    both, down = f"{at}gate_up_proj", f"{at}down_proj"
+    type_ = _check(model, both, (c.n_experts, 2 * c.d_ff_expert, c.d_model))
+    for half, part in enumerate(("gate", "up")):
+        parts = [(both, (2 * e + half) * c.d_ff_expert) for e in range(c.n_experts)]
+        yield _joined(model, f"blk.{layer}.ffn_{part}_exps.weight", parts, (c.d_ff_expert, c.d_model), type_)
+    type_ = _check(model, down, (c.n_experts, c.d_model, c.d_ff_expert))
+    parts = [(down, e * c.d_model) for e in range(c.n_experts)]
+    yield _joined(model, f"blk.{layer}.ffn_down_exps.weight", parts, (c.d_model, c.d_ff_expert), type_)
+    used |= {both, down}
+
+
 def _stacked(model: SafetensorsFile, name: str, experts: list[str], shape: tuple[int, ...], type_: GgmlType) -> Source:
+    return _joined(model, name, [(expert, 0) for expert in experts], shape, type_)
+
+
+def _joined(
+    model: SafetensorsFile, name: str, parts: list[tuple[str, int]], shape: tuple[int, ...], type_: GgmlType
+) -> Source:
+    """One tensor of many of that shape, each of which begins at a row of a tensor of the checkpoint."""
     n_rows = shape[0]
 
     def rows(start: int, stop: int) -> NDArray[np.float32]:
-        parts = []
+        found = []
         while start < stop:
-            expert, first = divmod(start, n_rows)
+            part, first = divmod(start, n_rows)
             last = min(n_rows, first + stop - start)
-            parts.append(model.rows(experts[expert], first, last))
+            theirs, begin = parts[part]
+            found.append(model.rows(theirs, begin + first, begin + last))
             start += last - first
-        return np.concatenate(parts)
+        return np.concatenate(found)
 
-    return Source(name, (len(experts), *shape), type_, rows)
+    return Source(name, (len(parts), *shape), type_, rows)
 
 
 def _check_leftovers(model: SafetensorsFile, c: HfConfig, used: set[str]) -> None:

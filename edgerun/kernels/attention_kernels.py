@@ -30,7 +30,7 @@ from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
 _PLAIN, _BYTES, _NIBBLES, _IN_KEYS = F16.number, Q8_0.number, Q4_0.number, IN_KEYS.number
-_ROW_BYTES, _MERGED_BYTES = 64, 32  # of an `abi.AttentionRow`, an `abi.MergedRow`
+_ROW_BYTES = 64  # of an `abi.AttentionRow`
 
 
 @njit(forceinline=True)
@@ -235,42 +235,6 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         store_release(int64(busy + 8 * slot), int64(0))
 
     return attention_decode, kernel_signature()
-
-
-def build_attention_merge(ops: Ops) -> Any:
-    """See `abi.AttentionMerge`."""
-    lanes = ops.lanes
-    load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
-    zero, splat, join, share = ops.zero_floats, ops.splat, build_join(ops), build_share(ops)
-
-    def attention_merge(arguments: int, low: int, high: int) -> None:
-        heads, dim = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        sinks = load_i64(int64(arguments + 16))
-        size = (dim + 2) * 4
-        for item in range(low, high):
-            row, head = arguments + LIST_AT + item // heads * _MERGED_BYTES, item % heads
-            parts, pages = load_i64(int64(row)), load_i64(int64(row + 8))
-            target = load_i64(int64(row + 16)) + head * dim * 4
-            for i in range(0, dim, lanes):
-                store(int64(target + 4 * i), zero(), int64(dim - i))
-            top, total = float32(LOWEST), float32(0.0)
-            for c in range(pages):
-                part = parts + (head * pages + c) * size
-                at = part + 4 * dim
-                top, total, old, new = join(top, total, load_f32(int64(at)), load_f32(int64(at + 4)))
-                for i in range(0, dim, lanes):
-                    n = int64(dim - i)
-                    added = times(load(int64(part + 4 * i), n), new)
-                    store(int64(target + 4 * i), fma(load(int64(target + 4 * i), n), old, added), n)
-            sink = 0
-            if sinks != 0:
-                sink = sinks + 4 * head
-            inverse = splat(share(top, total, sink))
-            for i in range(0, dim, lanes):
-                n = int64(dim - i)
-                store(int64(target + 4 * i), times(load(int64(target + 4 * i), n), inverse), n)
-
-    return attention_merge, kernel_signature()
 
 
 def build_attention_prompt(ops: Ops) -> Any:

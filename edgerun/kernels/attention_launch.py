@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from edgerun.kernels.abi import (
     WrittenSpan,
 )
 from edgerun.kernels.attention_layout import (
+    KEYS_PER_PAGE,
     TILE,
     decode_pages,
     decode_scratch_bytes,
-    first_seen,
     prompt_scratch_bytes,
+    seen_apart,
 )
-from edgerun.kernels.interface import F32
+from edgerun.kernels.interface import F32, Far
 from edgerun.kernels.kv_formats import GROUP, IN_KEYS, decode_kernel, rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
@@ -45,6 +46,7 @@ class Scores:
     window: int = 0
     chunked: bool = False
     sinks: F32 | None = None
+    far: Far | None = None
 
     @property
     def constants(self) -> int:
@@ -57,8 +59,12 @@ class Scores:
         return 0 if self.sinks is None else address(self.sinks)
 
     def first_seen(self, end: int) -> int:
-        """Of the positions before `end`."""
-        return first_seen(end, self.window, self.chunked)
+        """Of the positions before `end`, as they lie."""
+        return self.seen(end)[0]
+
+    def seen(self, end: int) -> tuple[int, int]:
+        """`attention_layout.seen_apart`."""
+        return seen_apart(end, self.far.positions if self.far else 0, self.window, self.chunked)
 
 
 class AttentionLaunch:
@@ -107,13 +113,23 @@ class AttentionLaunch:
         if scores.sinks is not None and (scores.sinks.shape != (heads,) or not scores.sinks.flags.c_contiguous):
             raise UsageError(f"{heads} heads cannot have sinks of {scores.sinks.shape}")
         check_spans(spans, rows, [scores.first_seen(span.start + 1) for span in spans])
+        far = scores.far
+        if far is not None:
+            if far.q.shape != q.shape or not 0 < far.positions <= KEYS_PER_PAGE or not scores.window or scores.chunked:
+                raise UsageError(
+                    f"{far.positions} positions cannot be seen apart by {far.q.shape} in place of {q.shape}"
+                )
+            if any(scores.seen(span.end)[1] and not span.pages.table[0] for span in spans):
+                raise UsageError("the first positions are in no page")
+            if layout.keys.is_rotated:
+                scores = replace(scores, far=replace(far, q=self._rotated(far.q)))
         if layout.keys.is_rotated:
             q = self._rotated(q)
         few: list[tuple[int, int, int]] = []  # row of q, address of its sequence's table, position after the last
         with self._launcher.lock:  # the scratch is ours until the last launch is done
             row = 0
             for span in spans:
-                if span.rows <= FEW_ROWS:
+                if span.rows <= FEW_ROWS or far is not None:
                     few += [(row + i, span.pages.address, span.start + i + 1) for i in range(span.rows)]
                 else:
                     self._prompt(q[row : row + span.rows], span, layout, scores, out[row : row + span.rows])
@@ -137,15 +153,20 @@ class AttentionLaunch:
     ) -> None:
         """Each by itself, in pages that threads share and a second launch joins."""
         _, heads, dim = q.shape
-        dim_v, kv_heads = layout.head_dim_v, layout.kv_heads
-        seen = [(scores.first_seen(end), end) for _, _, end in few]
-        pages = [decode_pages(first, end) for first, end in seen]
+        dim_v, kv_heads, part_bytes = layout.head_dim_v, layout.kv_heads, 4 * (layout.head_dim_v + 2)
+        seen = [scores.seen(end) for _, _, end in few]
+        far = [decode_pages(0, far_end) if far_end else 0 for _, far_end in seen]
+        pages = [n + decode_pages(first, end) for n, (first, _), (_, _, end) in zip(far, seen, few, strict=True)]
         scratch, parts = self.decode_scratch(layout, heads, sum(pages))
         q_at, out_at = address(q), address(out)
         rows, merged, before = [], [], 0
-        for (row, table, _), (first, end), count in zip(few, seen, pages, strict=True):
-            part = parts + 4 * heads * before * (dim_v + 2)
-            rows.append(AttentionRow(kv_heads * before, q_at + 4 * row * heads * dim, table, first, end, part, count))
+        for (row, table, end), (first, far_end), far_count, count in zip(few, seen, far, pages, strict=True):
+            item, part, of_row = kv_heads * before, parts + heads * before * part_bytes, 4 * row * heads * dim
+            if scores.far is not None:
+                far_q = address(scores.far.q) + of_row
+                rows.append(AttentionRow(item, far_q, table, 0, far_end, part, count))
+            near_part = part + far_count * part_bytes
+            rows.append(AttentionRow(item + kv_heads * far_count, q_at + of_row, table, first, end, near_part, count))
             merged.append(MergedRow(part, count, out_at + 4 * row * heads * dim_v))
             before += count
         arguments = AttentionDecode(
@@ -160,7 +181,7 @@ class AttentionLaunch:
             scratch=scratch,
             busy=address(self._busy),
             scratch_bytes=_slot_bytes(layout),
-            rows=len(few),
+            rows=len(rows),
         )
         self._launcher.launch(decode_kernel(layout.keys, layout.values), arguments, kv_heads * before, 1, rows)
         self._launcher.launch(

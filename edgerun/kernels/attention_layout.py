@@ -28,6 +28,13 @@ def first_seen(end: int, window: int, chunked: bool = False) -> int:
     return (end - 1) // window * window if chunked else max(0, end - window)
 
 
+def seen_apart(end: int, first: int, window: int, chunked: bool = False) -> tuple[int, int]:
+    """Of the positions before `end`: the first that a row sees as they lie, and the end of those from 0 on that it sees
+    apart, so many as `first` at most; 0: none, for it sees all."""
+    begin = first_seen(end, window, chunked)
+    return (begin, 0) if not first or begin == 0 else (max(begin, first), first)
+
+
 def decode_pages(first: Position, end: int) -> Position:
     """How many pages the positions first .. end - 1 lie in; of one layer, or of many at once."""
     return (end - 1) // KEYS_PER_PAGE - first // KEYS_PER_PAGE + 1

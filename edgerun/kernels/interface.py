@@ -178,6 +178,15 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Far:
+    """The first positions of a sequence, which are seen whatever the window, by queries of their own: q (T, heads,
+    head_dim), as if they stood nearer to them than they do (StreamingLLM, Xiao et al. 2024)."""
+
+    positions: int
+    q: F32
+
+
 class Recording(Protocol):
     """Of kernels whose launches can be recorded."""
 
@@ -340,6 +349,7 @@ class Kernels(Protocol):
         window: int = 0,  # 0: none; else sees only positions > own - window
         chunked: bool = False,  # with a window: sees only positions >= own // window * window
         sinks: F32 | None = None,  # (heads,): one more score of each head, whose share of the weights goes nowhere
+        far: Far | None = None,  # with a window: the first positions are seen all the same
     ) -> None:
         """Causal grouped-query attention: head h reads kv head h // (heads / kv_heads). A row's bits depend on its
         position and on what it sees alone: not on T, nor on what stands after it, nor on other sequences."""

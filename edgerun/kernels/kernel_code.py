@@ -44,7 +44,7 @@ SOURCES = {
     **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},
     "attention_decode": "attention_kernels",
     **dict.fromkeys(OTHER_DECODE, "attention_kernels"),
-    "attention_merge": "attention_kernels",
+    "attention_merge": "attention_merge",
     "attention_prompt": "attention_kernels",
 }
 

@@ -52,6 +52,11 @@ class LaunchTrace:
         function(arguments, 0, items)
         self._alone.append(Span("compute 1", name, began, time.perf_counter()))
 
+    def collect_when_full(self) -> None:
+        """`collect`, if the memory of some thread is half full. After every step."""
+        if any(int(memory[0]) - seen > _SPANS // 2 for memory, seen in zip(self._threads, self._seen, strict=True)):
+            self.collect()
+
     def collect(self) -> None:
         """Keep what was noted since the last time. No operation runs meanwhile."""
         for thread, memory in enumerate(self._threads):

@@ -14,7 +14,7 @@ from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import state_reference
-from edgerun.kernels.attention_layout import first_seen
+from edgerun.kernels.attention_layout import seen_apart
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -25,6 +25,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    Far,
     Gate,
     GateKind,
     Matrix,
@@ -218,28 +219,37 @@ class ReferenceKernels:
         window: int = 0,
         chunked: bool = False,
         sinks: F32 | None = None,
+        far: Far | None = None,
     ) -> None:
         heads, dim = q.shape[1:]
         kv_heads = layout_of(spans).kv_heads
-        firsts = [first_seen(span.start + 1, window, chunked) for span in spans]
+        apart = 0 if far is None else far.positions
+        firsts = [seen_apart(span.start + 1, apart, window, chunked)[0] for span in spans]
         check_spans(spans, len(q), firsts)
+        queries = q if far is None else far.q
         if layout_of(spans).keys.is_rotated:
-            q = rotated(q)
+            q, queries = rotated(q), rotated(queries)
         row = 0
-        for span, first in zip(spans, firsts, strict=True):
-            keys, values = read_positions(span.pages, first, span.end)
+        for span, begin in zip(spans, firsts, strict=True):
+            keys, values = read_positions(span.pages, begin, span.end)
             for own in range(span.start, span.end):  # one by one: sums are over what a row sees alone
-                seen = slice(first_seen(own + 1, window, chunked) - first, own + 1 - first)
-                queries = q[row].reshape(kv_heads, heads // kv_heads, dim)
-                scores = queries @ keys[:, seen].transpose(0, 2, 1) * np.float32(scale)  # (kv_heads, group, seen)
+                first, far_end = seen_apart(own + 1, apart, window, chunked)
+                seen = slice(first - begin, own + 1 - begin)
+                scores = _scores(q[row].reshape(kv_heads, -1, dim), keys[:, seen])
+                mine = values[:, seen]
+                if far_end:
+                    far_keys, far_values = read_positions(span.pages, 0, far_end)
+                    far_scores = _scores(queries[row].reshape(kv_heads, -1, dim), far_keys)
+                    scores = np.concatenate([far_scores, scores], axis=2)
+                    mine = np.concatenate([far_values, mine], axis=1)
+                scores *= np.float32(scale)
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
                 if sinks is not None:
                     scores = np.concatenate([scores, sinks.reshape(kv_heads, -1, 1)], axis=2)
                 weights = np.exp(scores - scores.max(axis=2, keepdims=True))
                 weights /= weights.sum(axis=2, keepdims=True)
-                weights = weights[:, :, : own + 1 - first - seen.start]  # without the sink's
-                out[row] = (weights @ values[:, seen]).reshape(heads, -1)
+                out[row] = (weights[:, :, : mine.shape[1]] @ mine).reshape(heads, -1)  # without the sink's
                 row += 1
 
     def causal_conv(
@@ -321,6 +331,12 @@ def check_matmul_heads(w: Matrix, x: F32, out: F32) -> tuple[int, int, int]:
         if x.shape == (tokens * heads, w.cols) and w.rows == heads * rows and out.strides[2] == 4:
             return tokens, heads, rows
     raise UsageError(f"cannot multiply heads {x.shape} with {w.rows} x {w.cols} into {out.shape}")
+
+
+def _scores(q: F32, keys: F32) -> F32:
+    """(kv_heads, group, dim), (kv_heads, n, dim) -> (kv_heads, group, n)."""
+    scores: F32 = q @ keys.transpose(0, 2, 1)
+    return scores
 
 
 def check_matmul(w: Matrix, x: F32, out: F32) -> None:

@@ -27,6 +27,7 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
+    Far,
     Gate,
     GateKind,
     Matrix,
@@ -281,8 +282,9 @@ class SimdKernels:
         window: int = 0,
         chunked: bool = False,
         sinks: F32 | None = None,
+        far: Far | None = None,
     ) -> None:
-        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks))
+        self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks, far))
 
     def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
         return route(logits, routing, bias)

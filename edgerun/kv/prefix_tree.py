@@ -132,13 +132,14 @@ class PrefixTree:
             node.used = self._clock
         for end in self._ends(path, length):
             if self._can_go_on(path, end):
-                count = -(-end // KEYS_PER_PAGE)
-                pages = [[node.pages[number] for node in path[:count]] for number in range(len(self._groups))]
-                for number, group in enumerate(self._groups):
-                    first = group.first_seen(end) // KEYS_PER_PAGE
-                    pages[number][:first] = [None] * min(first, count)
+                some = path[: -(-end // KEYS_PER_PAGE)]
+                seen = [set(group.seen_pages(end)) for group in self._groups]
+                pages = [
+                    [node.pages[number] if index in seen[number] else None for index, node in enumerate(some)]
+                    for number in range(len(self._groups))
+                ]
                 if self._with_states:
-                    path[count - 1].states_used[end - (count - 1) * KEYS_PER_PAGE] = self._clock
+                    some[-1].states_used[end - (len(some) - 1) * KEYS_PER_PAGE] = self._clock
                 return end, pages, {n: block for n, block in _states_of(path) if n <= end}
         return 0, [], {}
 
@@ -190,11 +191,10 @@ class PrefixTree:
         return [n for n in ends if n >= LEAST_SHARED]
 
     def _can_go_on(self, path: Sequence[_Node], length: int) -> bool:
-        count = -(-length // KEYS_PER_PAGE)
         return all(
-            node.pages[number] is not None
+            path[index].pages[number] is not None
             for number, group in enumerate(self._groups)
-            for node in path[group.first_seen(length) // KEYS_PER_PAGE : count]
+            for index in group.seen_pages(length)
         )
 
     def _nodes(self) -> Iterator[tuple[_Node, _Node]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,14 @@ def page_content(page: Page, group: Group, used: int) -> U8:
     return copy
 
 
-def saved_range(forms: Mapping[str, Form], number: int, group: Group, length: int) -> range:
-    """Which pages of a group a file has for a sequence of `length` positions. UnsupportedError unless they are enough
-    to go on from there, and laid out as they are here."""
-    end = -(-length // KEYS_PER_PAGE)
-    first = next((index for index in range(end) if page_name(number, index) in forms), end)
-    found = range(first, end)
-    alike = all(forms.get(page_name(number, index)) == page_form(group) for index in found)
-    if not alike or (end and first > min(end - 1, group.first_seen(length) // KEYS_PER_PAGE)):
+def saved_pages(forms: Mapping[str, Form], number: int, group: Group, length: int) -> list[int]:
+    """Which pages of a group a file has for a sequence of `length` positions, ascending. UnsupportedError unless they
+    are enough to go on from there, and laid out as they are here."""
+    found = [index for index in range(-(-length // KEYS_PER_PAGE)) if page_name(number, index) in forms]
+    alike = all(forms[page_name(number, index)] == page_form(group) for index in found)
+    newest = found[1:] if group.kept_first and found[:2] != [0, 1] else found
+    one_after_another = all(b - a == 1 for a, b in pairwise(newest))
+    last = -(-length // KEYS_PER_PAGE) - 1
+    if not alike or not one_after_another or (length and last not in found) or {*group.seen_pages(length)} - {*found}:
         raise UnsupportedError("its keys and values are kept in another way")
     return found

@@ -20,7 +20,7 @@ from edgerun.kernels.pages import LayerPages
 from edgerun.kv.groups import Group
 from edgerun.kv.page import Page
 from edgerun.kv.pages import Copied, PagePool
-from edgerun.kv.saved import STATES, page_content, page_form, page_name, page_place, saved_range
+from edgerun.kv.saved import STATES, page_content, page_form, page_name, page_place, saved_pages
 from edgerun.kv.sequence_states import SequenceStates
 from edgerun.kv.states import StateBlock
 
@@ -142,7 +142,6 @@ class KvSequence:
     def _planned(self, held: _Held, needed: int, at_once: int) -> _Plan:
         """What a group's table shall hold: what is kept, what has to be copied first, how many pages are missing."""
         group, start = held.group, self.length // KEYS_PER_PAGE
-        first = group.first_kept(self.length)
         end = -(-(self.length + at_once if group.window else needed) // KEYS_PER_PAGE)
         kept: dict[int, Page] = {}
         copied: Page | None = None
@@ -151,7 +150,7 @@ class KvSequence:
             if page is None:
                 continue
             offset = max(0, self.length - index * KEYS_PER_PAGE)  # from here on it would be written
-            if index < first or (index >= end and group.window):
+            if not group.keeps(index, self.length) or (index >= end and group.window):
                 in_hand += [page] if self._pool.may_write(self, page, 0) else []
             elif offset >= KEYS_PER_PAGE or self._pool.may_write(self, page, offset):
                 kept[index] = page
@@ -161,7 +160,7 @@ class KvSequence:
         if group.window:  # pages in hand for all that is to come, or others might take them meanwhile
             wanted = max(wanted, group.most_pages(needed, at_once) - len(kept))
         del in_hand[wanted:]
-        return _Plan(first, start, end, kept, copied, in_hand, wanted - len(in_hand))
+        return _Plan(start, end, kept, copied, in_hand, wanted - len(in_hand))
 
     def advance(self, tokens: int) -> None:
         """`tokens` positions after `length` have been written in every layer."""
@@ -188,7 +187,7 @@ class KvSequence:
     def _sees_all(self, n: int) -> bool:
         """Whether all that position `n` would see of those before it is held."""
         for held in self._held:
-            seen = range(held.group.first_seen(n) // KEYS_PER_PAGE, -(-n // KEYS_PER_PAGE))
+            seen = held.group.seen_pages(n)
             if any(index >= len(held.pages) or held.pages[index] is None for index in seen):
                 return False
         return True
@@ -266,6 +265,8 @@ class KvSequence:
             while index and held.pages[index - 1] is not None:
                 index -= 1
                 forms[page_name(held.number, index)] = page_form(held.group)
+            if index and held.group.kept_first:
+                forms[page_name(held.number, 0)] = page_form(held.group)
         return forms
 
     def saved(self, name: str) -> NDArray[np.uint8]:
@@ -285,7 +286,7 @@ class KvSequence:
         self.release()
         if length > self.capacity:
             raise ContextLengthError(f"{length} tokens do not fit a context of {self.capacity}; use a larger context")
-        found = [saved_range(forms, held.number, held.group, length) for held in self._held]
+        found = [saved_pages(forms, held.number, held.group, length) for held in self._held]
         states = self._states if length else None
         if len(forms) != sum(map(len, found)) + (states is not None) or (
             states is not None and forms.get(STATES) != states.form
@@ -296,7 +297,7 @@ class KvSequence:
         )
         try:
             for held, indexes in zip(self._held, found, strict=True):
-                held.arrange(_Plan(indexes.start, indexes.start, indexes.stop, {}, None, [], 0), fresh[: len(indexes)])
+                held.fill(indexes, fresh[: len(indexes)])
                 del fresh[: len(indexes)]
                 for index in indexes:
                     page = held.pages[index]
@@ -330,10 +331,9 @@ class KvSequence:
 @dataclass(frozen=True)
 class _Plan:
     """What a group's pages become: `kept` by index, all others from `start` to `end` out of those in hand, `missing`
-    of which are yet to be taken. Pages below `first` are let go of. copied: what the page at `start` begins with,
+    of which are yet to be taken. Other pages below `start` are let go of. copied: what the page at `start` begins with,
     because others hold it."""
 
-    first: int
     start: int
     end: int
     kept: dict[int, Page]
@@ -367,7 +367,8 @@ class _Held:
         there any more is None, and the table will be written anew (`KvSequence._room`)."""
         in_hand = [*plan.in_hand, *fresh]
         self.in_hand = []
-        self.pages = [page if index >= plan.first else None for index, page in enumerate(self.pages)]
+        left = {*plan.kept, *range(plan.start, len(self.pages))}
+        self.pages = [page if index in left else None for index, page in enumerate(self.pages)]
         length = max([plan.end, *(index + 1 for index in plan.kept)])
         pages: list[Page | None] = [plan.kept.get(index) for index in range(length)]
         for index in range(plan.start, plan.end):
@@ -383,6 +384,14 @@ class _Held:
         self.in_hand = in_hand
         self.table[: len(pages)] = [0 if page is None else page.address for page in pages]
         self.table[len(pages) :] = 0
+
+    def fill(self, indexes: Sequence[int], fresh: Sequence[Page]) -> None:
+        """Hold these pages at these indexes, ascending, and no others."""
+        self.pages = [None] * (indexes[-1] + 1 if indexes else 0)
+        for index, page in zip(indexes, fresh, strict=True):
+            page.promised = 0
+            self.pages[index] = page
+        self.table[: len(self.pages)] = [0 if page is None else page.address for page in self.pages]
 
     def clear(self) -> None:
         """Hold nothing."""

@@ -96,6 +96,8 @@ def _rotated(n: Numbers, family: Family, windows: list[int]) -> list[bool]:
     layers = len(windows)
     if family.rotated == "listed":
         return n.truths("attention.rope_pattern", layers, True)
+    if family.rotated == "said":
+        return [n.truth("rope.scaling.finetuned", True)] * layers
     if family.rotated == "three_of_four":
         return [(layer + 1) % 4 != 0 for layer in range(layers)]
     if family.rotated == "windowed" and any(windows):

@@ -8,8 +8,9 @@ it is one call (`batch.py`). T rows at a time, d = d_model; all activations are 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,18 @@ from edgerun.weights import WeightStore
 _RECENT_BYTES = 1 << 20  # of embeddings that are kept
 
 
+class Throttle(Protocol):
+    """Somebody who wants less to be computed than could be: for the sake of a battery, a power or a temperature."""
+
+    def rest(self, worked_s: float, cancelled: Callable[[], bool]) -> None:
+        """After a pass that took so long: return when the next one may begin."""
+        ...
+
+    def describe(self) -> str:
+        """For people: what is kept to, and what it costs."""
+        ...
+
+
 class Decoder:
     """`spec` says what to compute, `store` has the weights, `kernels` computes. One call at a time.
 
@@ -41,6 +54,8 @@ class Decoder:
     kv: how keys and values are kept.
     ranks: those who have the rest of every layer, where `spec` is a shard's.
     """
+
+    throttle: Throttle | None = None
 
     def __init__(
         self,
@@ -92,7 +107,16 @@ class Decoder:
         Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
         `cancelled()` became true between two layers. After any exception the sequences are as they were before.
         """
-        tokens, cancelled = batch.tokens(self.spec.vocab_size), cancelled or never
+        throttle, cancelled = self.throttle, cancelled or never
+        if throttle is None:
+            return self._step(batch, cancelled)
+        began = time.perf_counter()
+        out = self._step(batch, cancelled)
+        throttle.rest(time.perf_counter() - began, cancelled)
+        return out
+
+    def _step(self, batch: Batch, cancelled: Callable[[], bool]) -> list[F32 | None]:
+        tokens = batch.tokens(self.spec.vocab_size)
         check(cancelled)
         self.store.begin()
         lengths = [each.sequence.length for each in batch.stretches]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from edgerun.errors import FormatError
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import GgufFile
 from edgerun.models.numbers import Numbers
 from edgerun.models.spec import LatentNumbers, LayerNumbers, Temperature
 
 
-def latent_layer(n: Numbers, numbers: LayerNumbers) -> LayerNumbers:
+def latent_layer(gguf: GgufFile, n: Numbers, numbers: LayerNumbers, layer: int) -> LayerNumbers:
     """A layer's numbers with those of its latent attention. What YaRN does to scores is taken out of the rotation, for
-    these models scale scores by it instead, by a rule of their own. Raises FormatError."""
+    these models scale scores by it instead, by a rule of their own. Raises FormatError, UnsupportedError."""
+    if f"blk.{layer}.attn_kv_b.weight" in gguf.tensors:
+        raise UnsupportedError(
+            f"{gguf.path}: keys and values of its latent attention lie in one matrix (attn_kv_b), as converters wrote "
+            "them until April 2025; take a newer file of the model, which has attn_k_b and attn_v_b"
+        )
     rotation = numbers.rotation
     assert rotation is not None  # these families rotate in all layers
     key = n.integer("attention.key_length_mla", n.integer("attention.key_length"))
@@ -26,7 +32,7 @@ def latent_layer(n: Numbers, numbers: LayerNumbers) -> LayerNumbers:
         scaling = replace(scaling, log_multiplier=1.0 if scaling.log_multiplier else 0.0)
     warmth, length = n.real("attention.temperature_scale", 0.0), n.integer("attention.temperature_length", 0, 0)
     latent = LatentNumbers(
-        query_rank=n.integer("attention.q_lora_rank", 0, 0),
+        query_rank=0 if f"blk.{layer}.attn_q.weight" in gguf.tensors else n.integer("attention.q_lora_rank", 0, 0),
         rank=n.integer("attention.kv_lora_rank"),
         plain_dim=key - rotation.dim,
         rotated_dim=rotation.dim,

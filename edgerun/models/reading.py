@@ -64,7 +64,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
         activation=_activation(n, family, sparse),
-        router=_router(n, family),
+        router=_router(n, family, whole.vocab_size),
         sparse=sparse,
     )
 
@@ -99,6 +99,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     d_ff = n.by_layer("feed_forward_length", count, [0] * count, 0)
     d_ff_expert = n.by_layer("expert_feed_forward_length", count, d_ff, 0) if family.expert_length else d_ff
     mixtures = _mixtures(n, count) if experts else [False] * count
+    if family.single_blocks:
+        mixtures = [each and d_ff[layer] > 0 for layer, each in enumerate(mixtures)]
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
         numbers = replace(
@@ -118,7 +120,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
                 fused_shared="ffn_up_shexp" in fused,
             )
         if family.latent_attention:
-            numbers = latent_layer(n, numbers)
+            numbers = latent_layer(gguf, n, numbers, layer)
         found.append(numbers)
     return tuple(found)
 
@@ -147,9 +149,16 @@ def _activation(n: Numbers, family: Family, sparse: bool) -> Activation:
     return found
 
 
-def _router(n: Numbers, family: Family) -> RouterKind:
+def _router(n: Numbers, family: Family, vocab_size: int) -> RouterKind:
     """llama.cpp's expert_gating_func, where the file says one."""
-    kinds: dict[int, RouterKind] = {0: family.router, 1: "softmax", 2: "sigmoid", 3: "softmax_topk", 4: "sqrt_softplus"}
+    is_sigmoid = (n.integer("block_count"), vocab_size) in family.sigmoid_sizes
+    kinds: dict[int, RouterKind] = {
+        0: "sigmoid" if is_sigmoid else family.router,
+        1: "softmax",
+        2: "sigmoid",
+        3: "softmax_topk",
+        4: "sqrt_softplus",
+    }
     said = n.integer("expert_gating_func", 0, 0)
     if said not in kinds:
         raise UnsupportedError(f"the gating function {said} of its experts is not supported")

@@ -125,7 +125,8 @@ class DecodeReplay:
                 first_layers.setdefault(pages.address, source)
                 group = list(first_layers).index(pages.address)
                 writes = source == layer
-                recorded.append(RecordedLayer(pages.layout, mixer.heads, kv.window, group, kv.chunked, writes))
+                seen = kv.window, group, kv.chunked, writes, kv.kept_first
+                recorded.append(RecordedLayer(pages.layout, mixer.heads, *seen))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
         self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
 

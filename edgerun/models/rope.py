@@ -18,6 +18,7 @@ from edgerun.models.spec import RopeScaling, Rotation, Temperature
 F32 = NDArray[np.float32]
 
 _POSITIONS = 512  # computed together
+_MOST_BLOCKS = 256  # of so many positions that are kept
 
 
 def frequencies(
@@ -52,7 +53,7 @@ def table_of(rotation: Rotation, factors: F32 | None) -> RopeTable:
     angles, factor = frequencies(rotation.dim, rotation.base, rotation.scaling, factors if rotation.from_file else None)
     if rotation.still:
         angles = np.zeros_like(angles)
-    return RopeTable(angles, factor, rotation.temperature)
+    return RopeTable(angles, factor, rotation.temperature, rotation.most)
 
 
 def _turns_at(turns: float, dim: int, base: float, original_context: int) -> float:
@@ -61,54 +62,54 @@ def _turns_at(turns: float, dim: int, base: float, original_context: int) -> flo
 
 
 class RopeTable:
-    """Cosines and sines of positions 0, 1, 2, .., grown as they are asked for."""
+    """Cosines and sines of positions 0, 1, 2, .., made when they are asked for. Of the positions so far only those are
+    kept that were asked for last, so that endless sequences take no more memory than long ones.
 
-    def __init__(self, angles: NDArray[np.float64], factor: float, temperature: Temperature | None = None) -> None:
+    most: positions beyond are taken for this one; 0: each for itself."""
+
+    def __init__(
+        self, angles: NDArray[np.float64], factor: float, temperature: Temperature | None = None, most: int = 0
+    ) -> None:
         self._angles = angles
         self._factor = factor
         self._temperature = temperature
-        empty = np.empty((0, len(angles)), np.float32)
-        self._both = empty, empty  # replaced together, so that none is without the other
+        self._most = most
+        self._made: dict[int, tuple[F32, F32]] = {}  # by number: of _POSITIONS positions, those used last at the end
 
     @property
     def key(self) -> str:
         """Alike for tables that turn alike."""
-        return hashlib.sha256(self._angles.tobytes() + repr((self._factor, self._temperature)).encode()).hexdigest()[
-            :16
-        ]
+        what = repr((self._factor, self._temperature, *([self._most] if self._most else [])))
+        return hashlib.sha256(self._angles.tobytes() + what.encode()).hexdigest()[:16]
 
     def at(self, start: int, tokens: int) -> tuple[F32, F32]:
         """(tokens, rope_dim / 2) each, for positions start, start + 1, .."""
-        end = start + tokens
-        self._grow_to(end)
-        cos, sin = self._both
-        return cos[start:end], sin[start:end]
+        first, end = start // _POSITIONS, start + tokens
+        if end <= (first + 1) * _POSITIONS and (not self._most or end <= self._most + 1):
+            cos, sin = self._block(first)
+            return cos[start - first * _POSITIONS :][:tokens], sin[start - first * _POSITIONS :][:tokens]
+        cos, sin = np.empty((2, tokens, len(self._angles)), np.float32)
+        self.gather(range(start, end), cos, sin)
+        return cos, sin
 
     def gather(self, positions: Sequence[int], cos: F32, sin: F32) -> None:
         """cos and sin (rows, rope_dim / 2) = those of any positions."""
-        self._grow_to(max(positions) + 1)
-        all_cos, all_sin = self._both
         for row, position in enumerate(positions):
-            cos[row], sin[row] = all_cos[position], all_sin[position]
+            number, within = divmod(min(position, self._most or position), _POSITIONS)
+            all_cos, all_sin = self._block(number)
+            cos[row], sin[row] = all_cos[within], all_sin[within]
 
-    def _grow_to(self, end: int) -> None:
-        known = len(self._both[0])
-        if end > known:
-            self._grow(max(end, 2 * known))
-
-    def _grow(self, positions: int) -> None:
-        """In arrays of one size, so that how numpy vectorises them cannot depend on when more were asked for."""
-        known_cos, known_sin = self._both
-        known = len(known_cos)
-        positions = -(-positions // _POSITIONS) * _POSITIONS
-        cos, sin = np.empty((2, positions, len(self._angles)), np.float32)
-        cos[:known], sin[:known] = known_cos, known_sin
-        for first in range(known, positions, _POSITIONS):
-            some = np.arange(first, first + _POSITIONS)[:, None]
+    def _block(self, number: int) -> tuple[F32, F32]:
+        """In arrays of one size, so that how numpy vectorises them cannot depend on when they were asked for."""
+        found = self._made.pop(number, None)
+        if found is None:
+            some = np.arange(number * _POSITIONS, (number + 1) * _POSITIONS)[:, None]
             theta, factor = some * self._angles, self._factor * self._temperature_at(some)
-            cos[first : first + _POSITIONS] = np.cos(theta) * factor
-            sin[first : first + _POSITIONS] = np.sin(theta) * factor
-        self._both = cos, sin
+            found = (np.cos(theta) * factor).astype(np.float32), (np.sin(theta) * factor).astype(np.float32)
+            if len(self._made) >= _MOST_BLOCKS:
+                self._made.pop(next(iter(self._made)), None)
+        self._made[number] = found
+        return found
 
     def _temperature_at(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """What queries there are multiplied by besides."""

@@ -38,7 +38,7 @@ class Temperature:
 class Rotation:
     """One way of rotating queries and keys: `dim` dimensions of each head, by angles that begin with `base`.
     from_file: divided by the factors that the file may have. temperature: what is rotated is multiplied too. still: by
-    no angle at all."""
+    no angle at all. most: positions beyond are rotated as this one; 0: each as itself."""
 
     dim: int
     base: float
@@ -46,6 +46,7 @@ class Rotation:
     from_file: bool = True
     temperature: Temperature | None = None
     still: bool = False
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class LayerNumbers:
     window: int = 0  # positions that are seen, 0 for all
     chunked: bool = False  # those of its own stretch of `window` positions, which begins at a multiple of it
     qk_normed: bool = True  # as the family norms queries and keys
+    kept_first: int = 0  # of the first positions so many are seen whatever the window
     packed_qkv: bool = False  # one matrix attn_qkv
     v_from_k: bool = False  # there is no attn_v: v is what attn_k gives
     gate_per_head: bool = False  # attn_gate gives one number a head
@@ -139,11 +141,18 @@ class LayerNumbers:
         return replace(self.rotation or still, temperature=self.temperature)
 
     @property
+    def far_rotation(self) -> Rotation | None:
+        """Of queries for what is seen whatever the window: as if it stood just before the window."""
+        rotation = self.q_rotation
+        return None if rotation is None else replace(rotation, most=self.window + self.kept_first - 1)
+
+    @property
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
         if self.latent is not None:
             return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
-        return KvLayer(self.n_kv_heads, self.head_dim_k, self.head_dim_v, self.window, self.chunked)
+        heads = self.n_kv_heads, self.head_dim_k, self.head_dim_v
+        return KvLayer(*heads, self.window, self.chunked, kept_first=self.kept_first)
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,7 @@ class ModelSpec:
     def rotations(self) -> frozenset[Rotation]:
         """All ways in which keys or queries of some layer are rotated."""
         found = {each for layer in self.layers for each in (layer.rotation, layer.q_rotation)}
+        found |= {layer.far_rotation for layer in self.layers if layer.kept_first}
         return frozenset(each for each in found if each is not None)
 
     def attention_scale(self, layer: int) -> float:

@@ -34,6 +34,8 @@ LOADING: Mapping[str, Kind] = {
     "threads": Whole(1, MOST_THREADS, words=("auto",)),
     "memory": Size(),
     "kv": Choice(KV_NAMES),
+    "window": Whole(16, 2**31 - 1, words=(None,)),
+    "sinks": Whole(0, 256),
     "prefetch": Flag(),
     "kernels": Choice(KERNEL_NAMES),
     "prefill": Text(),
@@ -42,6 +44,10 @@ LOADING: Mapping[str, Kind] = {
     "context_shift": Flag(),
     "draft": Text(words=(None,)),
     "replies": Choice(("auto", "plain")),
+    "power_limit": Number(0, above=True, words=(None,)),
+    "power_meter": Text(),
+    "battery_saver": Flag(),
+    "max_celsius": Number(0, 150, above=True, words=(None,)),
     "events": Callback(),
 }
 
@@ -60,6 +66,8 @@ class PlanKeywords(MachineKeywords, total=False):
 
     context: int | None
     kv: str
+    window: int | None
+    sinks: int
 
 
 class LoadKeywords(PlanKeywords, total=False):
@@ -72,6 +80,10 @@ class LoadKeywords(PlanKeywords, total=False):
     context_shift: bool
     draft: str | None
     replies: str
+    power_limit: float | None
+    power_meter: str
+    battery_saver: bool
+    max_celsius: float | None
 
 
 MACHINE_NAMES = tuple(MachineKeywords.__annotations__)
@@ -86,6 +98,8 @@ class LoadOptions:
     threads: int | Literal["auto"] = "auto"
     memory: int | str = "auto"
     kv: str = "f16"
+    window: int | None = None
+    sinks: int = 4
     prefetch: bool = True
     kernels: str = "auto"
     prefill: str = "auto"
@@ -94,6 +108,10 @@ class LoadOptions:
     context_shift: bool = False
     draft: str | None = None
     replies: str = "auto"
+    power_limit: float | None = None
+    power_meter: str = "auto"
+    battery_saver: bool = False
+    max_celsius: float | None = None
     events: EventSink = ignore
 
     def __post_init__(self) -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from edgerun.errors import FormatError, NotFoundError
 from edgerun.planning.rates import AttentionRates, ProductRates, Rates
 from edgerun.weights.catalog import Catalog
@@ -89,11 +87,15 @@ class DeviceProfile:
 
     def as_yaml(self) -> str:
         """As `load_profile` reads it."""
+        import yaml
+
         return yaml.safe_dump(_as_dict(self), sort_keys=False, allow_unicode=True, width=100)
 
 
 def load_profile(path: Path) -> DeviceProfile:
     """NotFoundError, FormatError for what is no profile, with the place that is wrong."""
+    import yaml
+
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)

@@ -31,7 +31,8 @@ _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes,
 _PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
 _EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
 # Of the bare products' rates that whole models reach, decoding and for prompts: norms, rotations and what lies between
-_SHARES = 0.92, 0.85
+_SHARES = 0.88, 0.9
+_REST_BYTES, _LAYER_S = 250.0, 12e-6  # of norms, rotations, gates, additions: of each row and number of d; of each pass
 _ALONE_SHARES = 0.88, 0.8  # with attention, where its rate was not measured
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
@@ -41,6 +42,7 @@ _HITS_FEW = (0.0, 0.2, 0.315, 0.475, 0.6, 0.745, 0.855, 0.935, 0.985, 1.0)
 _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
 
+_KEPT_IN_WAVE = 0.65  # of a cache, while a prompt's activations borrow the rest
 _NEURON_COST = 2.0  # what reading a neuron costs, in bytes read at once
 
 
@@ -79,12 +81,13 @@ def predict_speed(
     have all products of the catalog."""
     position = prompt_tokens if position is None else position
     token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
-    compute = sum(operation_s(each, 1, rates, sizes) for each in token)
+    compute = sum(operation_s(each, 1, rates, sizes) for each in token) + rest_s(spec, 1, rates)
     prompt_compute = 0.0
     for low in range(0, prompt_tokens, CHUNK):
         rows, last = min(CHUNK, prompt_tokens - low), low + CHUNK >= prompt_tokens
         chunk = pass_operations(catalog, spec, sizes, rows=rows, position=low, logits_rows=int(last))
         prompt_compute += sum(operation_s(each, rows, rates, sizes) for each in chunk if each.flops)
+        prompt_compute += rest_s(spec, rows, rates)
     stored = stored_bytes(catalog, spec)
     mixtures = sum(planned.mixture is not None for planned in plan_of(spec))
     compute += mixtures * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
@@ -95,7 +98,7 @@ def predict_speed(
         curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
         hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored.token_experts
-        prompt_missing = waves * stored.touched_experts(wave)
+        prompt_missing = waves * (1 - _KEPT_IN_WAVE * plan.cached_share) * stored.touched_experts(wave)
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = (1 - hits) * stored.dense
@@ -143,6 +146,16 @@ def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> 
         return one
     # numpy makes floats of the whole matrix first, for one token or for many; its rate with 256 rows counts that too
     return one + max(0.0, many - operation.times / operation.touched * one * rows / _PROMPT_TOKENS)
+
+
+def rest_s(spec: ModelSpec, rows: int, rates: Rates) -> float:
+    """Seconds of what a pass does beside products and attention, where attention's rate is known (else products' shares
+    count it)."""
+    if rates.attention is None:
+        return 0.0
+    copies = 0 if rows == 1 else sum(each.n_experts_used for each in spec.layers)  # of many rows, one for each expert
+    row_s = spec.d_model * _REST_BYTES / _fastest(rates)
+    return spec.n_layers * _LAYER_S + rows * (spec.n_layers + copies) * row_s
 
 
 @dataclass(frozen=True)

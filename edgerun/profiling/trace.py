@@ -40,7 +40,11 @@ class Trace:
             if decoder.prompt_backend is not None:
                 decoder.prompt_backend.watch(self.note)
                 stack.callback(decoder.prompt_backend.watch, None)
-            yield
+            try:
+                yield
+            finally:
+                if self._launches is not None:
+                    self._launches.collect()
 
     def note(self, span: Span) -> None:
         """From any thread."""
@@ -58,7 +62,7 @@ class Trace:
         finally:
             self.note(Span("step", name, began, time.perf_counter()))
             if self._launches is not None:
-                self._launches.collect()
+                self._launches.collect_when_full()
 
     def spans(self) -> list[Span]:
         """All of them, in order of their begins."""

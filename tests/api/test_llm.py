@@ -18,6 +18,8 @@ import edgerun
 from edgerun.api import LLM, CancelToken, SamplingParams
 from edgerun.api.loading import choose_context, choose_step_tokens, find_model
 from edgerun.errors import Cancelled, NotFoundError, TemplateError, UsageError
+from edgerun.models.families import FAMILIES
+from edgerun.models.spec import ModelSpec
 
 ASCII_ONLY = [*range(32), *range(127, VOCAB)]
 
@@ -146,6 +148,10 @@ def test_a_path_that_is_not_there() -> None:
         LLM(path)
 
 
+def _made_for(trained: int) -> ModelSpec:
+    return ModelSpec("a", FAMILIES["llama"], (), 64, 96, trained, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("asked", "trained", "metadata", "expected"),
     [
@@ -162,12 +168,17 @@ def test_a_path_that_is_not_there() -> None:
     ],
 )
 def test_choice_of_context(asked: int | None, trained: int, metadata: dict[str, float], expected: int) -> None:
-    assert choose_context(asked, trained, metadata, "a") == expected
+    assert choose_context(asked, _made_for(trained), metadata) == expected
+
+
+def test_a_context_that_a_window_makes_endless() -> None:
+    assert choose_context(None, _made_for(512), {}, endless=True) > 1_000_000
+    assert choose_context(4000, _made_for(512), {}, endless=True) == 4000
 
 
 def test_a_context_beyond_what_the_model_was_made_for() -> None:
     with pytest.raises(UsageError, match="context"):
-        choose_context(513, 512, {}, "a")
+        choose_context(513, _made_for(512), {})
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(100, 256), (20_000, 128), (1 << 20, 64)])

@@ -19,7 +19,7 @@ FIELDS = [
 
 
 def test_bench_json(run: Run, chat_model: Path) -> None:
-    result = run("bench", chat_model, "-p", "20", "-n", "9", "-t", "1", "-r", "2", "--json")
+    result = run("bench", chat_model, "-p", "20", "-n", "9", "-t", "1", "-r", "2", "--warmup", "--json")
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1
     report = json.loads(result.stdout)

@@ -37,6 +37,7 @@ OPTIONS = {
     "bench": "--memory --no-prefetch --record-routing --overwrite --prompt --decode --repetitions --ids --logits "
     "--threads --kernels --json",
     "cluster": "up join status devices forget leave",
+    "profile": "--device --prompt --decode --repetitions --output --trace --energy --context --kernels --threads",
     "doctor": "--json --kernels --threads --providers",
     "convert": "--tokenizer --quant --overwrite --json",
     "quantize": "--type --overwrite --json",

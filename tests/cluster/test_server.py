@@ -129,8 +129,11 @@ def test_shards_are_sent_once_and_resumed(tmp_path: Path, closing: ExitStack) ->
     assert remote.give(offer, read, Heard()) == len(data) - PIECE_BYTES
     assert homes[1].shards.finish(offer.shard).read_bytes() == data
     assert remote.give(offer, read, Heard()) == 0
+    homes[1].shards.finish(offer.shard).with_suffix(".mark").touch()  # the power failed before the disk had it
+    again = home_of(tmp_path, "worker1").shards
+    assert again.missing(offer) == () and again.finish(offer.shard).read_bytes() == data
     other = make_offer(8, lambda at, count: b"12345678")
-    with pytest.raises(EdgerunError, match="was changed"):
+    with pytest.raises(EdgerunError, match="not what was offered"):
         remote.give(other, lambda at, count: b"87654321", Heard())
 
 

@@ -59,6 +59,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+CONFIGS["lfm2_moe"] = {
+    "num_hidden_layers": 3, "norm_eps": 1e-5, "conv_L_cache": 3, "conv_bias": False, "tie_word_embeddings": True,
+    "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "num_experts": EXPERTS,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "use_expert_bias": True,
+    "routed_scaling_factor": 1.0,
+}  # fmt: skip
+CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
+    "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+    "shared_expert_intermediate_size": 96,
+}  # fmt: skip
+
+
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
     return {"model_type": model_type, **BASE, **CONFIGS[model_type], **changes}
 
@@ -71,14 +83,14 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (VOCAB, D)
-    if kind == "lfm2":
+    if kind.startswith("lfm2"):
         return lfm2_shapes(config)
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         if kind == "gpt_oss":
             shapes |= gpt_oss_layer(config, p)
             continue
-        if kind == "qwen3_5_text":
+        if kind.startswith("qwen3_5"):
             shapes |= qwen35_layer(config, p, layer)
             continue
         norms = ["input_layernorm", "post_attention_layernorm"]
@@ -117,14 +129,25 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def lfm2_attention(config: dict[str, Any]) -> list[int]:
+    """The layers with attention."""
+    kinds = config.get("layer_types", [])
+    return list(config.get("full_attn_idxs", [i for i, kind in enumerate(kinds) if kind != "conv"]))
+
+
 def lfm2_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    q, kv, ff = HEADS * HEAD, KV * HEAD, 64  # 2/3 of block_ff_dim, to a multiple of 32
+    q, kv, ff = HEADS * HEAD, KV * HEAD, FF  # 2/3 of block_ff_dim, to a multiple of 32, is FF
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.embedding_norm.weight": (D,)}
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         shapes |= {f"{p}operator_norm.weight": (D,), f"{p}ffn_norm.weight": (D,)}
-        shapes |= {f"{p}feed_forward.w{i}.weight": (D, ff) if i == 2 else (ff, D) for i in (1, 2, 3)}
-        if layer in config["full_attn_idxs"]:
+        places = {f"{p}feed_forward.": ff}
+        if layer >= config.get("num_dense_layers", 99):
+            places = {f"{p}feed_forward.experts.{e}.": config["moe_intermediate_size"] for e in range(EXPERTS)}
+            shapes |= {f"{p}feed_forward.gate.weight": (EXPERTS, D), f"{p}feed_forward.expert_bias": (EXPERTS,)}
+        for at, n in places.items():
+            shapes |= {f"{at}w{i}.weight": (D, n) if i == 2 else (n, D) for i in (1, 2, 3)}
+        if layer in lfm2_attention(config):
             a = f"{p}self_attn."
             shapes |= {f"{a}{c}_proj.weight": (rows, D) for c, rows in (("q", q), ("k", kv), ("v", kv))}
             shapes |= {f"{a}out_proj.weight": (D, q), **{f"{a}{c}_layernorm.weight": (HEAD,) for c in "qk"}}
@@ -146,10 +169,17 @@ def gpt_oss_layer(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{e}down_proj": (EXPERTS, FF, D), f"{e}down_proj_bias": (EXPERTS, D)}
 
 
+def qwen35_experts(config: dict[str, Any], p: str) -> dict[str, tuple[int, ...]]:
+    ff = config["moe_intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {f"{p}gate.weight": (EXPERTS, D), f"{p}shared_expert_gate.weight": (1, D)}
+    shapes |= {f"{p}experts.gate_up_proj": (EXPERTS, 2 * ff, D), f"{p}experts.down_proj": (EXPERTS, D, ff)}
+    return shapes | mlp(f"{p}shared_expert.", config["shared_expert_intermediate_size"])
+
+
 def qwen35_layer(config: dict[str, Any], p: str, layer: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     shapes |= {f"{p}{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    shapes |= mlp(f"{p}mlp.", FF)
+    shapes |= mlp(f"{p}mlp.", FF) if "num_experts" not in config else qwen35_experts(config, f"{p}mlp.")
     if (layer + 1) % config["full_attention_interval"] == 0:
         dim = config["head_dim"]
         a = f"{p}self_attn."

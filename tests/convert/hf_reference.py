@@ -18,10 +18,10 @@ Array = NDArray[np.float64]
 def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids: list[int]) -> Array:
     """(tokens, vocab) f64."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
-    if config["model_type"] == "lfm2":
+    if config["model_type"].startswith("lfm2"):
         return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
     gemma = config["model_type"].startswith("gemma")
-    plus = gemma or config["model_type"] == "qwen3_5_text"
+    plus = gemma or config["model_type"].startswith("qwen3_5")
     x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
     if gemma:
         x = x * math.sqrt(config["hidden_size"])
@@ -53,7 +53,7 @@ def lfm2_logits(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> 
     for layer in range(config["num_hidden_layers"]):
         p = f"model.layers.{layer}."
         h = rms(config, x, w[f"{p}operator_norm.weight"])
-        if layer in config["full_attn_idxs"]:
+        if f"{p}self_attn.q_proj.weight" in w:
             renamed = dict(w)
             for ours, theirs in (("o_proj", "out_proj"), ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")):
                 renamed[f"{p}self_attn.{ours}.weight"] = w[f"{p}self_attn.{theirs}.weight"]
@@ -62,8 +62,10 @@ def lfm2_logits(config: dict[str, Any], w: dict[str, Array], ids: list[int]) -> 
             b, c, values = np.split(h @ w[f"{p}conv.in_proj.weight"].T, 3, axis=-1)
             x = x + (c * convolved(b * values, w[f"{p}conv.conv.weight"][:, 0])) @ w[f"{p}conv.out_proj.weight"].T
         h = rms(config, x, w[f"{p}ffn_norm.weight"])
-        gate, up = (h @ w[f"{p}feed_forward.w{i}.weight"].T for i in (1, 3))
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"{p}feed_forward.w2.weight"].T
+        if f"{p}feed_forward.gate.weight" in w:
+            x = x + lfm2_experts(config, w, f"{p}feed_forward.", h)
+        else:
+            x = x + gated(w, f"{p}feed_forward.", ("w1", "w3", "w2"), h, silu)
     return rms(config, x, w["model.embedding_norm.weight"]) @ w["model.embed_tokens.weight"].T
 
 
@@ -79,6 +81,16 @@ def gpt_oss_ffn(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -
             hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
             down = hidden @ w[f"{p}mlp.experts.down_proj"][e] + w[f"{p}mlp.experts.down_proj_bias"][e]
             out[t] += share * down
+    return out
+
+
+def lfm2_experts(config: dict[str, Any], w: dict[str, Array], p: str, x: Array) -> Array:
+    scores = 1 / (1 + np.exp(-(x @ w[f"{p}gate.weight"].T)))
+    out = np.zeros_like(x)
+    for t, row in enumerate(scores):
+        chosen = np.argsort(-(row + w[f"{p}expert_bias"]))[: config["num_experts_per_tok"]]
+        for e, share in zip(chosen, row[chosen] / row[chosen].sum(), strict=True):
+            out[t] += share * gated(w, f"{p}experts.{e}.", ("w1", "w3", "w2"), x[t], silu)
     return out
 
 
@@ -126,15 +138,15 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
         q, k, v = np.split(x @ rows.T, [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         q, k, v = (x @ w[f"{p}{c}_proj.weight"].T + w.get(f"{p}{c}_proj.bias", 0.0) for c in "qkv")
-    plus = kind in ("gemma3_text", "qwen3_5_text")
+    plus = kind in ("gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
     gate: Array | float = 1.0
-    if kind == "qwen3_5_text":
+    if kind.startswith("qwen3_5"):
         q, gate = np.split(q.reshape(n, n_heads, 2 * dim), 2, axis=-1)
         gate = 1 / (1 + np.exp(-gate.reshape(n, -1)))
     if kind == "olmoe":
         q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text"):
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"):
         q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
         k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
     cos, sin = rotations(config, dim, n, layer)
@@ -224,6 +236,11 @@ def experts(
     *,
     renormalise: bool,
 ) -> Array:
+    if f"{p}experts.gate_up_proj" in w:  # all experts in one tensor
+        for e, both in enumerate(w[f"{p}experts.gate_up_proj"]):
+            gate, up = np.split(both, 2)
+            w |= {f"{p}experts.{e}.{name}.weight": part for name, part in zip(names, (gate, up), strict=False)}
+            w[f"{p}experts.{e}.{names[2]}.weight"] = w[f"{p}experts.down_proj"][e]
     routed = x @ w[f"{p}gate.weight"].T
     chances = np.exp(routed - routed.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)

@@ -54,7 +54,7 @@ def opened(name: str, path: Path, kernels: Kernels, stack: ExitStack, *, streame
 
 
 @pytest.mark.parametrize(
-    ("name", "streamed"), [*((name, False) for name in NAMES), ("qwen3moe", True), ("olmoe", True)]
+    ("name", "streamed"), [*((name, False) for name in NAMES), ("qwen3moe", True), ("lfm2moe", True)]
 )
 def test_every_family(
     name: str, streamed: bool, tmp_path: Path, kernels: Kernels, stack: ExitStack, monkeypatch: pytest.MonkeyPatch

@@ -50,8 +50,7 @@ class Instance:
     long_short: bool = False  # Phi-3's two sets of factors
     sparse: bool = False  # ReLU, down transposed
     taps: int = 0  # of the convolutions that layers without kv_heads are
-    recurrence: Recurrence | None = None  # of the layers that are `recurrent`
-    recurrent: tuple[bool, ...] = ()
+    recurrent: tuple[bool, ...] = ()  # which layers are
     further: bool = False  # one more layer, that guesses a token more
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +66,9 @@ _PACKED = {"attn_qkv": 1}
 
 def _lfm2(name: str, kv_heads: tuple[int, ...], **more: Any) -> Instance:
     given = {"taps": 3, "tied": True, "layers": len(kv_heads), "by_layer": {"kv_heads": kv_heads}} | more
-    return Instance(name, "lfm2", **given)
+    if "experts" in given:
+        given |= {"more": ("exp_probs_b.bias",), "metadata": {"expert_gating_func": 2} | given.get("metadata", {})}
+    return Instance(name, "lfm2moe" if "experts" in given else "lfm2", **given)
 
 
 def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurrence, **more: Any) -> Instance:
@@ -81,10 +82,17 @@ def _recurrent(name: str, arch: str, recurrent: tuple[int, ...], heads: Recurren
         "ssm.inner_size": heads.inner,
         "rope.dimension_count": 8 if arch.startswith("qwen") else 16,
     } | more.pop("metadata", {})
-    return Instance(name, arch, layers=len(kinds), recurrence=heads, recurrent=kinds, metadata=metadata, **more)
+    return Instance(name, arch, layers=len(kinds), recurrent=kinds, metadata=metadata, **more)
 
 
 _SECTIONS = {"rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)}  # of 8 rotated dimensions: plain for text
+_EXPERTS: dict[str, Any] = {"experts": 6, "used": 3, "ff_shared": 64}
+_STEPS = {"attn_v": 1, "ssm_ba": 1}
+_NEMOTRON: dict[str, Any] = {
+    "by_layer": {"ff": (0, 96, 0, 80), "kv_heads": (0, 0, 2, 0)},
+    "more": ("ssm_conv1d.bias",),
+    "metadata": {"attention.layer_norm_epsilon": 1e-5},
+}
 _SIGMOID = {"expert_gating_func": 2}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")
 PLAIN = [
@@ -125,7 +133,80 @@ PLAIN = [
     _lfm2("lfm2", (0, 2, 0)),
     _recurrent("falcon-h1", "falcon-h1", (1, 1, 1), Recurrence(4, 8, 2, 12, 10), biases=("ssm_conv1d",)),
     _recurrent("qwen35", "qwen35", (1, 1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS),
-    _recurrent("qwen35-many", "qwen35", (1, 0, 1, 1, 0), Recurrence(3, 6, 2, 24, 24), tied=True, metadata=_SECTIONS),
+    _recurrent(
+        "qwen35-many",
+        "qwen35",
+        (1, 0, 1, 1, 0),
+        Recurrence(3, 6, 2, 24, 24),
+        tied=True,
+        further=True,
+        metadata=_SECTIONS,
+    ),
+    _recurrent("qwen35moe", "qwen35moe", (1, 1, 0), Recurrence(4, 4, 2, 8, 8), metadata=_SECTIONS, **_EXPERTS),
+    _recurrent(
+        "qwen35moe-fused",
+        "qwen35moe",
+        (0, 1, 1),
+        Recurrence(4, 9, 3, 16, 16),
+        fused=("ffn_gate_up_exps",),
+        metadata=_SECTIONS,
+        **_EXPERTS,
+    ),
+    _recurrent("qwen3next", "qwen3next", (1, 1, 0), Recurrence(4, 4, 2, 8, 8), telling=_STEPS, **_EXPERTS),
+    _recurrent(
+        "qwen3next-old",
+        "qwen3next",
+        (1, 0, 1),
+        Recurrence(4, 6, 2, 16, 16),
+        telling=_STEPS | {"ssm_in": 1},
+        **_EXPERTS,
+    ),
+    _recurrent("nemotron_h", "nemotron_h", (1, 0, 0, 0), Recurrence(4, 8, 2, 12, 10), **_NEMOTRON),
+    _recurrent(
+        "nemotron_h_moe",
+        "nemotron_h_moe",
+        (0, 0, 1, 0),
+        Recurrence(4, 4, 4, 16, 8),
+        by_layer={"ff": (64, 0, 0, 64), "kv_heads": (0, 2, 0, 0)},
+        more=("ssm_conv1d.bias", "exp_probs_b.bias"),
+        ff_expert=48,
+        **(_EXPERTS | {"metadata": {"attention.layer_norm_epsilon": 1e-5, "expert_weights_scale": 2.5}}),
+    ),
+    _recurrent(
+        "nemotron_h_moe-latent",
+        "nemotron_h_moe",
+        (0, 1, 0),
+        Recurrence(4, 6, 2, 8, 8),
+        by_layer={"ff": (64, 0, 0), "kv_heads": (0, 0, 1)},
+        more=("ssm_conv1d.bias", "exp_probs_b.bias"),
+        **(_EXPERTS | {"metadata": {"attention.layer_norm_epsilon": 1e-5, "moe_latent_size": 32}}),
+    ),
+    _recurrent(
+        "granitehybrid",
+        "granitehybrid",
+        (1, 0, 1),
+        Recurrence(4, 8, 2, 12, 16),
+        by_layer={"kv_heads": (0, 2, 0)},
+        more=("ssm_conv1d.bias",),
+        metadata={
+            "rope.scaling.finetuned": False,
+            "embedding_scale": 3.0,
+            "residual_scale": 0.4,
+            "attention.scale": 0.2,
+            "logit_scale": 2.0,
+        },
+    ),
+    _recurrent(
+        "granitehybrid-moe",
+        "granitehybrid",
+        (1, 0),
+        Recurrence(4, 16, 1, 8, 8),
+        by_layer={"kv_heads": (0, 2)},
+        more=("ssm_conv1d.bias",),
+        **_EXPERTS,
+    ),
+    _lfm2("lfm2moe", (0, 2, 0, 4), experts=8, used=3, ff_expert=48, metadata={"leading_dense_block_count": 2}),
+    _lfm2("lfm2moe-taps", (4, 0, 0), taps=5, tied=False, experts=4, used=2, metadata={"leading_dense_block_count": 1}),
     _lfm2("lfm2-window", (2, 0, 0, 4, 0, 1), taps=4, window=12, tied=False),
     Instance(
         "smallthinker", "smallthinker", layers=6, experts=8, used=3, window=4096, metadata={"expert_gating_func": 2}
@@ -430,6 +511,100 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
         **_MOE,
     ),
 ]
+_LATENT: dict[str, Any] = {
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 48,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 8,
+    "attention.key_length": 40,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 24,
+    "attention.value_length_mla": 16,
+}
+_LATENT_YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 16,
+}
+LATENT = [
+    Instance("deepseek2", "deepseek2", layers=2, more=_CHOICE, metadata={**_DEEP, **_LATENT}, **_MOE),
+    Instance(
+        "deepseek2-groups",
+        "deepseek2",
+        heads=5,
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            **_LATENT,
+            **_LATENT_YARN,
+            "attention.kv_lora_rank": 20,
+            "attention.key_length": 28,
+            "attention.value_length": 20,
+            "attention.value_length_mla": 12,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "rope.scaling.yarn_log_multiplier": 0.0707,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "deepseek2-lite",
+        "deepseek2",
+        layers=27,
+        telling={"attn_q": 96},
+        metadata={
+            **_DEEP,
+            **_LATENT,
+            **_LATENT_YARN,
+            "leading_dense_block_count": 24,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "deepseek2-Q8_0",
+        "deepseek2",
+        GgmlType.Q8_0,
+        layers=2,
+        metadata={
+            **_DEEP,
+            **_LATENT,
+            "attention.key_length_mla": 40,
+            "attention.value_length_mla": 32,
+            "attention.q_lora_rank": 64,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "mistral4",
+        "mistral4",
+        layers=2,
+        metadata={
+            **_DEEP,
+            **_LATENT,
+            "expert_weights_norm": True,
+            "attention.temperature_scale": 0.3,
+            "attention.temperature_length": 9,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "mistral4-Q8_0",
+        "mistral4",
+        GgmlType.Q8_0,
+        heads=3,
+        metadata={
+            **_DEEP,
+            **_LATENT,
+            "attention.key_length_mla": 40,
+            "attention.value_length_mla": 32,
+            "attention.q_lora_rank": 64,
+        },
+        **_MOE,
+    ),
+]
+_WIDE: dict[str, Any] = {"d": 256, "ff": 512, "head_dim": 64}
 QUANTISED = [
     Instance(f"llama-{type.name}", "llama", type, d=256, ff=512, heads=4, head_dim=64)
     for type in (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.F16, GgmlType.BF16)
@@ -439,8 +614,43 @@ QUANTISED = [
     Instance("qwen2-Q4_K", "qwen2", GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64, biases=_QKV_BIAS),
     Instance("phi3-Q6_K", "phi3", GgmlType.Q6_K, telling=_PACKED, d=256, ff=512, heads=4, head_dim=64),
     _lfm2("lfm2-Q4_K", (0, 0, 2, 0), type=GgmlType.Q4_K, d=256, ff=512, heads=4, head_dim=64),
+    _lfm2("lfm2moe-Q4_0", (2, 0, 2), type=GgmlType.Q4_0, tied=False, experts=4, used=4, ff_expert=96),
     _lfm2("lfm2-Q8_0", (2, 0, 2), type=GgmlType.Q8_0, tied=False),
     _gemma("gemma3-Q8_0", "gemma3", type=GgmlType.Q8_0, d=256, ff=512, head_dim=64, metadata={"rope.freq_base": 1e6}),
+    _recurrent(
+        "qwen35-Q4_K",
+        "qwen35",
+        (1, 1, 0),
+        Recurrence(4, 4, 2, 64, 64),
+        type=GgmlType.Q4_K,
+        metadata=_SECTIONS,
+        **_WIDE,
+    ),
+    _recurrent(
+        "qwen35moe-Q8_0",
+        "qwen35moe",
+        (1, 0, 1),
+        Recurrence(4, 4, 2, 32, 32),
+        type=GgmlType.Q8_0,
+        metadata=_SECTIONS,
+        **_EXPERTS,
+    ),
+    _recurrent(
+        "nemotron_h-Q8_0",
+        "nemotron_h",
+        (1, 0, 0, 1),
+        Recurrence(4, 8, 2, 16, 8),
+        type=GgmlType.Q8_0,
+        **(_NEMOTRON | {"by_layer": {"ff": (0, 64, 0, 0), "kv_heads": (0, 0, 1, 0)}}),
+    ),
+    _recurrent(
+        "falcon-h1-Q8_0",
+        "falcon-h1",
+        (1, 1),
+        Recurrence(4, 4, 1, 16, 16),
+        type=GgmlType.Q8_0,
+        more=("ssm_conv1d.bias", "ssm_norm"),
+    ),
 ]
 SPARSE = [  # llama.cpp has no such models: these have no golden figures
     Instance("relu", "llama", ff=96, sparse=True, biases=("ffn_gate",)),
@@ -457,7 +667,7 @@ BY_LAYER = [  # nor has it families of today's with these
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + QUANTISED + SPARSE + BY_LAYER}
+INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + LATENT + QUANTISED + SPARSE + BY_LAYER}
 
 
 _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
@@ -466,7 +676,7 @@ _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "atte
 def metadata_of(i: Instance) -> dict[str, Any]:
     """What the file says of its numbers, by keys without the architecture."""
     found: dict[str, Any] = {
-        "block_count": i.layers,
+        "block_count": i.layers + i.further,
         "context_length": 128,
         "embedding_length": i.d,
         "feed_forward_length": i.ff,
@@ -490,7 +700,9 @@ def metadata_of(i: Instance) -> dict[str, Any]:
     if i.taps:
         found["shortconv.l_cache"] = i.taps
     if i.recurrent and FAMILIES[i.arch].recurrence == "delta":
-        found["attention.recurrent_layers"] = np.array(i.recurrent, bool)
+        found["attention.recurrent_layers"] = np.array([*i.recurrent, *[False] * i.further], bool)
+    if i.further:
+        found["nextn_predict_layers"] = 1
     if i.window:
         found["attention.sliding_window"] = i.window
     return found | i.metadata
@@ -537,6 +749,12 @@ def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
 def _place(part: str) -> tuple[int, str]:
     """Where in the order a part comes: new ones at the end, by name."""
     return (_ORDER.index(part), "") if part in _ORDER else (len(_ORDER), part)
+
+
+def _further(d: int) -> dict[str, tuple[int, ...]]:
+    """What a layer that guesses a further token has beside an ordinary one's."""
+    norms = {f"nextn.{name}": (d,) for name in ("enorm", "hnorm", "shared_head_norm")}
+    return {"nextn.eh_proj": (d, 2 * d), **norms}
 
 
 def tokens_of(i: Instance) -> list[int]:
@@ -600,4 +818,8 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
                     matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
+        if i.further:  # made like the last layer
+            for part, shape in (shapes_of(i, i.layers - 1) | _further(i.d)).items():
+                data = rng.standard_normal(shape).astype(np.float32)
+                w.add_tensor(tensor_name(i.layers, part), data, GgmlType.F32)
     return path

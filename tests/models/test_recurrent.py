@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from edgerun.models import Decoder
+from edgerun.errors import FormatError, UnsupportedError
+from edgerun.formats.gguf import open_gguf
+from edgerun.models import Decoder, load_spec
+from edgerun.models.share import LayerShare, Share, spec_of_share
 from edgerun.weights import ResidentStore
-from tests.models.instances import VOCAB, open_instance
+from tests.models.instances import INSTANCES, VOCAB, open_instance, write
 
 NAMES = ("qwen35", "falcon-h1", "lfm2")
 
@@ -41,3 +46,30 @@ def test_copies_cuts_and_files(name, directory, kernels):
         restored = decoder.new_cache(64)
         restored.restore(40, forms, saved.__getitem__)
         goes_on(restored, other, theirs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("ssm.group_count", 3, "4 heads of 3 groups"),
+        ("ssm.inner_size", 33, "inner size of 33"),
+        ("ssm.state_size", 16, "a state size of 16"),
+        ("ssm.state_size", 0, "state_size is 0"),
+        ("ssm.conv_kernel", 1, "conv_kernel is 1"),
+        ("ssm.conv_kernel", 5, "ssm_conv1d.weight is"),
+        ("ssm.time_step_rank", 1 << 20, "time_step_rank is 1048576"),
+        ("attention.recurrent_layers", np.array([True, False]), "must be 4 truths"),
+        ("attention.recurrent_layers", np.array([1, 1, 1, 0], np.int32), "must be 4 truths"),
+        ("attention.recurrent_layers", np.array([True] * 4), "blk.3.attn_output.weight, blk.3.attn_q"),
+    ],
+)
+def test_impossible_numbers(key, value, text, tmp_path):
+    path = write(dataclasses.replace(INSTANCES["qwen35"], lies={key: value}), tmp_path / "m.gguf")
+    with open_gguf(path) as gguf, pytest.raises(FormatError, match=text):
+        load_spec(gguf)
+
+
+def test_a_state_is_not_divided_among_devices(directory):
+    gguf, spec = open_instance("qwen35", directory)
+    with gguf, pytest.raises(UnsupportedError, match="cannot be divided"):
+        spec_of_share(spec, Share((LayerShare(range(1), range(1)),) * spec.n_layers, range(1), True))

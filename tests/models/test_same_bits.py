@@ -81,12 +81,16 @@ def test_of_the_reference(name, directory):
         "relu-Q8_0",
         "relu-Q4_K",
         "lfm2-Q4_K",
+        "qwen35",
+        "qwen35moe",
+        "nemotron_h_moe",
         "cohere2",
         "gptoss-MXFP4",
         "llama4",
         "erniemoe",
         "bailingmoe2",
         "deepseek-leading-Q8_0",
+        "lfm2moe",
     ],
 )
 def test_streamed(name, directory, kernels):

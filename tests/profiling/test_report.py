@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,9 +16,11 @@ from click.testing import CliRunner, Result
 from tiny_model import make_tiny_model
 
 from edgerun.cli.main import cli
-from edgerun.errors import FormatError, NotFoundError
+from edgerun.errors import FormatError, NotFoundError, UnsupportedError
 from edgerun.profiling.advice import Facts, advise
+from edgerun.profiling.plots import draw
 from edgerun.profiling.report import compare, differences, load_report
+from edgerun.profiling.terminal_plots import terminal_charts
 
 RESIDENT = Facts("resident", 0.01, 0.0, 0.0, 0.0, 0.0, 1e9, 1.0, 0.5, 2, 2, noisy=False)
 EXPERTS = Facts("experts", 0.1, 0.7, 1e8, 0.75, 0.95e9, 1e9, 0.4, 0.5, 2, 2, noisy=False, wanted=((3 << 30, 20.0),))
@@ -104,6 +108,26 @@ def test_profile_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert any("different threads" in text for text in differences(said, slower))
     assert not [text for text in differences(said, said) if "different" in text]
     assert ("decoded tokens/s", f"{said['decode']['tok_s']:.1f}") == compare(said, said)[2][:2]
+
+
+def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"name": "products Q4_0", "seconds": 0.01, "share_of_limit": 0.5, "intensity": 3.5, "flops": 2e9}]
+    step = {"seconds": 0.01, "read_bytes": 1e6, "stall_s": 0.0, "hit_rate": 0.5}
+    phase = {"operations": rows, "steps": [step] * 5, "layers": [("layer 0", 0.001), ("logits", 0.002)]}
+    report = {"machine": {"bandwidth_gb_s": 25.0, "peak_gop_s": 300.0}, "prompt": phase, "decode": phase}
+    for module, use in (
+        ("matplotlib.figure", lambda: draw(report, "png")),
+        ("plotext", lambda: terminal_charts(report)),
+    ):
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, module, None)
+            with pytest.raises(UnsupportedError, match="pip install"):
+                use()
+    if find_spec("matplotlib") is not None:
+        assert draw(report, "png").startswith(b"\x89PNG") and b"<svg" in draw(report, "svg")
+    if find_spec("plotext") is not None:
+        text = terminal_charts(report)
+        assert text.count("roofline") == 2 and "MB read a token" in text and "products Q4_0" in text
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

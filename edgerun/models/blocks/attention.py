@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from edgerun.kernels.interface import F32, GateKind, RopeKind
+from edgerun.kernels.interface import F32, Far, GateKind, RopeKind
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.attention_buffers import AttentionBuffers, AttentionLayout
@@ -53,6 +53,7 @@ class Attention:
     source: int | None
     rotation: Rotation | None
     q_rotation: Rotation | None
+    far_rotation: Rotation | None
     rope: RopeKind
     norms: HeadNorms
     sinks: bool
@@ -122,6 +123,7 @@ class Attention:
             kernels.rms_norm(b.v_given, ones(kv.head_dim_v), self.eps, b.v_rows)
         if not self.norms.after:
             self._norm(here, b)
+        far = self._far(here, places, b)
         self._rotate(here, places, b)
         if self.norms.after:
             self._norm(here, b)
@@ -137,9 +139,24 @@ class Attention:
             window=kv.window,
             chunked=kv.chunked,
             sinks=here.vectors["attn_sinks"] if self.sinks else None,
+            far=far,
         )
         if self.gate is not None:
             kernels.head_gate(b.o_rows, b.gate_rows, self.gate)
+
+    def _far(self, here: Here, places: Places, b: AttentionBuffers) -> Far | None:
+        """Queries for the first positions, where those are seen whatever the window; b.q is not rotated yet."""
+        kept_first = self.keys_and_values.kept_first
+        if b.far is None or not kept_first:
+            return None
+        here.kernels.copy(b.q_rows, b.far_rows)
+        if self.far_rotation is not None:
+            cos, sin = places.rotation(here.tools.ropes[self.far_rotation])
+            here.kernels.rope(b.far, cos, sin, self.rope)
+        if self.norms.after and self.norms.kind == "head":
+            weight = ones(b.far.shape[2]) if self.norms.plain else here.vectors["attn_q_norm"]
+            here.kernels.rms_norm(b.far_rows, weight, self.eps, b.far_rows)
+        return Far(kept_first, b.far)
 
     def _norm(self, here: Here, b: AttentionBuffers) -> None:
         """Queries, and keys where there are some."""
@@ -196,6 +213,7 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
         source=numbers.kv_source,
         rotation=numbers.rotation,
         q_rotation=numbers.q_rotation,
+        far_rotation=numbers.far_rotation if numbers.kept_first else None,
         rope=family.rope,
         norms=norms,
         sinks=family.sinks,

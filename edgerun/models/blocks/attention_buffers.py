@@ -26,6 +26,7 @@ class AttentionLayout:
         own = [self.heads * self.kv.head_dim_v]
         own += [self.heads * self.kv.head_dim] if self.gate_in_q else []
         own += [self.kv.kv_heads * self.kv.head_dim_v] if self.v_from_k else []
+        own += [self.heads * self.kv.head_dim] if self.kv.kept_first else []
         return (*widths_of(self.qkv), *own)
 
     @property
@@ -50,7 +51,8 @@ class AttentionBuffers:
     dim) and as rows (T * heads, dim). k and v have no columns where a layer reads another's.
 
     q_given, v_given: the rows that q_rows and v_rows are made of by a norm, the same where nothing lies between.
-    gate_rows: (T * heads, head_dim_v) or (T * heads, 1), which may lie apart.
+    gate_rows: (T * heads, head_dim_v) or (T * heads, 1), which may lie apart. far (T, heads, head_dim), far_rows:
+    queries for the first positions, where those are seen whatever the window.
     """
 
     def __init__(self, layout: AttentionLayout, rows: int, take: Take) -> None:
@@ -67,6 +69,8 @@ class AttentionBuffers:
         self.q_heads = self.q.reshape(rows, heads, kv.head_dim)
         self.k_heads, self.v_heads = self.k.reshape(rows, -1, kv.head_dim), self.v.reshape(rows, -1, kv.head_dim_v)
         self.q_rows, self.k_rows = self.q_heads.reshape(-1, kv.head_dim), self.k_heads.reshape(-1, kv.head_dim)
+        self.far = take(heads * kv.head_dim).reshape(rows, heads, kv.head_dim) if kv.kept_first else None
+        self.far_rows = self.q_rows if self.far is None else self.far.reshape(-1, kv.head_dim)
         self.v_rows = self.v_heads.reshape(-1, kv.head_dim_v)
         self.q_given = given[:, : kv.head_dim]
         self.v_given = self.k_rows if layout.v_from_k else self.v_rows

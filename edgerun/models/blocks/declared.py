@@ -80,4 +80,5 @@ def product_tensors(*products: Product) -> dict[str, Tensor]:
 
 def norm_tensors(name: str, cols: int) -> dict[str, Tensor]:
     """A norm's weights, and the bias that a file may have."""
-    return {name: Tensor((cols,)), f"{name}.bias": Tensor((cols,), False)}
+    bias = {} if name.endswith(".") else {f"{name}.bias": Tensor((cols,), False)}
+    return {name: Tensor((cols,)), **bias}

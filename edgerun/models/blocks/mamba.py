@@ -129,5 +129,7 @@ def mamba_of(spec: ModelSpec, layer: int) -> Mamba:
         normed=not spec.family.mixers_beside,
         eps=spec.norm_eps,
         inner=Product("mixer_in", d, (Part("whole", "ssm_in", 0, rows),), "attn_norm", eps=spec.norm_eps),
-        output=Product("mixer_out", n.inner, (Part("t", "ssm_out", 0, d),), eps=spec.norm_eps),
+        output=Product(
+            "mixer_out", n.inner, (Part("t", "ssm_out", 0, d),), eps=spec.norm_eps, factor=spec.residual_scale
+        ),
     )

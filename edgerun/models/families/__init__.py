@@ -23,6 +23,7 @@ from edgerun.models.families import (
     lfm2,
     llama,
     minimax,
+    nemotron,
     olmo,
     phi,
     qwen,
@@ -54,6 +55,7 @@ FAMILIES: dict[str, Family] = {
     **granite.FAMILIES,
     **exaone.FAMILIES,
     **minimax.FAMILIES,
+    **nemotron.FAMILIES,
     **ungated.FAMILIES,
 }
 

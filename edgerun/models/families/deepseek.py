@@ -1,8 +1,13 @@
-"""DeepSeek's mixtures and those built like them: shared experts, some dense layers before."""
+"""DeepSeek's mixtures and those built like them: shared experts, some dense layers before; from V2 on latent attention
+(GLM-4.7-Flash, Kimi K2, Kanana 2, GigaChat 3, Mistral Small 4)."""
 
 from edgerun.models.families.family import Family
 
+_LATENT = Family(rope="norm", latent_attention=True, renormalise=False, sigmoid_sizes=((47, 154880), (48, 154880)))
+
 FAMILIES = {
+    "deepseek2": _LATENT,
+    "mistral4": _LATENT,
     "deepseek": Family(rope="norm", renormalise=False),
     "dots1": Family(rope="neox", qk_norm="head", renormalise=False),
 }

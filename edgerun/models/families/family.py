@@ -50,6 +50,7 @@ class Family:
     logits, over d_model where it is not 0."""
     logits: Literal["plain", "times", "over"] = "plain"  # times or over logit_scale
     router: RouterKind = "softmax"
+    sigmoid_sizes: tuple[tuple[int, int], ...] = ()  # layers and words of models whose router is that of sigmoids
     renormalise: bool = True  # the chosen experts' weights sum to one
     shared_gate: bool = False  # the shared expert is weighted by a gate
     weighted_inputs: bool = False  # experts' weights multiply what they are fed
@@ -63,7 +64,8 @@ class Family:
     default_window: int = -1  # of a file that says none; 0: then all see all; -1: it must say one
     windows_of_layers: int = 0  # only a model of so many layers has windows; 0: any
     chunks: int = 0  # windows are stretches of so many positions from 0 on, whatever the file says; 0: they slide
-    rotated: Literal["all", "windowed", "three_of_four", "listed", "none"] = "all"  # windowed: all, if none has one
+    rotated: Literal["all", "windowed", "three_of_four", "listed", "said", "none"] = "all"
+    """Which layers are: windowed: all, if none has a window; listed and said: by the file, for each or for all."""
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     yarn_betas: bool = False  # the file's are used

@@ -1,18 +1,24 @@
 """Qwen 1.5 to 3.8, dense and with experts."""
 
-from edgerun.models.families.family import RERANKER, Family
+from dataclasses import replace
 
+from edgerun.models.families.family import RERANKER, VISION, Family
+
+_DELTA = Family(
+    rope="neox",
+    qk_norm="head",
+    output_gate="in_q",
+    ffn_norm="post_attention_norm",
+    recurrence="delta",
+    tiled_heads=True,
+    unused=VISION,
+)
 FAMILIES = {
     "qwen2": Family(rope="neox", unused=RERANKER),
     "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
-    "qwen35": Family(
-        rope="neox",
-        qk_norm="head",
-        output_gate="in_q",
-        ffn_norm="post_attention_norm",
-        recurrence="delta",
-        tiled_heads=True,
-    ),
+    "qwen35": _DELTA,
+    "qwen35moe": replace(_DELTA, shared_gate=True),
+    "qwen3next": replace(_DELTA, shared_gate=True, tiled_heads=False),
 }
