@@ -158,7 +158,12 @@ def shapes_of(architecture: str, vocabulary: int, metadata: Mapping[str, Any]) -
                 writer.add(f"{architecture}.{key}", value)
         with open_gguf(path) as numbers:
             spec = read_spec(numbers, WholeModel(vocabulary, sparse=False))
-    return {name: shape for name, (shape, needed) in known_tensors(spec).items() if needed}
+    biased = metadata.get("expert_gating_func") == 2  # such routers have one in every file
+    return {
+        name: shape
+        for name, (shape, needed) in known_tensors(spec).items()
+        if needed or (biased and name.endswith("exp_probs_b.bias"))
+    }
 
 
 class Blocks:

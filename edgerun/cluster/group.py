@@ -18,6 +18,7 @@ import msgspec
 
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.own_thread import OwnThread
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shares import Ability, divide, solve
@@ -141,6 +142,11 @@ class GroupDecoder(Decoder):
     def size(self) -> int:
         """Ranks of the group."""
         return 1 if self._formed is None or self._formed.conductor is None else self._formed.conductor.size
+
+    @property
+    def lockstep(self) -> Lockstep | None:
+        """What counts the group's sums; None where the head is alone."""
+        return None if self._formed is None or self._formed.conductor is None else self._formed.conductor.lockstep
 
     @property
     def arithmetic(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from time import perf_counter
 
 import numpy as np
 
@@ -21,13 +22,15 @@ class PassEnded(EdgerunError):
 
 
 class Lockstep:
-    """One rank's part in passes: `models.ranks.Ranks`. counts: see `reductions` and `reduced_bytes`."""
+    """One rank's part in passes: `models.ranks.Ranks`. Since the start: `reductions`, and of what they summed up
+    `reduced_bytes` (f32, as one rank has it); `waited_s` for them, the slowest rank and the wire together."""
 
     def __init__(self, collective: Collective, vocab_size: int) -> None:
         self.collective = collective
         self._vocab_size = vocab_size
-        self.reductions = 0  # since the start
-        self.reduced_bytes = 0  # of what was summed up, f32, as one rank has it
+        self.reductions = 0
+        self.reduced_bytes = 0
+        self.waited_s = 0.0
         self._left: deque[int] = deque()  # numbers of the reductions that are still to come in this pass
         self._buffer = np.empty(0, np.float32)
 
@@ -73,7 +76,9 @@ class Lockstep:
         buffer = self._buffer[: n + 1]
         buffer[:n] = x.reshape(-1)
         buffer[n] = ends
+        began = perf_counter()
         self.collective.all_reduce(buffer)
+        self.waited_s += perf_counter() - began
         self.reductions += 1
         self.reduced_bytes += buffer.nbytes
         x.reshape(-1)[:] = buffer[:n]

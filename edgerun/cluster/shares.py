@@ -68,7 +68,7 @@ def divide(spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[f
     UnsupportedError for a model with layers that cannot be divided."""
     if not 1 <= len(parts) <= MOST_RANKS or min(parts) < 0 or sum(parts) <= 0:
         raise UsageError(f"a group has 1 to {MOST_RANKS} ranks, whose parts are not negative; got {list(parts)}")
-    if any(not isinstance(layer.mixer, Attention) or layer.mixer.has_more for layer in plan_of(spec)):
+    if any(not isinstance(layer.mixer, Attention) or layer.mixer.has_more or layer.closing for layer in plan_of(spec)):
         raise UnsupportedError(f"a {spec.architecture} has layers that several devices cannot divide yet")
     check_dividable(spec)
     n = len(parts)

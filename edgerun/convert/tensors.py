@@ -123,6 +123,8 @@ def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head:
     """
     if stays_f32(name, shape):
         return GgmlType.F32
+    if name == "per_layer_model_proj.weight":  # small, and every layer of Gemma 4 is fed by it
+        return GgmlType.F16
     chosen = wanted
     if is_head and wanted not in _PRECISE:
         whole = shape[-1] % wanted.block_size == 0 and wanted is not GgmlType.MXFP4

@@ -23,6 +23,7 @@ from edgerun.models.batch import Batch, Stretch, Want
 from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
 from edgerun.models.holdings import kv_groups, states_of
+from edgerun.models.layer_inputs import LayerInputs
 from edgerun.models.passes import Pass, Passes
 from edgerun.models.places import Places, Run
 from edgerun.models.prompt import PromptBackend
@@ -83,6 +84,7 @@ class Decoder:
         self._ranks = ranks
         self.passes = Passes(spec, store, kernels, context=self._context, routed=self._tell_routing, ranks=ranks)
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
+        self._inputs = LayerInputs(spec, store, kernels) if spec.per_layer_width else None
         self._embedded = RecentRows(
             lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
         )
@@ -169,7 +171,8 @@ class Decoder:
             runs.append(run)
             wanted += _wanted_rows(each.want, low, run.rows)
             low += run.rows
-        logits = self._pass(Pass(tuple(runs), wanted, few=True), x, cancelled)
+        fed = None if self._inputs is None else self._inputs.of(np.array(tokens, np.int32), x)
+        logits = self._pass(Pass(tuple(runs), wanted, few=True, inputs=fed), x, cancelled)
         out: list[F32 | None] = []
         low = given = 0
         for each, run in zip(batch.stretches, runs, strict=True):
@@ -222,7 +225,8 @@ class Decoder:
                 rows_of.append([] if want == "last" and left[index] else _wanted_rows(want, low, run.rows))
                 low += run.rows
             x = self._embed(np.array(tokens[part], np.int32))
-            logits = self._pass(Pass(some.runs, sum(rows_of, []), few=False), x, cancelled, backend)
+            fed = None if self._inputs is None else self._inputs.of(np.array(tokens[part], np.int32), x)
+            logits = self._pass(Pass(some.runs, sum(rows_of, []), few=False, inputs=fed), x, cancelled, backend)
             low = given = 0
             for index, run, rows in zip(indexes, some.runs, rows_of, strict=True):
                 run.sequence.advance(run.rows)

@@ -13,5 +13,7 @@ def activation_bytes(spec: ModelSpec, wave_tokens: int) -> int:
     blocks = max(layer.mixer.floats for layer in plan) + max(layer.feed_forward.floats for layer in plan)
     chunk_floats = min(CHUNK, wave_tokens) * (4 * d + blocks)
     experts = (layer.mixture.wave_floats(wave_tokens) for layer in plan if layer.mixture is not None)
-    wave_floats = 2 * wave_tokens * d + max(experts, default=0)
+    fed = spec.n_layers * spec.per_layer_width
+    chunk_floats += 3 * min(CHUNK, wave_tokens) * fed
+    wave_floats = wave_tokens * (2 * d + fed) + max(experts, default=0)
     return int(1.15 * 4 * (chunk_floats + wave_floats)) + 8 * spec.vocab_size + (4 << 20)

@@ -46,14 +46,22 @@ class Layers:
 
     # -- all of a layer ------------------------------------------------------------------------------------------
 
-    def wave(self, x: F32, places: Places, cancelled: Cancel) -> None:
-        """All layers over x (T, d), each over all rows before the next: its weights are needed once."""
+    def wave(self, x: F32, places: Places, cancelled: Cancel, inputs: F32 | None = None) -> None:
+        """All layers over x (T, d), each over all rows before the next: its weights are needed once. inputs: what
+        layers are fed beside (`LayerInputs`), (layers, T, width)."""
         cut, pieces = _at_once(cancelled, len(x)), places.cut(CHUNK)
         for layer in range(self.spec.n_layers):
             check(cancelled)
-            self._layer(layer, x, pieces, cut, cancelled)
+            self._layer(layer, x, pieces, cut, cancelled, inputs)
 
-    def record(self, x: F32, places: Places, cut: Cut, began: Callable[[int], None] = lambda layer: None) -> None:
+    def record(
+        self,
+        x: F32,
+        places: Places,
+        cut: Cut,
+        began: Callable[[int], None] = lambda layer: None,
+        inputs: F32 | None = None,
+    ) -> None:
         """The same for the few rows x, for a recorder: `cut` is called where Python must decide (experts, neurons,
         whether to go on), `began` with every layer. Addresses are remembered beyond the leases: `store.fixed`."""
         unasked_bytes, pieces = 0, places.cut(CHUNK)
@@ -63,20 +71,26 @@ class Layers:
             if unasked_bytes > _UNASKED_BYTES:
                 cut(_go_on)
                 unasked_bytes = 0
-            self._layer(layer, x, pieces, cut, never)
+            self._layer(layer, x, pieces, cut, never, inputs)
 
-    def _layer(self, layer: int, x: F32, pieces: Pieces, cut: Cut, cancelled: Cancel) -> None:
+    def _layer(
+        self, layer: int, x: F32, pieces: Pieces, cut: Cut, cancelled: Cancel, inputs: F32 | None = None
+    ) -> None:
         plan = self.plan[layer]
         with self.tools.store.layer(layer, cancelled) as weights:
             here = Here(self.tools, layer, weights, cut)
             mixture = plan.mixture
             if mixture is None:
                 self.dense(here, x, pieces, cancelled)
-                return
-            choices = self.choices(mixture, len(x))
-            mixture.begin(here, x, choices)
-            self.dense(here, x, pieces, cancelled)
-            mixture.forward(here, x, choices)
+            else:
+                choices = self.choices(mixture, len(x))
+                mixture.begin(here, x, choices)
+                self.dense(here, x, pieces, cancelled)
+                mixture.forward(here, x, choices)
+            if plan.closing is not None:
+                for part, places in pieces:
+                    fed = None if inputs is None else inputs[layer, part]
+                    plan.closing.forward(here, x[part], fed, self.scratch(places.rows))
 
     # -- its parts, for prompt backends --------------------------------------------------------------------------
 

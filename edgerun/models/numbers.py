@@ -13,6 +13,7 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "block_count": 1024,
     "nextn_predict_layers": 1024,
     "embedding_length": 1 << 20,
+    "embedding_length_per_layer_input": 1 << 16,
     "context_length": 1 << 28,
     "feed_forward_length": 1 << 22,
     "attention.head_count": 4096,

@@ -33,6 +33,7 @@ class Pass:
     runs: tuple[Run, ...]
     wanted: Sequence[int]
     few: bool
+    inputs: F32 | None = None  # what layers are fed beside, (layers, rows, width)
 
     @property
     def rows(self) -> int:
@@ -80,6 +81,7 @@ class Passes:
         self.few = FewRows(max(RECORDED_ROWS), spec.d_model, vocabulary)
         self.recording = kernels.recording if store.fixed else None
         self._replays: dict[int, DecodeReplay] = {}
+        self._fed: dict[int, F32] = {}  # see `_inputs`
 
     @property
     def most_few(self) -> int:
@@ -96,6 +98,8 @@ class Passes:
             return self.logits(x[task.wanted])
         rows = [(run.sequence, run.start + i) for run in task.runs for i in range(run.rows)]
         n, all_wanted = len(rows), len(task.wanted) == len(rows)
+        if task.inputs is not None:
+            self._inputs(n)[:, :n] = task.inputs
         self._replay(n).run(rows, cancelled, all_wanted)
         return self.few.logits[:n] if all_wanted else self.logits(self.few.x[task.wanted])
 
@@ -133,21 +137,28 @@ class Passes:
             if backend is not None and len(x) >= backend.least_tokens:
                 backend.run(PromptWalk(self.layers, x, places, cancelled))
             else:
-                self.layers.wave(x, places, cancelled)
+                self.layers.wave(x, places, cancelled, task.inputs)
+
+    def _inputs(self, n: int) -> F32:
+        """What recordings of so many rows feed their layers beside: idle rows are fed anything."""
+        rows = _recorded_rows(n)
+        return self._fed.setdefault(rows, np.zeros((self.spec.n_layers, rows, self.spec.per_layer_width), np.float32))
 
     def _replay(self, n: int) -> DecodeReplay:
         """For so many rows, by the next larger recording."""
-        rows = next(size for size in RECORDED_ROWS if size >= n)
+        rows = _recorded_rows(n)
         found = self._replays.get(rows)
         if found is None:
             assert self.recording is not None  # most_few
             x, normed, logits = self.few.x[:rows], self.few.normed[:rows], self.few.logits[:rows]
 
+            fed = self._inputs(n) if self.spec.per_layer_width else None
+
             def make_logits() -> None:
                 self._norm(x, normed)
                 self._head(normed, logits)
 
-            found = self._replays[rows] = DecodeReplay(self.recording, self.layers, x, make_logits)
+            found = self._replays[rows] = DecodeReplay(self.recording, self.layers, x, make_logits, fed)
         return found
 
     def _ropes(self, context: int) -> dict[Rotation, RopeTable]:
@@ -165,3 +176,8 @@ class Passes:
         if factors is not None and not ((factors > 0) & np.isfinite(factors)).all():
             raise FormatError("the file's factors of the rotation are not all positive numbers")
         return factors
+
+
+def _recorded_rows(n: int) -> int:
+    """Of the recording for so many rows."""
+    return next(size for size in RECORDED_ROWS if size >= n)

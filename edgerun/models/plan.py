@@ -9,6 +9,7 @@ from typing import Any
 
 from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
 from edgerun.models.blocks.attention import Attention, attention_of
+from edgerun.models.blocks.closing import Closing, closing_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.delta_net import DeltaNet, delta_net_of
 from edgerun.models.blocks.dense import Dense, dense_of
@@ -28,15 +29,16 @@ AnyMixer = Attention | LatentAttention | ShortConvolution | DeltaNet | Mamba | M
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer: how positions see each other, then what each does for itself."""
+    """A layer: how positions see each other, then what each does for itself, then what some families end with."""
 
     mixer: AnyMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward | NoFeedForward
+    closing: Closing | None = None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By their names without layer and `.weight`."""
-        return {**self.mixer.tensors, **self.feed_forward.tensors}
+        return {**self.mixer.tensors, **self.feed_forward.tensors, **(self.closing.tensors if self.closing else {})}
 
     @cached_property
     def products(self) -> dict[ProductName, Product]:
@@ -57,7 +59,8 @@ class LayerPlan:
     @property
     def layouts(self) -> tuple[Layout[Any], ...]:
         """Of all buffers that its blocks use."""
-        return *self.mixer.layouts, *self.feed_forward.layouts
+        closing = self.closing.layouts if self.closing else ()
+        return *self.mixer.layouts, *self.feed_forward.layouts, *closing
 
 
 @lru_cache(maxsize=16)
@@ -71,8 +74,8 @@ def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     if spec.family.single_blocks and not numbers.d_ff:
         return LayerPlan(mixer, NoFeedForward())
     if numbers.n_experts:
-        return LayerPlan(mixer, mixture_of(spec, layer))
-    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer))
+        return LayerPlan(mixer, mixture_of(spec, layer), closing_of(spec))
+    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer), closing_of(spec))
 
 
 def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:

@@ -10,11 +10,12 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
 from edgerun.models.attention_numbers import attention_layers
-from edgerun.models.families import Family, family_of
+from edgerun.models.families import FAMILIES, Family
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
 from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.models.unknown import unknown_architecture
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
     UnsupportedError for unknown architectures, FormatError for impossible values."""
     architecture = gguf.architecture
-    family = family_of(architecture)
+    if architecture not in FAMILIES:
+        raise unknown_architecture(gguf)
+    family = FAMILIES[architecture]
     n = Numbers(gguf.metadata, architecture)
     whole = whole or _whole_model(gguf)
     sparse = whole.sparse
@@ -60,6 +63,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         embedding_scale=_embedding_scale(n, family),
         residual_scale=_residual_scale(n, family, len(layers)),
         logit_scale=_logit_scale(n, family),
+        per_layer_width=_per_layer_width(n, family),
         score_scale=family.score_scale or n.real("attention.scale", 0.0),
         attention_softcap=n.real("attn_logit_softcapping", 0.0),
         logit_softcap=n.real("final_logit_softcapping", 0.0),
@@ -128,7 +132,9 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
 def _layer_count(gguf: GgufFile, n: Numbers) -> int:
     blocks, further = n.integer("block_count"), n.integer("nextn_predict_layers", 0, 0)
     name = f"{gguf.architecture}.block_count"
-    if f"blk.{blocks}.attn_norm.weight" in gguf.tensors:  # a model cut short would talk nonsense, not fail
+    if any(
+        each.startswith(f"blk.{blocks}.") for each in gguf.tensors
+    ):  # a model cut short would talk nonsense, not fail
         raise FormatError(f"{name} is {blocks}, but the file holds tensors of layer {blocks} (blk.{blocks}...)")
     if further >= blocks:
         raise FormatError(f"{gguf.architecture}.nextn_predict_layers is {further} of {blocks} layers: none is left")
@@ -207,3 +213,7 @@ def _logit_scale(n: Numbers, family: Family) -> float:
     usual = family.default_multipliers[2]
     scale = n.real("logit_scale", usual / n.integer("embedding_length") if usual else 1.0) or 1.0
     return scale if family.logits == "times" else 1.0 / scale
+
+
+def _per_layer_width(n: Numbers, family: Family) -> int:
+    return n.integer("embedding_length_per_layer_input", 0, 0) if family.per_layer_inputs else 0

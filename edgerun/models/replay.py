@@ -44,10 +44,13 @@ class DecodeReplay:
     """One decoder's steps of `len(x)` rows. `run` expects what enters the first layer in x (rows, d); `logits` makes
     the logits of x."""
 
-    def __init__(self, recording: Recording, layers: Layers, x: F32, logits: Callable[[], None]) -> None:
+    def __init__(
+        self, recording: Recording, layers: Layers, x: F32, logits: Callable[[], None], inputs: F32 | None = None
+    ) -> None:
         self._recording = recording
         self._layers = layers
         self._x = x
+        self._inputs = inputs  # (layers, rows, width), as `x` filled by the caller
         self._logits = logits
         self._recorded: _Recorded | None = None
         self._eager = False
@@ -63,7 +66,10 @@ class DecodeReplay:
         Cancelled."""
         somebody = len(rows)
         if self._eager:
-            self._layers.record(self._x[:somebody], _places(rows), lambda decide: decide(cancelled, somebody))
+            fed = None if self._inputs is None else self._inputs[:, :somebody]
+            self._layers.record(
+                self._x[:somebody], _places(rows), lambda decide: decide(cancelled, somebody), inputs=fed
+            )
             if logits:
                 self._logits()
             return
@@ -107,7 +113,7 @@ class DecodeReplay:
             def began(layer: int) -> None:
                 recorder.section = f"layer {layer}"
 
-            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut, began)
+            self._layers.record(self._x, _places(rows, self._rotations, self._states), cut, began, self._inputs)
             body = len(recorder)
             recorder.section = "logits"
             self._logits()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.models.families import Family
 from edgerun.models.numbers import Numbers
@@ -25,11 +27,24 @@ def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> t
     for each in (base, local_base):
         if not 1.0 < each < 1e30:
             raise FormatError(f"impossible numbers: rope base {each}")
+    if family.sections:
+        _check_sections(n, dim)
     scaling = _rope_scaling(n, family, n.integer("context_length", 4096))
     plain = Rotation(dim, base, scaling)
     if family.local_rope_plain:
         return plain, Rotation(few, local_base, from_file=False)
     return plain, Rotation(few, local_base, scaling)
+
+
+def _check_sections(n: Numbers, dim: int) -> None:
+    """Pairs of dimensions turn by the position in time, by the row or by the column, so many of each: in text, where
+    all three are one, by that. UnsupportedError where some pairs are left to a fourth, which text does not have."""
+    key = "rope.dimension_sections"
+    sections = n.raw(key)
+    if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or not 3 <= len(sections) <= 4:
+        raise FormatError(f"{n.name(key)} must be three or four integers, got {sections!r}")
+    if sum(sections[:3].tolist()) < dim // 2:
+        raise UnsupportedError(f"{n.name(key)} is {sections.tolist()}: not all of {dim // 2} pairs turn in text")
 
 
 def _rope_scaling(n: Numbers, family: Family, context: int) -> RopeScaling:

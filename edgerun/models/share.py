@@ -44,9 +44,8 @@ def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
 def check_dividable(spec: ModelSpec) -> None:
     """UnsupportedError for a model with something that is not divided yet, beside what its mixers are."""
     family = spec.family
-    recurrent = any(layer.recurrence is not None or layer.conv_taps for layer in spec.layers)
-    beside = family.parallel or family.dense_beside or family.weighted_inputs
-    if recurrent or beside or family.sinks or spec.expert_latent:
+    others = any(layer.recurrence is not None or layer.conv_taps or layer.latent is not None for layer in spec.layers)
+    if others or family.parallel or family.dense_beside or family.weighted_inputs or family.sinks or spec.expert_latent:
         raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
     if any(name.endswith(_WHOLE) for name in spec.tensors):
         raise UnsupportedError(f"a {spec.architecture} with biases of experts or of its head cannot be divided yet")

@@ -185,6 +185,7 @@ class ModelSpec:
     embedding_scale: float = 1.0  # of what enters the first layer
     residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
     logit_scale: float = 1.0
+    per_layer_width: int = 0  # of what every layer is fed beside; 0: nothing
     score_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0

@@ -78,6 +78,8 @@ def pass_operations(
             touched,
         )
 
+    for info in catalog.outer_matrices[1:]:
+        yield product(None, "layer inputs", info, info.shape[0], 1.0, 1.0, rows)
     for number, (layer, planned) in enumerate(zip(catalog.layers, plan_of(spec), strict=True)):
         for part, info in layer.matrices.items():
             yield product(number, part, info, info.shape[0], 1.0, 1.0, rows)
@@ -88,7 +90,7 @@ def pass_operations(
             times, experts = planned.tensors[part].times, info.shape[0]
             touched = experts * (1 - (1 - times / experts) ** rows)
             yield product(number, part, info, info.shape[1], times, touched, rows)
-        attention = getattr(planned.mixer, "kv", None)
+        attention = getattr(planned.mixer, "keys_and_values", getattr(planned.mixer, "kv", None))
         if isinstance(attention, KvLayer):
             (group,) = layer_groups([attention], kv)
             position_bytes = group.page_bytes / KEYS_PER_PAGE

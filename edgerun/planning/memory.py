@@ -131,7 +131,7 @@ def plan_memory(
     `limited`: whose limit the budget is, for messages. kv: how keys and values are kept.
     DoesNotFitError below the floor, naming it and what lowers it.
     """
-    head = sizes.packed_bytes(catalog.head.type, *catalog.head.shape)
+    head = sum(sizes.packed_bytes(info.type, *info.shape) for info in catalog.outer_matrices)
     vectors = sum(4 * prod(info.shape) for each in catalog.layers for info in each.vectors.values())
     outside = head + vectors + sum(4 * info.shape[0] for info in catalog.outside.values())
     layer_bytes = [_matrices_bytes(layer, sizes) for layer in catalog.layers]
@@ -149,7 +149,7 @@ def plan_memory(
         "runtime_bytes": runtime_bytes + GROWTH_BYTES + scratch,
         "state_bytes": state_bytes,
     }
-    largest = max(info.n_bytes for info in (catalog.head, *_all_infos(catalog)))
+    largest = max(info.n_bytes for info in (*catalog.outer_matrices, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
     reader = reader_threads(catalog) * (PIECE_BYTES + 2 * ALIGNMENT)

@@ -77,6 +77,10 @@ def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
             f"prompt backends do not know the attention of a {spec.architecture}, which has gates or shares keys and "
             "values: use --prefill kernels"
         )
+    if any(layer.closing is not None for layer in plan_of(spec)):
+        raise UnsupportedError(
+            f"prompt backends do not know how layers of a {spec.architecture} end: use --prefill kernels"
+        )
     if spec.sparse:
         raise UnsupportedError(
             "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"

@@ -21,6 +21,7 @@ _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?(?:\
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+LAYER_EMBEDDING, LAYER_PROJECTION = "per_layer_token_embd.weight", "per_layer_model_proj.weight"
 
 
 def tensor_name(layer: int, part: str) -> str:
@@ -85,6 +86,7 @@ class Catalog:
     embedding: TensorInfo
     head: TensorInfo
     outside: dict[str, TensorInfo]  # vectors outside the layers: "output_norm", "rope_freqs"
+    further: dict[str, TensorInfo]  # LAYER_EMBEDDING, which is only looked up, and LAYER_PROJECTION; or none
     layers: tuple[LayerTensors, ...]
 
     @property
@@ -112,21 +114,26 @@ class Catalog:
         return list(dict.fromkeys(info.type for layer in self.layers for info in layer.neurons.values()))
 
     @property
+    def outer_matrices(self) -> list[TensorInfo]:
+        """Those outside the layers that activations are multiplied with."""
+        return [self.head, *([self.further[LAYER_PROJECTION]] if self.further else [])]
+
+    @property
     def n_bytes(self) -> int:
         """Of all that is multiplied or added: an embedding that is not the head too is only looked up."""
-        infos = [self.head, *self.outside.values()]
+        infos = [*self.outer_matrices, *self.outside.values()]
         for layer in self.layers:
             infos += [*layer.vectors.values(), *_matrices(layer), *layer.neurons.values()]
         return sum(info.n_bytes for info in infos)
 
     def types(self) -> list[GgmlType]:
         """The types of all matrices that are multiplied with, each once."""
-        infos = [self.head, *(info for layer in self.layers for info in _matrices(layer))]
+        infos = [*self.outer_matrices, *(info for layer in self.layers for info in _matrices(layer))]
         return list(dict.fromkeys(info.type for info in infos))
 
     def multiplied(self) -> Iterator[TensorInfo]:
         """All that activations are multiplied with: matrices, experts and neurons."""
-        yield self.head
+        yield from self.outer_matrices
         for layer in self.layers:
             yield from _matrices(layer)
             yield from layer.neurons.values()
@@ -142,10 +149,13 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
     so that no two can mean the same. FormatError for any other name, and for a layer or shape that no model has."""
     layers = tuple(LayerTensors() for _ in range(n_layers))
     outside: dict[str, TensorInfo] = {}
+    further: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
-        if name in (EMBEDDING, HEAD):
+        if name in (EMBEDDING, HEAD, LAYER_EMBEDDING, LAYER_PROJECTION):
             if len(info.shape) != 2:
                 raise FormatError(f"{name}: unexpected shape {info.shape}")
+            if name in (LAYER_EMBEDDING, LAYER_PROJECTION):
+                further[name] = info
             continue
         match = _OUTSIDE.fullmatch(name)
         if match is not None and len(info.shape) == 1:
@@ -178,7 +188,9 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
     embedding = tensors.get(EMBEDDING, tensors.get(HEAD))
     if embedding is None:
         raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
-    return Catalog(embedding, tensors.get(HEAD, embedding), outside, layers)
+    if len(further) == 1:
+        raise FormatError(f"{LAYER_EMBEDDING} and {LAYER_PROJECTION}: one of them is missing")
+    return Catalog(embedding, tensors.get(HEAD, embedding), outside, further, layers)
 
 
 _EXPERTS = (  # which tensors make experts: gated, in one tensor or in two, or not gated

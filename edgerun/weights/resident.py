@@ -15,7 +15,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons, make_expert
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import NEURON_PARTS, Catalog, LayerTensors, make_catalog
+from edgerun.weights.catalog import LAYER_EMBEDDING, LAYER_PROJECTION, NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.store import ExpertLease, LayerWeights, NeuronBatch, NeuronLease
 
@@ -64,11 +64,18 @@ class ResidentStore(LastingWeights):
             self._layers.append(self._take(layer))
             self._experts.append(self._take_experts(layer))
         self._head = self._pack(catalog.head)
+        self._further = catalog.further
+        projection = catalog.further.get(LAYER_PROJECTION)
+        self._layer_projection = None if projection is None else self._pack(projection)
         self._buffer = None
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         rows = self._gguf.gather(self._embedding.name, ids)
         return np.ascontiguousarray(dequantize(rows, self._embedding.type))
+
+    def layer_embedding(self, ids: NDArray[np.int32]) -> F32:
+        info = self._further[LAYER_EMBEDDING]
+        return np.ascontiguousarray(dequantize(self._gguf.gather(info.name, ids), info.type))
 
     def experts(
         self,
@@ -155,7 +162,7 @@ class ResidentStore(LastingWeights):
 
 def _packed_bytes(catalog: Catalog, kernels: Kernels) -> int:
     """Memory of all matrices, as `ResidentStore` lays them out."""
-    infos = [catalog.head]
+    infos = catalog.outer_matrices
     for layer in catalog.layers:
         infos += layer.matrices.values()
     total = sum(_whole_lines(kernels.packed_bytes(info.type, *info.shape)) for info in infos)
@@ -173,7 +180,7 @@ def _whole_lines(n_bytes: int) -> int:
 
 def _largest_read(catalog: Catalog) -> int:
     """Bytes of the largest matrix that is packed, of one expert where there are several in a tensor."""
-    matrices = [catalog.head]
+    matrices = catalog.outer_matrices
     for layer in catalog.layers:
         matrices += [*layer.matrices.values(), *layer.neurons.values()]
     experts = [info.n_bytes // info.shape[0] for layer in catalog.layers for info in layer.experts.values()]

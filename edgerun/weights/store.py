@@ -92,6 +92,15 @@ class WeightStore(Protocol):
         """(T,) token ids -> their rows (T, d_model) f32, a new array."""
         ...
 
+    def layer_embedding(self, ids: NDArray[np.int32]) -> F32:
+        """(T,) token ids -> what each layer is fed beside, (T, layers * width) f32, a new array: rows of
+        LAYER_EMBEDDING, of models that have it."""
+        ...
+
+    def layer_projection(self) -> Matrix:
+        """LAYER_PROJECTION, (layers * width, d_model), of these models."""
+        ...
+
     def head(self) -> Matrix:
         """(vocab, d_model), the embedding itself where the model ties them."""
         ...

@@ -15,7 +15,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.events import EventSink, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.weights.catalog import make_catalog
+from edgerun.weights.catalog import LAYER_EMBEDDING, make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
 from edgerun.weights.lasting import LastingWeights
@@ -63,6 +63,7 @@ class StreamedExpertStore(LastingWeights):
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
+            self._layer_projection = loader.layer_projection()
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
             self._predictor: ExpertPredictor | None = None
@@ -84,6 +85,9 @@ class StreamedExpertStore(LastingWeights):
             for layer, expected in self._predictor.begin(ids):
                 self.cache.expect(layer, expected.tolist())
         return self._reader.rows(self._catalog.embedding, ids)
+
+    def layer_embedding(self, ids: NDArray[np.int32]) -> F32:
+        return self._reader.rows(self._catalog.further[LAYER_EMBEDDING], ids)
 
     def begin(self) -> None:
         self.cache.begin()

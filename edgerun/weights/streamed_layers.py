@@ -24,7 +24,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels, Matrix
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
-from edgerun.weights.catalog import make_catalog
+from edgerun.weights.catalog import LAYER_EMBEDDING, make_catalog
 from edgerun.weights.flash import PREDICTED, Reading
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.neuron_cache import NeuronCache
@@ -100,6 +100,7 @@ class StreamedLayerStore(LastingWeights):
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
+            self._layer_projection = loader.layer_projection()
             self._layers = [
                 loader.layer(layer, matrices=number in pinned) for number, layer in enumerate(catalog.layers)
             ]
@@ -122,6 +123,9 @@ class StreamedLayerStore(LastingWeights):
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         return self._reader.rows(self._catalog.embedding, ids)
+
+    def layer_embedding(self, ids: NDArray[np.int32]) -> F32:
+        return self._reader.rows(self._catalog.further[LAYER_EMBEDDING], ids)
 
     def begin(self) -> None:
         if self._lent is not None:

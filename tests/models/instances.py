@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,42 +18,8 @@ from edgerun.models.plan import plan_of
 from edgerun.models.reading import WholeModel, read_spec
 from edgerun.models.spec import ModelSpec, Recurrence
 from edgerun.weights.catalog import tensor_name
-
-VOCAB, LAYERS, TOKENS = 96, 3, 40
-
-
-@dataclass(frozen=True, eq=False)
-class Instance:
-    """What `write` makes: a family, some metadata, a weight type."""
-
-    name: str
-    arch: str
-    type: GgmlType = GgmlType.F32
-    d: int = 64
-    ff: int = 96
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    layers: int = LAYERS
-    experts: int = 0
-    used: int = 0
-    ff_expert: int = 0  # 0: ff
-    ff_shared: int = 0
-    window: int = 0
-    tied: bool = False
-    biases: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()  # tensors that a file may have and this one has
-    fused: tuple[str, ...] = ()  # tensors that hold gate and up
-    telling: dict[str, int] = field(default_factory=lambda: {"attn_v": 1})  # parts whose being there says something
-    rope_factors: bool = False
-    long_short: bool = False  # Phi-3's two sets of factors
-    sparse: bool = False  # ReLU, down transposed
-    taps: int = 0  # of the convolutions that layers without kv_heads are
-    recurrent: tuple[bool, ...] = ()  # which layers are
-    further: bool = False  # one more layer, that guesses a token more
-    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
-    metadata: dict[str, Any] = field(default_factory=dict)
-    lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without
+from tests.models.attention_instances import ATTENTION
+from tests.models.instance import TOKENS, VOCAB, Instance
 
 
 def _gemma(name: str, arch: str, **more: Any) -> Instance:
@@ -667,7 +632,9 @@ BY_LAYER = [  # nor has it families of today's with these
         "gemma3-pattern", "gemma3", metadata={"attention.sliding_window_pattern": np.array([1, 0, 0, 1, 1, 0, 1], bool)}
     ),
 ]
-INSTANCES = {instance.name: instance for instance in PLAIN + OPTIONS + LATENT + QUANTISED + SPARSE + BY_LAYER}
+INSTANCES = {
+    instance.name: instance for instance in PLAIN + OPTIONS + ATTENTION + LATENT + QUANTISED + SPARSE + BY_LAYER
+}
 
 
 _BY_LAYER = {"feed_forward_length": "ff", "attention.head_count": "heads", "attention.head_count_kv": "kv_heads"}
@@ -718,6 +685,8 @@ def spec_of(i: Instance) -> ModelSpec:
                 w.add(f"{i.arch}.{key}", value)
             for layer in range(i.layers):
                 for part, rows in i.telling.items():
+                    if (layer, part) in i.without:
+                        continue
                     w.add_tensor(tensor_name(layer, part), np.zeros((rows, 1), np.float32), GgmlType.F32)
         with open_gguf(path) as gguf:
             return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))
@@ -799,6 +768,11 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         for name in ("output_norm.bias", "output.bias"):
             if name in i.more:
                 vector(name, n_vocab if name == "output.bias" else i.d, 0.0)
+        fed = spec_of(i).per_layer_width
+        if fed:
+            matrix("per_layer_token_embd.weight", (n_vocab, i.layers * fed), i.type)
+            matrix("per_layer_model_proj.weight", (i.layers * fed, i.d), GgmlType.BF16)
+            vector("per_layer_proj_norm.weight", fed, 1.0)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)

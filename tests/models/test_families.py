@@ -39,5 +39,7 @@ def test_logits_are_llama_cpps(name, directory, kernels):
     # weights llama.cpp itself is 1.2 % (Q4_0) to 2.0 % (Q4_K, Q6_K: one scale for 256) from exact activations.
     type = INSTANCES[name].type
     coarse = type.block_size == 256 or INSTANCES[name].layers > 3
-    limit = 1e-3 if type == GgmlType.F32 else 2.5e-2 if coarse else 2e-2
+    # Its GELU goes through a table of f16, and both keep keys in f16, whose scores Gemma 4 does not scale down.
+    exact = 5e-3 if INSTANCES[name].arch == "gemma4" else 1e-3
+    limit = exact if type == GgmlType.F32 else 2.5e-2 if coarse else 2e-2
     assert error(got[3::4], want) <= limit

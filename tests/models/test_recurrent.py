@@ -73,3 +73,14 @@ def test_a_state_is_not_divided_among_devices(directory):
     gguf, spec = open_instance("qwen35", directory)
     with gguf, pytest.raises(UnsupportedError, match="cannot be divided"):
         spec_of_share(spec, Share((LayerShare(range(1), range(1)),) * spec.n_layers, range(1), True))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_shared_expert_may_be_shut(directory, kernels):
+    gguf, spec = open_instance("qwen35moe", directory)
+    with gguf:
+        store = ResidentStore(gguf, spec, kernels)
+        for layer in range(spec.n_layers):
+            store.vectors(layer)["ffn_gate_inp_shexp"][:] *= 1e4
+        decoder = Decoder(spec, store, kernels)
+        assert np.isfinite(decoder.forward(list(range(20)), decoder.new_cache(32), logits="all")).all()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerun.errors import EdgerunError, FormatError, UnsupportedError
-from edgerun.formats.gguf import GgufWriter, open_gguf
+from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.models import Decoder, load_spec
 from edgerun.models.rope import RopeTable, frequencies
 from edgerun.models.spec import RopeScaling
@@ -168,3 +168,24 @@ def test_table_grows_without_changing():
     table.at(5000, 1)
     for before, after in zip(first, table.at(3, 5), strict=True):
         assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parts", "says"),
+    [
+        ("clip", ["v.blk.0.attn_q.weight"], "is a projector .mmproj."),
+        (
+            "rwkv9",
+            ["blk.0.attn_q.weight", "blk.0.time_mix_w1.weight"],
+            "'rwkv9' .'Strange'.*have not: time_mix_w1. .*llama",
+        ),
+        ("rwkv9", ["blk.0.attn_q.weight"], "is not supported. edgerun runs"),
+    ],
+)
+def test_an_unknown_architecture_is_described(tmp_path, architecture, parts, says):
+    with GgufWriter(tmp_path / "m.gguf", architecture) as w:
+        w.add("general.name", "Strange")
+        for part in parts:
+            w.add_tensor(part, np.zeros((2, 32), np.float32), GgmlType.F32)
+    with open_gguf(tmp_path / "m.gguf") as gguf, pytest.raises(UnsupportedError, match=says):
+        load_spec(gguf)

@@ -34,8 +34,8 @@ def write_planted(path: Path, kinds: tuple[str, ...], factor: float, instance: I
 
 
 def planted(name: str, data: np.ndarray, kinds: tuple[str, ...], factor: float, i: Instance) -> np.ndarray:
-    """One tensor, (rows, cols) or (n,)."""
-    if not name.startswith("blk."):
+    """One tensor, (rows, cols) or (n,); of one column: what only tells that it is there."""
+    if not name.startswith("blk.") or data.shape[-1] == 1:
         return data
     part = name.split(".")[2]
     if "norms" in kinds:

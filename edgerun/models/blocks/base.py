@@ -7,7 +7,7 @@ each other) or the feed-forward. It adds to the residual stream x (T, d), f32, i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -75,6 +75,10 @@ class Here:
     def kernels(self) -> Kernels:
         """Of the tools."""
         return self.tools.kernels
+
+    def within(self, cancelled: Cancel, rows: int) -> Here:
+        """For what is computed by what was given to `cut`: there is nothing to cut there."""
+        return replace(self, cut=lambda decide: decide(cancelled, rows))
 
     @property
     def vectors(self) -> dict[str, F32]:

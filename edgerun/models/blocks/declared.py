@@ -10,7 +10,19 @@ from typing import Literal
 from edgerun.models.families import NormKind
 
 ProductName = Literal[
-    "qkv", "q", "kv", "o", "gate", "gate_up", "down", "expert_in", "expert_down", "mixer_in", "mixer_out"
+    "qkv",
+    "q",
+    "kv",
+    "o",
+    "gate",
+    "gate_up",
+    "down",
+    "expert_in",
+    "expert_down",
+    "mixer_in",
+    "mixer_out",
+    "layer_in",
+    "layer_out",
 ]
 
 

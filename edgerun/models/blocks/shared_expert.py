@@ -66,6 +66,9 @@ class SharedExpert:
         here.kernels.matmul(here.weights.matrices["ffn_down_shexp"], here.kernels.activations(up), s.t)
         scale_and_bias(here, "ffn_down_shexp", s.t)
         if self.weighted:
-            weight = 1.0 / (1.0 + np.exp(-(h * here.vectors["ffn_gate_inp_shexp"]).sum(axis=1)))  # row by row: no BLAS
+            with np.errstate(over="ignore"):  # of a gate that is shut: 1 / infinity
+                weight = 1.0 / (
+                    1.0 + np.exp(-(h * here.vectors["ffn_gate_inp_shexp"]).sum(axis=1))
+                )  # row by row: no BLAS
             s.t *= weight[:, None].astype(np.float32)
         here.kernels.add(x, s.t)

@@ -5,7 +5,6 @@ tests/models/instances.py. Optional tensors (biases, scales, `rope_freqs`) are u
 no declaration; tensors that are of no use to text are declared in `unused`, and a file with any others is refused.
 """
 
-from edgerun.errors import UnsupportedError
 from edgerun.models.families import (
     afmoe,
     bailing,
@@ -20,19 +19,24 @@ from edgerun.models.families import (
     gpt_oss,
     granite,
     hunyuan,
+    internlm,
     lfm2,
     llama,
     minimax,
+    mistral,
+    muse,
     nemotron,
     olmo,
     phi,
     qwen,
+    seed,
     smallthinker,
+    smollm,
     ungated,
 )
 from edgerun.models.families.family import Family, NormKind, unused_tensors
 
-__all__ = ["FAMILIES", "Family", "NormKind", "family_of", "unused_tensors"]
+__all__ = ["FAMILIES", "Family", "NormKind", "unused_tensors"]
 
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
@@ -55,14 +59,11 @@ FAMILIES: dict[str, Family] = {
     **granite.FAMILIES,
     **exaone.FAMILIES,
     **minimax.FAMILIES,
+    **internlm.FAMILIES,
+    **mistral.FAMILIES,
+    **muse.FAMILIES,
+    **seed.FAMILIES,
+    **smollm.FAMILIES,
     **nemotron.FAMILIES,
     **ungated.FAMILIES,
 }
-
-
-def family_of(architecture: str) -> Family:
-    """Raises UnsupportedError naming the known ones."""
-    if architecture not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedError(f"the architecture {architecture!r} is not supported; edgerun runs {known}")
-    return FAMILIES[architecture]

@@ -1,8 +1,18 @@
-"""EXAONE's mixtures."""
+"""EXAONE 4, dense and with experts."""
 
 from edgerun.models.families.family import Family
 
 FAMILIES = {
+    "exaone4": Family(
+        rope="neox",
+        qk_norm="head",
+        pre_norms=False,
+        post_norms=True,
+        window_pattern=4,
+        windows_of_layers=64,
+        default_window=4096,
+        rotated="windowed",
+    ),
     "exaone-moe": Family(
         rope="neox",
         qk_norm="head",

@@ -58,6 +58,7 @@ class Family:
     least_shared: int = 0  # shared experts of a file that does not say how many
     shared_times_count: bool = False  # expert_shared_feed_forward_length is of each shared expert, not of all
     expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
+    per_layer_inputs: bool = False  # every layer may be fed a part of the tokens' embeddings of its own
     early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
     window_after: bool = False  # of every n layers all but the first
@@ -69,6 +70,7 @@ class Family:
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     yarn_betas: bool = False  # the file's are used
+    sections: bool = False  # the file says which pairs turn by which of three positions, which are one in text
     window_everywhere: bool = False  # in a file that says a window all layers have it
     recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
     mixers_beside: bool = False  # every layer has attention and a recurrence side by side

@@ -1,8 +1,9 @@
-"""GLM 4.5 to 4.7."""
+"""GLM 4 to 4.7."""
 
 from edgerun.models.families.family import Family
 
 FAMILIES = {
+    "glm4": Family(rope="norm", post_norms=True, fused_gate_up=True),
     "glm4moe": Family(
         rope="neox",
         qk_norm="head",

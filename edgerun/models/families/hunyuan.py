@@ -2,4 +2,7 @@
 
 from edgerun.models.families.family import Family
 
-FAMILIES = {"hunyuan-moe": Family(rope="neox", qk_norm="head", qk_norm_after=True, expert_length=False, least_shared=1)}
+FAMILIES = {
+    "hunyuan-dense": Family(rope="neox", qk_norm="head", qk_norm_after=True),
+    "hunyuan-moe": Family(rope="neox", qk_norm="head", qk_norm_after=True, expert_length=False, least_shared=1),
+}

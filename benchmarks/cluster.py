@@ -1,0 +1,223 @@
+"""How much faster several weak devices run a model together: processes in network namespaces, each held to a part of a
+core and of the memory by control groups.
+
+    python -m benchmarks.cluster MODEL [--devices 1,2,4] [--cores 0.5] [--memory 900M] [--delay 0.3] [--rate 1000]
+        [--way auto] [--wire f32] [--prompt 256] [--tokens 32] [--rounds 3]
+
+Needs root, `ip`, /dev/net/tun, and control groups of version 1 or 2. Settings take turns, round by round, and medians
+are shown, so that what else the machine does disturbs all alike. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.capped import CGROUPS
+from edgerun.api.cluster import load_clustered, share_worker
+from edgerun.api.llm import LLM
+from edgerun.cluster.control import Device
+from edgerun.cluster.group import GroupDecoder
+from edgerun.cluster.household import Household
+from edgerun.cluster.roster import Member
+from edgerun.cluster.server import Server
+from edgerun.errors import PagesLostError
+from edgerun.events import Event
+from edgerun.models import Decoder
+from edgerun.options import LoadOptions
+from edgerun.units import parse_size_bytes
+from tests.cluster.homes import acquainted, home_of
+from tests.cluster.lab import can_emulate, lab, line_with, running
+
+_PERIOD_US = 10_000  # of the scheduler's quota: short, or sums would wait for whoever has used up its part
+_SETTLE_TOKENS = 4
+_PATIENCE_S = 60.0  # with devices that start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--devices", default="1,2,4")
+    parser.add_argument("--cores", type=float, default=0.5, help="of each device")
+    parser.add_argument("--memory", default="900M", help="of each device")
+    parser.add_argument("--delay", type=float, default=0.3, help="one way, in ms")
+    parser.add_argument("--rate", type=float, default=1000, help="in Mb/s")
+    parser.add_argument("--way", default="auto")
+    parser.add_argument("--wire", default="f32")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--part", choices=("head", "device"), help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--name", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--host", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part == "device":
+        _device(given)
+    elif given.part == "head":
+        _head(given)
+    elif can_emulate():
+        _all(given)
+    else:
+        raise SystemExit("this needs root, `ip` and /dev/net/tun")
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+def _all(given: argparse.Namespace) -> None:
+    counts = [int(count) for count in given.devices.split(",")]
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for _ in range(given.rounds):
+            for count in counts:
+                found[count].append(_measured(folder, count, given))
+                print(f"{count} devices: {found[count][-1]}", flush=True)
+    print("\n| devices | decode tok/s | | prompt tok/s | | sums ms | peak MiB |\n|---|---|---|---|---|---|---|")
+    first: dict[str, float] = {}
+    for count in counts:
+        middle = {key: statistics.median(each[key] for each in found[count]) for key in found[count][0]}
+        first = first or middle
+        print(
+            f"| {count} | {middle['tok_s']:.2f} | {middle['tok_s'] / first['tok_s']:.2f}x "
+            f"| {middle['prompt_tok_s']:.1f} | {middle['prompt_tok_s'] / first['prompt_tok_s']:.2f}x "
+            f"| {middle['sums_ms']:.1f} | {middle['peak_mib']:.0f} |"
+        )
+
+
+def _measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
+    """One head with `count` - 1 other devices; peak_mib: of the device that took most."""
+    names = [f"device{i}of{count}" for i in range(count)]
+    homes = acquainted(folder, *names)
+    common = [str(given.model.resolve()), f"--kernels={given.kernels}", f"--memory={given.memory}"]
+    with ExitStack() as stack:
+        here = stack.enter_context(lab(folder / "lab", count, delay_s=given.delay / 1e3, bits_per_s=given.rate * 1e6))
+        groups = [stack.enter_context(_limited(name, given)) for name in names]
+        for device, name, group in list(zip(here.devices, names, groups, strict=True))[1:]:
+            own = ["--part=device", f"--home={folder}", f"--name={name}", f"--host={device.address}"]
+            process = stack.enter_context(running(device.start("-m", "benchmarks.cluster", *common, *own)))
+            _enter(group, process.pid)
+            address = line_with(process, "listening").split()[1]
+            known = next(home for home in homes if home.identity.name == name)
+            homes[0].admit(Member(known.identity.certificate, address))
+        own = ["--part=head", f"--home={folder}", f"--name={names[0]}", f"--way={given.way}", f"--wire={given.wire}"]
+        own += [f"--prompt={given.prompt}", f"--tokens={given.tokens}", f"--devices={count}"]
+        head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
+        _enter(groups[0], head.pid)
+        said: dict[str, float] = json.loads(line_with(head, "tok_s", 500))
+        said["peak_mib"] = max(_peak_bytes(group) for group in groups) / (1 << 20)
+        return said
+
+
+@contextmanager
+def _limited(name: str, given: argparse.Namespace) -> Iterator[list[Path]]:
+    """A control group of a part of a core and of the memory: its folders (one a controller in version 1)."""
+    old = (CGROUPS / "memory").is_dir()
+    called = f"edgerun-{os.getpid()}-{name}"
+    groups = [CGROUPS / kind / called for kind in ("cpu", "memory")] if old else [CGROUPS / called]
+    quota_us, memory = int(given.cores * _PERIOD_US), str(parse_size_bytes(given.memory))
+    for group in groups:
+        group.mkdir()
+    try:
+        if old:
+            (groups[0] / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+            (groups[0] / "cpu.cfs_quota_us").write_text(str(quota_us))
+            (groups[1] / "memory.limit_in_bytes").write_text(memory)
+        else:
+            (groups[0] / "cpu.max").write_text(f"{quota_us} {_PERIOD_US}")
+            (groups[0] / "memory.max").write_text(memory)
+        yield groups
+    finally:
+        time.sleep(0.3)
+        for group in groups:
+            group.rmdir()
+
+
+def _enter(groups: list[Path], process: int) -> None:
+    for group in groups:
+        (group / "cgroup.procs").write_text(str(process))
+
+
+def _peak_bytes(groups: list[Path]) -> int:
+    old = groups[-1] / "memory.max_usage_in_bytes"
+    return int((old if old.exists() else groups[-1] / "memory.peak").read_text())
+
+
+# -- its devices -------------------------------------------------------------------------------------------------------
+
+
+def _say(event: Event) -> None:
+    print(event, flush=True)
+
+
+def _device(given: argparse.Namespace) -> None:
+    memory_bytes = parse_size_bytes(given.memory)
+    work = share_worker(_say, kernels=given.kernels, threads=1, memory_bytes=memory_bytes)
+    device = Device(given.name, 1, memory_bytes, given.kernels, "")
+    server = Server(home_of(given.home, given.name), (given.host, 0), work, lambda job: device, _say)
+    print(f"listening {server.address}", flush=True)
+    threading.Event().wait()
+
+
+def _head(given: argparse.Namespace) -> None:
+    options = LoadOptions(threads=1, kernels=given.kernels, memory=given.memory, context=1024)
+    if int(given.devices) == 1:
+        with LLM(given.model, threads=1, kernels=given.kernels, memory=given.memory, context=1024) as llm:
+            print(json.dumps(_times(llm.engine.decoder, given)), flush=True)
+        return
+    home = home_of(given.home, given.name)
+    household = Household(home, _say, way=given.way, wire=given.wire)
+    engine, _, release = load_clustered(given.model, options, household, own_rate=1.0, shards=given.home)
+    with LLM.from_engine(engine, release=release) as llm:
+        decoder = llm.engine.decoder
+        assert isinstance(decoder, GroupDecoder)
+        _wait_for_all(decoder, int(given.devices))
+        print(json.dumps(_times(decoder, given)), flush=True)
+
+
+def _wait_for_all(decoder: GroupDecoder, count: int) -> None:
+    """Who was slow to answer takes part from a later prompt on."""
+    end = time.monotonic() + _PATIENCE_S
+    while decoder.size < count:
+        assert time.monotonic() < end, f"{decoder.size} of {count} devices answer"
+        time.sleep(1)
+        with suppress(PagesLostError):
+            decoder.forward([1], decoder.new_cache(8))
+
+
+def _times(decoder: Decoder, given: argparse.Namespace) -> dict[str, float]:
+    """Medians of tokens, and a prompt; sums_ms: waiting for sums in a token of the head."""
+    ids = np.random.default_rng(0).integers(3, decoder.spec.vocab_size, given.prompt).tolist()
+    cache = decoder.new_cache(1024)
+    decoder.forward(ids[:32], cache)
+    cache.release()
+    began = time.perf_counter()
+    decoder.forward(ids, cache)
+    prompt_s = time.perf_counter() - began
+    took, waited = [], []
+    lockstep = decoder.lockstep if isinstance(decoder, GroupDecoder) else None
+    for i in range(_SETTLE_TOKENS + given.tokens):
+        before = 0.0 if lockstep is None else lockstep.waited_s
+        began = time.perf_counter()
+        decoder.forward([ids[i]], cache)
+        took.append(time.perf_counter() - began)
+        waited.append(0.0 if lockstep is None else lockstep.waited_s - before)
+    token_s = statistics.fmean(took[_SETTLE_TOKENS:])
+    sums_ms = 1e3 * statistics.fmean(waited[_SETTLE_TOKENS:])
+    return {"tok_s": 1 / token_s, "prompt_tok_s": given.prompt / prompt_s, "sums_ms": sums_ms}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Muse Glimmer."""
+
+from edgerun.models.families.family import Family
+
+FAMILIES = {
+    "muse-glimmer": Family(
+        rope="norm",
+        qk_norm="head",
+        output_gate="sigmoid",
+        post_norms=True,
+        post_norm_eps=1e-8,
+        normed_embedding=True,
+        logits="times",
+        window_pattern=4,
+        rotated="windowed",
+        local_rope_plain=True,
+    ),
+}
