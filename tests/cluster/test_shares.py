@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,11 @@ def test_more_ranks_than_kv_heads_hold_them_several_times_or_not_at_all(director
             divide(spec, spec.tensors, [0, 0])
 
 
+def _numbers(layers):
+    """But how queries, keys and values lie, which a shard without any cannot tell and need not."""
+    return [replace(layer, packed_qkv=False) for layer in layers]
+
+
 @pytest.mark.parametrize("name", ["phi3-Q6_K", "qwen2moe", "olmoe-Q8_0", "relu-Q8_0", "gemma3-Q8_0"])
 def test_shards_together_are_the_model(name, directory):
     gguf, spec = open_instance(name, directory)
@@ -76,7 +83,7 @@ def test_shards_together_are_the_model(name, directory):
                 info = shard.tensors.get(f"blk.1.{ffn}.weight")
                 if info is not None:
                     found.append(dequantize(shard.raw(info.name), info.type))
-                assert mine.whole == spec.layers and mine.vocab_size == spec.vocab_size
+                assert _numbers(mine.whole) == _numbers(spec.layers) and mine.vocab_size == spec.vocab_size
         info = gguf.tensors[f"blk.1.{ffn}.weight"]
         axis = 0 if spec.sparse or len({part.shape[-1] for part in found} | {info.shape[-1]}) == 1 else -1
         assert np.array_equal(np.concatenate(found, axis=axis), dequantize(gguf.raw(info.name), info.type))

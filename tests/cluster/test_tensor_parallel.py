@@ -12,6 +12,7 @@ import pytest
 from edgerun.cluster.shares import divide
 from edgerun.cluster.worker import OpenedShard
 from edgerun.errors import Cancelled, ReadError, UnsupportedError
+from edgerun.formats.gguf import GgmlType
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.reductions import reductions
 from edgerun.weights import ResidentStore
@@ -61,7 +62,9 @@ def test_the_same_tokens_on_any_number_of_ranks(parts, name, directory, kernels)
         with together(gguf, spec, parts, directory, resident(one_thread)) as group:
             got = group.decoder.forward(ids, group.decoder.new_cache(100), logits="all")
             off = np.abs(got - wanted).max(axis=1) / np.abs(wanted).max()  # of each position
-            assert np.median(off) < 5e-3 and off.max() < 5e-2  # a sum's last bit may round an activation otherwise
+            # A sum's last bit may round an activation otherwise, where activations are rounded.
+            most = 1e-4 if INSTANCES[name].type == GgmlType.F32 else 2e-2
+            assert np.median(off) < most and off.max() < 5e-2
             assert greedy(group.decoder, ids, NEW) == tokens
         assert not group.errors
 

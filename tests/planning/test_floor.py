@@ -46,7 +46,7 @@ def test_a_plan_at_the_floor_runs(instance, tmp_path, kernels):
     tokens = tokens_of(instance)
     with open_gguf(write(instance, tmp_path / "m.gguf")) as gguf:
         spec = load_spec(gguf)
-        catalog = make_catalog(gguf.tensors, spec.n_layers)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
         whole = ResidentStore(gguf, spec, kernels)
         for context in (len(tokens), 100):
             expected = logits(Decoder(spec, whole, kernels, context=context), tokens, context)
