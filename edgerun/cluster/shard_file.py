@@ -100,10 +100,7 @@ def open_shard(path: Path) -> tuple[GgufFile, ModelSpec]:
         vocabulary, sparse = metadata.get(f"{_PREFIX}.vocabulary_size"), metadata.get(f"{_PREFIX}.sparse")
         if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary < 1 << 31:
             raise FormatError(f"{path}: a vocabulary of {vocabulary!r} tokens")
-        packed = metadata.get(f"{_PREFIX}.packed_qkv")
-        if not isinstance(packed, np.ndarray) or packed.dtype != np.bool_ or not len(packed):
-            raise FormatError(f"{path}: a shard that does not say how its layers are packed")
-        whole = read_spec(gguf, WholeModel(vocabulary, sparse is True, packed_qkv=tuple(packed.tolist())))
+        whole = read_spec(gguf, WholeModel(vocabulary, sparse is True))
         spec = spec_of_share(whole, _read_share(metadata, whole, path))
         tensors, _ = check_tensors(gguf, spec)
         return gguf, replace(spec, tensors=tensors)
@@ -120,7 +117,6 @@ def _header(gguf: GgufFile, spec: ModelSpec, share: Share, cuts: list[Cut]) -> b
     writer.add(f"{_PREFIX}.version", _VERSION)
     writer.add(f"{_PREFIX}.vocabulary_size", spec.vocab_size)
     writer.add(f"{_PREFIX}.sparse", spec.sparse)
-    writer.add(f"{_PREFIX}.packed_qkv", np.array([layer.packed_qkv for layer in spec.whole], bool))
     writer.add(f"{_PREFIX}.text", share.text)
     writer.add(f"{_PREFIX}.vocabulary", _edges([share.vocabulary]), ValueKind.INT32)
     for name in _RANGES:

@@ -20,14 +20,11 @@ from edgerun.models.unknown import unknown_architecture
 
 @dataclass(frozen=True)
 class WholeModel:
-    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s. fused: the tensors that hold gate and up.
-    packed_qkv: of each layer, where the file at hand may lack its tensors, whether q, k and v are one; none: the file
-    has them."""
+    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s. fused: the tensors that hold gate and up."""
 
     vocab_size: int
     sparse: bool
     fused: frozenset[str] = frozenset()
-    packed_qkv: tuple[bool, ...] = ()
 
 
 def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
@@ -41,12 +38,6 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     whole = whole or _whole_model(gguf)
     sparse = whole.sparse
     layers = _layers(gguf, n, family, whole.fused)
-    if whole.packed_qkv:
-        if len(whole.packed_qkv) != len(layers):
-            raise FormatError(
-                f"{len(whole.packed_qkv)} layers are said to have q, k and v in one; there are {len(layers)}"
-            )
-        layers = tuple(replace(each, packed_qkv=one) for each, one in zip(layers, whole.packed_qkv, strict=True))
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
     eps = n.real("attention.layer_norm_epsilon" if family.norm == "layer" else "attention.layer_norm_rms_epsilon", 1e-5)
