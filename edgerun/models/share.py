@@ -47,6 +47,8 @@ def check_dividable(spec: ModelSpec) -> None:
     others = any(layer.recurrence is not None or layer.conv_taps or layer.latent is not None for layer in spec.layers)
     if others or family.parallel or family.dense_beside or family.weighted_inputs or family.sinks or spec.expert_latent:
         raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
+    if any((layer.fused_gate_up and not family.fused_gate_up) or layer.fused_shared for layer in spec.layers):
+        raise UnsupportedError("gates and ups that lie in one tensor where the family has two cannot be divided yet")
     if any(name.endswith(_WHOLE) for name in spec.tensors):
         raise UnsupportedError(f"a {spec.architecture} with biases of experts or of its head cannot be divided yet")
 
