@@ -339,7 +339,7 @@ OPTIONS = [  # of feed-forwards, mixtures, norms, residuals and heads
         **_MOE,
     ),
     Instance(
-        "glm4moe-Q8_0",
+        "glm4moe-b-Q8_0",
         "glm4moe",
         GgmlType.Q8_0,
         more=_CHOICE,
