@@ -43,7 +43,7 @@ for module, names in gone.items():
 IMPORT_ALL = """
 import edgerun
 found = pkgutil.walk_packages(edgerun.__path__, "edgerun.")
-names = [each.name for each in found if not each.name.endswith("__main__")]
+names = [each.name for each in found if not each.name.endswith(("__main__", "llamacpp_worker"))]
 assert len(names) > 150, len(names)
 for name in names:
     importlib.import_module(name)
@@ -73,8 +73,10 @@ else:
 @pytest.mark.parametrize("what", ["import", "run"])
 def test_without_what_windows_lacks(tmp_path, what):
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("zeroconf")
     path = make_tiny_model(tmp_path / "tiny.gguf")
-    code = TAKE_AWAY + (IMPORT_ALL if what == "import" else RUN)
+    before = "import zeroconf\n"  # it asks at its own import on which system it is, and this one stays Linux
+    code = before + TAKE_AWAY + (IMPORT_ALL if what == "import" else RUN)
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120, check=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,6 @@ def test_which_layers_have_a_window(tmp_path, pattern, windows):
 
 def test_a_pattern_of_too_few_layers_is_refused(tmp_path):
     instance = INSTANCES["gemma3"]
-    metadata = {**instance.metadata, "attention.sliding_window_pattern": np.array([1, 0], bool)}
-    source = write(instance.__class__(**{**vars(instance), "metadata": metadata}), tmp_path / "g")
+    source = write(replace(instance, lies={"attention.sliding_window_pattern": np.array([1, 0], bool)}), tmp_path / "g")
     with open_gguf(source) as gguf, pytest.raises(FormatError, match="2 truths for 7 layers"):
         load_spec(gguf)

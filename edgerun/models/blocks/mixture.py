@@ -257,6 +257,7 @@ class Mixture:
 
     def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel, rows: int) -> None:
         check(cancelled)
+        here = here.within(cancelled, rows)
         routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
         self.combine(here, routed, x[:rows])
