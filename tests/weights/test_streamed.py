@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgerun.errors import UsageError
-from edgerun.models import decoder as decoder_module
+from edgerun.models import passes as passes_module
 from edgerun.weights import StreamedLayerStore
 from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed
 from edgerun.weights.streamed_layers import spread
@@ -205,7 +205,7 @@ def test_lent_memory_is_free_meanwhile_and_used_again(models, kernels, monkeypat
             with store.lend(100 * store.cache.slot_bytes):
                 assert len(store.cache.resident()) <= 2, "all but two"
         for lent in (12 * store.cache.slot_bytes - 5, 100 * store.cache.slot_bytes):
-            monkeypatch.setattr(decoder_module, "activation_bytes", lambda spec, rows, lent=lent: lent)
+            monkeypatch.setattr(passes_module, "activation_bytes", lambda spec, rows, lent=lent: lent)
             assert np.array_equal(run(decoder, "olmoe"), expected), "with the few that are left"
         assert len(store.cache.resident()) > 8
         check_whole(store)
