@@ -160,7 +160,7 @@ def test_an_abandoned_layer_gives_its_slots_back(models, kernels, taken, interru
             lease = store.experts(layer, np.arange(8, dtype=np.int32))
             batches = lease.__enter__()
             for _ in range(taken):
-                next(batches)
+                next(batches, None)  # how many there are is a matter of what was read meanwhile
             if interrupted:
                 store.begin()
             else:
