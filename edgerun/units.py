@@ -23,7 +23,7 @@ def round_up_size(n_bytes: int) -> int:
     shift, value = 0, float(n_bytes)
     while value >= 1000 and shift < 40:
         value, shift = value / 1024, shift + 10
-    parts = 1 if value >= 100 or not shift else 10 if value >= 10 else 100
+    parts = 1 if value >= 100 or not shift else 10 if value >= 10 else 100 if value >= 1 else 1000
     whole = ceil(value * parts)
     while True:
         rounded = parse_size_bytes(format_size(whole / parts * (1 << shift)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgerun.errors import UsageError
@@ -31,6 +31,7 @@ def test_not_a_size(text):
         parse_size_bytes(text)
 
 
+@example(1_072_668_082_177)  # 999 GiB and a bit: a thousand are written as parts of a TiB
 @given(st.integers(1 << 20, 1 << 42))
 def test_rounded_up_to_what_can_be_written(n_bytes):
     rounded = round_up_size(n_bytes)
