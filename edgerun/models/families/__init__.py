@@ -1,7 +1,7 @@
 """The families, declared: what differs between architectures, and nothing else. One file for each family of models.
 
 Names are GGUF's `general.architecture`. To add one: a declaration, its file below, and rows in
-tests/models/instances.py. Optional tensors (biases, scales, `rope_freqs`) are used wherever a file has them and need
+tests/models/instances/. Optional tensors (biases, scales, `rope_freqs`) are used wherever a file has them and need
 no declaration; tensors that are of no use to text are declared in `unused`, and a file with any others is refused.
 """
 

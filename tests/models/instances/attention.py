@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgerun.formats.gguf import GgmlType
-from tests.models.instance import Instance
+from tests.models.instances.instance import Instance
 
 _Q8: dict[str, Any] = {"type": GgmlType.Q8_0, "d": 256, "ff": 256, "head_dim": 64}
 _QKV_BIAS = ("attn_q", "attn_k", "attn_v")

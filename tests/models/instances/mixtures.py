@@ -1,0 +1,258 @@
+"""Instances of families that differ in what their mixtures of experts do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerun.formats.gguf import GgmlType
+from tests.models.instances.instance import Instance
+
+_PACKED = {"attn_qkv": 1}
+_LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+_NORM_BIASES = ("attn_norm.bias", "ffn_norm.bias", "output_norm.bias")
+_CHOICE = ("exp_probs_b.bias",)
+_EXPERT_BIASES = ("ffn_gate_inp.bias", "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias")
+_YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
+_DEEP = {"leading_dense_block_count": 1, "expert_shared_count": 2, "expert_weights_scale": 1.7}
+_MOE: dict[str, Any] = {"experts": 8, "used": 3, "ff_expert": 64}
+MIXTURES = [
+    Instance(
+        "erniemoe",
+        "ernie4_5-moe",
+        ff_shared=48,
+        more=_CHOICE,
+        metadata={"interleave_moe_layer_step": 1, "leading_dense_block_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "erniemoe-Q8_0",
+        "ernie4_5-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        ff_shared=32,
+        metadata={"interleave_moe_layer_step": 1},
+        **_MOE,
+    ),
+    Instance("phimoe", "phimoe", experts=6, used=2, more=(*_BIASES, *_NORM_BIASES, "output.bias")),
+    Instance(
+        "phimoe-Q8_0",
+        "phimoe",
+        GgmlType.Q8_0,
+        kv_heads=1,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_NORM_BIASES, "output.bias"),
+    ),
+    Instance("deepseek", "deepseek", metadata=_DEEP, **_MOE),
+    Instance(
+        "deepseek-leading-Q8_0",
+        "deepseek",
+        GgmlType.Q8_0,
+        layers=4,
+        metadata={**_DEEP, "leading_dense_block_count": 2},
+        **_MOE,
+    ),
+    Instance(
+        "dots1",
+        "dots1",
+        kv_heads=4,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "dots1-softmax-Q8_0", "dots1", GgmlType.Q8_0, kv_heads=4, metadata={**_DEEP, "expert_gating_func": 1}, **_MOE
+    ),
+    Instance("bailingmoe", "bailingmoe", metadata={**_DEEP, "leading_dense_block_count": 0}, **_MOE),
+    Instance(
+        "bailingmoe-Q8_0",
+        "bailingmoe",
+        GgmlType.Q8_0,
+        metadata={"expert_shared_count": 1, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2",
+        "bailingmoe2",
+        telling=_PACKED,
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "rope.dimension_count": 8,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "bailingmoe2-halves-Q8_0",
+        "bailingmoe2",
+        GgmlType.Q8_0,
+        telling=_PACKED,
+        ff_shared=32,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_group_count": 2, "expert_group_used_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "minimax",
+        "minimax-m2",
+        experts=8,
+        used=3,
+        more=_CHOICE,
+        metadata={"expert_gating_func": 2, "rope.dimension_count": 8},
+    ),
+    Instance(
+        "minimax-Q8_0", "minimax-m2", GgmlType.Q8_0, experts=6, used=2, more=_CHOICE, metadata={"expert_gating_func": 2}
+    ),
+    Instance(
+        "glm4moe",
+        "glm4moe",
+        more=(*_CHOICE, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        metadata={**_DEEP, "expert_weights_norm": True, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "glm4moe-b-Q8_0",
+        "glm4moe",
+        GgmlType.Q8_0,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 1, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "gptoss",
+        "gpt-oss",
+        layers=4,
+        window=12,
+        experts=8,
+        used=3,
+        more=(*_BIASES, *_EXPERT_BIASES),
+        metadata={**_YARN, "rope.freq_base": 150000.0},
+    ),
+    Instance(
+        "gptoss-MXFP4",
+        "gpt-oss",
+        GgmlType.MXFP4,
+        layers=2,
+        kv_heads=1,
+        window=6,
+        experts=4,
+        used=2,
+        more=(*_BIASES, *_EXPERT_BIASES),
+    ),
+    Instance("hunyuanmoe", "hunyuan-moe", experts=8, used=3, ff_shared=96),
+    Instance(
+        "hunyuanmoe-all-tiny-Q8_0",
+        "hunyuan-moe",
+        GgmlType.Q8_0,
+        layers=2,
+        experts=4,
+        used=4,
+        tied=True,
+        kv_heads=1,
+    ),
+    Instance(
+        "llama4",
+        "llama4",
+        layers=5,
+        metadata={"interleave_moe_layer_step": 2},
+        **_MOE,
+    ),
+    Instance(
+        "llama4-of-128-few-Q8_0",
+        "llama4",
+        GgmlType.Q8_0,
+        layers=4,
+        experts=128,
+        used=1,
+        ff_expert=32,
+        metadata={"interleave_moe_layer_step": 1},
+    ),
+    Instance(
+        "afmoe",
+        "afmoe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_weights_norm": True},
+        **_MOE,
+    ),
+    Instance(
+        "afmoe-small-short-Q8_0",
+        "afmoe",
+        GgmlType.Q8_0,
+        layers=3,
+        window=6,
+        tied=True,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_shared_count": 1, "expert_gating_func": 2},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "laguna",
+        "laguna",
+        layers=5,
+        window=12,
+        by_layer={"heads": (4, 6, 6, 2, 4)},
+        telling={"attn_v": 1, "attn_gate": 1},
+        more=_CHOICE,
+        metadata={
+            **_DEEP,
+            **_YARN,
+            "expert_weights_norm": True,
+            "rope.dimension_count": 8,
+            "rope.dimension_count_swa": 16,
+            "rope.freq_base_swa": 20000.0,
+        },
+        **_MOE,
+    ),
+    Instance(
+        "laguna-small-Q8_0",
+        "laguna",
+        GgmlType.Q8_0,
+        layers=2,
+        telling={"attn_v": 1, "attn_gate": 4},
+        ff_shared=32,
+        more=_CHOICE,
+        metadata={"leading_dense_block_count": 1, "expert_weights_norm": True},
+        experts=4,
+        used=3,
+        ff_expert=64,
+    ),
+    Instance(
+        "glm4moe-norms",
+        "glm4moe",
+        telling={"attn_v": 1, "attn_q_norm": 1},
+        more=_CHOICE,
+        metadata={**_DEEP, "rope.dimension_count": 8},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe",
+        "exaone-moe",
+        layers=5,
+        window=12,
+        more=_CHOICE,
+        metadata={**_DEEP, "expert_gating_func": 2, "expert_weights_norm": True, "expert_shared_count": 1},
+        **_MOE,
+    ),
+    Instance(
+        "exaonemoe-four-Q8_0",
+        "exaone-moe",
+        GgmlType.Q8_0,
+        layers=4,
+        window=6,
+        ff_shared=32,
+        metadata={"expert_gating_func": 2, "expert_weights_norm": True},
+        **_MOE,
+    ),
+]
