@@ -18,18 +18,19 @@ from edgerun.cli.options import (
     power_options,
     prompt_options,
     streaming_options,
+    trace_option,
 )
-from edgerun.cli.output import check_target, note, write_result
+from edgerun.cli.output import note
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
+from edgerun.cli.trace_file import TraceFile
 from edgerun.options import Number, Whole
 
 if TYPE_CHECKING:
     from edgerun.profiling.cases import Case
     from edgerun.profiling.energy import EnergyMeter
     from edgerun.profiling.session import Measured
-    from edgerun.profiling.trace import Trace
 
 _LIST = "N,N-M,N-M*K"
 
@@ -85,13 +86,7 @@ _LIST = "N,N-M,N-M*K"
     flag_value="auto",
     help="Count joules: auto, rapl, battery, ina, nvml, powermetrics, estimate:WATTS, command:COMMAND.",
 )
-@click.option(
-    "--trace",
-    "trace_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write what every thread did, for Perfetto or chrome://tracing (JSON).",
-)
+@trace_option
 @click.option(
     "--ids",
     default="sequential",
@@ -152,15 +147,13 @@ def command(
     from edgerun.errors import UsageError
     from edgerun.profiling.cases import make_cases, numbers, pair
     from edgerun.profiling.energy import find_meter
-    from edgerun.profiling.trace import Trace
 
     prompts, decodes = numbers("-p", prompt), numbers("-n", decode)
     depths, batches = numbers("-d", depth), numbers("-b", batch)
     threads_list: list[int | None] = [None] if threads == "auto" else [*numbers("-t", threads, low=1, high=1024)]
     peers = chosen_peers(engine, endpoint, peer_model, llamacpp_python)
     once = as_json or ids != "sequential" or logits is not None
-    if trace_path is not None:
-        check_target(trace_path, _is_trace, overwrite=overwrite)
+    trace = TraceFile(trace_path, overwrite=overwrite)
     if once and (
         pairs or any(len(each) > 1 for each in (prompts, decodes, depths, batches, threads_list)) or output != "md"
     ):
@@ -173,7 +166,6 @@ def command(
         if meter is not None:
             stack.callback(meter.close)
             meter.measure_idle()
-        trace = None if trace_path is None else Trace()
         options = loading_from(loading, bars)
         if once:
             asked = Once(
@@ -186,8 +178,7 @@ def command(
             sweep = _Sweep(path, options, cases, peers, repetitions, warm_up is not False, limit_s, meter, trace)
             for count in threads_list:
                 sweep.measure(count, (record_routing, overwrite), bars)
-    if trace is not None and trace_path is not None:
-        _write_trace(trace_path, trace)
+    trace.write()
     if not once:
         sweep.print(output)
 
@@ -205,7 +196,7 @@ class _Sweep:
         warm_up: bool,
         limit_s: float,
         meter: EnergyMeter | None,
-        trace: Trace | None,
+        trace: TraceFile,
     ) -> None:
         self._path, self._options, self._cases, self._peers = path, options, cases, peers
         self._repetitions, self._warm_up, self._limit_s = repetitions, warm_up, limit_s
@@ -232,8 +223,7 @@ class _Sweep:
                 llm = stack.enter_context(load_model(self._path, options))
                 stack.enter_context(recorded_routing(llm, recording[0], overwrite=recording[1]))
                 self._load_s = time.perf_counter() - began
-                if self._trace is not None:
-                    stack.enter_context(self._trace.watch(llm.engine.decoder))
+                stack.enter_context(self._trace.watch(llm))
             engines = open_engines(
                 self._peers,
                 self._path,
@@ -242,7 +232,6 @@ class _Sweep:
                 threads=threads or default_threads(),
                 limit_s=self._limit_s,
                 meter=self._meter,
-                trace=self._trace,
                 stack=stack,
             )
             found = run_session(engines, self._cases, repetitions=self._repetitions, warm_up=self._warm_up, events=bars)
@@ -305,19 +294,3 @@ def _about(path: Path) -> Any:
     kind = f"{info.name or path.stem} {info.quantisation}"
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return About(path.name, kind, info.n_bytes, info.parameters, cpu_name(), f"edgerun {__version__}", when)
-
-
-def _write_trace(path: Path, trace: Trace) -> None:
-    from edgerun.profiling.trace import chrome_trace, lane_seconds
-
-    spans = trace.spans()
-    write_result(path, chrome_trace(spans, lost=trace.lost))
-    steps = lane_seconds(spans).get("step", 0.0)
-    shares = ", ".join(f"{lane} {100 * busy / max(steps, 1e-9):.0f} %" for lane, busy in lane_seconds(spans).items())
-    note(f"{path}: {len(spans)} spans, {trace.lost} lost; of the steps: {shares}")
-
-
-def _is_trace(path: Path) -> bool:
-    """Whether a file holds what --trace writes."""
-    with path.open("rb") as file:
-        return file.read(15) == b'{"traceEvents":'

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from edgerun.profiling.energy import EnergyMeter
     from edgerun.profiling.peers.client import Stream
     from edgerun.profiling.session import BenchEngine
-    from edgerun.profiling.trace import Trace
 
 ENGINES = ("edgerun", "llamacpp", "endpoint", "ollama")
 
@@ -62,7 +61,6 @@ def open_engines(
     threads: int,
     limit_s: float,
     meter: EnergyMeter | None,
-    trace: Trace | None,
     stack: ExitStack,
 ) -> Sequence[BenchEngine]:
     """In the order of their names; the stack closes those that were opened here. llm: where edgerun is one of them."""
@@ -78,7 +76,7 @@ def open_engines(
             if peers.by_text:
                 engine = TextEngine("edgerun", decoder.kernels.name, _answers(llm))
             else:
-                engine = DecoderEngine(decoder, llm.vocab_size, limit_s=limit_s, meter=meter, trace=trace)
+                engine = DecoderEngine(decoder, llm.vocab_size, limit_s=limit_s, meter=meter)
         elif name == "llamacpp":
             short = llm is not None and llm.engine.plan is not None and llm.engine.plan.mode != "resident"
             python = {} if peers.llamacpp_python is None else {"python": peers.llamacpp_python}

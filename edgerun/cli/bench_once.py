@@ -17,11 +17,11 @@ from edgerun.cli.output import check_target, print_pairs, write_result
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
+from edgerun.cli.trace_file import TraceFile
 from edgerun.events import Progress
 
 if TYPE_CHECKING:
     from edgerun.profiling.energy import EnergyMeter
-    from edgerun.profiling.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measure_once(
     asked: Once,
     recording: tuple[Path | None, bool],
     meter: EnergyMeter | None,
-    trace: Trace | None,
+    trace: TraceFile,
     bars: ProgressBars,
     *,
     as_json: bool,
@@ -69,15 +69,14 @@ def measure_once(
             check_target(asked.logits, partial(_are_logits, llm.vocab_size), overwrite=recording[1])
         ids = [i % llm.vocab_size for i in fed] if asked.ids == "sequential" else llm.engine.encode(fed)
         kernels, plan, decoder = kernels_of(llm), llm.engine.plan, llm.engine.decoder
-        if trace is not None:
-            stack.enter_context(trace.watch(decoder))
+        stack.enter_context(trace.watch(llm))
         runs = []
         if asked.warm_up:
             run_case(decoder, Case(min(32, len(ids)), 0), ids[:32])
         for repetition in range(asked.repetitions):
             bars(Progress("bench", repetition, asked.repetitions, "repetitions"))
             keep = rows.append if asked.logits is not None and not repetition else None
-            run = run_case(decoder, case, ids, limit_s=asked.limit_s, on_logits=keep, meter=meter, trace=trace)
+            run = run_case(decoder, case, ids, limit_s=asked.limit_s, on_logits=keep, meter=meter)
             runs.append(run)
         bars(Progress("bench", asked.repetitions, asked.repetitions, "repetitions"))
     report = bench_report(runs, threads=kernels.threads, load_s=load_s)

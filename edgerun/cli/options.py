@@ -230,6 +230,17 @@ def draft_option(function: F) -> F:
     )(function)
 
 
+def trace_option(function: F) -> F:
+    """--trace."""
+    return click.option(
+        "--trace",
+        "trace_path",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write what every thread did, for Perfetto or chrome://tracing (JSON).",
+    )(function)
+
+
 def threads_option(function: F) -> F:
     """-t."""
     return checked_option(

@@ -16,9 +16,11 @@ from edgerun.cli.options import (
     model_options,
     overwrite_option,
     prompt_options,
+    trace_option,
 )
 from edgerun.cli.output import check_target, note, print_pairs, print_table, write_result
 from edgerun.cli.progress import ProgressBars
+from edgerun.cli.trace_file import is_trace, write_trace
 from edgerun.options import Whole
 
 if TYPE_CHECKING:
@@ -50,9 +52,7 @@ _OPENINGS = {".html": b"<!doctype html>", ".md": b"# ", ".json": b'{"format": "e
     metavar="FILE.html|.md|.json|.png|.svg|.yaml",
     help="Write the page, Markdown, all figures, plots, or (--device) a device's profile; may be repeated.",
 )
-@click.option(
-    "--trace", "trace_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the trace, for Perfetto."
-)
+@trace_option
 @click.option(
     "--energy",
     default="auto",
@@ -85,10 +85,12 @@ def command(
     """
     from edgerun.errors import UsageError
 
-    for path in (*outputs, *([] if trace_path is None else [trace_path])):
-        if path != trace_path and path.suffix not in (*_OPENINGS, ".png", ".svg"):
+    for path in outputs:
+        if path.suffix not in (*_OPENINGS, ".png", ".svg"):
             raise UsageError(f"{path}: -o takes names that end in .html, .md, .json, .png, .svg or .yaml")
         check_target(path, _is_ours, overwrite=overwrite)
+    if trace_path is not None:
+        check_target(trace_path, is_trace, overwrite=overwrite)
     if targets[:1] == ("compare",):
         _compare(targets[1:])
         return
@@ -109,9 +111,7 @@ def command(
     for path in outputs:
         _write(path, report)
     if trace_path is not None:
-        from edgerun.profiling.trace import chrome_trace
-
-        write_result(trace_path, chrome_trace(trace.spans(), lost=trace.lost))
+        write_trace(trace_path, trace)
 
 
 def _profile(model: str, sizes: tuple[int, int, int], energy: str, loading: dict[str, Any]) -> tuple[Report, Any]:
@@ -221,9 +221,8 @@ def _compare(names: tuple[str, ...]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file begins as what -o or --trace writes under such a name."""
+    """Whether a file begins as what -o writes under such a name."""
     with path.open("rb") as file:
         begins = file.read(32)
     opening = _OPENINGS.get(path.suffix, b"")
-    trace = begins.startswith(b'{"traceEvents":')
-    return trace or bool(opening) and begins.startswith(opening)
+    return bool(opening) and begins.startswith(opening)

@@ -23,11 +23,13 @@ from edgerun.cli.options import (
     sampling_from,
     sampling_options,
     streaming_options,
+    trace_option,
 )
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.routing import recorded_routing
 from edgerun.cli.saved_chat import chat_path, not_ours
 from edgerun.cli.stdin import Stdin, checked_text
+from edgerun.cli.trace_file import traced
 from edgerun.options import thinking_variables
 from edgerun.paths import kind_of
 
@@ -56,6 +58,7 @@ _STORY = "Tell me a story."
 @click.option(
     "--session", metavar="NAME", help="Go on with the chat that is kept as NAME (or a path.json), and keep it."
 )
+@trace_option
 @click.option("--stats", is_flag=True, help="Report counts and rates on stderr.")
 @json_option
 def command(
@@ -71,6 +74,7 @@ def command(
     cluster: bool,
     allreduce: str | None,
     wire: str | None,
+    trace_path: Path | None,
     stats: bool,
     as_json: bool,
     **loading_and_sampling: Any,
@@ -105,7 +109,11 @@ def command(
         loading = loading_from(loading_and_sampling, bars)
         is_chat = interactive or kept is not None
         loading["context_shift"] = is_chat if context_shift is None else context_shift
-        with load_model(path, loading, group) as llm, recorded_routing(llm, record_routing, overwrite=overwrite):
+        with (
+            load_model(path, loading, group) as llm,
+            recorded_routing(llm, record_routing, overwrite=overwrite),
+            traced(llm, trace_path, overwrite=overwrite),
+        ):
             load_s = time.perf_counter() - started
             name = path.stem if model is None or path == Path(model) else model
             chat = (

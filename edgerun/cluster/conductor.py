@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edgerun.cluster.collective import F32, Collective
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Teller
+from edgerun.events import SpanSink
 from edgerun.kv import PagePool
 from edgerun.models.passes import Pass
 from edgerun.models.reductions import reductions
@@ -30,6 +31,10 @@ class Conductor:
     def follow(self, pool: PagePool) -> None:
         """The others shall hold what this pool's sequences hold."""
         self._teller = Teller(pool)
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """As `HeadRanks.watch`."""
+        self.lockstep.watcher = watcher
 
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
 from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, ReadError
+from edgerun.events import Span, SpanSink
 
 _MOST_TEXT_BYTES = 2000
 _GATHERED = 1 << 20  # logits of all ranks that are gathered at a time
@@ -23,7 +24,10 @@ class PassEnded(EdgerunError):
 
 class Lockstep:
     """One rank's part in passes: `models.ranks.Ranks`. Since the start: `reductions`, and of what they summed up
-    `reduced_bytes` (f32, as one rank has it); `waited_s` for them, the slowest rank and the wire together."""
+    `reduced_bytes` (f32, as one rank has it); `waited_s` for them, the slowest rank and the wire together. watcher: is
+    told of each."""
+
+    watcher: SpanSink | None = None
 
     def __init__(self, collective: Collective, vocab_size: int) -> None:
         self.collective = collective
@@ -78,7 +82,10 @@ class Lockstep:
         buffer[n] = ends
         began = perf_counter()
         self.collective.all_reduce(buffer)
-        self.waited_s += perf_counter() - began
+        ended = perf_counter()
+        if self.watcher is not None:
+            self.watcher(Span("cluster", f"sum of {n} numbers", began, ended, buffer.nbytes))
+        self.waited_s += ended - began
         self.reductions += 1
         self.reduced_bytes += buffer.nbytes
         x.reshape(-1)[:] = buffer[:n]
@@ -90,7 +97,10 @@ class Lockstep:
         found = []
         for low in range(0, len(mine), step):
             some = mine[low : low + step]
+            began = perf_counter()
             parts = self.collective.gather(some)
+            if self.watcher is not None:
+                self.watcher(Span("cluster", "logits of all", began, perf_counter(), some.nbytes))
             found += [np.concatenate([part.reshape(len(some), -1) for part in parts], axis=1)] if parts else []
         if self.collective.rank != HEAD:
             return None

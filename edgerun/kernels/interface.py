@@ -199,7 +199,7 @@ class Recording(Protocol):
         ...
 
     def trace(self) -> AbstractContextManager[LaunchTrace]:
-        """Within, every piece of every launch is noted with its times. UsageError within another trace,
+        """Within, it is noted when each thread worked on each launch. UsageError within another trace,
         UnsupportedError where there is no clock."""
         ...
 

@@ -18,7 +18,7 @@ from edgerun.kernels.program import Program
 
 I64 = NDArray[np.int64]
 
-_SPANS = 1 << 15  # of a thread, some tens of tokens of a small model
+_SPANS = 1 << 14  # of a thread, some tens of tokens of a small model
 _SPAN, _AT, _LINE = 64 // 8, 64 // 8, 128 // 8  # in slots, see `pool_kernels`
 _MOST_PROGRAMS = 64  # that are remembered: recordings of a decoder and of its experts
 _MOST_COLLECTED = 4_000_000  # spans: 256 MB
@@ -29,7 +29,7 @@ class LaunchTrace:
 
     def __init__(self, threads: int, name_at: Callable[[int], str]) -> None:
         stride = _AT + _SPAN * _SPANS
-        self._memory: I64 = np.zeros(_LINE + threads * stride, np.int64)
+        self._memory: I64 = np.full(_LINE + threads * stride, 0, np.int64)  # now, and not page by page meanwhile
         self._memory[:2] = 8 * stride, _SPANS
         self._threads = self._memory[_LINE:].reshape(threads, stride)
         self._seen = [0] * threads

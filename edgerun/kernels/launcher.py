@@ -115,7 +115,7 @@ class Launcher:
 
     @contextmanager
     def trace(self) -> Iterator[LaunchTrace]:
-        """Within, every piece of every launch is noted with its times. UsageError within another trace,
+        """Within, it is noted when each thread worked on each launch. UsageError within another trace,
         UnsupportedError where kernels cannot read a clock."""
         if sys.platform == "win32":
             raise UnsupportedError("kernels are not traced on Windows")

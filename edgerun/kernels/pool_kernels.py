@@ -6,7 +6,7 @@ pairs of them):
 
     0    state: number of pieces << 32 | next piece to take; then of the operation: kernel, arguments, items, grain,
          threads that a first and a second share was cut for (0: all pieces are of a grain); where spans are noted
-         (`launch_trace.py`), 0: nowhere
+         (`launch_trace.py`), 0: nowhere; the operation's number
     128  of the publisher alone: pieces that helpers have done when all is done; number of helpers; 1 while it is here
     256  stop
     384  on, for each helper: pieces that it has done since the pool began
@@ -43,11 +43,11 @@ from edgerun.kernels.simd import (
     store_release,
 )
 
-STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE = 0, 8, 16, 24, 32, 40, 48
+STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE, NUMBER = 0, 8, 16, 24, 32, 40, 48, 56
 EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
 # Of the memory of a trace: the first line has a thread's bytes and spans; then each thread's: how many it noted since
-# the trace began, and after a line of 64 bytes the spans, the newest in place of the oldest: kernel, arguments, low,
-# high, and seconds and nanoseconds of the begin and of the end
+# the trace began, and after a line of 64 bytes the spans, the newest in place of the oldest: kernel, arguments, the
+# operation's number, nothing, and seconds and nanoseconds of the begin and of the end
 SPAN_BYTES, SPANS_AT, TRACE_LINE = 64, 64, 128
 _PIECE_BITS = 32
 _MOST_PIECES = 1 << 20
@@ -88,20 +88,25 @@ clock = function((types.int64,), types.void, _clock)
 
 
 @njit(forceinline=True)
-def _call(control: int, thread: int, kernel: int, arguments: int, low: int, high: int) -> None:
+def _call(control: int, thread: int, kernel: int, arguments: int, low: int, high: int, number: int) -> None:
     """Items low .. high - 1, which are noted where a trace is made. The look at it costs nothing: it is on the line
-    that the operation is read from."""
+    that the operation is read from. A thread's pieces of one operation (number; 0: a caller's own) follow each other at
+    once and are one span, since reading a clock takes as long as a small piece."""
     trace = load_i64(int64(control + TRACE))
     if trace == 0:
         call_kernel(kernel, arguments, int64(low), int64(high))
         return
     count = trace + TRACE_LINE + thread * load_i64(trace)
-    noted = load_i64(int64(count))
-    span = count + SPANS_AT + SPAN_BYTES * (noted % load_i64(int64(trace + 8)))
+    noted, spans = load_i64(int64(count)), load_i64(int64(trace + 8))
+    last = count + SPANS_AT + SPAN_BYTES * ((noted + spans - 1) % spans)
+    if number > 0 and noted > 0 and load_i64(int64(last + 16)) == number:
+        call_kernel(kernel, arguments, int64(low), int64(high))
+        clock(int64(last + 48))
+        return
+    span = count + SPANS_AT + SPAN_BYTES * (noted % spans)
     store_i64(int64(span), int64(kernel))
     store_i64(int64(span + 8), int64(arguments))
-    store_i64(int64(span + 16), int64(low))
-    store_i64(int64(span + 24), int64(high))
+    store_i64(int64(span + 16), int64(number))
     clock(int64(span + 32))
     call_kernel(kernel, arguments, int64(low), int64(high))
     clock(int64(span + 48))
@@ -129,7 +134,7 @@ def _do_piece(control: int, thread: int, piece: int) -> None:
             low, size = shares * half + (piece - shares) * quarter, quarter
         else:
             low = shares * (half + quarter) + (piece - 2 * shares) * grain
-    _call(control, thread, kernel, arguments, low, min(low + size, items))
+    _call(control, thread, kernel, arguments, low, min(low + size, items), load_i64(int64(control + NUMBER)))
 
 
 @njit(forceinline=True)
@@ -156,6 +161,7 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
     store_i64(int64(control + ITEMS), int64(items))
     store_i64(int64(control + GRAIN), int64(grain))
     store_i64(int64(control + SHARES), int64(shares))
+    store_i64(int64(control + NUMBER), int64(load_i64(int64(control + NUMBER)) + 1))
     store_release(int64(control + STATE), int64(pieces << _PIECE_BITS | 1))
     piece, own = 0, 0
     while piece >= 0:
@@ -199,7 +205,7 @@ def build_pool_program(ops: Ops) -> Any:
             kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
             items, grain = load_i64(int64(row + 16)), load_i64(int64(row + 24))
             if items <= grain:
-                _call(control, 0, kernel, arguments, 0, items)
+                _call(control, 0, kernel, arguments, 0, items, 0)
             else:
                 _run(control, kernel, arguments, items, grain)
         store_release(int64(control + RUNNING), int64(0))

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.events import never
+from edgerun.events import Span, SpanSink, never
 from edgerun.kernels.compile import sources_digest
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, KvSequence, PagePool
@@ -72,6 +72,7 @@ class Decoder:
         self.pages = PagePool(kv_groups(spec, kv), kv_ledger, states_of(spec))
         self.on_routing: Callable[[int, I32], None] | None = None  # told each layer's choices, (T, k) ids
         self.prompt_backend: PromptBackend | None = None  # computes a prompt's dense products, if not the kernels
+        self._watcher: SpanSink | None = None
         self._context = context or spec.context_length
         self.use(spec, store, kernels, ranks)
 
@@ -83,6 +84,8 @@ class Decoder:
         self.kernels = kernels
         self._ranks = ranks
         self.passes = Passes(spec, store, kernels, context=self._context, routed=self._tell_routing, ranks=ranks)
+        if self._watcher is not None:
+            self.watch(self._watcher)
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._inputs = LayerInputs(spec, store, kernels) if spec.per_layer_width else None
         self._embedded = RecentRows(
@@ -109,13 +112,34 @@ class Decoder:
         Raises ContextLengthError when they do not fit, UsageError for ids outside the vocabulary, Cancelled when
         `cancelled()` became true between two layers. After any exception the sequences are as they were before.
         """
-        throttle, cancelled = self.throttle, cancelled or never
-        if throttle is None:
+        throttle, watcher, cancelled = self.throttle, self._watcher, cancelled or never
+        if throttle is None and watcher is None:
             return self._step(batch, cancelled)
         began = time.perf_counter()
         out = self._step(batch, cancelled)
-        throttle.rest(time.perf_counter() - began, cancelled)
+        ended = time.perf_counter()
+        if watcher is not None:
+            watcher(Span("step", self._name_of(batch), began, ended))
+        if throttle is not None:
+            throttle.rest(ended - began, cancelled)
+            if watcher is not None:
+                watcher(Span("resting", "to keep to a limit", ended, time.perf_counter()))
         return out
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Tell of every step, and have the store, the prompt backend and the other ranks tell what they do. None: no
+        longer."""
+        self._watcher = watcher
+        for each in (self.store, self.prompt_backend, self._ranks):
+            if each is not None:
+                each.watch(watcher)
+
+    def _name_of(self, batch: Batch) -> str:
+        """What a step is called in a trace: rows of one sequence each are tokens, few ones a draft's."""
+        rows = sum(len(each.ids) for each in batch.stretches)
+        if rows == len(batch.stretches):
+            return "token" if rows == 1 else f"{rows} tokens"
+        return f"{rows} tokens" if rows <= self.passes.most_few else f"prompt, {rows} tokens"
 
     def _step(self, batch: Batch, cancelled: Callable[[], bool]) -> list[F32 | None]:
         tokens = batch.tokens(self.spec.vocab_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ class Ranks(Protocol):
 
 class HeadRanks(Ranks, Protocol):
     """Of the rank that has the text: it says what the others compute."""
+
+    def watch(self, watcher: SpanSink | None) -> None:
+        """Tell of every sum, how long this rank waited for it and what it sent (lane "cluster")."""
+        ...
 
     def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
         """The others begin a pass with x (T, d) before its first layer, while `compute` does this rank's part of it and

@@ -1,7 +1,7 @@
 """Device profiles: what a machine can do, in the numbers that predict a model's speed there. YAML, checked by a schema.
 
-Those that come with edgerun lie in `profiles/` beside this file: one was measured, the others were made from figures
-that others published, with their sources, and say so.
+Those that come with edgerun lie in `profiles/` of the source tree, and beside this file where edgerun is installed: of
+some the figures were measured, of the others they were published by others, with their sources, and they say so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from edgerun.errors import FormatError, NotFoundError
 from edgerun.planning.rates import AttentionRates, ProductRates, Rates
 from edgerun.weights.catalog import Catalog
 
-SHIPPED = Path(__file__).parent / "profiles"
+_INSTALLED = Path(__file__).parent / "profiles"  # `setup.py` puts them there
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "profiles"
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 256
 _MOST_TEXT = 2000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from edgerun.models import Decoder
 from edgerun.profiling.cases import Case
 from edgerun.profiling.energy import Energy, EnergyMeter
 from edgerun.profiling.figures import deviation, mean, percentile
-from edgerun.profiling.trace import Trace
 from edgerun.weights.statistics import summary
 
 F32 = NDArray[np.float32]
@@ -66,21 +64,18 @@ def run_case(
     limit_s: float = 300.0,
     on_logits: Callable[[F32], None] | None = None,
     meter: EnergyMeter | None = None,
-    trace: Trace | None = None,
 ) -> BenchRun:
     """Feed `ids` from position 0: of a case its depth, its prompt, and the others one by one.
 
     `on_logits` gets a copy of the logits (vocab,) f32 after every measured call of the decoder. Decoding stops after
-    `limit_s` seconds. meter: counts the joules of the prompt and of decoding. trace: is told of every step, and should
-    watch the decoder. UsageError when there is nothing to feed.
+    `limit_s` seconds. meter: counts the joules of the prompt and of decoding. UsageError when there is nothing to feed.
     """
     if not ids or len(ids) < case.depth + case.prompt:
         raise UsageError(f"nothing to measure: {len(ids)} ids, {case.depth + case.prompt} of them as the prompt")
     cache = decoder.new_cache(len(ids))
 
-    def feed(chunk: Sequence[int], name: str) -> None:
-        with contextlib.nullcontext() if trace is None else trace.step(name):
-            out = decoder.forward(chunk, cache, logits="last")
+    def feed(chunk: Sequence[int]) -> None:
+        out = decoder.forward(chunk, cache, logits="last")
         if on_logits is not None and out is not None:
             on_logits(np.array(out[-1], dtype=np.float32))
 
@@ -91,7 +86,7 @@ def run_case(
     window = meter.begin() if meter is not None else None
     start = time.perf_counter()
     for low in range(case.depth, first, batch):
-        feed(ids[low : min(low + batch, first)], "prompt")
+        feed(ids[low : min(low + batch, first)])
     begin = time.perf_counter()
     prompt_energy = window.end() if window is not None and case.prompt else None
     steps: list[float] = []
@@ -102,7 +97,7 @@ def run_case(
         if len(steps) == cold:
             counts = decoder.store.statistics()
         before = time.perf_counter()
-        feed([token], "token")
+        feed([token])
         steps.append(time.perf_counter() - before)
         if time.perf_counter() - begin > limit_s:
             break

@@ -42,25 +42,22 @@ def record_request(decoder: Decoder, ids: Sequence[int], prompt_tokens: int) -> 
     steps = []
     cache = decoder.new_cache(len(ids))
     with trace.watch(decoder):
-        began = time.perf_counter()
-        with trace.step("prompt"):
-            decoder.forward(ids[:prompt_tokens], cache)
-        prompt_s = time.perf_counter() - began
+        asked = time.perf_counter()
+        decoder.forward(ids[:prompt_tokens], cache)
+        ended = time.perf_counter()
         before = decoder.store.statistics()
         for token in ids[prompt_tokens:]:
             began = time.perf_counter()
-            with trace.step("token"):
-                decoder.forward([token], cache)
+            decoder.forward([token], cache)
             seconds = time.perf_counter() - began
             now = decoder.store.statistics()
             steps.append(_step(seconds, before, now))
             before = now
     spans = trace.spans()
-    ends = [span.end_s for span in spans if span.lane == "step" and span.name == "prompt"]
-    first, rest = _split(spans, ends[0] if ends else 0.0)
+    first, rest = _split(spans, ended)
     return (
         Recorded(
-            prompt_s,
+            ended - asked,
             tuple(steps),
             operation_seconds(first),
             operation_seconds(rest),

@@ -13,7 +13,6 @@ from edgerun.profiling.cases import Case
 from edgerun.profiling.energy import EnergyMeter
 from edgerun.profiling.figures import Ratio, ratio
 from edgerun.profiling.noise import Noise, NoiseMeter
-from edgerun.profiling.trace import Trace
 
 _WARM_TOKENS = 32  # of a prompt that only warms up
 
@@ -63,7 +62,6 @@ class DecoderEngine:
         *,
         limit_s: float = 300.0,
         meter: EnergyMeter | None = None,
-        trace: Trace | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend = decoder.kernels.name
@@ -72,12 +70,11 @@ class DecoderEngine:
         self._vocab = vocab
         self._limit_s = limit_s
         self._meter = meter
-        self._trace = trace
         self.close = close
 
     def run(self, case: Case) -> BenchRun:
         ids = [i % self._vocab for i in range(case.tokens)]
-        return run_case(self._decoder, case, ids, limit_s=self._limit_s, meter=self._meter, trace=self._trace)
+        return run_case(self._decoder, case, ids, limit_s=self._limit_s, meter=self._meter)
 
 
 def run_session(

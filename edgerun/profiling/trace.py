@@ -7,68 +7,75 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from edgerun.events import Span
 from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.models import Decoder
 
 _MOST_SPANS = 2_000_000  # beside those of launches, which bound themselves
-_LANES = ("step", "compute", "waiting", "prefetch", "reader", "backend", "beside the backend")  # from top to bottom
+_STEP, _BETWEEN = "step", "between steps"
+_LANES = (  # from top to bottom
+    *(_STEP, _BETWEEN, "resting", "compute", "waiting", "cluster"),
+    *("prefetch", "reader", "backend", "beside the backend"),
+)
 
 
 class Trace:
-    """Spans of one decoder's work, while it is watched."""
+    """Spans of decoders' work, while they are watched."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
-        self._launches: LaunchTrace | None = None
-        self.lost = 0
+        self._launches: list[LaunchTrace] = []
+        self._dropped = 0
+
+    @property
+    def lost(self) -> int:
+        """Spans that there was no room for."""
+        return self._dropped + sum(each.lost for each in self._launches)
 
     @contextmanager
     def watch(self, decoder: Decoder) -> Iterator[None]:
         """Within, everything is noted. UsageError when the kernels are traced already."""
-        with ExitStack() as stack:
-            recording = decoder.kernels.recording
-            if recording is not None:
-                self._launches = stack.enter_context(recording.trace())
-            decoder.store.watch(self.note)
-            stack.callback(decoder.store.watch, None)
-            if decoder.prompt_backend is not None:
-                decoder.prompt_backend.watch(self.note)
-                stack.callback(decoder.prompt_backend.watch, None)
+        recording = decoder.kernels.recording
+        with contextlib.nullcontext() if recording is None else recording.trace() as launches:
+
+            def note(span: Span) -> None:
+                self.note(span)
+                if launches is not None and span.lane == _STEP:
+                    launches.collect_when_full()
+
+            self._launches += [] if launches is None else [launches]
+            decoder.watch(note)
             try:
                 yield
             finally:
-                if self._launches is not None:
-                    self._launches.collect()
+                decoder.watch(None)
+                if launches is not None:
+                    launches.collect()
 
     def note(self, span: Span) -> None:
         """From any thread."""
         if len(self._spans) < _MOST_SPANS:
             self._spans.append(span)
         else:
-            self.lost += 1
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """A call of the decoder."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.note(Span("step", name, began, time.perf_counter()))
-            if self._launches is not None:
-                self._launches.collect_when_full()
+            self._dropped += 1
 
     def spans(self) -> list[Span]:
-        """All of them, in order of their begins."""
-        launches = [] if self._launches is None else self._launches.spans()
-        self.lost += 0 if self._launches is None else self._launches.lost
-        return sorted([*self._spans, *launches], key=lambda span: (span.begin_s, -span.end_s))
+        """All of them when nobody is watched any more, in order of their begins; what lies between steps (sampling,
+        text, whoever uses the model) is a lane of its own."""
+        launches = [span for each in self._launches for span in each.spans()]
+        steps = sorted((span for span in self._spans if span.lane == _STEP), key=lambda span: span.begin_s)
+        between = [
+            Span(_BETWEEN, "sampling, text and the caller", one.end_s, other.begin_s)
+            for one, other in itertools.pairwise(steps)
+            if other.begin_s > one.end_s
+        ]
+        return sorted([*self._spans, *between, *launches], key=lambda span: (span.begin_s, -span.end_s))
 
 
 def lane_seconds(spans: Sequence[Span]) -> dict[str, float]:

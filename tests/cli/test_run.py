@@ -76,6 +76,19 @@ def test_json_and_stats(run: Run, chat_model: Path) -> None:
     assert "tokens/s" in result.stderr
 
 
+def test_trace(run: Run, chat_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    answer = run("run", chat_model, "hello", "-n", "4", "--seed", "1")
+    traced = run("run", chat_model, "hello", "-n", "4", "--seed", "1", "--trace", path)
+    assert traced.exit_code == 0 and traced.stdout == answer.stdout and str(path) in traced.stderr
+    events = json.loads(path.read_text())["traceEvents"]
+    steps = [event["name"] for event in events if event.get("cat") == "step"]
+    assert steps[0] == "prompt" and steps[1:] and set(steps[1:]) == {"token"}
+    assert {"compute", "between steps"} <= {event.get("cat") for event in events}
+    (tmp_path / "mine.json").write_text("{}")
+    assert run("run", chat_model, "hello", "--trace", tmp_path / "mine.json").exit_code == 2
+
+
 def test_the_seed_decides(run: Run, chat_model: Path) -> None:
     texts = [run("run", chat_model, "hello", "-n", "30", "--seed", seed).stdout for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

@@ -12,6 +12,7 @@ import pytest
 from edgerun.cluster.shares import divide
 from edgerun.cluster.worker import OpenedShard
 from edgerun.errors import Cancelled, ReadError, UnsupportedError
+from edgerun.events import Span
 from edgerun.formats.gguf import GgmlType
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.reductions import reductions
@@ -202,9 +203,15 @@ def test_what_is_summed_up_is_what_the_formula_says(name, per_layer, directory):
     with gguf, together(gguf, spec, [1, 1, 1], directory, resident(one_thread)) as group:
         assert list(reductions(spec, 1)) == per_layer * spec.n_layers
         cache, lockstep = group.decoder.new_cache(700), group.conductor.lockstep
+        spans: list[Span] = []
+        group.decoder.watch(spans.append)
         for rows in (1, 5, 300, 1):
             before = lockstep.reductions, lockstep.reduced_bytes
             group.decoder.forward([7] * rows, cache)
             counted = lockstep.reductions - before[0], lockstep.reduced_bytes - before[1]
             sizes = [size for low in range(0, rows, 256) for size in reductions(spec, min(256, rows - low))]
             assert counted == (len(sizes), 4 * sum(size + 1 for size in sizes))  # each says whether its rank goes on
+            told = [span for span in spans if span.lane == "cluster"]
+            assert sum(span.n_bytes for span in told if span.name.startswith("sum")) == counted[1]
+            assert len(told) == counted[0] + 1, "the logits are gathered"
+            spans.clear()

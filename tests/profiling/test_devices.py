@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,21 @@ def test_shipped_profiles_are_whole_and_say_where_figures_stand() -> None:
         rates, taken = profile.rates(OLMOE[0], 1 << 20)
         assert rates.disk_bytes_per_s > 0 and not taken
         assert load_again(profile.as_yaml()) == profile or profile.kind == "published"
+
+
+def test_what_is_installed_has_the_profiles(tmp_path: Path) -> None:
+    """The part of `setup.py` that pyproject.toml cannot say, on a package of no modules."""
+    setuptools = pytest.importorskip("setuptools")
+    path = Path(__file__).parents[2] / "setup.py"
+    spec = importlib.util.spec_from_file_location("edgerun_setup", path)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    build = module.BuildWithProfiles(setuptools.Distribution({"packages": []}))
+    build.build_lib = str(tmp_path)
+    build.ensure_finalized()
+    build.run()
+    built = {each.name: each.read_bytes() for each in (tmp_path / "edgerun" / "planning" / "profiles").iterdir()}
+    assert built == {each.name: each.read_bytes() for each in shipped_profiles().values()} and "pi-5.yaml" in built
 
 
 def load_again(text: str) -> object:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_model import make_tiny_model
 
 from edgerun import LLM
@@ -64,15 +66,19 @@ def test_nothing_is_lost_between_two_looks(tmp_path: Path) -> None:
         decoder.forward([1], cache)
         with trace.watch(decoder):
             for token in range(200):
-                with trace.step("token"):
-                    decoder.forward([token], cache)
+                decoder.forward([token], cache)
+        decoder.forward([1], cache)
         spans = trace.spans()
-        with trace.step("after"):
-            decoder.forward([1], cache)
         assert trace.lost == 0 and sum(span.lane == "step" for span in spans) == 200
         first, last = (min(s.begin_s for s in spans), max(s.end_s for s in spans))
         inside = [span for span in spans if span.lane.startswith("compute")]
         assert all(first <= span.begin_s <= span.end_s <= last for span in inside)
         by_layer = [sum(f"layer {layer}" in span.name for span in inside) for layer in range(2)]
         assert by_layer[0] >= 200 and abs(by_layer[0] - by_layer[1]) < 0.2 * by_layer[0]
+        for thread in ("compute 1", "compute 2"):
+            launches = sorted((s for s in inside if s.lane == thread), key=lambda span: span.begin_s)
+            assert all(one.end_s <= other.begin_s for one, other in itertools.pairwise(launches)), "none within another"
+        seconds, steps = lane_seconds(spans), [span for span in spans if span.lane == "step"]
+        wall = steps[-1].end_s - steps[0].begin_s
+        assert seconds["step"] + seconds["between steps"] == pytest.approx(wall, rel=0.03)
         assert np.isfinite([span.end_s for span in spans]).all()
