@@ -31,6 +31,7 @@ from edgerun.cluster.group import GroupDecoder
 from edgerun.cluster.household import Household
 from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
+from edgerun.cluster.shards import ShardStore
 from edgerun.errors import PagesLostError
 from edgerun.events import Event
 from edgerun.models import Decoder
@@ -179,7 +180,7 @@ def _head(given: argparse.Namespace) -> None:
         return
     home = home_of(given.home, given.name)
     household = Household(home, _say, way=given.way, wire=given.wire)
-    engine, _, release = load_clustered(given.model, options, household, own_rate=1.0, shards=given.home)
+    engine, _, release = load_clustered(given.model, options, household, own_rate=1.0, shards=ShardStore(given.home))
     with LLM.from_engine(engine, release=release) as llm:
         decoder = llm.engine.decoder
         assert isinstance(decoder, GroupDecoder)

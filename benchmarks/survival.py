@@ -1,11 +1,15 @@
 """How long an answer pauses when a device is lost in the middle of it, and whether it stays the same.
 
-    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120]
+    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--seed 1] [--unprepared]
 
 Devices are processes in network namespaces (needs root), with TLS, pairing, shards and all. Each event is a `kill -9`
 of a worker, or its cable pulled, at a random moment of a greedy answer; then the worker comes back for the next one.
-Prints the longest pause of each answer, and at last their quantiles; stops at the first answer that is not the one of
-a device alone.
+Before each answer it is waited until shards for a loss lie where they may be needed; with `--unprepared` none are.
+
+After each answer those who are left compute it again from the text as it was at the loss, keys and values and all, in a
+group made anew: the benchmark stops at the first token that differs. Whether the whole answer is that of one device
+alone is said, too: more devices round sums elsewhere, which can tip a choice between tokens that are nearly as likely.
+Prints the longest pause of each answer, and at last their quantiles.
 """
 
 from __future__ import annotations
@@ -17,15 +21,20 @@ import signal
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.api.cluster import share_worker
 from edgerun.api.household import load_in_household
 from edgerun.api.llm import LLM
 from edgerun.cluster.control import Device as Offered
+from edgerun.cluster.group import GroupDecoder
 from edgerun.cluster.home import Home
+from edgerun.cluster.household import Household
 from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
 from edgerun.events import Event, Notice
@@ -46,52 +55,107 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--events", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--unprepared", action="store_true")
     parser.add_argument("--serve", nargs=3, metavar=("FOLDER", "NAME", "HOST"))
     given = parser.parse_args()
     if given.serve:
         _serve(*given.serve)
     if not can_emulate():
         raise SystemExit("this needs root, `ip` and /dev/net/tun")
-    rng = random.Random(1)
-    asked = {"max_tokens": given.tokens, "temperature": 0.0}
-    prompts = [f"{number}. {PROMPT}" for number in range(given.events)]  # a device that came takes part in a new one
+    rng = random.Random(given.seed)
+    asked = {"max_tokens": given.tokens, "temperature": 0.0, "ignore_eos": True}
+    prompts = [f"{number}. {PROMPT}" for number in range(given.events)]
     with LLM(given.model, context=512) as llm:
-        ids = [llm.complete(prompt, **asked).token_ids for prompt in prompts]
-    pauses: dict[str, list[float]] = {"kill": [], "down": []}
+        alone = [list(llm.complete(prompt, **asked).token_ids) for prompt in prompts]
+    losses = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         here = stack.enter_context(lab(folder, given.devices))
         workers = _Workers(here, folder, given.model)
         stack.callback(workers.kill_all)
         stack.enter_context(here.inside(here.devices[0]))
-        said: list[str] = []
-        llm = stack.enter_context(
-            load_in_household(given.model, workers.desk, context=512, events=lambda event: _note(said, event))
-        )
-        for number in range(given.events):
+        if given.unprepared:
+            Household.prepare = lambda *_: None  # type: ignore[method-assign]
+        answers = _Answers()
+        llm = stack.enter_context(load_in_household(given.model, workers.desk, context=512, events=answers))
+        for number, prompt in enumerate(prompts):
+            _rest()
             kind, victim = rng.choice(["kill", "down"]), rng.randrange(1, given.devices)
             moment = rng.randrange(given.tokens // 4, given.tokens * 3 // 4)
-            said.clear()
-            times, got = [time.monotonic()], []
-            for chunk in llm.stream(prompts[number], **asked):
-                got += chunk.token_ids
-                times.append(time.monotonic())
-                if len(times) == moment:
+            answers.begin()
+            for chunk in llm.stream(prompt, **asked):
+                answers.take(chunk.token_ids)
+                if answers.n_chunks == moment:
                     workers.lose(victim, kind)
-            gaps = [later - earlier for earlier, later in zip(times[1:], times[2:], strict=False)]
-            same = got == list(ids[number])
-            print(
-                f"{number}: {kind} of device {victim} at token {moment}: pause {max(gaps):.2f} s, same {same}, {said}",
-                flush=True,
-            )
-            if not same or not any("anew" in text for text in said):
-                raise SystemExit("the answer changed, or nobody noticed")
-            pauses[kind].append(max(gaps))
+                    answers.expect_loss()
+            if answers.known_at is None:
+                raise SystemExit(f"nobody noticed the {kind} of device {victim}")
+            loss = Loss(kind, victim, moment, answers.pause_s, answers.noticed_s, answers.got == alone[number])
+            print(f"{number}: {loss}", flush=True)
+            losses.append(loss)
+            _check(llm, llm.engine.encode(prompt), answers.got, answers.known_at)
             workers.bring_back(victim, kind)
-    everything = sorted(pauses["kill"] + pauses["down"])
-    p95 = everything[min(len(everything) - 1, int(0.95 * len(everything)))]
-    kinds = ", ".join(f"{kind} median {statistics.median(each):.2f} s" for kind, each in pauses.items() if each)
-    print(f"{len(everything)} events: pause median {statistics.median(everything):.2f} s, p95 {p95:.2f} s; {kinds}")
+    pauses = sorted(loss.pause_s for loss in losses)
+    p95 = pauses[min(len(pauses) - 1, int(0.95 * len(pauses)))]
+    print(
+        f"{len(losses)} losses, no token lost or changed; noticed after {max(loss.noticed_s for loss in losses):.2f} s "
+        f"at most; pause median {statistics.median(pauses):.2f} s, p95 {p95:.2f} s, longest {pauses[-1]:.2f} s; "
+        f"{sum(loss.same_as_alone for loss in losses)} answers are those of one device alone"
+    )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an event did."""
+
+    kind: str
+    victim: int
+    token: int
+    pause_s: float
+    noticed_s: float
+    same_as_alone: bool
+
+
+class _Answers:
+    """What comes of an answer, and when. A sink of events, which tells of losses."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.got: list[int] = []
+        self.known_at: int | None = None  # tokens that were there when the loss was noticed
+        self.n_chunks = 0
+        self.pause_s = self.noticed_s = 0.0
+        self._last = self._lost = 0.0
+
+    def take(self, ids: Sequence[int]) -> None:
+        now = time.monotonic()
+        if self.n_chunks:
+            self.pause_s = max(self.pause_s, now - self._last)
+        self._last = now
+        self.got += ids
+        self.n_chunks += 1
+
+    def expect_loss(self) -> None:
+        self._lost = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice) and "divided anew" in event.text and self._lost and self.known_at is None:
+            self.known_at = len(self.got)
+            self.noticed_s = time.monotonic() - self._lost
+
+
+def _check(llm: LLM, prompt: list[int], got: list[int], known_at: int) -> None:
+    """Whether those who are left say the same, asked with the text as it was when they lost one."""
+    decoder = llm.engine.decoder
+    assert isinstance(decoder, GroupDecoder)
+    decoder.divide_anew("to compare")
+    left = len(got) - known_at
+    again = llm.complete([*prompt, *got[:known_at]], max_tokens=left, temperature=0.0, ignore_eos=True)
+    if list(again.token_ids) != got[known_at:]:
+        raise SystemExit(f"after token {known_at} came {got[known_at:]}, and now {list(again.token_ids)}")
 
 
 class _Workers:
@@ -152,9 +216,13 @@ def _share_kernels(home: Path) -> None:
             os.link(cache_dir() / "kernels" / name, there / name)
 
 
-def _note(said: list[str], event: Event) -> None:
-    if isinstance(event, Notice):
-        said.append(event.text)
+def _rest() -> None:
+    """Until shards for the next loss are where they may be needed: while nobody asks for anything, that is soon."""
+    end = time.monotonic() + 300
+    while any(thread.name == "spare shards" for thread in threading.enumerate()):
+        if time.monotonic() > end:
+            raise SystemExit("spare shards take more than five minutes")
+        time.sleep(0.1)
 
 
 def _serve(folder: str, name: str, host: str) -> None:

@@ -14,6 +14,7 @@ from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_w
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.group import GroupDecoder, Whole
+from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability
 from edgerun.cluster.worker import OpenedShard, RankOptions, work
 from edgerun.device import memory_limits
@@ -77,12 +78,12 @@ def load_clustered(
     assembly: Assembly,
     *,
     own_rate: float,
-    shards: Path,
+    shards: ShardStore,
     draft: MakeDrafter | None = None,
 ) -> tuple[Engine, Path, Callable[[], None]]:
     """As `loading.load_engine`, for a model that this device and those of the assembly compute together.
 
-    own_rate: what this device computes, as `Ability.rate` of the others; shards: folder for this device's shard.
+    own_rate: what this device computes, as `Ability.rate` of the others; shards: where this device's shards are kept.
     UsageError for a prompt backend: each device computes its part of a prompt with its kernels.
     """
     if options.prefill not in ("auto", "kernels"):

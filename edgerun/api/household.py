@@ -43,7 +43,7 @@ def load_in_household(
         options,
         household,
         own_rate=float(default_threads()),
-        shards=home.shards.made(),
+        shards=home.shards,
         draft=None if options.draft is None else lookup,
     )
     return LLM.from_engine(engine, name=path.stem, release=release)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shares import Ability
+
+CutWithout = Callable[[int, Callable[[], None]], Sequence[ShardSource]]
+"""The shards of those who are left when the device at this place among `Assembly.abilities` is lost, in their order;
+the head makes its own meanwhile, and calls the function, which may raise, between pieces. Empty where nobody needs
+one."""
 
 
 class Assembly(Protocol):
@@ -28,6 +33,11 @@ class Assembly(Protocol):
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
         """A group of the head and all that are there, each with its shard: the head's place in it. details: for
         `worker.work`. LostPeerError when one has gone meanwhile; then they are others."""
+        ...
+
+    def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
+        """In the background, slowly while `is_busy`, have devices keep what they would need if one of them were lost.
+        It ends with the group."""
         ...
 
     def end(self) -> None:

@@ -53,11 +53,13 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
-    """A shard that the device shall keep, by the hashes of its pieces."""
+    """A shard that the device shall keep, by the hashes of its pieces. spare: only where there is room without removing
+    others."""
 
     shard: Digest
     n_bytes: Count
     pieces: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=1 << 16)]
+    spare: bool = False
 
 
 class Missing(msgspec.Struct, frozen=True, tag=True):

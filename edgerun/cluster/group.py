@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from time import monotonic
 
 import msgspec
 
@@ -21,6 +22,7 @@ from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.own_thread import OwnThread
 from edgerun.cluster.shard_file import ShardSource, open_shard
+from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, divide, solve
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of
 from edgerun.errors import LostPeerError, PagesLostError
@@ -33,28 +35,31 @@ from edgerun.models.holdings import kv_groups
 from edgerun.models.spec import ModelSpec
 
 _MOST_TRIES = 64  # to form a group while devices go
+_IDLE_S = 0.5  # after a step the head is still taken to be at work
 
 
 @dataclass(frozen=True)
 class Formed:
-    """The head's part of a group. conductor: None where it is alone; wave_tokens: of a wave, that suits all ranks."""
+    """The head's part of a group. conductor: None where it is alone; wave_tokens: of a wave, that suits all ranks;
+    others: what ranks 1, 2, ... can do."""
 
     spec: ModelSpec
     opened: OpenedShard
     conductor: Conductor | None
     wave_tokens: int
     close: Callable[[], None]
+    others: tuple[Ability, ...] = ()
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The model that is divided. own: what the head itself can do; shards: where its shard's file is kept; options: of
-    all ranks, memory_bytes: of the head's process, None: what it may have."""
+    """The model that is divided. own: what the head itself can do; shards: where its shards' files are kept; options:
+    of all ranks, memory_bytes: of the head's process, None: what it may have."""
 
     gguf: GgufFile
     spec: ModelSpec
     own: Ability
-    shards: Path
+    shards: ShardStore
     open_with: OpenShard
     options: RankOptions
     memory_bytes: int | None = None
@@ -85,6 +90,13 @@ def parts_of(spec: ModelSpec, abilities: Sequence[Ability]) -> tuple[float, ...]
     return solve(abilities, weights_bytes)
 
 
+def sources_of(model: Whole, others: Sequence[Ability]) -> list[ShardSource]:
+    """The shards of this device and the others, rank by rank."""
+    spec = model.spec
+    shares = divide(spec, spec.tensors, parts_of(spec, [model.own, *others]))
+    return [ShardSource(model.gguf, spec, share) for share in shares]
+
+
 def _alone(model: Whole, events: EventSink) -> Formed:
     with ExitStack() as stack:
         opened = stack.enter_context(model.open_with(model.gguf, model.spec, model.own_options, events))
@@ -92,17 +104,14 @@ def _alone(model: Whole, events: EventSink) -> Formed:
 
 
 def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events: EventSink) -> Formed:
-    spec = model.spec
-    shares = divide(spec, spec.tensors, parts_of(spec, [model.own, *others]))
-    sources = [ShardSource(model.gguf, spec, share) for share in shares]
-    path = model.shards / f"{sources[0].digest}.gguf"
-    if not path.exists():
-        sources[0].write(path)
+    sources = sources_of(model, others)
     with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        own = threads.submit(model.shards.own, sources[0])
         stack.callback(assembly.end)
         collective = assembly.begin(sources[1:], msgspec.msgpack.encode(model.options))
         stack.callback(collective.close)
-        gguf, shard = open_shard(path)
+        gguf, shard = open_shard(own.result())
         stack.enter_context(gguf)
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
         conductor = Conductor(collective, shard)
@@ -112,7 +121,7 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         if pages:
             limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
-        return Formed(shard, opened, conductor, min(waves, default=0), stack.pop_all().close)
+        return Formed(shard, opened, conductor, min(waves, default=0), stack.pop_all().close, tuple(others))
 
 
 class GroupDecoder(Decoder):
@@ -125,6 +134,7 @@ class GroupDecoder(Decoder):
         self._events = events
         self._formed: Formed | None
         self._thread = OwnThread("the group's head")
+        self._worked_s = monotonic()
         formed = self._formed = form(model, assembly, events)
         opened = formed.opened
         super().__init__(
@@ -153,12 +163,15 @@ class GroupDecoder(Decoder):
         """As `Decoder.arithmetic`, never twice the same: in no file are the pages that other ranks have."""
         return f"{super().arithmetic} {secrets.token_hex(8)}"
 
+    def before_prompt(self) -> None:
+        """As `Decoder.before_prompt`: devices that came take part from here on; then all sequences are empty."""
+        if self._assembly.has_news():
+            self.divide_anew("a device has come")
+
     def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
         """As `Decoder.step`. PagesLostError when the model had to be divided anew: every sequence is empty now."""
         if self._formed is None:
-            self._form_anew("there was no group")
-        if self._assembly.has_news() and any(each.sequence.length == 0 for each in batch.stretches):
-            self._form_anew("a device has come")
+            raise self._lost("there was no group")
         lengths = [each.sequence.length for each in batch.stretches]
         is_interrupted = False
 
@@ -166,9 +179,11 @@ class GroupDecoder(Decoder):
             return is_interrupted or (cancelled or never)()
 
         try:
-            return self._thread.call(lambda: super(GroupDecoder, self).step(batch, cancelled=stop))
+            found = self._thread.call(lambda: super(GroupDecoder, self).step(batch, cancelled=stop))
+            self._worked_s = monotonic()
+            return found
         except LostPeerError as error:
-            self._form_anew(str(error))
+            raise self._lost(str(error)) from None
         except BaseException:
             is_interrupted = True
             self._thread.wait()
@@ -176,7 +191,6 @@ class GroupDecoder(Decoder):
                 if each.sequence.length > length:
                     each.sequence.truncate(length)
             raise
-        raise AssertionError  # _form_anew raises
 
     def close(self) -> None:
         """End the group; the other devices are let go. Harmless when repeated."""
@@ -189,7 +203,8 @@ class GroupDecoder(Decoder):
         self._thread.close()
         self._assembly.close()
 
-    def _form_anew(self, why: str) -> None:
+    def divide_anew(self, why: str) -> None:
+        """Among who is there now. All sequences are empty then, of all ranks."""
         self._events(Notice(f"the model is divided anew: {why}"))
         formed, self._formed = self._formed, None
         if formed is not None:
@@ -200,11 +215,26 @@ class GroupDecoder(Decoder):
         self.pages.lay_out(kv_groups(spec, opened.kv))
         self.use(spec, opened.store, opened.kernels, formed.conductor)
         self._follow(formed)
-        raise PagesLostError(f"the model was divided anew ({why}); what was held is computed again")
+
+    def _lost(self, why: str) -> PagesLostError:
+        self.divide_anew(why)
+        return PagesLostError(f"the model was divided anew ({why}); what was held is computed again")
 
     def _follow(self, formed: Formed) -> None:
         self.wave_tokens = formed.wave_tokens
         if formed.conductor is None:
             self.pages.copied = None
-        else:
-            formed.conductor.follow(self.pages)
+            return
+        formed.conductor.follow(self.pages)
+        if len(formed.others) > 1:  # a group of two, without the other, is this device and needs no shard
+            self._assembly.prepare(lambda lost, pace: self._cut_without(formed, lost, pace), self._is_busy)
+
+    def _cut_without(self, formed: Formed, lost: int, pace: Callable[[], None]) -> list[ShardSource]:
+        """See `CutWithout`."""
+        left = [each for place, each in enumerate(formed.others) if place != lost]
+        sources = sources_of(self._model, left)
+        self._model.shards.own(sources[0], spare=True, pace=pace)
+        return sources[1:]
+
+    def _is_busy(self) -> bool:
+        return monotonic() < self._worked_s + _IDLE_S

@@ -49,7 +49,8 @@ class Head:
         for remote in self._remotes:
             if remote.why_lost:
                 remote.close()
-        self._remotes = [*self.remotes, *remotes]
+        # Always in one order, so that the same devices get the same shards, which they have kept.
+        self._remotes = sorted([*self.remotes, *remotes], key=lambda remote: (remote.name, remote.member.fingerprint))
 
     def begin(
         self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"", *, numbers: int = 2048

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.control import Offer
 from edgerun.cluster.head import Head, Shard
@@ -17,6 +19,7 @@ from edgerun.cluster.roster import Member
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shards import checked_offer, make_offer
 from edgerun.cluster.shares import Ability
+from edgerun.cluster.spares import Read, Spares
 from edgerun.errors import EdgerunError, FormatError
 from edgerun.events import EventSink, Notice
 from edgerun.paths import read_kept, write_kept
@@ -37,6 +40,7 @@ class Household:
         self._found: list[Remote] = []
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
+        self._spares: Spares | None = None
         self._look()
         self._looker = threading.Thread(target=self._look_again, name="household", daemon=True)
         self._looker.start()
@@ -57,15 +61,26 @@ class Household:
             return bool(self._found)
 
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
-        offered = [Shard(self._offer(source), source.read) for source in shards]
+        with ThreadPoolExecutor(len(shards)) as threads:
+            offers = threads.map(lambda source: self._offer(source, source.read), shards)
+            offered = [Shard(offer, source.read) for offer, source in zip(offers, shards, strict=True)]
         return self._head.begin(offered, self._way, self._wire, details)
 
+    def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
+        self._stop_spares()
+        places = [Member(remote.member.certificate, remote.address) for remote in self._head.remotes]
+        self._spares = Spares(self._home, places, cut, self._offer, is_busy)
+
     def end(self) -> None:
+        self._stop_spares()
         self._head.end()
 
     def close(self) -> None:
         """Let all devices go. Harmless when repeated."""
         self._is_closed.set()
+        spares, self._spares = self._spares, None
+        if spares is not None:
+            spares.close()
         self._looker.join()
         with self._lock:
             found, self._found = self._found, []
@@ -103,12 +118,16 @@ class Household:
             self._found.append(remote)
         self._events(Notice(f"{remote.name} is there"))
 
-    def _offer(self, source: ShardSource) -> Offer:
+    def _stop_spares(self) -> None:
+        if self._spares is not None:
+            self._spares.stop()
+
+    def _offer(self, source: ShardSource, read: Read) -> Offer:
         """Of a shard; hashed once: its digest is another one as soon as somebody writes to the model's file."""
         path = self._home.offers / source.digest
         try:
             offer = checked_offer(msgspec.msgpack.decode(read_kept(path), type=Offer))
         except (OSError, msgspec.DecodeError, FormatError):
-            offer = make_offer(source.n_bytes, source.read)
+            offer = make_offer(source.n_bytes, read)
             write_kept(path, [msgspec.msgpack.encode(offer)])
         return offer

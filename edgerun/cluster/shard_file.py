@@ -8,7 +8,7 @@ after a break, and known by its digest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,10 @@ U8 = NDArray[np.uint8]
 _VERSION = 1
 _PREFIX = "edgerun.shard"
 _RANGES = ("heads", "ff", "experts", "shared")  # of `LayerShare`
+
+
+def never_waits() -> None:
+    """The pace of what is needed now."""
 
 
 class ShardSource:
@@ -80,10 +84,11 @@ class ShardSource:
         self._at = first_byte + len(found)
         return bytes(found)
 
-    def write(self, path: Path) -> None:
-        """All of it. Nothing stays behind when it fails."""
+    def write(self, path: Path, pace: Callable[[], None] = never_waits) -> None:
+        """All of it; `pace` is called between pieces. Nothing stays behind when it, or that, fails."""
         with new_file(path) as file:
             for piece in self.pieces():
+                pace()
                 file.write(np.ascontiguousarray(piece).data)
 
 

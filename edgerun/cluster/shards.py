@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgerun.cluster.control import PIECE_BYTES, Offer, Piece
+from edgerun.cluster.shard_file import ShardSource, never_waits
 from edgerun.errors import DoesNotFitError, FormatError, NotFoundError
 from edgerun.trust import open_folder
 
@@ -65,7 +66,7 @@ class ShardStore:
             if offer.shard in self._begun or not self._mark(offer.shard).exists():
                 return ()
             whole.replace(part)
-        self._make_room(offer, part)
+        self._make_room(offer.n_bytes, part, offer.spare)
         present = _pieces_of(part, offer) if part.is_file() else set()
         with part.open("ab") as file:
             os.truncate(file.fileno(), offer.n_bytes)
@@ -75,13 +76,27 @@ class ShardStore:
         self._missing[offer.shard] = set(missing)
         return missing
 
-    def _make_room(self, offer: Offer, part: Path) -> None:
-        others = sorted((path for path in self._files() if path != part), key=lambda path: path.stat().st_mtime)
-        kept = sum(_room(path) for path in others) + (_room(part) if part.is_file() else 0)
+    def own(self, source: ShardSource, *, spare: bool = False, pace: Callable[[], None] = never_waits) -> Path:
+        """The shard that this device computes, made where it is not there yet. spare: only where there is room;
+        `pace` is called between pieces. DoesNotFitError, OSError."""
+        path = self.made() / f"{source.digest}.gguf"
+        if path.is_file():
+            path.touch()
+        else:
+            self._make_room(source.n_bytes, path, spare)
+            source.write(path, pace)
+        return path
+
+    def _make_room(self, n_bytes: int, place: Path, spare: bool) -> None:
+        """For a file of so many bytes in that place."""
+        others = sorted((path for path in self._files() if path != place), key=lambda path: path.stat().st_mtime)
+        kept = sum(_room(path) for path in others) + (_room(place) if place.is_file() else 0)
         limit = (shutil.disk_usage(self.folder).free + kept) // 2
-        if offer.n_bytes > limit:
-            raise DoesNotFitError(f"a shard of {offer.n_bytes} bytes, and at most {limit} of this disk are for shards")
-        taken = offer.n_bytes + sum(_room(path) for path in others)
+        if n_bytes > limit:
+            raise DoesNotFitError(f"a shard of {n_bytes} bytes, and at most {limit} of this disk are for shards")
+        taken = n_bytes + sum(_room(path) for path in others)
+        if spare and taken > limit:
+            raise DoesNotFitError("there is no room for shards that are not needed now")
         for path in others:
             if taken <= limit:
                 return

@@ -173,6 +173,13 @@ class Steps:
     def _begin(self, live: Sequence[AnyRequest], requests: Sequence[AnyRequest]) -> None:
         """Give those that have no pages yet theirs, in the order of their arrival, as long as there are some."""
         n_begun = sum(request.has_begun and request.can_go_on for request in requests)
+        try:
+            self._decoder.before_prompt()
+        except BaseException as error:  # noqa: BLE001 - those who would begin are told, whatever it is
+            for request in live:
+                if not request.has_begun:
+                    request.fail(error)
+            return
         for request in live:
             if request.has_begun:
                 continue

@@ -104,6 +104,9 @@ class Decoder:
         """An empty sequence of up to `capacity` tokens."""
         return KvSequence(self.pages, capacity)
 
+    def before_prompt(self) -> None:
+        """Called before somebody's prompt begins, between two steps. All sequences may be empty afterwards."""
+
     def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
         """Append every stretch's ids to its sequence, all in one pass over the weights; returns what each wanted: None,
         logits (1 or n, vocab), or final normed states (n, d), new arrays. What a row computes does not depend on its

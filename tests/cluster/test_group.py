@@ -12,6 +12,7 @@ import pytest
 from edgerun.api.cluster import load_clustered
 from edgerun.api.llm import LLM
 from edgerun.cluster.group import GroupDecoder
+from edgerun.cluster.shards import ShardStore
 from edgerun.errors import UsageError
 from edgerun.options import load_options
 from tests.cluster.in_threads import one_thread, resident
@@ -46,7 +47,7 @@ def clustered(model, rates, folder, own_rate=1.0, **options) -> Iterator[tuple[L
     """The model on a head and devices of these rates."""
     assembly = ThreadAssembly(rates, folder, resident(one_thread))
     given = load_options({"threads": 1, **options})
-    engine, _, release = load_clustered(model, given, assembly, own_rate=own_rate, shards=folder)
+    engine, _, release = load_clustered(model, given, assembly, own_rate=own_rate, shards=ShardStore(folder))
     with LLM.from_engine(engine, release=release) as llm:
         yield llm, assembly
     assert not assembly.errors
@@ -82,6 +83,26 @@ def test_a_device_that_comes_takes_part_from_the_next_prompt(model, wanted, tmp_
         assert llm.complete("a " + PROMPT, **OPTIONS).text
         assert llm.engine.decoder.size == 3
         assert llm.complete(PROMPT, **OPTIONS).text == wanted
+
+
+def test_a_device_that_comes_takes_part_though_the_prompt_is_held_already(model, wanted, tmp_path):
+    with clustered(model, [1], tmp_path) as (llm, assembly):
+        assert llm.complete(PROMPT, **OPTIONS).text == wanted
+        assembly.come(1.0)
+        assert llm.complete(PROMPT, **OPTIONS).text == wanted
+        assert llm.engine.decoder.size == 3
+
+
+def test_what_a_loss_would_need_is_known_before(model, wanted, tmp_path):
+    with clustered(model, [1, 2, 1], tmp_path) as (llm, assembly):
+        text = ""
+        for chunk in llm.stream(PROMPT, **OPTIONS):
+            text += chunk.text
+            if assembly.groups == 1 and len(text) > 8:
+                spares = assembly.spares
+                assembly.lose(1, after_calls=3)
+        assert text == wanted and assembly.groups == 2
+        assert len(spares) == 3 and assembly.begun[1] == spares[1]
 
 
 def test_several_readers_go_on_when_a_device_goes(model, wanted, tmp_path):
@@ -122,4 +143,6 @@ def test_guesses_go_through_the_group(model, wanted, tmp_path):
 def test_a_prompt_backend_is_refused(model, tmp_path):
     assembly = ThreadAssembly([1], tmp_path, resident(one_thread))
     with pytest.raises(UsageError, match="prefill"):
-        load_clustered(model, load_options({"prefill": "ort-cpu:w8a8"}), assembly, own_rate=1.0, shards=tmp_path)
+        load_clustered(
+            model, load_options({"prefill": "ort-cpu:w8a8"}), assembly, own_rate=1.0, shards=ShardStore(tmp_path)
+        )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import _thread
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.collective import F32, Collective
 from edgerun.cluster.local import local_group
 from edgerun.cluster.shard_file import ShardSource
@@ -71,6 +72,8 @@ class ThreadAssembly:
         self._in_group: list[int] = []
         self.ranks: list[Mortal] = []
         self.groups = 0
+        self.spares: list[list[str]] = []  # digests of the shards without each device
+        self.begun: list[list[str]] = []  # and of those of each group
         self.errors: list[BaseException] = []
         self._threads: list[threading.Thread] = []
 
@@ -85,6 +88,7 @@ class ThreadAssembly:
 
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
         self.groups += 1
+        self.begun.append([shard.digest for shard in shards])
         self._in_group = list(self._there)
         head, *others = local_group(1 + len(self._there))
         self.ranks = [Mortal(each) for each in others]
@@ -98,6 +102,9 @@ class ThreadAssembly:
             self._threads.append(thread)
             thread.start()
         return head
+
+    def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
+        self.spares = [[source.digest for source in cut(lost, lambda: None)] for lost in range(len(self._there))]
 
     def lose(self, index: int, after_calls: int = 0) -> None:
         """The device at this place is gone for good after so many calls of its group."""
