@@ -1,11 +1,14 @@
 """What `edgerun plan` says of a request against what `edgerun bench` measures, as a table for docs/profiling.md.
 
-chrt -r 20 python benchmarks/profile_accuracy.py MODEL.gguf[@MEMORY,...][%TRACE.json] ... [-p 256] [-n 64] [-r 3]
+nice -n -20 python benchmarks/profile_accuracy.py MODEL.gguf[@MEMORY,...][%TRACE.json] ... [-p 256] [-n 64] [-r 3]
     [--json out.json]
+
+Not under real-time priority: what reads a disk wakes up often, and would wait there for what computes.
 
 A model is measured in memory, and with every MEMORY that is named (`big.gguf@2G,3G`); TRACE: what a synthetic mixture
 replays. The machine is measured anew just before and after every run, and the mean of both predictions counts: a shared
-machine changes from minute to minute, which is not what is tested.
+machine changes from minute to minute, which is not what is tested. For the same reason what was measured is the median
+of the prompts and, in memory, where all tokens take alike, of the tokens; where they wait for a disk it is their mean.
 """
 
 from __future__ import annotations
@@ -64,9 +67,11 @@ def measure(model: Path, memory: str, routing: Path | None, a: argparse.Namespac
     prompt_s = statistics.geometric_mean(each["prompt_s"] for each in requests)
     token_s = statistics.geometric_mean(each["token_s"] for each in requests)
     deviations = [(bench[f"{phase}_tok_s_sd"] or 0.0) / bench[f"{phase}_tok_s"] for phase in ("prompt", "decode")]
+    prompt_tok_s = 1e3 * a.prompt / bench["ttft_p50_ms"]
+    decode_tok_s = 1e3 / bench["decode_p50_ms"] if memory == "all" else bench["decode_tok_s"]
     return [
-        Line(model.stem, memory, "prompt", a.prompt / prompt_s, bench["prompt_tok_s"], deviations[0] > 0.05),
-        Line(model.stem, memory, "decode", 1 / token_s, bench["decode_tok_s"], deviations[1] > 0.05),
+        Line(model.stem, memory, "prompt", a.prompt / prompt_s, prompt_tok_s, deviations[0] > 0.05),
+        Line(model.stem, memory, "decode", 1 / token_s, decode_tok_s, deviations[1] > 0.05),
     ]
 
 

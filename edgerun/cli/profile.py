@@ -18,7 +18,7 @@ from edgerun.cli.options import (
     prompt_options,
     trace_option,
 )
-from edgerun.cli.output import check_target, note, print_pairs, print_table, write_result
+from edgerun.cli.output import check_target, note, print_pairs, print_table, printable, write_result
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.trace_file import is_trace, write_trace
 from edgerun.options import Whole
@@ -217,7 +217,7 @@ def _compare(names: tuple[str, ...]) -> None:
     first, second = (load_report(user_path(name)) for name in names)
     print_table(("", "A", "B", "B / A"), compare(first, second), right=("A", "B", "B / A"))
     for text in differences(first, second):
-        click.echo(text)
+        click.echo(printable(text))
 
 
 def _is_ours(path: Path) -> bool:

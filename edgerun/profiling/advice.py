@@ -10,7 +10,7 @@ from edgerun.units import format_size
 Bound = Literal["disk", "cache", "processor", "memory", "noise"]
 
 _STALLED = 0.25  # of a token's time: then it is waits that bind
-_SLOW_DISK = 0.7  # of the disk's measured rate
+_SLOW_DISK = 0.5  # of the disk's measured rate: a layer's few misses cannot keep it as busy as a measurement does
 _NEAR = 0.6  # of the memory's rate: then nothing but fewer bytes helps
 _FEW_CACHED = 0.9
 
@@ -80,7 +80,8 @@ def advise(facts: Facts) -> Advice:
         what = ("close what else runs, and measure again",)
         return Advice("noise", "others used the processors meanwhile: these figures are no result", what)
     if facts.near_limit > _NEAR:
-        why = f"products read memory at {100 * facts.near_limit:.0f} % of the rate that it gives"
+        share = min(1.0, facts.near_limit)  # it was measured at another moment
+        why = f"products read memory at {100 * share:.0f} % of the rate that it gives"
         return Advice(
             "memory", why, (smaller, "--draft lookup, or several sequences at once: one read for many tokens")
         )

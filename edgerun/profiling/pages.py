@@ -16,18 +16,22 @@ _STYLE = """
   --edge: #2c3542; --main: #63a4e8; --warm: #ed8936; } }
 body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 25px; margin: 0 0 2px; } h2 { font-size: 17px; margin: 0 0 10px; }
-p { margin: 4px 0; } .soft { color: var(--soft); }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; margin-top: 16px; }
-.card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 16px 18px; min-width: 0; }
+h1 { font-size: 25px; line-height: 1.25; margin: 0 0 2px; } h2 { font-size: 17px; margin: 0 0 10px; }
+p { margin: 4px 0; } .soft { color: var(--soft); } h1, p, li, .pairs td { overflow-wrap: anywhere; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px;
+  margin-top: 16px; }
+.card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 16px 18px; min-width: 0;
+  overflow-x: auto; }
 .wide { grid-column: 1 / -1; } .advice { border-left: 5px solid var(--warm); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--edge); vertical-align: top; }
-td.n, th.n { text-align: right; } ol { margin: 6px 0 0 18px; padding: 0; }
+td.n, th.n { text-align: right; } td.n { white-space: nowrap; } tr > th:first-child { min-width: 7em; }
+ol { margin: 6px 0 0 18px; padding: 0; }
 svg { width: 100%; height: auto; font: 11px system-ui, sans-serif; fill: var(--ink); }
 .bar, .dot { fill: var(--main); } .line, .roof { fill: none; stroke: var(--main); stroke-width: 2; }
 .roof { stroke: var(--warm); } .axis { fill: none; stroke: var(--soft); } code { word-break: break-all; }
-@media (max-width: 520px) { .grid { grid-template-columns: 1fr; } }
+@media (max-width: 520px) { main { padding: 18px 10px 40px; } .card { padding: 12px; } svg { min-width: 460px; }
+  th, td { padding-right: 6px; } }
 """
 
 
@@ -112,7 +116,7 @@ def _card(title: str, content: str, kind: str = "") -> str:
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
+    return f'<table class="pairs">{cells}</table>'
 
 
 def _list(items: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from edgerun.units import format_size
 
 FORMAT = "edgerun profile 1"
 _MOST_BYTES = 16 << 20
+_MOST_SHOWN = 200  # characters of what stands in a file
+_MOST_NUMBER = 1e18  # beyond that, or infinite, or no number at all, it is no figure
 
 Report = Mapping[str, Any]
 
@@ -19,11 +21,14 @@ Report = Mapping[str, Any]
 def load_report(path: Path) -> Report:
     """What `edgerun profile -o json` wrote. NotFoundError, FormatError."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise FormatError(f"{path}: larger than a profile may be")
-        said = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise NotFoundError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(content) > _MOST_BYTES:
+        raise FormatError(f"{path}: larger than a profile may be")
+    try:
+        said = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: no JSON: {str(error)[:100]}") from error
     if not isinstance(said, dict) or said.get("format") != FORMAT:
@@ -48,11 +53,15 @@ def headline(report: Report) -> list[tuple[str, str]]:
     return [
         ("prompt", f"{first}{noisy}"),
         ("decode", f"{decode['tok_s']:.1f} tokens a second, {tails}{noisy}"),
-        ("energy, prompt", str(prompt["energy"])),
-        ("energy, decode", str(decode["energy"])),
+        *_energy(str(prompt["energy"]), str(decode["energy"])),
         ("memory", f"peak {peak} of {budget}; {memory['how']}"),
         ("bound by", f"{report['advice']['bound']}: {report['advice']['why']}"),
     ]
+
+
+def _energy(prompt: str, decode: str) -> list[tuple[str, str]]:
+    """Of both phases; a reason why there is none is said once."""
+    return [("energy", prompt)] if prompt == decode else [("energy, prompt", prompt), ("energy, decode", decode)]
 
 
 def tiers(report: Report) -> list[tuple[str, str]]:
@@ -116,15 +125,20 @@ def differences(first: Report, second: Report) -> list[str]:
         ("versions", ("machine", "edgerun")),
         ("prompts", ("prompt", "tokens")),
         ("decoded tokens", ("decode", "tokens")),
-        ("memory", ("memory", "budget_bytes")),
+        ("shares in memory", ("memory", "how")),
     ):
         one, other = (_value(each, path) for each in (first, second))
         if one != other:
-            found.append(f"different {name}: {one} and {other}")
+            found.append(f"different {name}: {_said(one)} and {_said(other)}")
     for which, each in (("first", first), ("second", second)):
-        if each.get("noise", {}).get("is_noisy"):
-            found.append(f"the {which} is noisy, and no result: {each['noise'].get('text', '')}")
+        if _value(each, ("noise", "is_noisy")):
+            found.append(f"the {which} is noisy, and no result: {_said(_value(each, ('noise', 'text')))}")
     return found
+
+
+def _said(value: object) -> str:
+    """Of a file that somebody else may have written, on a line."""
+    return "nothing" if value is None else " ".join(str(value)[:_MOST_SHOWN].split())
 
 
 def _value(report: Report, path: Sequence[str]) -> Any:
@@ -136,4 +150,5 @@ def _value(report: Report, path: Sequence[str]) -> Any:
 
 def _at(report: Report, path: Sequence[str]) -> float | None:
     value = _value(report, path)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER
+    return float(value) if known else None

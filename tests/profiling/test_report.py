@@ -31,6 +31,7 @@ EXPERTS = Facts("experts", 0.1, 0.7, 1e8, 0.75, 0.95e9, 1e9, 0.4, 0.5, 2, 2, noi
     [
         (EXPERTS, "cache", "--memory 3 GiB: about 20.0 tokens/s predicted"),
         (replace(EXPERTS, disk_reached=0.3e9), "disk", "edgerun pack"),
+        (replace(EXPERTS, disk_reached=0.56e9), "cache", "--memory 3 GiB"),
         (replace(EXPERTS, mode="layers"), "disk", "--memory 3 GiB"),
         (replace(EXPERTS, hit_rate=0.99), "disk", "--memory 3 GiB"),
         (replace(EXPERTS, noisy=True), "cache", "--memory 3 GiB"),
@@ -105,6 +106,9 @@ def test_profile_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     row = next(line for line in result.stdout.splitlines() if line.startswith("decoded tokens/s"))
     assert result.exit_code == 0 and row.endswith("0.50")
     slower["machine"] = {**said["machine"], "threads": 99}
+    assert not any(
+        "memory" in text for text in differences(said, {**said, "memory": {**said["memory"], "budget_bytes": 1}})
+    )
     assert any("different threads" in text for text in differences(said, slower))
     assert not [text for text in differences(said, said) if "different" in text]
     assert ("decoded tokens/s", f"{said['decode']['tok_s']:.1f}") == compare(said, said)[2][:2]
@@ -156,6 +160,24 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
             load_report(path)
     with pytest.raises(NotFoundError):
         load_report(tmp_path / "none.json")
+
+
+def test_profiles_that_somebody_else_wrote_can_be_compared(tmp_path: Path) -> None:
+    """What is missing is left out, what is no figure too, and nothing in a file reaches the terminal as it is."""
+    empty = {key: {} for key in ("model", "prompt", "decode", "memory", "machine", "advice")}
+    odd = {
+        **empty,
+        "noise": [1],
+        "prompt": {"tok_s": 10**400},
+        "decode": {"tok_s": float("nan"), "p95_ms": "x"},
+        "machine": {"processor": "\x1b[31mred\n" * 1000},
+    }
+    for name, said in (("a", empty), ("b", odd)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": "edgerun profile 1", **said}))
+    result = run("profile", "compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.stdout and "different machines: nothing and \\x1b[31mred" in result.stdout
+    assert len(result.stdout) < 2000 and "nan" not in result.stdout
 
 
 def test_plan_for_another_device(tmp_path: Path) -> None:
