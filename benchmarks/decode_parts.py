@@ -47,9 +47,10 @@ def measure(llm: LLM, position: int, rounds: int) -> dict[str, float]:
     decoder.forward(np.arange(position) * 7919 % vocabulary, cache)
     for token in (1, 2, 3):  # recorded, then replayed
         decoder.forward([token], cache)
-    if decoder._replay is None or decoder._replay._recorded is None:
+    recorded = decoder.passes._replays[1]._recorded
+    if recorded is None:
         raise SystemExit("this model's tokens are not replayed (streamed, or a type without kernels of its own)")
-    program: Program = decoder._replay._recorded.program
+    program: Program = recorded.program
     pool = decoder.kernels._launcher._pool
     names = np.array(program._names)
     recordings = {"recording": program.rows}

@@ -1,168 +1,58 @@
 """Write a GGUF of a real model's shape with random weights, for speed and memory measurements.
 
-python benchmarks/random_model.py qwen3.5-4b OUT.gguf [--type Q4_K] [--layers 8]
+python benchmarks/random_model.py qwen3.5-4b OUT.gguf [--type Q4_K] [--layers 8] [--routing TRACE.json]
 python benchmarks/random_model.py --list
 
 What it generates means nothing, but shapes, types and the file's layout are the real model's. Tensors follow from the
-metadata: whatever edgerun needs of a family is written. The head is Q6_K; what is small stays F32.
+metadata: whatever edgerun needs of a family is written, of the types that `edgerun quantize` would choose.
+
+Random routers send tokens to all experts alike, which real ones do not, so that nothing can be cached. With --routing
+a trace of a real mixture decides (`edgerun run --record-routing`), folded onto the shape; then feed tokens 0, 1, 2,
+...: 512 have known experts. Since the layers hardly change the residual stream of such a file, guessing the next
+layers' experts is almost always right with it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from model_shapes import SHAPES, Shape
 from numpy.typing import NDArray
 
-from edgerun.convert.tensors import stays_f32
+from edgerun.convert.tensors import choose_type
 from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.formats.quants import quantize
 from edgerun.models.reading import WholeModel, read_spec
 from edgerun.models.shapes import known_tensors
 
-_POOL = 1 << 20  # random weights of a type, of whose blocks tensors are made
-_PIECE = 1 << 24  # weights of a tensor made at a time
-_QWEN35 = {
-    "context_length": 262144,
-    "attention.key_length": 256,
-    "attention.value_length": 256,
-    "attention.layer_norm_rms_epsilon": 1e-6,
-    "rope.dimension_count": 64,
-    "rope.dimension_sections": np.array([11, 11, 10, 0], np.int32),
-    "rope.freq_base": 1e7,
-    "ssm.conv_kernel": 4,
-    "ssm.state_size": 128,
-    "ssm.group_count": 16,
-    "ssm.time_step_rank": 32,
-    "ssm.inner_size": 4096,
-    "full_attention_interval": 4,
-    "attention.head_count": 16,
-}
-# name -> (architecture, vocabulary, whether the head is the embedding, metadata under the architecture's name)
-SHAPES: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
-    "qwen3.5-4b": (
-        "qwen35",
-        248320,
-        True,
-        _QWEN35
-        | {"block_count": 32, "embedding_length": 2560, "feed_forward_length": 9216, "attention.head_count_kv": 4},
-    ),
-    "qwen3.6-35b-a3b": (
-        "qwen35moe",
-        248320,
-        False,
-        _QWEN35
-        | {
-            "block_count": 40,
-            "embedding_length": 2048,
-            "attention.head_count_kv": 2,
-            "expert_count": 256,
-            "expert_used_count": 8,
-            "expert_feed_forward_length": 512,
-            "expert_shared_feed_forward_length": 512,
-        },
-    ),
-    "glm-4.7-flash": (
-        "deepseek2",
-        154880,
-        False,
-        {
-            "block_count": 47,
-            "context_length": 202752,
-            "embedding_length": 2048,
-            "feed_forward_length": 10240,
-            "attention.head_count": 20,
-            "attention.head_count_kv": 1,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "attention.q_lora_rank": 768,
-            "attention.kv_lora_rank": 512,
-            "attention.key_length": 576,
-            "attention.value_length": 512,
-            "attention.key_length_mla": 256,
-            "attention.value_length_mla": 256,
-            "rope.dimension_count": 64,
-            "rope.freq_base": 1e6,
-            "leading_dense_block_count": 1,
-            "expert_count": 64,
-            "expert_used_count": 4,
-            "expert_feed_forward_length": 1536,
-            "expert_shared_count": 1,
-            "expert_weights_scale": 1.8,
-            "expert_weights_norm": True,
-            "expert_gating_func": 2,
-        },
-    ),
-    "gpt-oss-20b": (
-        "gpt-oss",
-        201088,
-        False,
-        {
-            "block_count": 24,
-            "context_length": 131072,
-            "embedding_length": 2880,
-            "feed_forward_length": 2880,
-            "attention.head_count": 64,
-            "attention.head_count_kv": 8,
-            "attention.key_length": 64,
-            "attention.value_length": 64,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "attention.sliding_window": 128,
-            "rope.dimension_count": 64,
-            "rope.freq_base": 150000.0,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 32.0,
-            "rope.scaling.original_context_length": 4096,
-            "expert_count": 32,
-            "expert_used_count": 4,
-            "expert_feed_forward_length": 2880,
-        },
-    ),
-    "lfm2-8b-a1b": (
-        "lfm2moe",
-        65536,
-        True,
-        {
-            "block_count": 24,
-            "context_length": 128000,
-            "embedding_length": 2048,
-            "feed_forward_length": 7168,
-            "attention.head_count": 32,
-            "attention.head_count_kv": np.array(
-                [0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 8, 0, 0], np.int32
-            ),
-            "attention.layer_norm_rms_epsilon": 1e-5,
-            "rope.freq_base": 1e6,
-            "shortconv.l_cache": 3,
-            "leading_dense_block_count": 2,
-            "expert_count": 32,
-            "expert_used_count": 4,
-            "expert_feed_forward_length": 1792,
-            "expert_gating_func": 2,
-        },
-    ),
-}
-_EXPERTS = {"gpt-oss-20b": GgmlType.MXFP4}  # files of it have these, whatever the rest is
+_BANK = 1 << 23  # random weights of a type and row length, of whose rows tensors are made
+_POOL = 1 << 20  # of these, those that are quantised; the others repeat their blocks
+_FAINT = 0.01  # of what a matrix is otherwise: where nothing may change the residual stream
+_MARGIN, _STEP = 8.0, 0.25  # logits of the experts that a trace names: of the last, and between two
+_TRACED = 512  # tokens whose experts a trace decides
 
 
-def shapes_of(architecture: str, vocabulary: int, metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors that a model with this metadata must have, by their names in the file."""
+def shapes_of(shape: Shape, metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors that a file of this shape has, by their names: with `metadata`, which may have fewer layers."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "numbers.gguf"
-        with GgufWriter(path, architecture) as writer:
+        with GgufWriter(path, shape.architecture) as writer:
             for key, value in metadata.items():
-                writer.add(f"{architecture}.{key}", value)
+                writer.add(f"{shape.architecture}.{key}", value)
         with open_gguf(path) as numbers:
-            spec = read_spec(numbers, WholeModel(vocabulary, sparse=False))
-    biased = metadata.get("expert_gating_func") == 2  # such routers have one in every file
+            spec = read_spec(numbers, WholeModel(shape.vocabulary, sparse=False, fused=frozenset(shape.fused)))
     return {
-        name: shape
-        for name, (shape, needed) in known_tensors(spec).items()
-        if needed or (biased and name.endswith("exp_probs_b.bias"))
+        name: wanted
+        for name, (wanted, needed) in known_tensors(spec).items()
+        if (needed or name.endswith(shape.more)) and name not in shape.without
     }
 
 
@@ -171,48 +61,131 @@ class Blocks:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._pools: dict[tuple[GgmlType, int], NDArray[np.uint8]] = {}
+        self._banks: dict[tuple[GgmlType, int, float], NDArray[np.uint8]] = {}
 
-    def of(self, type: GgmlType, shape: tuple[int, ...], spread: float | None = None) -> Iterator[NDArray[np.uint8]]:
-        """A tensor's rows (n, row_bytes) u8, piece by piece."""
+    def of(self, type: GgmlType, shape: tuple[int, ...], gain: float = 1.0) -> Iterator[NDArray[np.uint8]]:
+        """A tensor's rows (n, row_bytes) u8, piece by piece: each some neighbours of the bank."""
         rows, cols = prod(shape[:-1]), shape[-1]
-        pool = self._pools.get((type, cols))
-        if pool is None:
-            weights = self._rng.standard_normal(_POOL).astype(np.float32) * (spread or cols**-0.5)
-            raw = quantize(weights[: _POOL // type.block_size * type.block_size].reshape(1, -1), type)
-            pool = self._pools[type, cols] = raw.view(np.uint8).reshape(-1, type.row_bytes(type.block_size))
-        step = max(1, _PIECE // cols)
+        bank = self._banks.get((type, cols, gain))
+        if bank is None:
+            bank = self._banks[type, cols, gain] = self._bank(type, cols, gain * cols**-0.5)
+        step = len(bank) // 2
         for low in range(0, rows, step):
-            some = min(step, rows - low)
-            chosen = self._rng.integers(0, len(pool), some * cols // type.block_size)
-            yield pool[chosen].reshape(some, -1)
+            first = int(self._rng.integers(0, len(bank) - step + 1))
+            yield bank[first : first + min(step, rows - low)]
+
+    def _bank(self, type: GgmlType, cols: int, spread: float) -> NDArray[np.uint8]:
+        """(rows, row_bytes) u8, each of blocks that were drawn anew."""
+        weights = self._rng.standard_normal(_POOL).astype(np.float32) * spread
+        raw = quantize(weights[: _POOL // type.block_size * type.block_size].reshape(1, -1), type)
+        pool = raw.view(np.uint8).reshape(-1, type.row_bytes(type.block_size))
+        rows = max(2, _BANK // cols)
+        return pool[self._rng.integers(0, len(pool), rows * cols // type.block_size)].reshape(rows, -1)
 
 
-def write(path: Path, name: str, type: GgmlType, layers: int = 0) -> None:
-    """Write the model `name` of SHAPES, `layers` of it (0: all)."""
-    architecture, vocabulary, tied, metadata = SHAPES[name]
-    metadata = metadata | ({"block_count": layers} if layers else {})
+class Trace:
+    """Which experts tokens are sent to, as a real mixture was seen to do it: a list over steps of lists over layers of
+    ids, in any order. Token t of the file does what step t did, and so again from the trace's beginning.
+
+    A trace is folded onto another shape. Layers are spread over those of the trace. Where the shape has g times as many
+    experts, each g-th part of them follows another layer of the trace; where it has fewer, neighbours in the trace are
+    one. Of more than the shape uses some are taken by chance."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any], rng: np.random.Generator) -> None:
+        self._steps: list[list[list[int]]] = json.loads(path.read_text())
+        self._layers, d = metadata["block_count"], metadata["embedding_length"]
+        self._experts, self._used = metadata["expert_count"], metadata["expert_used_count"]
+        highest = max(each for step in self._steps for layer in step for each in layer)
+        self._of = 1 << highest.bit_length()  # experts that the mixture had: some may never have been chosen
+        self._tokens = min(_TRACED, d)
+        basis, _ = np.linalg.qr(rng.standard_normal((d, self._tokens)))
+        self.embedding = np.ascontiguousarray(
+            basis.T * np.sqrt(d), np.float32
+        )  # (tokens, d): at right angles, of rms 1
+
+    def router(self, layer: int, gain: float) -> NDArray[np.float32]:
+        """(experts, d): which makes a layer choose so. gain: by which the router's input is smaller than rms 1."""
+        rng = np.random.default_rng(layer)
+        chosen = [self._chosen(step, layer, rng) for step in self._steps]
+        found = np.zeros((self._experts, self.embedding.shape[1]), np.float32)
+        for token, row in enumerate(self.embedding):
+            for rank, expert in enumerate(chosen[token % len(chosen)]):
+                found[expert] += row * gain / len(row) * (_MARGIN + _STEP * rank)
+        return found
+
+    def _chosen(self, step: list[list[int]], layer: int, rng: np.random.Generator) -> list[int]:
+        """The experts of a step."""
+        first, parts = layer * len(step) // self._layers, max(1, self._experts // self._of)
+        found: list[int] = []
+        shuffled = [
+            rng.permutation(step[(first + part * len(step) // parts) % len(step)]).tolist() for part in range(parts)
+        ]
+        for seen in zip(*shuffled, strict=True):
+            for part, each in enumerate(seen):
+                expert = part * self._of + each * min(self._experts, self._of) // self._of
+                if expert not in found:
+                    found.append(expert)
+        if len(found) < self._used:
+            raise SystemExit(f"the trace names {len(found)} experts where {self._used} are used")
+        return found[: self._used]
+
+
+def write(path: Path, name: str, type: GgmlType, layers: int = 0, routing: Path | None = None) -> None:
+    """Write the model `name` of SHAPES, `layers` of it (0: all). routing: a trace whose experts are chosen."""
+    shape = SHAPES[name]
+    metadata = shape.of_layers(layers)
     rng = np.random.default_rng(0)
     blocks = Blocks(rng)
-    shapes = shapes_of(architecture, vocabulary, metadata)
-    if not tied:
+    shapes = shapes_of(shape, metadata)
+    if not shape.is_tied:
         shapes["output.weight"] = shapes["token_embd.weight"]
-    with GgufWriter(path, architecture) as writer:
+    trace = None if routing is None else Trace(routing, metadata, rng)
+    with GgufWriter(path, shape.architecture) as writer:
         writer.add("general.name", f"synthetic {name}")
         writer.add("tokenizer.ggml.model", "none")
-        for key, value in (metadata | {"vocab_size": vocabulary}).items():
-            writer.add(f"{architecture}.{key}", value)
-        for tensor, shape in shapes.items():
-            if len(shape) == 1:  # norms near 1; decays -1 to 0
-                mean = -0.5 if tensor.endswith("ssm_a") else 0.0 if tensor.endswith(".bias") else 1.0
-                writer.add_tensor(tensor, (mean + 0.1 * rng.standard_normal(shape)).astype(np.float32), GgmlType.F32)
-                continue
-            head = tensor == "output.weight" or (tied and tensor == "token_embd.weight")
-            small = shape[-2] < 256 and len(shape) == 2
-            kind = GgmlType.F32 if stays_f32(tensor, shape) else GgmlType.Q6_K if head else type
-            kind = _EXPERTS.get(name, kind) if "_exps." in tensor else kind
-            kind = GgmlType.Q8_0 if kind != GgmlType.F32 and (small or shape[-1] % kind.block_size) else kind
-            writer.add_tensor(tensor, lambda k=kind, s=shape: blocks.of(k, s), kind, shape)
+        for key, value in (metadata | {"vocab_size": shape.vocabulary}).items():
+            writer.add(f"{shape.architecture}.{key}", value)
+        for tensor, wanted in shapes.items():
+            if trace is not None and tensor.endswith("ffn_gate_inp.weight"):
+                layer, gain = int(tensor.split(".")[1]), wanted[-1] ** 0.5 if name.startswith("gemma4") else 1.0
+                writer.add_tensor(tensor, trace.router(layer, gain), GgmlType.F32)
+            elif len(wanted) == 1 or tensor.endswith((".bias", ".scale")):
+                writer.add_tensor(tensor, _vector(tensor, wanted, rng, trace is not None), GgmlType.F32)
+            else:
+                is_head = tensor == "output.weight" or (shape.is_tied and tensor == "token_embd.weight")
+                kind = choose_type(tensor, wanted, type, is_head=is_head)
+                kind = shape.experts if shape.experts is not None and "_exps." in tensor else kind
+                faint = trace is not None and any(part in tensor for part in _ADDED)
+                rows = partial(blocks.of, kind, wanted, _FAINT if faint else 1.0)
+                if trace is not None and tensor == "token_embd.weight":
+                    rows = partial(_known_rows, trace.embedding, kind, rows)
+                writer.add_tensor(tensor, rows, kind, wanted)
+
+
+_ADDED = ("attn_output.", "ssm_out.", "shortconv.out_proj.", "ffn_down")  # what gives what is added to the stream
+
+
+def _vector(tensor: str, shape: tuple[int, ...], rng: np.random.Generator, is_traced: bool) -> NDArray[np.float32]:
+    """Norms and factors near 1, biases near 0, decays -1 to 0. is_traced: nothing that is added to the stream, or that
+    the routers read, is changed."""
+    if tensor == "rope_freqs.weight":  # Gemma 4: a quarter is rotated
+        return np.where(np.arange(shape[0]) < shape[0] // 4, 1.0, 1e30).astype(np.float32)
+    mean = -0.5 if tensor.endswith("ssm_a") else 0.0 if tensor.endswith(".bias") else 1.0
+    spread = 0.0 if is_traced and not tensor.endswith("ssm_a") else 0.1
+    return (mean + spread * rng.standard_normal(shape)).astype(np.float32)
+
+
+def _known_rows(
+    first: NDArray[np.float32], type: GgmlType, others: Callable[[], Iterator[NDArray[np.uint8]]]
+) -> Iterator[NDArray[np.uint8]]:
+    """The rows of a matrix, the first of which are these."""
+    known = quantize(first, type).view(np.uint8).reshape(len(first), -1)
+    for piece in others():
+        if len(known):
+            piece = piece.copy()
+            n = min(len(known), len(piece))
+            piece[:n], known = known[:n], known[n:]
+        yield piece
 
 
 def main() -> None:
@@ -222,14 +195,17 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--type", default="Q4_K", choices=[each.name for each in GgmlType])
     parser.add_argument("--layers", type=int, default=0, help="only so many")
+    parser.add_argument("--routing", type=Path, help="JSON of `edgerun run --record-routing`: tokens go to its experts")
     parser.add_argument("--list", action="store_true")
     a = parser.parse_args()
     if a.list:
         print("\n".join(SHAPES))
     elif a.shape is None or a.out is None:
         parser.error("say a shape and a file, or --list")
+    elif a.routing is not None and "expert_count" not in SHAPES[a.shape].metadata:
+        parser.error(f"{a.shape} has no experts")
     else:
-        write(a.out, a.shape, GgmlType[a.type], a.layers)
+        write(a.out, a.shape, GgmlType[a.type], a.layers, a.routing)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class KvSequence:
         self.spare = False
         self._pool = pool
         self.lay_out(pool.groups)
-        self._states = SequenceStates(pool.states, self) if pool.states is not None else None
+        self._states = SequenceStates(pool.states, self, capacity) if pool.states is not None else None
         pool.join(self)
 
     def lay_out(self, groups: Sequence[Group]) -> None:

@@ -16,7 +16,7 @@ from edgerun.errors import UsageError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.states import StateLayout
 from edgerun.kv.ledger import Holder
-from edgerun.kv.states import SMALL_BYTES, U8, StateBlock, StateBlocks
+from edgerun.kv.states import SMALL_BYTES, U8, StateBlock, StateBlocks, sequence_checkpoints
 
 I64 = NDArray[np.int64]
 
@@ -25,12 +25,14 @@ _MOST_MARKS = 8
 
 
 class SequenceStates:
-    """`holder` is the sequence, as the ledger knows it. Blocks beyond its length are those that its step is to write.
+    """`holder` is the sequence, as the ledger knows it, which may become `capacity` positions long: as many checkpoints
+    are kept as were planned for such a one. Blocks beyond its length are those that its step is to write.
     Whatever an interrupt leaves, no block that is held for a position has been written for another."""
 
-    def __init__(self, blocks: StateBlocks, holder: Holder) -> None:
+    def __init__(self, blocks: StateBlocks, holder: Holder, capacity: int) -> None:
         self._blocks = blocks
         self._holder = holder
+        self._most_checkpoints = sequence_checkpoints(blocks.n_bytes, capacity)
         self._kept: dict[int, StateBlock] = {}  # by the positions that it comes after
         self._in_hand: list[StateBlock] = []  # nobody's, to be written next
         self._marks: list[int] = []  # where checkpoints are wanted, the newest last
@@ -57,18 +59,22 @@ class SequenceStates:
         is written next. DoesNotFitError when there is no block for the step's end; then what there was is there."""
         if length and length not in self._kept:
             raise UsageError(f"the states after {length} positions are not held: cut the sequence first")
-        self._thin(length)
+        end = length + tokens
+        checkpoints = self._most_checkpoints
+        guesses = self._guesses(length, end)
+        wanted = self._wanted(length, end)[:checkpoints] if guesses is None else guesses
+        self._thin(length, checkpoints - (len(wanted) if guesses is None else 0))
         for position in [each for each in self._kept if each != length and not self._is_checkpoint(each, length)]:
             self._let_go(position)
-        self._begun, end = length, length + tokens
+        self._begun = length
         in_hand = self._in_hand
         self._kept[end] = in_hand.pop() if in_hand else self._blocks.take(self._holder)
-        for position in self._wanted(length, end):
+        for position in wanted:
             block = in_hand.pop() if in_hand else self._blocks.take_if_free(self._holder)
             if block is None:
                 break
             self._kept[position] = block
-        del in_hand[_FEW_ROWS if self._blocks.n_bytes <= SMALL_BYTES else 1 :]
+        del in_hand[_FEW_ROWS if guesses else 0 :]
 
     def mark(self, position: int) -> None:
         """A checkpoint is wanted after so many positions, when they come, or now that they are there."""
@@ -170,26 +176,30 @@ class SequenceStates:
     def _is_checkpoint(self, position: int, length: int) -> bool:
         return position <= length and (position % self._blocks.every == 0 or position in self._marks)
 
+    def _guesses(self, length: int, end: int) -> list[int] | None:
+        """Positions within a step that may have guesses: states of all are kept, if they are small. None: others are."""
+        few = end - length <= _FEW_ROWS and self._blocks.n_bytes <= SMALL_BYTES
+        return list(range(end - 1, length, -1)) if few else None
+
     def _wanted(self, length: int, end: int) -> list[int]:
-        """Positions within a step of which states should be kept, those that matter most first."""
-        if end - length <= _FEW_ROWS and self._blocks.n_bytes <= SMALL_BYTES:
-            return list(range(end - 1, length, -1))
+        """Positions within a step where checkpoints should be, those that matter most first."""
         found = [each for each in reversed(self._marks) if length < each < end]
         every = self._blocks.every
-        regular = range(length // every * every + every, end, every)[-self._blocks.most_checkpoints :]
+        regular = range(length // every * every + every, end, every)[-self._most_checkpoints :]
         return [*found, *(each for each in reversed(regular) if each not in found)]
 
-    def _thin(self, length: int) -> None:
-        """Let go of checkpoints while there are too many: each time of the one that is missed least, which is where its
-        neighbours are closest for its distance from the end. The newest mark stays."""
+    def _thin(self, length: int, most: int) -> None:
+        """Let go of checkpoints while there are more: each time of the one that is missed least, which is where its
+        neighbours are closest for its distance from the end. The newest mark goes last."""
         newest = max((each for each in self._marks if each <= length), default=0)
         while True:
-            held = sorted(n for n in self._kept if n != newest and n != length and self._is_checkpoint(n, length))
-            if len(held) <= self._blocks.most_checkpoints - (newest > 0):
+            held = sorted(n for n in self._kept if n != length and self._is_checkpoint(n, length))
+            if len(held) <= most:
                 return
-            around = zip([0, *held[:-1]], held, [*held[1:], length], strict=True)
+            others = [each for each in held if each != newest] or held
+            around = zip([0, *others[:-1]], others, [*others[1:], length], strict=True)
             gaps = [(after - before) / (length - at) for before, at, after in around]
-            self._let_go(held[gaps.index(min(gaps))])
+            self._let_go(others[gaps.index(min(gaps))])
 
     def _let_go(self, position: int) -> None:
         block = self._kept.pop(position)

@@ -56,20 +56,20 @@ def block_bytes(layouts: Mapping[int, StateLayout]) -> int:
     return max((each.end for each in layouts.values()), default=0)
 
 
-def most_checkpoints(block_bytes: int) -> int:
-    """Of one sequence, beside the states that a step goes on from."""
-    return _MOST_CHECKPOINTS if block_bytes <= _LARGE_BYTES else 1
-
-
 def checkpoints_every(block_bytes: int) -> int:
     """Positions: so many apart a prompt leaves checkpoints."""
     return EVERY * max(1, -(-block_bytes // _EVERY_BYTES))
 
 
+def sequence_checkpoints(block_bytes: int, positions: int) -> int:
+    """That a sequence of up to so many positions has at most, wherever they are: as many as one prompt leaves."""
+    most = _MOST_CHECKPOINTS if block_bytes <= _LARGE_BYTES else 1
+    return min(most, (positions - 1) // checkpoints_every(block_bytes) + 1)
+
+
 def sequence_blocks(block_bytes: int, positions: int) -> int:
-    """That a sequence of so many positions holds at most; guesses aside, whose states are kept where there is room."""
-    passed = (positions - 1) // checkpoints_every(block_bytes)
-    return _STEP_BLOCKS + min(most_checkpoints(block_bytes), passed + 1)
+    """That a sequence of up to so many positions holds at most, but for the states of guesses."""
+    return _STEP_BLOCKS + sequence_checkpoints(block_bytes, positions)
 
 
 class StateBlock:
@@ -98,7 +98,6 @@ class StateBlocks:
         self.layouts = dict(layouts)
         self.n_bytes = block_bytes(layouts)
         self.zeros = StateBlock(self.n_bytes)
-        self.most_checkpoints = most_checkpoints(self.n_bytes)
         self.every = checkpoints_every(self.n_bytes)
         self._ledger = ledger
 

@@ -91,7 +91,8 @@ class DecodeReplay:
                 recorded.attention.place(positions, tables, idle)
             start = 0
             for end, decide in recorded.cuts:
-                self._recording.run_program(recorded.program, start, end)
+                if end > start:
+                    self._recording.run_program(recorded.program, start, end)
                 decide(cancelled, somebody)
                 start = end
             self._recording.run_program(recorded.program, start, None if logits else recorded.body)

@@ -263,3 +263,25 @@ def test_a_file_of_another_model_is_refused():
     other = KvSequence(new_pool(), 100)
     other.restore(3, forms, arrays.__getitem__)
     check(other, [1, 2, 3])
+
+
+@pytest.mark.parametrize("columns", [40, 1 << 19, 5 << 20], ids=["small", "middle", "large"])
+@pytest.mark.parametrize("turns", [[4000], [100] * 10, [700, 30, 900]], ids=["long", "chat", "both"])
+def test_no_more_is_held_than_was_planned(columns, turns):
+    """Nor less, of checkpoints in a prompt and marks at the ends of turns together; nor does it grow with the text once
+    there are as many checkpoints as a sequence may have."""
+    layouts = state_layouts([StateLayer(1, columns), None, None])
+    block = layouts[0].end
+    pool = PagePool(GROUPS, KvLedger(None), layouts)
+    sequence = KvSequence(pool, sum(turns) + 60 * len(turns))
+    most = 0
+    for prompt in turns:
+        end = sequence.length + prompt
+        sequence.mark(end - 1)
+        for step in [*[256] * (prompt // 256), prompt % 256, *[1] * 60]:
+            sequence.reserve(step)
+            most = max(most, sequence.states.n_bytes)
+            sequence.advance(step)
+    assert most == block * sequence_blocks(block, sequence.length)
+    assert sequence.held_from(end - 1) == end - 1, "the end of the last prompt but for a token"
+    assert sequence_blocks(block, 1 << 20) == sequence_blocks(block, 1 << 15)

@@ -159,6 +159,8 @@ class Mixture:
             return
         self._ask(here, x, b)
         here.cut(partial(self._experts, here, x, b))
+        if self._adds_at_once(here):
+            self._add_shared(here, x, b.h)
 
     # -- in three steps, for those who compute some experts themselves -------------------------------------------
 
@@ -197,9 +199,27 @@ class Mixture:
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
-        kernels, vectors, ranks = here.kernels, here.vectors, here.tools.ranks
-        plain = ranks is None and not self.post_norm and self.beside is None and self.factor == 1.0
-        out = x if plain else np.zeros_like(x)
+        self._combine(here, routed, x)
+        if self._adds_at_once(here):
+            self._add_shared(here, x, routed.normed)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _adds_at_once(self, here: Here) -> bool:
+        """Whether experts, and then the shared one, are added to x itself: nothing is done with their sum before."""
+        alone = here.tools.ranks is None
+        return alone and not self.post_norm and self.beside is None and self.factor == 1.0
+
+    def _add_shared(self, here: Here, out: F32, h: F32) -> None:
+        """out (T, d) += the shared expert of h (T, d), if there is one."""
+        if self.shared is not None:
+            for part in chunks(len(out), CHUNK):
+                self.shared.forward(here, out[part], h[part])
+
+    def _combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
+        """x (T, d) += the sum of each row's experts, and where more is done with it the shared one."""
+        kernels, vectors, at_once = here.kernels, here.vectors, self._adds_at_once(here)
+        out = x if at_once else np.zeros_like(x)
         self._finish_parts(here, routed)
         if self.latent:
             inner, sums = np.empty((len(x), self.latent), np.float32), np.empty_like(x)
@@ -211,15 +231,13 @@ class Mixture:
             kernels.combine(routed.parts, routed.weights, out, add=True)
         if self.beside is not None:
             apply_norm(kernels, vectors, self.beside.experts_norm, "rms", self.eps, out, out)
-        for part in chunks(len(x), CHUNK):
-            if self.shared is not None:
-                self.shared.forward(here, out[part], routed.normed[part])
-            if self.beside is not None:
+        if at_once:
+            return
+        self._add_shared(here, out, routed.normed)
+        if self.beside is not None:
+            for part in chunks(len(x), CHUNK):
                 self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
-        if not plain:
-            self._add(here, out, x)
-
-    # ------------------------------------------------------------------------------------------------------------
+        self._add(here, out, x)
 
     def _ask(self, here: Here, x: F32, b: Choices) -> None:
         """b.h, what experts are fed, and what the routers say of it."""
@@ -260,7 +278,7 @@ class Mixture:
         here = here.within(cancelled, rows)
         routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
-        self.combine(here, routed, x[:rows])
+        self._combine(here, routed, x[:rows])
 
     def _vectors(self, here: Here) -> ExpertVectors:
         """What a file may have beside the experts' first matrices."""

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
+from functools import cached_property, partial
 
 from edgerun.kernels.interface import F32, Activation
-from edgerun.models.blocks.base import Here
+from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
-from edgerun.models.blocks.dense import GateUpLayout, activated, gate_up_parts
-from edgerun.models.blocks.products import multiply, scale_and_bias
+from edgerun.models.blocks.dense import activated, gate_up_parts
+from edgerun.models.blocks.products import Results, multiply, scale_and_bias, widths_of
+from edgerun.models.scratch import Role, Take
+
+
+class SharedBuffers:
+    """inner: gate and up; weight (T, 1), before the sigmoid."""
+
+    def __init__(self, layout: SharedLayout, rows: int, take: Take) -> None:
+        self.inner, self.weight = Results(layout.gate_up, rows, take), take(1)
+
+
+@dataclass(frozen=True)
+class SharedLayout:
+    """Of `SharedBuffers`."""
+
+    gate_up: Product
+    role: Role = "feed_forward"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (*widths_of(self.gate_up), 1)
+
+    def make(self, rows: int, take: Take) -> SharedBuffers:
+        return SharedBuffers(self, rows, take)
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,12 @@ class SharedExpert:
         return 4 * self.d_ff
 
     @cached_property
-    def layout(self) -> GateUpLayout:
+    def layout(self) -> SharedLayout:
         """Of its buffers."""
-        return GateUpLayout(self.gate_up)
+        return SharedLayout(self.gate_up)
 
     @property
-    def layouts(self) -> tuple[GateUpLayout, ...]:
+    def layouts(self) -> tuple[SharedLayout, ...]:
         """As `Block.layouts`."""
         return (self.layout,)
 
@@ -61,14 +82,17 @@ class SharedExpert:
         """x (T, d) += it, of h (T, d)."""
         s = here.tools.scratch(len(x))
         b = s.of(self.layout)
-        multiply(here, self.gate_up, h, b)
-        up = activated(here.kernels, b, self.activation)
+        if self.weighted:
+            here.cut(partial(self._weigh, here, h, b.weight))
+        multiply(here, self.gate_up, h, b.inner)
+        up = activated(here.kernels, b.inner, self.activation)
         here.kernels.matmul(here.weights.matrices["ffn_down_shexp"], here.kernels.activations(up), s.t)
         scale_and_bias(here, "ffn_down_shexp", s.t)
         if self.weighted:
-            with np.errstate(over="ignore"):  # of a gate that is shut: 1 / infinity
-                weight = 1.0 / (
-                    1.0 + np.exp(-(h * here.vectors["ffn_gate_inp_shexp"]).sum(axis=1))
-                )  # row by row: no BLAS
-            s.t *= weight[:, None].astype(np.float32)
+            here.kernels.head_gate(s.t, b.weight, "sigmoid")
         here.kernels.add(x, s.t)
+
+    @staticmethod
+    def _weigh(here: Here, h: F32, weight: F32, cancelled: Cancel, rows: int) -> None:
+        """weight (T, 1) of h (T, d)."""
+        weight[:, 0] = (h * here.vectors["ffn_gate_inp_shexp"]).sum(axis=1)  # row by row: no BLAS
