@@ -177,7 +177,7 @@ class SequenceStates:
         return position <= length and (position % self._blocks.every == 0 or position in self._marks)
 
     def _guesses(self, length: int, end: int) -> list[int] | None:
-        """Positions within a step that may have guesses: states of all are kept, if they are small. None: others are."""
+        """Positions within a step that may have guesses: of all, if they are small. None: it has none."""
         few = end - length <= _FEW_ROWS and self._blocks.n_bytes <= SMALL_BYTES
         return list(range(end - 1, length, -1)) if few else None
 
