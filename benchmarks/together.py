@@ -1,10 +1,10 @@
 """Several sequences of one model that decode together: tokens a second of all, beside one alone and beside llama.cpp.
 
 python benchmarks/together.py MODEL.gguf [--sequences 1 2 4 8] [-n 64] [-p 16] [-r 3]
-    [--llamacpp-python VENV/bin/python]
+    [--memory 2G] [--llamacpp-python VENV/bin/python]
 
 A token of every sequence in one `Decoder.step`, or in one `llama_decode`; then the likeliest token of each goes in. The
-engines take turns; medians.
+engines take turns; medians. --memory: edgerun streams what does not fit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ LLAMA_CPP = """
 import ctypes, json, sys, time
 import numpy as np
 import llama_cpp as L
-model_path, sequences, prompt, decode, threads = sys.argv[1], *map(int, sys.argv[2:6])
+model_path, sequences, prompt, decode, threads, repack = sys.argv[1], *map(int, sys.argv[2:7])
 quiet = L.llama_log_callback(lambda level, text, data: None)
 L.llama_log_set(quiet, ctypes.c_void_p(0))
-model = L.llama_model_load_from_file(model_path.encode(), L.llama_model_default_params())
+model_params = L.llama_model_default_params()
+model_params.use_extra_bufts = bool(repack)
+model = L.llama_model_load_from_file(model_path.encode(), model_params)
 params = L.llama_context_default_params()
 params.n_ctx = sequences * (256 + prompt + decode)
 params.n_batch = params.n_ubatch = 512
@@ -60,9 +62,9 @@ print(json.dumps({"tok_s": sequences * decode / (time.perf_counter() - start)}))
 """
 
 
-def ours(model: str, sequences: int, prompt: int, decode: int, threads: int) -> float:
+def ours(model: str, sequences: int, prompt: int, decode: int, threads: int, memory: str) -> float:
     """Tokens a second of all sequences, a token of each in one step of the decoder, the likeliest fed again."""
-    with LLM(model, threads=threads, context=prompt + decode + 8) as llm:
+    with LLM(model, threads=threads, context=sequences * (prompt + decode + 8), memory=memory) as llm:
         decoder = llm._engine.decoder
         caches = [decoder.new_cache(prompt + decode + 8) for _ in range(sequences)]
         tokens = []
@@ -86,19 +88,22 @@ def main() -> None:
     parser.add_argument("-n", "--decode", type=int, default=64)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--memory", default="auto", help="that edgerun may take")
     parser.add_argument("--llamacpp-python", help="interpreter with llama-cpp-python")
+    parser.add_argument("--no-repack", action="store_true", help="llama.cpp's weights as they lie in the file")
     parser.add_argument("--once", action="store_true", help="measure edgerun once, print JSON (for this script itself)")
     a = parser.parse_args()
     if a.once:
-        print(json.dumps({"tok_s": ours(a.model, a.sequences[0], a.prompt, a.decode, a.threads)}))
+        print(json.dumps({"tok_s": ours(a.model, a.sequences[0], a.prompt, a.decode, a.threads, a.memory)}))
         return
     sizes = [str(each) for each in (a.prompt, a.decode, a.threads)]
     alone = 0.0
     for count in a.sequences:
         mine = [sys.executable, __file__, a.model, "--once", "--sequences", str(count)]
-        commands = {"edgerun": [*mine, *("-p", sizes[0], "-n", sizes[1], "-t", sizes[2])]}
+        commands = {"edgerun": [*mine, *("-p", sizes[0], "-n", sizes[1], "-t", sizes[2]), "--memory", a.memory]}
         if a.llamacpp_python:
-            commands["llama.cpp"] = [a.llamacpp_python, "-c", LLAMA_CPP, a.model, str(count), *sizes]
+            repack = str(int(not a.no_repack))
+            commands["llama.cpp"] = [a.llamacpp_python, "-c", LLAMA_CPP, a.model, str(count), *sizes, repack]
         runs: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(a.repetitions):
             for name, command in commands.items():

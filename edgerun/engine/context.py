@@ -201,16 +201,27 @@ class Context:
     ) -> None:
         """Hold `tokens`, whose keys and values are read, in place of what is held.
 
-        UnsupportedError where `forms` are not those of so many tokens here, DoesNotFitError where there is no memory,
-        and what `read` raises; then nothing is held."""
-        with self._lock.held():
-            self._check_open()
-            self._user += 1
-            self.drop()
-            with told_as_shortage("reading a saved session"):
-                self.sequence.restore(len(tokens), forms, read)
-            self._tokens = list(tokens)
-            self._stepped = stepped
+        The decoder is not kept from others while a disk is read. UnsupportedError where `forms` are not those of so
+        many tokens here, DoesNotFitError where there is no memory, UsageError where somebody else used the context
+        meanwhile, and what `read` raises; then nothing is held."""
+        with told_as_shortage("reading a saved session"):
+            with self._lock.held():
+                user = self.enter()
+                self.drop()
+                places = self.sequence.make_ready(len(tokens), forms)
+            try:
+                for name, place in places.items():
+                    place[...] = read(name)
+                with self._lock.held():
+                    if user != self._user:
+                        raise UsageError("the session was used while it was read from a file")
+                    self.sequence.restored(len(tokens))
+                    self._tokens = list(tokens)
+                    self._stepped = stepped
+            except BaseException:
+                if user == self._user:
+                    self._lock.now_or_later(self.drop, though_closed=True)
+                raise
 
     def _check_open(self) -> None:
         if self._closed:

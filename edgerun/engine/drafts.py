@@ -31,10 +31,18 @@ class Draft:
 
 
 class Outlook(NamedTuple):
-    """most: guesses that could be made now. rate: how likely each is right after one that was."""
+    """most: guesses that could be made now. rate: how likely each is right after one that was. is_redone: after a wrong
+    one the rows before it are computed again, for recurrent states are kept of the step's beginning alone."""
 
     most: int
     rate: float
+    is_redone: bool = False
+
+    def likely(self) -> list[tuple[float, float]]:
+        """Of each guess that could be made: how likely it counts, and how many rows it is expected to have computed
+        again, because it is wrong."""
+        redone = [self.rate**i * (1 - self.rate) * (1 + i) if self.is_redone else 0.0 for i in range(self.most)]
+        return [(self.rate ** (i + 1), each) for i, each in enumerate(redone)]
 
 
 class Drafter(ABC):

@@ -2,7 +2,7 @@
 
 SmartSpec (arXiv 2406.14066) calls that goodput: expected tokens of a step over its seconds. What a step of so many rows
 takes is measured while it goes: where more rows cost more (many users at once, experts read from a disk), fewer guesses
-are worth it.
+are worth it. Where a wrong guess has rows computed again (recurrent states), so are these.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Goodput:
             del self._measured[other]
         self._known = sorted((each, median(some)) for each, some in self._measured.items())
 
-    def seconds(self, rows: int) -> float:
+    def seconds(self, rows: float) -> float:
         """That a step of so many rows takes, as far as anything is known."""
         below = [each for each in self._known if each[0] <= rows]
         above = [each for each in self._known if each[0] > rows]
@@ -58,19 +58,21 @@ class Goodput:
         if not self._known:
             return shares
         likely = sorted(
-            ((each.rate ** (i + 1), index) for index, each in enumerate(outlooks) for i in range(each.most)),
-            reverse=True,
+            ((*guess, index) for index, each in enumerate(outlooks) for guess in each.likely()), reverse=True
         )[:_MOST_DRAFTED]
-        best, best_n, tokens = _LEAST_GAIN * rows / self.seconds(rows), 0, float(rows)
-        for n, (probability, _) in enumerate(likely, start=1):
+        step_s = self.seconds(rows)
+        best, best_n, tokens, redone = _LEAST_GAIN * rows / step_s, 0, float(rows), 0.0
+        for n, (probability, rows_again, _) in enumerate(likely, start=1):
             tokens += probability
-            goodput = tokens / (self.seconds(rows + n) + n * token_s)
+            redone += rows_again
+            again_s = self.seconds(rows + redone) - step_s  # they ride along in the next step
+            goodput = tokens / (self.seconds(rows + n) + n * token_s + again_s)
             if goodput > best:
                 best, best_n = goodput, n
-        for _, index in likely[:best_n]:
+        for _, _, index in likely[:best_n]:
             shares[index] += 1
         return shares
 
 
-def _supposed(rows: int) -> float:
+def _supposed(rows: float) -> float:
     return 1 + _ROW_SHARE * (rows - 1)

@@ -148,7 +148,12 @@ class Steps:
     def _guess(self, chosen: dict[AnyRequest, _Part]) -> None:
         """Guesses after the next tokens that are chosen, as many as pay. No request loses its pages for them."""
         asked = [(request, request.drafter) for request in chosen if request.drafter is not None]
-        outlooks = [drafter.outlook(request.ids, request.most_drafted) for request, drafter in asked]
+        outlooks = [
+            drafter.outlook(request.ids, request.most_drafted)._replace(
+                is_redone=not request.context.sequence.keeps_rows
+            )
+            for request, drafter in asked
+        ]
         if not any([outlook.most for outlook in outlooks]):
             return
         token_s = max(drafter.token_s for _, drafter in asked)

@@ -35,10 +35,11 @@ class Page:
         """What is in another page of this size."""
         ctypes.memmove(self.address, other.address, self.n_bytes)
 
-    def fill(self, content: NDArray[np.uint8]) -> None:
-        """`content`, (n_bytes,) u8, contiguous."""
-        assert content.shape == (self.n_bytes,) and content.flags.c_contiguous
-        ctypes.memmove(self.address, content.ctypes.data, self.n_bytes)
+    @property
+    def content(self) -> NDArray[np.uint8]:
+        """(n_bytes,) u8: the page itself, which lives as long as this array."""
+        first = self.address - int(self._memory.ctypes.data)
+        return self._memory[first : first + self.n_bytes]
 
     def promise(self, positions: int) -> None:
         """Before another holds the first `positions` of this page."""

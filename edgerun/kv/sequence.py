@@ -6,7 +6,7 @@ let go of pages that no later position will see; then a sequence can no longer b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +172,11 @@ class KvSequence:
         states there."""
         return self._states is None or self._states.is_held(self.length)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a step of a few rows can be taken back to any of them; else to its beginning (`held_from`)."""
+        return self._states is None or self._states.keeps_rows
+
     def mark(self, position: int) -> None:
         """One may want to go on from here again: of a model with states those after so many positions are kept."""
         if self._states is not None:
@@ -278,11 +283,12 @@ class KvSequence:
         assert page is not None
         return page_content(page, self._held[number].group, self.length - index * KEYS_PER_PAGE)
 
-    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
-        """Hold `length` positions, whose arrays `read` gives, in place of what is held.
+    def make_ready(self, length: int, forms: Mapping[str, Form]) -> dict[str, NDArray[Any]]:
+        """In place of what is held, room for the saved arrays of `length` positions: by name, the memory that each
+        shall be copied to. No position is held before `restored` says that they have been.
 
         UnsupportedError where `forms` are not what such a sequence has, ContextLengthError beyond the capacity,
-        DoesNotFitError, and what `read` raises: then nothing is held."""
+        DoesNotFitError: then nothing is held."""
         self.release()
         if length > self.capacity:
             raise ContextLengthError(f"{length} tokens do not fit a context of {self.capacity}; use a larger context")
@@ -295,19 +301,24 @@ class KvSequence:
         fresh = self._pool.take(
             self, [held.number for held, indexes in zip(self._held, found, strict=True) for _ in indexes]
         )
+        places: dict[str, NDArray[Any]] = {}
         try:
             for held, indexes in zip(self._held, found, strict=True):
-                held.fill(indexes, fresh[: len(indexes)])
+                some = fresh[: len(indexes)]
+                held.fill(indexes, some)
                 del fresh[: len(indexes)]
-                for index in indexes:
-                    page = held.pages[index]
-                    assert page is not None
-                    page.fill(read(page_name(held.number, index)))
+                places |= {
+                    page_name(held.number, index): page.content for index, page in zip(indexes, some, strict=True)
+                }
             if states is not None:
-                states.restore(length, read(STATES))
+                places[STATES] = states.make_ready(length)
         except BaseException:
             self.release()
             raise
+        return places
+
+    def restored(self, length: int) -> None:
+        """All that `make_ready` made room for has been copied there."""
         self.length = length
 
     def check_integrity(self) -> None:

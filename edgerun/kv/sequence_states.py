@@ -150,12 +150,17 @@ class SequenceStates:
         """The states after `n` positions, which are held: (block_bytes,), not a copy."""
         return self._kept[n].content
 
-    def restore(self, n: int, content: U8) -> None:
-        """Hold these after `n` positions, and no others. DoesNotFitError."""
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether those after each of a few rows are kept."""
+        return self._blocks.n_bytes <= SMALL_BYTES
+
+    def make_ready(self, n: int) -> U8:
+        """Hold states after `n` positions, and no others: (block_bytes,), where they shall be copied to.
+        DoesNotFitError."""
         self.clear()
-        block = self._blocks.take(self._holder)
-        block.content[:] = content
-        self._kept[n] = block
+        block = self._kept[n] = self._blocks.take(self._holder)
+        return block.content
 
     def make_room(self, n_bytes: int, length: int) -> None:
         """Let go of checkpoints, the earliest first, until so much is free."""
@@ -178,7 +183,7 @@ class SequenceStates:
 
     def _guesses(self, length: int, end: int) -> list[int] | None:
         """Positions within a step that may have guesses: of all, if they are small. None: it has none."""
-        few = end - length <= _FEW_ROWS and self._blocks.n_bytes <= SMALL_BYTES
+        few = end - length <= _FEW_ROWS and self.keeps_rows
         return list(range(end - 1, length, -1)) if few else None
 
     def _wanted(self, length: int, end: int) -> list[int]:

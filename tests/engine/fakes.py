@@ -69,11 +69,15 @@ class FakeSequence(KvSequence):
     def saved(self, name: str) -> NDArray[np.int32]:
         return np.array(self.held, np.int32)
 
-    def restore(self, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
+    def make_ready(self, length: int, forms: Mapping[str, Form]) -> dict[str, NDArray[Any]]:
         if dict(forms) != {"held": ("I32", (length,))}:
             raise UnsupportedError("kept in another way")
         self.reserve(length)
-        self.held = read("held").tolist()
+        self.read = np.zeros(length, np.int32)
+        return {"held": self.read}
+
+    def restored(self, length: int) -> None:
+        self.held = self.read.tolist()
 
 
 @dataclass(frozen=True)

@@ -65,3 +65,15 @@ def test_one_slow_step_decides_nothing_and_is_forgotten() -> None:
     for _ in range(300):
         goodput.saw(1, 1.05)
     assert goodput.shares(1, [Outlook(7, 0.95)], 0.0) == [7], "it is tried again"
+
+
+def test_rows_that_a_wrong_guess_has_computed_again_count() -> None:
+    """A recurrent state goes back to where the step began: what was right then is computed once more."""
+    dear = measured(lambda rows: 1 + 0.25 * rows)
+    kept, redone = (dear.shares(1, [Outlook(7, 0.6, is_redone)], 0.0)[0] for is_redone in (False, True))
+    assert kept > redone
+    assert dear.shares(1, [Outlook(7, 1.0, is_redone=True)], 0.0) == [7], "nothing is wrong, nothing is computed again"
+    rates = [sum(chance for chance, _ in Outlook(7, 0.6).likely()), sum(0.6**i for i in range(1, 8))]
+    assert abs(rates[0] - rates[1]) < 1e-12
+    expected = sum(0.6**i * 0.4 * (i + 1) for i in range(7))  # the last token and i right ones, then a wrong one
+    assert abs(sum(rows for _, rows in Outlook(7, 0.6, is_redone=True).likely()) - expected) < 1e-12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgerun.engine import Engine, SamplingParams, Session
-from edgerun.engine.saved import KIND, VERSION, is_session
+from edgerun.engine.saved import KIND, VERSION, is_session, read_session
 from edgerun.errors import ContextLengthError, EdgerunError, FormatError, NotFoundError, UnsupportedError, UsageError
 from edgerun.events import Event, Notice
 from edgerun.formats.checked_tensors import CheckedTensors, tensor_file
@@ -64,6 +65,41 @@ def test_it_goes_on_as_if_nothing_had_happened(path: Path) -> None:
     assert (one.text, one.usage) == (two.text, two.usage)
     assert two.usage.reused_tokens > 50
     assert after.notices == []
+
+
+def test_others_are_answered_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatted().save(path)
+    engine, said, read = fake_engine(), [], CheckedTensors.read
+
+    def read_slowly(file: CheckedTensors, name: str) -> Any:
+        def ask() -> None:
+            said.append(Session(engine).complete("Hello", GREEDY).text)
+
+        other = threading.Thread(target=ask, daemon=True)
+        other.start()
+        other.join(20)
+        return read(file, name)
+
+    monkeypatch.setattr(CheckedTensors, "read", read_slowly)
+    loaded = Session.load(engine, path)
+    assert len(said) == 2, "one while the ids were read, one during keys and values"
+    assert loaded.cached_tokens > 50
+
+
+def test_whoever_uses_a_session_that_is_being_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read then belongs to nobody, and is forgotten."""
+    chatted().save(path)
+    engine, read = fake_engine(), CheckedTensors.read
+    context = engine.new_context()
+
+    def read_and_cut(file: CheckedTensors, name: str) -> Any:
+        context.truncate(0)
+        return read(file, name)
+
+    monkeypatch.setattr(CheckedTensors, "read", read_and_cut)
+    with pytest.raises(UsageError, match="was used while it was read"):
+        read_session(path, engine, context)
+    assert len(context) == 0
 
 
 def test_text_that_is_continued(path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.page_arrays import read_positions, write_positions
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, layer_groups
 
@@ -19,6 +24,18 @@ def new_pool(limit_bytes: int | None = None) -> PagePool:
     if limit_bytes is None:
         pool.prefixes.limit_bytes = REMEMBERED
     return pool
+
+
+def restore(sequence: KvSequence, length: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]) -> None:
+    """As `Context.restore` does it, without anybody beside."""
+    places = sequence.make_ready(length, forms)
+    try:
+        for name, place in places.items():
+            place[...] = read(name)
+    except BaseException:
+        sequence.release()
+        raise
+    sequence.restored(length)
 
 
 def write(sequence: KvSequence, tokens: list[int], at_once: int | None = None) -> None:

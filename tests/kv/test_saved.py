@@ -15,7 +15,7 @@ from edgerun.formats.checked_tensors import Form
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.page_arrays import write_positions
 from edgerun.kv import KvLayer, KvLedger, KvOptions, KvSequence, PagePool, layer_groups
-from tests.kv.holding import CAPACITY, GROUPS, check, content, new_pool, write
+from tests.kv.holding import CAPACITY, GROUPS, check, content, new_pool, restore, write
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -47,7 +47,7 @@ def test_what_comes_back_is_what_was_there_and_goes_on(parts: list[int], cut: in
     del tokens[n:]
     arrays = saved(sequence)
     other = KvSequence(new_pool(), CAPACITY)
-    other.restore(n, forms_of(arrays), arrays.__getitem__)
+    restore(other, n, forms_of(arrays), arrays.__getitem__)
     for each in (sequence, other):
         whole = list(tokens)
         check(each, whole)
@@ -81,7 +81,7 @@ def test_no_bit_is_another_in_any_format(name: str) -> None:
             write_positions(one.pages(layer), one.length, k, v)
         one.advance(n)
     arrays = saved(one)
-    two.restore(833, forms_of(arrays), arrays.__getitem__)
+    restore(two, 833, forms_of(arrays), arrays.__getitem__)
     again = saved(two)
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
 
@@ -106,13 +106,13 @@ def test_arrays_that_are_not_those_of_such_a_sequence() -> None:
         forms = forms_of(arrays)
         change(forms)
         with pytest.raises(UnsupportedError):
-            other.restore(900, forms, arrays.__getitem__)
+            restore(other, 900, forms, arrays.__getitem__)
         check(other, [])
     for length in (0, 256, 768, 1025):
         with pytest.raises(UnsupportedError):
-            other.restore(length, forms_of(arrays), arrays.__getitem__)
+            restore(other, length, forms_of(arrays), arrays.__getitem__)
     with pytest.raises(ContextLengthError):
-        other.restore(CAPACITY + 1, forms_of(arrays), arrays.__getitem__)
+        restore(other, CAPACITY + 1, forms_of(arrays), arrays.__getitem__)
     check(other, [])
 
 
@@ -123,7 +123,7 @@ def test_no_memory_and_a_file_that_ends() -> None:
     pool = PagePool(GROUPS, KvLedger(3 * GROUPS[0].page_bytes))
     other = KvSequence(pool, CAPACITY)
     with pytest.raises(DoesNotFitError):
-        other.restore(900, forms_of(arrays), arrays.__getitem__)
+        restore(other, 900, forms_of(arrays), arrays.__getitem__)
     check(other, [])
     pool = new_pool()
     other = KvSequence(pool, CAPACITY)
@@ -135,8 +135,8 @@ def test_no_memory_and_a_file_that_ends() -> None:
         return arrays[name]
 
     with pytest.raises(KeyboardInterrupt):
-        other.restore(900, forms_of(arrays), read)
+        restore(other, 900, forms_of(arrays), read)
     check(other, [])
     assert pool.ledger.held_bytes == 0
-    other.restore(900, forms_of(arrays), arrays.__getitem__)
+    restore(other, 900, forms_of(arrays), arrays.__getitem__)
     check(other, [1] * 900)

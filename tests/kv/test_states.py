@@ -14,6 +14,7 @@ from edgerun.errors import DoesNotFitError, UnsupportedError, UsageError
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, StateLayer, layer_groups, state_layouts
 from edgerun.kv.states import EVERY, sequence_blocks
 from tests.interrupts import interrupts
+from tests.kv.holding import restore
 
 LAYERS = [None, KvLayer(1, 4, 4), None]
 GROUPS = layer_groups(LAYERS)
@@ -128,7 +129,7 @@ def act(pool, actions):
                 held.append((sequence.copy(len(tokens)), list(tokens)))
             elif action == "save":
                 arrays = {name: sequence.saved(name).copy() for name in sequence.saved_forms()}
-                sequence.restore(len(tokens), sequence.saved_forms(), arrays.__getitem__)
+                restore(sequence, len(tokens), sequence.saved_forms(), arrays.__getitem__)
         except DoesNotFitError:
             assert pool.ledger.limit_bytes is not None
             if action == "save":
@@ -259,9 +260,9 @@ def test_a_file_of_another_model_is_refused():
     wrong = [{k: v for k, v in forms.items() if k != "states"}, {**forms, "states": ("U8", (BLOCK - 64,))}]
     for each in wrong:
         with pytest.raises(UnsupportedError, match="kept in another way"):
-            KvSequence(new_pool(), 100).restore(3, each, arrays.__getitem__)
+            restore(KvSequence(new_pool(), 100), 3, each, arrays.__getitem__)
     other = KvSequence(new_pool(), 100)
-    other.restore(3, forms, arrays.__getitem__)
+    restore(other, 3, forms, arrays.__getitem__)
     check(other, [1, 2, 3])
 
 

@@ -11,6 +11,7 @@ from edgerun.errors import Cancelled, ContextLengthError, UsageError
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import Decoder, load_spec
 from edgerun.weights import ResidentStore
+from tests.kv.holding import restore
 from tests.models.instances import INSTANCES, tokens_of, write
 
 
@@ -85,7 +86,7 @@ def test_what_was_saved_goes_on_with_the_same_bits(name, make):
     for low in range(0, 600, 100):
         decoder.forward(ids[low : low + 100], cache, logits="none")
     arrays = {name: cache.saved(name).copy() for name in cache.saved_forms()}
-    read.restore(cache.length, cache.saved_forms(), arrays.__getitem__)
+    restore(read, cache.length, cache.saved_forms(), arrays.__getitem__)
     for low, high in ((600, 601), (601, 630), *((i, i + 1) for i in range(630, 640))):
         want, got = (each.forward(ids[low:high], c, logits="all") for each, c in ((decoder, cache), (other, read)))
         assert np.array_equal(got, want), low

@@ -12,6 +12,7 @@ from edgerun.formats.gguf import open_gguf
 from edgerun.models import Decoder, load_spec
 from edgerun.models.share import LayerShare, Share, spec_of_share
 from edgerun.weights import ResidentStore
+from tests.kv.holding import restore
 from tests.models.instances import INSTANCES, VOCAB, open_instance, write
 
 NAMES = ("qwen35", "falcon-h1", "lfm2")
@@ -44,7 +45,7 @@ def test_copies_cuts_and_files(name, directory, kernels):
         assert cache.length <= 45
         goes_on(cache, ids, want)
         restored = decoder.new_cache(64)
-        restored.restore(40, forms, saved.__getitem__)
+        restore(restored, 40, forms, saved.__getitem__)
         goes_on(restored, other, theirs)
 
 

@@ -13,6 +13,7 @@ from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.holdings import kv_bytes
 from edgerun.models.window import with_window
 from edgerun.weights import ResidentStore
+from tests.kv.holding import restore
 from tests.models.instances import open_instance
 
 NAMES = ["llama", "gemma3", "qwen3moe", "phi3"]
@@ -84,7 +85,7 @@ def test_what_is_kept_can_be_saved_shared_and_cut(directory, kernels):
     forms = sequence.saved_forms()
     saved = {name: sequence.saved(name).copy() for name in forms}
     read = decoder.new_cache(4000)
-    read.restore(1500, forms, saved.__getitem__)
+    restore(read, 1500, forms, saved.__getitem__)
     read.check_integrity()
     np.testing.assert_array_equal(decoder.forward([1, 2, 3], read, logits="all"), want)
     recalled = decoder.new_cache(4000)
