@@ -9,7 +9,7 @@ from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Teller
 from edgerun.events import SpanSink
 from edgerun.kv import PagePool
-from edgerun.models.passes import Pass
+from edgerun.models.places import Pass
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
 

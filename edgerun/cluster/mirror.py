@@ -16,8 +16,7 @@ from edgerun.cluster.collective import MOST_MESSAGE_BYTES
 from edgerun.errors import FormatError
 from edgerun.kv import KvSequence, PagePool
 from edgerun.kv.page import Page
-from edgerun.models.passes import Pass
-from edgerun.models.places import Run
+from edgerun.models.places import Pass, Run
 
 _MOST_SEQUENCES = 1 << 12
 

@@ -24,8 +24,8 @@ from edgerun.models.blocks.base import Cancel, check
 from edgerun.models.chunks import CHUNK
 from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.layer_inputs import LayerInputs
-from edgerun.models.passes import Pass, Passes
-from edgerun.models.places import Places, Run
+from edgerun.models.passes import Passes
+from edgerun.models.places import Pass, Places, Run
 from edgerun.models.prompt import PromptBackend
 from edgerun.models.ranks import HeadRanks
 from edgerun.models.recent_rows import RecentRows

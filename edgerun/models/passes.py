@@ -3,8 +3,7 @@ recorded, or a wave of a prompt. Of a shard these are its parts of the layers, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from edgerun.models.blocks.base import Cancel
 from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.footprint import activation_bytes
 from edgerun.models.layers import RECORDED_ROWS, Layers
-from edgerun.models.places import Places, Run
+from edgerun.models.places import Pass, Places
 from edgerun.models.prompt import PromptBackend, PromptWalk
 from edgerun.models.ranks import Ranks
 from edgerun.models.replay import DecodeReplay
@@ -23,22 +22,6 @@ from edgerun.models.spec import ModelSpec, Rotation
 from edgerun.weights import WeightStore
 
 _LOGITS_ROWS = 64  # whose logits are made at a time: a vocabulary can be wide
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """Rows that go through all layers together, and the numbers of those whose logits are wanted, ascending.
-    few: by recorded launches."""
-
-    runs: tuple[Run, ...]
-    wanted: Sequence[int]
-    few: bool
-    inputs: F32 | None = None  # what layers are fed beside, (layers, rows, width)
-
-    @property
-    def rows(self) -> int:
-        """Of all runs."""
-        return sum(run.rows for run in self.runs)
 
 
 class FewRows:

@@ -3,7 +3,7 @@ and write."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,22 @@ class Run:
     sequence: KvSequence
     start: int
     rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Rows that go through all layers together, and the numbers of those whose logits are wanted, ascending.
+    few: by recorded launches."""
+
+    runs: tuple[Run, ...]
+    wanted: Sequence[int]
+    few: bool
+    inputs: F32 | None = None  # what layers are fed beside, (layers, rows, width)
+
+    @property
+    def rows(self) -> int:
+        """Of all runs."""
+        return sum(run.rows for run in self.runs)
 
 
 class Places:

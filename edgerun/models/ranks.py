@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32
-
-if TYPE_CHECKING:
-    from edgerun.models.passes import Pass
+from edgerun.models.places import Pass
 
 
 class Ranks(Protocol):

@@ -10,7 +10,7 @@ from edgerun.prefill.providers import Device, ProviderKind, device_named
 from edgerun.prefill.schemes import Scheme, scheme_named
 from edgerun.prefill.segments import weights_bytes
 
-KERNELS, AUTO = "kernels", "auto"
+KERNELS = "kernels"
 
 
 @dataclass(frozen=True)
