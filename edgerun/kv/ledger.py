@@ -18,14 +18,14 @@ from edgerun.errors import DoesNotFitError
 from edgerun.units import format_size
 
 
-class Piece(Protocol):
+class Grant(Protocol):
     """Memory that was granted. Hashed by identity."""
 
     n_bytes: int
 
 
 class Holder(Protocol):
-    """Whose pieces they are, as far as the ledger cares. Hashed by identity."""
+    """Whose grants they are, as far as the ledger cares. Hashed by identity."""
 
     @property
     def n_bytes(self) -> int: ...
@@ -39,7 +39,7 @@ class Holder(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Piece)
+P = TypeVar("P", bound=Grant)
 
 
 class KvLedger:
@@ -50,14 +50,14 @@ class KvLedger:
         self.limit_bytes = limit_bytes
         self.hurries = False  # whoever asks has others to turn to: refuse without a collection, which takes long
         self._holders: WeakSet[Holder] = WeakSet()
-        self._pieces: WeakSet[Piece] = WeakSet()
+        self._granted: WeakSet[Grant] = WeakSet()
         self._lock = threading.RLock()  # a collection may run finalisers that close a session
 
     @property
     def held_bytes(self) -> int:
-        """Of all pieces that live."""
+        """Of all grants that live."""
         with self._lock:
-            return sum(piece.n_bytes for piece in self._pieces)
+            return sum(each.n_bytes for each in self._granted)
 
     def has_room(self, n_bytes: int) -> bool:
         """Whether so much may be granted without anybody making room."""
@@ -69,7 +69,7 @@ class KvLedger:
             self._holders.add(holder)
 
     def grant(self, holder: Holder, n_bytes: int, make: Callable[[], list[P]]) -> list[P]:
-        """What `make` makes: pieces of `n_bytes` together.
+        """What `make` makes: grants of `n_bytes` together.
 
         Before it refuses, all others let go of what nobody would miss, and those are collected that nobody can reach
         any more. Raises DoesNotFitError, and `holder` keeps what it has.
@@ -84,7 +84,7 @@ class KvLedger:
                     give_back_free_memory()
                 if limit is None or self.held_bytes + n_bytes <= limit:
                     made = make()
-                    self._pieces.update(made)
+                    self._granted.update(made)
                     return made
             assert limit is not None
             others = sum(each is not holder and each.n_bytes > 0 for each in self._holders)

@@ -21,7 +21,7 @@ from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import ModelSpec, Rotation
 from edgerun.weights import LayerWeights, WeightStore
 
-Pieces = list[tuple[slice, Places]]  # of a wave's rows, so many as pass attention and dense products together
+Chunks = list[tuple[slice, Places]]  # of a wave's rows, so many as pass attention and dense products together
 RECORDED_ROWS = (1, 2, 4, 8)  # of recordings: buffers for so many stay
 _UNASKED_BYTES = 32 << 20  # of weights that a token passes between two looks at `cancelled`: one or two milliseconds
 
@@ -49,10 +49,10 @@ class Layers:
     def wave(self, x: F32, places: Places, cancelled: Cancel, inputs: F32 | None = None) -> None:
         """All layers over x (T, d), each over all rows before the next: its weights are needed once. inputs: what
         layers are fed beside (`LayerInputs`), (layers, T, width)."""
-        cut, pieces = _at_once(cancelled, len(x)), places.cut(CHUNK)
+        cut, chunks = _at_once(cancelled, len(x)), places.cut(CHUNK)
         for layer in range(self.spec.n_layers):
             check(cancelled)
-            self._layer(layer, x, pieces, cut, cancelled, inputs)
+            self._layer(layer, x, chunks, cut, cancelled, inputs)
 
     def record(
         self,
@@ -64,31 +64,31 @@ class Layers:
     ) -> None:
         """The same for the few rows x, for a recorder: `cut` is called where Python must decide (experts, neurons,
         whether to go on), `began` with every layer. Addresses are remembered beyond the leases: `store.fixed`."""
-        unasked_bytes, pieces = 0, places.cut(CHUNK)
+        unasked_bytes, chunks = 0, places.cut(CHUNK)
         for layer in range(self.spec.n_layers):
             began(layer)
             unasked_bytes += self._bytes(layer)
             if unasked_bytes > _UNASKED_BYTES:
                 cut(_go_on)
                 unasked_bytes = 0
-            self._layer(layer, x, pieces, cut, never, inputs)
+            self._layer(layer, x, chunks, cut, never, inputs)
 
     def _layer(
-        self, layer: int, x: F32, pieces: Pieces, cut: Cut, cancelled: Cancel, inputs: F32 | None = None
+        self, layer: int, x: F32, chunks: Chunks, cut: Cut, cancelled: Cancel, inputs: F32 | None = None
     ) -> None:
         plan = self.plan[layer]
         with self.tools.store.layer(layer, cancelled) as weights:
             here = Here(self.tools, layer, weights, cut)
             mixture = plan.mixture
             if mixture is None:
-                self.dense(here, x, pieces, cancelled)
+                self.dense(here, x, chunks, cancelled)
             else:
                 choices = self.choices(mixture, len(x))
                 mixture.begin(here, x, choices)
-                self.dense(here, x, pieces, cancelled)
+                self.dense(here, x, chunks, cancelled)
                 mixture.forward(here, x, choices)
             if plan.closing is not None:
-                for part, places in pieces:
+                for part, places in chunks:
                     fed = None if inputs is None else inputs[layer, part]
                     plan.closing.forward(here, x[part], fed, self.scratch(places.rows))
 
@@ -98,10 +98,10 @@ class Layers:
         """For a block that is computed now, over so many rows."""
         return Here(self.tools, layer, weights, _at_once(cancelled, rows), watch)
 
-    def dense(self, here: Here, x: F32, pieces: Pieces, cancelled: Cancel) -> None:
-        """What is computed piece by piece: all of a layer but its experts."""
+    def dense(self, here: Here, x: F32, chunks: Chunks, cancelled: Cancel) -> None:
+        """What is computed chunk by chunk: all of a layer but its experts."""
         plan = self.plan[here.layer]
-        for index, (part, places) in enumerate(pieces):
+        for index, (part, places) in enumerate(chunks):
             if index:
                 check(cancelled)
             s = self.scratch(places.rows)
