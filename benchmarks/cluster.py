@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.capped import CGROUPS
+from benchmarks.shared_kernels import share_kernels
 from edgerun.api.cluster import load_clustered, share_worker
 from edgerun.api.llm import LLM
 from edgerun.cluster.control import Device
@@ -41,6 +43,7 @@ from tests.cluster.homes import acquainted, home_of
 from tests.cluster.lab import can_emulate, lab, line_with, running
 
 _PERIOD_US = 10_000  # of the scheduler's quota: short, or sums would wait for whoever has used up its part
+_RATE = 1e10  # of each: all are alike
 _SETTLE_TOKENS = 4
 _PATIENCE_S = 60.0  # with devices that start
 
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--devices", default="1,2,4")
-    parser.add_argument("--cores", type=float, default=0.5, help="of each device")
+    parser.add_argument("--cores", type=float, default=0.5, help="of each device; 0: no limit")
     parser.add_argument("--memory", default="900M", help="of each device")
     parser.add_argument("--delay", type=float, default=0.3, help="one way, in ms")
     parser.add_argument("--rate", type=float, default=1000, help="in Mb/s")
@@ -106,6 +109,8 @@ def _measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, 
     with ExitStack() as stack:
         here = stack.enter_context(lab(folder / "lab", count, delay_s=given.delay / 1e3, bits_per_s=given.rate * 1e6))
         groups = [stack.enter_context(_limited(name, given)) for name in names]
+        for device in here.devices:
+            share_kernels(device.home)
         for device, name, group in list(zip(here.devices, names, groups, strict=True))[1:]:
             own = ["--part=device", f"--home={folder}", f"--name={name}", f"--host={device.address}"]
             process = stack.enter_context(running(device.start("-m", "benchmarks.cluster", *common, *own)))
@@ -127,18 +132,18 @@ def _limited(name: str, given: argparse.Namespace) -> Iterator[list[Path]]:
     """A control group of a part of a core and of the memory: its folders (one a controller in version 1)."""
     old = (CGROUPS / "memory").is_dir()
     called = f"edgerun-{os.getpid()}-{name}"
-    groups = [CGROUPS / kind / called for kind in ("cpu", "memory")] if old else [CGROUPS / called]
+    kinds = ("cpu", "memory") if given.cores else ("memory",)
+    groups = [CGROUPS / kind / called for kind in kinds] if old else [CGROUPS / called]
     quota_us, memory = int(given.cores * _PERIOD_US), str(parse_size_bytes(given.memory))
     for group in groups:
         group.mkdir()
     try:
-        if old:
+        if quota_us and old:
             (groups[0] / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
             (groups[0] / "cpu.cfs_quota_us").write_text(str(quota_us))
-            (groups[1] / "memory.limit_in_bytes").write_text(memory)
-        else:
+        elif quota_us:
             (groups[0] / "cpu.max").write_text(f"{quota_us} {_PERIOD_US}")
-            (groups[0] / "memory.max").write_text(memory)
+        (groups[-1] / ("memory.limit_in_bytes" if old else "memory.max")).write_text(memory)
         yield groups
     finally:
         time.sleep(0.3)
@@ -166,7 +171,7 @@ def _say(event: Event) -> None:
 def _device(given: argparse.Namespace) -> None:
     memory_bytes = parse_size_bytes(given.memory)
     work = share_worker(_say, kernels=given.kernels, threads=1, memory_bytes=memory_bytes)
-    device = Device(given.name, 1, memory_bytes, given.kernels, "")
+    device = Device(given.name, 1, memory_bytes, given.kernels, "", _RATE)
     server = Server(home_of(given.home, given.name), (given.host, 0), work, lambda job: device, _say)
     print(f"listening {server.address}", flush=True)
     threading.Event().wait()
@@ -180,11 +185,12 @@ def _head(given: argparse.Namespace) -> None:
         return
     home = home_of(given.home, given.name)
     household = Household(home, _say, way=given.way, wire=given.wire)
-    engine, _, release = load_clustered(given.model, options, household, own_rate=1.0, shards=ShardStore(given.home))
+    engine, _, release = load_clustered(given.model, options, household, own_rate=_RATE, shards=ShardStore(given.home))
     with LLM.from_engine(engine, release=release) as llm:
         decoder = llm.engine.decoder
         assert isinstance(decoder, GroupDecoder)
         _wait_for_all(decoder, int(given.devices))
+        print(f"sums by {household.way}, links {household.links}", file=sys.stderr, flush=True)
         print(json.dumps(_times(decoder, given)), flush=True)
 
 
@@ -207,17 +213,19 @@ def _times(decoder: Decoder, given: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     decoder.forward(ids, cache)
     prompt_s = time.perf_counter() - began
-    took, waited = [], []
+    took, waited, worked = [], [], []
     lockstep = decoder.lockstep if isinstance(decoder, GroupDecoder) else None
     for i in range(_SETTLE_TOKENS + given.tokens):
         before = 0.0 if lockstep is None else lockstep.waited_s
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.process_time()
         decoder.forward([ids[i]], cache)
         took.append(time.perf_counter() - began)
+        worked.append(time.process_time() - computed)
         waited.append(0.0 if lockstep is None else lockstep.waited_s - before)
     token_s = statistics.fmean(took[_SETTLE_TOKENS:])
     sums_ms = 1e3 * statistics.fmean(waited[_SETTLE_TOKENS:])
-    return {"tok_s": 1 / token_s, "prompt_tok_s": given.prompt / prompt_s, "sums_ms": sums_ms}
+    cpu_ms = 1e3 * statistics.fmean(worked[_SETTLE_TOKENS:])
+    return {"tok_s": 1 / token_s, "prompt_tok_s": given.prompt / prompt_s, "sums_ms": sums_ms, "cpu_ms": cpu_ms}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.shared_kernels import share_kernels
 from edgerun.api.cluster import share_worker
 from edgerun.api.household import load_in_household
 from edgerun.api.llm import LLM
@@ -38,10 +39,6 @@ from edgerun.cluster.household import Household
 from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
 from edgerun.events import Event, Notice
-from edgerun.kernels.choice import choose
-from edgerun.kernels.compile import file_name
-from edgerun.kernels.kernel_code import SOURCES
-from edgerun.paths import cache_dir
 from tests.cluster.homes import acquainted
 from tests.cluster.lab import Lab, can_emulate, lab, line_with
 
@@ -174,7 +171,7 @@ class _Workers:
                 other.admit(place)
         self._processes: dict[int, subprocess.Popen[str]] = {}
         for number in range(1, len(names)):
-            _share_kernels(here.devices[number].home)
+            share_kernels(here.devices[number].home)
             self._start(number)
 
     def _start(self, number: int) -> None:
@@ -202,18 +199,6 @@ class _Workers:
         for process in self._processes.values():
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _share_kernels(home: Path) -> None:
-    """Kernels that are compiled already are the device's, too."""
-    there = home / "cache" / "edgerun" / "kernels"
-    there.mkdir(parents=True, mode=0o700)
-    for folder in (home / "cache", home / "cache" / "edgerun"):
-        folder.chmod(0o700)
-    for kernel in SOURCES:
-        name = file_name(kernel, choose("auto"))
-        if (cache_dir() / "kernels" / name).is_file():
-            os.link(cache_dir() / "kernels" / name, there / name)
 
 
 def _rest() -> None:

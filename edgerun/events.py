@@ -51,6 +51,30 @@ class TurnsLeft:
 
 
 @dataclass(frozen=True)
+class DeviceLoad:
+    """A device of a group in the last moments: seconds of its own computing, of waiting for slower devices, of waiting
+    for the wire, of waiting for its disk; what its process holds; a heartbeat's way there and back (0 for the head)."""
+
+    name: str
+    passes: int
+    compute_s: float
+    wait_s: float
+    wire_s: float
+    disk_s: float
+    memory_bytes: int
+    round_trip_s: float
+
+
+@dataclass(frozen=True)
+class GroupWorked:
+    """A group of devices computes, and did this since it was last said (twice a second). The head is the first device;
+    slowest: whom the others wait for, "" for nobody."""
+
+    devices: tuple[DeviceLoad, ...]
+    slowest: str
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user would want to know: what was chosen, or could not be, and why."""
 
@@ -73,7 +97,7 @@ class Span:
 
 
 SpanSink = Callable[[Span], None]
-Event = Progress | Notice | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
+Event = Progress | Notice | GroupWorked | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
 EventSink = Callable[[Event], None]
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from edgerun.api.cluster import load_clustered
+from edgerun.api.device_rates import device_rates
 from edgerun.api.drafting import LOOKUP
 from edgerun.api.llm import LLM
 from edgerun.api.loading import find_model
 from edgerun.cluster.household import Household
-from edgerun.device.cpu import default_threads
 from edgerun.engine.lookup import lookup
 from edgerun.errors import UsageError
 from edgerun.events import Notice
@@ -42,7 +42,7 @@ def load_in_household(
         path,
         options,
         household,
-        own_rate=float(default_threads()),
+        own_rate=device_rates(options.kernels, options.n_threads, options.events).weights_bytes_per_s,
         shards=home.shards,
         draft=None if options.draft is None else lookup,
     )

@@ -16,6 +16,7 @@ COMMANDS = {
     "join": ("cluster_join", "Join with the code that another device shows, and take part."),
     "status": ("cluster_status", "What this device is, and whom it knows."),
     "devices": ("cluster_devices", "All devices, and whether they answer."),
+    "top": ("cluster_top", "What all devices do, live."),
     "plan": ("cluster_plan", "Which devices should run a model, and how."),
     "forget": ("cluster_forget", "Put a device out."),
     "leave": ("cluster_leave", "Take this device out."),

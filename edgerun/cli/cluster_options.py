@@ -40,13 +40,15 @@ def take_part(home: Home, listen: tuple[str, int], offered: Mapping[str, Any], s
     import threading
 
     from edgerun.api.cluster import share_worker
+    from edgerun.api.device_rates import device_rates
     from edgerun.cli.progress import ProgressBars
     from edgerun.cluster.members import Offered, taking_part
     from edgerun.options import LoadOptions
 
     options = LoadOptions(kernels=offered["kernels"], memory=offered["memory"], threads=offered["threads"])
-    mine = Offered(options.kernels, options.n_threads, options.memory_bytes)
     with ProgressBars() as bars:
+        rates = device_rates(options.kernels, options.n_threads, bars)
+        mine = Offered(options.kernels, options.n_threads, options.memory_bytes, rates)
         work = share_worker(bars, kernels=mine.kernels, threads=mine.threads, memory_bytes=mine.memory_bytes)
         with taking_part(home, listen, work, mine, bars) as server:
             said(server)

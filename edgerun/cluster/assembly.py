@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgerun.cluster.collective import Collective
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shares import Ability
 
@@ -38,6 +39,10 @@ class Assembly(Protocol):
     def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
         """In the background, slowly while `is_busy`, have devices keep what they would need if one of them were lost.
         It ends with the group."""
+        ...
+
+    def worked(self, times: Sequence[RankTimes]) -> None:
+        """What the ranks of the group, the head first, did since this was last called."""
         ...
 
     def end(self) -> None:

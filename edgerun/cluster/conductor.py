@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 from edgerun.cluster.collective import F32, Collective
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Teller
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.events import SpanSink
 from edgerun.kv import PagePool
 from edgerun.models.places import Pass
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
+from edgerun.weights import WeightStore
+
+_TELL_S = 0.5
 
 
 class Conductor:
-    """`models.ranks.HeadRanks` over a collective. `follow` its decoder's pages before the first pass."""
+    """`models.ranks.HeadRanks` over a collective. `follow` its decoder's pages before the first pass.
 
-    def __init__(self, collective: Collective, spec: ModelSpec) -> None:
+    store: this rank's; worked: told twice a second what all ranks did since, in their order."""
+
+    def __init__(
+        self,
+        collective: Collective,
+        spec: ModelSpec,
+        store: WeightStore,
+        worked: Callable[[Sequence[RankTimes]], None],
+    ) -> None:
         self._collective = collective
         self._spec = spec
-        self.lockstep = Lockstep(collective, spec.vocab_size)
+        self.lockstep = Lockstep(collective, spec.vocab_size, store)
+        self._worked = worked
+        self._since: list[RankTimes] = []
+        self._told = monotonic()
         self._teller: Teller | None = None
 
     @property
@@ -47,7 +63,16 @@ class Conductor:
         self._collective.broadcast(x)
         logits = self.lockstep.run(reductions(self._spec, task.rows), compute)
         assert logits is not None  # this is the head
+        if len(logits):
+            self._note(self.lockstep.times)
         return logits
+
+    def _note(self, times: list[RankTimes]) -> None:
+        self._since = [a + b for a, b in zip(self._since, times, strict=True)] if self._since else times
+        now = monotonic()
+        if now > self._told + _TELL_S:
+            self._worked(self._since)
+            self._since, self._told = [], now
 
     def end(self) -> None:
         """The others may go. LostPeerError when they have."""

@@ -22,6 +22,8 @@ PIECE_BYTES = 4 << 20  # of a shard, sent and checked as one
 
 Text = Annotated[str, msgspec.Meta(max_length=400)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Amount = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
+Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
@@ -43,13 +45,16 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
 
 
 class Device(msgspec.Struct, frozen=True):
-    """What a device has to offer. Memory: what a share may take there."""
+    """What a device has to offer. Memory: what a share may take there; rates as of `planning.quick_rates`, 0 where they
+    were not measured."""
 
     name: Text
     cores: Count
     memory_bytes: Count
     kernels: Text
     job: Text  # what it is doing; "" for nothing
+    weights_bytes_per_s: Amount = 0.0
+    prompt_ops_per_s: Amount = 0.0
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
@@ -114,10 +119,38 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """This device is going for good: put it out."""
 
 
+class Load(msgspec.Struct, frozen=True):
+    """`events.DeviceLoad` of a device of the group."""
+
+    name: Name
+    passes: Count
+    compute_s: Amount
+    wait_s: Amount
+    wire_s: Amount
+    disk_s: Amount
+    memory_bytes: Count
+    round_trip_s: Amount
+
+
+Loads = Annotated[tuple[Load, ...], msgspec.Meta(max_length=64)]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
-    """Are you there; answered by the same."""
+    """Are you there, and what the devices of the group did lately; answered by the number."""
 
     number: Count
+    loads: Loads = ()
+
+
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """What does the group do that the device takes part in?"""
+
+
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    """The answer: what its head said last, so many seconds ago; nothing where there is no group, or it said nothing."""
+
+    loads: Loads
+    age_s: Amount
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -130,8 +163,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     why: Text
 
 
-Request = Hello | Offer | Piece | Begin | End | Leave
-Answer = Welcome | Missing | Done | Failed
+Request = Hello | Offer | Piece | Begin | End | Leave | Look
+Answer = Welcome | Missing | Done | Failed | Seen
 Message = Request | Answer | Knock | Ping
 
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -114,7 +114,7 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         gguf, shard = open_shard(own.result())
         stack.enter_context(gguf)
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
-        conductor = Conductor(collective, shard)
+        conductor = Conductor(collective, shard, opened.store, assembly.worked)
         limits = collective.gather(limits_of(shard, opened))
         waves = [int(each[0]) for each in limits if each[0] > 0]
         pages = [int(each[1]) for each in limits if each[1] >= 0]

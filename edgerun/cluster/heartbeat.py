@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from edgerun.cluster.channel import Channel
-from edgerun.cluster.control import Ping, hear, say
+from edgerun.cluster.control import Load, Ping, hear, say
 from edgerun.errors import FormatError, LostPeerError
 
 EVERY_S = 0.15
@@ -24,16 +24,23 @@ _LOOK_S = 1.0
 
 
 class Heartbeat:
-    """A thread that asks one device, and calls `lost` with the reason once, when no answer comes."""
+    """A thread that asks one device, and calls `lost` with the reason once, when no answer comes. loads: what it says
+    of the group's devices when it asks."""
 
     def __init__(
-        self, channel: Channel, name: str, lost: Callable[[str], None], patience_s: float = PATIENCE_S
+        self,
+        channel: Channel,
+        name: str,
+        lost: Callable[[str], None],
+        patience_s: float = PATIENCE_S,
+        loads: Callable[[], tuple[Load, ...]] = tuple,
     ) -> None:
         self.round_trip_s = 0.0
         self._channel = channel
         self._name = name
         self._lost = lost
         self._patience_s = patience_s
+        self._loads = loads
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat of {name}", daemon=True)
         self._thread.start()
@@ -51,7 +58,7 @@ class Heartbeat:
             number += 1
             asked = time.monotonic()
             try:
-                say(self._channel, Ping(number))
+                say(self._channel, Ping(number, self._loads()))
                 self._wait(asked)
                 answer = hear(self._channel, self._patience_s)
                 if answer != Ping(number):
@@ -70,8 +77,11 @@ class Heartbeat:
                 raise LostPeerError(f"silence for {silence_s:.1f} s")
 
 
-def answer_heartbeats(channel: Channel, may_go_on: Callable[[], bool], lease_s: float = LEASE_S) -> None:
-    """Answer until nobody asks any more or, looked at about once a second, may not; then return."""
+def answer_heartbeats(
+    channel: Channel, may_go_on: Callable[[], bool], heard: Callable[[tuple[Load, ...]], None], lease_s: float = LEASE_S
+) -> None:
+    """Answer until nobody asks any more or, looked at about once a second, may not; then return. `heard` is told what
+    the head says of the group's devices."""
     looked = time.monotonic()
     while True:
         try:
@@ -82,6 +92,7 @@ def answer_heartbeats(channel: Channel, may_go_on: Callable[[], bool], lease_s: 
                     return
             if not isinstance(asked, Ping):
                 return
-            say(channel, asked)
+            say(channel, Ping(asked.number))
+            heard(asked.loads)
         except (LostPeerError, FormatError):
             return

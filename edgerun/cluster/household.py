@@ -10,10 +10,11 @@ import msgspec
 
 from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.collective import Collective
-from edgerun.cluster.control import Offer
+from edgerun.cluster.control import Device, Load, Offer
 from edgerun.cluster.head import Head, Shard
 from edgerun.cluster.home import Home
 from edgerun.cluster.links import Links
+from edgerun.cluster.rank_times import RankTimes, split, straggler
 from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
 from edgerun.cluster.shard_file import ShardSource
@@ -21,11 +22,17 @@ from edgerun.cluster.shards import checked_offer, make_offer
 from edgerun.cluster.shares import Ability
 from edgerun.cluster.spares import Read, Spares
 from edgerun.errors import EdgerunError, FormatError
-from edgerun.events import EventSink, Notice
+from edgerun.events import DeviceLoad, EventSink, GroupWorked, Notice
 from edgerun.paths import read_kept, write_kept
 
+UNMEASURED_CORE = 8e9  # bytes of weights a second of a core whose device does not say: a small one
 _LOOK_S = 2.0  # between looks for devices that do not take part
 _OURS = 0.8  # of a device's free memory
+
+
+def rate_of(device: Device) -> float:
+    """As `Ability.rate`: bytes of weights a second."""
+    return device.weights_bytes_per_s or UNMEASURED_CORE * device.cores
 
 
 class Household:
@@ -51,7 +58,7 @@ class Household:
             found, self._found = self._found, []
         self._head.add(found)
         devices = [remote.device for remote in self._head.remotes]
-        return [Ability(float(device.cores), int(_OURS * device.memory_bytes)) for device in devices]
+        return [Ability(rate_of(device), int(_OURS * device.memory_bytes)) for device in devices]
 
     def names(self) -> list[str]:
         return [remote.name for remote in self._head.remotes]
@@ -70,6 +77,22 @@ class Household:
         self._stop_spares()
         places = [Member(remote.member.certificate, remote.address) for remote in self._head.remotes]
         self._spares = Spares(self._home, places, cut, self._offer, is_busy)
+
+    def worked(self, times: Sequence[RankTimes]) -> None:
+        remotes = self._head.remotes
+        if len(times) != 1 + len(remotes):
+            return  # somebody was lost just now
+        parts = split(times)
+        names = [self._home.identity.name, *self.names()]
+        round_trips = [0.0, *(remote.round_trip_s for remote in remotes)]
+        devices = tuple(
+            DeviceLoad(name, int(did.passes), **vars(part), memory_bytes=int(did.memory_mib) << 20, round_trip_s=trip_s)
+            for name, did, part, trip_s in zip(names, times, parts, round_trips, strict=True)
+        )
+        slowest = straggler(parts)
+        for remote in remotes:
+            remote.loads = tuple(Load(**vars(device)) for device in devices)
+        self._events(GroupWorked(devices, "" if slowest is None else devices[slowest].name))
 
     def end(self) -> None:
         self._stop_spares()

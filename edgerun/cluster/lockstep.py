@@ -10,11 +10,14 @@ from time import perf_counter
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
+from edgerun.cluster.rank_times import NUMBERS, RankTimes, Stopwatch, heard
 from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, ReadError
 from edgerun.events import Span, SpanSink
+from edgerun.weights import WeightStore
 
 _MOST_TEXT_BYTES = 2000
 _GATHERED = 1 << 20  # logits of all ranks that are gathered at a time
+_NOTHING = np.empty(0, np.float32)
 _KINDS: dict[str, type[EdgerunError]] = {"DoesNotFitError": DoesNotFitError, "ReadError": ReadError}
 
 
@@ -24,14 +27,17 @@ class PassEnded(EdgerunError):
 
 class Lockstep:
     """One rank's part in passes: `models.ranks.Ranks`. Since the start: `reductions`, and of what they summed up
-    `reduced_bytes` (f32, as one rank has it); `waited_s` for them, the slowest rank and the wire together. watcher: is
-    told of each."""
+    `reduced_bytes` (f32, as one rank has it); `waited_s` for them, the slowest rank and the wire together. On the head
+    `times`: what all ranks told with their last logits. store: this rank's; watcher: is told of each sum."""
 
     watcher: SpanSink | None = None
 
-    def __init__(self, collective: Collective, vocab_size: int) -> None:
+    def __init__(self, collective: Collective, vocab_size: int, store: WeightStore) -> None:
         self.collective = collective
+        self.times: list[RankTimes] = []
         self._vocab_size = vocab_size
+        self._stopwatch = Stopwatch(store.statistics)
+        self._began = 0.0
         self.reductions = 0
         self.reduced_bytes = 0
         self.waited_s = 0.0
@@ -54,6 +60,7 @@ class Lockstep:
         ranks are ready for the next pass. LostPeerError, an interrupt, or an error after the last reduction: the group
         is over."""
         self._left = deque(sizes)
+        self._began = perf_counter()
         try:
             mine = compute()
             assert not self._left, "reductions are missing"
@@ -86,23 +93,35 @@ class Lockstep:
         if self.watcher is not None:
             self.watcher(Span("cluster", f"sum of {n} numbers", began, ended, buffer.nbytes))
         self.waited_s += ended - began
+        self._stopwatch.waited_s += ended - began
         self.reductions += 1
         self.reduced_bytes += buffer.nbytes
         x.reshape(-1)[:] = buffer[:n]
         return bool(buffer[n] > 0)
 
     def _gathered(self, mine: F32) -> F32 | None:
-        """On the head the logits of all."""
+        """On the head the logits of all. With the first of them each rank tells its times."""
         step = max(1, _GATHERED // self._vocab_size)
+        watch, is_head = self._stopwatch, self.collective.rank == HEAD
+        watch.passes += 1
+        watch.busy_s += perf_counter() - self._began
         found = []
         for low in range(0, len(mine), step):
             some = mine[low : low + step]
+            tail = watch.told() if low == 0 else _NOTHING
             began = perf_counter()
-            parts = self.collective.gather(some)
+            parts = self.collective.gather(np.concatenate([some.reshape(-1), tail]))
+            ended = perf_counter()
             if self.watcher is not None:
-                self.watcher(Span("cluster", "logits of all", began, perf_counter(), some.nbytes))
+                self.watcher(Span("cluster", "logits of all", began, ended, some.nbytes))
+            if low == 0 and parts:
+                self.times = [heard(part[-NUMBERS:]) for part in parts]
+                parts = [part[:-NUMBERS] for part in parts]
+            if is_head:  # it waits for the others' logits; they do not wait
+                watch.busy_s += ended - began
+                watch.waited_s += ended - began
             found += [np.concatenate([part.reshape(len(some), -1) for part in parts], axis=1)] if parts else []
-        if self.collective.rank != HEAD:
+        if not is_head:
             return None
         return np.concatenate(found) if found else np.empty((0, self._vocab_size), np.float32)
 

@@ -21,6 +21,7 @@ from edgerun.device.cpu import default_threads
 from edgerun.device.memory import memory_limits
 from edgerun.errors import EdgerunError, NetworkError, NotFoundError
 from edgerun.events import EventSink, Notice
+from edgerun.planning.quick_rates import QuickRates
 
 LOOPBACK = ("127.0.0.1", PORT)
 _ALL = "0.0.0.0"
@@ -45,17 +46,19 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Offered:
-    """What of this device others may have; None: what there is."""
+    """What of this device others may have; None: what there is. rates: 0 where they were not measured."""
 
     kernels: str = "auto"
     threads: int | None = None
     memory_bytes: int | None = None
+    rates: QuickRates = QuickRates(0.0, 0.0)
 
     def now(self, name: str, job: str) -> Device:
         """As others shall see it."""
         available = memory_limits().available_bytes
         memory_bytes = available if self.memory_bytes is None else min(available, self.memory_bytes)
-        return Device(name, self.threads or default_threads(), memory_bytes, self.kernels, job)
+        cores = self.threads or default_threads()
+        return Device(name, cores, memory_bytes, self.kernels, job, **vars(self.rates))
 
 
 @contextmanager

@@ -19,9 +19,12 @@ from edgerun.cluster.control import (
     Hello,
     Knock,
     Leave,
+    Load,
+    Look,
     Missing,
     Offer,
     Piece,
+    Seen,
     Welcome,
     ask,
     say,
@@ -48,6 +51,7 @@ class Remote:
         self._channel = Channel(dial(home, member.fingerprint, self.address, CONTROL))
         self._heartbeat: Heartbeat | None = None
         self._why = ""
+        self.loads: tuple[Load, ...] = ()  # of the group's devices, which it is told with the next heartbeat
         self._lock = threading.Lock()
         try:
             started = time.monotonic()
@@ -82,7 +86,7 @@ class Remote:
 
         channel = Channel(dial(self._home, self.member.fingerprint, self.address, HEARTBEAT))
         say(channel, Knock(job, 0))
-        self._heartbeat = Heartbeat(channel, self.name, note, patience_s)
+        self._heartbeat = Heartbeat(channel, self.name, note, patience_s, lambda: self.loads)
 
     def give(self, offer: Offer, read: Callable[[int, int], bytes], events: EventSink) -> int:
         """Have it keep a shard; `read(offset, count)` gives its bytes. The bytes that had to be sent. FormatError when
@@ -113,6 +117,10 @@ class Remote:
     def put_me_out(self) -> None:
         """Tell it that this device leaves for good."""
         ask(self._channel, Leave(), Done, _ANSWER_S)
+
+    def look(self) -> Seen:
+        """What the group does that it takes part in."""
+        return ask(self._channel, Look(), Seen, _ANSWER_S)
 
     def refresh(self) -> None:
         """Tell each other again who is known."""

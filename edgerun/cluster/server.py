@@ -30,10 +30,13 @@ from edgerun.cluster.control import (
     Hello,
     Knock,
     Leave,
+    Load,
+    Look,
     Message,
     Missing,
     Offer,
     Piece,
+    Seen,
     Welcome,
     hear,
     say,
@@ -69,6 +72,7 @@ class Server:
         self._seats = Seats(home)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._seen: tuple[float, tuple[Load, ...]] = (0.0, ())  # when a head said what of its group
         self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
         try:
             family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
@@ -168,7 +172,12 @@ class Server:
         knock = hear(channel, _FIRST_WORD_S)
         if not isinstance(knock, Knock):
             raise FormatError("a heartbeat began with something else")
-        answer_heartbeats(channel, lambda: self._seats.are_members(knock.job, self._home.roster))
+
+        def hear_of(loads: tuple[Load, ...]) -> None:
+            self._seen = time.monotonic(), loads
+
+        answer_heartbeats(channel, lambda: self._seats.are_members(knock.job, self._home.roster), hear_of)
+        self._seen = (0.0, ())
         self._seats.end(knock.job, "the head does not ask any more, or somebody was put out")
 
     def _control(self, secure: socket.socket, member: Member) -> None:
@@ -207,6 +216,9 @@ class Server:
                 begun.append(self._begin(request, member))
             case End(job):
                 self._seats.end(job, "the head ended it")
+            case Look():
+                when, loads = self._seen
+                return Seen(loads, time.monotonic() - when if loads else 0.0)
             case Leave():
                 self._home.put_out(member.fingerprint)
                 self._events(Notice(f"{member.name} left"))

@@ -33,7 +33,7 @@ def secured(
         if server:
             context.num_tickets = 0
         context.load_cert_chain(identity.path)
-        context.load_verify_locations(cadata=pins(others))
+        context.load_verify_locations(cadata=pins(roster.members))  # itself, too: `cluster top` asks its own device
         connection.settimeout(HANDSHAKE_S)
         secure = context.wrap_socket(connection, server_side=server)
     except BaseException as error:

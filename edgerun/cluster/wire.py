@@ -16,7 +16,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,9 @@ class Link:
         self.received_bytes = 0
         self.sent_bytes = 0
         self._socket = connection
+        self._pending = connection.pending if isinstance(connection, ssl.SSLSocket) else None
         self._inbox: U8 = np.empty(1 << 14, np.uint8)
+        self._inbox_view = self._inbox.data
         self._filled = 0  # bytes of the frame that is coming
         self._wanted = HEADER.size
         self._expected: tuple[int, int, int, bool] = (BYTES, 0, 0, True)
@@ -89,34 +91,42 @@ class Link:
         self._wanted = HEADER.size + (n_bytes if exactly else 0)
         self._make_room(HEADER.size + n_bytes if exactly else self._inbox.size)
 
-    def send_some(self, data: memoryview) -> int:
-        """Bytes of `data` that the connection takes now."""
+    def send_most(self, data: memoryview) -> memoryview:
+        """What the connection does not take of `data` now."""
         try:
-            sent = self._socket.send(data)
+            while data:
+                sent = self._socket.send(data)  # of TLS one record at a time
+                self.sent_bytes += sent
+                data = data[sent:]
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
-            return 0
+            pass  # until it can be written to again
         except (OSError, ValueError) as error:
             raise self._lost(error) from error
-        self.sent_bytes += sent
-        return sent
+        return data
 
-    def receive_some(self) -> int:
-        """Bytes that were there; `is_whole` tells whether the frame is."""
-        end = min(self._wanted, self._filled + _ONE_READ_BYTES)
-        try:
-            got = self._socket.recv_into(self._inbox[self._filled : end].data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
-            return 0
-        except (OSError, ValueError) as error:
-            raise self._lost(error) from error
-        if got == 0:
-            raise LostPeerError(f"rank {self.peer} left the group")
-        before = self._filled
-        self._filled += got
-        self.received_bytes += got
-        if before < HEADER.size <= self._filled:
-            self._check_header()
-        return got
+    def receive_all(self) -> None:
+        """What is there of the frame; `is_whole` tells whether that is all. Asked when something has come: to find
+        nothing costs an exception, which takes longer than a small frame."""
+        while self._filled < self._wanted:
+            end = min(self._wanted, self._filled + _ONE_READ_BYTES)
+            try:
+                got = self._socket.recv_into(self._inbox_view[self._filled : end])
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+                return
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from error
+            if got == 0:
+                raise LostPeerError(f"rank {self.peer} left the group")
+            before = self._filled
+            self._filled += got
+            self.received_bytes += got
+            if before < HEADER.size <= self._filled:
+                self._check_header()
+
+    @property
+    def holds_some(self) -> bool:
+        """Whether something has come that was read from the socket already: no wait would tell."""
+        return self._pending is not None and self._pending() > 0
 
     @property
     def is_whole(self) -> bool:
@@ -146,7 +156,7 @@ class Link:
         if n_bytes > self._inbox.size:
             larger = np.empty(n_bytes + (n_bytes >> 1), np.uint8)
             larger[: self._filled] = self._inbox[: self._filled]
-            self._inbox = larger
+            self._inbox, self._inbox_view = larger, larger.data
 
     def _lost(self, error: Exception) -> LostPeerError:
         return LostPeerError(f"the connection to rank {self.peer} broke: {error}")
@@ -155,49 +165,55 @@ class Link:
 def exchange(sends: Iterable[tuple[Link, memoryview]], receives: Iterable[Link], is_lost: IsLost) -> None:
     """Send frames and receive those that were expected, all at the same time. LostPeerError when a connection breaks,
     a frame is not what was expected, or `is_lost` says so while nothing moves."""
-    sending = [(link, data) for link, data in sends]
-    receiving = list(receives)
+    sending: dict[int, tuple[Link, memoryview]] = {}
+    for link, data in sends:
+        left = link.send_most(data)
+        if left:
+            sending[link.fileno()] = link, left
+    receiving: dict[int, Link] = {}
+    for link in receives:
+        if link.holds_some:
+            link.receive_all()
+        if not link.is_whole:
+            receiving[link.fileno()] = link
+    while sending or receiving:
+        for number in _ready(sending, receiving, is_lost):
+            if number in receiving:
+                receiving[number].receive_all()
+                if receiving[number].is_whole:
+                    del receiving[number]
+            if number in sending:
+                link, data = sending.pop(number)
+                left = link.send_most(data)
+                if left:
+                    sending[number] = link, left
+
+
+def _ready(
+    sending: Mapping[int, tuple[Link, memoryview]], receiving: Mapping[int, Link], is_lost: IsLost
+) -> Sequence[int]:
+    """Descriptors that can be read or written, once there are some."""
+    if -1 in sending or -1 in receiving:
+        raise LostPeerError("a connection was closed")
     while True:
-        moved = 0
-        left = []
-        for link, data in sending:
-            sent = link.send_some(data)
-            moved += sent
-            if sent < len(data):
-                left.append((link, data[sent:]))
-        sending = left
-        for link in receiving:
-            moved += link.receive_some()
-        receiving = [link for link in receiving if not link.is_whole]
-        if not sending and not receiving:
-            return
-        if not moved:
-            _wait(receiving, [link for link, _ in sending], is_lost)
-
-
-def _wait(receiving: Sequence[Link], sending: Sequence[Link], is_lost: IsLost) -> None:
-    """Until a connection can be read or written."""
-    while not _is_ready(receiving, sending):
+        found = _poll(sending, receiving)
+        if found:
+            return found
         why = is_lost()
         if why:
             raise LostPeerError(why)
 
 
-def _is_ready(receiving: Sequence[Link], sending: Sequence[Link]) -> bool:
-    for link in (*receiving, *sending):
-        if link.fileno() < 0:
-            raise LostPeerError(f"the connection to rank {link.peer} was closed")
+def _poll(sending: Collection[int], receiving: Collection[int]) -> list[int]:
     if not hasattr(select, "poll"):
-        return any(select.select(receiving, sending, [], _LOOK_S))
+        readable, writable, _ = select.select(list(receiving), list(sending), [], _LOOK_S)
+        return [*readable, *writable]
     poll: Any = select.poll()
-    events: dict[int, int] = {}
-    for link in receiving:
-        events[link.fileno()] = select.POLLIN
-    for link in sending:
-        events[link.fileno()] = events.get(link.fileno(), 0) | select.POLLOUT
-    for number, wanted in events.items():
-        poll.register(number, wanted)
-    return bool(poll.poll(1000 * _LOOK_S))
+    for number in receiving:
+        poll.register(number, select.POLLIN)
+    for number in sending:
+        poll.register(number, select.POLLOUT | (select.POLLIN if number in receiving else 0))
+    return [number for number, _ in poll.poll(1000 * _LOOK_S)]
 
 
 def patience(wait_s: float) -> IsLost:

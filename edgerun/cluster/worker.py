@@ -60,7 +60,7 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
         raise FormatError(f"how to load a shard is not said: {error}") from None
     gguf, spec = open_shard(shard)
     with gguf, open_with(gguf, spec, options, events) as opened:
-        lockstep = Lockstep(collective, spec.vocab_size)
+        lockstep = Lockstep(collective, spec.vocab_size, opened.store)
         passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
         pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes))
         follower = Follower(pool, options.context)

@@ -14,6 +14,7 @@ import msgspec
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.local import local_group
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shares import divide
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of, work
@@ -51,6 +52,7 @@ class Together:
     conductor: Conductor
     collectives: Sequence[Collective]
     errors: list[BaseException]  # that ended workers
+    times: list[Sequence[RankTimes]]  # of all ranks, as the head heard them
 
 
 @contextlib.contextmanager
@@ -86,11 +88,12 @@ def together(
         mine, shard = open_shard(paths[0])
         stack.enter_context(mine)
         opened = stack.enter_context(open_with(mine, shard, options, None))
-        conductor = Conductor(ranks[0], shard)
+        times: list[Sequence[RankTimes]] = []
+        conductor = Conductor(ranks[0], shard, opened.store, times.append)
         decoder = Decoder(shard, opened.store, opened.kernels, context=CONTEXT, ranks=conductor)
         conductor.follow(decoder.pages)
         ranks[0].gather(limits_of(shard, opened))
-        yield Together(decoder, conductor, ranks, errors)
+        yield Together(decoder, conductor, ranks, errors, times)
         conductor.end()
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tiny_model import make_tiny_model
 
+from edgerun.cli.main import cli
 from tests.cluster.lab import Device, Lab, lab, line_with, running
 
 WORDS = "the cat and the"
@@ -75,6 +79,29 @@ def test_devices_answer_what_one_alone_does(house: House) -> None:
     assert "attic is there" in besides and "shed is there" in besides
     assert house.answer("--cluster", "--allreduce", "star")[0] == text
     assert house.answer("--cluster", "--wire", "q8", tokens=5)[0]
+
+
+def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in house.desk.environment.items():
+        monkeypatch.setenv(key, value)
+    top, end = ["cluster", "top", "--count", "1"], time.monotonic() + 40
+    with house.here.inside(house.desk):
+        idle = json.loads(CliRunner().invoke(cli, [*top, "--json"]).stdout)["devices"]
+        found = [(each["name"], each["answers"], each["load"]) for each in idle]
+        assert found == [("attic", True, None), ("shed", True, None)]
+        with running(house.run("--cluster", tokens=400)):
+            loads: list[dict[str, float]] = []
+            while not loads:
+                assert time.monotonic() < end
+                seen = json.loads(CliRunner().invoke(cli, [*top, "--json"]).stdout)["devices"]
+                loads = [each["load"] for each in seen if each["load"]]
+            shown = CliRunner().invoke(cli, top, env={"COLUMNS": "160"}).stdout
+    assert [each["name"] for each in seen] == ["desk", "attic", "shed"]
+    assert len({load["passes"] for load in loads}) == 1 and loads[0]["passes"] > 0  # the same tokens
+    assert all(load["compute_s"] > 0 and load["memory_bytes"] > 10 << 20 for load in loads)
+    assert min(load["wait_s"] for load in loads) == 0 < loads[0]["wire_s"] == loads[2]["wire_s"]
+    assert [load["round_trip_s"] > 0 for load in loads] == [False, True, True]
+    assert "desk" in shown and "attic" in shown and "compute" in shown
 
 
 def test_a_worker_that_is_killed_costs_no_token(house: House) -> None:

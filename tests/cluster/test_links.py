@@ -82,7 +82,7 @@ def test_links_are_measured_and_sums_take_as_long_as_predicted(three: Three) -> 
         return
     # nothing is faster than the switch; how much slower it is depends on what else this machine does
     assert 0.005 < links.hop_s < 0.02
-    assert 0.6e-7 < links.byte_s < 5e-7
+    assert 0.6e-7 < links.byte_s < 2e-6
     for way, hops, messages in (("star", 2, 3), ("mesh", 1, 2)):
         emulated = hops * 0.005 + messages * 4 * 2049 * 8 / 1e8
         group = begin(head, way)

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.collective import F32, Collective
 from edgerun.cluster.local import local_group
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shares import Ability
 from edgerun.cluster.worker import OpenShard, work
@@ -74,6 +75,7 @@ class ThreadAssembly:
         self.groups = 0
         self.spares: list[list[str]] = []  # digests of the shards without each device
         self.begun: list[list[str]] = []  # and of those of each group
+        self.times: list[Sequence[RankTimes]] = []
         self.errors: list[BaseException] = []
         self._threads: list[threading.Thread] = []
 
@@ -116,6 +118,9 @@ class ThreadAssembly:
         number = max(self._rates) + 1
         self._rates[number] = rate
         self._there.append(number)
+
+    def worked(self, times: Sequence[RankTimes]) -> None:
+        self.times.append(times)
 
     def end(self) -> None:
         for rank in self.ranks:
