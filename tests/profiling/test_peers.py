@@ -123,11 +123,12 @@ def test_bench_compares_with_a_server(tmp_path: Path, url: str) -> None:
 def test_llama_cpp_in_a_process_of_its_own(tmp_path: Path) -> None:
     worker = (
         "#!/usr/bin/env python3\n"
-        "import json, sys\n"
+        "import json, os, signal, sys\n"
         "print(json.dumps({'load_s': 0.5, 'version': '9'}), flush=True)\n"
         "for line in sys.stdin:\n"
         "    asked = json.loads(line)\n"
-        "    if asked['depth']: sys.exit('llama_decode failed')\n"
+        "    if asked['depth'] == 1: sys.exit('llama_decode failed')\n"
+        "    if asked['depth'] == 2: os.kill(os.getpid(), signal.SIGILL)\n"
         "    print(json.dumps({'prompt_s': 2.0, 'steps_s': [0.5] * asked['decode']}), flush=True)\n"
     )
     python = tmp_path / "python"
@@ -136,8 +137,13 @@ def test_llama_cpp_in_a_process_of_its_own(tmp_path: Path) -> None:
     engine = LlamaCppEngine(tmp_path / "model.gguf", context=64, threads=1, python=str(python))
     run = engine.run(Case(10, 3))
     assert (run.prompt_tok_s, run.decode_tok_s, engine.backend) == (5, 2, "llama-cpp-python 9")
-    with pytest.raises(EdgerunError, match="llama_decode failed"):
-        engine.run(Case(10, 3, depth=1))
+    for depth, why in ((1, "llama_decode failed"), (2, "Illegal instruction")):
+        with pytest.raises(EdgerunError, match=why):
+            engine.run(Case(10, 3, depth=depth))
+        with pytest.raises(EdgerunError, match=f"has ended|{why}"):
+            engine.run(Case(10, 3))
+        engine.close()
+        engine = LlamaCppEngine(tmp_path / "model.gguf", context=64, threads=1, python=str(python))
     engine.close()
     with pytest.raises(NotFoundError, match="--llamacpp-python"):
         LlamaCppEngine(tmp_path / "model.gguf", context=64, threads=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,7 +72,8 @@ class LlamaCppEngine:
         """End the other process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # it died, and something was still to be told
+                    stream.close()
         self._process.terminate()
         self._process.wait()
         self._said.close()
@@ -79,7 +82,6 @@ class LlamaCppEngine:
         assert self._process.stdout is not None  # it was asked for
         line = self._process.stdout.readline(_MOST_LINE)
         if not line:
-            self._process.wait()
             raise EdgerunError(f"it ended: {self._last_words()}")
         found: dict[str, Any] = json.loads(line)
         if not all(math.isfinite(each) for each in found.get("steps_s", [])):
@@ -87,5 +89,7 @@ class LlamaCppEngine:
         return found
 
     def _last_words(self) -> str:
+        code = self._process.wait()
         self._said.seek(0)
-        return self._said.read().decode(errors="replace").strip()[-300:] or "it said nothing"
+        said = self._said.read().decode(errors="replace").strip()[-300:] or "it said nothing"
+        return f"{said} ({signal.strsignal(-code)})" if code < 0 else said
