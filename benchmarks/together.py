@@ -18,6 +18,7 @@ import time
 from side_by_side import last_object
 
 from edgerun import LLM
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models.batch import Batch, Stretch
 
 LLAMA_CPP = """
@@ -64,7 +65,8 @@ print(json.dumps({"tok_s": sequences * decode / (time.perf_counter() - start)}))
 
 def ours(model: str, sequences: int, prompt: int, decode: int, threads: int, memory: str) -> float:
     """Tokens a second of all sequences, a token of each in one step of the decoder, the likeliest fed again."""
-    with LLM(model, threads=threads, context=sequences * (prompt + decode + 8), memory=memory) as llm:
+    pages = -(-(prompt + decode + 8) // KEYS_PER_PAGE)  # of each sequence, whole ones
+    with LLM(model, threads=threads, context=sequences * pages * KEYS_PER_PAGE, memory=memory) as llm:
         decoder = llm._engine.decoder
         caches = [decoder.new_cache(prompt + decode + 8) for _ in range(sequences)]
         tokens = []

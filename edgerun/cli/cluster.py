@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from edgerun.cli.lazy_group import LazyGroup
 
 if TYPE_CHECKING:
     from edgerun.cluster.home import Home
@@ -23,21 +24,10 @@ COMMANDS = {
 }
 
 
-class ClusterGroup(click.Group):
-    """Imports a command when it is used."""
+class ClusterGroup(LazyGroup):
+    """Those of `edgerun cluster`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"edgerun.cli.{COMMANDS[cmd_name][0]}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+    table = COMMANDS
 
 
 @click.command(cls=ClusterGroup, short_help="Run a model on several devices at home.")

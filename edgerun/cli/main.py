@@ -10,16 +10,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from edgerun import __version__
+from edgerun.cli.lazy_group import LazyGroup
 from edgerun.cli.output import note
 from edgerun.errors import DoesNotFitError, EdgerunError
 
-# command -> the module in edgerun.cli that has a click command `command`, and its line in the help
 COMMANDS = {
     "run": ("run", "Talk to a model, or have it continue a text."),
     "chat": ("run", "The same as run."),
@@ -41,21 +40,10 @@ COMMANDS = {
 _INTERRUPTED = 130
 
 
-class Program(click.Group):
-    """A group that imports a command when it is used, and the one place that turns errors into exit codes."""
+class Program(LazyGroup):
+    """All commands, and the one place that turns errors into exit codes."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"edgerun.cli.{COMMANDS[cmd_name][0]}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+    table = COMMANDS
 
     def main(
         self,
