@@ -38,6 +38,7 @@ def logits_of(path: Path, ids: list[int]) -> np.ndarray:
     quiet = L.llama_log_callback(lambda level, text, data: None)
     L.llama_log_set(quiet, ctypes.c_void_p(0))
     params = L.llama_model_default_params()
+    params.use_extra_bufts = False  # other kernels, for weights packed anew: AMX units round activations otherwise
     model = L.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {path}")

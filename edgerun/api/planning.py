@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edgerun import paths
 from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
-from edgerun.errors import UsageError
+from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.events import EventSink
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
@@ -222,6 +222,31 @@ def slow_types_of(path: Path, kernels: str = "auto") -> tuple[dict[str, float], 
     with open_gguf(path) as gguf:
         sizes = load_sizes(kernels)
         return slow_types(gguf.tensors, sizes), slow_types_notice(gguf.tensors, sizes)
+
+
+@dataclass(frozen=True)
+class SequenceMemory:
+    """What a sequence takes: `position_bytes` of keys and values for each of its tokens, as f16; `state_bytes` of its
+    recurrent layers' states, whatever its length, and as much for each of its checkpoints (0: there are none)."""
+
+    position_bytes: int
+    state_bytes: int
+
+
+def sequence_memory_of(path: Path) -> SequenceMemory | None:
+    """Of a model file; None where it holds no model that edgerun runs. NotFoundError."""
+    from edgerun.formats.gguf import open_gguf
+    from edgerun.kv.states import block_bytes
+    from edgerun.models import load_spec
+    from edgerun.models.holdings import states_of
+
+    with open_gguf(path) as gguf:
+        try:
+            spec = load_spec(gguf)
+        except (FormatError, UnsupportedError):
+            return None
+    pages = sum(group.page_bytes for group in kv_groups(spec))
+    return SequenceMemory(pages // KEYS_PER_PAGE, block_bytes(states_of(spec)))
 
 
 @contextlib.contextmanager

@@ -45,9 +45,8 @@ def plan_weights(
     if isinstance(kernels, str):
         kept = kv or KvOptions()
         formats = kept.keys, kept.values
-        compiles = kernels_missing(
-            kernels, catalog.types(), catalog.neuron_types(), formats, recurrent=catalog.recurrent
-        )
+        kinds = {"recurrent": catalog.recurrent, "streams": catalog.streams}
+        compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), formats, **kinds)
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
         gguf.path.name,
@@ -83,6 +82,7 @@ def load_kernels_for(
         neuron_types=neurons,
         kv=(kept.keys, kept.values),
         recurrent=catalog.recurrent,
+        streams=catalog.streams,
     )
 
 

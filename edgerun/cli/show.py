@@ -17,7 +17,7 @@ from edgerun.cli.output import as_dict, print_json, print_pairs
 @json_option
 def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
     """Describe MODEL: a path, an alias, or the name of a downloaded model."""
-    from edgerun.api.planning import slow_types_of
+    from edgerun.api.planning import sequence_memory_of, slow_types_of
     from edgerun.errors import NotFoundError
     from edgerun.hub import resolve, show
     from edgerun.hub.info import metadata_table
@@ -35,8 +35,9 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
         print_json({"chat_template": info.chat_template}) if as_json else click.echo(info.chat_template)
         return
     slow, notice = slow_types_of(path)
+    sequence = sequence_memory_of(path)
     if as_json:
-        print_json({**as_dict(info), "slow_types": slow})
+        print_json({**as_dict(info), "slow_types": slow, "sequence": sequence and as_dict(sequence)})
         return
     print_pairs(
         {
@@ -51,6 +52,7 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
             "experts": info.experts or None,
             "embedding": info.embedding_length,
             "context": info.context_length,
+            "a sequence": sequence and _sequence_line(sequence),
             "vocabulary": info.vocabulary,
             "tokenizer": info.tokenizer,
             "chat template": "yes" if info.chat_template is not None else "no: the model continues texts",
@@ -59,6 +61,15 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
             "file": path,
         }
     )
+
+
+def _sequence_line(sequence: Any) -> str:
+    from edgerun.units import format_size
+
+    grows = f"{format_size(sequence.position_bytes)} for each token"
+    if not sequence.state_bytes:
+        return grows
+    return f"{grows}; states of {format_size(sequence.state_bytes)} whatever its length, as much for each checkpoint"
 
 
 def _pack_line(pack: Any) -> str:

@@ -106,6 +106,9 @@ def parse_quant(quant: str | GgmlType) -> GgmlType:
     raise UsageError(f"edgerun does not quantise to {quant!r}; it writes {', '.join(t.name for t in QUANT_TYPES)}")
 
 
+_HALF = ("per_layer_model_proj", "altup_", "laurel_")  # small, and every layer of Gemma 3n and 4 depends on it
+
+
 def stays_f32(name: str, shape: tuple[int, ...]) -> bool:
     """Norms, biases, routers, convolutions and RoPE factors: small, and everything depends on them."""
     return (
@@ -123,7 +126,7 @@ def choose_type(name: str, shape: tuple[int, ...], wanted: GgmlType, *, is_head:
     """
     if stays_f32(name, shape):
         return GgmlType.F32
-    if name == "per_layer_model_proj.weight":  # small, and every layer of Gemma 4 is fed by it
+    if any(part in name for part in _HALF):
         return GgmlType.F16
     chosen = wanted
     if is_head and wanted not in _PRECISE:

@@ -1,7 +1,8 @@
 """What kernels take: the one place that names the int64 slots of their arguments.
 
 A kernel is `void f(int64 arguments, int64 low, int64 high)`: it does the items [low, high) of an operation, and
-`arguments` is the address of the slots that a class here, or of `state_abi`, lists in their order. A class's docstring
+`arguments` is the address of the slots that a class here, or of `state_abi` and `stream_abi`, lists in their
+order. A class's docstring
 says what the kernel does and what an item is. An address is one of memory that the caller keeps; floats travel as the
 address of an f32.
 `native/header.py` makes the C header from this.
@@ -13,6 +14,7 @@ import struct
 from typing import Annotated, NamedTuple, get_type_hints
 
 from edgerun.kernels.state_abi import CausalConv, GatedNorm, Scan, ScanSteps, UnitHeads
+from edgerun.kernels.stream_abi import AboveMean, CorrectStreams, MatchNorms, MixStreams
 
 Arguments = tuple[int, ...]  # any of the classes below
 
@@ -214,10 +216,11 @@ class Combine(NamedTuple):
 class Add(NamedTuple):
     """x += y. An item is a row."""
 
-    x: Annotated[int, "address of (rows, cols) f32"]
+    x: Annotated[int, "address of rows of f32"]
     y: Annotated[int, "address of rows of f32"]
     cols: Annotated[int, "columns"]
     y_stride: Annotated[int, "bytes from row to row in y; 0: the same for all"]
+    x_stride: Annotated[int, "bytes from row to row in x"]
 
 
 class NeuronsUp(NamedTuple):
@@ -358,6 +361,10 @@ _OF_KERNEL = {
     "unit_heads": UnitHeads,
     "scan_steps": ScanSteps,
     "gated_norm": GatedNorm,
+    "mix_streams": MixStreams,
+    "correct_streams": CorrectStreams,
+    "match_norms": MatchNorms,
+    "above_mean": AboveMean,
     "neurons_gate": NeuronsGate,
     "attention_decode": AttentionDecode,
     "attention_prompt": AttentionPrompt,

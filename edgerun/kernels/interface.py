@@ -317,7 +317,7 @@ class Kernels(Protocol):
         ...
 
     def add(self, x: F32, y: F32) -> None:
-        """x += y; `y` may be one row (a bias)."""
+        """x += y; `y` may be one row (a bias); the rows of a flat x may lie apart."""
         ...
 
     def scale(self, x: F32, factor: float) -> None:
@@ -403,6 +403,35 @@ class Kernels(Protocol):
         """out = rms_norm(x, weight) * silu(gate), or rms_norm(x * silu(gate), weight), of each group of x, out (T,
         groups, n). weight (n,) or (groups, n), None: no norm; gate (T, groups * n), maybe columns of a wider buffer.
         `out` may be `x`."""
+        ...
+
+    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
+        """Streams x (T, S, d): out[t, i] = x[t, i] + sum over j of w[t, i, j] * x[t, j], with w[t] = coefficients (S *
+        S, S) @ tanh(asked[t] * scale). asked (T, S) becomes that tanh, weights (T, S * S) are written; out is not x."""
+        ...
+
+    def correct_streams(
+        self,
+        x: F32,  # (T, S, d): what the streams were thought to become
+        result: F32,  # (T, d): what the first did
+        asked: F32,  # (T, S)
+        coefficients: F32,  # (S, S)
+        scale: float,
+        weights: F32,  # (T, S)
+        out: F32,  # (T, S, d), not x
+        factors: F32,  # (d,)
+        first: F32,  # (T, d)
+    ) -> None:
+        """out[t, i] = x[t, i] + (1 + w[t, i]) * (result[t] - x[t, 0]), with w[t] = coefficients @ tanh(asked[t] *
+        scale), which asked becomes and which is written to weights; first = out[:, 0] * factors."""
+        ...
+
+    def match_norms(self, x: F32, like: F32) -> None:
+        """x (T, n, d), rows at any distance: each *= |like[t]| / |x[t, i]|; like (T, d), whose rows may lie apart."""
+        ...
+
+    def above_mean(self, x: F32, deviations: float) -> None:
+        """x (T, n) = max(x - (mean + deviations * standard deviation of a sample), 0), row by row, in place."""
         ...
 
     def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:

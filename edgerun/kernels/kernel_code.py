@@ -39,6 +39,7 @@ SOURCES = {
     "unit_heads": "gate_kernels",
     "scan_steps": "gate_kernels",
     "gated_norm": "gate_kernels",
+    **dict.fromkeys(("mix_streams", "correct_streams", "match_norms", "above_mean"), "stream_kernels"),
     "neurons_gate": "neuron_kernels",
     **{f"neurons_{way}_{FORMATS[type].name}": "neuron_kernels" for way in ("up", "down") for type in ROW_TYPES},
     **{f"dequantize_{each.name}": "dequantize_kernels" for type, each in FORMATS.items() if type not in ROW_TYPES},

@@ -50,6 +50,8 @@ def for_keys_and_values(keys: KvFormat, values: KvFormat) -> list[str]:
 
 RECURRENT = ("causal_conv", "scan", "unit_heads", "scan_steps", "gated_norm")  # what recurrent layers need beside
 
+STREAMS = ("mix_streams", "correct_streams", "match_norms", "above_mean")  # what models of several streams do
+
 
 def neurons_kernel(way: str, type: GgmlType) -> str:
     """Of neurons' rows of one of ROW_TYPES; way: "up" or "down"."""

@@ -299,17 +299,18 @@ def build_combine(ops: Ops) -> Any:
 
 
 def build_add(ops: Ops) -> Any:
-    """0 x, 1 y, 2 columns, 3 bytes from row to row in y (0: the same row for all). x += y."""
+    """See `abi.Add`."""
     lanes = ops.lanes
     load, store, plus = ops.load_floats_masked, ops.store_floats_masked, ops.add
 
     def add(arguments: int, low: int, high: int) -> None:
         x, y = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         cols, stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+        x_stride = load_i64(int64(arguments + 32))
         for row in range(low, high):
             for i in range(0, cols, lanes):
                 n = int64(cols - i)
-                at = int64(x + (row * cols + i) * 4)
+                at = int64(x + row * x_stride + 4 * i)
                 store(at, plus(load(at, n), load(int64(y + row * stride + 4 * i), n)), n)
 
     return add, kernel_signature()

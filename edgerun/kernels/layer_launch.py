@@ -95,10 +95,10 @@ def _row_bytes(x: F32) -> int:
 def add(launcher: Launcher, x: F32, y: F32) -> None:
     """See `interface.Kernels.add`."""
     cols = x.shape[-1]
-    if y.shape not in (x.shape, (cols,)) or not (x.flags.c_contiguous and y.flags.c_contiguous):
+    if y.shape not in (x.shape, (cols,)) or not y.flags.c_contiguous:
         raise UsageError(f"cannot add {y.shape} to {x.shape}")
     y_stride = 0 if y.ndim == 1 else 4 * cols
-    launcher.launch("add", Add(address(x), address(y), cols, y_stride), x.size // cols, 16)
+    launcher.launch("add", Add(address(x), address(y), cols, y_stride, _row_bytes(x)), x.size // cols, 16)
 
 
 def rope(launcher: Launcher, x: F32, cos: F32, sin: F32, kind: RopeKind) -> None:

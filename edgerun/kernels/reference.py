@@ -13,7 +13,7 @@ import numpy as np
 from edgerun.errors import UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
-from edgerun.kernels import state_reference
+from edgerun.kernels import state_reference, stream_reference
 from edgerun.kernels.attention_layout import seen_apart
 from edgerun.kernels.interface import (
     F32,
@@ -282,6 +282,29 @@ class ReferenceKernels:
 
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
+
+    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
+        stream_reference.mix_streams(x, asked, coefficients, scale, weights, out)
+
+    def correct_streams(
+        self,
+        x: F32,
+        result: F32,
+        asked: F32,
+        coefficients: F32,
+        scale: float,
+        weights: F32,
+        out: F32,
+        factors: F32,
+        first: F32,
+    ) -> None:
+        stream_reference.correct_streams(x, result, asked, coefficients, scale, weights, out, factors, first)
+
+    def match_norms(self, x: F32, like: F32) -> None:
+        stream_reference.match_norms(x, like)
+
+    def above_mean(self, x: F32, deviations: float) -> None:
+        stream_reference.above_mean(x, deviations)
 
     def gated(self, gate: F32, up: F32 | None, activation: Gate, out: F32) -> None:
         activated = activate(gate, activation)

@@ -12,7 +12,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, state_launch
+from edgerun.kernels import kernel_names, layer_launch, state_launch, stream_launch
 from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -95,6 +95,7 @@ class SimdKernels:
         kv: tuple[KvFormat, KvFormat],
         *,
         recurrent: bool,
+        streams: bool,
     ) -> list[str]:
         """What a model needs beside the kernels that are always needed."""
         wanted = [
@@ -102,7 +103,7 @@ class SimdKernels:
             *kernel_names.for_neurons(neuron_types),
             *kernel_names.for_keys_and_values(*kv),
         ]
-        return [*wanted, *kernel_names.RECURRENT] if recurrent else wanted
+        return [*wanted, *(kernel_names.RECURRENT * recurrent), *(kernel_names.STREAMS * streams)]
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
@@ -267,6 +268,31 @@ class SimdKernels:
 
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_launch.gated_norm(self._launcher, x, gate, weight, eps, out, gate_first=gate_first)
+
+    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
+        stream_launch.mix_streams(self._launcher, x, asked, coefficients, scale, weights, out)
+
+    def correct_streams(
+        self,
+        x: F32,
+        result: F32,
+        asked: F32,
+        coefficients: F32,
+        scale: float,
+        weights: F32,
+        out: F32,
+        factors: F32,
+        first: F32,
+    ) -> None:
+        stream_launch.correct_streams(
+            self._launcher, x, result, asked, coefficients, scale, weights, out, factors, first
+        )
+
+    def match_norms(self, x: F32, like: F32) -> None:
+        stream_launch.match_norms(self._launcher, x, like)
+
+    def above_mean(self, x: F32, deviations: float) -> None:
+        stream_launch.above_mean(self._launcher, x, deviations)
 
     def kv_write(self, spans: Sequence[Span], k: F32, v: F32) -> None:
         self._attention.write(spans, k, v)

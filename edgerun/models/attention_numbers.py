@@ -108,7 +108,8 @@ def _rotated(n: Numbers, family: Family, windows: list[int]) -> list[bool]:
 def _sources(n: Numbers, family: Family, windows: list[int]) -> list[int | None]:
     """Of the last layers that keep nothing: which layer's keys and values they read, the last of their kind."""
     layers = len(windows)
-    shared = n.integer("attention.shared_kv_layers", 0, 0) if family.shares_kv else 0
+    usual = max(0, layers - family.own_kv) if family.own_kv else 0
+    shared = n.integer("attention.shared_kv_layers", usual, 0) if family.shares_kv else 0
     if shared and shared > layers - 2:
         raise FormatError(f"{n.name('attention.shared_kv_layers')} is {shared} of {layers} layers")
     own = windows[: layers - shared]

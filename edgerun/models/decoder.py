@@ -30,6 +30,7 @@ from edgerun.models.prompt import PromptBackend
 from edgerun.models.ranks import HeadRanks
 from edgerun.models.recent_rows import RecentRows
 from edgerun.models.spec import ModelSpec
+from edgerun.models.streams import Streams
 from edgerun.weights import WeightStore
 
 _RECENT_BYTES = 1 << 20  # of embeddings that are kept
@@ -88,8 +89,9 @@ class Decoder:
             self.watch(self._watcher)
         self.wave_tokens = store.wave_tokens  # of a prompt, that pass a layer together; 0: as many as is usual
         self._inputs = LayerInputs(spec, store, kernels) if spec.per_layer_width else None
+        self._streams = Streams(spec, store, kernels) if spec.streams > 1 else None
         self._embedded = RecentRows(
-            lambda token: self._embed(np.array([token], np.int32))[0], spec.d_model, _RECENT_BYTES
+            lambda token: self._embed(np.array([token], np.int32))[0], spec.width, _RECENT_BYTES
         )
 
     @property
@@ -279,13 +281,13 @@ class Decoder:
         return backend is not None and any(len(s.ids) >= max(2, backend.least_tokens) for s in batch.stretches)
 
     def _embed(self, tokens: NDArray[np.int32]) -> F32:
-        """What enters the first layer, (T, d)."""
+        """What enters the first layer, (T, width)."""
         x = self.store.embedding(tokens)
         if self.spec.family.normed_embedding:
             self.kernels.rms_norm(x, np.ones(self.spec.d_model, np.float32), self.spec.norm_eps, x)
         if self.spec.embedding_scale != 1.0:
             self.kernels.scale(x, self.spec.embedding_scale)
-        return x
+        return x if self._streams is None else self._streams.open(x)
 
     def _capped(self, logits: F32) -> F32:
         """cap * tanh(logits / cap), in place, where the model has a cap."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from edgerun.errors import FormatError, UnsupportedError
+from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufFile
 from edgerun.models.numbers import Numbers
 from edgerun.models.spec import LatentNumbers, LayerNumbers, Temperature
@@ -13,12 +13,7 @@ from edgerun.models.spec import LatentNumbers, LayerNumbers, Temperature
 
 def latent_layer(gguf: GgufFile, n: Numbers, numbers: LayerNumbers, layer: int) -> LayerNumbers:
     """A layer's numbers with those of its latent attention. What YaRN does to scores is taken out of the rotation, for
-    these models scale scores by it instead, by a rule of their own. Raises FormatError, UnsupportedError."""
-    if f"blk.{layer}.attn_kv_b.weight" in gguf.tensors:
-        raise UnsupportedError(
-            f"{gguf.path}: keys and values of its latent attention lie in one matrix (attn_kv_b), as converters wrote "
-            "them until April 2025; take a newer file of the model, which has attn_k_b and attn_v_b"
-        )
+    these models scale scores by it instead, by a rule of their own. Raises FormatError."""
     rotation = numbers.rotation
     assert rotation is not None  # these families rotate in all layers
     key = n.integer("attention.key_length_mla", n.integer("attention.key_length"))
@@ -38,6 +33,7 @@ def latent_layer(gguf: GgufFile, n: Numbers, numbers: LayerNumbers, layer: int) 
         rotated_dim=rotation.dim,
         value_dim=n.integer("attention.value_length_mla", n.integer("attention.value_length")),
         score_factor=score_factor,
+        expanded=f"blk.{layer}.attn_kv_b.weight" in gguf.tensors,  # of converters until April 2025
     )
     return replace(
         numbers,

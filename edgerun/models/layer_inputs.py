@@ -10,6 +10,7 @@ from edgerun.kernels.interface import F32, Kernels
 from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.spec import ModelSpec
 from edgerun.weights import WeightStore
+from edgerun.weights.catalog import LAYER_PROJECTION
 
 
 class LayerInputs:
@@ -26,17 +27,17 @@ class LayerInputs:
         self._norm = norm
 
     def of(self, tokens: NDArray[np.int32], x: F32) -> F32:
-        """Of tokens (T,) whose embeddings in the stream are x (T, d)."""
+        """Of tokens (T,) whose embeddings are the first columns of x (T, d or more)."""
         layers, width = self.shape
         out = np.empty((layers, len(tokens), width), np.float32)
         for part in chunks(len(tokens), CHUNK):
-            out[:, part] = self._rows(tokens[part], x[part]).transpose(1, 0, 2)
+            out[:, part] = self._rows(tokens[part], x[part, : self._spec.d_model]).transpose(1, 0, 2)
         return out
 
     def _rows(self, tokens: NDArray[np.int32], x: F32) -> F32:
         """(T, layers, width)."""
         layers, width = self.shape
-        kernels, matrix = self._kernels, self._store.layer_projection()
+        kernels, matrix = self._kernels, self._store.outer(LAYER_PROJECTION)
         made = np.empty((len(tokens), layers * width), np.float32)
         kernels.matmul(matrix, kernels.activations(np.ascontiguousarray(x)), made)
         made *= np.float32(self._spec.d_model**-0.5)

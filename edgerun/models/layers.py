@@ -47,7 +47,7 @@ class Layers:
     # -- all of a layer ------------------------------------------------------------------------------------------
 
     def wave(self, x: F32, places: Places, cancelled: Cancel, inputs: F32 | None = None) -> None:
-        """All layers over x (T, d), each over all rows before the next: its weights are needed once. inputs: what
+        """All layers over x (T, width), each over all rows before the next: its weights are needed once. inputs: what
         layers are fed beside (`LayerInputs`), (layers, T, width)."""
         cut, chunks = _at_once(cancelled, len(x)), places.cut(CHUNK)
         for layer in range(self.spec.n_layers):
@@ -81,7 +81,7 @@ class Layers:
             here = Here(self.tools, layer, weights, cut)
             mixture = plan.mixture
             if mixture is None:
-                self.dense(here, x, chunks, cancelled)
+                self.dense(here, x, chunks, cancelled, inputs)
             else:
                 choices = self.choices(mixture, len(x))
                 mixture.begin(here, x, choices)
@@ -98,16 +98,21 @@ class Layers:
         """For a block that is computed now, over so many rows."""
         return Here(self.tools, layer, weights, _at_once(cancelled, rows), watch)
 
-    def dense(self, here: Here, x: F32, chunks: Chunks, cancelled: Cancel) -> None:
-        """What is computed chunk by chunk: all of a layer but its experts."""
+    def dense(self, here: Here, x: F32, chunks: Chunks, cancelled: Cancel, inputs: F32 | None = None) -> None:
+        """What is computed chunk by chunk: all of a layer but its experts and how it ends. inputs: as of `wave`, for
+        layers that compute with one of several streams."""
         plan = self.plan[here.layer]
         for index, (part, places) in enumerate(chunks):
             if index:
                 check(cancelled)
             s = self.scratch(places.rows)
-            plan.mixer.forward(here, x[part], places, s)
+            mine = x[part] if plan.streams is None else plan.streams.open(here, x[part], s)
+            plan.mixer.forward(here, mine, places, s)
             if not isinstance(plan.feed_forward, Mixture):
-                plan.feed_forward.forward(here, x[part], s)
+                plan.feed_forward.forward(here, mine, s)
+            if plan.streams is not None:
+                assert inputs is not None  # reading.py
+                plan.streams.close(here, x[part], inputs[here.layer, part], s)
 
     def choices(self, mixture: Mixture, rows: int) -> Choices:
         """Buffers for what a mixture chooses: kept for numbers of rows that may be recorded; of a wave as long as it is

@@ -36,6 +36,8 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
     "ssm.inner_size": 1 << 20,
     "full_attention_interval": 1024,
     "rope.dimension_count_swa": 8192,
+    "altup.num_inputs": 64,
+    "altup.active_idx": 64,
     "expert_count": 4096,
     "expert_used_count": 4096,
     "expert_feed_forward_length": 1 << 22,
@@ -120,6 +122,15 @@ class Numbers:
         if len(value) < layers:
             raise FormatError(f"{self.name(key)} has {len(value)} truths for {layers} layers")
         return [bool(each) for each in value[:layers]]
+
+    def reals(self, key: str, layers: int, default: Sequence[float]) -> list[float]:
+        """One number a layer: the file has as many (default: `default`)."""
+        value = self.raw(key)
+        if value is None:
+            return list(default)
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or len(value) < layers:
+            raise FormatError(f"{self.name(key)} must be {layers} numbers, got {value!r}")
+        return [float(each) for each in value[:layers]]
 
     def real(self, key: str, default: float) -> float:
         value = self._value(key)

@@ -19,17 +19,19 @@ from edgerun.models.ranks import Ranks
 from edgerun.models.replay import DecodeReplay
 from edgerun.models.rope import RopeTable, table_of
 from edgerun.models.spec import ModelSpec, Rotation
+from edgerun.models.streams import JoinBuffers, Streams
 from edgerun.weights import WeightStore
 
 _LOGITS_ROWS = 64  # whose logits are made at a time: a vocabulary can be wide
 
 
 class FewRows:
-    """Buffers that recordings of up to `rows` rows share: x (rows, d) what enters the first layer and leaves the last,
-    the same normed, its logits (rows, vocabulary)."""
+    """Buffers that recordings of up to `rows` rows share: x (rows, width) what enters the first layer and leaves the
+    last, normed (rows, d) the same, logits (rows, vocabulary) its logits."""
 
-    def __init__(self, rows: int, d_model: int, vocabulary: int) -> None:
-        self.x, self.normed = (np.empty((rows, d_model), np.float32) for _ in range(2))
+    def __init__(self, rows: int, spec: ModelSpec, vocabulary: int) -> None:
+        self.x = np.empty((rows, spec.width), np.float32)
+        self.normed = np.empty((rows, spec.d_model), np.float32)
         self.logits = np.empty((rows, vocabulary), np.float32)
 
 
@@ -61,7 +63,8 @@ class Passes:
         self.rope_keys = sorted(rope.key for rope in ropes.values())
         self.layers = Layers(spec, store, kernels, ropes, routed, ranks)
         vocabulary = spec.vocab_size if spec.shard is None else spec.shard.vocabulary
-        self.few = FewRows(max(RECORDED_ROWS), spec.d_model, vocabulary)
+        self.few = FewRows(max(RECORDED_ROWS), spec, vocabulary)
+        self._streams = Streams(spec, store, kernels) if spec.streams > 1 else None
         self.recording = kernels.recording if store.fixed else None
         self._replays: dict[int, DecodeReplay] = {}
         self._fed: dict[int, F32] = {}  # see `_inputs`
@@ -72,8 +75,8 @@ class Passes:
         return 0 if self.recording is None else max(RECORDED_ROWS)
 
     def run(self, task: Pass, x: F32, cancelled: Cancel, backend: PromptBackend | None = None) -> F32:
-        """All layers over x (T, d), in place, which of a few rows begins at `few.x`; returns the logits that are wanted
-        (n, vocabulary), lent until the next call. backend: who computes a wave's dense products.
+        """All layers over x (T, width), in place, which of a few rows begins at `few.x`; returns the logits that are
+        wanted (n, vocabulary), lent until the next call. backend: who computes a wave's dense products.
 
         Positions are written after what the sequences have, which does not count them yet."""
         if not task.few or self.recording is None:
@@ -88,12 +91,16 @@ class Passes:
         return self.few.logits[:n] if all_wanted else self.logits(self.few.x[task.wanted])
 
     def normed(self, x: F32) -> F32:
-        """Final states (T, d) of what leaves the last layer."""
-        out = np.empty_like(x)
-        self._norm(x, out)
+        """Final states (T, d) of what leaves the last layer, (T, width)."""
+        out = np.empty((len(x), self.spec.d_model), np.float32)
+        self._norm(x, out, None if self._streams is None else self._streams.buffers(len(x)))
         return out
 
-    def _norm(self, x: F32, out: F32) -> None:
+    def _norm(self, x: F32, out: F32, joined: JoinBuffers | None) -> None:
+        """joined: of several streams, which are joined first."""
+        if self._streams is not None and joined is not None:
+            self._streams.join(x, out, joined)
+            x = out
         vectors = {"output_norm": self._output_norm}
         if self._output_norm_bias is not None:
             vectors["output_norm.bias"] = self._output_norm_bias
@@ -138,9 +145,10 @@ class Passes:
             x, normed, logits = self.few.x[:rows], self.few.normed[:rows], self.few.logits[:rows]
 
             fed = self._inputs(n) if self.spec.per_layer_width else None
+            joined = None if self._streams is None else self._streams.buffers(rows)
 
             def make_logits() -> None:
-                self._norm(x, normed)
+                self._norm(x, normed, joined)
                 self._head(normed, logits)
 
             found = self._replays[rows] = DecodeReplay(self.recording, self.layers, x, make_logits, fed)

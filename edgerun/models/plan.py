@@ -8,12 +8,15 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from edgerun.models.blocks.absent import AbsentFeedForward, AbsentMixer
+from edgerun.models.blocks.alternating import AlternatingStreams, streams_of
 from edgerun.models.blocks.attention import Attention, attention_of
 from edgerun.models.blocks.closing import Closing, closing_of
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.blocks.delta_net import DeltaNet, delta_net_of
 from edgerun.models.blocks.dense import Dense, dense_of
+from edgerun.models.blocks.expanded_attention import ExpandedAttention
 from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
+from edgerun.models.blocks.laurel import Laurel
 from edgerun.models.blocks.mamba import Mamba, mamba_of
 from edgerun.models.blocks.mixers_beside import MixersBeside
 from edgerun.models.blocks.mixture import Mixture
@@ -24,21 +27,26 @@ from edgerun.models.blocks.short_convolution import ShortConvolution, convolutio
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
 
-AnyMixer = Attention | LatentAttention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer
+AnyMixer = (
+    Attention | Laurel | LatentAttention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer
+)
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A layer: how positions see each other, then what each does for itself, then what some families end with."""
+    """A layer: how positions see each other, then what each does for itself, then what some families end with.
+    streams: where the residual is several, how the layer computes with one."""
 
     mixer: AnyMixer
     feed_forward: Dense | SparseNeurons | Mixture | AbsentFeedForward | NoFeedForward
     closing: Closing | None = None
+    streams: AlternatingStreams | None = None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By their names without layer and `.weight`."""
-        return {**self.mixer.tensors, **self.feed_forward.tensors, **(self.closing.tensors if self.closing else {})}
+        around = self.closing or self.streams
+        return {**self.mixer.tensors, **self.feed_forward.tensors, **(around.tensors if around else {})}
 
     @cached_property
     def products(self) -> dict[ProductName, Product]:
@@ -48,7 +56,7 @@ class LayerPlan:
     @property
     def attention(self) -> Attention | LatentAttention | None:
         """What reads and writes keys and values, if something does."""
-        mixer = self.mixer.attention if isinstance(self.mixer, MixersBeside) else self.mixer
+        mixer = self.mixer.attention if isinstance(self.mixer, MixersBeside | Laurel) else self.mixer
         return mixer if isinstance(mixer, Attention | LatentAttention) else None
 
     @property
@@ -59,8 +67,8 @@ class LayerPlan:
     @property
     def layouts(self) -> tuple[Layout[Any], ...]:
         """Of all buffers that its blocks use."""
-        closing = self.closing.layouts if self.closing else ()
-        return *self.mixer.layouts, *self.feed_forward.layouts, *closing
+        around = self.closing or self.streams
+        return *self.mixer.layouts, *self.feed_forward.layouts, *(around.layouts if around else ())
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +83,8 @@ def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
         return LayerPlan(mixer, NoFeedForward())
     if numbers.n_experts:
         return LayerPlan(mixer, mixture_of(spec, layer), closing_of(spec))
-    return LayerPlan(mixer, (neurons_of if spec.sparse else dense_of)(spec, layer), closing_of(spec))
+    feed_forward = (neurons_of if spec.sparse else dense_of)(spec, layer)
+    return LayerPlan(mixer, feed_forward, closing_of(spec), streams_of(spec))
 
 
 def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
@@ -85,7 +94,13 @@ def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
     if numbers.conv_taps:
         return convolution_of(spec, layer)
     if numbers.recurrence is None:
-        return (attention_of if numbers.latent is None else latent_attention_of)(spec, layer)
+        if numbers.latent is not None:
+            kind = ExpandedAttention if numbers.latent.expanded else LatentAttention
+            return latent_attention_of(spec, layer, kind)
+        mixer = attention_of(spec, layer)
+        if family.laurel_rank and isinstance(mixer, Attention):
+            return Laurel(mixer, family.laurel_rank, spec.d_model)
+        return mixer
     if family.recurrence == "delta":
         return delta_net_of(spec, layer)
     attention = attention_of(spec, layer) if family.mixers_beside else None

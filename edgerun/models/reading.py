@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import get_args
 
 from edgerun.errors import FormatError, UnsupportedError
@@ -16,6 +17,8 @@ from edgerun.models.numbers import Numbers
 from edgerun.models.recurrences import recurrences_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.models.unknown import unknown_architecture
+
+_USUALLY_SILENT = 0.95  # of gates that let only some through
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         residual_scale=_residual_scale(n, family, len(layers)),
         logit_scale=_logit_scale(n, family),
         per_layer_width=_per_layer_width(n, family),
+        streams=_streams(n, family),
         score_scale=family.score_scale or n.real("attention.scale", 0.0),
-        attention_softcap=n.real("attn_logit_softcapping", 0.0),
-        logit_softcap=n.real("final_logit_softcapping", 0.0),
+        attention_softcap=n.real("attn_logit_softcapping", family.softcaps[0]),
+        logit_softcap=n.real("final_logit_softcapping", family.softcaps[1]),
         activation=_activation(n, family, sparse),
         router=_router(n, family, whole.vocab_size),
         sparse=sparse,
@@ -105,6 +109,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     mixtures = _mixtures(n, count) if experts else [False] * count
     if family.single_blocks:
         mixtures = [each and d_ff[layer] > 0 for layer, each in enumerate(mixtures)]
+    deviations = _gate_deviations(n, family, count)
     found = []
     for layer, attention in enumerate(attention_layers(gguf, n, family, count)):
         numbers = replace(
@@ -112,6 +117,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
             d_ff=d_ff[layer],
             fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
             recurrence=recurrences[layer],
+            gate_deviations=deviations[layer],
         )
         if mixtures[layer]:
             numbers = replace(
@@ -217,3 +223,26 @@ def _logit_scale(n: Numbers, family: Family) -> float:
 
 def _per_layer_width(n: Numbers, family: Family) -> int:
     return n.integer("embedding_length_per_layer_input", 0, 0) if family.per_layer_inputs else 0
+
+
+def _streams(n: Numbers, family: Family) -> int:
+    """That the residual is. UnsupportedError where layers compute with another than the first."""
+    if family.streams == 1:
+        return 1
+    if n.integer("altup.active_idx", 0, 0):
+        raise UnsupportedError(f"{n.name('altup.active_idx')} is not 0: layers compute with another stream")
+    if not _per_layer_width(n, family):
+        raise FormatError(f"the file lacks {n.name('embedding_length_per_layer_input')}")
+    return n.integer("altup.num_inputs", family.streams, 2)
+
+
+def _gate_deviations(n: Numbers, family: Family, layers: int) -> list[float]:
+    """Of every layer's gates, which let the share of the largest through that a normal distribution has so many
+    deviations above its mean; the file says which share is not."""
+    if not family.sparse_gates:
+        return [0.0] * layers
+    silent = [_USUALLY_SILENT if layer < family.sparse_gates else 0.0 for layer in range(layers)]
+    silent = n.reals("activation_sparsity_scale", layers, silent)
+    if any(not 0.0 <= each < 1.0 for each in silent):
+        raise FormatError(f"{n.name('activation_sparsity_scale')} must be shares from 0 to below 1, got {silent}")
+    return [NormalDist().inv_cdf(each) if each else 0.0 for each in silent]

@@ -21,7 +21,7 @@ def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> t
             raise FormatError(f"cannot rotate {mine} of {whole} dimensions")
     base = n.real("rope.freq_base", 10000.0)
     local_base = n.real("rope.freq_base_swa", family.local_rope_base or base)
-    alpha = n.real("rope.scaling.alpha", 0.0)
+    alpha = n.real("rope.scaling.alpha", 0.0) if family.rope_alpha else 0.0
     if alpha and dim > 2:  # NTK-aware scaling, which is said in metadata but not done to the base
         base *= alpha ** (dim / (dim - 2))
     for each in (base, local_base):
@@ -43,6 +43,8 @@ def _check_sections(n: Numbers, dim: int) -> None:
     sections = n.raw(key)
     if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or not 3 <= len(sections) <= 4:
         raise FormatError(f"{n.name(key)} must be three or four integers, got {sections!r}")
+    if min(sections.tolist()) < 0:
+        raise FormatError(f"{n.name(key)} is {sections.tolist()}: a section has no fewer than 0 pairs")
     if sum(sections[:3].tolist()) < dim // 2:
         raise UnsupportedError(f"{n.name(key)} is {sections.tolist()}: not all of {dim // 2} pairs turn in text")
 

@@ -13,7 +13,15 @@ from edgerun.models.families import unused_tensors
 from edgerun.models.plan import plan_of
 from edgerun.models.reading import read_spec
 from edgerun.models.spec import ModelSpec
-from edgerun.weights.catalog import EMBEDDING, HEAD, LAYER_EMBEDDING, LAYER_PROJECTION, tensor_name
+from edgerun.weights.catalog import (
+    EMBEDDING,
+    HEAD,
+    LAYER_EMBEDDING,
+    LAYER_PROJECTION,
+    STREAMS_CLOSING,
+    STREAMS_OPENING,
+    tensor_name,
+)
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
@@ -43,6 +51,8 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
         cols = spec.n_layers * spec.per_layer_width
         known |= {LAYER_EMBEDDING: ((vocab, cols), True), LAYER_PROJECTION: ((cols, d), True)}
         known["per_layer_proj_norm.weight"] = (spec.per_layer_width,), True
+    if spec.streams > 1:
+        known |= {name: ((spec.streams - 1, d, d), True) for name in (STREAMS_OPENING, STREAMS_CLOSING)}
     for layer, plan in enumerate(plan_of(spec)):
         known |= {tensor_name(layer, part): (each.shape, each.needed) for part, each in plan.tensors.items()}
     if not spec.family.norm_biases:

@@ -83,7 +83,7 @@ class Recurrence:
 class LatentNumbers:
     """Of latent attention. query_rank: what queries go through, 0 for nothing; rank: of what is kept of a position;
     plain_dim, rotated_dim: of a head's query; value_dim: of a head's result; score_factor: what scores are multiplied
-    by beside one over the root of `key_dim`."""
+    by beside one over the root of `key_dim`. expanded: of a position every head's own keys and values are kept."""
 
     query_rank: int
     rank: int
@@ -91,6 +91,7 @@ class LatentNumbers:
     rotated_dim: int
     value_dim: int
     score_factor: float
+    expanded: bool = False
 
     @property
     def key_dim(self) -> int:
@@ -128,6 +129,7 @@ class LayerNumbers:
     fused_gate_up: bool = False  # ffn_up holds gate, then up
     fused_experts: bool = False  # ffn_gate_up_exps does
     fused_shared: bool = False  # ffn_up_shexp does
+    gate_deviations: float = 0.0  # of gates only what is so many deviations above their mean is let through; 0: all
 
     @property
     def q_rotation(self) -> Rotation | None:
@@ -135,7 +137,8 @@ class LayerNumbers:
         if self.temperature is None:
             return self.rotation
         if self.latent is not None:  # of which more is multiplied than is rotated
-            width = self.latent.rotated_dim + self.latent.rank
+            of = self.latent
+            width = of.key_dim if of.expanded else of.rotated_dim + of.rank
             return Rotation(width, 10000.0, temperature=self.temperature, from_file=False, still=True)
         still = Rotation(self.head_dim_k, 10000.0, from_file=False, still=True)
         return replace(self.rotation or still, temperature=self.temperature)
@@ -149,6 +152,8 @@ class LayerNumbers:
     @property
     def kv(self) -> KvLayer:
         """What the layer keeps of a position."""
+        if self.latent is not None and self.latent.expanded:
+            return KvLayer(self.n_heads, self.latent.key_dim, self.latent.value_dim)
         if self.latent is not None:
             return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
         heads = self.n_kv_heads, self.head_dim_k, self.head_dim_v
@@ -186,6 +191,7 @@ class ModelSpec:
     residual_scale: float = 1.0  # of what a mixer or a feed-forward adds
     logit_scale: float = 1.0
     per_layer_width: int = 0  # of what every layer is fed beside; 0: nothing
+    streams: int = 1  # that the residual is: (rows, streams * d_model) go through the layers
     score_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
@@ -200,6 +206,11 @@ class ModelSpec:
     def n_layers(self) -> int:
         """Layers."""
         return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """Of a row that goes through the layers."""
+        return self.streams * self.d_model
 
     @property
     def n_experts(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
@@ -16,12 +17,15 @@ HEAD_PARTS = ("attn_k_b", "attn_v_b")  # (heads, rows, cols): matrices whose row
 VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
     *(*CONVOLUTIONS, "ssm_norm", "ssm_a.", "ssm_d."),
     *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"),
+    *("altup_predict_coef", "altup_correct_coef"),
 )
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?(?:\.bias|\.scale)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
 _OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LAYER_EMBEDDING, LAYER_PROJECTION = "per_layer_token_embd.weight", "per_layer_model_proj.weight"
+STREAMS_OPENING, STREAMS_CLOSING = "altup_proj.weight", "altup_unembd_proj.weight"  # (streams - 1, d, d)
+_PAIRS = (LAYER_EMBEDDING, LAYER_PROJECTION), (STREAMS_OPENING, STREAMS_CLOSING)  # of which a file has both or neither
 
 
 def tensor_name(layer: int, part: str) -> str:
@@ -86,7 +90,7 @@ class Catalog:
     embedding: TensorInfo
     head: TensorInfo
     outside: dict[str, TensorInfo]  # vectors outside the layers: "output_norm", "rope_freqs"
-    further: dict[str, TensorInfo]  # LAYER_EMBEDDING, which is only looked up, and LAYER_PROJECTION; or none
+    further: dict[str, TensorInfo]  # matrices outside the layers by their whole names: LAYER_EMBEDDING and others
     layers: tuple[LayerTensors, ...]
 
     @property
@@ -116,7 +120,17 @@ class Catalog:
     @property
     def outer_matrices(self) -> list[TensorInfo]:
         """Those outside the layers that activations are multiplied with."""
-        return [self.head, *([self.further[LAYER_PROJECTION]] if self.further else [])]
+        return [self.head, *self.multiplied_outside.values()]
+
+    @property
+    def multiplied_outside(self) -> dict[str, TensorInfo]:
+        """Of `further` all but LAYER_EMBEDDING, which is only looked up."""
+        return {name: info for name, info in self.further.items() if name != LAYER_EMBEDDING}
+
+    @property
+    def streams(self) -> bool:
+        """Whether the residual is several streams."""
+        return STREAMS_OPENING in self.further
 
     @property
     def n_bytes(self) -> int:
@@ -151,11 +165,11 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
     outside: dict[str, TensorInfo] = {}
     further: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
-        if name in (EMBEDDING, HEAD, LAYER_EMBEDDING, LAYER_PROJECTION):
-            if len(info.shape) != 2:
+        if name in (EMBEDDING, HEAD, LAYER_EMBEDDING, LAYER_PROJECTION, STREAMS_OPENING, STREAMS_CLOSING):
+            if len(info.shape) != (3 if name in (STREAMS_OPENING, STREAMS_CLOSING) else 2):
                 raise FormatError(f"{name}: unexpected shape {info.shape}")
-            if name in (LAYER_EMBEDDING, LAYER_PROJECTION):
-                further[name] = info
+            if name not in (EMBEDDING, HEAD):
+                further[name] = replace(info, shape=(prod(info.shape[:-1]), info.shape[-1]))
             continue
         match = _OUTSIDE.fullmatch(name)
         if match is not None and len(info.shape) == 1:
@@ -188,8 +202,9 @@ def make_catalog(tensors: Mapping[str, TensorInfo], n_layers: int) -> Catalog:
     embedding = tensors.get(EMBEDDING, tensors.get(HEAD))
     if embedding is None:
         raise FormatError(f"{EMBEDDING} is missing: nothing says what a token looks like")
-    if len(further) == 1:
-        raise FormatError(f"{LAYER_EMBEDDING} and {LAYER_PROJECTION}: one of them is missing")
+    for pair in _PAIRS:
+        if sum(name in further for name in pair) == 1:
+            raise FormatError(f"{pair[0]} and {pair[1]}: one of them is missing")
     return Catalog(embedding, tensors.get(HEAD, embedding), outside, further, layers)
 
 

@@ -18,15 +18,14 @@ class LastingWeights:
 
     _outside: dict[str, F32]  # tensors outside the layers
     _head: Matrix
-    _layer_projection: Matrix | None
+    _outer: dict[str, Matrix]  # matrices outside the layers, by their whole names
     _layers: list[LayerWeights]
 
     def head(self) -> Matrix:
         return self._head
 
-    def layer_projection(self) -> Matrix:
-        assert self._layer_projection is not None  # the decoder asks where the file has it
-        return self._layer_projection
+    def outer(self, name: str) -> Matrix:
+        return self._outer[name]
 
     def vector(self, name: str) -> F32 | None:
         return self._outside.get(name)

@@ -15,7 +15,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons, make_expert
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import LAYER_EMBEDDING, LAYER_PROJECTION, NEURON_PARTS, Catalog, LayerTensors, make_catalog
+from edgerun.weights.catalog import LAYER_EMBEDDING, NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.store import ExpertLease, LayerWeights, NeuronBatch, NeuronLease
 
@@ -65,8 +65,7 @@ class ResidentStore(LastingWeights):
             self._experts.append(self._take_experts(layer))
         self._head = self._pack(catalog.head)
         self._further = catalog.further
-        projection = catalog.further.get(LAYER_PROJECTION)
-        self._layer_projection = None if projection is None else self._pack(projection)
+        self._outer = {name: self._pack(info) for name, info in catalog.multiplied_outside.items()}
         self._buffer = None
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:

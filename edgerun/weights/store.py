@@ -97,8 +97,8 @@ class WeightStore(Protocol):
         LAYER_EMBEDDING, of models that have it."""
         ...
 
-    def layer_projection(self) -> Matrix:
-        """LAYER_PROJECTION, (layers * width, d_model), of these models."""
+    def outer(self, name: str) -> Matrix:
+        """A matrix outside the layers by its whole name ("per_layer_model_proj.weight"), of models that have it."""
         ...
 
     def head(self) -> Matrix:

@@ -63,7 +63,7 @@ class StreamedExpertStore(LastingWeights):
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
-            self._layer_projection = loader.layer_projection()
+            self._outer = loader.outer()
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
             self._predictor: ExpertPredictor | None = None

@@ -100,7 +100,7 @@ class StreamedLayerStore(LastingWeights):
             stack.callback(self.flash.close)
             loader = DenseLoader(self._reader, catalog)
             self._outside, self._head = loader.outside(), loader.head()
-            self._layer_projection = loader.layer_projection()
+            self._outer = loader.outer()
             self._layers = [
                 loader.layer(layer, matrices=number in pinned) for number, layer in enumerate(catalog.layers)
             ]

@@ -15,7 +15,7 @@ from edgerun.formats.packfile import PackHeader
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, U8, Kernels, Matrix
 from edgerun.weights.blocks import BlockLayout
-from edgerun.weights.catalog import LAYER_PROJECTION, Catalog, LayerTensors
+from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Landed, Piece, Reading
 from edgerun.weights.store import LayerWeights
 from edgerun.weights.weight_file import ALIGNMENT
@@ -176,10 +176,9 @@ class DenseLoader:
         """Filled by `run`."""
         return self._matrix(self._catalog.head)
 
-    def layer_projection(self) -> Matrix | None:
-        """As `head`, of models that have one."""
-        info = self._catalog.further.get(LAYER_PROJECTION)
-        return None if info is None else self._matrix(info)
+    def outer(self) -> dict[str, Matrix]:
+        """As `head`: all other matrices outside the layers, by their whole names."""
+        return {name: self._matrix(info) for name, info in self._catalog.multiplied_outside.items()}
 
     def layer(self, layer: LayerTensors, *, matrices: bool = True) -> LayerWeights:
         """A layer's vectors, and its matrices, which `run` fills."""

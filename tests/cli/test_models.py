@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub.fake_hub import FakeHub, serve
+from models.instances import INSTANCES, write
 from tiny_model import CHATML, CONTEXT
 
 from cli.conftest import Program, Run
@@ -73,8 +74,11 @@ def test_show(run: Run, chat_model: Path, base_model: Path) -> None:
         CONTEXT,
     )
     assert shown["chat_template"] is None
+    assert shown["sequence"]["position_bytes"] > 0 and shown["sequence"]["state_bytes"] == 0
     text = run("show", chat_model).stdout
-    assert "gpt2 (gpt-2)" in text and str(chat_model) in text
+    assert "gpt2 (gpt-2)" in text and str(chat_model) in text and "for each token" in text
+    recurrent = write(INSTANCES["lfm2"], chat_model.parent / "recurrent.gguf")
+    assert "whatever its length" in run("show", recurrent).stdout
     assert run("show", chat_model, "--template").stdout == CHATML + "\n"
     assert run("show", base_model, "--template").exit_code == 3
     metadata = json.loads(run("show", chat_model, "--metadata", "--json").stdout)

@@ -70,6 +70,7 @@ def all_operations() -> list[Operation]:
     found += [_attention(tokens) for tokens in (1, 40)] + [_attention(1, "q8_0", "q4_0")]
     found += [_attention(tokens, window=77, chunked=True, sinks=True) for tokens in (1, 40)]
     found += [_recurrence(tokens) for tokens in (1, 9)]
+    found += [_streams(tokens) for tokens in (1, 9)]
     found += [_neurons(up, down) for up, down in zip(NEURON_TYPES, NEURON_TYPES[::-1], strict=True)]
     return found
 
@@ -131,6 +132,24 @@ def _attention(
         return out
 
     return Operation(f"attention of {tokens}, {keys}", run, run(_reference), 1e-4)
+
+
+def _streams(tokens: int) -> Operation:
+    """All that is done with several streams, one after another."""
+    rng = np.random.default_rng(tokens)
+    start, result = rng.standard_normal((tokens, 4, 77)).astype(_F32), rng.standard_normal((tokens, 77)).astype(_F32)
+    asked, coefficients = rng.standard_normal((tokens, 4)).astype(_F32), rng.standard_normal((16, 4)).astype(_F32)
+
+    def run(kernels: Kernels) -> np.ndarray:
+        x, mixed, first = start.copy(), np.empty_like(start), np.empty_like(result)
+        kernels.mix_streams(x, asked.copy(), coefficients, 0.5, np.empty((tokens, 16), _F32), mixed)
+        weights = np.empty((tokens, 4), _F32)
+        kernels.correct_streams(mixed, result, asked.copy(), coefficients[:4], 0.5, weights, x, result[0].copy(), first)
+        kernels.match_norms(x[:, 1:], first)
+        kernels.above_mean(first, 0.3)
+        return np.concatenate([x.reshape(tokens, -1), first], axis=1)
+
+    return Operation(f"streams of {tokens}", run, run(_reference), 1e-5)
 
 
 def _recurrence(tokens: int) -> Operation:

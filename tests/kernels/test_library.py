@@ -65,7 +65,7 @@ def empty(user_home: Path) -> Path:
 
 def add_works(address: int) -> bool:
     x, y = np.array([1, 2, 3], np.float32), np.array([10, 20, 30], np.float32)
-    arguments = np.frombuffer(abi.packed(abi.Add(x.ctypes.data, y.ctypes.data, 3, 0)), np.int64)
+    arguments = np.frombuffer(abi.packed(abi.Add(x.ctypes.data, y.ctypes.data, 3, 0, 12)), np.int64)
     _KERNEL(address)(arguments.ctypes.data, 0, 1)
     return bool(x.tolist() == [11, 22, 33])
 

@@ -1,4 +1,5 @@
-"""Models with recurrent layers: a sequence is copied, cut back and put into files, and goes on to the bit."""
+"""A sequence is copied, cut back and put into files, and goes on to the bit: of models with recurrent layers, and with
+layers that read the keys and values of others."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from edgerun.weights import ResidentStore
 from tests.kv.holding import restore
 from tests.models.instances import INSTANCES, VOCAB, open_instance, write
 
-NAMES = ("qwen35", "falcon-h1", "lfm2")
+NAMES = ("qwen35", "falcon-h1", "lfm2", "gemma3n")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,6 +91,7 @@ def test_of_the_reference(name, directory):
         "bailingmoe2",
         "deepseek-leading-Q8_0",
         "lfm2moe",
+        "gemma3n",
     ],
 )
 def test_streamed(name, directory, kernels):

@@ -115,6 +115,39 @@ def test_a_block_count_below_the_layers_in_the_file_is_refused(tmp_path):
         load_spec(gguf)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "text"),
+    [
+        ("qwen3vl", "rope.dimension_sections", np.array([-8, 16, 0, 0], np.int32), "no fewer than 0 pairs"),
+        ("qwen3vl", "rope.dimension_sections", np.array([8], np.int32), "three or four integers"),
+        ("gemma3n", "altup.num_inputs", 3, "altup_correct_coef.weight is"),
+        ("gemma3n", "altup.num_inputs", 1, "num_inputs is 1"),
+        ("gemma3n", "embedding_length_per_layer_input", 0, "lacks .*per_layer_input"),
+        ("gemma3n", "activation_sparsity_scale", np.full(25, 1.0, np.float32), "shares from 0 to below 1"),
+        ("gemma3n", "activation_sparsity_scale", np.full(5, 0.5, np.float32), "must be 25 numbers"),
+    ],
+)
+def test_impossible_numbers_of_families(tmp_path, name, key, value, text):
+    lying = dataclasses.replace(INSTANCES[name], lies={key: value})
+    with open_gguf(write(lying, tmp_path / "m.gguf")) as gguf, pytest.raises(FormatError, match=text):
+        load_spec(gguf)
+
+
+def test_layers_that_compute_with_another_stream_are_refused(tmp_path):
+    other = dataclasses.replace(INSTANCES["gemma3n"], lies={"altup.active_idx": 1})
+    with open_gguf(write(other, tmp_path / "m.gguf")) as gguf, pytest.raises(UnsupportedError, match="another stream"):
+        load_spec(gguf)
+
+
+@pytest.mark.parametrize(("name", "grows"), [("llama", False), ("hunyuanmoe", False), ("hunyuan", True)])
+def test_only_one_family_knows_alpha(tmp_path, name, grows):
+    """As llama.cpp does it; others may carry the key."""
+    given = dataclasses.replace(INSTANCES[name], lies={"rope.scaling.alpha": 50.0})
+    with open_gguf(write(given, tmp_path / "m.gguf")) as gguf:
+        base = load_spec(gguf).layers[0].rotation.base
+    assert (base > 500_000) == grows and (grows or base == 10000.0)
+
+
 def test_a_mixture_without_experts_is_refused(tmp_path):
     """Its router reads each layer's input: there must be one."""
     dense = dataclasses.replace(INSTANCES["smallthinker"], lies={"expert_count": 0})

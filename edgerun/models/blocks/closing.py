@@ -65,11 +65,15 @@ class Closing:
 
 def closing_of(spec: ModelSpec) -> Closing | None:
     """Of every layer; None: there is nothing to do."""
-    if not spec.family.per_layer_inputs:
+    if not spec.family.per_layer_inputs or spec.streams > 1:
         return None
-    width, d = spec.per_layer_width, spec.d_model
-    if not width:
+    if not spec.per_layer_width:
         return Closing(None, None, spec.activation)
+    return Closing(*closing_products(spec), spec.activation)
+
+
+def closing_products(spec: ModelSpec) -> tuple[Product, Product]:
+    """Of what layers are fed beside: a gate, and what is added."""
+    width, d = spec.per_layer_width, spec.d_model
     gate = Product("layer_in", d, (Part("gate", "inp_gate", 0, width),))
-    proj = Product("layer_out", width, (Part("t", "proj", 0, d),), post_norm="post_norm", eps=spec.norm_eps)
-    return Closing(gate, proj, spec.activation)
+    return gate, Product("layer_out", width, (Part("t", "proj", 0, d),), post_norm="post_norm", eps=spec.norm_eps)

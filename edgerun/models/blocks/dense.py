@@ -33,12 +33,14 @@ class GateUpLayout:
 @dataclass(frozen=True)
 class Dense:
     """x += down(activation(gate(norm(x))) * up(norm(x))), or down(activation(up(norm(x)))) without a gate. after: what
-    it is of is what the mixer's norm gave, not x: they stand side by side."""
+    it is of is what the mixer's norm gave, not x: they stand side by side. deviations: of the gate only what is so many
+    above its mean is let through; 0: all."""
 
     gate_up: Product
     down: Product
     activation: Activation
     after: bool = False
+    deviations: float = 0.0
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -69,6 +71,8 @@ class Dense:
         h = s.h if self.after else product_input(here.kernels, here.vectors, self.gate_up, x, s.h)
         b = s.of(self.layout)
         multiply(here, self.gate_up, h, b)
+        if self.deviations:
+            here.kernels.above_mean(b.parts["gate"], self.deviations)
         up = activated(here.kernels, b, self.activation)
         add_product(here, self.down, up, out, s.t)
 
@@ -99,7 +103,7 @@ def dense_of(spec: ModelSpec, layer: int, post_norm: str = "post_ffw_norm") -> D
         return AbsentFeedForward(down, (1,) * family.sub_norms)
     norm = family.ffn_norm if family.pre_norms and not family.parallel else ""
     gate_up = Product("gate_up", d, parts, norm, eps=spec.norm_eps, norm_kind=family.norm)
-    return Dense(gate_up, down, spec.activation, family.parallel)
+    return Dense(gate_up, down, spec.activation, family.parallel, spec.layers[layer].gate_deviations)
 
 
 def gate_up_parts(end: str, ff: int, *, gated: bool, fused: bool) -> tuple[Part, ...]:

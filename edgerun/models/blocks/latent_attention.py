@@ -43,18 +43,26 @@ class LatentLayout:
         return LatentBuffers(self, rows, take)
 
 
-class LatentBuffers:
+class LowBuffers:
     """For T rows: low (T, query rank) queries before their second product; q (T, heads * key_dim) queries as they come,
-    q_rows the same (T * heads, key_dim), plain (T * heads, plain_dim) their dimensions that are not rotated; query (T,
-    heads, rotated + rank); read (T, heads, rank) what attention reads, out (T, heads * value_dim) the heads' results;
-    kv (T, rank + rotated) a position's vector as it comes, key (T, 1, rotated + rank) and value (T, 1, rank)."""
+    q_rows the same (T * heads, key_dim); kv (T, rank + rotated) a position's vector as it comes."""
 
-    def __init__(self, layout: LatentLayout, rows: int, take: Take) -> None:
-        heads, of = layout.heads, layout.latent
-        width = of.rotated_dim + of.rank
+    def __init__(self, heads: int, of: LatentNumbers, rows: int, take: Take) -> None:
         self.low = take(of.query_rank) if of.query_rank else None
         self.q = take(heads * of.key_dim)
         self.q_rows = self.q.reshape(rows * heads, of.key_dim)
+        self.kv = take(of.rank + of.rotated_dim)
+
+
+class LatentBuffers(LowBuffers):
+    """For T rows: plain (T * heads, plain_dim) queries' dimensions that are not rotated; query (T, heads, rotated +
+    rank); read (T, heads, rank) what attention reads, out (T, heads * value_dim) the heads' results; key (T, 1, rotated
+    + rank) and value (T, 1, rank)."""
+
+    def __init__(self, layout: LatentLayout, rows: int, take: Take) -> None:
+        super().__init__(layout.heads, layout.latent, rows, take)
+        heads, of = layout.heads, layout.latent
+        width = of.rotated_dim + of.rank
         self.plain = take(heads * of.plain_dim).reshape(rows * heads, of.plain_dim)
         self.query = take(heads * width).reshape(rows, heads, width)
         self.query_rows = self.query.reshape(rows * heads, width)
@@ -62,7 +70,6 @@ class LatentBuffers:
         self.read_rows = self.read.reshape(rows * heads, of.rank)
         self.out = take(heads * of.value_dim)
         self.out_heads = self.out.reshape(rows, heads, of.value_dim)
-        self.kv = take(width)
         self.key = take(width)
         self.key_heads = self.key.reshape(rows, 1, width)
         self.value = take(of.rank)
@@ -107,13 +114,17 @@ class LatentAttention:
         """What it reads of a position."""
         return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
 
+    @property
+    def common_tensors(self) -> dict[str, Tensor]:
+        """Those of queries, of a position's vector and of the output."""
+        products = [each for each in (self.low, self.queries, self.position, self.output) if each is not None]
+        return {**product_tensors(*products), "attn_kv_a_norm": Tensor((self.latent.rank,))}
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         of = self.latent
-        products = [each for each in (self.low, self.queries, self.position, self.output) if each is not None]
         return {
-            **product_tensors(*products),
-            "attn_kv_a_norm": Tensor((of.rank,)),
+            **self.common_tensors,
             "attn_k_b": Tensor((self.heads, of.rank, of.plain_dim)),
             "attn_v_b": Tensor((self.heads, of.value_dim, of.rank)),
         }
@@ -141,22 +152,25 @@ class LatentAttention:
         kernels.rms_norm(x, here.vectors["attn_norm"], self.eps, s.h)
         self._make_queries(here, s.h, b)
         self._make_position(here, b)
-        cos, sin = places.rotation(here.tools.ropes[self.rotation])
-        for rows in (b.query, b.key_heads):
-            kernels.rope(rows, cos, sin, self.rope)
-        if self.warmth is not None:
-            cos, sin = places.rotation(here.tools.ropes[self.warmth])
-            kernels.rope(b.query, cos, sin, self.rope)
+        self.rotate(here, places, b.query, b.key_heads)
         spans = places.spans(here.layer)
         kernels.kv_write(spans, b.key_heads, b.value_heads)
         kernels.attention(b.query, spans, b.read, scale=self.scale)
         kernels.matmul_heads(here.weights.matrices["attn_v_b"], kernels.activations(b.read_rows), b.out_heads)
         add_product(here, self.output, b.out, x, s.t)
 
-    def _make_queries(self, here: Here, h: F32, b: LatentBuffers) -> None:
-        """b.query, not yet rotated, and b.kv of the normed rows h (T, d)."""
+    def rotate(self, here: Here, places: Places, query: F32, key: F32) -> None:
+        """The first dimensions of query and key (T, heads, ..); queries of late positions are multiplied."""
+        cos, sin = places.rotation(here.tools.ropes[self.rotation])
+        for rows in (query, key):
+            here.kernels.rope(rows, cos, sin, self.rope)
+        if self.warmth is not None:
+            cos, sin = places.rotation(here.tools.ropes[self.warmth])
+            here.kernels.rope(query, cos, sin, self.rope)
+
+    def multiply_inputs(self, here: Here, h: F32, b: LowBuffers) -> None:
+        """b.q and b.kv of the normed rows h (T, d)."""
         kernels, matrices = here.kernels, here.weights.matrices
-        rotated, plain = self.latent.rotated_dim, self.latent.plain_dim
         first = b.q if b.low is None else b.low
         name = (self.low or self.queries).parts[0].tensor
         kernels.matmul_many([matrices[name], matrices["attn_kv_a_mqa"]], kernels.activations(h), [first, b.kv])
@@ -166,6 +180,12 @@ class LatentAttention:
             kernels.rms_norm(b.low, here.vectors[self.queries.norm], self.eps, b.low)
             kernels.matmul(matrices["attn_q_b"], kernels.activations(b.low), b.q)
             scale_and_bias(here, "attn_q_b", b.q)
+
+    def _make_queries(self, here: Here, h: F32, b: LatentBuffers) -> None:
+        """b.query, not yet rotated, and b.kv of the normed rows h (T, d)."""
+        self.multiply_inputs(here, h, b)
+        kernels, matrices = here.kernels, here.weights.matrices
+        rotated, plain = self.latent.rotated_dim, self.latent.plain_dim
         kernels.copy(b.q_rows[:, :plain], b.plain)
         kernels.copy(b.q_rows[:, plain:], b.query_rows[:, :rotated])
         kernels.matmul_heads(matrices["attn_k_b"], kernels.activations(b.plain), b.query[..., rotated:])
@@ -179,7 +199,7 @@ class LatentAttention:
         kernels.copy(b.value, b.key[:, rotated:])
 
 
-def latent_attention_of(spec: ModelSpec, layer: int) -> LatentAttention:
+def latent_attention_of(spec: ModelSpec, layer: int, kind: type[LatentAttention] = LatentAttention) -> LatentAttention:
     """A layer's latent attention, as its numbers say."""
     numbers, d, eps = spec.layers[layer], spec.d_model, spec.norm_eps
     of, rotation = numbers.latent, numbers.rotation
@@ -190,7 +210,7 @@ def latent_attention_of(spec: ModelSpec, layer: int) -> LatentAttention:
         low = Product("q", d, (Part("low", "attn_q_a", 0, of.query_rank),), "attn_norm", eps=eps)
         q = Part("q", "attn_q_b", 0, numbers.n_heads * of.key_dim)
         queries = Product("q", of.query_rank, (q,), "attn_q_a_norm", eps=eps)
-    return LatentAttention(
+    return kind(
         heads=numbers.n_heads,
         latent=of,
         rotation=rotation,

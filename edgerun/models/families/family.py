@@ -27,10 +27,12 @@ class Family:
     v_norm: bool = False  # an RMSNorm without weights of each head
     v_from_k: bool = False  # a layer without attn_v takes what attn_k gives
     shares_kv: bool = False  # the last layers may read the keys and values of earlier ones
+    own_kv: int = 0  # of a file that does not say: layers with their own; 0: all
     sinks: bool = False  # one more score of each head, whose share goes nowhere
     output_gate: Literal["none", "sigmoid", "softplus", "in_q"] = "none"  # in_q: sigmoid, of every head beside its q
     temperature: Literal["none", "said", "unrotated"] = "none"  # of late queries: by the file; of unrotated layers
     score_scale: float = 0.0  # of scores; 0: by the file, or head_dim ** -0.5
+    softcaps: tuple[float, float] = (0.0, 0.0)  # of scores and of logits, of a file that says none; 0: there is none
     norm: NormKind = "rms"
     norm_biases: bool = False  # norms may have biases
     head_bias: bool = False  # so may the head
@@ -59,6 +61,9 @@ class Family:
     shared_times_count: bool = False  # expert_shared_feed_forward_length is of each shared expert, not of all
     expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
     per_layer_inputs: bool = False  # every layer may be fed a part of the tokens' embeddings of its own
+    streams: int = 1  # that the residual is, of a file that does not say (AltUp)
+    laurel_rank: int = 0  # of a narrow way around attention; 0: there is none
+    sparse_gates: int = 0  # of a file that does not say: so many layers' gates let only the largest 5 % through
     early_router: bool = False  # the router reads a layer's input before its attention: experts are known early
     window_pattern: int = 0  # n: of every n layers all but the last see only the sliding window; 0: none does
     window_after: bool = False  # of every n layers all but the first
@@ -69,6 +74,7 @@ class Family:
     """Which layers are: windowed: all, if none has a window; listed and said: by the file, for each or for all."""
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
+    rope_alpha: bool = False  # the file may say one, by which the base grows
     yarn_betas: bool = False  # the file's are used
     sections: bool = False  # the file says which pairs turn by which of three positions, which are one in text
     window_everywhere: bool = False  # in a file that says a window all layers have it

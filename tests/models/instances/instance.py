@@ -39,7 +39,9 @@ class Instance:
     sparse: bool = False  # ReLU, down transposed
     taps: int = 0  # of the convolutions that layers without kv_heads are
     recurrent: tuple[bool, ...] = ()  # which layers are
+    spare_kv: bool = False  # layers that read others' keys and values have matrices for them all the same
     further: bool = False  # one more layer, that guesses a token more
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)  # ff, heads, kv_heads: where layers differ
+    means: dict[str, float] = field(default_factory=dict)  # of vectors, where not as usual
     metadata: dict[str, Any] = field(default_factory=dict)
     lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without

@@ -87,7 +87,11 @@ _MEANS = {
     "ssm_dt.bias": 0.0,
     "ssm_a.": -0.7,
 }  # of vectors; others are near 1
-_FLOATS = ("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm")
+_FLOATS = (
+    *("ffn_gate_inp", "shortconv.conv", "ssm_conv1d", "ssm_norm", "altup_router", "altup_predict_coef"),
+    *("altup_correct_coef", "laurel_l", "laurel_r"),
+)
+_GAINS = {"altup_predict_coef": 0.1}  # of matrices: with more the streams make much of how numbers were rounded
 
 
 def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
@@ -146,6 +150,9 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
             matrix("per_layer_token_embd.weight", (n_vocab, i.layers * fed), i.type)
             matrix("per_layer_model_proj.weight", (i.layers * fed, i.d), GgmlType.BF16)
             vector("per_layer_proj_norm.weight", fed, 1.0)
+        if spec_of(i).streams > 1:
+            for name in ("altup_proj.weight", "altup_unembd_proj.weight"):
+                matrix(name, (spec_of(i).streams - 1, i.d, i.d), GgmlType.F16)
         if i.rope_factors:
             factors = np.linspace(1.0, 8.0, i.head_dim // 2).astype(np.float32)
             w.add_tensor("rope_freqs.weight", factors, GgmlType.F32)
@@ -160,9 +167,14 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
                 if part.endswith(".bias") and len(shape) == 2:  # of experts: so large that some are cut off
                     w.add_tensor(name, (3 * rng.standard_normal(shape)).astype(np.float32), GgmlType.F32)
                 elif len(shape) == 1 or part in ("ssm_a.", "ssm_d."):
-                    vector(name, shape, 0.0 if part.endswith(".bias") and part not in _MEANS else _MEANS.get(part, 1.0))
+                    usual = 0.0 if part.endswith(".bias") and part not in _MEANS else _MEANS.get(part, 1.0)
+                    vector(name, shape, i.means.get(part, usual))
                 else:
-                    matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type)
+                    matrix(name, shape, GgmlType.F32 if part in _FLOATS else i.type, _GAINS.get(part, 1.0))
+            if i.spare_kv and spec_of(i).layers[layer].kv_source is not None:
+                for part in ("attn_k", "attn_v"):
+                    matrix(f"blk.{layer}.{part}.weight", (i.kv_heads * i.head_dim, i.d), i.type)
+                vector(f"blk.{layer}.attn_k_norm.weight", i.head_dim, 1.0)
             for part in i.biases:
                 vector(f"blk.{layer}.{part}.bias", shapes[part][0], 0.0)
         if i.further:  # made like the last layer
