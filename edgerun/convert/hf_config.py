@@ -54,6 +54,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
     if isinstance(text, dict):
         config = {**config, **text, "model_type": text.get("model_type", f"{config.get('model_type')}_text")}
     model_type = config.get("model_type")
+    if model_type == "nemotron_h" and config.get("n_routed_experts"):  # GGUF has two architectures
+        model_type = "nemotron_h_moe"
     family = FAMILIES.get(str(model_type))
     if family is None:
         raise UnsupportedError(

@@ -12,10 +12,14 @@ from edgerun.convert.hf_hybrids import (
     Fold,
     lfm2_values,
     lfm2moe_values,
+    ministral3_values,
     prepare_lfm2,
     prepare_qwen35,
     qwen35_values,
+    section_values,
 )
+from edgerun.convert.hf_latent import keys_of, latent_shapes, latent_values, prepare_latent, values_of
+from edgerun.convert.hf_nemotron import NEMOTRON_FOLDS, nemotron_shapes, nemotron_values, prepare_nemotron
 
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -73,7 +77,9 @@ def _no_values(config: Mapping[str, Any]) -> dict[str, Any]:
 class Family:
     """How a family's checkpoint becomes GGUF.
 
-    `layer` maps module names in a layer to GGUF names; every one must be there. `mixers` maps those of layers of a
+    `layer` maps module names in a layer to GGUF names; every one must be there. `also` names what another GGUF tensor
+    is made of, too. `embedding`: the embedding's module. `shapes`: of the checkpoint's tensors by GGUF's names, where
+    they are not what other families have. `mixers` maps those of layers of a
     kind, as config.json's `layer_types` calls it. `leading`: what says how many of the first
     layers have a feed-forward, and its modules; the others have those of `mixture` and the experts. `bare` are tensors
     that are no module's weight. `final_norm`: theirs
@@ -85,6 +91,9 @@ class Family:
 
     architecture: str
     layer: Mapping[str, str]
+    also: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = "embed_tokens"
+    shapes: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = _no_values
     mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     leading: tuple[str, Mapping[str, str]] = ("", {})
     mixture: Mapping[str, str] = field(default_factory=dict)
@@ -142,6 +151,83 @@ _GEMMA3 = Family(
     requires={"hidden_activation": ("gelu_pytorch_tanh",), "sliding_window_pattern": (6,)},
     wide_scale_layers=62,
 )
+
+_SHARED_EXPERTS = {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
+_LATENT: dict[str, Any] = {
+    "mixers": {
+        "direct": {"self_attn.q_proj": "attn_q"},
+        "low_rank": {
+            "self_attn.q_a_proj": "attn_q_a",
+            "self_attn.q_a_layernorm": "attn_q_a_norm",
+            "self_attn.q_b_proj": "attn_q_b",
+        },
+    },
+    "also": {"attn_v_b": "self_attn.kv_b_proj"},
+    "leading": ("first_k_dense_replace", _MLP),
+    "experts": _EXPERTS,
+    "requires": {**_SILU, "attention_bias": (False,), "rope_interleave": (True,), "moe_layer_freq": (1,)},
+    "prepare": prepare_latent,
+    "values": latent_values,
+    "shapes": latent_shapes,
+    "folds": {"attn_k_b": keys_of, "attn_v_b": values_of},
+}
+_LATENT_LAYER = {
+    **_PRE_NORMS,
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_k_b",
+    "self_attn.o_proj": "attn_output",
+}
+_CHOICE = "mlp.gate.e_score_correction_bias"
+_DEEPSEEK3 = Family(
+    "deepseek2",
+    _LATENT_LAYER,
+    mixture={"mlp.gate": "ffn_gate_inp", _CHOICE: "exp_probs_b.bias", **_SHARED_EXPERTS},
+    bare=(_CHOICE,),
+    defaults={"scoring_func": "sigmoid", "norm_topk_prob": True},
+    **_LATENT,
+)
+_NEMOTRON: dict[str, Any] = {
+    "layer": {"norm": "attn_norm"},
+    "mixers": {
+        "mamba": {
+            "mixer.in_proj": "ssm_in",
+            "mixer.conv1d": "ssm_conv1d",
+            "mixer.conv1d.bias": "ssm_conv1d.bias",
+            "mixer.dt_bias": "ssm_dt.bias",
+            "mixer.A_log": "ssm_a",
+            "mixer.D": "ssm_d",
+            "mixer.norm": "ssm_norm",
+            "mixer.out_proj": "ssm_out",
+        },
+        "attention": {f"mixer.{part}_proj": f"attn_{part}" for part in "qkv"} | {"mixer.o_proj": "attn_output"},
+        "mlp": {"mixer.up_proj": "ffn_up", "mixer.down_proj": "ffn_down"},
+        "moe": {
+            "mixer.gate": "ffn_gate_inp",
+            "mixer.gate.e_score_correction_bias": "exp_probs_b.bias",
+            "mixer.shared_experts.up_proj": "ffn_up_shexp",
+            "mixer.shared_experts.down_proj": "ffn_down_shexp",
+        },
+    },
+    "bare": (
+        *("mixer.conv1d.bias", "mixer.dt_bias", "mixer.A_log", "mixer.D"),
+        "mixer.gate.e_score_correction_bias",
+    ),
+    "unread": ("mtp.",),
+    "embedding": "embeddings",
+    "final_norm": ("norm_f", "output_norm"),
+    "requires": {
+        "mlp_hidden_act": ("relu2",),
+        "mamba_hidden_act": _SILU["hidden_act"],
+        "use_conv_bias": (True,),
+        "moe_latent_size": (None,),
+        **dict.fromkeys(("use_bias", "attention_bias", "mlp_bias", "mamba_proj_bias"), (False,)),
+    },
+    "prepare": prepare_nemotron,
+    "values": nemotron_values,
+    "shapes": nemotron_shapes,
+    "folds": NEMOTRON_FOLDS,
+}
 
 _LFM2_NORMS = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm"}
 _LFM2_MLP = {"feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up"}
@@ -260,6 +346,36 @@ FAMILIES: dict[str, Family] = {
         requires={**_SILU, "swiglu_limit": (7.0,), "attention_bias": (True,)},
         prepare=prepare_gpt_oss,
         values=gpt_oss_values,
+    ),
+    "deepseek_v2": Family(
+        "deepseek2",
+        _LATENT_LAYER,
+        mixture={"mlp.gate": "ffn_gate_inp", **_SHARED_EXPERTS},
+        defaults={"scoring_func": "softmax"},
+        **_LATENT,
+    ),
+    "deepseek_v3": _DEEPSEEK3,
+    "glm4_moe_lite": _DEEPSEEK3,
+    "nemotron_h": Family("nemotron_h", **_NEMOTRON),
+    "nemotron_h_moe": Family(
+        "nemotron_h_moe",
+        experts={"up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
+        experts_at="mixer.experts",
+        **_NEMOTRON,
+    ),
+    "qwen3_vl_text": Family(
+        "qwen3vl",
+        {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
+        unread=("model.visual.",),
+        requires=_SILU,
+        values=section_values,
+    ),
+    "ministral3": Family(
+        "mistral3",
+        {**_PRE_NORMS, **_ATTENTION, **_MLP},
+        permute_qk=True,
+        requires=_SILU,
+        values=ministral3_values,
     ),
     "qwen3_5_text": Family("qwen35", {**_DELTA_NORMS, **_MLP}, requires=_DELTA_REQUIRES, **_DELTA),
     "qwen3_5_moe_text": Family(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.convert.hf_numbers import real_of, whole_of
 from edgerun.errors import FormatError
 
 F32 = NDArray[np.float32]
@@ -95,23 +96,39 @@ def prepare_qwen35(config: dict[str, Any]) -> dict[str, Any]:
 def qwen35_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of the delta net, and of the rotation's sections."""
     key_heads, value_heads, key_dim, value_dim = _delta_sizes(config)
-    rope = config.get("rope_parameters") or {}
-    sections = rope.get("mrope_section", (11, 11, 10)) if isinstance(rope, Mapping) else ()
+    return {
+        "ssm.conv_kernel": whole_of(config, "linear_conv_kernel_dim"),
+        "ssm.state_size": key_dim,
+        "ssm.group_count": key_heads,
+        "ssm.time_step_rank": value_heads,
+        "ssm.inner_size": value_dim * value_heads,
+        "full_attention_interval": whole_of({"full_attention_interval": 4, **config}, "full_attention_interval"),
+        "attention.recurrent_layers": np.array([kind == "linear_attention" for kind in layer_types(config)]),
+        **section_values(config, (11, 11, 10)),
+    }
+
+
+def section_values(config: Mapping[str, Any], default: tuple[int, ...] = (24, 20, 20)) -> dict[str, Any]:
+    """Which pairs of dimensions turn by the time, by the row and by the column: in text all are the same."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    sections = rope.get("mrope_section", default) if isinstance(rope, Mapping) else ()
     if (
         not isinstance(sections, list | tuple)
         or len(sections) != 3
         or not all(type(n) is int and n >= 0 for n in sections)
     ):
         raise FormatError("config.json: mrope_section is not three counts")
+    return {"rope.dimension_sections": [*sections, 0]}
+
+
+def ministral3_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Queries of late positions grow; what YaRN would scale by is scaled back."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping) or rope.get("rope_type") != "yarn":
+        raise FormatError("config.json: rope_parameters is not of type yarn")
     return {
-        "ssm.conv_kernel": _whole(config, "linear_conv_kernel_dim"),
-        "ssm.state_size": key_dim,
-        "ssm.group_count": key_heads,
-        "ssm.time_step_rank": value_heads,
-        "ssm.inner_size": value_dim * value_heads,
-        "full_attention_interval": _whole({"full_attention_interval": 4, **config}, "full_attention_interval"),
-        "attention.recurrent_layers": np.array([kind == "linear_attention" for kind in layer_types(config)]),
-        "rope.dimension_sections": [*sections, 0],
+        "attention.temperature_scale": real_of(rope, "llama_4_scaling_beta", 0.0),
+        "rope.scaling.yarn_log_multiplier": real_of(rope, "mscale_all_dim", 0.0),
     }
 
 
@@ -124,17 +141,10 @@ def delta_channels(config: Mapping[str, Any]) -> tuple[int, int]:
 def _delta_sizes(config: Mapping[str, Any]) -> tuple[int, int, int, int]:
     """(key heads, value heads, key dimensions, value dimensions)."""
     names = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
-    key_heads, value_heads, key_dim, value_dim = (_whole(config, name) for name in names)
+    key_heads, value_heads, key_dim, value_dim = (whole_of(config, name) for name in names)
     if value_heads % key_heads:
         raise FormatError(f"config.json: {value_heads} value heads do not share {key_heads} key heads evenly")
     return key_heads, value_heads, key_dim, value_dim
-
-
-def _whole(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise FormatError(f"config.json: {key} is {value!r}, not a positive number")
-    return value
 
 
 def _tiled(config: Mapping[str, Any], dim: int) -> NDArray[np.intp]:

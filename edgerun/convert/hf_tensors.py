@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgerun.convert.hf_config import HfConfig, rope_tensors
 from edgerun.convert.hf_gpt_oss import gpt_oss_experts
 from edgerun.convert.hf_hybrids import DELTA_FOLDS, delta_channels, layer_types, n_leading
+from edgerun.convert.hf_numbers import count_of
 from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType
@@ -24,7 +25,7 @@ _OTHER_MODALITIES = (
     "model.multi_modal_projector.",
 )
 _DELTA_PARTS = tuple(DELTA_FOLDS)
-_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "backbone.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
@@ -41,7 +42,7 @@ class _Wanted:
 def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
     """Every tensor of the GGUF in its order. FormatError when one is missing, has another shape than
     config.json says, or is left over; UnsupportedError for quantised or integer weights."""
-    prefix = _prefix(model)
+    prefix = _prefix(model, config.family.embedding)
     used: set[str] = set()
     sources = []
     sources.append(_take(model, config, _embedding(config), prefix, used))
@@ -63,19 +64,22 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
     return sources
 
 
-def _prefix(model: SafetensorsFile) -> str:
+def _prefix(model: SafetensorsFile, embedding: str) -> str:
     for prefix in _PREFIXES:
-        if f"{prefix}embed_tokens.weight" in model.tensors:
+        if f"{prefix}{embedding}.weight" in model.tensors:
             return prefix
-    raise FormatError("the checkpoint has no model.embed_tokens.weight: not a causal language model, or incomplete")
+    raise FormatError(f"the checkpoint has no model.{embedding}.weight: not a causal language model, or incomplete")
 
 
 def _embedding(c: HfConfig) -> _Wanted:
-    return _Wanted("token_embd.weight", (c.vocab_size, c.d_model), "embed_tokens.weight")
+    return _Wanted("token_embd.weight", (c.vocab_size, c.d_model), f"{c.family.embedding}.weight")
 
 
 def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
     """The shape of a layer's weight in the checkpoint, by its GGUF name."""
+    given = c.family.shapes(c.raw).get(name)
+    if given is not None:
+        return given
     q_rows, kv_rows = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     full = c.family.architecture == "olmoe"  # its q and k norms span all heads
     d_ff = 2 * c.d_ff if "mlp.gate_up_proj" in c.family.layer else c.d_ff
@@ -107,7 +111,9 @@ def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
 
 
 def _is_leading(c: HfConfig, layer: int) -> bool:
-    """Whether it is one of the first layers, without experts."""
+    """Whether it is a layer without experts: one of the first, or of another kind."""
+    if "moe" in c.family.mixers:
+        return layer_types(c.raw)[layer] != "moe"
     return bool(c.family.leading[0]) and layer < n_leading(c.raw, c.family.leading[0])
 
 
@@ -136,7 +142,8 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
         modules |= c.family.mixers[kind]
     if c.family.mixture:
         modules |= c.family.leading[1] if _is_leading(c, layer) else c.family.mixture
-    for theirs, name in modules.items():
+    pairs = [*modules.items(), *((theirs, name) for name, theirs in c.family.also.items())]
+    for theirs, name in pairs:
         if theirs in c.family.bare:
             yield _Wanted(f"blk.{layer}.{name}", _shape(c, name), f"layers.{layer}.{theirs}")
             continue
@@ -156,7 +163,7 @@ def _take(model: SafetensorsFile, c: HfConfig, wanted: _Wanted, prefix: str, use
         return _permuted(model, theirs, wanted, type_, heads)
     fold = c.family.folds.get(wanted.name.split(".", 2)[-1].removesuffix(".weight"))
     if fold is not None:
-        return from_array(wanted.name, fold(model.array(theirs), c.raw).reshape(wanted.shape), type_)
+        return from_array(wanted.name, fold(model.array(theirs), c.raw), type_)
     if c.family.norm_plus_one and len(wanted.shape) == 1:
         return from_array(wanted.name, model.array(theirs) + np.float32(1))
     shape = wanted.shape
@@ -278,7 +285,9 @@ def _joined(
 
 
 def _check_leftovers(model: SafetensorsFile, c: HfConfig, used: set[str]) -> None:
-    unread = (*_OTHER_MODALITIES, *c.family.unread)
+    further = range(c.n_layers, c.n_layers + count_of(c.raw, "num_nextn_predict_layers"))
+    guessing = (f"model.layers.{layer}." for layer in further)  # layers that guess further tokens
+    unread = (*_OTHER_MODALITIES, *c.family.unread, *guessing)
     left = [
         name
         for name in model.tensors

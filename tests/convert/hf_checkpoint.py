@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hf_checkpoint_more
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,13 +72,26 @@ CONFIGS["qwen3_5_moe_text"] = CONFIGS["qwen3_5_text"] | {
 }  # fmt: skip
 
 
+CONFIGS["qwen3_vl_text"] = {"head_dim": 16, "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2]}}
+CONFIGS["ministral3"] = {
+    "head_dim": 16, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3, "beta_fast": 32.0, "beta_slow": 1.0,
+    },
+}  # fmt: skip
+CONFIGS |= hf_checkpoint_more.CONFIGS
+
+
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
-    return {"model_type": model_type, **BASE, **CONFIGS[model_type], **changes}
+    written = model_type.removesuffix("_moe") if model_type.startswith("nemotron") else model_type
+    return {"model_type": written, **BASE, **CONFIGS[model_type], **changes}
 
 
 def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes as transformers saves them."""
     kind = config["model_type"]
+    if kind in hf_checkpoint_more.CONFIGS:
+        return hf_checkpoint_more.shapes_of(config)
     head = config.get("head_dim", HEAD)
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, D), "model.norm.weight": (D,)}
@@ -107,7 +121,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 if kind.startswith("qwen2"):
                     shapes[f"{p}self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{p}self_attn.o_proj.weight"] = (D, q)
-        if kind in ("qwen3", "qwen3_moe", "gemma3_text", "olmoe"):
+        if kind in ("qwen3", "qwen3_vl_text", "qwen3_moe", "gemma3_text", "olmoe"):
             full = kind == "olmoe"
             shapes[f"{p}self_attn.q_norm.weight"] = (q if full else head,)
             shapes[f"{p}self_attn.k_norm.weight"] = (kv if full else head,)

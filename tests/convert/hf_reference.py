@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+NORMED = (  # queries and keys, head by head
+    *("qwen3", "qwen3_vl_text", "qwen3_moe", "gemma3_text", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"),
+)
 
 
 def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids: list[int]) -> Array:
@@ -20,6 +23,12 @@ def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids:
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     if config["model_type"].startswith("lfm2"):
         return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
+    import hf_reference_more  # here, since it is built of parts of this file
+
+    if config["model_type"] in hf_reference_more.LATENT:
+        return hf_reference_more.latent_logits(config, w, ids)
+    if config["model_type"] == "nemotron_h":
+        return hf_reference_more.nemotron_logits(config, w, ids)
     gemma = config["model_type"].startswith("gemma")
     plus = gemma or config["model_type"].startswith("qwen3_5")
     x = w["model.embed_tokens.weight"][ids]  # (tokens, d)
@@ -146,11 +155,15 @@ def attention(config: dict[str, Any], w: dict[str, Array], p: str, x: Array, lay
     if kind == "olmoe":
         q, k = rms(config, q, w[f"{p}q_norm.weight"]), rms(config, k, w[f"{p}k_norm.weight"])
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    if kind in ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text"):
+    if kind in NORMED:
         q = rms(config, q, w[f"{p}q_norm.weight"] + plus)
         k = rms(config, k, w[f"{p}k_norm.weight"] + plus)
     cos, sin = rotations(config, dim, n, layer)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if kind == "ministral3":
+        rope = config["rope_parameters"]
+        grown = np.log(1 + np.floor(np.arange(n) / rope["original_max_position_embeddings"]))
+        q = q * (1 + rope["llama_4_scaling_beta"] * grown)[:, None, None]
     k, v = np.repeat(k, n_heads // n_kv, axis=1), np.repeat(v, n_heads // n_kv, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) * config.get("query_pre_attn_scalar", dim) ** -0.5
     if kind == "gemma2":
@@ -180,7 +193,8 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 def rotations(config: dict[str, Any], dim: int, n: int, layer: int) -> tuple[Array, Array]:
     """cos and sin, (tokens, 1, dim / 2)."""
     dim = int(dim * config.get("rope_parameters", {}).get("partial_rotary_factor", 1))
-    base, scaling, scale = config["rope_theta"], config.get("rope_scaling") or {}, 1.0
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base, scale = config["rope_theta"], 1.0
     kind = scaling.get("rope_type", scaling.get("type"))
     if config["model_type"] == "gemma3_text" and (layer + 1) % 6:
         base, kind = config["rope_local_base_freq"], None
@@ -203,6 +217,7 @@ def rotations(config: dict[str, Any], dim: int, n: int, layer: int) -> tuple[Arr
         ramp = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
         frequency = frequency / scaling["factor"] * ramp + frequency * (1 - ramp)
         scale = scaling.get("attention_factor", 0.1 * math.log(scaling["factor"]) + 1)
+        scale = 1.0 if "mscale_all_dim" in scaling else scale  # the same for both: they cancel
     angles = np.outer(np.arange(n), frequency)[:, None, :]
     return np.cos(angles) * scale, np.sin(angles) * scale
 

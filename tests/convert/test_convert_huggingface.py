@@ -31,7 +31,7 @@ from edgerun.formats.quants import dequantize
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe", "phi3": "phi3", "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
+    "gemma3_text": "gemma3", "qwen3_vl_text": "qwen3vl", "ministral3": "mistral3",
 }  # fmt: skip
 
 
@@ -45,7 +45,10 @@ def convert(folder: Path, **options: Any) -> GgufFile:
     return open_gguf(folder / "out.gguf")
 
 
-FOLDED = ("lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text", "gpt_oss")  # their files hold other numbers
+FOLDED = (  # their files hold other numbers
+    *("lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text", "gpt_oss"),
+    *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "nemotron_h", "nemotron_h_moe"),
+)
 
 
 @pytest.mark.parametrize("model_type", [name for name in CONFIGS if name not in FOLDED])
