@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.convert.hf_families import FAMILIES, SPARSE_ACTIVATIONS, Family
+from edgerun.convert.hf_gemma4 import proportional_factors
 from edgerun.errors import FormatError, UnsupportedError
 
 
@@ -56,6 +57,8 @@ def parse_config(config: Mapping[str, Any], where: str) -> HfConfig:
     model_type = config.get("model_type")
     if model_type == "nemotron_h" and config.get("n_routed_experts"):  # GGUF has two architectures
         model_type = "nemotron_h_moe"
+    if model_type == "gemma4_text" and config.get("enable_moe_block"):
+        model_type = "gemma4_moe_text"
     family = FAMILIES.get(str(model_type))
     if family is None:
         raise UnsupportedError(
@@ -144,6 +147,8 @@ def rope_tensors(c: HfConfig) -> dict[str, NDArray[np.float32]]:
     half = c.rope_dims // 2
     if rope_type == "llama3":
         return {"rope_freqs.weight": _llama3_factors(c)}
+    if rope_type == "proportional":
+        return {"rope_freqs.weight": proportional_factors(c.rope, c.raw)}
     if rope_type in ("longrope", "su"):
         made = {}
         for which in ("long", "short"):
@@ -239,7 +244,7 @@ def _rope_type(rope: Mapping[str, Any]) -> str:
 
 def _rope_scaling(c: HfConfig) -> dict[str, Any]:
     rope_type = _rope_type(c.rope)
-    if rope_type in ("default", "llama3", "mrope"):
+    if rope_type in ("default", "llama3", "mrope", "proportional"):
         return {}
     key = "original_max_position_embeddings"
     original = _count(c.rope, key, _count(c.raw, key, c.context_length))

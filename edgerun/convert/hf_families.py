@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgerun.convert.hf_gemma4 import gemma4_outside, gemma4_shapes, gemma4_values, prepare_gemma4
 from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
 from edgerun.convert.hf_hybrids import (
     DELTA_FOLDS,
@@ -73,30 +74,37 @@ def _no_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _no_shapes(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """How a family's checkpoint becomes GGUF.
 
-    `layer` maps module names in a layer to GGUF names; every one must be there. `also` names what another GGUF tensor
-    is made of, too. `embedding`: the embedding's module. `shapes`: of the checkpoint's tensors by GGUF's names, where
-    they are not what other families have. `mixers` maps those of layers of a
-    kind, as config.json's `layer_types` calls it. `leading`: what says how many of the first
-    layers have a feed-forward, and its modules; the others have those of `mixture` and the experts. `bare` are tensors
-    that are no module's weight. `final_norm`: theirs
-    and GGUF's name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors.
-    `requires` lists config values that the architecture implies: the first is its default, others are equal to it.
-    `prepare` gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of
-    the checkpoint what GGUF keeps, by GGUF's name. `unread`: tensors that are not for text.
+    `layer` maps module names in a layer to GGUF names; every one must be there. `also` names what another GGUF
+    tensor is made of, too. `embedding`: the embedding's module. `shapes`: of a layer's tensors in the checkpoint by
+    GGUF's names, where they are not what other families have. `outside`: GGUF's tensors outside the layers that
+    others do not have, with theirs. `mixers` maps those of layers of a kind, as config.json's `layer_types` calls
+    it. `leading`: what says how many of the first layers have a feed-forward, and its modules; the others have
+    those of `mixture` and the experts. `fed` are modules of models whose layers are fed beside
+    (hidden_size_per_layer_input). `bare` are tensors that are no module's weight. `final_norm`: theirs and GGUF's
+    name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors. `requires`
+    lists config values that the architecture implies: the first is its default, others are equal to it. `prepare`
+    gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of the
+    checkpoint what GGUF keeps, by GGUF's name. `unread`: tensors that are not for text.
     """
 
     architecture: str
     layer: Mapping[str, str]
     also: Mapping[str, str] = field(default_factory=dict)
     embedding: str = "embed_tokens"
-    shapes: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = _no_values
+    shapes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]] = _no_shapes
+    outside: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, tuple[int, ...]]]] = _no_values
     mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     leading: tuple[str, Mapping[str, str]] = ("", {})
     mixture: Mapping[str, str] = field(default_factory=dict)
+    fed: Mapping[str, str] = field(default_factory=dict)
     bare: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     fused_experts: bool = False  # gpt-oss's; see `hf_gpt_oss`
@@ -227,6 +235,37 @@ _NEMOTRON: dict[str, Any] = {
     "values": nemotron_values,
     "shapes": nemotron_shapes,
     "folds": NEMOTRON_FOLDS,
+}
+
+_GEMMA4_ATTENTION = {
+    f"self_attn.{theirs}": ours
+    for theirs, ours in (("q_proj", "attn_q"), ("o_proj", "attn_output"), ("q_norm", "attn_q_norm"))
+}
+_GEMMA4_KEYS = {"self_attn.k_proj": "attn_k", "self_attn.k_norm": "attn_k_norm"}
+_GEMMA4_ALL = {**_GEMMA4_ATTENTION, **_GEMMA4_KEYS, "self_attn.v_proj": "attn_v"}
+_GEMMA4_LAYER = {**_GEMMA_NORMS, **_MLP, "layer_scalar": "layer_output_scale.weight"}
+_GEMMA4: dict[str, Any] = {
+    "mixers": {
+        "full": _GEMMA4_ALL,
+        "sliding": _GEMMA4_ALL,
+        "full of keys": {**_GEMMA4_ATTENTION, **_GEMMA4_KEYS},
+        "full shared": _GEMMA4_ATTENTION,
+        "sliding shared": _GEMMA4_ATTENTION,
+    },
+    "fed": {
+        "per_layer_input_gate": "inp_gate",
+        "per_layer_projection": "proj",
+        "post_per_layer_input_norm": "post_norm",
+    },
+    "bare": ("layer_scalar", "router.scale", "router.per_expert_scale"),
+    "unread": ("model.audio_tower.", "model.embed_vision.", "model.embed_audio."),
+    "sliding_window": True,
+    "tied_by_default": True,
+    "requires": {"hidden_activation": ("gelu_pytorch_tanh",)},
+    "prepare": prepare_gemma4,
+    "values": gemma4_values,
+    "shapes": gemma4_shapes,
+    "outside": gemma4_outside,
 }
 
 _LFM2_NORMS = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm"}
@@ -384,6 +423,22 @@ FAMILIES: dict[str, Family] = {
         experts=_EXPERTS,
         requires={**_DELTA_REQUIRES, "norm_topk_prob": (True,)},
         **_DELTA,
+    ),
+    "gemma4_text": Family("gemma4", _GEMMA4_LAYER, **_GEMMA4),
+    "gemma4_moe_text": Family(
+        "gemma4",
+        {
+            **_GEMMA4_LAYER,
+            "router.proj": "ffn_gate_inp",
+            "router.scale": "ffn_gate_inp.scale",
+            "router.per_expert_scale": "ffn_down_exps.scale",
+            "post_feedforward_layernorm_1": "post_ffw_norm_1",
+            "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+            "post_feedforward_layernorm_2": "post_ffw_norm_2",
+        },
+        experts=_EXPERTS,
+        experts_at="experts",
+        **_GEMMA4,
     ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,

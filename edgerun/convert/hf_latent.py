@@ -72,8 +72,8 @@ def _yarn_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope.scaling.yarn_log_multiplier": 0.1 * of_all}
 
 
-def latent_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Of the checkpoint's tensors, by GGUF's names."""
+def latent_shapes(config: Mapping[str, Any], layer: int) -> Shapes:
+    """Of any layer's tensors in the checkpoint, by GGUF's names."""
     d, heads = whole_of(config, "hidden_size"), whole_of(config, "num_attention_heads")
     rank, low = whole_of(config, "kv_lora_rank"), count_of(config, "q_lora_rank")
     plain, value = whole_of(config, "qk_nope_head_dim"), whole_of(config, "v_head_dim")

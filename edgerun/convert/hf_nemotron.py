@@ -25,12 +25,10 @@ def prepare_nemotron(config: dict[str, Any]) -> dict[str, Any]:
     """What kind a layer is stands in a string or a list; numbers as other families have them."""
     made = dict(config)
     pattern = config.get("hybrid_override_pattern") or config.get("layers_block_type")
-    if isinstance(pattern, str):
-        kinds = [_KINDS.get(each, each) for each in pattern]
-    elif isinstance(pattern, list) and all(isinstance(each, str) for each in pattern):
-        kinds = [_NAMES.get(each, each) for each in pattern]
-    else:
+    names = _KINDS if isinstance(pattern, str) else _NAMES
+    if not isinstance(pattern, str | list) or not all(isinstance(each, str) for each in pattern):
         raise FormatError("config.json: hybrid_override_pattern does not name the kind of each layer")
+    kinds = [names.get(each, each) for each in pattern]
     made["layer_types"], made["num_hidden_layers"] = kinds, len(kinds)
     made["rms_norm_eps"] = real_of(config, "layer_norm_epsilon", real_of(config, "norm_eps", 1e-5))
     made.setdefault("head_dim", config.get("attention_head_dim"))
@@ -70,8 +68,8 @@ def nemotron_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def nemotron_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Of the checkpoint's tensors, by GGUF's names."""
+def nemotron_shapes(config: Mapping[str, Any], layer: int) -> Shapes:
+    """Of any layer's tensors in the checkpoint, by GGUF's names."""
     d, heads, taps = whole_of(config, "hidden_size"), whole_of(config, "mamba_num_heads"), config.get("conv_kernel")
     inner = heads * whole_of(config, "mamba_head_dim")
     channels = inner + 2 * whole_of(config, "n_groups") * whole_of(config, "ssm_state_size")

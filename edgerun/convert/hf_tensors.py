@@ -51,6 +51,8 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
             if not (wanted.optional and prefix + wanted.theirs not in model.tensors):
                 sources.append(_take(model, config, wanted, prefix, used))
         sources += _experts(model, config, layer, prefix, used)
+    for name, (theirs, shape) in config.family.outside(config.raw).items():
+        sources.append(_take(model, config, _Wanted(name, shape, theirs), prefix, used))
     theirs, ours = config.family.final_norm
     norm = _Wanted(f"{ours}.weight", (config.d_model,), f"{theirs}.weight")
     sources.append(_take(model, config, norm, prefix, used))
@@ -75,9 +77,9 @@ def _embedding(c: HfConfig) -> _Wanted:
     return _Wanted("token_embd.weight", (c.vocab_size, c.d_model), f"{c.family.embedding}.weight")
 
 
-def _shape(c: HfConfig, name: str) -> tuple[int, ...]:
+def _shape(c: HfConfig, name: str, layer: int) -> tuple[int, ...]:
     """The shape of a layer's weight in the checkpoint, by its GGUF name."""
-    given = c.family.shapes(c.raw).get(name)
+    given = c.family.shapes(c.raw, layer).get(name)
     if given is not None:
         return given
     q_rows, kv_rows = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -140,14 +142,16 @@ def _layer(c: HfConfig, layer: int) -> Iterator[_Wanted]:
                 f"config.json: a layer of type {kind!r}; edgerun converts {', '.join(c.family.mixers)}"
             )
         modules |= c.family.mixers[kind]
+    if c.family.fed and count_of(c.raw, "hidden_size_per_layer_input"):
+        modules |= c.family.fed
     if c.family.mixture:
         modules |= c.family.leading[1] if _is_leading(c, layer) else c.family.mixture
     pairs = [*modules.items(), *((theirs, name) for name, theirs in c.family.also.items())]
     for theirs, name in pairs:
         if theirs in c.family.bare:
-            yield _Wanted(f"blk.{layer}.{name}", _shape(c, name), f"layers.{layer}.{theirs}")
+            yield _Wanted(f"blk.{layer}.{name}", _shape(c, name, layer), f"layers.{layer}.{theirs}")
             continue
-        shape = _shape(c, name)
+        shape = _shape(c, name, layer)
         yield _Wanted(f"blk.{layer}.{name}.weight", shape, f"layers.{layer}.{theirs}.weight")
         if c.family.biases and len(shape) == 2:
             yield _Wanted(f"blk.{layer}.{name}.bias", shape[:1], f"layers.{layer}.{theirs}.bias", optional=True)

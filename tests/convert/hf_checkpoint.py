@@ -83,7 +83,7 @@ CONFIGS |= hf_checkpoint_more.CONFIGS
 
 
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
-    written = model_type.removesuffix("_moe") if model_type.startswith("nemotron") else model_type
+    written = {"nemotron_h_moe": "nemotron_h", "gemma4_moe_text": "gemma4_text"}.get(model_type, model_type)
     return {"model_type": written, **BASE, **CONFIGS[model_type], **changes}
 
 

@@ -17,10 +17,26 @@ _NEMOTRON: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5, "mamba_num_heads": 4, "mamba_head_dim": 10, "n_groups": 2, "ssm_state_size": 12,
     "conv_kernel": 4, "head_dim": 16, "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu", "use_conv_bias": True,
 }  # fmt: skip
+_GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 6, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1,
+    "layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 9, "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT | {"q_lora_rank": None, "norm_topk_prob": False, "scoring_func": "softmax"},
     "deepseek_v3": _LATENT | {"norm_topk_prob": True, "scoring_func": "sigmoid"},
     "glm4_moe_lite": _LATENT | {"norm_topk_prob": True, "num_attention_heads": 3, "num_nextn_predict_layers": 1},
+    "gemma4_text": _GEMMA4 | {
+        "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 12, "use_double_wide_mlp": True,
+    },
+    "gemma4_moe_text": _GEMMA4 | {
+        "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "attention_k_eq_v": True,
+        "enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": 24,
+    },
     "nemotron_h": _NEMOTRON | {"hybrid_override_pattern": "M-*-"},
     "nemotron_h_moe": _NEMOTRON | {
         "hybrid_override_pattern": "ME*E", "n_routed_experts": EXPERTS, "n_shared_experts": 1,
@@ -32,7 +48,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def shapes_of(config: dict[str, Any]) -> Shapes:
     """Names and shapes as transformers saves them."""
-    return _nemotron(config) if config["model_type"].startswith("nemotron") else _latent(config)
+    kind = config["model_type"]
+    return (_nemotron if kind == "nemotron_h" else _gemma4 if kind == "gemma4_text" else _latent)(config)
 
 
 def _mlp(at: str, ff: int, gate: bool = True) -> Shapes:
@@ -63,6 +80,48 @@ def _latent(config: dict[str, Any]) -> Shapes:
         shapes |= _mlp(f"{m}shared_experts.", config["n_shared_experts"] * ff)
         for expert in range(EXPERTS):
             shapes |= _mlp(f"{m}experts.{expert}.", ff)
+    return shapes
+
+
+def _gemma4(config: dict[str, Any]) -> Shapes:
+    at, fed, n = "model.language_model.", config.get("hidden_size_per_layer_input", 0), config["num_hidden_layers"]
+    shapes: Shapes = {f"{at}embed_tokens.weight": (VOCAB, D), f"{at}norm.weight": (D,)}
+    if fed:
+        shapes |= {
+            f"{at}embed_tokens_per_layer.weight": (VOCAB, n * fed),
+            f"{at}per_layer_projection_norm.weight": (fed,),
+        }
+        shapes[f"{at}per_layer_model_projection.weight"] = (n * fed, D)
+    for layer, kind in enumerate(config["layer_types"]):
+        p, full, shared = (
+            f"{at}layers.{layer}.",
+            kind == "full_attention",
+            layer >= n - config.get("num_kv_shared_layers", 0),
+        )
+        dim, kv_heads = (16, 1) if full else (8, 2)
+        norms = [
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ]
+        a, q = f"{p}self_attn.", config["num_attention_heads"] * dim
+        shapes |= {f"{a}q_proj.weight": (q, D), f"{a}o_proj.weight": (D, q), f"{a}q_norm.weight": (dim,)}
+        if not shared:
+            shapes |= {f"{a}k_proj.weight": (kv_heads * dim, D), f"{a}k_norm.weight": (dim,)}
+            if not (full and config.get("attention_k_eq_v")):
+                shapes[f"{a}v_proj.weight"] = (kv_heads * dim, D)
+        shapes |= _mlp(f"{p}mlp.", FF * (2 if shared else 1)) | {f"{p}layer_scalar": (1,)}
+        if fed:
+            shapes |= {f"{p}per_layer_input_gate.weight": (fed, D), f"{p}per_layer_projection.weight": (D, fed)}
+            norms.append("post_per_layer_input_norm")
+        if config.get("enable_moe_block"):
+            ff = config["moe_intermediate_size"]
+            shapes |= {f"{p}router.proj.weight": (EXPERTS, D), f"{p}router.scale": (D,)}
+            shapes |= {f"{p}router.per_expert_scale": (EXPERTS,), f"{p}experts.gate_up_proj": (EXPERTS, 2 * ff, D)}
+            shapes[f"{p}experts.down_proj"] = (EXPERTS, D, ff)
+            norms += [f"post_feedforward_layernorm_{i}" for i in (1, 2)] + ["pre_feedforward_layernorm_2"]
+        shapes |= {f"{p}{norm}.weight": (D,) for norm in norms}
     return shapes
 
 

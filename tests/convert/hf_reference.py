@@ -23,10 +23,13 @@ def logits(config: dict[str, Any], weights: dict[str, NDArray[np.float32]], ids:
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     if config["model_type"].startswith("lfm2"):
         return lfm2_logits({**config, "rms_norm_eps": config["norm_eps"]}, w, ids)
-    import hf_reference_more  # here, since it is built of parts of this file
+    import hf_reference_gemma4  # here, since they are built of parts of this file
+    import hf_reference_more
 
     if config["model_type"] in hf_reference_more.LATENT:
         return hf_reference_more.latent_logits(config, w, ids)
+    if config["model_type"] == "gemma4_text":
+        return hf_reference_gemma4.logits(config, w, ids)
     if config["model_type"] == "nemotron_h":
         return hf_reference_more.nemotron_logits(config, w, ids)
     gemma = config["model_type"].startswith("gemma")
