@@ -75,7 +75,7 @@ def gemma4_shapes(config: Mapping[str, Any], layer: int) -> Shapes:
     )
     dim = _head_dims(config)[not _is_windowed(config["layer_types"][layer])]
     q, kv = whole_of(config, "num_attention_heads") * dim, _kv_heads(config, layer) * dim
-    shapes = {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q)}
+    shapes: Shapes = {"attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q)}
     shapes |= {"attn_q_norm": (dim,), "attn_k_norm": (dim,), "layer_output_scale.weight": (1,)}
     shapes |= {"ffn_gate": (width, d), "ffn_up": (width, d), "ffn_down": (d, width)}
     shapes |= {"ffn_gate_inp.scale": (d,), "ffn_down_exps.scale": (count_of(config, "num_experts"),)}

@@ -26,9 +26,9 @@ def prepare_nemotron(config: dict[str, Any]) -> dict[str, Any]:
     made = dict(config)
     pattern = config.get("hybrid_override_pattern") or config.get("layers_block_type")
     names = _KINDS if isinstance(pattern, str) else _NAMES
-    if not isinstance(pattern, str | list) or not all(isinstance(each, str) for each in pattern):
+    if not isinstance(pattern, str | list):
         raise FormatError("config.json: hybrid_override_pattern does not name the kind of each layer")
-    kinds = [names.get(each, each) for each in pattern]
+    kinds = [names.get(str(each), str(each)) for each in pattern]
     made["layer_types"], made["num_hidden_layers"] = kinds, len(kinds)
     made["rms_norm_eps"] = real_of(config, "layer_norm_epsilon", real_of(config, "norm_eps", 1e-5))
     made.setdefault("head_dim", config.get("attention_head_dim"))
