@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 import msgspec
+import numpy as np
 
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.conductor import Conductor
@@ -116,6 +117,8 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
         conductor = Conductor(collective, shard, opened.store, assembly.worked)
         limits = collective.gather(limits_of(shard, opened))
+        if any(each.shape != limits[0].shape or not np.isfinite(each).all() for each in limits):
+            raise LostPeerError("a rank does not say what it can do")
         waves = [int(each[0]) for each in limits if each[0] > 0]
         pages = [int(each[1]) for each in limits if each[1] >= 0]
         if pages:

@@ -143,7 +143,10 @@ class LinkedCollective:
             peers.swap({HEAD: peers.write(flat, EXACT)}, {}, EXACT)
             return []
         peers.receive_up_to(peers.others, EXACT.code, MOST_GATHERED_BYTES)
-        return [flat, *(peers.links[rank].body.view(np.float32) for rank in peers.others)]
+        bodies = [peers.links[rank].body for rank in peers.others]
+        if any(body.size % 4 for body in bodies):
+            raise LostPeerError("a rank gave what are no whole numbers")
+        return [flat, *(body.view(np.float32) for body in bodies)]
 
     def announce(self, message: bytes) -> bytes:
         peers = self._peers

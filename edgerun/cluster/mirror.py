@@ -14,6 +14,7 @@ import msgspec
 
 from edgerun.cluster.collective import MOST_MESSAGE_BYTES
 from edgerun.errors import FormatError
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv import KvSequence, PagePool
 from edgerun.kv.page import Page
 from edgerun.models.places import Pass, Run
@@ -110,12 +111,15 @@ class Teller:
 
 
 class Follower:
-    """On the other ranks: the sequences that passes are about. capacity: positions of each."""
+    """On the other ranks: the sequences that passes are about. capacity: positions of each.
+
+    Kernels go where tables send them, so nothing is computed before each page is known to be there and of its group,
+    whatever the head says."""
 
     def __init__(self, pool: PagePool, capacity: int) -> None:
         self._pool = pool
         self._capacity = capacity
-        self._pages: dict[int, Page] = {}
+        self._pages: dict[int, tuple[int, Page]] = {}  # its group, and it
         self._sequences: dict[int, KvSequence] = {}
         self._waiting: list[SaidPass] = []  # whose pages could not be had yet
         self._holder = KvSequence(pool, capacity)  # asks for pages on behalf of all
@@ -123,19 +127,40 @@ class Follower:
     def task(self, said: SaidPass) -> Pass:
         """What the head said as a pass here, to be computed at once. DoesNotFitError where there is no memory for its
         pages: then what it said of pages is made up for by the next. FormatError for what no head says."""
-        rows = sum(run.rows for run in said.runs)
-        if not said.runs or any(not 0 <= row < rows for row in said.wanted):
-            raise FormatError("a pass without rows, or with logits of others")
+        self.check(said)
         self._waiting.append(said)
         while self._waiting:
             self._apply(self._waiting[0])
             del self._waiting[0]
-        runs = []
+        runs = tuple(Run(self._sequence(run.sequence), run.start, run.rows) for run in said.runs)
+        for run in runs:
+            self._check_held(run)
+        return Pass(runs, said.wanted, said.few)
+
+    def check(self, said: SaidPass) -> int:
+        """The rows of a pass. FormatError for one that no head says."""
         for run in said.runs:
             if run.start < 0 or run.rows < 1 or run.start + run.rows > self._capacity:
                 raise FormatError(f"a pass of positions {run.start} to {run.start + run.rows} of {self._capacity}")
-            runs.append(Run(self._sequence(run.sequence), run.start, run.rows))
-        return Pass(tuple(runs), said.wanted, said.few)
+        rows = sum(run.rows for run in said.runs)
+        if not said.runs or any(not 0 <= row < rows for row in said.wanted):
+            raise FormatError("a pass without rows, or with logits of others")
+        if len({run.sequence for run in said.runs}) != len(said.runs):
+            raise FormatError("a pass with two stretches of one sequence")
+        if any(not 0 <= each.group < len(self._pool.groups) for each in (*said.tables, *said.copies)):
+            raise FormatError(f"a page of a group that is none of {len(self._pool.groups)}")
+        most = -(-self._capacity // KEYS_PER_PAGE)
+        if any(len(table.pages) > most for table in said.tables):
+            raise FormatError(f"a sequence of more than {most} pages")
+        return rows
+
+    def _check_held(self, run: Run) -> None:
+        """Every position that the rows write, or see, must lie in a page."""
+        written = range(run.start // KEYS_PER_PAGE, (run.start + run.rows - 1) // KEYS_PER_PAGE + 1)
+        for group, pages in zip(self._pool.groups, run.sequence.held(), strict=True):
+            for index in (*group.seen_pages(run.start), *written):
+                if index >= len(pages) or pages[index] is None:
+                    raise FormatError(f"a pass of positions that lie in no page: {run.start} and {run.rows - 1} more")
 
     def _apply(self, said: SaidPass) -> None:
         """What it says of pages. May be called again after it failed: pages are taken before anything changes."""
@@ -148,10 +173,10 @@ class Follower:
                 if number:
                     self._page(table.group, number)
         for copy in said.copies:
-            source = self._pages.get(copy.source)
-            if source is None:
-                raise FormatError(f"a pass copies page {copy.source}, which is not held")
-            self._pages[copy.to].copy_from(source)
+            group, source = self._pages.get(copy.source, (-1, None))
+            if source is None or group != copy.group:
+                raise FormatError(f"a pass copies page {copy.source}, which its group does not hold")
+            self._page(copy.group, copy.to).copy_from(source)
         for number in said.freed:
             self._pages.pop(number, None)
         for table in said.tables:
@@ -173,13 +198,13 @@ class Follower:
         return found
 
     def _page(self, group: int, number: int) -> Page:
-        found = self._pages.get(number)
-        if found is None:
-            if not 0 <= group < len(self._pool.groups):
-                raise FormatError(f"a page of group {group} of {len(self._pool.groups)}")
-            (found,) = self._pool.take(self._holder, [group])
-            self._pages[number] = found
-        return found
+        known = self._pages.get(number)
+        if known is None:
+            (page,) = self._pool.take(self._holder, [group])
+            known = self._pages[number] = group, page
+        if known[0] != group:
+            raise FormatError(f"page {number} of group {known[0]} in a table of group {group}")
+        return known[1]
 
 
 def parsed(message: bytes) -> SaidPass:

@@ -88,7 +88,7 @@ def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: 
     if not message:
         return False
     said, spec = parsed(message), passes.spec
-    rows = sum(run.rows for run in said.runs)
+    rows = follower.check(said)
     is_few = said.few and rows <= len(passes.few.x)
     x = passes.few.x[:rows] if is_few else np.empty((rows, spec.d_model), np.float32)
     collective.broadcast(x)

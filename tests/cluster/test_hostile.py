@@ -1,0 +1,114 @@
+"""What a device that is paired, and hostile, can make another one do: nothing but end the job."""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidTable, parsed
+from edgerun.cluster.ways import way_of
+from edgerun.cluster.wire import HEADER, Link, patience
+from edgerun.cluster.wire_format import wire_format
+from edgerun.errors import EdgerunError, FormatError, LostPeerError
+from edgerun.kernels.attention_layout import KEYS_PER_PAGE
+from edgerun.kv import KvLedger, PagePool
+from edgerun.kv.groups import KvLayer, layer_groups
+
+CAPACITY = 2 * KEYS_PER_PAGE
+F32_CODE = wire_format("f32").code
+
+
+def said(**changes: object) -> SaidPass:
+    """A pass of three positions, in pages of two groups, with changes."""
+    tables = [SaidTable(1, 0, [1]), SaidTable(1, 1, [2])]
+    return msgspec.structs.replace(SaidPass([SaidRun(1, 0, 3)], [2], False, tables, [], [], []), **changes)
+
+
+def follower() -> Follower:
+    """Of a model whose groups have pages of 1 and of 4 heads."""
+    groups = layer_groups([KvLayer(1, 32, 32), KvLayer(4, 32, 32, window=64)])
+    return Follower(PagePool(groups, KvLedger(None)), CAPACITY)
+
+
+def test_no_pass_leads_kernels_out_of_the_pages_of_its_group() -> None:
+    wrong = [
+        (said(tables=[]), "no page"),
+        (said(tables=[SaidTable(1, 0, [1])]), "no page"),
+        (said(tables=[SaidTable(1, 0, [1]), SaidTable(1, 1, [0])]), "no page"),
+        (said(tables=[SaidTable(1, 0, [1]), SaidTable(1, 1, [1])]), "in a table of group 1"),  # too small for it
+        (said(copies=[SaidCopy(1, 3, 1)]), "its group does not hold"),
+        (said(copies=[SaidCopy(0, 2, 1)]), "in a table of group 1|does not hold"),
+        (said(copies=[SaidCopy(2, 4, 1)]), "a group that is none"),
+        (said(tables=[SaidTable(1, -1, [1])]), "a group that is none"),
+        (said(tables=[SaidTable(1, 0, [1] * 3)]), "more than 2 pages"),
+        (said(runs=[SaidRun(1, 300, 3)]), "no page"),  # sees what is before it
+        (said(runs=[SaidRun(1, CAPACITY - 2, 3)]), "positions"),
+        (said(runs=[SaidRun(1, -1, 3)]), "positions"),
+        (said(runs=[SaidRun(1, 0, -3)]), "positions"),
+        (said(runs=[SaidRun(1, 0, 1 << 50)]), "positions"),
+        (said(runs=[SaidRun(1, 0, 1), SaidRun(1, 1, 1)], wanted=[]), "two stretches"),
+        (said(runs=[], wanted=[]), "without rows"),
+        (said(wanted=[3]), "logits of others"),
+    ]
+    for each, why in wrong:
+        with pytest.raises(FormatError, match=why):
+            follower().task(each)
+    assert follower().task(said()).runs[0].rows == 3
+
+
+def test_passes_that_are_none_are_refused() -> None:
+    message = msgspec.msgpack.encode(said())
+    assert parsed(message) == said()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        garbled = bytearray(message[: rng.integers(1, len(message) + 1)])
+        for at in rng.integers(0, len(garbled), 3):
+            garbled[at] = rng.integers(256)
+        try:
+            follower().task(parsed(bytes(garbled)))
+        except EdgerunError:
+            continue
+
+
+def frame(n_bytes: int, *, magic: bytes = b"eR", version: int = 1, code: int = F32_CODE, call: int = 1) -> bytes:
+    return HEADER.pack(magic, version, code, n_bytes, call)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(16, magic=b"xx") + bytes(16),
+        frame(16, version=2) + bytes(16),
+        frame(16, code=99) + bytes(16),
+        frame(16, call=2) + bytes(16),  # another step: replayed, or left out
+        frame(12) + bytes(12),
+        frame(0xFFFFFFFF),
+        frame(16)[:7],
+        bytes(400),
+    ],
+)
+def test_a_frame_that_is_not_the_next_one_ends_the_group(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    peers = Peers(0, 2, {1: Link(ours, 1)}, wire_format("f32"), patience(5))
+    group = LinkedCollective(peers, way_of("star"))
+    theirs.sendall(data)
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(LostPeerError):
+        group.all_reduce(np.ones(4, np.float32))
+    group.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("n_bytes", [15, 0xFFFFFFFC])
+def test_what_is_gathered_is_whole_numbers_and_not_too_many(n_bytes: int) -> None:
+    ours, theirs = socket.socketpair()
+    group = LinkedCollective(Peers(0, 2, {1: Link(ours, 1)}, wire_format("f32"), patience(5)), way_of("star"))
+    theirs.sendall(frame(n_bytes) + bytes(15))
+    with pytest.raises(LostPeerError):
+        group.gather(np.ones(4, np.float32))
+    group.close()
+    theirs.close()
