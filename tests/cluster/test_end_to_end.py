@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from tiny_model import make_tiny_model
 
 from edgerun.cli.main import cli
+from edgerun.cluster.home import Home
+from edgerun.cluster.members import look_around
 from tests.cluster.lab import Device, Lab, lab, line_with, running
 
 WORDS = "the cat and the"
@@ -46,6 +48,12 @@ class House:
             text, besides = process.communicate(timeout=60)
         assert process.returncode == 0, besides
         return text, besides
+
+    def jobs(self) -> list[str]:
+        """What the other devices do, asked from the desk."""
+        with self.here.inside(self.desk):
+            home = Home(self.desk.home / "data" / "edgerun" / "cluster", self.desk.home / "none", "desk")
+            return [standing.device.job if standing.device else "gone" for standing in look_around(home)]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +110,21 @@ def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.Monkey
     assert min(load["wait_s"] for load in loads) == 0 < loads[0]["wire_s"] == loads[2]["wire_s"]
     assert [load["round_trip_s"] > 0 for load in loads] == [False, True, True]
     assert "desk" in shown and "attic" in shown and "compute" in shown
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+def test_a_head_that_is_stopped_or_dies_frees_the_others(house: House, way: signal.Signals) -> None:
+    with running(house.run("--cluster", tokens=4000)) as process:
+        assert process.stdout is not None
+        assert len(process.stdout.read(20)) == 20
+        assert house.jobs() == ["a job", "a job"]
+        os.killpg(process.pid, way)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+    end = time.monotonic() + 5
+    while house.jobs() != ["", ""] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert house.jobs() == ["", ""]
 
 
 def test_a_worker_that_is_killed_costs_no_token(house: House) -> None:
