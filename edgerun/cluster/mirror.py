@@ -147,7 +147,8 @@ class Follower:
             raise FormatError("a pass without rows, or with logits of others")
         if len({run.sequence for run in said.runs}) != len(said.runs):
             raise FormatError("a pass with two stretches of one sequence")
-        if any(not 0 <= each.group < len(self._pool.groups) for each in (*said.tables, *said.copies)):
+        groups = {table.group for table in said.tables} | {copy.group for copy in said.copies}
+        if not groups <= set(range(len(self._pool.groups))):
             raise FormatError(f"a page of a group that is none of {len(self._pool.groups)}")
         most = -(-self._capacity // KEYS_PER_PAGE)
         if any(len(table.pages) > most for table in said.tables):

@@ -45,7 +45,7 @@ class House:
     def answer(self, *arguments: str, tokens: int = 60) -> tuple[str, str]:
         """What it answers, and what it says besides."""
         with running(self.run(*arguments, tokens=tokens)) as process:
-            text, besides = process.communicate(timeout=60)
+            text, besides = process.communicate(timeout=180)
         assert process.returncode == 0, besides
         return text, besides
 

@@ -102,7 +102,7 @@ def test_a_group_adds_up_and_is_made_again_without_who_is_lost(tmp_path: Path, c
     assert [remote.name for remote in head.remotes] == ["worker1", "worker3"]
     group = head.begin([shard_of(10), shard_of(2000)], way, "q8")
     assert step(group) == pytest.approx(2011, rel=0.01)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     group.announce(b"stop")
 
 
