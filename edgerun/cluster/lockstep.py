@@ -4,7 +4,7 @@ on says so in the next. Then the pass ends on all of them at the same place, and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -114,6 +114,8 @@ class Lockstep:
             ended = perf_counter()
             if self.watcher is not None:
                 self.watcher(Span("cluster", "logits of all", began, ended, some.nbytes))
+            if parts:
+                self._check(parts, len(some), tail.size)
             if low == 0 and parts:
                 self.times = [heard(part[-NUMBERS:]) for part in parts]
                 parts = [part[:-NUMBERS] for part in parts]
@@ -124,6 +126,12 @@ class Lockstep:
         if not is_head:
             return None
         return np.concatenate(found) if found else np.empty((0, self._vocab_size), np.float32)
+
+    def _check(self, parts: Sequence[F32], rows: int, tail: int) -> None:
+        """LostPeerError unless the ranks gave logits of the whole vocabulary together, and each what follows them."""
+        sizes = [part.size - tail for part in parts]
+        if any(size < 0 or size % rows for size in sizes) or sum(sizes) != rows * self._vocab_size:
+            raise LostPeerError("a rank gave logits that are not those of its part of the vocabulary")
 
     def _tell(self, text: str, error: Exception) -> None:
         """All ranks' reasons for ending a pass come to the head, which raises the first of another rank."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
 from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.local import local_group
+from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidTable, parsed
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import HEADER, Link, patience
@@ -112,3 +115,16 @@ def test_what_is_gathered_is_whole_numbers_and_not_too_many(n_bytes: int) -> Non
         group.gather(np.ones(4, np.float32))
     group.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("n_told", [0, 3, 5 + 3, 5 + 6])
+def test_logits_are_those_of_the_vocabulary(n_told: int) -> None:
+    """Two rows of two of four tokens are four numbers, and five of a rank's times follow."""
+    ranks = local_group(2)
+    lockstep = Lockstep(ranks[0], 4, SimpleNamespace(statistics=dict))  # type: ignore[arg-type]
+    ranks[1].gather(np.zeros(n_told, np.float32))
+    with pytest.raises(LostPeerError, match="vocabulary"):
+        lockstep.run([], lambda: np.zeros((2, 2), np.float32))
+    ranks[1].gather(np.zeros(5 + 4, np.float32))
+    logits = lockstep.run([], lambda: np.zeros((2, 2), np.float32))
+    assert logits is not None and logits.shape == (2, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +115,18 @@ def test_spares_remove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (store.folder / "old.gguf").exists()
     assert store.missing(offer) == (0,)
     assert not (store.folder / "old.gguf").exists()
+
+
+def test_a_shard_that_is_asked_for_again_is_not_changed(tmp_path: Path) -> None:
+    """Whoever computes with it would believe that somebody wrote to it."""
+    model, store = make_tiny_model(tmp_path / "tiny.gguf", layers=1), home_of(tmp_path, "attic").shards
+    with open_gguf(model) as gguf:
+        spec = load_spec(gguf)
+        source = ShardSource(gguf, spec, divide(spec, spec.tensors, [1.0, 1.0])[0])
+        path = store.own(source)
+        os.utime(path, (1, 1))
+        assert store.own(source) == path
+    assert path.stat().st_mtime == 1 < path.stat().st_atime
 
 
 def test_a_shard_is_another_one_when_somebody_writes_to_the_model(tmp_path: Path) -> None:
