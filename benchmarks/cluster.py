@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -34,6 +33,7 @@ from edgerun.cluster.household import Household
 from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
 from edgerun.cluster.shards import ShardStore
+from edgerun.cluster.ways import WAY_NAMES
 from edgerun.errors import PagesLostError
 from edgerun.events import Event
 from edgerun.models import Decoder
@@ -48,7 +48,8 @@ _SETTLE_TOKENS = 4
 _PATIENCE_S = 60.0  # with devices that start
 
 
-def main() -> None:
+def arguments(*words: str) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--devices", default="1,2,4")
@@ -66,7 +67,11 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", default="", help=argparse.SUPPRESS)
     parser.add_argument("--host", default="", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args(words or None)
+
+
+def main() -> None:
+    given = arguments()
     if given.part == "device":
         _device(given)
     elif given.part == "head":
@@ -87,7 +92,7 @@ def _all(given: argparse.Namespace) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for _ in range(given.rounds):
             for count in counts:
-                found[count].append(_measured(folder, count, given))
+                found[count].append(measured(folder, count, given))
                 print(f"{count} devices: {found[count][-1]}", flush=True)
     print("\n| devices | decode tok/s | | prompt tok/s | | sums ms | peak MiB |\n|---|---|---|---|---|---|---|")
     first: dict[str, float] = {}
@@ -101,7 +106,7 @@ def _all(given: argparse.Namespace) -> None:
         )
 
 
-def _measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
+def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
     """One head with `count` - 1 other devices; peak_mib: of the device that took most."""
     names = [f"device{i}of{count}" for i in range(count)]
     homes = acquainted(folder, *names)
@@ -190,8 +195,8 @@ def _head(given: argparse.Namespace) -> None:
         decoder = llm.engine.decoder
         assert isinstance(decoder, GroupDecoder)
         _wait_for_all(decoder, int(given.devices))
-        print(f"sums by {household.way}, links {household.links}", file=sys.stderr, flush=True)
-        print(json.dumps(_times(decoder, given)), flush=True)
+        links = {} if household.links is None else vars(household.links)
+        print(json.dumps({**_times(decoder, given), **links, "way": WAY_NAMES.index(household.way)}), flush=True)
 
 
 def _wait_for_all(decoder: GroupDecoder, count: int) -> None:

@@ -22,7 +22,7 @@ def on_all(group: Sequence[Collective], act: Callable[[Collective], T]) -> list[
         return list(threads.map(act, group))
 
 
-def linked_group(size: int, way: str = "star", wire: str = "f32") -> list[LinkedCollective]:
+def linked_group(size: int, way: str = "star", wire: str = "f32", wait_s: float = 20) -> list[LinkedCollective]:
     """Ranks joined by pairs of sockets."""
     links: list[dict[int, Link]] = [{} for _ in range(size)]
     for low in range(size):
@@ -30,6 +30,6 @@ def linked_group(size: int, way: str = "star", wire: str = "f32") -> list[Linked
             ends = socket.socketpair()
             links[low][high], links[high][low] = Link(ends[0], high), Link(ends[1], low)
     return [
-        LinkedCollective(Peers(rank, size, links[rank], wire_format(wire), patience(20)), way_of(way))
+        LinkedCollective(Peers(rank, size, links[rank], wire_format(wire), patience(wait_s)), way_of(way))
         for rank in range(size)
     ]

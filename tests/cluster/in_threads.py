@@ -57,10 +57,15 @@ class Together:
 
 @contextlib.contextmanager
 def together(
-    gguf: GgufFile, spec: ModelSpec, parts: Sequence[float], folder: Path, open_with: OpenShard
+    gguf: GgufFile,
+    spec: ModelSpec,
+    parts: Sequence[float],
+    folder: Path,
+    open_with: OpenShard,
+    group: Sequence[Collective] | None = None,
 ) -> Iterator[Together]:
-    """`spec` on as many ranks as there are parts."""
-    ranks = local_group(len(parts))
+    """`spec` on as many ranks as there are parts. group: theirs; None: threads that hand arrays on."""
+    ranks = local_group(len(parts)) if group is None else group
     paths = []
     for share in divide(spec, spec.tensors, parts):
         source = ShardSource(gguf, spec, share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,26 @@ def test_nothing_is_chosen_that_is_slower_than_one_device(model):
         alone = min(choice.token_s for choice in found if choice.kind == "alone")
         assert best.runs and best.token_s <= alone
         assert best.kind == "alone" or best.token_s < 0.95 * alone
+
+
+def test_better_links_and_more_devices_make_nothing_slower(model):
+    """In its own model: what is chosen takes no longer when links get quicker, wider, or duplex, or a device comes."""
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        rates = (10 ** rng.uniform(6, 9, int(rng.integers(2, 5)))).tolist()
+        links = Links(10 ** rng.uniform(-5, -2), 10 ** rng.uniform(-9, -6), 10 ** rng.uniform(-6, -3), False)
+        took = chosen(plan(model, *rates, links=links)).token_s
+        for better in (
+            {"hop_s": links.hop_s / 3},
+            {"byte_s": links.byte_s / 3},
+            {"message_s": 0.0},
+            {"is_duplex": True},
+        ):
+            assert chosen(plan(model, *rates, links=replace(links, **better))).token_s <= took / 0.95
+        more = min(each.token_s for each in plan(model, *rates, 1e6, links=links) if each.runs)
+        assert more <= min(each.token_s for each in plan(model, *rates, links=links) if each.runs)
+        alone = min(each.token_s for each in plan(model, *rates, links=links) if each.kind == "alone")
+        assert took <= alone  # never worth less than one device
 
 
 @pytest.mark.parametrize("way", ["star", "mesh"])

@@ -1,0 +1,83 @@
+"""Whether the planner chooses what is fastest: groups of emulated devices on links of many kinds, and predictions.
+
+    python -m benchmarks.cluster_choices MODEL [--delays 0.1,0.3,1,2,5] [--rates 100,1000] [--devices 2,4]
+        [options of benchmarks.cluster]
+
+One device alone is measured once, and gives the devices' rate; each setting's links are what its group measured. In
+every setting the planner chooses among one device and groups of these sizes; the choice is right when it is the
+fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.cluster import arguments, measured
+from edgerun.cluster.links import Links
+from edgerun.cluster.plan import Choice, Model, choices, chosen
+from edgerun.cluster.profiles import PlannedDevice, Profiles
+from edgerun.formats.gguf import open_gguf
+from edgerun.kernels import load_sizes
+from edgerun.models import load_spec
+from edgerun.units import parse_size_bytes
+
+_CLOSE = 1.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--delays", default="0.1,0.3,1,2,5", help="one way, in ms")
+    parser.add_argument("--rates", default="100,1000", help="in Mb/s")
+    parser.add_argument("--devices", default="2,4")
+    own, others = parser.parse_known_args()
+    counts = [int(count) for count in own.devices.split(",")]
+    with tempfile.TemporaryDirectory() as name, open_gguf(own.model) as gguf:
+        folder = Path(name)
+        given = arguments(str(own.model), "--prompt=64", "--tokens=10", *others)
+        model = Model(load_spec(gguf), load_sizes(given.kernels), 1024)
+        alone_s = 1 / measured(folder, 1, given)["tok_s"]
+        memory_bytes = parse_size_bytes(given.memory)
+        rate = 1e10 * _planned(model, memory_bytes, 1e10, 1, Links(1, 1, 1, True))[0].token_s / alone_s
+        print(f"one device: {1e3 * alone_s:.1f} ms a token, {rate / 1e9:.1f} GB/s\n")
+        print(
+            "| delay ms | Mb/s | " + " | ".join(f"{n}: predicted, measured ms" for n in counts) + " | chosen | best |"
+        )
+        print("|---|---|" + "---|" * len(counts) + "---|---|")
+        right, off = 0, []
+        settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
+        for delay, speed in settings:
+            given.delay, given.rate = float(delay), float(speed)
+            took, cells, last = {1: alone_s}, [], Links(1, 1, 1, True)
+            for count in counts:
+                said = measured(folder, count, given)
+                took[count] = 1 / said["tok_s"]
+                last = Links(said["hop_s"], said["byte_s"], said["message_s"], bool(said["is_duplex"]))
+                group = [each for each in _planned(model, memory_bytes, rate, count, last) if _size(each) == count]
+                predicted_s = min(each.token_s for each in group)
+                off.append(abs(predicted_s / took[count] - 1))
+                cells.append(f"{1e3 * predicted_s:.1f}, {1e3 * took[count]:.1f}")
+            able = [each for each in _planned(model, memory_bytes, rate, max(counts), last) if _size(each) in took]
+            choice, best = _size(chosen(able)), min(took, key=lambda count: took[count])
+            right += took[choice] <= _CLOSE * took[best]
+            print(f"| {delay} | {speed} | {' | '.join(cells)} | {choice} | {best} |", flush=True)
+    print(
+        f"\n{right} of {len(settings)} choices right; predictions off by {100 * statistics.median(off):.0f} % (median)"
+    )
+
+
+def _planned(model: Model, memory_bytes: int, rate: float, count: int, links: Links) -> list[Choice]:
+    """What edgerun can run on so many such devices."""
+    devices = tuple(PlannedDevice(str(number), memory_bytes, rate, 20 * rate, 1e9) for number in range(count))
+    return [each for each in choices(model, Profiles(devices, links)) if each.runs]
+
+
+def _size(choice: Choice) -> int:
+    return len(choice.devices)
+
+
+if __name__ == "__main__":
+    main()
