@@ -137,6 +137,8 @@ class ExpertCache:
             if not held:
                 began = time.perf_counter()
                 self._reader.flash.wait(lease.news, cancelled)
+                while not lease.news.empty():  # what has landed is looked for once
+                    lease.news.get()
                 self.stats.stall_s += time.perf_counter() - began
 
     def _next(self, lease: _Lease, done: Sequence[Entry]) -> list[Entry]:
@@ -351,12 +353,20 @@ class ExpertCache:
         with self._lock:
             entry.error = entry.error or error
             entry.missing.discard(id(piece))
+            is_news = self._torn or self._matters(entry)
             if not self._torn:  # else whoever comes next finds out
                 self._torn = True
                 self._count_landed(entry)
                 self._torn = False
-            if self._news is not None:
+            if self._news is not None and is_news:
                 self._news.put(None)
+
+    def _matters(self, entry: Entry) -> bool:
+        """Whether who waits could go on now: waking it for each piece takes the processor from those that read."""
+        lease = self._lease
+        if entry.missing:
+            return False
+        return lease is None or lease.news is not self._news or bool(lease.later) or entry.layer == lease.layer
 
     def _count_landed(self, entry: Entry) -> None:
         if entry.hinted:

@@ -144,6 +144,23 @@ def test_hints_begin_reads_that_are_then_hits(models, kernels):
         assert (stats["hits"], stats["misses"], stats["predicted"], stats["predicted_used"]) == (2, 0, 2, 2)
 
 
+def test_who_waits_is_woken_for_whole_experts(models, kernels, monkeypatch):
+    """Not for each of their matrices, nor for what other layers will need: waking takes the processor from reading."""
+    with streamed(models, "olmoe", kernels, slots=8, wave_tokens=256, predict=False) as (_, store, _):
+        wait, waits, experts = store.flash.wait, 0, 3
+
+        def counted(*arguments):
+            nonlocal waits
+            waits += 1
+            return wait(*arguments)
+
+        monkeypatch.setattr(store.flash, "wait", counted)
+        slow_reads(monkeypatch, 1, 0.05)
+        with store.experts(1, np.arange(experts, dtype=np.int32)) as batches:
+            assert sorted(each.id for batch in batches for each in batch) == list(range(experts))
+        assert 1 <= waits <= experts
+
+
 def test_hints_that_are_always_wrong_are_no_longer_followed(models, kernels):
     with streamed(models, "olmoe", kernels, slots=8, wave_tokens=256) as (_, store, _):
         for turn in range(200):
