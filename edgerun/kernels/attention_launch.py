@@ -26,7 +26,8 @@ from edgerun.kernels.attention_layout import (
     prompt_scratch_bytes,
     seen_apart,
 )
-from edgerun.kernels.interface import F32, Far
+from edgerun.kernels.far import Far
+from edgerun.kernels.interface import F32
 from edgerun.kernels.kv_formats import GROUP, IN_KEYS, decode_kernel, rotation_size
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.far import Far
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.layout import layout_bytes
@@ -176,15 +177,6 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         raise UnsupportedError(
             f"{what}: neurons of {cols} {type.name}; of this type they have a multiple of {multiple}"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Far:
-    """The first positions of a sequence, which are seen whatever the window, by queries of their own: q (T, heads,
-    head_dim), as if they stood nearer to them than they do (StreamingLLM, Xiao et al. 2024)."""
-
-    positions: int
-    q: F32
 
 
 class Recording(Protocol):

@@ -21,7 +21,7 @@ from edgerun.kernels.program import I64, Patch, Program
 @dataclass(frozen=True)
 class RecordedLayer:
     """Attention of one layer. group: which of a row's tables of pages it reads; writes: whether it adds to them; first:
-    so many positions are seen apart (`attention_launch.Far`)."""
+    so many positions are seen apart (`far.Far`)."""
 
     layout: LayerLayout
     heads: int

@@ -15,6 +15,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import state_reference, stream_reference
 from edgerun.kernels.attention_layout import seen_apart
+from edgerun.kernels.far import Far
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -25,7 +26,6 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
-    Far,
     Gate,
     GateKind,
     Matrix,

@@ -17,6 +17,7 @@ from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.expert_launch import ExpertLaunch
+from edgerun.kernels.far import Far
 from edgerun.kernels.interface import (
     F32,
     I32,
@@ -27,7 +28,6 @@ from edgerun.kernels.interface import (
     ConvActivation,
     Expert,
     ExpertVectors,
-    Far,
     Gate,
     GateKind,
     Matrix,

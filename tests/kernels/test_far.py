@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import UsageError
-from edgerun.kernels.interface import Far
+from edgerun.kernels.far import Far
 from edgerun.kernels.kv_formats import KV_FORMATS
 from tests.kernels.paged import Paged
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from edgerun.kernels.interface import F32, Far, GateKind, RopeKind
+from edgerun.kernels.far import Far
+from edgerun.kernels.interface import F32, GateKind, RopeKind
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.attention_buffers import AttentionBuffers, AttentionLayout
