@@ -58,7 +58,7 @@ ISAS = {
     # By predictions a tenth faster on some, slower on others, so it is taken where it was measured (`choice`).
     "i8mm": Isa("i8mm", 8, "i8mm", ("neon", "dotprod", "i8mm"), tiles=Tiles(((6, 1), (4, 1), (2, 1)))),
     "neon": Isa("neon", 8, "neon", ("neon",), tiles=Tiles(((2, 1),))),  # sums of pairs apart: four rows would spill
-    "portable": Isa("portable", 8, "llvm", (), tiles=Tiles(((2, 1),)), float_tiles=Tiles(((2, 1),))),
+    "portable": Isa("portable", 8, "llvm", (), float_tiles=Tiles(((4, 1), (2, 1)), 2)),
 }  # best first
 
 

@@ -54,6 +54,12 @@ def host_machine() -> Machine:
     return Machine(triple, llvm.get_host_cpu_name(), features, "static" if static else "default", "jitdefault")
 
 
+def made_for(feature: str) -> bool:
+    """Whether what is being compiled is for a processor with this feature, in LLVM's words."""
+    machine = _Kernels.made_for
+    return machine is not None and f"+{feature}" in machine.features.split(",")
+
+
 @cache
 def kernel_target(machine: Machine) -> KernelTarget:
     """The target for `machine`, made once; loading Numba's typing rules takes it half a second. RuntimeError for a

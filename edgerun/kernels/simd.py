@@ -66,6 +66,14 @@ def shuffle(builder: Any, a: Any, b: Any, indices: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(indices)), indices))
 
 
+def concatenated(builder: Any, parts: list[Any]) -> Any:
+    """One vector of parts that are as long as each other, a power of two of them."""
+    while len(parts) > 1:
+        places = list(range(2 * parts[0].type.count))
+        parts = [shuffle(builder, low, high, places) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """L vectors of L elements, L a power of two -> their columns."""
     lanes = len(rows)

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from edgerun.kernels import simd
 from edgerun.kernels.formats.lookup import Lookup
-from edgerun.kernels.ops.emitter import Emitter, Value
+from edgerun.kernels.ops.emitter import Emitter, Value, simd_constant
 from edgerun.kernels.ops.lookups import Gathered, GatheredNibbles, Looked
 from edgerun.kernels.simd import I8
 
@@ -27,6 +27,9 @@ class Avx2(Emitter):
     def add_pairs(self, a: Value, c: Value) -> Value:
         call = simd.declare(self.b, self._ADD_PAIRS, self.words, [self.pairs] * 2)
         return self.b.call(call, (self.b.bitcast(a, self.pairs), self.b.bitcast(c, self.pairs)))
+
+    def ones(self, beside: Value) -> Value:
+        return simd_constant(self.pairs, 1)
 
     def with_sign(self, x: Value, w: Value) -> Value:
         call = simd.declare(self.b, "llvm.x86.avx2.psign.b", self.bytes, [self.bytes] * 2)

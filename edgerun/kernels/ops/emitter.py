@@ -138,7 +138,7 @@ class PairChain(Chain):
         self._pending: Value | None = None  # i16
         self._missed: Value | None = None  # i16, below 0
         self._room = 0
-        self._factor = simd_constant(e.pairs, 1)
+        self._factor: Value | None = None
         if scale is not None:
             twice = e.either(e.b.and_(scale, e.constant(0xFFFF)), e.shl(scale, 16))
             self._factor = e.b.bitcast(twice, e.pairs)
@@ -173,5 +173,7 @@ class PairChain(Chain):
 
     def _widen(self) -> None:
         if self._pending is not None:
+            if self._factor is None:
+                self._factor = self._e.ones(self._pending)
             self._total = self._e.dot_pairs(self._total, self._pending, self._factor)
             self._pending = None

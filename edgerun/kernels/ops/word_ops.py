@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 from llvmlite import ir
 
 from edgerun.kernels import simd
+from edgerun.kernels.numba_target import made_for
 from edgerun.kernels.simd import FLOAT, HALF, I1, I8, I16, I32, I64
 
 Value = Any  # an LLVM value
 T = TypeVar("T")
+
+_PAIR_BYTES = (("avx512bw", 64), ("avx2", 32))  # of the widest register with `pmaddubsw`; LLVM misses it in SSSE3
 
 
 class WordOps:
@@ -118,7 +121,7 @@ class WordOps:
         """The same vector, but LLVM does not know, and makes it before the next `barrier`: it cannot put off or regroup
         a sum, for which it would keep so many products that registers run out."""
         if not self.REGISTER:
-            return a
+            return self._unknown(a)
         kind = ir.FunctionType(a.type, [a.type])
         return self.b.call(ir.InlineAsm(kind, "", f"={self.REGISTER},0", side_effect=True), [a])
 
@@ -171,6 +174,8 @@ class WordOps:
 
     def table(self, codes: Value, values: Sequence[int]) -> Value:
         """The byte of `values` (16, signed or unsigned) for every byte of `codes` (below 16)."""
+        if made_for("ssse3"):
+            return self._shuffled_table(codes, values)
         masks = []
         for bit in range(4):
             wide = self.b.bitcast(codes, self.bytes)
@@ -183,6 +188,19 @@ class WordOps:
                 for low, high in zip(level[::2], level[1::2], strict=True)
             ]
         return self.b.bitcast(level[0], self.words)
+
+    def _shuffled_table(self, codes: Value, values: Sequence[int]) -> Value:
+        """`table` by 16 bytes, each taken out by its code: LLVM finds that this is one instruction (`pshufb`)."""
+        kind, parts = ir.VectorType(I8, 16), []
+        known = ir.Constant(kind, [value - 256 if value > 127 else value for value in values])
+        wide = self.b.bitcast(codes, self.bytes)
+        for first in range(0, 4 * self.lanes, 16):
+            found = ir.Constant(kind, ir.Undefined)
+            for byte in range(16):
+                code = self.b.zext(self.b.extract_element(wide, ir.Constant(I32, first + byte)), I32)
+                found = self.b.insert_element(found, self.b.extract_element(known, code), ir.Constant(I32, byte))
+            parts.append(found)
+        return self.b.bitcast(simd.concatenated(self.b, parts), self.words)
 
     def byte_fields(self, a: Value, offsets: Sequence[int], byte: int) -> Value:
         """(a >> offsets[j]) & byte as byte j of every lane."""
@@ -230,26 +248,67 @@ class WordOps:
         return self.b.call(call, (a, c, d))
 
     def mul_pairs(self, u: Value, s: Value) -> Value:
-        """Byte vectors u8, i8 -> i16 sums of two neighbouring products (which must fit)."""
+        """Byte vectors u8, i8 -> i16 sums of two neighbouring products (which must fit).
+
+        Where the processor has one instruction for that (`pmaddubsw`), LLVM takes it for sums that are cut off at what
+        i16 holds, of a register's bytes about which it knows nothing: else it finds that these fit and does better."""
         u, s = self.b.bitcast(u, self.bytes), self.b.bitcast(s, self.bytes)
-        even, odd = list(range(0, 4 * self.lanes, 2)), list(range(1, 4 * self.lanes, 2))
+        size = self._pair_bytes()
+        if not size:
+            return self._pairs_summed(u, s, self.pairs)
+        wide, parts = ir.VectorType(I32, size // 2), []
+        for first in range(0, 4 * self.lanes, size):
+            places = list(range(first, first + size))
+            part_u, part_s = (self._unknown(simd.shuffle(self.b, each, each, places)) for each in (u, s))
+            total = self._pairs_summed(part_u, part_s, wide)
+            for name, bound in (("smax", -32768), ("smin", 32767)):
+                call = simd.declare(self.b, f"llvm.{name}.v{size // 2}i32", wide, [wide] * 2)
+                total = self.b.call(call, (total, simd_constant(wide, bound)))
+            parts.append(self.b.trunc(total, ir.VectorType(I16, size // 2)))
+        return simd.concatenated(self.b, parts)
+
+    def _pair_bytes(self) -> int:
+        """Of codes that one `pmaddubsw` takes; 0: plain products are better."""
+        return min(4 * self.lanes, next((size for feature, size in _PAIR_BYTES if made_for(feature)), 0))
+
+    def _pairs_summed(self, u: Value, s: Value, kind: Any) -> Value:
+        """Byte vectors u8, i8 -> sums of two neighbouring products, computed in the integers of vector type `kind`."""
+        even, odd = list(range(0, 2 * kind.count, 2)), list(range(1, 2 * kind.count, 2))
 
         def half(places: list[int]) -> Value:
-            first = self.b.zext(simd.shuffle(self.b, u, u, places), self.pairs)
-            return self.b.mul(first, self.b.sext(simd.shuffle(self.b, s, s, places), self.pairs))
+            first = self.b.zext(simd.shuffle(self.b, u, u, places), kind)
+            return self.b.mul(first, self.b.sext(simd.shuffle(self.b, s, s, places), kind))
 
         return self.b.add(half(even), half(odd))
+
+    def _unknown(self, a: Value) -> Value:
+        """The same bytes, but LLVM does not know which are alike or have bits that are zero. No instruction."""
+        kind = ir.VectorType(FLOAT, a.type.count * a.type.element.width // 32)
+        call = simd.declare(self.b, f"llvm.arithmetic.fence.v{kind.count}f32", kind, [kind])
+        return self.b.bitcast(self.b.call(call, [self.b.bitcast(a, kind)]), a.type)
 
     def add_pairs(self, a: Value, c: Value) -> Value:
         """i16, i16 -> i32 sums of two neighbouring products."""
         a, c = self.b.bitcast(a, self.pairs), self.b.bitcast(c, self.pairs)
+        unknown = self._pair_bytes() > 0  # LLVM takes `pmaddwd` for what it cannot reason about, before or after
+        if unknown:
+            a, c = self._unknown(a), self._unknown(c)
         even, odd = list(range(0, 2 * self.lanes, 2)), list(range(1, 2 * self.lanes, 2))
 
         def half(places: list[int]) -> Value:
             first = self.b.sext(simd.shuffle(self.b, a, a, places), self.words)
             return self.b.mul(first, self.b.sext(simd.shuffle(self.b, c, c, places), self.words))
 
-        return self.b.add(half(even), half(odd))
+        total = self.b.add(half(even), half(odd))
+        return self._unknown(total) if unknown else total
+
+    def ones(self, beside: Value) -> Value:
+        """Pairs (i16) of ones, for `add_pairs` of `beside`. Of a constant LLVM would make a loop's business before it,
+        where `pmaddwd` does not find it."""
+        if not self._pair_bytes():
+            return simd_constant(self.pairs, 1)
+        one = simd_constant(self.pairs, 1)
+        return self.b.and_(self._unknown(self.b.or_(beside, one)), one)
 
     def dot_pairs(self, total: Value | None, a: Value, c: Value) -> Value:
         """total + `add_pairs`."""
