@@ -45,6 +45,10 @@ class Assembly(Protocol):
         """What the ranks of the group, the head first, did since this was last called."""
         ...
 
+    def leave_out(self, place: int) -> None:
+        """The device at this place among `abilities` takes part no more: the others are faster without it."""
+        ...
+
     def end(self) -> None:
         """The group, if there is one, is over; its devices may be asked again. Harmless when repeated."""
         ...

@@ -22,9 +22,11 @@ from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.own_thread import OwnThread
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, divide, solve
+from edgerun.cluster.slow import Judge
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of
 from edgerun.errors import LostPeerError, PagesLostError
 from edgerun.events import EventSink, Notice, never
@@ -42,7 +44,7 @@ _IDLE_S = 0.5  # after a step the head is still taken to be at work
 @dataclass(frozen=True)
 class Formed:
     """The head's part of a group. conductor: None where it is alone; wave_tokens: of a wave, that suits all ranks;
-    others: what ranks 1, 2, ... can do."""
+    others: what ranks 1, 2, ... can do; judge: of them, where there are some."""
 
     spec: ModelSpec
     opened: OpenedShard
@@ -50,6 +52,7 @@ class Formed:
     wave_tokens: int
     close: Callable[[], None]
     others: tuple[Ability, ...] = ()
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,13 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         gguf, shard = open_shard(own.result())
         stack.enter_context(gguf)
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
-        conductor = Conductor(collective, shard, opened.store, assembly.worked)
+        judge = Judge(parts_of(model.spec, [model.own, *others]))
+
+        def worked(times: Sequence[RankTimes]) -> None:
+            assembly.worked(times)
+            judge.hear(times)
+
+        conductor = Conductor(collective, shard, opened.store, worked)
         limits = collective.gather(limits_of(shard, opened))
         if any(each.shape != limits[0].shape or not np.isfinite(each).all() for each in limits):
             raise LostPeerError("a rank does not say what it can do")
@@ -124,7 +133,8 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
         if pages:
             limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
-        return Formed(shard, opened, conductor, min(waves, default=0), stack.pop_all().close, tuple(others))
+        wave_tokens = min(waves, default=0)
+        return Formed(shard, opened, conductor, wave_tokens, stack.pop_all().close, tuple(others), judge)
 
 
 class GroupDecoder(Decoder):
@@ -167,8 +177,17 @@ class GroupDecoder(Decoder):
         return f"{super().arithmetic} {secrets.token_hex(8)}"
 
     def before_prompt(self) -> None:
-        """As `Decoder.before_prompt`: devices that came take part from here on; then all sequences are empty."""
-        if self._assembly.has_news():
+        """As `Decoder.before_prompt`: devices that came take part from here on, and one that the others are faster
+        without does not. Then all sequences are empty."""
+        slow = None if self._formed is None or self._formed.judge is None else self._formed.judge.slow
+        if slow is not None and self._fits_without(slow.rank):
+            name = self._assembly.names()[slow.rank - 1]
+            self._assembly.leave_out(slow.rank - 1)
+            self.divide_anew(
+                f"{name} is slow and left out: a token took {1e3 * slow.with_s:.0f} ms with it, "
+                f"{1e3 * slow.without_s:.0f} ms are expected without"
+            )
+        elif self._assembly.has_news():
             self.divide_anew("a device has come")
 
     def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
@@ -238,6 +257,14 @@ class GroupDecoder(Decoder):
         sources = sources_of(self._model, left)
         self._model.shards.own(sources[0], spare=True, pace=pace)
         return sources[1:]
+
+    def _fits_without(self, rank: int) -> bool:
+        """Whether the others have the memory for all weights."""
+        assert self._formed is not None
+        left = [self._model.own, *self._formed.others]
+        del left[rank]
+        weights_bytes = sum(info.n_bytes for info in self._model.spec.tensors.values())
+        return sum(each.memory_bytes for each in left) >= weights_bytes
 
     def _is_busy(self) -> bool:
         return monotonic() < self._worked_s + _IDLE_S

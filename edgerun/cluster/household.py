@@ -45,6 +45,7 @@ class Household:
         self._wire = wire
         self._head = Head(home, [], events)
         self._found: list[Remote] = []
+        self._left_out: set[str] = set()  # fingerprints
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
         self._spares: Spares | None = None
@@ -94,6 +95,12 @@ class Household:
             remote.loads = tuple(Load(**vars(device)) for device in devices)
         self._events(GroupWorked(devices, "" if slowest is None else devices[slowest].name))
 
+    def leave_out(self, place: int) -> None:
+        remote = self._head.remotes[place]
+        with self._lock:
+            self._left_out.add(remote.member.fingerprint)
+        remote.lose("it is slow")
+
     def end(self) -> None:
         self._stop_spares()
         self._head.end()
@@ -127,7 +134,7 @@ class Household:
     def _look(self) -> None:
         """Connect to members that are not connected."""
         with self._lock:
-            known = {remote.member.fingerprint for remote in (*self._found, *self._head.remotes)}
+            known = {remote.member.fingerprint for remote in (*self._found, *self._head.remotes)} | self._left_out
         for member in self._home.others():
             if member.fingerprint not in known and not self._is_closed.is_set():
                 self._try(member)

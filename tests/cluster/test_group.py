@@ -12,8 +12,10 @@ import pytest
 from edgerun.api.cluster import load_clustered
 from edgerun.api.llm import LLM
 from edgerun.cluster.group import GroupDecoder
+from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shards import ShardStore
 from edgerun.errors import UsageError
+from edgerun.events import Notice
 from edgerun.options import load_options
 from tests.cluster.in_threads import one_thread, resident
 from tests.cluster.thread_assembly import ThreadAssembly
@@ -103,6 +105,19 @@ def test_what_a_loss_would_need_is_known_before(model, wanted, tmp_path):
                 assembly.lose(1, after_calls=3)
         assert text == wanted and assembly.groups == 2
         assert len(spares) == 3 and assembly.begun[1] == spares[1]
+
+
+def test_a_slow_device_is_named_and_left_out_of_the_next_prompt(model, wanted, tmp_path):
+    said = []
+    with clustered(model, [1, 1, 1], tmp_path, events=said.append) as (llm, assembly):
+        assert llm.complete(PROMPT, **OPTIONS).text == wanted
+        for _ in range(2):
+            llm.engine.decoder._formed.judge.hear(
+                [RankTimes(20, 9.0, 9.0 - own_s, 0.0, 50) for own_s in (2.0, 2.0, 8.0, 2.0)]
+            )
+        assert llm.complete(PROMPT, **OPTIONS).text == wanted
+        assert llm.engine.decoder.size == 3 and assembly.names() == ["device 0", "device 2"]
+    assert any("device 1 is slow" in each.text for each in said if isinstance(each, Notice))
 
 
 def test_several_readers_go_on_when_a_device_goes(model, wanted, tmp_path):

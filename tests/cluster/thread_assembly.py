@@ -122,6 +122,9 @@ class ThreadAssembly:
     def worked(self, times: Sequence[RankTimes]) -> None:
         self.times.append(times)
 
+    def leave_out(self, place: int) -> None:
+        del self._there[place]
+
     def end(self) -> None:
         for rank in self.ranks:
             rank.close()
