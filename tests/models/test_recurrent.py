@@ -1,5 +1,5 @@
-"""A sequence is copied, cut back and put into files, and goes on to the bit: of models with recurrent layers, and with
-layers that read the keys and values of others."""
+"""A sequence is copied, cut back and put into files, and goes on to the bit: of models with recurrent or latent layers,
+with windows and with layers that read the keys and values of others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerun.weights import ResidentStore
 from tests.kv.holding import restore
 from tests.models.instances import INSTANCES, VOCAB, open_instance, write
 
-NAMES = ("qwen35", "falcon-h1", "lfm2", "gemma3n")
+NAMES = ("qwen35", "falcon-h1", "lfm2", "gemma3n", "deepseek2", "gptoss")
 
 
 @pytest.mark.parametrize("name", NAMES)
