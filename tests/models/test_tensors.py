@@ -13,9 +13,9 @@ from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, ope
 from edgerun.models import Decoder, load_spec
 from edgerun.models.shapes import known_tensors
 from edgerun.weights import ResidentStore, make_catalog
-from tests.models.instances import INSTANCES, PLAIN, SPARSE, tokens_of, write
+from tests.models.instances import INSTANCES, PLAIN, RECURRENT, SPARSE, STREAMS, tokens_of, write
 
-FAMILIES = [*PLAIN, *SPARSE]
+FAMILIES = [*PLAIN, *(each for each in (*RECURRENT, STREAMS[0]) if each.type == GgmlType.F32), *SPARSE]
 
 
 def copy(source, target, extra=(), rename=None, without=(), **metadata):

@@ -21,7 +21,18 @@ from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme, scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.weights import ResidentStore
-from tests.models.instances import ATTENTION, DENSE, INSTANCES, LATENT, MIXTURES, RECURRENT, VOCAB, Instance, write
+from tests.models.instances import (
+    ATTENTION,
+    DENSE,
+    INSTANCES,
+    LATENT,
+    MIXTURES,
+    RECURRENT,
+    STREAMS,
+    VOCAB,
+    Instance,
+    write,
+)
 
 _LATER = {
     "granite-plain",
@@ -30,7 +41,7 @@ _LATER = {
     "mistral3",
     "qwen3vl",
 }  # of the families that came later, some of each kind
-_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT)} - _LATER
+_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT, *STREAMS)} - _LATER
 _F32 = {
     n: i
     for n, i in INSTANCES.items()
