@@ -31,8 +31,8 @@ def make(directory: Path, names: list[str]) -> None:
         (directory / f"{name}.json").write_text(json.dumps(tokens_of(INSTANCES[name])))
 
 
-def logits_of(path: Path, ids: list[int]) -> np.ndarray:
-    """(tokens, vocab) f32 from llama.cpp, one token at a time."""
+def logits_of(path: Path, ids: list[int], kv: int = 0) -> np.ndarray:
+    """(tokens, vocab) f32 from llama.cpp, one token at a time. kv: the type of keys and values, F32 or 1 for F16."""
     import llama_cpp as L
 
     quiet = L.llama_log_callback(lambda level, text, data: None)
@@ -46,7 +46,7 @@ def logits_of(path: Path, ids: list[int]) -> np.ndarray:
     context_params.n_ctx = 128
     context_params.n_threads = context_params.n_threads_batch = 1
     # llama.cpp's most exact attention: its default rounds queries and accumulates values in f16
-    context_params.type_k = context_params.type_v = 0  # GGML_TYPE_F32
+    context_params.type_k = context_params.type_v = kv
     context_params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = L.llama_init_from_model(model, context_params)
     vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(model))

@@ -11,6 +11,7 @@ FAMILIES = {
         post_norm_eps=1e-8,
         normed_embedding=True,
         logits="times",
+        softcaps=(0.0, 30.0),
         window_pattern=4,
         rotated="windowed",
         local_rope_plain=True,

@@ -81,6 +81,9 @@ ATTENTION = [
         metadata={"logit_scale": 2.0, "attention.sliding_window_pattern": _bools(1, 0, 1, 1, 0)},
         **_Q8,
     ),
+    # llama.cpp caps the logits, and Gemma 2's scores, also where a file does not say so
+    Instance("muse-silent", "muse-glimmer", layers=2, window=12, metadata={"logit_scale": 2.0}),
+    Instance("gemma2-silent", "gemma2", layers=2, window=12, tied=True, head_dim=64),
     Instance("gemma", "gemma", tied=True),
     Instance("gemma-Q8_0", "gemma", tied=True, layers=2, kv_heads=1, **_Q8),
     Instance("smollm3", "smollm3", layers=5),
