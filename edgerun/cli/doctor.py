@@ -26,6 +26,7 @@ _FEATURES = (
     "avx512bw",
     "avx512vnni",
     "avx512vbmi",
+    "amx-int8",
     "avxvnni",
     "neon",
     "dotprod",

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from edgerun.device.cgroup import read_text
 
-_X86 = {"pni": "sse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "abm": "lzcnt", "bmi1": "bmi"}  # Linux -> LLVM
+_X86 = {  # Linux -> LLVM
+    "pni": "sse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "abm": "lzcnt",
+    "bmi1": "bmi",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
+}
+_TILES = frozenset(("amx-tile", "amx-int8"))
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _ARM = {  # LLVM -> (word of the auxiliary vector, bit), from the kernel's asm/hwcap.h
     "neon": (_AT_HWCAP, 1),
@@ -51,7 +61,8 @@ def cpu_features() -> frozenset[str]:
         return frozenset(name for name, key in _MACOS.items() if _sysctl(key))
     if sys.platform in ("linux", "android"):
         if machine in ("x86_64", "amd64", "i686"):
-            return x86_features(read_text(Path("/proc/cpuinfo")))
+            found = x86_features(read_text(Path("/proc/cpuinfo")))
+            return found if not found & _TILES or _may_use_tiles() else found - _TILES
         if machine in ("aarch64", "arm64"):
             return arm_features(_auxiliary(_AT_HWCAP), _auxiliary(_AT_HWCAP2))
     return _llvm_features()
@@ -64,6 +75,15 @@ def x86_features(cpuinfo: str) -> frozenset[str]:
         if key.strip() == "flags":
             return frozenset(_X86.get(flag, flag.replace("_", "")) for flag in value.split())
     return frozenset()
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the registers of AMX, which it gives to a process, with all of its threads, that wants them."""
+    if sys.platform != "linux" or sys.maxsize <= 1 << 32:
+        return False
+    ask = ctypes.CDLL(None).syscall
+    ask.restype, ask.argtypes = ctypes.c_long, [ctypes.c_long] * 3
+    return int(ask(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)) == 0
 
 
 def arm_features(hwcap: int, hwcap2: int) -> frozenset[str]:
@@ -88,6 +108,7 @@ def _llvm_features() -> frozenset[str]:
     try:
         import llvmlite.binding as llvm
 
-        return frozenset(name for name, has in dict(llvm.get_host_cpu_features()).items() if has)
+        found = frozenset(name for name, has in dict(llvm.get_host_cpu_features()).items() if has)
+        return found - _TILES  # other systems want to be asked for them, too
     except (ImportError, RuntimeError):  # RuntimeError: LLVM cannot tell either
         return frozenset()

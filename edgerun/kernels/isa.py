@@ -38,6 +38,7 @@ class Isa:
     dot: str  # which `ops` multiply; "llvm": plain LLVM, any processor
     needs: tuple[str, ...]
     tiles: Tiles = Tiles()  # of quantised weights
+    tile_products: bool = False  # whether many rows are multiplied by tiles (`tile_products`)
     # Of floats, which need no registers for codes and scales, but many sums: one waits four cycles for itself.
     float_tiles: Tiles = Tiles(((6, 2), (4, 2), (2, 2)), 2)
 
@@ -48,8 +49,11 @@ _WIDE: dict[str, Any] = {
     "float_tiles": Tiles(((8, 2), (4, 2), (2, 2)), 2),
 }
 
+_VBMI = (*_AVX512, "avx512vnni", "avx512vbmi", "gfni")
+
 ISAS = {
-    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", (*_AVX512, "avx512vnni", "avx512vbmi", "gfni"), **_WIDE),
+    "amx": Isa("amx", 16, "avx512vbmi", (*_VBMI, "amx-tile", "amx-int8"), tile_products=True, **_WIDE),
+    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", _VBMI, **_WIDE),
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE),
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),

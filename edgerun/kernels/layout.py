@@ -17,6 +17,7 @@ from edgerun.kernels.formats.base import Field, swap_masks
 U8 = NDArray[np.uint8]
 
 _CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
+TILE_ROWS_AT_ONCE = 128  # the same where products go by tiles, which do more for each byte that they read
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 # Neurons of these types are used as they lie in the file. Rows of all others are packed when their neuron fires: `up`
 # is then a product like any other, and `down` is made floats.

@@ -17,12 +17,14 @@ from typing import Any
 from numba import int64, njit, types
 from numba.core.typing import signature
 
-from edgerun.kernels.formats.base import Format, Plain
+from edgerun.kernels.formats.base import Format, Plain, Quantised
 from edgerun.kernels.isa import Isa, Tiles
 from edgerun.kernels.products import tile
 from edgerun.kernels.simd import load_i64
+from edgerun.kernels.tile_products import tile_rows
 
 DESCRIPTOR_BYTES = 128
+LEAST_TILE_ROWS = 24  # of activations: for fewer, unpacking takes longer than tiles save
 
 
 def kernel_signature() -> Any:
@@ -65,13 +67,9 @@ def _several_rows(some_tile: Any, some: int, groups: int, fewer: int, rest: Any)
 
 def build_matmul(isa: Isa, format: Format) -> Any:
     """The kernel of a format."""
-    tiles = tiles_of(isa, format)
-    together = tiles.together
-    all_rows = _rows_left(tile(isa, format, 1, tiles.one), tiles.one)
-    fewer = 1
-    for rows, groups in reversed(tiles.several):
-        all_rows = _several_rows(tile(isa, format, rows, groups), rows, groups, fewer, all_rows)
-        fewer = rows
+    if isa.tile_products and isinstance(format, Quantised):
+        return _by_tiles(isa, format)
+    all_rows, together = _all_rows(isa, format)
 
     def matmul(arguments: int, low: int, high: int) -> None:
         count = load_i64(int64(arguments))
@@ -90,3 +88,44 @@ def build_matmul(isa: Isa, format: Format) -> Any:
             item = end
 
     return matmul, kernel_signature()
+
+
+def _by_tiles(isa: Isa, format: Quantised) -> Any:
+    """As `build_matmul`, where many rows go by tiles of activations and weights."""
+    all_rows, together = _all_rows(isa, format)
+    by_tiles, most_tiles = tile_rows(format)
+
+    def matmul(arguments: int, low: int, high: int) -> None:
+        count = load_i64(int64(arguments))
+        d = arguments + DESCRIPTOR_BYTES
+        index = 0
+        item = low
+        while item < high:
+            while index + 1 < count and load_i64(int64(d + DESCRIPTOR_BYTES)) <= item:
+                d += DESCRIPTOR_BYTES
+                index += 1
+            end = high
+            if index + 1 < count:
+                end = min(end, load_i64(int64(d + DESCRIPTOR_BYTES)))
+            rows = load_i64(int64(d + 24))
+            if rows >= LEAST_TILE_ROWS and most_tiles(d) > 0:
+                by_tiles(d, item, end)
+            else:
+                end = min(item + together, end)
+                all_rows(d, item, end, int64(0), rows)
+            item = end
+
+    return matmul, kernel_signature()
+
+
+def _all_rows(isa: Isa, format: Format) -> tuple[Any, int]:
+    """A function as `rows_left`, by as many rows at a time as `isa.Tiles` says, and groups of weight rows that it does
+    together."""
+    tiles = tiles_of(isa, format)
+    together = tiles.together
+    all_rows = _rows_left(tile(isa, format, 1, tiles.one), tiles.one)
+    fewer = 1
+    for rows, groups in reversed(tiles.several):
+        all_rows = _several_rows(tile(isa, format, rows, groups), rows, groups, fewer, all_rows)
+        fewer = rows
+    return all_rows, together

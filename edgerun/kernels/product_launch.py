@@ -33,6 +33,7 @@ class ProductLaunch:
         self._launcher = launcher
         self._lanes = isa.lanes
         self._together = max(isa.tiles.together, isa.float_tiles.together)  # groups of weight rows
+        self._tiles = isa.tile_products
         self._plain = ReferenceKernels()
 
     def run(self, jobs: Sequence[Job], *, add: bool = False) -> None:
@@ -52,7 +53,7 @@ class ProductLaunch:
                 name, groups, blocks, stride = kernels.matmul, -(-w.rows // lanes), w.cols // kernels.block, 4 * w.rows
                 mine, item = products.setdefault(name, []), items.get(name, 0)
                 weights, target = w.address, address(out)
-                at_once = layout.rows_at_once(w.cols)
+                at_once = self._rows_at_once(w)
                 for low in range(0, tokens, at_once):
                     row, rows, to = first + low, min(at_once, tokens - low), target + low * stride
                     q, s, c = quants + row * dq, scales + row * ds, sums + row * dc
@@ -77,7 +78,7 @@ class ProductLaunch:
         quants, dq, scales, ds, sums, dc = x.form(kernels.form)
         groups, blocks = rows // self._lanes, w.cols // kernels.block
         head_bytes = groups * layout_bytes(w.layout, w.type, self._lanes, w.cols)
-        dt, dh, target, at_once = out.strides[0], out.strides[1], address(out), layout.rows_at_once(w.cols)
+        dt, dh, target, at_once = out.strides[0], out.strides[1], address(out), self._rows_at_once(w)
         products: list[Product] = []
         for head in range(heads):
             weights, to = w.address + head * head_bytes, target + head * dh
@@ -108,6 +109,12 @@ class ProductLaunch:
         items = groups * len(products)
         name = MATRIX_KERNELS[like.type].matmul
         return self._launcher.products_laid_out(name, products, items, self._grain(items))
+
+    def _rows_at_once(self, w: Matrix) -> int:
+        """Of activations in a product."""
+        if self._tiles and MATRIX_KERNELS[w.type].form != "f32":
+            return layout.TILE_ROWS_AT_ONCE
+        return layout.rows_at_once(w.cols)
 
     def _grain(self, items: int) -> int:
         """How many groups of weight rows a thread takes at a time: whole tiles."""

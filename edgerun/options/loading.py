@@ -20,6 +20,7 @@ KERNEL_NAMES = (
     "avx512",
     "avx512vnni",
     "avx512vbmi",
+    "amx",
     "neon",
     "dotprod",
     "i8mm",

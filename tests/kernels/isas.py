@@ -7,6 +7,8 @@ from edgerun.kernels.isa import ISAS, Isa, runs_here
 # tested on any processor.
 WIDE = Isa("wide", 16, "llvm", ())
 IMPLEMENTATIONS = [isa for isa in [*ISAS.values(), WIDE] if runs_here(isa)]
+if IMPLEMENTATIONS[0].name == "amx":  # all of avx512vbmi's code is in it, for fewer rows than tiles take
+    IMPLEMENTATIONS.remove(ISAS["avx512vbmi"])
 
 # What follows from the formats' declarations alike on all of them is compiled for the best, for narrow registers and
 # for plain LLVM: every kernel of every type takes a second or two.

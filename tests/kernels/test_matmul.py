@@ -80,7 +80,8 @@ def test_extremes_do_not_saturate(simd, type, value):
     dense = dequantize(raw, type).astype(np.float64)
     signs = np.ones((7, 512), np.float32)
     signs[1], signs[2, ::2], signs[3, 1::2], signs[4, :256], signs[5, ::16] = -1, -1, -1, -1, -1
-    out = np.empty((7, 32), np.float32)
+    signs = np.tile(signs, (4, 1))  # as many as go by tiles, where there are some
+    out = np.empty((28, 32), np.float32)
     simd.matmul(w, simd.activations(signs), out)
     want = signs.astype(np.float64) @ dense.T
     assert np.abs(out - want).max() <= 1e-5 * np.abs(dense).sum(1).max()
@@ -107,6 +108,26 @@ def test_every_cut_into_tiles(simd, type, groups):
         assert (memory[[0, -1]] == 7).all()
         simd.matmul(w, simd.activations(x[:tokens].copy()), memory[1:-1], add=True)
         assert np.array_equal(memory[1:-1], alone[:tokens] + alone[:tokens]), "each is added once"
+
+
+@pytest.mark.parametrize("type", QUANTISED, ids=lambda t: t.name)
+@pytest.mark.parametrize(("tokens", "cols"), [(24, 256), (43, 2560)])
+def test_many_rows_are_what_few_are(simd, type, tokens, cols):
+    """Where many rows of activations go by tiles: every bit of them, stored and added once, and nothing beside them."""
+    rng = np.random.default_rng(tokens)
+    rows = 2 * simd.row_group + 5
+    w = simd.pack(random_blocks(rng, rows, cols, type), type, cols)
+    x = rng.standard_normal((tokens, cols)).astype(np.float32)
+    few = np.empty((tokens, rows), np.float32)
+    for low in range(0, tokens, 9):
+        part = np.ascontiguousarray(x[low : low + 9])
+        simd.matmul(w, simd.activations(part), few[low : low + 9])
+    memory = np.full((tokens + 2, rows), 7, np.float32)
+    simd.matmul(w, simd.activations(x), memory[1:-1])
+    assert memory[1:-1].tobytes() == few.tobytes()
+    assert (memory[[0, -1]] == 7).all()
+    simd.matmul(w, simd.activations(x), memory[1:-1], add=True)
+    assert np.array_equal(memory[1:-1], few + few)
 
 
 def test_turned_bits():

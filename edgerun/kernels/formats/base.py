@@ -170,6 +170,7 @@ class Super(Quantised):
     """Blocks of 256 columns."""
 
     form = "q8k"
+    scales: ClassVar[tuple[int, int]] = (-128, 127)  # the least and the greatest of a part's scale
 
     def d(self, e: Emitter, q: Value) -> Value:
         """L x f32, the block's scale."""

@@ -22,6 +22,7 @@ class Iq1S(GridCodes):
     type = GgmlType.IQ1_S
     fields = (Field(0, 2, 1), Field(2, 4, 8), Field(34, 4, 4))
     parts, top = 8, 16
+    scales = (1, 15)
     grid, letters = grids.IQ1, TERNARY
 
     def numbers(self, e: Emitter, q: Value, piece: int) -> list[tuple[Value, Value | None]]:

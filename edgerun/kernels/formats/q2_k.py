@@ -16,6 +16,7 @@ class Q2_K(Super):
     type = GgmlType.Q2_K
     fields = (Field(80, 2, 2), Field(0, 4, 4), Field(16, 4, 16))
     parts, top = 16, 3
+    scales = (0, 15)
 
     def codes(self, e: Emitter, q: Value, part: int) -> Codes:
         half, quarter, first = part // 8, part // 2 % 4, part % 2 * 4
