@@ -93,7 +93,9 @@ def _group(
         if sealed:
             connection, _ = secured(connection, homes[me].identity, homes[me].roster, server=is_server)
         links[rank] = Link(connection, rank)
-    return LinkedCollective(Peers(me, ranks, links, EXACT, str), way_of(way))
+    group = LinkedCollective(Peers(me, ranks, links, EXACT, str), way_of(way))
+    group.all_reduce(np.ones(1, np.float32))  # nobody calls for the next group before all have this one
+    return group
 
 
 if __name__ == "__main__":
