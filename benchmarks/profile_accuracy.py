@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerun.device import cpu_name
+
 
 @dataclass(frozen=True)
 class Line:
@@ -50,8 +52,10 @@ def run_json(command: list[str]) -> dict[str, Any]:
     return found
 
 
-def measure(model: Path, memory: str, routing: Path | None, a: argparse.Namespace) -> list[Line]:
-    """The prompt and the decoding of one model with so much memory."""
+def measure(
+    model: Path, memory: str, routing: Path | None, a: argparse.Namespace
+) -> tuple[list[Line], dict[str, object]]:
+    """The prompt and the decoding of one model with so much memory, and all that plans and measurement said."""
     options = ["-c", str(a.prompt + a.decode + 8), "-p", str(a.prompt), "-n", str(a.decode), "-t", str(a.threads)]
     options += [] if memory == "all" else ["--memory", memory]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as replayed:
@@ -69,10 +73,11 @@ def measure(model: Path, memory: str, routing: Path | None, a: argparse.Namespac
     deviations = [(bench[f"{phase}_tok_s_sd"] or 0.0) / bench[f"{phase}_tok_s"] for phase in ("prompt", "decode")]
     prompt_tok_s = 1e3 * a.prompt / bench["ttft_p50_ms"]
     decode_tok_s = 1e3 / bench["decode_p50_ms"] if memory == "all" else bench["decode_tok_s"]
-    return [
+    lines = [
         Line(model.stem, memory, "prompt", a.prompt / prompt_s, prompt_tok_s, deviations[0] > 0.05),
         Line(model.stem, memory, "decode", 1 / token_s, decode_tok_s, deviations[1] > 0.05),
     ]
+    return lines, {"lines": [vars(each) for each in lines], "plans": plans, "bench": bench}
 
 
 def table(lines: list[Line]) -> str:
@@ -104,17 +109,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures")
     a = parser.parse_args()
     lines: list[Line] = []
+    told: list[dict[str, object]] = []
     for given in a.models:
         given, _, trace = given.partition("%")
         name, _, memories = given.partition("@")
         for memory in ["all", *(memories.split(",") if memories else [])]:
-            for line in measure(Path(name), memory, Path(trace) if trace else None, a):
+            found, said_all = measure(Path(name), memory, Path(trace) if trace else None, a)
+            told.append(said_all)
+            for line in found:
                 lines.append(line)
                 said = f"planned {line.planned:.1f}, measured {line.measured:.1f}"
                 print(f"{line.model} {line.memory} {line.phase}: {said}", file=sys.stderr)
     if a.json is not None:
-        a.json.write_text(json.dumps([vars(each) for each in lines], indent=1))
-    print(table(lines))
+        a.json.write_text(json.dumps({"processor": cpu_name(), "cases": told}))
+    print(f"{cpu_name()}, {a.threads} threads\n\n{table(lines)}")
 
 
 if __name__ == "__main__":

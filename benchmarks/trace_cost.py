@@ -1,6 +1,6 @@
 """What a trace costs: tokens decoded in turns with and without one, in one process.
 
-python benchmarks/trace_cost.py MODEL.gguf [-n 6] [-r 150] [-t 2]
+python benchmarks/trace_cost.py MODEL.gguf [-n 30] [-r 40] [-t 2]
 
 Prints the median of a token's milliseconds without and with a trace, and the quartiles of the turns' ratios.
 """
@@ -22,8 +22,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("-n", "--decode", type=int, default=6, help="tokens of a turn")
-    parser.add_argument("-r", "--turns", type=int, default=150)
+    parser.add_argument("-n", "--decode", type=int, default=30, help="tokens of a turn")
+    parser.add_argument("-r", "--turns", type=int, default=40)
     parser.add_argument("-t", "--threads", type=int, default=2)
     a = parser.parse_args()
     with LLM(a.model, threads=a.threads, context=512) as llm:

@@ -34,6 +34,7 @@ from edgerun.planning import MemoryPlan
 from edgerun.planning.device_profile import DeviceProfile
 from edgerun.planning.process import process_state
 from edgerun.planning.rates import (
+    PLAINEST,
     ProductRates,
     Rates,
     load_rates,
@@ -336,15 +337,16 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
 
 
 def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
-    """The known rates with those that are missing."""
+    """The known rates with those that are missing; of the plainest type too, since nothing reads memory faster."""
     from edgerun.kernels import load_sizes
 
     sizes, products = load_sizes(options.kernels), dict(known)
+    plainest = [(PLAINEST, 0)] if sizes.has_kernels(PLAINEST) else []  # whose width does not matter
     wanted = {}
-    for info in catalog.multiplied():
-        name = product_name(info.type, info.shape[-1], sizes)
+    for type, cols in [*((info.type, info.shape[-1]) for info in catalog.multiplied()), *plainest]:
+        name = product_name(type, cols, sizes)
         if name not in known:
-            wanted[name] = info.type, info.shape[-1]
+            wanted[name] = type, cols
     if wanted:
         with _kernels(options, [type for type, _ in wanted.values()]) as kernels:
             products |= {name: measure_products(kernels, *each, sizes) for name, each in wanted.items()}

@@ -12,6 +12,8 @@ from edgerun.options import LoadOptions
 def attach_throttle(decoder: Decoder, options: LoadOptions, stack: ExitStack) -> None:
     """Where the options ask for it. UsageError where a power is to be kept to and nothing counts it, or a temperature
     that cannot be read."""
+    if options.power_limit is None and options.power_meter != "auto":
+        raise UsageError("power_meter counts for power_limit, which was not given")
     if options.power_limit is None and not options.battery_saver and options.max_celsius is None:
         return
     from edgerun.profiling.energy import find_meter

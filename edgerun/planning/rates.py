@@ -31,6 +31,7 @@ from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
+PLAINEST = GgmlType.F16  # its products cost least beside reading: they tell the memory's own rate
 _COLS = 4096
 _MATRIX_BYTES = 144 << 20  # packed: no cache holds it
 _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing

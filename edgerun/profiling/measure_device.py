@@ -15,7 +15,7 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, load_kernels, load_sizes
 from edgerun.planning.device_profile import DeviceProfile
-from edgerun.planning.rates import measure_attention, measure_disk, measure_products, probe_file
+from edgerun.planning.rates import PLAINEST, measure_attention, measure_disk, measure_products, probe_file
 from edgerun.profiling.energy import EnergyMeter
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K", "Q2_K", "IQ4_XS", "MXFP4")
@@ -97,9 +97,9 @@ def _thread_counts(most: int) -> list[int]:
 
 def _bandwidth(kernels: str, threads: int) -> float:
     """Bytes/s that so many threads read from memory: of the plainest product, by floats."""
-    impl = load_kernels(kernels, threads=threads, types=[GgmlType.F16])
+    impl = load_kernels(kernels, threads=threads, types=[PLAINEST])
     try:
-        return measure_products(impl, GgmlType.F16, _COLS, load_sizes(kernels)).decode_bytes_per_s
+        return measure_products(impl, PLAINEST, _COLS, load_sizes(kernels)).decode_bytes_per_s
     finally:
         impl.close()
 

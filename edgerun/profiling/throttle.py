@@ -75,7 +75,7 @@ class Throttle:
             now = "" if self.watts is None else f", {self.watts:.1f} W now"
             why.append(f"limit {self._limit_w:g} W{now} ({self._meter.method})")
         if self._saves_battery:
-            why.append("saving the battery" if self._saving else "on a charger: nothing to save")
+            why.append("saving the battery" if self._saving else "on a charger, or without a battery: nothing to save")
         if self._most_celsius is not None:
             seen = self._celsius()
             why.append(f"limit {self._most_celsius:g} C, {'unreadable' if seen is None else f'{seen:.0f} C now'}")

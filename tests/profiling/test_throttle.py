@@ -130,3 +130,5 @@ def test_a_model_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             LLM(model, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="power_limit"):
         LLM(model, power_limit=-1.0)
+    with pytest.raises(UsageError, match="power_limit, which was not given"):
+        LLM(model, power_meter="estimate:15")
