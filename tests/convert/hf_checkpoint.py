@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hf_checkpoint_more
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.convert import hf_checkpoint_more
 
 Weights = dict[str, NDArray[np.float32]]
 
