@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--used-caches", type=Path, help="let every test begin with the caches that are under this folder")
     group.addoption(
+        "--every-type", action="store_true", help="every type of weights on every set of kernels, not one of each kind"
+    )
+    group.addoption(
         "--shuffle", type=int, help="run modules, and the tests of each, in an order that this number makes"
     )
 

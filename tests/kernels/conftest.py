@@ -10,7 +10,21 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, SOME, TYPICAL
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave types out whose products a set makes as it does those of a typical one (`isas`)."""
+    if config.getoption("--every-type"):
+        return
+    kept, left = [], []
+    for item in items:
+        values = getattr(item, "callspec", None) and item.callspec.params
+        of_set, of_type = (values or {}).get("simd"), (values or {}).get("type")
+        alike = of_set is not None and of_set not in SOME and of_type is not None and of_type not in TYPICAL
+        (left if alike else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=lambda isa: isa.name)
