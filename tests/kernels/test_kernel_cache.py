@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from edgerun import paths
 from edgerun.errors import FormatError
 from edgerun.events import Event, Notice, Progress
-from edgerun.kernels import load_kernels
+from edgerun.kernels import abi, load_kernels
 from edgerun.kernels.codegen import link_object
 from edgerun.kernels.compile import KernelCache, entry_name, file_name
 from edgerun.kernels.isa import ISAS, Isa
@@ -48,7 +48,7 @@ def cache_folder(user_home: Path) -> Path:
 def add_works(loaded: KernelCache) -> bool:
     """x += y for one row: the slots of the kernel `add`."""
     x, y = np.array([1, 2, 3], np.float32), np.array([10, 20, 30], np.float32)
-    arguments = np.array([x.ctypes.data, y.ctypes.data, 3, 0], np.int64)
+    arguments = np.frombuffer(abi.packed(abi.Add(x.ctypes.data, y.ctypes.data, 3, 0, 12)), np.int64)
     _KERNEL(loaded.address("add"))(arguments.ctypes.data, 0, 1)
     return x.tolist() == [11, 22, 33]
 

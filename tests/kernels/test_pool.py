@@ -13,7 +13,7 @@ import pytest
 from edgerun.errors import UsageError
 from edgerun.events import ignore
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import KERNEL_NAMES, load_kernels
+from edgerun.kernels import KERNEL_NAMES, abi, load_kernels
 from edgerun.kernels.choice import choose
 from edgerun.kernels.isa import ISAS, Isa
 from edgerun.kernels.pool import _RUNNING, _work
@@ -68,7 +68,7 @@ def test_every_item_is_done_once(threads):
             items = int(rng.integers(1, 3000 if round % 10 == 0 else 100))
             grain = int(rng.integers(1, 20))
             done, one = np.zeros((items + 1, 3), np.float32), np.ones(3, np.float32)
-            arguments = np.array([done.ctypes.data, one.ctypes.data, 3, 0], np.int64)
+            arguments = np.frombuffer(abi.packed(abi.Add(done.ctypes.data, one.ctypes.data, 3, 0, 12)), np.int64)
             for _ in range(3):
                 kernels._launcher._pool.run(add, arguments.ctypes.data, items, grain)
             assert (done[:items] == 3).all() and (done[items:] == 0).all(), (items, grain)
