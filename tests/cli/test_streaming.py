@@ -121,12 +121,17 @@ def test_the_same_logits_in_less_memory(
 ) -> None:
     path: Path = request.getfixturevalue(which)
     reports: list[dict[str, Any]] = []
-    least = floor_mib(program, path)
-    for name, memory in (("whole", "auto"), ("some", f"{least + 20}M"), ("least", f"{least + 4}M")):
+
+    def run(name: str, memory: str) -> None:
         arguments = ("-p", 40, "-n", 12, "-r", 1, "-c", 64, "--memory", memory, "--json")
         done = program("bench", path, *arguments, "--logits", tmp_path / f"{name}.npy")
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(done.stdout))
+
+    run("whole", "auto")
+    least = floor_mib(program, path)  # afterwards: as long as kernels must be compiled it is higher
+    run("some", f"{least + 20}M")
+    run("least", f"{least + 4}M")
     whole, *capped = reports
     assert whole["memory"]["mode"] == "resident"
     for report in capped:

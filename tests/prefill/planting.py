@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgerun.formats.gguf import GgmlType, GgufWriter
-from tests.models import instances
+from tests.models.instances import writing
 from tests.models.instances import Instance, write
 
 WIDE = Instance("planted", "llama", d=256, ff=512, heads=4, head_dim=64)
@@ -29,7 +29,7 @@ def write_planted(path: Path, kinds: tuple[str, ...], factor: float, instance: I
             super().add_tensor(name, planted(name, data.copy(), kinds, factor, instance), type, shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instances, "GgufWriter", Planter)
+        patch.setattr(writing, "GgufWriter", Planter)
         return write(instance, path)
 
 
