@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from edgerun.formats.gguf import GgmlType, GgufWriter
-from tests.models.instances import writing
-from tests.models.instances import Instance, write
+from tests.models.instances import Instance, write, writing
 
 WIDE = Instance("planted", "llama", d=256, ff=512, heads=4, head_dim=64)
 CHANNEL, NEURON, VALUE = 37, 101, 5  # of d, ff and of the first key-value head
