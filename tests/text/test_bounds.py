@@ -39,7 +39,7 @@ def test_a_word_takes_bounded_memory_whatever_its_length(metadata, piece):
 
 
 def test_no_run_of_characters_takes_a_pretokenizer_quadratic_time_or_much_memory():
-    """The processor time is a limit, not a measurement: the slowest takes 2 s here and there, quadratic ones minutes."""
+    """The time is a limit, not a measurement: the slowest takes 2 s on a slow processor, a quadratic one minutes."""
     program = """if True:
         import resource, signal
         from edgerun.text.pretokenizers import PRETOKENIZERS
