@@ -23,7 +23,6 @@ from edgerun.errors import EdgerunError, NetworkError, NotFoundError
 from edgerun.events import EventSink, Notice
 from edgerun.planning.quick_rates import QuickRates
 
-LOOPBACK = ("127.0.0.1", PORT)
 _ALL = "0.0.0.0"
 _FIND_S = 3.0
 

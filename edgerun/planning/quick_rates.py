@@ -18,6 +18,7 @@ from edgerun.errors import UntrustedError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.paths import read_kept, write_kept
+from edgerun.planning.rates import filled_matrix
 from edgerun.planning.slow_types import Types
 
 TYPE = GgmlType.Q4_0  # what most models at home are near to
@@ -28,7 +29,6 @@ _SLOW_BYTES = 1 << 19  # where a type has no kernels
 _PROMPT_TOKENS = 64
 _BUDGET_S = 0.25  # for each of the two
 _MOST_TURNS = 15
-_FILL = 0x11  # every byte of the weights: as a number of any type it is small, and no denormal
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def measure_quickly(kernels: Kernels, types: Types) -> QuickRates:
     """Of this machine with these kernels and their threads."""
     kernels.prepare([TYPE])
     fast = types.has_kernels(TYPE)
-    decode = _matrix(kernels, _MATRIX_BYTES if fast else _SLOW_BYTES)
+    decode = filled_matrix(kernels, TYPE, _COLS, _MATRIX_BYTES if fast else _SLOW_BYTES)
     token_s = _median_s(_product(kernels, decode, 1))
-    prompt = _matrix(kernels, _PROMPT_BYTES if fast else _SLOW_BYTES)
+    prompt = filled_matrix(kernels, TYPE, _COLS, _PROMPT_BYTES if fast else _SLOW_BYTES)
     prompt_s = _median_s(_product(kernels, prompt, _PROMPT_TOKENS))
     return QuickRates(decode.n_bytes / token_s, 2.0 * prompt.rows * prompt.cols * _PROMPT_TOKENS / prompt_s)
 
@@ -65,16 +65,6 @@ def kept_or_measured(path: Path, make: Callable[[], tuple[Kernels, Types]]) -> Q
     with contextlib.suppress(OSError):  # measured again next time
         write_kept(path, [json.dumps({"processor": cpu_name(), **vars(found)}).encode()])
     return found
-
-
-def _matrix(kernels: Kernels, n_bytes: int) -> Matrix:
-    group = kernels.row_group
-    rows = group * max(1, n_bytes // kernels.packed_bytes(TYPE, group, _COLS))
-    matrix = kernels.matrix_in(np.empty(kernels.packed_bytes(TYPE, rows, _COLS), np.uint8), TYPE, rows, _COLS)
-    some = np.full((min(rows, group * max(1, 512 // group)), TYPE.row_bytes(_COLS)), _FILL, np.uint8)
-    for first in range(0, rows, len(some)):
-        kernels.pack_rows(some[: rows - first], matrix, first)
-    return matrix
 
 
 def _product(kernels: Kernels, matrix: Matrix, tokens: int) -> Callable[[], None]:

@@ -87,20 +87,26 @@ def measure_products(kernels: Kernels, type: GgmlType, cols: int, types: Types) 
     """The rates of matrices of this type and width. About a second."""
     fast = types.has_kernels(type)
     cols = _COLS if fast else cols
-    group = kernels.row_group
-    wanted = (_MATRIX_BYTES if fast else _SLOW_MATRIX_BYTES) // kernels.packed_bytes(type, group, cols)
-    rows = group * max(1, wanted)
     kernels.prepare([type])
-    matrix = kernels.matrix_in(np.empty(kernels.packed_bytes(type, rows, cols), np.uint8), type, rows, cols)
-    some = np.full((group * max(1, 512 // group), type.row_bytes(cols)), _FILL, np.uint8)
-    for first in range(0, rows, len(some)):
-        kernels.pack_rows(some[: rows - first], matrix, first)
+    matrix = filled_matrix(kernels, type, cols, _MATRIX_BYTES if fast else _SLOW_MATRIX_BYTES)
+    rows = matrix.rows
     took = []
     for tokens, turns in ((1, 61 if fast else 15), (_TOKENS, 3)):
         x, out = np.ones((tokens, cols), np.float32), np.empty((tokens, rows), np.float32)
         kernels.matmul(matrix, kernels.activations(x), out)
         took.append(statistics.median(_timed(kernels, matrix, x, out) for _ in range(turns)))  # the best is not typical
     return ProductRates(matrix.n_bytes / took[0], 2.0 * rows * cols * _TOKENS / took[1])
+
+
+def filled_matrix(kernels: Kernels, type: GgmlType, cols: int, n_bytes: int) -> Matrix:
+    """A packed matrix to measure with, of some `n_bytes` and at least one group of rows."""
+    group = kernels.row_group
+    rows = group * max(1, n_bytes // kernels.packed_bytes(type, group, cols))
+    matrix = kernels.matrix_in(np.empty(kernels.packed_bytes(type, rows, cols), np.uint8), type, rows, cols)
+    some = np.full((min(rows, group * max(1, 512 // group)), type.row_bytes(cols)), _FILL, np.uint8)
+    for first in range(0, rows, len(some)):
+        kernels.pack_rows(some[: rows - first], matrix, first)
+    return matrix
 
 
 def measure_attention(kernels: Kernels, heads: int = 32, kv_heads: int = 8, dim: int = 64) -> AttentionRates:
