@@ -1,16 +1,20 @@
 """edgerun and llama.cpp in turn on the same file and the same token ids: medians and ratios.
 
 python benchmarks/side_by_side.py MODEL.gguf --llamacpp-python VENV/bin/python [-p 256] [-n 48] [-r 3] [--json]
+python benchmarks/side_by_side.py MODEL.gguf --llama-bench ik_llama.cpp/build/bin/llama-bench --options="-rtr 1 -thp 1"
+
+The second measures any build of llama-bench with further options of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,20 @@ print(json.dumps({
 }))
 """
 
+LLAMA_BENCH = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+tests = json.loads(done.stdout)
+prompt_s = [test["avg_ts"] for test in tests if test["n_prompt"]]
+decode_s = [test["avg_ts"] for test in tests if test["n_gen"]]
+print(json.dumps({
+    "prompt_tok_s": prompt_s[0] if prompt_s else None,
+    "decode_tok_s": decode_s[0] if decode_s else None,
+    "decode_p50_ms": 1e3 / decode_s[0] if decode_s else None,
+    "max_rss_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+}))
+"""
+
 
 class CommandFailed(SystemExit):
     """Ends a script that does not expect it."""
@@ -86,6 +104,14 @@ def theirs(python: str, model: str | Path, prompt: int, decode: int, threads: in
     return [python, "-c", LLAMA_CPP, str(model), str(prompt), str(decode), str(threads)]
 
 
+def a_llama_bench(
+    program: str, model: str | Path, prompt: int, decode: int, threads: int, options: Sequence[str]
+) -> list[str]:
+    """The command that measures what another build of llama-bench measures, once after its own warm-up."""
+    sizes = ["-p", str(prompt), "-n", str(decode), "-t", str(threads), "-r", "1", "-o", "json"]
+    return [sys.executable, "-c", LLAMA_BENCH, program, "-m", str(model), *sizes, *options]
+
+
 def in_turn(commands: Mapping[str, list[str]], repetitions: int) -> dict[str, dict[str, float]]:
     """Name -> the medians of its figures; the commands take turns, since a machine's speed changes with time."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
@@ -102,7 +128,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--llamacpp-python", required=True, help="interpreter with llama-cpp-python")
+    peer = parser.add_mutually_exclusive_group(required=True)
+    peer.add_argument("--llamacpp-python", help="interpreter with llama-cpp-python")
+    peer.add_argument("--llama-bench", help="a llama-bench, of llama.cpp or of a relative")
+    parser.add_argument("--options", default="", help="what llama-bench is given besides")
     parser.add_argument("-p", "--prompt", type=int, default=256)
     parser.add_argument("-n", "--decode", type=int, default=48)
     parser.add_argument("-t", "--threads", type=int, default=2)
@@ -110,17 +139,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     sizes = (a.prompt, a.decode, a.threads)
-    commands = {"llama.cpp": theirs(a.llamacpp_python, a.model, *sizes), "edgerun": ours(a.model, *sizes)}
-    found = in_turn(commands, a.repetitions)
-    table = {figure: {name: found[name][figure] for name in ("edgerun", "llama.cpp")} for figure in FIGURES}
+    if a.llama_bench:
+        peer_name = "llama-bench"
+        peer_command = a_llama_bench(a.llama_bench, a.model, *sizes, shlex.split(a.options))
+    else:
+        peer_name = "llama.cpp"
+        peer_command = theirs(a.llamacpp_python, a.model, *sizes)
+    found = in_turn({peer_name: peer_command, "edgerun": ours(a.model, *sizes)}, a.repetitions)
+    table = {figure: {name: found[name][figure] for name in ("edgerun", peer_name)} for figure in FIGURES}
     for row in table.values():
-        row["ratio"] = row["edgerun"] / row["llama.cpp"] if row["llama.cpp"] else 0.0
+        row["ratio"] = row["edgerun"] / row[peer_name] if row[peer_name] else 0.0
     if a.json:
         print(json.dumps(table, indent=2))
         return
-    print(f"{'':14s} {'edgerun':>10s} {'llama.cpp':>10s} {'ratio':>7s}")
+    print(f"{'':14s} {'edgerun':>10s} {peer_name:>11s} {'ratio':>7s}")
     for figure, row in table.items():
-        print(f"{figure:14s} {row['edgerun']:10.2f} {row['llama.cpp']:10.2f} {row['ratio']:7.2f}")
+        print(f"{figure:14s} {row['edgerun']:10.2f} {row[peer_name]:11.2f} {row['ratio']:7.2f}")
 
 
 if __name__ == "__main__":
