@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("-n", "--decode", type=int, default=48)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--kernels", default="auto", help="edgerun's, as at `edgerun bench`")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     sizes = (a.prompt, a.decode, a.threads)
@@ -145,7 +146,7 @@ def main() -> None:
     else:
         peer_name = "llama.cpp"
         peer_command = theirs(a.llamacpp_python, a.model, *sizes)
-    found = in_turn({peer_name: peer_command, "edgerun": ours(a.model, *sizes)}, a.repetitions)
+    found = in_turn({peer_name: peer_command, "edgerun": ours(a.model, *sizes, a.kernels)}, a.repetitions)
     table = {figure: {name: found[name][figure] for name in ("edgerun", peer_name)} for figure in FIGURES}
     for row in table.values():
         row["ratio"] = row["edgerun"] / row[peer_name] if row[peer_name] else 0.0
