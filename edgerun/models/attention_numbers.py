@@ -82,7 +82,7 @@ def _windows(n: Numbers, family: Family, layers: int) -> list[int]:
         raise FormatError(f"the file lacks {n.name('attention.sliding_window')}")
     key = "attention.sliding_window_pattern"
     value = n.raw(key)
-    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+    if isinstance(value, np.ndarray):
         windowed = n.truths(key, layers)
     else:
         every = n.integer(key, family.window_pattern, 0)

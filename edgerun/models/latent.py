@@ -19,11 +19,12 @@ def latent_layer(gguf: GgufFile, n: Numbers, numbers: LayerNumbers, layer: int) 
     key = n.integer("attention.key_length_mla", n.integer("attention.key_length"))
     if key <= rotation.dim:
         raise FormatError(f"{n.name('attention.key_length_mla')} is {key}, of which {rotation.dim} are rotated")
-    scaling, score_factor = rotation.scaling, 1.0
+    scaling = rotation.scaling
+    score_factor = scaling.attention_factor**2  # of the rotated part the rotation's tables have it, too
     if scaling.kind == "yarn" and scaling.factor > 1.0:
         # Files hold a tenth of the multiplier. With one, cosines and sines stay as they are.
         multiplier = scaling.log_multiplier or 0.1
-        score_factor = (1.0 + multiplier * math.log(scaling.factor)) ** 2
+        score_factor *= (1.0 + multiplier * math.log(scaling.factor)) ** 2
         scaling = replace(scaling, log_multiplier=1.0 if scaling.log_multiplier else 0.0)
     warmth, length = n.real("attention.temperature_scale", 0.0), n.integer("attention.temperature_length", 0, 0)
     latent = LatentNumbers(

@@ -57,11 +57,12 @@ _LIMITS = {  # generous, but they keep a hostile file from asking for the moon
 
 
 class Numbers:
-    """Metadata under the architecture's prefix."""
+    """Metadata under the architecture's prefix. meaningless: keys that are read as if the file did not have them."""
 
-    def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
+    def __init__(self, metadata: Mapping[str, Any], prefix: str, meaningless: frozenset[str] = frozenset()) -> None:
         self._metadata = metadata
         self._prefix = prefix
+        self._meaningless = meaningless
 
     def name(self, key: str) -> str:
         """Of a number, in full."""
@@ -69,7 +70,7 @@ class Numbers:
 
     def raw(self, key: str) -> Any:
         """As it lies in the file; None: the file does not have it."""
-        return self._metadata.get(self.name(key))
+        return None if key in self._meaningless else self._metadata.get(self.name(key))
 
     def _value(self, key: str) -> Any:
         value = self.raw(key)
@@ -113,11 +114,11 @@ class Numbers:
         return [int(each) for each in value.tolist()[:layers]]
 
     def truths(self, key: str, layers: int, default: bool | None = None) -> list[bool]:
-        """One truth a layer (default: `default` for all)."""
+        """One truth a layer (default: `default` for all); some converters write integers."""
         value = self.raw(key)
         if value is None and default is not None:
             return [default] * layers
-        if not isinstance(value, np.ndarray) or value.dtype != np.bool_:
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biu":
             raise FormatError(f"{self.name(key)} must be an array of truths, got {value!r}")
         if len(value) < layers:
             raise FormatError(f"{self.name(key)} has {len(value)} truths for {layers} layers")
@@ -151,7 +152,9 @@ class Numbers:
         return bool(value)
 
     def text(self, key: str, default: str) -> str:
-        value = self._metadata.get(self.name(key), default)
+        value = self.raw(key)
+        if value is None:
+            return default
         if not isinstance(value, str):
             raise FormatError(f"{self.name(key)} must be a string, got {value!r}")
         return value

@@ -11,10 +11,11 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
 from edgerun.models.attention_numbers import attention_layers
-from edgerun.models.families import FAMILIES, Family
+from edgerun.models.families import CHOICES, FAMILIES, Family
 from edgerun.models.latent import latent_layer
 from edgerun.models.numbers import Numbers
 from edgerun.models.recurrences import recurrences_of
+from edgerun.models.rotations import turned_by_sections
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.models.unknown import unknown_architecture
 
@@ -37,15 +38,14 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     if architecture not in FAMILIES:
         raise unknown_architecture(gguf)
     family = FAMILIES[architecture]
-    n = Numbers(gguf.metadata, architecture)
+    n = Numbers(gguf.metadata, architecture, CHOICES - family.says)
+    family = turned_by_sections(n, family)
     whole = whole or _whole_model(gguf)
     sparse = whole.sparse
     layers = _layers(gguf, n, family, whole.fused)
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
-    eps = n.real("attention.layer_norm_epsilon" if family.norm == "layer" else "attention.layer_norm_rms_epsilon", 1e-5)
-    if not 0.0 < eps < 1.0:
-        raise FormatError(f"impossible numbers: norm epsilon {eps}")
+    eps = _norm_eps(n, family)
     experts = any(layer.n_experts for layer in layers)
     if sparse and (experts or family.fused_gate_up or family.sub_norms or family.post_norms):
         raise UnsupportedError(f"a {architecture} with ffn_down_t is not supported: only plain gated feed-forwards are")
@@ -77,6 +77,17 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
     )
 
 
+def _norm_eps(n: Numbers, family: Family) -> float:
+    """What is added to a variance; Nemotron-H's files may say it under the other norm's name."""
+    layer, rms = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
+    eps = n.real(layer, 1e-5) if family.norm == "layer" else n.real(rms, 0.0)
+    if not eps:
+        eps = n.real(layer, 1e-5) if family.single_blocks else 1e-5
+    if not 0.0 < eps < 1.0:
+        raise FormatError(f"impossible numbers: norm epsilon {eps}")
+    return eps
+
+
 def _whole_model(gguf: GgufFile) -> WholeModel:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -100,6 +111,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
     count = _layer_count(gguf, n)
     recurrences = recurrences_of(gguf, n, family, count)
     experts = n.integer("expert_count", 0, 0)
+    experts = 0 if experts <= family.no_mixture_up_to else experts
     used = n.by_layer("expert_used_count", count, [0] * count, 0)
     for each in used:
         if experts and not 1 <= each <= experts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufFile
 from edgerun.models.families import Family
@@ -46,10 +44,7 @@ def _recurrent(n: Numbers, family: Family, layers: int) -> list[bool]:
         d_ff = n.by_layer("feed_forward_length", layers, [0] * layers, 0) if family.single_blocks else [0] * layers
         return [not shared and not columns for shared, columns in zip(kv_heads, d_ff, strict=True)]
     key = "attention.recurrent_layers"
-    value = n.raw(key)
-    if value is None:
+    if n.raw(key) is None:
         interval = n.integer("full_attention_interval", 4)
         return [(layer + 1) % interval != 0 for layer in range(layers)]
-    if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or len(value) < layers:
-        raise FormatError(f"{n.name(key)} must be {layers} truths, got {value!r}")
-    return [bool(each) for each in value[:layers]]
+    return n.truths(key, layers)

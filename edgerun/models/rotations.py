@@ -27,33 +27,43 @@ def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> t
     for each in (base, local_base):
         if not 1.0 < each < 1e30:
             raise FormatError(f"impossible numbers: rope base {each}")
-    if family.sections:
+    if family.sections in ("blocks", "interleaved"):
         _check_sections(n, dim)
     scaling = _rope_scaling(n, family, n.integer("context_length", 4096))
     plain = Rotation(dim, base, scaling)
     if family.local_rope_plain:
-        return plain, Rotation(few, local_base, from_file=False)
+        factor = 1.0 if family.plain_local_factor else scaling.attention_factor
+        return plain, Rotation(few, local_base, RopeScaling(attention_factor=factor), from_file=False)
     return plain, Rotation(few, local_base, scaling)
+
+
+def turned_by_sections(n: Numbers, family: Family) -> Family:
+    """The family of a file that may have sections: with them dimensions lie half a head apart from their partners."""
+    sections = n.raw("rope.dimension_sections")
+    if family.sections != "by_file" or not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu":
+        return family
+    some = len(sections) >= 2 and min(sections[:2].tolist()) > 0
+    return replace(family, rope="neox", sections="blocks") if some else family
 
 
 def _check_sections(n: Numbers, dim: int) -> None:
     """Pairs of dimensions turn by the position in time, by the row or by the column, so many of each: in text, where
-    all three are one, by that. UnsupportedError where some pairs are left to a fourth, which text does not have."""
+    all three are one, by that. UnsupportedError where some pairs are left to a fourth, which text does not have. (In
+    turns, what columns and rows leave over turns by time, as where Qwen3-VL comes from.)"""
     key = "rope.dimension_sections"
     sections = n.raw(key)
     if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or not 3 <= len(sections) <= 4:
         raise FormatError(f"{n.name(key)} must be three or four integers, got {sections!r}")
     if min(sections.tolist()) < 0:
         raise FormatError(f"{n.name(key)} is {sections.tolist()}: a section has no fewer than 0 pairs")
-    if sum(sections[:3].tolist()) < dim // 2:
+    pairs = np.arange(dim // 2) % max(1, int(sections.sum()))  # sections begin anew after the last
+    if not sections.any() or pairs.max() >= sections[:3].sum():
         raise UnsupportedError(f"{n.name(key)} is {sections.tolist()}: not all of {dim // 2} pairs turn in text")
 
 
 def _rope_scaling(n: Numbers, family: Family, context: int) -> RopeScaling:
-    kind = n.text("rope.scaling.type", "none")
     factor = n.real("rope.scaling.factor", 0.0) or n.real("rope.scale_linear", 0.0) or 1.0
-    if kind == "none" and factor != 1.0:
-        kind = "linear"
+    kind = n.text("rope.scaling.type", "none" if factor == 1.0 else "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(f"rope scaling {kind!r} is not supported")
     if not 1e-3 <= factor <= 1e6:
@@ -76,6 +86,4 @@ def _rope_scaling(n: Numbers, family: Family, context: int) -> RopeScaling:
             raise FormatError(f"impossible numbers: rope scaling {what} {number}")
     if not 0.0 <= scaling.log_multiplier <= 1e3:
         raise FormatError(f"impossible numbers: rope scaling yarn_log_multiplier {scaling.log_multiplier}")
-    if not family.yarn_betas:
-        scaling = replace(scaling, beta_fast=32.0, beta_slow=1.0)
     return scaling

@@ -19,8 +19,8 @@ from edgerun.weights import ResidentStore
 from tests.models.instances import INSTANCES, write
 
 
-def with_metadata(tmp_path, **changes):
-    base = INSTANCES["llama"]
+def with_metadata(tmp_path, name="llama", **changes):
+    base = INSTANCES[name]
     keys = {key.replace("__", "."): value for key, value in changes.items()}
     return write(dataclasses.replace(base, lies=keys), tmp_path / "model.gguf")
 
@@ -53,14 +53,22 @@ def with_metadata(tmp_path, **changes):
         ("attention__head_count", np.array([4, 0, 4], np.int32), "has 0; expected 1 to 4096"),
         ("feed_forward_length", np.array([96.0, 96.0, 96.0], np.float32), "must be integers"),
         ("feed_forward_length", np.array([96, 1 << 23, 96], np.int32), "has 8388608"),
-        ("rope__scaling__yarn_beta_fast", 0.0, "yarn_beta_fast 0.0"),
-        ("rope__scaling__yarn_beta_slow", -1.0, "yarn_beta_slow -1.0"),
         ("rope__scaling__attn_factor", -2.0, "attention factor -2.0"),
         ("nextn_predict_layers", 3, "none is left"),
     ],
 )
 def test_impossible_numbers(tmp_path, key, value, text):
     with open_gguf(with_metadata(tmp_path, **{key: value})) as gguf, pytest.raises(FormatError, match=text):
+        load_spec(gguf)
+
+
+@pytest.mark.parametrize(("key", "value"), [("beta_fast", 0.0), ("beta_slow", -1.0)])
+def test_impossible_betas(tmp_path, key, value):
+    lies = {f"rope__scaling__yarn_{key}": value}
+    with (
+        open_gguf(with_metadata(tmp_path, "mistral3", **lies)) as gguf,
+        pytest.raises(FormatError, match=f"yarn_{key}"),
+    ):
         load_spec(gguf)
 
 

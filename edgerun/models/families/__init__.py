@@ -34,9 +34,9 @@ from edgerun.models.families import (
     smollm,
     ungated,
 )
-from edgerun.models.families.family import Family, NormKind, unused_tensors
+from edgerun.models.families.family import CHOICES, Family, NormKind, unused_tensors
 
-__all__ = ["FAMILIES", "Family", "NormKind", "unused_tensors"]
+__all__ = ["CHOICES", "FAMILIES", "Family", "NormKind", "unused_tensors"]
 
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,

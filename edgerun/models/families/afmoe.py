@@ -1,6 +1,6 @@
 """Trinity and Laguna: gated attention, mixtures like GLM's."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, MIXTURE, Family
 
 FAMILIES = {
     "afmoe": Family(
@@ -14,6 +14,7 @@ FAMILIES = {
         window_pattern=4,
         default_window=0,
         rotated="three_of_four",
+        says=MIXTURE | LOCAL_BASE,
     ),
     "laguna": Family(
         rope="neox",
@@ -25,5 +26,7 @@ FAMILIES = {
         window_after=True,
         default_window=0,
         local_rope_plain=True,
+        says=MIXTURE | LOCAL_BASE,
+        plain_local_factor=True,
     ),
 }

@@ -1,6 +1,6 @@
 """Command R7B and Command A."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, Family
 
 FAMILIES = {
     "cohere2": Family(
@@ -10,5 +10,6 @@ FAMILIES = {
         window_pattern=4,
         rotated="windowed",
         logits="times",
+        says=LOCAL_BASE,
     ),
 }

@@ -1,13 +1,19 @@
 """DeepSeek's mixtures and those built like them: shared experts, some dense layers before; from V2 on latent attention
 (GLM-4.7-Flash, Kimi K2, Kanana 2, GigaChat 3, Mistral Small 4)."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOG_MULTIPLIER, MIXTURE, Family
 
-_LATENT = Family(rope="norm", latent_attention=True, renormalise=False, sigmoid_sizes=((47, 154880), (48, 154880)))
+_LATENT = Family(
+    rope="norm",
+    latent_attention=True,
+    renormalise=False,
+    sigmoid_sizes=((47, 154880), (48, 154880)),
+    says=MIXTURE | LOG_MULTIPLIER,
+)
 
 FAMILIES = {
     "deepseek2": _LATENT,
     "mistral4": _LATENT,
-    "deepseek": Family(rope="norm", renormalise=False),
-    "dots1": Family(rope="neox", qk_norm="head", renormalise=False),
+    "deepseek": Family(rope="norm", renormalise=False, says=frozenset({"expert_weights_scale"})),
+    "dots1": Family(rope="neox", qk_norm="head", renormalise=False, says=MIXTURE),
 }

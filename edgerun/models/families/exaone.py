@@ -1,6 +1,6 @@
 """EXAONE 4, dense and with experts."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import MIXTURE, Family
 
 FAMILIES = {
     "exaone4": Family(
@@ -20,5 +20,6 @@ FAMILIES = {
         window_pattern=4,
         rotated="windowed",
         least_shared=1,
+        says=MIXTURE,
     ),
 }

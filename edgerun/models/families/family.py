@@ -11,6 +11,15 @@ from edgerun.kernels.routing import RouterKind
 
 NormKind = Literal["rms", "layer"]
 
+# Keys of metadata that mean something in some families' files only, as in llama.cpp.
+MIXTURE = frozenset(("expert_weights_scale", "expert_weights_norm", "expert_gating_func"))
+LOCAL_BASE = frozenset(("rope.freq_base_swa",))
+LOGIT_CAP = frozenset(("final_logit_softcapping",))
+ATTENTION_SCALE = frozenset(("attention.scale",))
+LOG_MULTIPLIER = frozenset(("rope.scaling.yarn_log_multiplier",))
+YARN_BETAS = frozenset(("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"))
+CHOICES = MIXTURE | LOCAL_BASE | LOGIT_CAP | ATTENTION_SCALE | LOG_MULTIPLIER | YARN_BETAS | {"attn_logit_softcapping"}
+
 
 @dataclass(frozen=True)
 class Family:
@@ -55,6 +64,7 @@ class Family:
     sigmoid_sizes: tuple[tuple[int, int], ...] = ()  # layers and words of models whose router is that of sigmoids
     renormalise: bool = True  # the chosen experts' weights sum to one
     shared_gate: bool = False  # the shared expert is weighted by a gate
+    no_mixture_up_to: int = 0  # files of models without a mixture may say so many experts
     weighted_inputs: bool = False  # experts' weights multiply what they are fed
     dense_beside: bool = False  # a mixture has a dense feed-forward too, and norms of each
     least_shared: int = 0  # shared experts of a file that does not say how many
@@ -75,8 +85,10 @@ class Family:
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     rope_alpha: bool = False  # the file may say one, by which the base grows
-    yarn_betas: bool = False  # the file's are used
-    sections: bool = False  # the file says which pairs turn by which of three positions, which are one in text
+    sections: Literal["none", "blocks", "interleaved", "by_file"] = "none"
+    """The file says which pairs turn by which of three positions, which are one in text. by_file: if it does,
+    neighbours are no pairs (GLM's that see images)."""
+    plain_local_factor: bool = False  # layers rotated unscaled are not multiplied by the file's attn_factor either
     window_everywhere: bool = False  # in a file that says a window all layers have it
     recurrence: Literal["none", "delta", "mamba"] = "none"  # what recurrent layers are
     mixers_beside: bool = False  # every layer has attention and a recurrence side by side
@@ -85,6 +97,7 @@ class Family:
     short_convolutions: bool = False  # layers without key/value heads are short convolutions
     output_norm: str = "output_norm"  # what the norm before the head is called
     wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not head_dim
+    says: frozenset[str] = frozenset()  # of CHOICES, what its files may say; in those of others it means nothing
     unused: Mapping[str, str] = field(default_factory=dict, hash=False)  # pattern of names -> what these tensors are
 
 

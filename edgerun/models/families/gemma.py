@@ -1,6 +1,6 @@
 """Gemma 1 to 4."""
 
-from edgerun.models.families.family import VISION, Family
+from edgerun.models.families.family import LOCAL_BASE, LOGIT_CAP, VISION, Family
 
 _SPARE = {
     r"blk\.(0|[1-9][0-9]*)\.attn_(k|v|k_norm)\.weight": "keys and values of layers that read those of others",
@@ -14,8 +14,10 @@ FAMILIES = {
         post_norms=True,
         scaled_embedding=True,
         window_pattern=2,
+        default_window=4096,
         softcaps=(50.0, 30.0),
         wide_scale_layers=46,
+        says=LOCAL_BASE | LOGIT_CAP | {"attn_logit_softcapping"},
     ),
     "gemma3": Family(
         rope="neox",
@@ -24,10 +26,12 @@ FAMILIES = {
         post_norms=True,
         scaled_embedding=True,
         window_pattern=6,
+        default_window=0,
         local_rope_base=10000.0,
         local_rope_plain=True,
         wide_scale_layers=62,
         unused=VISION,
+        says=LOCAL_BASE | LOGIT_CAP,
     ),
     "gemma3n": Family(
         rope="neox",
@@ -48,6 +52,7 @@ FAMILIES = {
         local_rope_base=10000.0,
         local_rope_plain=True,
         unused={**VISION, **_SPARE},
+        says=LOCAL_BASE,
     ),
     "gemma4": Family(
         rope="neox",
@@ -66,5 +71,6 @@ FAMILIES = {
         local_rope_base=10000.0,
         local_rope_plain=True,
         unused=VISION,
+        says=LOCAL_BASE | LOGIT_CAP,
     ),
 }

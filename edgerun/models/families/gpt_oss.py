@@ -1,6 +1,6 @@
 """gpt-oss."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, Family
 
 FAMILIES = {
     "gpt-oss": Family(
@@ -11,5 +11,6 @@ FAMILIES = {
         ffn_norm="post_attention_norm",
         sinks=True,
         window_pattern=2,
+        says=LOCAL_BASE,
     ),
 }

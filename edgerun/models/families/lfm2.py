@@ -11,5 +11,5 @@ _LFM2 = Family(
 
 FAMILIES = {
     "lfm2": _LFM2,
-    "lfm2moe": replace(_LFM2, router="sigmoid"),
+    "lfm2moe": replace(_LFM2, router="sigmoid", window_everywhere=False, says=frozenset({"expert_gating_func"})),
 }

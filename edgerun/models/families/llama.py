@@ -1,6 +1,6 @@
 """Llama 1 to 4, Mistral, Mixtral, TinyLlama, SmolLM2."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, Family
 
 FAMILIES = {
     "llama": Family(rope="norm"),
@@ -19,5 +19,6 @@ FAMILIES = {
         default_window=0,
         chunks=8192,
         rotated="windowed",
+        says=LOCAL_BASE,
     ),
 }

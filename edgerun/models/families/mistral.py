@@ -1,5 +1,5 @@
 """Ministral 3 and Devstral 2; older models of Mistral's are `llama`."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOG_MULTIPLIER, YARN_BETAS, Family
 
-FAMILIES = {"mistral3": Family(rope="norm", temperature="said", yarn_betas=True, expert_length=False)}
+FAMILIES = {"mistral3": Family(rope="norm", temperature="said", expert_length=False, says=LOG_MULTIPLIER | YARN_BETAS)}

@@ -1,6 +1,6 @@
 """Muse Glimmer."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, LOGIT_CAP, Family
 
 FAMILIES = {
     "muse-glimmer": Family(
@@ -15,5 +15,6 @@ FAMILIES = {
         window_pattern=4,
         rotated="windowed",
         local_rope_plain=True,
+        says=LOCAL_BASE | LOGIT_CAP,
     ),
 }

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import MIXTURE, Family
 
 _DENSE = Family(
     rope="neox",
@@ -12,5 +12,6 @@ _DENSE = Family(
     ffn_norm="attn_norm",
     recurrence="mamba",
     single_blocks=True,
+    says=MIXTURE - {"expert_gating_func"},
 )
 FAMILIES = {"nemotron_h": _DENSE, "nemotron_h_moe": replace(_DENSE, router="sigmoid", renormalise=False)}

@@ -12,5 +12,6 @@ FAMILIES = {
         window_pattern=4,
         default_window=0,
         local_rope_plain=True,
+        plain_local_factor=True,
     ),
 }

@@ -18,10 +18,10 @@ FAMILIES = {
     "qwen2moe": Family(rope="neox", renormalise=False, shared_gate=True),
     "qwen3": Family(rope="neox", qk_norm="head", unused=RERANKER),
     "qwen3moe": Family(rope="neox", qk_norm="head"),
-    "qwen2vl": Family(rope="neox", sections=True),  # of these the part that reads and writes text
-    "qwen3vl": Family(rope="neox", qk_norm="head", sections=True),
-    "qwen3vlmoe": Family(rope="neox", qk_norm="head", sections=True),
-    "qwen35": _DELTA,
-    "qwen35moe": replace(_DELTA, shared_gate=True),
+    "qwen2vl": Family(rope="neox", sections="blocks"),  # of these the part that reads and writes text
+    "qwen3vl": Family(rope="neox", qk_norm="head", sections="interleaved"),
+    "qwen3vlmoe": Family(rope="neox", qk_norm="head", sections="interleaved"),
+    "qwen35": replace(_DELTA, sections="interleaved"),
+    "qwen35moe": replace(_DELTA, shared_gate=True, sections="interleaved"),
     "qwen3next": replace(_DELTA, shared_gate=True, tiled_heads=False),
 }

@@ -1,6 +1,6 @@
 """SmallThinker."""
 
-from edgerun.models.families.family import Family
+from edgerun.models.families.family import LOCAL_BASE, Family
 
 FAMILIES = {
     "smallthinker": Family(
@@ -11,5 +11,6 @@ FAMILIES = {
         window_after=True,
         default_window=0,
         rotated="windowed",
+        says=LOCAL_BASE | {"expert_gating_func"},
     ),
 }

@@ -15,6 +15,7 @@ from tests.models.instances.latent import LATENT
 from tests.models.instances.mixtures import MIXTURES
 from tests.models.instances.plain import BY_LAYER, PLAIN, QUANTISED, SPARSE
 from tests.models.instances.recurrent import RECURRENT
+from tests.models.instances.said import SAID
 from tests.models.instances.streams import STREAMS
 from tests.models.instances.writing import metadata_of, shapes_of, spec_of, tokens_of, write
 
@@ -35,7 +36,17 @@ __all__ = [
 
 INSTANCES = {
     instance.name: instance
-    for instance in PLAIN + DENSE + MIXTURES + ATTENTION + LATENT + RECURRENT + STREAMS + QUANTISED + SPARSE + BY_LAYER
+    for instance in PLAIN
+    + DENSE
+    + MIXTURES
+    + ATTENTION
+    + LATENT
+    + RECURRENT
+    + STREAMS
+    + SAID
+    + QUANTISED
+    + SPARSE
+    + BY_LAYER
 }
 
 

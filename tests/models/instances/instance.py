@@ -45,3 +45,6 @@ class Instance:
     means: dict[str, float] = field(default_factory=dict)  # of vectors, where not as usual
     metadata: dict[str, Any] = field(default_factory=dict)
     lies: dict[str, Any] = field(default_factory=dict)  # metadata of a file whose tensors are as they would be without
+    unsaid: tuple[str, ...] = ()  # metadata that the file lacks; its tensors are as they would be with it
+    mixed: tuple[GgmlType, ...] = ()  # of which a matrix has any, by its name, if its columns are whole blocks
+    exact: bool = False  # what quantised matrices hold is written as F32

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
-from edgerun.formats.quants import quantize
+from edgerun.formats.quants import dequantize, quantize
 from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
 from edgerun.models.reading import WholeModel, read_spec
@@ -101,6 +101,12 @@ def shapes_of(i: Instance, layer: int) -> dict[str, tuple[int, ...]]:
     return {part: needed[part] for part in sorted(needed, key=_place)}
 
 
+def _any_of(i: Instance, name: str, shape: tuple[int, ...]) -> GgmlType:
+    """One of the instance's types whose blocks divide the columns, the same whenever the name is."""
+    fit = [type for type in i.mixed if shape[-1] % type.block_size == 0]
+    return fit[sum(map(ord, i.name + name)) % len(fit)] if fit else GgmlType.F32
+
+
 def _place(part: str) -> tuple[int, str]:
     """Where in the order a part comes: new ones at the end, by name."""
     return (_ORDER.index(part), "") if part in _ORDER else (len(_ORDER), part)
@@ -127,13 +133,21 @@ def write(i: Instance, path: Path, vocabulary: Mapping[str, Any] | None = None) 
         w.add("general.name", i.name)
         w.add("general.file_type", 0)
         for key, value in (metadata_of(i) | i.lies).items():
+            if key in i.unsaid:
+                continue
             w.add(f"{a}.{key}", n_vocab if key == "vocab_size" else value)
         for key, value in (vocabulary or {"tokenizer.ggml.model": "none"}).items():
             w.add(key, value)
 
         def matrix(name: str, shape: tuple[int, ...], type: GgmlType, gain: float = 1.0) -> None:
             data = (rng.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
-            w.add_tensor(name, data if type == GgmlType.F32 else quantize(data, type), type)
+            type = _any_of(i, name, shape) if i.mixed and type == i.type else type
+            if type == GgmlType.F32:
+                w.add_tensor(name, data, type)
+            elif i.exact:
+                w.add_tensor(name, dequantize(quantize(data, type), type), GgmlType.F32)
+            else:
+                w.add_tensor(name, quantize(data, type), type)
 
         def vector(name: str, n: int | tuple[int, ...], mean: float) -> None:
             w.add_tensor(name, (mean + 0.1 * rng.standard_normal(n)).astype(np.float32), GgmlType.F32)

@@ -1,0 +1,88 @@
+"""Instances whose files say what few do, lack what most have, or say what means nothing in their family."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerun.formats.gguf import GgmlType
+from tests.models.instances.instance import Instance
+
+_MEANINGLESS = {  # in a qwen3moe
+    "expert_weights_scale": 1.5,
+    "expert_weights_norm": False,
+    "expert_gating_func": 2,
+    "attention.scale": 0.3,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 2.0,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+    "rope.scaling.yarn_log_multiplier": 0.5,
+    "rope.scaling.yarn_beta_fast": 4.0,
+}
+SAID = [
+    Instance("qwen3moe-says-much", "qwen3moe", experts=8, used=2, ff_expert=64, layers=2, metadata=_MEANINGLESS),
+    Instance("granite-unrotated", "granite", layers=2, metadata={"logit_scale": 2.0, "rope.scaling.finetuned": False}),
+    Instance(
+        "glm4-sections",
+        "glm4",
+        layers=2,
+        metadata={"rope.dimension_count": 8, "rope.dimension_sections": np.array([2, 1, 1, 0], np.int32)},
+    ),
+    Instance(
+        "muse-factor",
+        "muse-glimmer",
+        window=9,
+        layers=4,
+        metadata={
+            "logit_scale": 0.25,
+            "rope.scaling.attn_factor": 1.3,
+            "attention.sliding_window_pattern": np.array([1, 0, 1, 1], np.int32),  # truths as integers
+        },
+    ),
+    Instance(
+        "deepseek2-factor",
+        "deepseek2",
+        layers=2,
+        experts=8,
+        used=3,
+        ff_expert=64,
+        metadata={
+            "leading_dense_block_count": 1,
+            "expert_shared_count": 2,
+            "attention.head_count_kv": 1,
+            "attention.q_lora_rank": 48,
+            "attention.kv_lora_rank": 32,
+            "rope.dimension_count": 8,
+            "attention.key_length": 40,
+            "attention.value_length": 32,
+            "attention.key_length_mla": 24,
+            "attention.value_length_mla": 16,
+            "rope.scaling.attn_factor": 1.3,
+        },
+    ),
+    Instance(
+        "nemotron-h-one-epsilon",
+        "nemotron_h",
+        GgmlType.F32,
+        layers=2,
+        by_layer={"kv_heads": (0, 2), "ff": (0, 0)},
+        unsaid=("attention.layer_norm_rms_epsilon",),
+        metadata={
+            "attention.layer_norm_epsilon": 0.05,
+            "ssm.conv_kernel": 4,
+            "ssm.state_size": 16,
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 4,
+            "ssm.inner_size": 64,
+        },
+        more=("ssm_conv1d.bias",),
+    ),
+    Instance("hunyuan-one-expert", "hunyuan-dense", layers=2, lies={"expert_count": 1, "expert_used_count": 1}),
+    Instance(
+        "llama-scaling-none",
+        "llama",
+        layers=2,
+        metadata={"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+    ),
+]
