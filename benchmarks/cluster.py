@@ -42,7 +42,7 @@ from edgerun.units import parse_size_bytes
 from tests.cluster.homes import acquainted, home_of
 from tests.cluster.lab import can_emulate, lab, line_with, running
 
-_PERIOD_US = 10_000  # of the scheduler's quota: short, or sums would wait for whoever has used up its part
+_PERIOD_US = int(os.environ.get("PER", "10000"))
 _RATE = 1e10  # of each: all are alike
 _SETTLE_TOKENS = 4
 _PATIENCE_S = 60.0  # with devices that start
@@ -116,17 +116,18 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
         groups = [stack.enter_context(_limited(name, given)) for name in names]
         for device in here.devices:
             share_kernels(device.home)
-        for device, name, group in list(zip(here.devices, names, groups, strict=True))[1:]:
+        for number in range(1, count):
+            device, name = here.devices[number], names[number]
             own = ["--part=device", f"--home={folder}", f"--name={name}", f"--host={device.address}"]
             process = stack.enter_context(running(device.start("-m", "benchmarks.cluster", *common, *own)))
-            _enter(group, process.pid)
+            _enter(groups[number], process.pid, number)
             address = line_with(process, "listening").split()[1]
             known = next(home for home in homes if home.identity.name == name)
             homes[0].admit(Member(known.identity.certificate, address))
         own = ["--part=head", f"--home={folder}", f"--name={names[0]}", f"--way={given.way}", f"--wire={given.wire}"]
         own += [f"--prompt={given.prompt}", f"--tokens={given.tokens}", f"--devices={count}"]
         head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
-        _enter(groups[0], head.pid)
+        _enter(groups[0], head.pid, 0)
         said: dict[str, float] = json.loads(line_with(head, "tok_s", 500))
         said["peak_mib"] = max(_peak_bytes(group) for group in groups) / (1 << 20)
         return said
@@ -156,7 +157,11 @@ def _limited(name: str, given: argparse.Namespace) -> Iterator[list[Path]]:
             group.rmdir()
 
 
-def _enter(groups: list[Path], process: int) -> None:
+def _enter(groups: list[Path], process: int, number: int) -> None:
+    """number: of the device. Devices take turns among cores, each on one: the quota is kept core by core, and a process
+    that moves loses of it what it leaves behind (a tenth of it at this period)."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(process, {cores[number % len(cores)]})
     for group in groups:
         (group / "cgroup.procs").write_text(str(process))
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from edgerun.cluster.home import Home
-from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.tls import secured
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import Link

@@ -6,95 +6,18 @@ ways (`ways.py`) and a choice of format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES
-from edgerun.cluster.wire import BYTES, Frame, IsLost, Link, exchange
-from edgerun.cluster.wire_format import EXACT, WireFormat
+from edgerun.cluster.peers import Peers
+from edgerun.cluster.wire import BYTES
+from edgerun.cluster.wire_format import EXACT
 from edgerun.errors import LostPeerError, UsageError
 
+_F32 = np.dtype(np.float32)
 MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many rows
-
-
-class Peers:
-    """This rank's links and buffers, and the exchanges that ways are made of."""
-
-    def __init__(self, rank: int, size: int, links: Mapping[int, Link], wire: WireFormat, is_lost: IsLost) -> None:
-        needed = set(range(size)) if rank == HEAD else {HEAD}
-        if not 0 <= rank < size or not needed - {rank} <= set(links) <= set(range(size)) - {rank}:
-            raise UsageError(f"rank {rank} of {size} cannot have links to the ranks {sorted(links)}")
-        self.rank = rank
-        self.size = size
-        self.links = dict(links)
-        self.wire = wire
-        self.others = [other for other in range(size) if other != rank]
-        self._is_lost = is_lost
-        self._call = 0
-        self._frames: dict[int, Frame] = {}
-        self._scratch = np.empty(0, np.float32)
-
-    def next_call(self) -> None:
-        """The group does something together. All exchanges of it carry its number."""
-        self._call += 1
-
-    def write(self, x: F32, wire: WireFormat, slot: int = 0) -> Frame:
-        """A frame with the numbers of `x` (flat); there are as many buffers as slots."""
-        frame = self._frames.setdefault(slot, Frame())
-        wire.write(x, frame.begin(wire.code, self._call, wire.n_bytes(x.size)))
-        return frame
-
-    def write_again(self, rank: int) -> Frame:
-        """A frame with the very bytes that came from a rank: written anew, numbers could be others."""
-        body = self.links[rank].body
-        frame = self._frames.setdefault(0, Frame())
-        frame.begin(self.wire.code, self._call, body.size)[...] = body
-        return frame
-
-    def write_bytes(self, message: bytes) -> Frame:
-        """A frame with a message."""
-        frame = self._frames.setdefault(0, Frame())
-        frame.begin(BYTES, self._call, len(message))[...] = np.frombuffer(message, np.uint8)
-        return frame
-
-    def swap(self, sends: Mapping[int, Frame], receives: Mapping[int, int], wire: WireFormat) -> None:
-        """Send frames to ranks and receive as many numbers from ranks as `receives` says."""
-        for rank, count in receives.items():
-            self.links[rank].expect(wire.code, self._call, wire.n_bytes(count), exactly=True)
-        self._exchange(sends, receives)
-
-    def receive_up_to(self, ranks: Iterable[int], code: int, most_bytes: int) -> None:
-        """One frame from each of the ranks, of whatever length."""
-        ranks = list(ranks)
-        for rank in ranks:
-            self.links[rank].expect(code, self._call, most_bytes, exactly=False)
-        self._exchange({}, ranks)
-
-    def read(self, rank: int, out: F32, wire: WireFormat) -> None:
-        """What came from a rank, into `out` (flat)."""
-        wire.read(self.links[rank].body, out)
-
-    def add(self, rank: int, total: F32, wire: WireFormat) -> None:
-        """Add what came from a rank to `total` (flat)."""
-        if wire.is_exact:
-            total += self.links[rank].body.view(np.float32)
-            return
-        scratch = self.scratch(total.size)
-        wire.read(self.links[rank].body, scratch)
-        total += scratch
-
-    def scratch(self, count: int) -> F32:
-        if count > self._scratch.size:
-            self._scratch = np.empty(count, np.float32)
-        return self._scratch[:count]
-
-    def _exchange(self, sends: Mapping[int, Frame], receives: Iterable[int]) -> None:
-        sending = [(self.links[rank], frame.whole) for rank, frame in sends.items()]
-        try:
-            exchange(sending, [self.links[rank] for rank in receives], self._is_lost)
-        except LostPeerError as error:  # links of a group that is over are closed by another thread: it knows why
-            raise LostPeerError(self._is_lost() or str(error)) from error
 
 
 Way = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
@@ -121,9 +44,13 @@ class LinkedCollective:
         return sum(link.sent_bytes for link in self._peers.links.values())
 
     def all_reduce(self, x: F32) -> None:
-        self._peers.next_call()
-        if self.size > 1:
-            self._way(_flat(x), self._peers)
+        peers = self._peers
+        peers.next_call()
+        if peers.size > 1:
+            try:
+                self._way(_flat(x), peers)
+            except LostPeerError as error:  # links of a group that is over are closed by another thread: it knows why
+                raise LostPeerError(peers.is_lost() or str(error)) from error
 
     def broadcast(self, x: F32) -> None:
         peers, flat = self._peers, _flat(x)
@@ -165,6 +92,6 @@ class LinkedCollective:
 
 
 def _flat(x: F32) -> F32:
-    if not x.flags.c_contiguous or x.dtype != np.float32:
+    if not x.flags.c_contiguous or (x.dtype is not _F32 and x.dtype != _F32):  # the first costs next to nothing
         raise UsageError("what a group works on must be C-contiguous f32")
-    return x.reshape(-1)
+    return x if x.ndim == 1 else x.reshape(-1)

@@ -22,7 +22,7 @@ from itertools import combinations
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD
-from edgerun.cluster.linked import Peers
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import WAY_NAMES, WayName, star
 from edgerun.cluster.wire_format import EXACT
 

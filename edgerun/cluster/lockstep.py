@@ -17,6 +17,7 @@ from edgerun.weights import WeightStore
 
 _MOST_TEXT_BYTES = 2000
 _GATHERED = 1 << 20  # logits of all ranks that are gathered at a time
+_KEPT_NUMBERS, _MOST_KEPT = 1 << 13, 16
 _NOTHING = np.empty(0, np.float32)
 _KINDS: dict[str, type[EdgerunError]] = {"DoesNotFitError": DoesNotFitError, "ReadError": ReadError}
 
@@ -42,7 +43,8 @@ class Lockstep:
         self.reduced_bytes = 0
         self.waited_s = 0.0
         self._left: deque[int] = deque()  # numbers of the reductions that are still to come in this pass
-        self._buffer = np.empty(0, np.float32)
+        self._buffers: dict[int, tuple[F32, F32, F32]] = {}
+        self._long = np.empty(0, np.float32)
 
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`. PassEnded when another rank cannot go on."""
@@ -81,12 +83,11 @@ class Lockstep:
 
     def _reduced(self, x: F32, ends: float) -> bool:
         """x becomes the sum of all ranks'; whether one of them ends the pass."""
-        n = x.size
-        if len(self._buffer) < n + 1:
-            self._buffer = np.empty(n + 1, np.float32)
-        buffer = self._buffer[: n + 1]
-        buffer[:n] = x.reshape(-1)
-        buffer[n] = ends
+        flat = x.reshape(-1)
+        n = flat.size
+        buffer, front, end = self._buffers.get(n) or self._make_buffers(n)
+        front[...] = flat
+        end[0] = ends
         began = perf_counter()
         self.collective.all_reduce(buffer)
         ended = perf_counter()
@@ -95,9 +96,23 @@ class Lockstep:
         self.waited_s += ended - began
         self._stopwatch.waited_s += ended - began
         self.reductions += 1
-        self.reduced_bytes += buffer.nbytes
-        x.reshape(-1)[:] = buffer[:n]
-        return bool(buffer[n] > 0)
+        self.reduced_bytes += 4 * n + 4
+        flat[...] = front
+        return bool(end[0] > 0)
+
+    def _make_buffers(self, n: int) -> tuple[F32, F32, F32]:
+        """For n numbers and whether it ends, and views of the two. Of short arrays they are kept: a model has few
+        lengths of them."""
+        if n > _KEPT_NUMBERS:
+            if len(self._long) < n + 1:
+                self._long = np.empty(n + 1, np.float32)
+            buffer = self._long[: n + 1]
+            return buffer, buffer[:n], buffer[n:]
+        if len(self._buffers) >= _MOST_KEPT:
+            self._buffers.clear()
+        buffer = np.empty(n + 1, np.float32)
+        self._buffers[n] = buffer, buffer[:n], buffer[n:]
+        return self._buffers[n]
 
     def _gathered(self, mine: F32) -> F32 | None:
         """On the head the logits of all. With the first of them each rank tells its times."""

@@ -18,8 +18,9 @@ from edgerun.cluster.collective import HEAD, Collective
 from edgerun.cluster.control import NUMBERS, Begin, Knock, say
 from edgerun.cluster.dial import dial
 from edgerun.cluster.home import Home
-from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.links import Links, settle
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.roster import Roster
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import Link

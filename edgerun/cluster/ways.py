@@ -11,17 +11,23 @@ same on every rank. Where the wire is not exact, whoever hands a sum out goes on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from edgerun.cluster.collective import F32, HEAD
-from edgerun.cluster.linked import Peers, Way
+from edgerun.cluster.peers import Peers
+from edgerun.cluster.short import MOST_BYTES, Short
 from edgerun.cluster.wire import Frame
 from edgerun.cluster.wire_format import BLOCK
 from edgerun.errors import UsageError
 
 WayName = Literal["star", "mesh", "ring", "tree"]
 
+Way = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
+
 ONE_SHOT_NUMBERS = 1 << 14  # up to here a mesh sends everything to everybody: latency counts, not bytes
+
+_MOST_KEPT = 16  # lengths that buffers are kept for: a model has few
 
 
 def star(x: F32, peers: Peers) -> None:
@@ -88,15 +94,37 @@ def tree(x: F32, peers: Peers) -> None:
 
 
 _WAYS: dict[WayName, Way] = {"star": star, "mesh": mesh, "ring": ring, "tree": tree}
+_SHORT_WAYS: dict[WayName, Callable[[Short, F32], None]] = {"star": Short.star, "mesh": Short.mesh}
 WAY_NAMES: tuple[WayName, ...] = tuple(_WAYS)
 
 
 def way_of(name: str) -> Way:
-    """The way of a name. UsageError for any other."""
+    """The way of a name, for one rank of one group. UsageError for any other."""
     for known, found in _WAYS.items():
         if known == name:
-            return found
+            short = _SHORT_WAYS.get(known)
+            return found if short is None else _ByLength(found, short)
     raise UsageError(f"no allreduce is called {name!r}; there are {', '.join(WAY_NAMES)}")
+
+
+class _ByLength:
+    """A way with one of its own for short arrays."""
+
+    def __init__(self, long: Way, short: Callable[[Short, F32], None]) -> None:
+        self._long = long
+        self._short = short
+        self._kept: dict[int, Short] = {}  # by the count of numbers
+
+    def __call__(self, x: F32, peers: Peers) -> None:
+        kept = self._kept.get(x.size)
+        if kept is None:
+            if peers.wire.n_bytes(x.size) > MOST_BYTES:
+                self._long(x, peers)
+                return
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            kept = self._kept[x.size] = Short(peers, x.size)
+        self._short(kept, x)
 
 
 def _mesh_in_parts(x: F32, peers: Peers) -> None:

@@ -3,9 +3,10 @@
     frame   magic "eR", u8 version, u8 what the body is, u32 length of the body, u32 call, then the body
     call    counts what the group does together: both sides must be at the same, else one of them is lost
 
-Connections do not block: `exchange` reads and writes several at once, whatever arrives first, so that no two ranks
-that send to each other can wait for each other. Buffers are kept; a header and its body are one write. A length is
-compared with what the receiver expects before a byte of the body is read.
+`exchange` reads and writes several connections at once, whatever arrives first, so that no two ranks that send to each
+other can wait for each other. Short frames, which systems buffer, are put and taken one by one (`short.py`). Buffers
+are kept; a header and its body are one write. A length is compared with what the receiver expects before a byte of the
+body is read; of a short frame its header before more of it is waited for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgerun.cluster.wire_format import U8
 from edgerun.errors import LostPeerError
 
 HEADER = struct.Struct("<2sBBII")
+CALL_AT = 8  # where it stands in the header
 BYTES = 0  # a frame whose body is no numbers; numbers have their format's code
 _MAGIC = b"eR"
 _VERSION = 1
@@ -32,6 +34,10 @@ _LOOK_S = 0.1  # how long a wait goes on before somebody asks whether the other 
 _ONE_READ_BYTES = 1 << 20
 
 IsLost = Callable[[], str]  # why a rank of the group is taken for dead; "" as long as none is
+
+
+Write = Callable[[memoryview], int]  # how many bytes went
+Read = Callable[[int, memoryview], int]  # at most so many bytes, into there: how many came
 
 
 class Frame:
@@ -65,8 +71,10 @@ class Link:
         self.peer = peer
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.is_closed = False  # ask before `read` and `write`: a descriptor's number is soon another's
         self._socket = connection
         self._pending = connection.pending if isinstance(connection, ssl.SSLSocket) else None
+        self.write, self.read = _calls(connection)
         self._inbox: U8 = np.empty(1 << 14, np.uint8)
         self._inbox_view = self._inbox.data
         self._filled = 0  # bytes of the frame that is coming
@@ -90,6 +98,54 @@ class Link:
         self._filled = 0
         self._wanted = HEADER.size + (n_bytes if exactly else 0)
         self._make_room(HEADER.size + n_bytes if exactly else self._inbox.size)
+
+    def put(self, data: memoryview, is_lost: IsLost) -> None:
+        """Send the rest of a short frame, which its reader needs not read for it. The link is patient."""
+        while data:
+            self.check_open()
+            try:
+                sent = self.write(data)
+            except (OSError, ValueError) as error:
+                sent = self.held_up(error, is_lost)
+            self.sent_bytes += sent
+            data = data[sent:]
+
+    def take(self, frame: memoryview, header: memoryview, filled: int, is_lost: IsLost) -> None:
+        """Receive the rest of a frame that begins with `header` and fills `frame`, of which `filled` bytes are there.
+        The link is patient."""
+        while True:
+            if filled >= HEADER.size and frame[: HEADER.size] != header:
+                _, _, *expected = HEADER.unpack(header)
+                raise self._unexpected(frame, *expected)
+            if filled == len(frame):
+                return
+            self.check_open()
+            try:
+                got = self.read(len(frame) - filled, frame[filled:])
+            except (OSError, ValueError) as error:
+                got = self.held_up(error, is_lost)
+            else:
+                self.check_alive(got)
+            filled += got
+
+    def held_up(self, error: Exception, is_lost: IsLost) -> int:
+        """After a call of a patient link that failed: no bytes moved, and the call may be made again. LostPeerError."""
+        if not isinstance(error, TimeoutError):
+            raise self._lost(error) from error
+        _give_up_if(is_lost)
+        return 0
+
+    def check_alive(self, got: int) -> None:
+        """LostPeerError where a read that waited got nothing: the connection is over."""
+        if got == 0:
+            raise LostPeerError(f"rank {self.peer} left the group")
+
+    def be_patient(self, patient: bool) -> None:
+        """Whether `read` and `write` wait for `_LOOK_S` (then TimeoutError) or not at all."""
+        try:
+            self._socket.settimeout(_LOOK_S if patient else 0.0)
+        except OSError as error:
+            raise self._lost(error) from error
 
     def send_most(self, data: memoryview) -> memoryview:
         """What the connection does not take of `data` now."""
@@ -115,8 +171,7 @@ class Link:
                 return
             except (OSError, ValueError) as error:
                 raise self._lost(error) from error
-            if got == 0:
-                raise LostPeerError(f"rank {self.peer} left the group")
+            self.check_alive(got)
             before = self._filled
             self._filled += got
             self.received_bytes += got
@@ -134,23 +189,33 @@ class Link:
 
     def close(self) -> None:
         """Harmless when repeated, and while another thread waits for the connection: its wait ends."""
+        self.is_closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def check_open(self) -> None:
+        """LostPeerError once it was closed here."""
+        if self.is_closed:
+            raise LostPeerError("a connection was closed")
+
     def _check_header(self) -> None:
         magic, version, code, n_bytes, call = HEADER.unpack_from(self._inbox.data)
         wanted_code, wanted_call, wanted_bytes, exactly = self._expected
-        if magic != _MAGIC or version != _VERSION:
-            raise LostPeerError(f"rank {self.peer} sent what is no frame of this version")
         fits = n_bytes == wanted_bytes if exactly else n_bytes <= wanted_bytes
-        if code != wanted_code or call != wanted_call or not fits:
-            raise LostPeerError(
-                f"rank {self.peer} sent a frame of kind {code}, {n_bytes} bytes, call {call}, where one of kind "
-                f"{wanted_code}, {wanted_bytes} bytes{'' if exactly else ' at most'}, call {wanted_call} had its place"
-            )
+        if (magic, version, code, call) != (_MAGIC, _VERSION, wanted_code, wanted_call) or not fits:
+            raise self._unexpected(self._inbox.data, wanted_code, wanted_bytes, wanted_call, exactly)
         self._wanted = HEADER.size + n_bytes
         self._make_room(self._wanted)
+
+    def _unexpected(self, frame: memoryview, code: int, n_bytes: int, call: int, exactly: bool = True) -> LostPeerError:
+        magic, version, its_code, its_bytes, its_call = HEADER.unpack_from(frame)
+        if magic != _MAGIC or version != _VERSION:
+            return LostPeerError(f"rank {self.peer} sent what is no frame of this version")
+        return LostPeerError(
+            f"rank {self.peer} sent a frame of kind {its_code}, {its_bytes} bytes, call {its_call}, where one of kind "
+            f"{code}, {n_bytes} bytes{'' if exactly else ' at most'}, call {call} had its place"
+        )
 
     def _make_room(self, n_bytes: int) -> None:
         if n_bytes > self._inbox.size:
@@ -199,9 +264,7 @@ def _ready(
         found = _poll(sending, receiving)
         if found:
             return found
-        why = is_lost()
-        if why:
-            raise LostPeerError(why)
+        _give_up_if(is_lost)
 
 
 def _poll(sending: Collection[int], receiving: Collection[int]) -> list[int]:
@@ -214,6 +277,21 @@ def _poll(sending: Collection[int], receiving: Collection[int]) -> list[int]:
     for number in sending:
         poll.register(number, select.POLLOUT | (select.POLLIN if number in receiving else 0))
     return [number for number, _ in poll.poll(1000 * _LOOK_S)]
+
+
+def _calls(connection: socket.socket) -> tuple[Write, Read]:
+    """What writes to and reads from a connection."""
+    if isinstance(connection, ssl.SSLSocket):
+        # What its own methods call, where it can be had: they are three functions deep, and short sums feel it.
+        bare: Any = getattr(connection, "_sslobj", None) or connection
+        return bare.write, bare.read
+    return connection.send, lambda count, into: connection.recv_into(into, count)
+
+
+def _give_up_if(is_lost: IsLost) -> None:
+    why = is_lost()
+    if why:
+        raise LostPeerError(why)
 
 
 def patience(wait_s: float) -> IsLost:

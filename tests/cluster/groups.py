@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from edgerun.cluster.collective import Collective
-from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import Link, patience
 from edgerun.cluster.wire_format import wire_format

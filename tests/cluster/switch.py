@@ -1,11 +1,15 @@
 """A switch in user space: frames between namespaces, each later by a delay, at a rate, and some not at all.
 
-`python -m tests.cluster.switch NAMESPACE... --delay S --rate BITS --loss P --mtu N` makes the device `tap0` in each
+`python -m tests.cluster.switch NAMESPACE... --delay S --rate BITS --loss P [--python]` makes the device `tap0` in each
 namespace, with the address 10.97.0.(i + 1), and carries frames between them until its standard input ends. It obeys
 the lines `down I` and `up I` there (a cable is pulled and put back), `delay S`, `rate BITS`, `loss P`.
 
 A frame waits for the sender's cable to be free, takes as long as its bytes need at the rate, then the delay, then waits
 for the receiver's cable, as with two cables and a switch between that forwards whole frames at once.
+
+Frames are carried by `switch.c`, where there is a compiler: devices of a group share their cores with it, and a cable
+needs none. Its taps are as network cards are: they cut large segments up, and put them together (each packet's headers
+count at the rate). Else, and with `--python`, by the class below.
 """
 
 from __future__ import annotations
@@ -18,21 +22,36 @@ import heapq
 import os
 import random
 import select
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 NEW_NET = 0x40000000
 _TUN_SET = 0x400454CA
-_TAP_WITHOUT_HEADER = 0x0002 | 0x1000
+_TAP_WITHOUT_HEADER, _VIRTIO_HEADER = 0x0002 | 0x1000, 0x4000
+_TUN_OFFLOADS, _SUMS_AND_SEGMENTS = 0x400454D0, 0x01 | 0x02
+_MTU = 9000  # a token's sum in one frame, for which no acknowledgement is sent at once
 _MOST_WAITING = 4096  # frames on one cable: a switch has no more room
 _EARLY_S = 0.00006  # what is due so soon is handed over now: to sleep takes as much longer than it should
 
 
-def open_tap(namespace: str, number: int, mtu: int) -> int:
-    """The end of a new device in a namespace."""
+def compiled(folder: Path) -> Path | None:
+    """`switch.c` as a program there; None where nothing compiles it."""
+    program = folder / "switch"
+    for compiler in ("cc", "gcc", "clang"):
+        if shutil.which(compiler) is not None:
+            command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_suffix(".c"))]
+            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+                return program
+    return None
+
+
+def open_tap(namespace: str, number: int, *, cuts: bool) -> int:
+    """The end of a new device in a namespace. cuts: segments go through it whole, with a header that says so."""
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.open("/proc/self/ns/net", os.O_RDONLY)
     there = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
@@ -40,11 +59,14 @@ def open_tap(namespace: str, number: int, mtu: int) -> int:
         if libc.setns(there, NEW_NET):
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(tap, _TUN_SET, struct.pack("16sH22x", b"tap0", _TAP_WITHOUT_HEADER))
+        kind = _TAP_WITHOUT_HEADER | (_VIRTIO_HEADER if cuts else 0)
+        fcntl.ioctl(tap, _TUN_SET, struct.pack("16sH22x", b"tap0", kind))
+        if cuts:
+            fcntl.ioctl(tap, _TUN_OFFLOADS, _SUMS_AND_SEGMENTS)
         Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
         mac = f"02:00:00:00:00:{number + 1:02x}"
         for command in (
-            f"link set tap0 address {mac} mtu {mtu} txqueuelen 4096",
+            f"link set tap0 address {mac} mtu {_MTU} txqueuelen 4096",
             f"address add 10.97.0.{number + 1}/24 brd + dev tap0",
             "link set tap0 up",
             "link set lo up",
@@ -147,14 +169,20 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=1e9)
     parser.add_argument("--loss", type=float, default=0.0)
-    parser.add_argument("--mtu", type=int, default=9000)
+    parser.add_argument("--python", action="store_true")
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(29, 1)  # timers to the nanosecond
     with contextlib.suppress(PermissionError):  # a cable does not wait for processes
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(60))
-    taps = [open_tap(name, number, given.mtu) for number, name in enumerate(given.namespaces)]
-    print("ready", flush=True)
-    Switch(taps, given.delay, given.rate, given.loss).run()
+    with tempfile.TemporaryDirectory() as folder:
+        program = None if given.python else compiled(Path(folder))
+        cuts = program is not None
+        taps = [open_tap(name, number, cuts=cuts) for number, name in enumerate(given.namespaces)]
+        if program is not None:
+            numbers = [str(each) for each in (given.delay, given.rate, given.loss)]
+            sys.exit(subprocess.call([program, ",".join(map(str, taps)), *numbers], pass_fds=taps))
+        print("ready", flush=True)
+        Switch(taps, given.delay, given.rate, given.loss).run()
 
 
 if __name__ == "__main__":

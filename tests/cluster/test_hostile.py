@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgerun.cluster.linked import LinkedCollective, Peers
+from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidTable, parsed
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import way_of
 from edgerun.cluster.wire import HEADER, Link, patience
 from edgerun.cluster.wire_format import wire_format
