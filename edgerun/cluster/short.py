@@ -10,12 +10,13 @@ the others' there.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.wire import CALL_AT, HEADER, Frame, Link
+from edgerun.cluster.wire import CALL_AT, HEADER, MAGIC, VERSION, Link
 from edgerun.cluster.wire_format import U8
 
 MOST_BYTES = 16_000  # of a body: with its header it is one record of TLS
@@ -27,47 +28,45 @@ class Short:
     """One rank's buffers for sums of `count` numbers, and the two ways that are worth it: what `ways.star` and
     `ways.mesh` do with longer arrays, to the same bits. They change x (count,), flat and contiguous, in place."""
 
-    def __init__(self, peers: Peers, count: int) -> None:
+    def __init__(self, peers: Peers, count: int, partners: Sequence[int]) -> None:
+        """partners: ranks that this one sends to and receives from."""
         self._peers = peers
         self._wire = wire = peers.wire
         n_bytes = wire.n_bytes(count)
-        frame = Frame()
-        self._body = frame.begin(wire.code, 0, n_bytes)
-        self._frame = frame.whole
+        self._size = size = HEADER.size + n_bytes
+        frames = np.empty((peers.size, -(-size // 64) * 64), np.uint8)[:, :size]  # all ranks', one below the other
+        HEADER.pack_into(frames[peers.rank].data, 0, MAGIC, VERSION, wire.code, n_bytes, 0)
+        self._body = frames[peers.rank, HEADER.size :]
+        self._frame = frames[peers.rank].data
         self._header = self._frame[: HEADER.size]  # what the others' frames begin with, too: all are at the same call
-        self._size = HEADER.size + n_bytes
         # Each rank begins with the one after it: no cable has all frames at once.
-        turn = [(peers.rank + step) % peers.size for step in range(1, peers.size)]
-        self._sends = [(peers.links[rank], peers.links[rank].write) for rank in turn if rank in peers.links]
-        inboxes = [_Inbox(link, self._size, count, exact=wire.is_exact) for _, link in sorted(peers.links.items())]
-        self._inboxes = [(each, each.link.read, each.view, each.header) for each in inboxes]
-        mine = self._body.view(np.float32) if wire.is_exact else np.empty(count, np.float32)
-        self._mine = mine  # what others read of this rank's frame
-        self._parts = [each.numbers for each in inboxes]  # all that a mesh adds, in the order of ranks
-        self._parts.insert(peers.rank, mine)
+        turn = sorted(partners, key=lambda rank: (rank - peers.rank) % peers.size)
+        self._sends = [(peers.links[rank], peers.links[rank].write) for rank in turn]
+        # (ranks, count) f32: what all of them sent, as it is read. Of exact numbers these are the frames themselves.
+        self._numbers = (
+            frames[:, HEADER.size :].view(np.float32) if wire.is_exact else np.empty((peers.size, count), np.float32)
+        )
+        self._inboxes = [_Inbox(peers.links[rank], frames[rank], self._numbers[rank]) for rank in partners]
 
     def mesh(self, x: F32) -> None:
         """Everybody to everybody; added in the order of ranks."""
         self._send(x)
         if not self._wire.is_exact:
-            self._wire.read(self._body, self._mine)
+            self._wire.read(self._body, self._numbers[self._peers.rank])
         self._receive()
-        first, second, *others = self._parts
-        np.add(first, second, x)
-        for part in others:
-            np.add(x, part, x)
+        np.add.reduce(self._numbers, axis=0, out=x)  # row after row
 
     def star(self, x: F32) -> None:
         """By way of the head, which adds in the same order."""
         if self._peers.rank != HEAD:
             self._send(x)
             self._receive()
-            x[...] = self._inboxes[0][0].numbers
+            x[...] = self._numbers[HEAD]
             return
         _CALL.pack_into(self._frame, CALL_AT, self._peers.call & 0xFFFFFFFF)  # what is expected
         self._receive()
-        for each, *_ in self._inboxes:
-            np.add(x, each.numbers, x)
+        for each in self._numbers[1:]:
+            np.add(x, each, x)
         self._send(x)
         if not self._wire.is_exact:
             self._wire.read(self._body, x)
@@ -93,18 +92,19 @@ class Short:
         size, header, exact = self._size, self._header, self._wire.is_exact
         if not self._peers.is_patient:
             self._peers.be_patient(True)
-        for inbox, read, view, its_header in self._inboxes:
-            if inbox.link.is_closed:
-                inbox.link.check_open()
+        for inbox in self._inboxes:
+            link = inbox.link
+            if link.is_closed:
+                link.check_open()
             try:
-                got = read(size, view)
+                got = inbox.read(size, inbox.view)
             except (OSError, ValueError) as error:
-                got = inbox.link.held_up(error, self._peers.is_lost)
+                got = link.held_up(error, self._peers.is_lost)
             else:
-                inbox.link.check_alive(got)
-            if got != size or its_header != header:
-                inbox.link.take(view, header, got, self._peers.is_lost)
-            inbox.link.received_bytes += size
+                link.check_alive(got)
+            if got != size or inbox.header != header:
+                link.take(inbox.view, header, got, self._peers.is_lost)
+            link.received_bytes += size
             if not exact:
                 self._wire.read(inbox.body, inbox.numbers)
 
@@ -112,10 +112,10 @@ class Short:
 class _Inbox:
     """Where a peer's frames arrive, and their numbers."""
 
-    def __init__(self, link: Link, size: int, count: int, *, exact: bool) -> None:
-        frame: U8 = np.empty(size, np.uint8)
+    def __init__(self, link: Link, frame: U8, numbers: F32) -> None:
         self.link = link
+        self.read = link.read
         self.view = frame.data
         self.header = self.view[: HEADER.size]
         self.body = frame[HEADER.size :]
-        self.numbers: F32 = self.body.view(np.float32) if exact else np.empty(count, np.float32)
+        self.numbers = numbers

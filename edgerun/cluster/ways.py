@@ -123,7 +123,8 @@ class _ByLength:
                 return
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
-            kept = self._kept[x.size] = Short(peers, x.size)
+            partners = [HEAD] if self._long is star and peers.rank != HEAD else peers.others
+            kept = self._kept[x.size] = Short(peers, x.size, partners)
         self._short(kept, x)
 
 

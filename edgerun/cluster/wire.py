@@ -28,8 +28,8 @@ from edgerun.errors import LostPeerError
 HEADER = struct.Struct("<2sBBII")
 CALL_AT = 8  # where it stands in the header
 BYTES = 0  # a frame whose body is no numbers; numbers have their format's code
-_MAGIC = b"eR"
-_VERSION = 1
+MAGIC = b"eR"
+VERSION = 1
 _LOOK_S = 0.1  # how long a wait goes on before somebody asks whether the other one is still there
 _ONE_READ_BYTES = 1 << 20
 
@@ -52,7 +52,7 @@ class Frame:
         self._n_bytes = HEADER.size + n_bytes
         if self._n_bytes > self._buffer.size:
             self._buffer = np.empty(self._n_bytes + (self._n_bytes >> 1), np.uint8)
-        HEADER.pack_into(self._buffer.data, 0, _MAGIC, _VERSION, code, n_bytes, call & 0xFFFFFFFF)
+        HEADER.pack_into(self._buffer.data, 0, MAGIC, VERSION, code, n_bytes, call & 0xFFFFFFFF)
         return self.body
 
     @property
@@ -203,14 +203,14 @@ class Link:
         magic, version, code, n_bytes, call = HEADER.unpack_from(self._inbox.data)
         wanted_code, wanted_call, wanted_bytes, exactly = self._expected
         fits = n_bytes == wanted_bytes if exactly else n_bytes <= wanted_bytes
-        if (magic, version, code, call) != (_MAGIC, _VERSION, wanted_code, wanted_call) or not fits:
+        if (magic, version, code, call) != (MAGIC, VERSION, wanted_code, wanted_call) or not fits:
             raise self._unexpected(self._inbox.data, wanted_code, wanted_bytes, wanted_call, exactly)
         self._wanted = HEADER.size + n_bytes
         self._make_room(self._wanted)
 
     def _unexpected(self, frame: memoryview, code: int, n_bytes: int, call: int, exactly: bool = True) -> LostPeerError:
         magic, version, its_code, its_bytes, its_call = HEADER.unpack_from(frame)
-        if magic != _MAGIC or version != _VERSION:
+        if magic != MAGIC or version != VERSION:
             return LostPeerError(f"rank {self.peer} sent what is no frame of this version")
         return LostPeerError(
             f"rank {self.peer} sent a frame of kind {its_code}, {its_bytes} bytes, call {its_call}, where one of kind "

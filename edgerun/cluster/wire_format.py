@@ -19,6 +19,7 @@ U8 = NDArray[np.uint8]
 WireName = Literal["f32", "f16", "q8"]
 
 BLOCK = 32  # numbers that share a scale in q8; whoever cuts an array for the wire cuts at multiples of it
+_AT_ONCE = 1 << 14  # numbers, whole blocks: what is made on the way stays in the nearest caches
 _LARGEST = np.float32(127)
 _SMALLEST = np.float32(1e-36)  # a smaller scale has no inverse in f32: its block becomes zeros
 
@@ -84,25 +85,41 @@ class Eighths:
         return 4 * _blocks(count) + count
 
     def write(self, x: F32, out: U8) -> None:
-        whole, blocks = x.size // BLOCK, _blocks(x.size)
+        blocks = _blocks(x.size)
         scales, levels = out[: 4 * blocks].view(np.float32), out[4 * blocks :].view(np.int8)
-        self._write(x[: whole * BLOCK].reshape(whole, BLOCK), scales[:whole], levels[: whole * BLOCK])
-        if blocks > whole:
-            self._write(x[whole * BLOCK :][None], scales[whole:], levels[whole * BLOCK :])
+        for low in range(0, x.size, _AT_ONCE):
+            some = x[low : low + _AT_ONCE]
+            whole, first = some.size // BLOCK, low // BLOCK
+            end = low + whole * BLOCK
+            if whole:
+                self._write(x[low:end].reshape(whole, BLOCK), scales[first : first + whole], levels[low:end])
+            if end < low + some.size:
+                self._write(x[end:][None], scales[first + whole :], levels[end:])
 
     def _write(self, x: F32, scales: F32, levels: NDArray[np.int8]) -> None:
-        np.divide(np.abs(x).max(axis=1, initial=0), _LARGEST, out=scales)
+        magnitudes = np.empty(x.T.shape, np.float32)  # so that blocks lie side by side: numpy is slow along short rows
+        np.abs(x.T, out=magnitudes)
+        np.divide(np.maximum.reduce(magnitudes, axis=0), _LARGEST, out=scales)
         inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > _SMALLEST)
+        room = magnitudes.reshape(x.shape)
         with np.errstate(invalid="ignore"):  # what is not finite makes its whole block so, by the scale
-            levels[...] = np.rint(x * inverse[:, None]).astype(np.int8).ravel()
+            np.multiply(x, inverse[:, None], out=room)
+            np.rint(room, out=room)
+            np.copyto(levels.reshape(x.shape), room, casting="unsafe")
 
     def read(self, data: U8, out: F32) -> None:
-        whole, blocks = out.size // BLOCK, _blocks(out.size)
+        blocks = _blocks(out.size)
         scales, levels = data[: 4 * blocks].view(np.float32), data[4 * blocks :].view(np.int8)
-        of_blocks = out[: whole * BLOCK].reshape(whole, BLOCK)
-        np.multiply(levels[: whole * BLOCK].reshape(whole, BLOCK), scales[:whole, None], out=of_blocks)
-        if blocks > whole:
-            np.multiply(levels[whole * BLOCK :], scales[whole], out=out[whole * BLOCK :])
+        for low in range(0, out.size, _AT_ONCE):
+            some = out[low : low + _AT_ONCE]
+            whole, first = some.size // BLOCK, low // BLOCK
+            end = low + whole * BLOCK
+            shape = (whole, BLOCK)
+            np.multiply(
+                levels[low:end].reshape(shape), scales[first : first + whole, None], out=out[low:end].reshape(shape)
+            )
+            if end < low + some.size:
+                np.multiply(levels[end:], scales[first + whole], out=out[end:])
 
 
 def _blocks(count: int) -> int:

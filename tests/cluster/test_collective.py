@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 
 from edgerun.cluster.collective import MOST_MESSAGE_BYTES, Collective
+from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
+from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, way_of
+from edgerun.cluster.wire import HEADER, MAGIC, VERSION, Link, patience
 from edgerun.cluster.wire_format import WIRE_NAMES, wire_format
 from edgerun.errors import LostPeerError, UsageError
 from tests.cluster.groups import linked_group, on_all
@@ -147,3 +153,47 @@ def test_what_is_written_is_read(name: str) -> None:
     assert not np.isfinite(read[:2]).any()  # what went wrong is not hidden
     with pytest.raises(UsageError, match="f32, f16, q8"):
         wire_format("bf16")
+
+
+@pytest.mark.parametrize("way", ["star", "mesh"])
+def test_a_short_sum_waits_for_who_is_late(way: str) -> None:
+    """Longer than a read waits before it looks whether anybody was lost."""
+
+    def act(each: Collective) -> np.ndarray:
+        x = np.full(8, 1 + each.rank, np.float32)
+        if each.rank == 1:
+            time.sleep(0.25)
+        each.all_reduce(x)
+        return x
+
+    for got in on_all(linked_group(3, way), act):
+        np.testing.assert_array_equal(got, np.full(8, 6, np.float32))
+
+
+def test_a_short_frame_may_come_in_pieces_but_only_its_own() -> None:
+    ends = socket.socketpair()
+    link = Link(ends[0], 1)
+    peers = Peers(0, 2, {1: link}, wire_format("f32"), patience(5))
+    group = LinkedCollective(peers, way_of("mesh"))
+
+    def answer(call: int, n_bytes: int) -> None:
+        body = np.arange(n_bytes // 4, dtype=np.float32).tobytes()
+        frame = HEADER.pack(MAGIC, VERSION, 1, n_bytes, call) + body
+        for low in range(0, len(frame), 7):
+            ends[1].sendall(frame[low : low + 7])
+            time.sleep(0.001)
+
+    for call in (1, 2):
+        x = np.ones(5, np.float32)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(answer, call, 20)
+            group.all_reduce(x)
+        np.testing.assert_array_equal(x, 1 + np.arange(5, dtype=np.float32))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(answer, 7, 20)
+        with pytest.raises(LostPeerError, match="call 7, where one of kind 1, 20 bytes, call 3"):
+            group.all_reduce(np.ones(5, np.float32))
+    group.close()
+    with pytest.raises(LostPeerError, match="closed"):
+        group.all_reduce(np.ones(5, np.float32))
+    ends[1].close()
