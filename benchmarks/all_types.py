@@ -120,7 +120,11 @@ def main() -> None:
     parser.add_argument("-n", "--decode", type=int, default=64)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
-    parser.add_argument("--keep", action="store_true", help="the files, some 20 GB of all types with all layers")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="the files, some 20 GB of all types with all layers; the next run takes them",
+    )
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     first, *others = a.kernels.split(",")
@@ -131,7 +135,8 @@ def main() -> None:
         print(f"{a.layers} of {LAYERS} layers, prompt {a.prompt}, decode {a.decode}, medians of {a.repetitions}")
     for type in map(GgmlType.__getitem__, a.types.split(",")):
         path = a.folder / f"llama-1b-{a.layers}-{type.name}.gguf"
-        write_model(path, type, a.layers)
+        if not path.exists():
+            write_model(path, type, a.layers)
         rate = memory_rate(first, a.threads)  # anew each time: a machine's speed changes
         commands = {kernels: ours(path, *sizes, kernels) for kernels in (first, *others)}
         found = {}

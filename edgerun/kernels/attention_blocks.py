@@ -23,20 +23,17 @@ from edgerun.kernels.simd import load_f32, store_f32
 LOWEST = -3.0e38
 
 
-def build_products(ops: Ops, load: Any, size: int) -> Any:
-    """four, two, one, single, eight: sums over `steps` of rows of scalars a (f32, side by side) times vectors b
-    (elements of `size` bytes that `load` widens, `step` bytes from one to the next): of four rows and two vectors side
-    by side, two and four, one and four, one and one, one and eight. A lane's sum is one chain from zero in the order of
-    the steps, whichever of them is used; which it is, is a matter of how many chains keep the processor busy."""
-    lanes, zero, fma, splat_load = ops.lanes, ops.zero_floats, ops.fma, ops.splat_load
-    width = size * lanes
+def build_four(ops: Ops, load_two: Any) -> Any:
+    """four: sums over `steps` of four rows of scalars a (f32, side by side) times the two vectors that `load_two` gives
+    at b, `step` bytes from one to the next."""
+    zero, fma, splat_load = ops.zero_floats, ops.fma, ops.splat_load
 
     @njit(forceinline=True)
     def four(a0: int, a1: int, a2: int, a3: int, steps: int, b: int, step: int) -> Any:
         r0, r1, r2, r3 = zero(), zero(), zero(), zero()
         s0, s1, s2, s3 = zero(), zero(), zero(), zero()
         for at in range(0, 4 * steps, 4):
-            x, y = load(int64(b)), load(int64(b + width))
+            x, y = load_two(b)
             w = splat_load(int64(a0 + at))
             r0, s0 = fma(w, x, r0), fma(w, y, s0)
             w = splat_load(int64(a1 + at))
@@ -47,6 +44,21 @@ def build_products(ops: Ops, load: Any, size: int) -> Any:
             r3, s3 = fma(w, x, r3), fma(w, y, s3)
             b += step
         return r0, s0, r1, s1, r2, s2, r3, s3
+
+    return four
+
+
+def build_products(ops: Ops, load: Any, size: int) -> Any:
+    """four, two, one, single, eight: sums over `steps` of rows of scalars a (f32, side by side) times vectors b
+    (elements of `size` bytes that `load` widens, `step` bytes from one to the next): of four rows and two vectors side
+    by side, two and four, one and four, one and one, one and eight. A lane's sum is one chain from zero in the order of
+    the steps, whichever of them is used; which it is, is a matter of how many chains keep the processor busy."""
+    lanes, zero, fma, splat_load = ops.lanes, ops.zero_floats, ops.fma, ops.splat_load
+    width = size * lanes
+
+    @njit(forceinline=True)
+    def load_two(b: int) -> Any:
+        return load(int64(b)), load(int64(b + width))
 
     @njit(forceinline=True)
     def two(a0: int, a1: int, steps: int, b: int, step: int) -> Any:
@@ -102,7 +114,7 @@ def build_products(ops: Ops, load: Any, size: int) -> Any:
             b += step
         return r0, r1, r2, r3, s0, s1, s2, s3
 
-    return four, two, one, single, eight
+    return build_four(ops, load_two), two, one, single, eight
 
 
 def build_softmax(ops: Ops) -> Any:

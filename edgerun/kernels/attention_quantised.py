@@ -13,6 +13,7 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.attention_blocks import build_four
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.kv_formats import GROUP, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes
@@ -27,23 +28,6 @@ def build_columns(ops: Ops, load_two: Any) -> Any:
     b, `step` bytes from one to the next: of four rows with one b, of two rows with two, of one row with two. As in
     `attention_blocks.build_products`, a lane's sum is one chain from zero in the order of the steps."""
     zero, fma, splat_load = ops.zero_floats, ops.fma, ops.splat_load
-
-    @njit(forceinline=True)
-    def four(a0: int, a1: int, a2: int, a3: int, steps: int, b: int, step: int) -> Any:
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            x, y = load_two(b)
-            w = splat_load(int64(a0 + at))
-            r0, s0 = fma(w, x, r0), fma(w, y, s0)
-            w = splat_load(int64(a1 + at))
-            r1, s1 = fma(w, x, r1), fma(w, y, s1)
-            w = splat_load(int64(a2 + at))
-            r2, s2 = fma(w, x, r2), fma(w, y, s2)
-            w = splat_load(int64(a3 + at))
-            r3, s3 = fma(w, x, r3), fma(w, y, s3)
-            b += step
-        return r0, s0, r1, s1, r2, s2, r3, s3
 
     @njit(forceinline=True)
     def two(a0: int, a1: int, b: int, c0: int, c1: int, d: int, steps: int, step: int) -> Any:
@@ -80,7 +64,7 @@ def build_columns(ops: Ops, load_two: Any) -> Any:
             d += step
         return r0, s0, r1, s1
 
-    return four, two, one
+    return build_four(ops, load_two), two, one
 
 
 def build_shift(ops: Ops, rotated: bool) -> Any:

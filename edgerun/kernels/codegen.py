@@ -19,7 +19,7 @@ from numba.core.compiler import DEFAULT_FLAGS
 from numba.core.compiler_lock import global_compiler_lock
 
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.numba_target import KernelCompiler, Machine, host_machine, kernel_target
+from edgerun.kernels.numba_target import KernelCompiler, Machine, host_machine, kernel_target, optimised
 from edgerun.kernels.ops import Ops
 
 
@@ -92,7 +92,5 @@ def _alone(module: Any, symbol: str, machine: Any) -> bytes:
     for each in (*module.functions, *module.global_variables):
         if not each.is_declaration and each.name != symbol:
             each.linkage = "private"
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    optimised(module, machine)
     return bytes(machine.emit_object(module))

@@ -25,6 +25,7 @@ from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.routing import Routing
 from edgerun.kernels.states import StateRows
+from edgerun.kernels.stream_weights import StreamWeights
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -397,25 +398,22 @@ class Kernels(Protocol):
         `out` may be `x`."""
         ...
 
-    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
-        """Streams x (T, S, d): out[t, i] = x[t, i] + sum over j of w[t, i, j] * x[t, j], with w[t] = coefficients (S *
-        S, S) @ tanh(asked[t] * scale). asked (T, S) becomes that tanh, weights (T, S * S) are written; out is not x."""
+    def mix_streams(self, x: F32, shares: StreamWeights, out: F32) -> None:
+        """Streams x (T, S, d): out[t, i] = x[t, i] + sum over j of w[t, i, j] * x[t, j], with w the shares (T, S * S).
+        out is not x."""
         ...
 
     def correct_streams(
         self,
         x: F32,  # (T, S, d): what the streams were thought to become
         result: F32,  # (T, d): what the first did
-        asked: F32,  # (T, S)
-        coefficients: F32,  # (S, S)
-        scale: float,
-        weights: F32,  # (T, S)
+        shares: StreamWeights,  # (T, S)
         out: F32,  # (T, S, d), not x
         factors: F32,  # (d,)
         first: F32,  # (T, d)
     ) -> None:
-        """out[t, i] = x[t, i] + (1 + w[t, i]) * (result[t] - x[t, 0]), with w[t] = coefficients @ tanh(asked[t] *
-        scale), which asked becomes and which is written to weights; first = out[:, 0] * factors."""
+        """out[t, i] = x[t, i] + (1 + w[t, i]) * (result[t] - x[t, 0]), with w the shares; first = out[:, 0] *
+        factors."""
         ...
 
     def match_norms(self, x: F32, like: F32) -> None:

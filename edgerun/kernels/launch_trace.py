@@ -1,11 +1,13 @@
 """Who computed what and when: spans that the pool's threads note while a trace is made (`pool_kernels._call`).
 
 Each thread has memory of its own for the latest spans; what is not collected before it is full is overwritten, and
-counted as lost. Collecting copies memory and no more: a span's name is looked up when all is over.
+counted as lost. Collecting copies memory and no more: when all is over a span's name is looked up, and what a counter
+said becomes seconds, by what it and the clock said together at the begin and at the end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +21,9 @@ from edgerun.kernels.program import Program
 I64 = NDArray[np.int64]
 
 _SPANS = 1 << 14  # of a thread, some tens of tokens of a small model
-_SPAN, _AT, _LINE = 64 // 8, 64 // 8, 128 // 8  # in slots, see `pool_kernels`
+_SPAN, _AT, _LINE, _FIRST, _LAST = 32 // 8, 64 // 8, 128 // 8, 64 // 8, 88 // 8  # in slots, see `pool_kernels`
 _MOST_PROGRAMS = 64  # that are remembered: recordings of a decoder and of its experts
-_MOST_COLLECTED = 4_000_000  # spans: 256 MB
+_MOST_COLLECTED = 4_000_000  # spans: 128 MB
 
 
 class LaunchTrace:
@@ -29,11 +31,14 @@ class LaunchTrace:
 
     def __init__(self, threads: int, name_at: Callable[[int], str]) -> None:
         stride = _AT + _SPAN * _SPANS
-        self._memory: I64 = np.full(_LINE + threads * stride, 0, np.int64)  # now, and not page by page meanwhile
+        room: I64 = np.full(2 * _LINE + threads * stride, 0, np.int64)  # now, and not page by page meanwhile
+        unaligned = -room.ctypes.data % (8 * _LINE) // 8
+        self._memory = room[unaligned : unaligned + _LINE + threads * stride]
         self._memory[:2] = 8 * stride, _SPANS
         self._threads = self._memory[_LINE:].reshape(threads, stride)
+        self._noted = ctypes.c_int64.from_address(self._threads.ctypes.data)  # by the first thread
         self._seen = [0] * threads
-        self._collected: list[list[I64]] = [[] for _ in range(threads)]  # (spans, 8) each
+        self._collected: list[list[I64]] = [[] for _ in range(threads)]  # (spans, 4) each
         self._n_collected = 0
         self._name_at = name_at
         self._programs: dict[int, Program] = {}
@@ -53,8 +58,8 @@ class LaunchTrace:
         self._alone.append(Span("compute 1", name, began, time.perf_counter()))
 
     def collect_when_full(self) -> None:
-        """`collect`, if the memory of some thread is half full. After every step."""
-        if any(int(memory[0]) - seen > _SPANS // 2 for memory, seen in zip(self._threads, self._seen, strict=True)):
+        """`collect`, if memory is half full: the first thread's, which has a part in every launch. After every step."""
+        if self._noted.value - self._seen[0] > _SPANS // 2:
             self.collect()
 
     def collect(self) -> None:
@@ -75,16 +80,26 @@ class LaunchTrace:
 
     def spans(self) -> list[Span]:
         """All that were collected, in no order."""
+        first_ticks, first_s, tick_s = self._pace()
         labels: dict[tuple[int, int], str] = {}
         spans = list(self._alone)
         for thread, blocks in enumerate(self._collected):
-            for kernel, arguments, _, _, *times in np.concatenate(blocks).tolist() if blocks else ():
+            for kernel, arguments, began, ended in np.concatenate(blocks).tolist() if blocks else ():
                 label = labels.get((kernel, arguments))
                 if label is None:
                     label = labels[kernel, arguments] = self._label(kernel, arguments)
-                begin_s, end_s = times[0] + times[1] / 1e9, times[2] + times[3] / 1e9
+                begin_s, end_s = (first_s + tick_s * (each - first_ticks) for each in (began, ended))
                 spans.append(Span(f"compute {thread + 1}", label, begin_s, end_s))
         return spans
+
+    def _pace(self) -> tuple[int, float, float]:
+        """The counter and the clock's seconds at the begin, and the seconds of a tick since."""
+        (first, *began), (last, *ended) = (
+            self._memory[_FIRST : _FIRST + 3].tolist(),
+            self._memory[_LAST : _LAST + 3].tolist(),
+        )
+        first_s, last_s = began[0] + began[1] / 1e9, ended[0] + ended[1] / 1e9
+        return first, first_s, (last_s - first_s) / (last - first) if last > first else 0.0
 
     def _label(self, kernel: int, arguments: int) -> str:
         """The kernel's name, and where that is known what it was part of."""

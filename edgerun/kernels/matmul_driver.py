@@ -17,14 +17,12 @@ from typing import Any
 from numba import int64, njit, types
 from numba.core.typing import signature
 
+from edgerun.kernels.abi import LIST_AT, PRODUCT_BYTES
 from edgerun.kernels.formats.base import Format, Plain, Quantised
 from edgerun.kernels.isa import Isa, Tiles
 from edgerun.kernels.products import tile
 from edgerun.kernels.simd import load_i64
-from edgerun.kernels.tile_products import tile_rows
-
-DESCRIPTOR_BYTES = 128
-LEAST_TILE_ROWS = 24  # of activations: for fewer, unpacking takes longer than tiles save
+from edgerun.kernels.tile_products import rows_by_tiles, tile_rows
 
 
 def kernel_signature() -> Any:
@@ -67,55 +65,53 @@ def _several_rows(some_tile: Any, some: int, groups: int, fewer: int, rest: Any)
 
 def build_matmul(isa: Isa, format: Format) -> Any:
     """The kernel of a format."""
-    if isa.tile_products and isinstance(format, Quantised):
-        return _by_tiles(isa, format)
-    all_rows, together = _all_rows(isa, format)
+    some_items = _some_items(isa, format)
 
     def matmul(arguments: int, low: int, high: int) -> None:
         count = load_i64(int64(arguments))
-        d = arguments + DESCRIPTOR_BYTES
+        d = arguments + LIST_AT
         index = 0
         item = low
         while item < high:
-            while index + 1 < count and load_i64(int64(d + DESCRIPTOR_BYTES)) <= item:
-                d += DESCRIPTOR_BYTES
-                index += 1
-            end = min(item + together, high)
-            if index + 1 < count:
-                end = min(end, load_i64(int64(d + DESCRIPTOR_BYTES)))
-            rows = load_i64(int64(d + 24))
-            all_rows(d, item, end, int64(0), rows)
-            item = end
-
-    return matmul, kernel_signature()
-
-
-def _by_tiles(isa: Isa, format: Quantised) -> Any:
-    """As `build_matmul`, where many rows go by tiles of activations and weights."""
-    all_rows, together = _all_rows(isa, format)
-    by_tiles, most_tiles = tile_rows(format)
-
-    def matmul(arguments: int, low: int, high: int) -> None:
-        count = load_i64(int64(arguments))
-        d = arguments + DESCRIPTOR_BYTES
-        index = 0
-        item = low
-        while item < high:
-            while index + 1 < count and load_i64(int64(d + DESCRIPTOR_BYTES)) <= item:
-                d += DESCRIPTOR_BYTES
+            while index + 1 < count and load_i64(int64(d + PRODUCT_BYTES)) <= item:
+                d += PRODUCT_BYTES
                 index += 1
             end = high
             if index + 1 < count:
-                end = min(end, load_i64(int64(d + DESCRIPTOR_BYTES)))
-            rows = load_i64(int64(d + 24))
-            if rows >= LEAST_TILE_ROWS and most_tiles(d) > 0:
-                by_tiles(d, item, end)
-            else:
-                end = min(item + together, end)
-                all_rows(d, item, end, int64(0), rows)
-            item = end
+                end = min(end, load_i64(int64(d + PRODUCT_BYTES)))
+            item = some_items(d, item, end)
 
     return matmul, kernel_signature()
+
+
+def _some_items(isa: Isa, format: Format) -> Any:
+    """(descriptor, item, end) -> the first of the items item .. end - 1 that is still to be done."""
+    all_rows, together = _all_rows(isa, format)
+
+    @njit(forceinline=True)
+    def whole_tiles(d: int, item: int, end: int) -> int:
+        stop: int = min(item + together, end)
+        all_rows(d, item, stop, int64(0), load_i64(int64(d + 24)))
+        return stop
+
+    if not (isa.tile_products and isinstance(format, Quantised)):
+        return whole_tiles
+    by_tiles, most_tiles = tile_rows(format)
+    rows_by_tiles_of = rows_by_tiles(format)
+
+    @njit(forceinline=True)
+    def tiles_first(d: int, item: int, end: int) -> int:
+        rows = load_i64(int64(d + 24))
+        done = rows_by_tiles_of(rows) if most_tiles(d) > 0 else int64(0)
+        if done > 0:
+            by_tiles(d, item, end, done)
+        while done < rows and item < end:
+            stop = min(item + together, end)
+            all_rows(d, item, stop, done, rows)
+            item = stop
+        return end
+
+    return tiles_first
 
 
 def _all_rows(isa: Isa, format: Format) -> tuple[Any, int]:

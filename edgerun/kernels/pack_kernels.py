@@ -11,10 +11,10 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, njit, types, uint8
 
-from edgerun.kernels.formats.base import Format, Plain, swap_masks
+from edgerun.kernels.formats.base import Field, Format, Plain, swap_masks
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.matmul_driver import kernel_signature
-from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, load_u32, store_u8, transposed
+from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, load_u32, store_u8, transposed, vector_of
 
 _UNITS = {1: I8, 2: I16, 4: I32}
 
@@ -27,10 +27,8 @@ def _number(chosen: int, row: int) -> int:
 
 def build_pack(isa: Isa, format: Format) -> Any:
     """The kernel of a format."""
-    if isinstance(format, Plain):
-        return _build_pack_floats(isa, format)
     lanes, block_bytes = isa.lanes, format.bytes
-    move, turn = _mover(format, lanes), _turner(format, lanes)
+    pack_group = _float_group(isa, format) if isinstance(format, Plain) else _group(isa, format)
 
     def pack(arguments: int, low: int, high: int) -> None:
         source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
@@ -42,46 +40,53 @@ def build_pack(isa: Isa, format: Format) -> Any:
             if valid < lanes:
                 for i in range(blocks * block_bytes * lanes):
                     store_u8(int64(target + i), uint8(0))
-            for b in range(blocks):
-                for r in range(valid):
-                    row = source + _number(chosen, group * lanes + r) * row_bytes
-                    move(int64(row + b * block_bytes), int64(target), int64(r))
-                turn(int64(target))
-                target += block_bytes * lanes
+            pack_group(source, row_bytes, chosen, group * lanes, valid, blocks, target)
 
     return pack, kernel_signature()
 
 
-def _build_pack_floats(isa: Isa, format: Plain) -> Any:
-    """Of single weights: `lanes` columns of a whole group at once."""
+def _group(isa: Isa, format: Format) -> Any:
+    """(source, row bytes, chosen, the first row, how many there are of it and the next, blocks, target) -> None."""
+    lanes, block_bytes = isa.lanes, format.bytes
+    move, turn, move_all = _mover(format, lanes), _turner(format, lanes), _group_mover(format, lanes)
+
+    @njit(forceinline=True)
+    def pack_group(source: int, row_bytes: int, chosen: int, first: int, valid: int, blocks: int, target: int) -> None:
+        for b in range(blocks):
+            if valid == lanes and not chosen:
+                at = source + first * row_bytes + b * block_bytes
+                move_all(int64(at), int64(row_bytes), int64(target))
+            else:
+                for r in range(valid):
+                    row = source + _number(chosen, first + r) * row_bytes
+                    move(int64(row + b * block_bytes), int64(target), int64(r))
+                turn(int64(target))
+            target += block_bytes * lanes
+
+    return pack_group
+
+
+def _float_group(isa: Isa, format: Plain) -> Any:
+    """As `_group`, of single weights: `lanes` columns of a whole group at once."""
     lanes, weight_bytes = isa.lanes, format.bytes
     move, transpose = _mover(format, lanes), _transposer(format, lanes)
 
-    def pack(arguments: int, low: int, high: int) -> None:
-        source, row_bytes = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        rows, out = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        cols, chosen = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        for group in range(low, high):
-            valid = min(lanes, rows - group * lanes)
-            target = out + group * cols * weight_bytes * lanes
-            col = 0
-            if valid < lanes:
-                for i in range(cols * weight_bytes * lanes):
-                    store_u8(int64(target + i), uint8(0))
-            elif not chosen:
-                first = source + group * lanes * row_bytes
-                while col + lanes <= cols:
-                    at = col * weight_bytes
-                    transpose(int64(first + at), int64(row_bytes), int64(target + at * lanes))
-                    col += lanes
-            while col < cols:
-                at = col * weight_bytes
-                for r in range(valid):
-                    row = source + _number(chosen, group * lanes + r) * row_bytes
-                    move(int64(row + at), int64(target + at * lanes), int64(r))
-                col += 1
+    @njit(forceinline=True)
+    def pack_group(source: int, row_bytes: int, chosen: int, first: int, valid: int, cols: int, target: int) -> None:
+        col = 0
+        if valid == lanes and not chosen:
+            while col + lanes <= cols:
+                at = source + first * row_bytes + col * weight_bytes
+                transpose(int64(at), int64(row_bytes), int64(target + col * weight_bytes * lanes))
+                col += lanes
+        while col < cols:
+            at = col * weight_bytes
+            for r in range(valid):
+                row = source + _number(chosen, first + r) * row_bytes
+                move(int64(row + at), int64(target + at * lanes), int64(r))
+            col += 1
 
-    return pack, kernel_signature()
+    return pack_group
 
 
 def _mover(format: Format, lanes: int) -> Any:
@@ -106,14 +111,42 @@ def _turner(format: Format, lanes: int) -> Any:
         for field, start in zip(format.fields, format.starts, strict=True):
             for t in range(field.count if field.swaps else 0):
                 at = b.add(out, ir.Constant(I64, (start + field.unit * t) * lanes))
-                word = _load(b, at, words)
-                for shift, mask in swap_masks(field.swaps):
-                    by, some = (ir.Constant(words, [value] * lanes) for value in (shift, mask))
-                    moved = b.and_(b.xor(b.lshr(word, by), word), some)
-                    word = b.xor(b.xor(word, moved), b.shl(moved, by))
-                _store(b, word, at)
+                _store(b, _swapped(b, _load(b, at, words), field), at)
 
     return function((types.int64,), types.void, emit)
+
+
+def _swapped(b: Any, word: Any, field: Field) -> Any:
+    """The bits of a vector of a field's words as the field wants them."""
+    for shift, mask in swap_masks(field.swaps):
+        by, some = (ir.Constant(word.type, [value] * word.type.count) for value in (shift, mask))
+        moved = b.and_(b.xor(b.lshr(word, by), word), some)
+        word = b.xor(b.xor(word, moved), b.shl(moved, by))
+    return word
+
+
+def _group_mover(format: Format, lanes: int) -> Any:
+    """(source, row bytes, out): the blocks of a whole group of rows, words as vectors that are turned: one by one they
+    take three times as long."""
+
+    def emit(b: Any, source: Any, row_bytes: Any, out: Any) -> None:
+        rows = [source]
+        for _ in range(lanes - 1):
+            rows.append(b.add(rows[-1], row_bytes))
+        for field, start in zip(format.fields, format.starts, strict=True):
+            t = 0
+            while t < field.count:
+                width = min(lanes, 1 << (field.count - t).bit_length() - 1) if field.unit == 4 else 1
+                at = ir.Constant(I64, field.source + field.unit * t)
+                kind = ir.VectorType(_UNITS[field.unit], width) if width > 1 else _UNITS[field.unit]
+                found = [_load(b, b.add(row, at), kind) for row in rows]
+                columns = transposed(b, found) if width > 1 else [vector_of(b, found)]
+                for column, value in enumerate(columns):
+                    target = b.add(out, ir.Constant(I64, (start + field.unit * (t + column)) * lanes))
+                    _store(b, _swapped(b, value, field), target)
+                t += width
+
+    return function((types.int64,) * 3, types.void, emit)
 
 
 def _transposer(format: Plain, lanes: int) -> Any:

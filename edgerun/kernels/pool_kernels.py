@@ -45,13 +45,20 @@ from edgerun.kernels.simd import (
 
 STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE, NUMBER = 0, 8, 16, 24, 32, 40, 48, 56
 EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
-# Of the memory of a trace: the first line has a thread's bytes and spans; then each thread's: how many it noted since
-# the trace began, and after a line of 64 bytes the spans, the newest in place of the oldest: kernel, arguments, the
-# operation's number, nothing, and seconds and nanoseconds of the begin and of the end
-SPAN_BYTES, SPANS_AT, TRACE_LINE = 64, 64, 128
+# Of the memory of a trace: first a thread's bytes and its spans, a power of two, and in a line of its own what the
+# counter and the clock (seconds, nanoseconds) said when the first and when the last program began or ended; then each
+# thread's: a line with how many it noted since the trace began and the number of the last operation; and the spans, the
+# newest in place of the oldest: kernel, arguments, what the counter said at the begin and at the end
+SPAN_BYTES, SPANS_AT, TRACE_LINE, LAST_AT, FIRST_TICKS, LAST_TICKS = 32, 64, 128, 8, 64, 88
+# Spans whose lines are fetched before they are written: stores become visible in their order, so one that waits for its
+# line holds up the publisher's next operation and a helper's report
+_SPANS_AHEAD = 8
 _PIECE_BITS = 32
 _MOST_PIECES = 1 << 20
 _SPINS_BEFORE_YIELD = 2000
+# A helper without work pauses so often before it lets others have its core, if there are some who want it (threads that
+# read weights), and then looks after every so many pauses whether there are. A pause is 10 to 70 ns.
+_PAUSES_ALONE, _PAUSES_BETWEEN = 512, 64
 
 
 def _pause(b: Any) -> None:
@@ -73,6 +80,15 @@ def _sched_yield(b: Any) -> Any:
 yield_core = function((), types.int32, _sched_yield)
 
 
+def _prefetch_for_writing(b: Any, address: Any) -> None:
+    pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
+    call = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, I32, I32, I32])
+    b.call(call, (pointer, ir.Constant(I32, 1), ir.Constant(I32, 3), ir.Constant(I32, 1)))
+
+
+prefetch_for_writing = function((types.int64,), types.void, _prefetch_for_writing)
+
+
 def _clock(b: Any, address: Any) -> None:
     """Seconds and nanoseconds of the clock that `time.perf_counter` reads, to an address; on Windows nothing."""
     if "windows" in b.module.triple:
@@ -87,30 +103,72 @@ def _clock(b: Any, address: Any) -> None:
 clock = function((types.int64,), types.void, _clock)
 
 
+def _ticks(b: Any) -> Any:
+    """A counter of even pace that all cores share. Unlike a clock it is read without waiting for what was begun before:
+    a thread that streams weights at a memory's full rate would stand still for a tenth of a microsecond each time."""
+    if b.module.triple.startswith(("aarch64", "arm64")):
+        return b.asm(ir.FunctionType(I64, []), "mrs $0, cntvct_el0", "=r", (), True)
+    return b.call(declare(b, "llvm.readcyclecounter", I64, []), ())
+
+
+ticks = function((), types.int64, _ticks)
+
+
+@njit(forceinline=True)
+def _tell_time(control: int) -> None:
+    """Of a trace, where there is one: what counter and clock say, now and when it began."""
+    trace = load_i64(int64(control + TRACE))
+    if trace == 0:
+        return
+    first = load_i64(int64(trace + FIRST_TICKS)) == 0
+    at = trace + FIRST_TICKS if first else trace + LAST_TICKS
+    clock(int64(at + 8))
+    store_i64(int64(at), int64(ticks()))
+    store_i64(int64(trace + TRACE_LINE + LAST_AT), int64(-1))
+
+
 @njit(forceinline=True)
 def _call(control: int, thread: int, kernel: int, arguments: int, low: int, high: int, number: int) -> None:
     """Items low .. high - 1, which are noted where a trace is made. The look at it costs nothing: it is on the line
     that the operation is read from. A thread's pieces of one operation (number; 0: a caller's own) follow each other at
-    once and are one span, since reading a clock takes as long as a small piece."""
+    once and are one span. The counter takes as long as a small operation's tenth, so it is not asked twice for one
+    moment: a caller's own operation begins where the last of them ended, and where the publisher's pieces end it says
+    itself (`_end`). A helper may touch nothing after it has reported, so it asks after each piece."""
     trace = load_i64(int64(control + TRACE))
     if trace == 0:
         call_kernel(kernel, arguments, int64(low), int64(high))
         return
     count = trace + TRACE_LINE + thread * load_i64(trace)
-    noted, spans = load_i64(int64(count)), load_i64(int64(trace + 8))
-    last = count + SPANS_AT + SPAN_BYTES * ((noted + spans - 1) % spans)
-    if number > 0 and noted > 0 and load_i64(int64(last + 16)) == number:
+    noted, mask = load_i64(int64(count)), load_i64(int64(trace + 8)) - 1
+    if number > 0 and load_i64(int64(count + LAST_AT)) == number:
         call_kernel(kernel, arguments, int64(low), int64(high))
-        clock(int64(last + 48))
+        if thread > 0:
+            store_i64(int64(count + SPANS_AT + SPAN_BYTES * ((noted - 1) & mask) + 24), int64(ticks()))
         return
-    span = count + SPANS_AT + SPAN_BYTES * (noted % spans)
+    span = count + SPANS_AT + SPAN_BYTES * (noted & mask)
+    if number == 0 and load_i64(int64(count + LAST_AT)) == 0:
+        began = load_i64(int64(count + SPANS_AT + SPAN_BYTES * ((noted - 1) & mask) + 24))
+    else:
+        began = ticks()
+    prefetch_for_writing(int64(count + SPANS_AT + SPAN_BYTES * ((noted + _SPANS_AHEAD) & mask)))
+    store_i64(int64(count + LAST_AT), int64(number))
     store_i64(int64(span), int64(kernel))
     store_i64(int64(span + 8), int64(arguments))
-    store_i64(int64(span + 16), int64(number))
-    clock(int64(span + 32))
+    store_i64(int64(span + 16), int64(began))
     call_kernel(kernel, arguments, int64(low), int64(high))
-    clock(int64(span + 48))
+    if thread > 0 or number == 0:
+        store_i64(int64(span + 24), int64(ticks()))
     store_release(int64(count), int64(noted + 1))
+
+
+@njit(forceinline=True)
+def _end(control: int) -> None:
+    """The publisher has done its pieces of an operation: where a trace is made, that is when."""
+    trace = load_i64(int64(control + TRACE))
+    if trace != 0:
+        count = trace + TRACE_LINE
+        last = (load_i64(int64(count)) - 1) & (load_i64(int64(trace + 8)) - 1)
+        store_i64(int64(count + SPANS_AT + SPAN_BYTES * last + 24), int64(ticks()))
 
 
 @njit(forceinline=True)
@@ -168,6 +226,7 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
         _do_piece(control, 0, piece)
         own += 1
         piece = _take(control)
+    _end(control)
     expected = load_i64(int64(control + EXPECTED)) + pieces - own
     store_i64(int64(control + EXPECTED), int64(expected))
     spins = 0
@@ -188,7 +247,9 @@ def build_pool_run(ops: Ops) -> Any:
 
     def pool_run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
         store_release(int64(control + RUNNING), int64(1))
+        _tell_time(control)
         _run(control, kernel, arguments, items, grain)
+        _tell_time(control)
         store_release(int64(control + RUNNING), int64(0))
 
     return pool_run, signature(types.void, *([types.int64] * 5))
@@ -200,6 +261,7 @@ def build_pool_program(ops: Ops) -> Any:
 
     def pool_program(control: int, program: int, count: int) -> None:
         store_release(int64(control + RUNNING), int64(1))
+        _tell_time(control)
         for i in range(count):
             row = program + 32 * i
             kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
@@ -208,6 +270,7 @@ def build_pool_program(ops: Ops) -> Any:
                 _call(control, 0, kernel, arguments, 0, items, 0)
             else:
                 _run(control, kernel, arguments, items, grain)
+        _tell_time(control)
         store_release(int64(control + RUNNING), int64(0))
 
     return pool_program, signature(types.void, *([types.int64] * 3))
@@ -227,6 +290,8 @@ def build_pool_work(ops: Ops) -> Any:
             if state & ((1 << _PIECE_BITS) - 1) >= state >> _PIECE_BITS:
                 pause()
                 idle += 1
+                if idle > _PAUSES_ALONE and idle % _PAUSES_BETWEEN == 0:
+                    yield_core()
                 continue
             piece = _take(control)
             if piece >= 0:

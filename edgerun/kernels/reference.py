@@ -37,6 +37,7 @@ from edgerun.kernels.page_arrays import read_positions, rotated, write_positions
 from edgerun.kernels.pages import Span, check_spans, layout_of
 from edgerun.kernels.routing import Routing, route
 from edgerun.kernels.states import StateRows
+from edgerun.kernels.stream_weights import StreamWeights
 
 _WEIGHTS = 1 << 17  # dequantised at a time: what a core's own cache holds, for all rows go over them one by one
 
@@ -283,22 +284,11 @@ class ReferenceKernels:
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_reference.gated_norm(x, gate, weight, eps, out, gate_first=gate_first)
 
-    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
-        stream_reference.mix_streams(x, asked, coefficients, scale, weights, out)
+    def mix_streams(self, x: F32, shares: StreamWeights, out: F32) -> None:
+        stream_reference.mix_streams(x, shares, out)
 
-    def correct_streams(
-        self,
-        x: F32,
-        result: F32,
-        asked: F32,
-        coefficients: F32,
-        scale: float,
-        weights: F32,
-        out: F32,
-        factors: F32,
-        first: F32,
-    ) -> None:
-        stream_reference.correct_streams(x, result, asked, coefficients, scale, weights, out, factors, first)
+    def correct_streams(self, x: F32, result: F32, shares: StreamWeights, out: F32, factors: F32, first: F32) -> None:
+        stream_reference.correct_streams(x, result, shares, out, factors, first)
 
     def match_norms(self, x: F32, like: F32) -> None:
         stream_reference.match_norms(x, like)

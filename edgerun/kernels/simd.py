@@ -74,15 +74,27 @@ def concatenated(builder: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
+def vector_of(builder: Any, elements: list[Any]) -> Any:
+    """A vector of single values."""
+    vector = ir.Constant(ir.VectorType(elements[0].type, len(elements)), ir.Undefined)
+    for place, element in enumerate(elements):
+        vector = builder.insert_element(vector, element, ir.Constant(I32, place))
+    return vector
+
+
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """L vectors of L elements, L a power of two -> their columns."""
-    lanes = len(rows)
-    # Interleaving the first half of the rows with the second halves the distance of neighbours in a column.
-    low = [at // 2 + lanes * (at % 2) for at in range(lanes)]
-    high = [at + lanes // 2 for at in low]
-    for _ in range(lanes.bit_length() - 1):
-        pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
-        rows = [shuffle(builder, one, other, half) for one, other in pairs for half in (low, high)]
+    """L vectors of W elements, both powers of two, W no more than L -> their W columns of L elements."""
+    lanes, width = len(rows), rows[0].type.count
+    several = lanes // width
+    rows = [concatenated(builder, rows[at : at + several]) for at in range(0, lanes, several)]
+    # All elements of even places before all of odd ones: so a place's lowest bit becomes its highest. After as many
+    # times as a column's number has bits, these come first.
+    for _ in range(width.bit_length() - 1):
+        rows = [
+            shuffle(builder, one, other, list(range(odd, 2 * lanes, 2)))
+            for odd in (0, 1)
+            for one, other in zip(rows[::2], rows[1::2], strict=True)
+        ]
     return rows
 
 

@@ -48,6 +48,7 @@ from edgerun.kernels.program import Program, Recorder
 from edgerun.kernels.routing import Routing, route
 from edgerun.kernels.rows import Rows
 from edgerun.kernels.states import StateRows
+from edgerun.kernels.stream_weights import StreamWeights
 
 
 class SimdKernels:
@@ -269,24 +270,11 @@ class SimdKernels:
     def gated_norm(self, x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, gate_first: bool) -> None:
         state_launch.gated_norm(self._launcher, x, gate, weight, eps, out, gate_first=gate_first)
 
-    def mix_streams(self, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
-        stream_launch.mix_streams(self._launcher, x, asked, coefficients, scale, weights, out)
+    def mix_streams(self, x: F32, shares: StreamWeights, out: F32) -> None:
+        stream_launch.mix_streams(self._launcher, x, shares, out)
 
-    def correct_streams(
-        self,
-        x: F32,
-        result: F32,
-        asked: F32,
-        coefficients: F32,
-        scale: float,
-        weights: F32,
-        out: F32,
-        factors: F32,
-        first: F32,
-    ) -> None:
-        stream_launch.correct_streams(
-            self._launcher, x, result, asked, coefficients, scale, weights, out, factors, first
-        )
+    def correct_streams(self, x: F32, result: F32, shares: StreamWeights, out: F32, factors: F32, first: F32) -> None:
+        stream_launch.correct_streams(self._launcher, x, result, shares, out, factors, first)
 
     def match_norms(self, x: F32, like: F32) -> None:
         stream_launch.match_norms(self._launcher, x, like)

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from edgerun.errors import UsageError
 from edgerun.kernels.interface import F32
+from edgerun.kernels.stream_weights import StreamWeights
 
 
-def check_mix(x: F32, asked: F32, coefficients: F32, weights: F32, out: F32) -> None:
+def check_mix(x: F32, by: StreamWeights, out: F32) -> None:
     """UsageError unless all fit each other."""
     if x.ndim == 3:
         rows, streams, _ = x.shape
         shapes = (rows, streams), (streams * streams, streams), (rows, streams * streams), x.shape
-        arrays = asked, coefficients, weights, out
+        arrays = by.asked, by.coefficients, by.weights, out
         if all(each.shape == shape for each, shape in zip(arrays, shapes, strict=True)) and _whole(x, *arrays):
             return
-    raise UsageError(f"cannot mix streams {x.shape} by {asked.shape} and {coefficients.shape} into {out.shape}")
+    raise UsageError(f"cannot mix streams {x.shape} by {by.asked.shape} and {by.coefficients.shape} into {out.shape}")
 
 
-def check_correct(
-    x: F32, result: F32, asked: F32, coefficients: F32, weights: F32, out: F32, factors: F32, first: F32
-) -> None:
+def check_correct(x: F32, result: F32, by: StreamWeights, out: F32, factors: F32, first: F32) -> None:
     """UsageError unless all fit each other."""
     if x.ndim == 3:
         rows, streams, cols = x.shape
         small = (rows, streams), (streams, streams), (rows, streams)
         shapes = (rows, cols), *small, x.shape, (cols,), (rows, cols)
-        arrays = result, asked, coefficients, weights, out, factors, first
+        arrays = result, by.asked, by.coefficients, by.weights, out, factors, first
         if all(each.shape == shape for each, shape in zip(arrays, shapes, strict=True)) and _whole(x, *arrays):
             return
-    raise UsageError(f"cannot correct streams {x.shape} by {result.shape} and {asked.shape} into {out.shape}")
+    raise UsageError(f"cannot correct streams {x.shape} by {result.shape} and {by.asked.shape} into {out.shape}")
 
 
 def check_norms(x: F32, like: F32) -> None:

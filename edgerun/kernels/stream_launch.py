@@ -7,24 +7,23 @@ from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address, constants
 from edgerun.kernels.stream_abi import AboveMean, CorrectStreams, MatchNorms, MixStreams
 from edgerun.kernels.stream_checks import check_above, check_correct, check_mix, check_norms
+from edgerun.kernels.stream_weights import StreamWeights
 
 _GRAIN = 2  # rows
 
 
-def mix_streams(
-    launcher: Launcher, x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32
-) -> None:
+def mix_streams(launcher: Launcher, x: F32, shares: StreamWeights, out: F32) -> None:
     """See `interface.Kernels.mix_streams`."""
-    check_mix(x, asked, coefficients, weights, out)
+    check_mix(x, shares, out)
     rows, streams, cols = x.shape
     launcher.launch(
         "mix_streams",
         MixStreams(
             x=address(x),
-            asked=address(asked),
-            coefficients=address(coefficients),
-            scale=constants(scale),
-            weights=address(weights),
+            asked=address(shares.asked),
+            coefficients=address(shares.coefficients),
+            scale=constants(shares.scale),
+            weights=address(shares.weights),
             out=address(out),
             streams=streams,
             cols=cols,
@@ -38,26 +37,23 @@ def correct_streams(
     launcher: Launcher,
     x: F32,
     result: F32,
-    asked: F32,
-    coefficients: F32,
-    scale: float,
-    weights: F32,
+    shares: StreamWeights,
     out: F32,
     factors: F32,
     first: F32,
 ) -> None:
     """See `interface.Kernels.correct_streams`."""
-    check_correct(x, result, asked, coefficients, weights, out, factors, first)
+    check_correct(x, result, shares, out, factors, first)
     rows, streams, cols = x.shape
     launcher.launch(
         "correct_streams",
         CorrectStreams(
             streams_at=address(x),
             result=address(result),
-            asked=address(asked),
-            coefficients=address(coefficients),
-            scale=constants(scale),
-            weights=address(weights),
+            asked=address(shares.asked),
+            coefficients=address(shares.coefficients),
+            scale=constants(shares.scale),
+            weights=address(shares.weights),
             out=address(out),
             factors=address(factors),
             first=address(first),

@@ -6,34 +6,23 @@ import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.kernels.stream_checks import check_above, check_correct, check_mix, check_norms
+from edgerun.kernels.stream_weights import StreamWeights
 
 
-def mix_streams(x: F32, asked: F32, coefficients: F32, scale: float, weights: F32, out: F32) -> None:
+def mix_streams(x: F32, shares: StreamWeights, out: F32) -> None:
     """See `interface.Kernels.mix_streams`."""
-    check_mix(x, asked, coefficients, weights, out)
+    check_mix(x, shares, out)
     rows, streams, _ = x.shape
-    _weigh(asked, coefficients, scale, weights)
-    shares = weights.reshape(rows, streams, streams)
+    weights = _weighed(shares).reshape(rows, streams, streams)
     out[:] = x
     for of in range(streams):
-        out += shares[:, :, of, None] * x[:, None, of]
+        out += weights[:, :, of, None] * x[:, None, of]
 
 
-def correct_streams(
-    x: F32,
-    result: F32,
-    asked: F32,
-    coefficients: F32,
-    scale: float,
-    weights: F32,
-    out: F32,
-    factors: F32,
-    first: F32,
-) -> None:
+def correct_streams(x: F32, result: F32, shares: StreamWeights, out: F32, factors: F32, first: F32) -> None:
     """See `interface.Kernels.correct_streams`."""
-    check_correct(x, result, asked, coefficients, weights, out, factors, first)
-    _weigh(asked, coefficients, scale, weights)
-    out[:] = x + (weights + np.float32(1))[:, :, None] * (result - x[:, 0])[:, None]
+    check_correct(x, result, shares, out, factors, first)
+    out[:] = x + (_weighed(shares) + np.float32(1))[:, :, None] * (result - x[:, 0])[:, None]
     first[:] = out[:, 0] * factors
 
 
@@ -53,10 +42,11 @@ def above_mean(x: F32, deviations: float) -> None:
     x[:] = np.maximum(x - least.astype(np.float32), np.float32(0))
 
 
-def _weigh(asked: F32, coefficients: F32, scale: float, weights: F32) -> None:
-    asked[:] = np.tanh(asked * np.float32(scale))
-    for row, mine in enumerate(asked):  # row by row: bits shall not depend on how many there are
-        weights[row] = coefficients @ mine
+def _weighed(shares: StreamWeights) -> F32:
+    shares.asked[:] = np.tanh(shares.asked * np.float32(shares.scale))
+    for row, mine in enumerate(shares.asked):  # row by row: bits shall not depend on how many there are
+        shares.weights[row] = shares.coefficients @ mine
+    return shares.weights
 
 
 def _length(x: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

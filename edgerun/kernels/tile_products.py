@@ -39,9 +39,24 @@ _X, _W = 2, 3  # tiles; 0 and 1 are results. More of them at once are no gain: a
 Vectors = list[Value]
 
 
+def rows_by_tiles(format: Quantised) -> Any:
+    """A Numba function (rows of activations) -> how many of them, the first ones, are faster by tiles than by
+    registers. Those of a last tile that would be half empty are not; and for fewer than `least` in all, unpacking takes
+    longer than tiles save."""
+    least, least_last = (28, 10) if isinstance(format, Flat) else (24, 7)
+
+    @njit(forceinline=True)
+    def by_tiles(rows: int) -> int:
+        last = rows % ROWS
+        found: int = rows - last if last < least_last else rows
+        return found if rows >= least else 0
+
+    return by_tiles
+
+
 def tile_rows(format: Quantised) -> tuple[Any, Any]:
-    """Numba functions (descriptor, item, end) -> None, the products of groups of weight rows, and
-    (descriptor) -> how many tiles of rows fit; 0: the product cannot be done so."""
+    """Numba functions (descriptor, item, end, rows) -> None, the products of groups of weight rows with the first rows
+    of activations, and (descriptor) -> how many tiles of rows fit; 0: the product cannot be done so."""
     form = TileWeights(format)
     multiply = _multiply(form)
     unpack_block, clear, finish, frame = unpack(form), _clear(), _finish(), _frame(form)
@@ -114,9 +129,9 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
         return fitting
 
     @njit(forceinline=True)
-    def by_tiles(d: int, item: int, end: int) -> None:
+    def by_tiles(d: int, item: int, end: int, rows: int) -> None:
         base = frame()
-        rows, blocks = load_i64(int64(d + 24)), load_i64(int64(d + 32))
+        blocks = load_i64(int64(d + 32))
         first_item = load_i64(int64(d))
         deep = min(rows, ROWS)
         for word in range(0, CONFIG_BYTES, 8):
@@ -329,7 +344,7 @@ class _Parts(_Multiply):
 class _Blocks(_Multiply):
     """Blocks of 256 columns: plane after plane of each quarter, then d and the minima."""
 
-    behind = 1
+    behind = 3
 
     @property
     def _result_bytes(self) -> int:

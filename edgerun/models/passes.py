@@ -58,7 +58,7 @@ class Passes:
         output_norm = store.vector(spec.family.output_norm)
         assert output_norm is not None  # shapes.check_tensors
         self._output_norm, self._output_norm_bias = output_norm, store.vector("output_norm.bias")
-        self._output_bias = store.vector("output.bias")
+        self._output_bias, self._output_scale = store.vector("output.bias"), store.vector("output.scale")
         ropes = self._ropes(context)
         self.rope_keys = sorted(rope.key for rope in ropes.values())
         self.layers = Layers(spec, store, kernels, ropes, routed, ranks)
@@ -109,6 +109,8 @@ class Passes:
     def _head(self, normed: F32, out: F32) -> None:
         """out (T, vocabulary), scaled as the model wants it."""
         self.kernels.matmul(self.store.head(), self.kernels.activations(normed), out)
+        if self._output_scale is not None:
+            self.kernels.scale(out, float(self._output_scale[0]))
         if self._output_bias is not None:
             self.kernels.add(out, self._output_bias)
         if self.spec.logit_scale != 1.0:

@@ -38,6 +38,7 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     known: dict[str, tuple[tuple[int, ...], bool]] = {
         f"{spec.family.output_norm}.weight": ((d,), True),
         f"{spec.family.output_norm}.bias": ((d,), False),
+        "output.scale": ((1,), False),
     }
     if spec.family.head_bias:
         known["output.bias"] = ((vocab if spec.shard is None else spec.shard.vocabulary,), False)
@@ -116,8 +117,8 @@ def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tup
     if strange and all(name.endswith(".scale") for name in strange):
         raise UnsupportedError(
             f"{gguf.path}: the file has factors for whole tensors ({_listed(strange)}) that edgerun applies to "
-            "matrices of attention and feed-forward only, not to embeddings and heads: without them the model would "
-            "give other answers"
+            "the matrices of layers and to the head only, not to embeddings: without them the model would give other "
+            "answers"
         )
     if strange:
         raise UnsupportedError(

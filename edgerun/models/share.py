@@ -49,7 +49,7 @@ def check_dividable(spec: ModelSpec) -> None:
         raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
     if any((layer.fused_gate_up and not family.fused_gate_up) or layer.fused_shared for layer in spec.layers):
         raise UnsupportedError("gates and ups that lie in one tensor where the family has two cannot be divided yet")
-    if any(name.endswith(_WHOLE) for name in spec.tensors):
+    if "output.scale" in spec.tensors or any(name.endswith(_WHOLE) for name in spec.tensors):
         raise UnsupportedError(f"a {spec.architecture} with biases of experts or of its head cannot be divided yet")
 
 

@@ -21,7 +21,7 @@ VECTOR_PARTS = (  # small, whatever their shape: kept as f32, flat
 )
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+(?:\.[a-z0-9_]+)?(?:\.bias|\.scale)?)")
 _WEIGHT, _ADDED = ".weight", (".bias", ".scale")
-_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.bias)")
+_OUTSIDE = re.compile(r"([a-z0-9_]+)\.weight|([a-z0-9_]+\.(?:bias|scale))")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LAYER_EMBEDDING, LAYER_PROJECTION = "per_layer_token_embd.weight", "per_layer_model_proj.weight"
 STREAMS_OPENING, STREAMS_CLOSING = "altup_proj.weight", "altup_unembd_proj.weight"  # (streams - 1, d, d)

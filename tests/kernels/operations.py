@@ -16,6 +16,7 @@ from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.kernels.states import StateLayout, StateRows
+from edgerun.kernels.stream_weights import StreamWeights
 from tests.kernels.blocks import random_blocks
 from tests.kernels.paged import Paged
 
@@ -142,9 +143,10 @@ def _streams(tokens: int) -> Operation:
 
     def run(kernels: Kernels) -> np.ndarray:
         x, mixed, first = start.copy(), np.empty_like(start), np.empty_like(result)
-        kernels.mix_streams(x, asked.copy(), coefficients, 0.5, np.empty((tokens, 16), _F32), mixed)
-        weights = np.empty((tokens, 4), _F32)
-        kernels.correct_streams(mixed, result, asked.copy(), coefficients[:4], 0.5, weights, x, result[0].copy(), first)
+        mixing = StreamWeights(asked.copy(), coefficients, 0.5, np.empty((tokens, 16), _F32))
+        kernels.mix_streams(x, mixing, mixed)
+        shares = StreamWeights(asked.copy(), coefficients[:4], 0.5, np.empty((tokens, 4), _F32))
+        kernels.correct_streams(mixed, result, shares, x, result[0].copy(), first)
         kernels.match_norms(x[:, 1:], first)
         kernels.above_mean(first, 0.3)
         return np.concatenate([x.reshape(tokens, -1), first], axis=1)

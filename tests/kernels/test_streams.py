@@ -12,6 +12,7 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
+from edgerun.kernels.stream_weights import StreamWeights
 from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
 
 ROWS, STREAMS, COLS = 5, 3, 37
@@ -31,6 +32,10 @@ def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def shares(asked: np.ndarray, coefficients: np.ndarray, scale: float) -> StreamWeights:
+    return StreamWeights(asked.copy(), coefficients, scale, np.empty((len(asked), len(coefficients)), np.float32))
+
+
 def compute(kernels: Kernels, rows: slice) -> list[np.ndarray]:
     """What every operation gives for some rows of the same numbers."""
     rng = np.random.default_rng(0)
@@ -38,12 +43,10 @@ def compute(kernels: Kernels, rows: slice) -> list[np.ndarray]:
     mixing, news = floats(rng, STREAMS**2, STREAMS), floats(rng, STREAMS, STREAMS)
     factors, wide, gates = floats(rng, COLS), floats(rng, ROWS, 4 * COLS), floats(rng, ROWS, COLS) + 1
     x, result, asked, wide, gates = (each[rows].copy() for each in (x, result, asked, wide, gates))
-    n = len(x)
     mixed, corrected, first = np.empty_like(x), np.empty_like(x), np.empty_like(result)
-    kernels.mix_streams(x, asked.copy(), mixing, 0.5, np.empty((n, STREAMS**2), np.float32), mixed)
-    kernels.correct_streams(
-        x, result, asked.copy(), news, 0.5, np.empty((n, STREAMS), np.float32), corrected, factors, first
-    )
+    kernels.mix_streams(x, shares(asked, mixing, 0.5), mixed)
+    kernels.correct_streams(x, result, shares(asked, news, 0.5), corrected, factors, first)
+    n = len(x)
     others = wide[:, COLS : 3 * COLS].reshape(n, 2, COLS) if n == 1 else wide.reshape(n, 4, COLS)[:, 1:3]
     kernels.match_norms(others, wide[:, :COLS])
     kernels.add(wide[:, 3 * COLS :], result)
@@ -82,11 +85,11 @@ def test_what_does_not_fit_is_refused(kernels):
     x, row, asked = np.zeros((2, 3, 8), np.float32), np.zeros((2, 8), np.float32), np.zeros((2, 3), np.float32)
     nine, three = np.zeros((9, 3), np.float32), np.zeros((3, 3), np.float32)
     with pytest.raises(UsageError, match="cannot mix"):
-        kernels.mix_streams(x, asked, three, 1.0, np.zeros((2, 9), np.float32), x.copy())
+        kernels.mix_streams(x, StreamWeights(asked, three, 1.0, np.zeros((2, 9), np.float32)), x.copy())
     with pytest.raises(UsageError, match="cannot mix"):
-        kernels.mix_streams(x, asked, nine, 1.0, np.zeros((2, 3), np.float32), x.copy())
+        kernels.mix_streams(x, StreamWeights(asked, nine, 1.0, np.zeros((2, 3), np.float32)), x.copy())
     with pytest.raises(UsageError, match="cannot correct"):
-        kernels.correct_streams(x, row, asked, three, 1.0, asked.copy(), x.copy(), row[0, :7], row.copy())
+        kernels.correct_streams(x, row, shares(asked, three, 1.0), x.copy(), row[0, :7], row.copy())
     with pytest.raises(UsageError, match="as long as"):
         kernels.match_norms(x, row[:, :7])
     with pytest.raises(UsageError, match="no deviation"):

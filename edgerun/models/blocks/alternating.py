@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from edgerun.kernels.interface import F32, Activation
+from edgerun.kernels.stream_weights import StreamWeights
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.closing import ClosingLayout, closing_products
 from edgerun.models.blocks.declared import Product, Tensor, product_tensors
@@ -94,7 +95,8 @@ class AlternatingStreams:
         b, kernels, vectors = s.of(self._layout), here.kernels, here.vectors
         self._ask(here, x[:, : self.d_model], b, s)
         coefficients = vectors["altup_predict_coef"].reshape(self.streams**2, self.streams)
-        kernels.mix_streams(self._apart(x), b.asked, coefficients, 1 / self.d_model, b.mixing, b.thought)
+        shares = StreamWeights(b.asked, coefficients, 1 / self.d_model, b.mixing)
+        kernels.mix_streams(self._apart(x), shares, b.thought)
         kernels.copy(b.thought[:, 0], b.active)
         return b.active
 
@@ -103,17 +105,9 @@ class AlternatingStreams:
         b, kernels, vectors, d = s.of(self._layout), here.kernels, here.vectors, self.d_model
         self._ask(here, b.active, b, s)
         coefficients = vectors["altup_correct_coef"].reshape(self.streams, self.streams)
-        kernels.correct_streams(
-            b.thought,
-            b.active,
-            b.asked,
-            coefficients,
-            1 / d,
-            b.news,
-            self._apart(x),
-            vectors["altup_correct_scale"],
-            b.first,
-        )
+        shares = StreamWeights(b.asked, coefficients, 1 / d, b.news)
+        factors = vectors["altup_correct_scale"]
+        kernels.correct_streams(b.thought, b.active, shares, self._apart(x), factors, b.first)
         fed = s.of(ClosingLayout(self.gate))
         multiply(here, self.gate, b.first, fed)
         gate, (part,) = fed.parts["gate"], self.proj.parts
