@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from benchmarks.capped import CGROUPS
 from benchmarks.shared_kernels import share_kernels
 from edgerun.api.cluster import load_clustered, share_worker
 from edgerun.api.llm import LLM
+from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.control import Device
 from edgerun.cluster.group import GroupDecoder
 from edgerun.cluster.household import Household
@@ -194,7 +195,7 @@ def _head(given: argparse.Namespace) -> None:
             print(json.dumps(_times(llm.engine.decoder, given)), flush=True)
         return
     home = home_of(given.home, given.name)
-    household = Household(home, _say, way=given.way, wire=given.wire)
+    household = _Unprepared(home, _say, way=given.way, wire=given.wire)
     engine, _, release = load_clustered(given.model, options, household, own_rate=_RATE, shards=ShardStore(given.home))
     with LLM.from_engine(engine, release=release) as llm:
         decoder = llm.engine.decoder
@@ -202,6 +203,13 @@ def _head(given: argparse.Namespace) -> None:
         _wait_for_all(decoder, int(given.devices))
         links = {} if household.links is None else vars(household.links)
         print(json.dumps({**_times(decoder, given), **links, "way": WAY_NAMES.index(household.way)}), flush=True)
+
+
+class _Unprepared(Household):
+    """It hands out no shards for losses: that is work of a group's first minutes, and would be measured with tokens."""
+
+    def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
+        return
 
 
 def _wait_for_all(decoder: GroupDecoder, count: int) -> None:

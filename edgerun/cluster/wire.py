@@ -149,9 +149,10 @@ class Link:
 
     def send_most(self, data: memoryview) -> memoryview:
         """What the connection does not take of `data` now."""
+        self.check_open()
         try:
             while data:
-                sent = self._socket.send(data)  # of TLS one record at a time
+                sent = self.write(data)  # of TLS one record at a time
                 self.sent_bytes += sent
                 data = data[sent:]
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
@@ -165,8 +166,9 @@ class Link:
         nothing costs an exception, which takes longer than a small frame."""
         while self._filled < self._wanted:
             end = min(self._wanted, self._filled + _ONE_READ_BYTES)
+            self.check_open()
             try:
-                got = self._socket.recv_into(self._inbox_view[self._filled : end])
+                got = self.read(end - self._filled, self._inbox_view[self._filled : end])
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
                 return
             except (OSError, ValueError) as error:
