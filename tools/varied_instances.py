@@ -72,7 +72,7 @@ def varied(base: Any, rng: np.random.Generator) -> Any:
         changes["kv_heads"] = int(rng.choice([n for n in (1, 2, 3, 4, 6, 8) if changes["heads"] % n == 0]))
     if rng.random() < 0.3 and not (base.by_layer or base.recurrent or base.without or base.layers > 6):
         changes["layers"] = int(rng.choice([2, 5, 6, 9]))
-    if rng.random() < 0.4 and base.window:
+    if rng.random() < 0.4 and 0 < base.window < 4096:  # llama.cpp gives every SmallThinker one of 4096
         changes["window"] = int(rng.integers(2, 60))
     if rng.random() < 0.5 and base.experts:
         changes["experts"] = int(rng.choice([4, 8, 12, 16]))

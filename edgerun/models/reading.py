@@ -131,6 +131,10 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
             recurrence=recurrences[layer],
             gate_deviations=deviations[layer],
         )
+        if mixtures[layer] and family.dense_beside and not d_ff[layer]:
+            raise FormatError(
+                f"{n.name('feed_forward_length')} is 0 of layer {layer}, which has one beside its experts"
+            )
         if mixtures[layer]:
             numbers = replace(
                 numbers,

@@ -72,6 +72,12 @@ def test_impossible_betas(tmp_path, key, value):
         load_spec(gguf)
 
 
+def test_a_mixture_beside_nothing(tmp_path):
+    lies = {"feed_forward_length": 0}
+    with open_gguf(with_metadata(tmp_path, "gemma4-moe", **lies)) as gguf, pytest.raises(FormatError, match="is 0 of"):
+        load_spec(gguf)
+
+
 _VALUES = st.one_of(
     st.integers(-(2**31), 2**31),
     st.floats(allow_nan=True, allow_infinity=True, width=32),
