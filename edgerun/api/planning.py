@@ -12,7 +12,7 @@ from edgerun import paths
 from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
 from edgerun.errors import FormatError, UnsupportedError, UsageError
-from edgerun.events import EventSink
+from edgerun.events import EventSink, Notice
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.models import ModelSpec
 from edgerun.models.chunks import CHUNK
@@ -34,13 +34,15 @@ from edgerun.planning import MemoryPlan
 from edgerun.planning.device_profile import DeviceProfile
 from edgerun.planning.process import process_state
 from edgerun.planning.rates import (
-    PLAINEST,
     ProductRates,
     Rates,
+    best_of,
     load_rates,
     measure_attention,
     measure_disk,
+    measure_launch,
     measure_products,
+    memory_bytes_per_s,
     probe_file,
     product_name,
     save_rates,
@@ -109,14 +111,15 @@ def plan_model(
     device: DeviceProfile | None = None,
     prompt_tokens: int = 256,
     decode_tokens: int = 128,
+    memory_rate: bool = False,
     **options: Unpack[PlanKeywords],
 ) -> ModelPlan:
     """Plan a model from its header, which is fetched alone where the model is not here.
 
     Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how often the cache will have them;
     `measure`: the machine's rates anew; `device`: another machine than this one; the request that is predicted has so
-    many tokens. Raises DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and
-    files.
+    many tokens; `memory_rate`: measure memory's own rate too, which says how near products are to it. Raises
+    DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
     """
     from edgerun.api.weights import kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
@@ -156,7 +159,7 @@ def plan_model(
         piece = piece or (4 << 20)
         taken: list[str] = []
         if device is None:
-            rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
+            rates = _rates(None if download_bytes else path, piece, catalog, given, anew, memory_rate)
         else:
             rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now
@@ -311,45 +314,84 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
-    """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of
-    another size, with the model's file or (None) one of its own."""
+def _rates(
+    path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool, memory_rate: bool
+) -> Rates:
+    """Kept ones where they are and nobody disturbed their measuring; what is missing is measured: products of other
+    types, or the disk for pieces of another size, with the model's file or (None) one of its own."""
+    from edgerun.profiling.noise import NoiseMeter
+
     kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
-    known = None if measure else load_rates(kept, options.events)
+    earlier = load_rates(kept, options.events)
+    known = None if measure or earlier is None or earlier.were_disturbed else earlier
+    noise = NoiseMeter()
+    rates = _completed(known, path, piece_bytes, kept.parent, catalog, options, memory_rate)
+    if rates == known:
+        return rates
+    rates = replace(rates, others_share=noise.end([]).others_share)
+    if known is not None:
+        rates = replace(rates, others_share=max(rates.others_share, known.others_share))
+    elif earlier is not None and earlier.were_disturbed:
+        rates = best_of(earlier, rates)
+    if rates.were_disturbed:
+        said = f"other programs took {100 * rates.others_share:.0f} % of the processors while this one was measured"
+        options.events(Notice(f"{said}: it is faster than the plan says, and is measured again by the next plan"))
+    with contextlib.suppress(OSError):  # measured again next time
+        save_rates(kept, rates)
+    return rates
+
+
+def _completed(
+    known: Rates | None,
+    path: Path | None,
+    piece_bytes: int,
+    folder: Path,
+    catalog: Catalog,
+    options: LoadOptions,
+    memory_rate: bool,
+) -> Rates:
+    """What is known, with what is missing of it measured; the same where nothing is."""
+    from edgerun.device import last_cache_bytes
+    from edgerun.kernels import load_sizes
+
+    cache_bytes, sizes = last_cache_bytes(), load_sizes(options.kernels)
     products = _products({} if known is None else known.products, catalog, options)
     if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
     elif path is None:
-        with probe_file(kept.parent) as probe:
+        with probe_file(folder) as probe:
             disk = measure_disk(probe, piece_bytes)
     else:
         piece_bytes = min(piece_bytes, path.stat().st_size // 4)
         disk = measure_disk(path, piece_bytes)
-    attention = None if known is None else known.attention
-    if attention is None:
+    if known is not None and known.attention is not None:
+        attention, launch_s = known.attention, known.launch_s
+    else:
         with _kernels(options, []) as kernels:
-            attention = measure_attention(kernels)
-    rates = Rates(products, disk, piece_bytes, attention)
-    if rates != known:
-        with contextlib.suppress(OSError):  # measured again next time
-            save_rates(kept, rates)
-    return rates
+            attention, launch_s = measure_attention(kernels), measure_launch(kernels)
+    memory = None if known is None else known.memory_bytes_per_s
+    if memory_rate and memory is None:
+        with _kernels(options, []) as kernels:
+            memory = memory_bytes_per_s(kernels, sizes, cache_bytes)
+    others = 0.0 if known is None else known.others_share
+    return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, memory, others)
 
 
 def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
-    """The known rates with those that are missing; of the plainest type too, since nothing reads memory faster."""
+    """The known rates with those that are missing."""
+    from edgerun.device import last_cache_bytes
     from edgerun.kernels import load_sizes
 
     sizes, products = load_sizes(options.kernels), dict(known)
-    plainest = [(PLAINEST, 0)] if sizes.has_kernels(PLAINEST) else []  # whose width does not matter
     wanted = {}
-    for type, cols in [*((info.type, info.shape[-1]) for info in catalog.multiplied()), *plainest]:
+    for type, cols in ((info.type, info.shape[-1]) for info in catalog.multiplied()):
         name = product_name(type, cols, sizes)
         if name not in known:
             wanted[name] = type, cols
     if wanted:
+        cache_bytes = last_cache_bytes()
         with _kernels(options, [type for type, _ in wanted.values()]) as kernels:
-            products |= {name: measure_products(kernels, *each, sizes) for name, each in wanted.items()}
+            products |= {name: measure_products(kernels, *each, sizes, cache_bytes) for name, each in wanted.items()}
     return products
 
 

@@ -70,14 +70,13 @@ def profile_model(
     recorded, trace = record_request(decoder, [i % llm.vocab_size for i in range(case.tokens)], prompt_tokens)
     info, sizes = show(path), load_sizes(decoder.kernels.name)
     catalog = make_catalog(decoder.spec.tensors, decoder.spec.n_layers)
-    limits = Limits(_bandwidth(rates), max(each.prompt_ops_per_s for each in rates.products.values()))
+    token = list(pass_operations(catalog, decoder.spec, sizes, position=prompt_tokens + decode_tokens // 2))
+    limits = _limits(rates, sum(each.memory_bytes for each in token))
     runs = measured.runs
     warm = [step for run in runs for step in run.warm_steps_s]
     steps = recorded.steps[len(recorded.steps) // 3 :]
     read_bytes = float(np.mean([step.read_bytes for step in steps]))
     hits = [step.hit_rate for step in steps if step.hit_rate is not None]
-    middle = prompt_tokens + decode_tokens // 2
-    token = list(pass_operations(catalog, decoder.spec, sizes, position=middle))
     prompt = [
         each
         for low in range(0, prompt_tokens, 256)
@@ -263,8 +262,13 @@ def _layer_place(item: tuple[str, float]) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 1 << 30), item[0]
 
 
-def _bandwidth(rates: Rates) -> float:
-    return max(each.decode_bytes_per_s for each in rates.products.values())
+def _limits(rates: Rates, token_bytes: float) -> Limits:
+    """Memory's own rate and the fastest products'; for a model that stays in the processor's cache, what comes out of
+    that."""
+    here = rates.for_weights(token_bytes)
+    reading = max(each.decode_bytes_per_s for each in here.products.values())
+    computing = max(each.prompt_ops_per_s for each in here.products.values())
+    return Limits(max(reading, rates.memory_bytes_per_s or 0.0), computing)
 
 
 def _cores() -> int:

@@ -125,7 +125,7 @@ def _profile(model: str, sizes: tuple[int, int, int], energy: str, loading: dict
         path = find_model(model, bars)
         options = {**loading_from(loading, bars), "context": loading["context"] or prompt + decode}
         plannable = {name: options[name] for name in ("context", "kv", "memory", "kernels", "threads", "events")}
-        rates = plan_model(path, **plannable).rates
+        rates = plan_model(path, memory_rate=True, **plannable).rates
         meter.measure_idle()
         with load_model(path, options) as llm:
             return profile_model(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerun.errors import FormatError, NotFoundError
-from edgerun.planning.rates import AttentionRates, ProductRates, Rates
+from edgerun.planning.rates import TYPICAL_LAUNCH_S, AttentionRates, ProductRates, Rates
 from edgerun.weights.catalog import Catalog
 
 _INSTALLED = Path(__file__).parent / "profiles"  # `setup.py` puts them there
@@ -21,6 +21,7 @@ SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "pr
 _MOST_BYTES = 1 << 20
 _MOST_ENTRIES = 256
 _MOST_TEXT = 2000
+_RATES = "decode_bytes_per_s", "prompt_ops_per_s"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class DeviceProfile:
     """A machine. kind: "measured" there, or made of "published" figures, whose `sources` say where they stand.
 
     kernels: the set of instructions ("avx2", "neon"); memory_bandwidth: bytes/s by number of threads; disk_random:
-    bytes/s of random reads by size in bytes; products: by type of weights; links: bytes/s to other devices by name;
+    bytes/s of random reads by size in bytes; products: by type of weights; launch_s, cache_bytes: see `Rates`, 0 where
+    that is not known; links: bytes/s to other devices by name;
     tdp_w, idle_w: of the processor by its data sheet, and measured when idle; energy: meters that can be read there.
     """
 
@@ -45,6 +47,7 @@ class DeviceProfile:
     disk_direct: bool = True
     attention: AttentionRates | None = None
     launch_s: float = 0.0
+    cache_bytes: int = 0
     features: tuple[str, ...] = ()
     links: Mapping[str, float] = field(default_factory=dict)
     energy: tuple[str, ...] = ()
@@ -84,7 +87,15 @@ class DeviceProfile:
                 products[key] = self.products.get(name, nearest)
             if name not in self.products:
                 taken.add(name)
-        return Rates(products, self.disk_bytes_per_s(piece_bytes), piece_bytes, self.attention), sorted(taken)
+        rates = Rates(
+            products,
+            self.disk_bytes_per_s(piece_bytes),
+            piece_bytes,
+            self.attention,
+            self.launch_s or TYPICAL_LAUNCH_S,
+            self.cache_bytes,
+        )
+        return rates, sorted(taken)
 
     def as_yaml(self) -> str:
         """As `load_profile` reads it."""
@@ -136,9 +147,10 @@ def _profile(said: object) -> DeviceProfile:
         disk_random=_by_number("disk.random", disk.take("random")),
         disk_sequential=disk.number("sequential", None),
         disk_direct=disk.flag("direct", True),
-        products={name: ProductRates(*_pair(f"products.{name}", products.take(name))) for name in products.names()},
+        products={name: _product(f"products.{name}", products.take(name)) for name in products.names()},
         attention=None if attention is None else AttentionRates(*_pair("attention", attention)),
         launch_s=known.number("launch_s", 0.0) or 0.0,
+        cache_bytes=int(known.number("cache_bytes", 0.0) or 0),
         features=known.texts("features"),
         links={
             str(name): _number(f"links.{name}", each)
@@ -244,10 +256,17 @@ def _by_number(where: str, said: object) -> dict[int, float]:
     return found
 
 
+def _product(where: str, said: object) -> ProductRates:
+    fields = _Fields(where, said)
+    decode, prompt = (_number(f"{where}.{name}", fields.take(name)) for name in _RATES)
+    cached = fields.take("cached_bytes_per_s", None)
+    fields.end()
+    return ProductRates(decode, prompt, None if cached is None else _number(f"{where}.cached_bytes_per_s", cached))
+
+
 def _pair(where: str, said: object) -> tuple[float, float]:
     fields = _Fields(where, said)
-    names = ("decode_bytes_per_s", "prompt_ops_per_s")
-    first, second = (_number(f"{where}.{name}", fields.take(name)) for name in names)
+    first, second = (_number(f"{where}.{name}", fields.take(name)) for name in _RATES)
     fields.end()
     return first, second
 
@@ -257,7 +276,7 @@ def _as_dict(profile: DeviceProfile) -> dict[str, Any]:
         return float(f"{value:.4g}")
 
     def rates(each: ProductRates | AttentionRates) -> dict[str, float]:
-        return {key: rounded(value) for key, value in vars(each).items()}
+        return {key: rounded(value) for key, value in vars(each).items() if value is not None}
 
     disk: dict[str, Any] = {"random": {size: rounded(rate) for size, rate in profile.disk_random.items()}}
     if profile.disk_sequential is not None:
@@ -278,6 +297,7 @@ def _as_dict(profile: DeviceProfile) -> dict[str, Any]:
         "products": {name: rates(each) for name, each in profile.products.items()},
         **({} if profile.attention is None else {"attention": rates(profile.attention)}),
         "launch_s": rounded(profile.launch_s),
+        **({"cache_bytes": profile.cache_bytes} if profile.cache_bytes else {}),
         "links": dict(profile.links),
         "energy": energy,
         "sources": list(profile.sources),

@@ -65,7 +65,7 @@ def predict_request(
     )
     reads = speed.read_s_per_token > speed.compute_s_per_token
     rows = min(256, max(1, prompt_tokens))
-    chunk = list(pass_operations(catalog, spec, sizes, rows=rows))
+    chunk = pass_operations(catalog, spec, sizes, rows=rows)
     computing = sum(operation_s(each, rows, rates, sizes) for each in chunk)
     waits = speed.first_token_s > 1.5 * computing * max(1, prompt_tokens) / rows
     return RequestPrediction(

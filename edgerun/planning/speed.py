@@ -20,7 +20,7 @@ from edgerun.models.chunks import CHUNK
 from edgerun.models.plan import plan_of
 from edgerun.planning.costs import Operation, pass_operations
 from edgerun.planning.memory import MemoryPlan, Sizes
-from edgerun.planning.rates import Rates, product_name
+from edgerun.planning.rates import MEASURED_COLS, MEASURED_TOKENS, Rates, product_name
 from edgerun.planning.slow_types import Types
 from edgerun.weights.catalog import Catalog
 
@@ -29,11 +29,23 @@ _PROMPT_TOKENS = 256
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
 _PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
-_EXPERT_LAYER_S, _STREAMED_LAYER_S = 0.0002, 0.0003  # a token: choosing experts, and keeping the cache besides
-# Of the bare products' rates that whole models reach, decoding and for prompts: norms, rotations and what lies between
-_SHARES = 0.88, 0.9
-_REST_BYTES, _LAYER_S = 250.0, 12e-6  # of norms, rotations, gates, additions: of each row and number of d; of each pass
-_ALONE_SHARES = 0.88, 0.8  # with attention, where its rate was not measured
+# Of the bare products' rates that they reach within whole models, decoding and for prompts
+_SHARES = 1.0, 0.95
+# A row of weights is unpacked once for all tokens, and a result scaled and stored once for all columns: each as much as
+# so many more of them
+_TOKENS_MORE, _COLS_MORE = 10.0, 120.0
+_ALONE_SHARES = 0.88, 0.8  # with attention and all the rest, where attention's rate was not measured
+# Of norms, rotations, gates, additions, rounding to 8 bits: bytes read at once for each row and number of d; of a row's
+# copies for its experts
+_REST_BYTES, _COPY_REST = 380.0, 0.27
+# A layer's launches, and what one of them takes, replayed and within a prompt, of one that is timed alone: replayed,
+# Python is not asked in between, but threads wait for each other
+_LAUNCHES, _REPLAYED_LAUNCH, _PROMPT_LAUNCH = 16, 0.35, 1.0
+# A token's choosing of experts, layer by layer, and keeping the cache besides: in Python, so in launches too
+_EXPERT_LAUNCHES, _STREAMED_LAUNCHES = 60, 60
+# Attention of one row by its bytes and by its operations, of a rate in bytes that was measured with four operations a
+# byte, and keys and values that were in a cache; of a prompt's first rows, which see little beside what is masked
+_ATTENDED_BYTES, _ATTENDED_OPS, _PROMPT_ATTENTION = 0.74, 0.21, 0.77
 
 # Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
 # trace: OLMoE-1B-7B (64 experts) and Qwen3-30B-A3B (128, whose short trace hides what is beyond 97 %).
@@ -80,6 +92,7 @@ def predict_speed(
     `hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates` must
     have all products of the catalog."""
     position = prompt_tokens if position is None else position
+    rates = rates.for_weights(_token_weight_bytes(catalog, spec, sizes))
     token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
     compute = sum(operation_s(each, 1, rates, sizes) for each in token) + rest_s(spec, 1, rates)
     prompt_compute = 0.0
@@ -90,7 +103,8 @@ def predict_speed(
         prompt_compute += rest_s(spec, rows, rates)
     stored = stored_bytes(catalog, spec)
     mixtures = sum(planned.mixture is not None for planned in plan_of(spec))
-    compute += mixtures * (_EXPERT_LAYER_S + (_STREAMED_LAYER_S if plan.mode == "experts" else 0))
+    choosing = _EXPERT_LAUNCHES + (_STREAMED_LAUNCHES if plan.mode == "experts" else 0)
+    compute += mixtures * choosing * rates.launch_s
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
     wave = min(plan.wave_tokens or prompt_tokens, prompt_tokens)
     waves = -(-prompt_tokens // max(1, wave))
@@ -132,8 +146,9 @@ def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> 
         if known is None:
             return 0.0
         if rows == 1:
-            return operation.memory_bytes / known.decode_bytes_per_s
-        return operation.flops / known.prompt_ops_per_s
+            worth = _ATTENDED_BYTES * operation.memory_bytes + _ATTENDED_OPS * operation.flops
+            return worth / known.decode_bytes_per_s
+        return operation.flops / (_PROMPT_ATTENTION * known.prompt_ops_per_s)
     assert operation.type is not None  # products have one
     rate = rates.products[product_name(operation.type, operation.cols, sizes)]
     one, many = operation.memory_bytes / rate.decode_bytes_per_s, operation.flops / rate.prompt_ops_per_s
@@ -141,11 +156,18 @@ def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> 
     if sizes.has_kernels(operation.type):
         if rows == 1 or operation.layer is None:
             return one / decode_share
-        return max(one, many) / prompt_share
+        each = rows * operation.times / operation.touched
+        return max(one, many * _shape_cost(operation.cols, each)) / prompt_share
     if rows == 1:
         return one
     # numpy makes floats of the whole matrix first, for one token or for many; its rate with 256 rows counts that too
     return one + max(0.0, many - operation.times / operation.touched * one * rows / _PROMPT_TOKENS)
+
+
+def _shape_cost(cols: int, rows: float) -> float:
+    """Of a product of so many columns and tokens, by that of the shape that was measured."""
+    measured = (1 + _COLS_MORE / MEASURED_COLS) * (1 + _TOKENS_MORE / MEASURED_TOKENS)
+    return (1 + _COLS_MORE / cols) * (1 + _TOKENS_MORE / rows) / measured
 
 
 def rest_s(spec: ModelSpec, rows: int, rates: Rates) -> float:
@@ -153,9 +175,17 @@ def rest_s(spec: ModelSpec, rows: int, rates: Rates) -> float:
     count it)."""
     if rates.attention is None:
         return 0.0
-    copies = 0 if rows == 1 else sum(each.n_experts_used for each in spec.layers)  # of many rows, one for each expert
+    launches_s = spec.n_layers * _LAUNCHES * rates.launch_s
+    if rows == 1:
+        return launches_s * _REPLAYED_LAUNCH
+    copies = sum(each.n_experts_used for each in spec.layers)  # one for each expert
     row_s = spec.d_model * _REST_BYTES / _fastest(rates)
-    return spec.n_layers * _LAYER_S + rows * (spec.n_layers + copies) * row_s
+    return launches_s * _PROMPT_LAUNCH + rows * (spec.n_layers + _COPY_REST * copies) * row_s
+
+
+def _token_weight_bytes(catalog: Catalog, spec: ModelSpec, sizes: TypeSizes) -> float:
+    """Packed, that a token reads."""
+    return sum(each.memory_bytes for each in pass_operations(catalog, spec, sizes) if each.kind == "product")
 
 
 @dataclass(frozen=True)
@@ -189,8 +219,9 @@ def stored_bytes(catalog: Catalog, spec: ModelSpec) -> StoredBytes:
 
 
 def _fastest(rates: Rates) -> float:
-    """Bytes/s of the type whose products are fastest: the others' packing is bound by memory too."""
-    return max(each.decode_bytes_per_s for each in rates.products.values())
+    """Bytes/s of the type whose products are fastest, out of a cache where that is known: how fast cores are with
+    vectors that are just made."""
+    return max(each.cached_bytes_per_s or each.decode_bytes_per_s for each in rates.products.values())
 
 
 def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int) -> float:

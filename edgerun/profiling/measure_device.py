@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from edgerun.device import cpu_features, cpu_name, memory_limits, physical_cores
+from edgerun.device import cpu_features, cpu_name, last_cache_bytes, memory_limits, physical_cores
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgmlType
-from edgerun.kernels import Kernels, load_kernels, load_sizes
+from edgerun.kernels import load_kernels, load_sizes
 from edgerun.planning.device_profile import DeviceProfile
-from edgerun.planning.rates import PLAINEST, measure_attention, measure_disk, measure_products, probe_file
+from edgerun.planning.rates import (
+    PLAINEST,
+    measure_attention,
+    measure_disk,
+    measure_launch,
+    measure_products,
+    memory_bytes_per_s,
+    probe_file,
+)
 from edgerun.profiling.energy import EnergyMeter
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K", "Q2_K", "IQ4_XS", "MXFP4")
@@ -45,16 +50,16 @@ def measure_device(
         events(Progress("measure this machine", done, steps, "measurements"))
         done += 1
 
-    sizes = load_sizes(kernels)
+    sizes, cache_bytes = load_sizes(kernels), last_cache_bytes()
     count = threads or physical_cores()
     impl = load_kernels(kernels, threads=count, types=wanted, events=events)
     try:
         products = {}
         for type in wanted:
             progress()
-            products[type.name] = measure_products(impl, type, _COLS, sizes)
+            products[type.name] = measure_products(impl, type, _COLS, sizes, cache_bytes)
         progress()
-        attention, launch_s, name = measure_attention(impl), _launch_s(impl), impl.name
+        attention, launch_s, name = measure_attention(impl), measure_launch(impl), impl.name
     finally:
         impl.close()
     progress()
@@ -99,30 +104,11 @@ def _bandwidth(kernels: str, threads: int) -> float:
     """Bytes/s that so many threads read from memory: of the plainest product, by floats."""
     impl = load_kernels(kernels, threads=threads, types=[PLAINEST])
     try:
-        return measure_products(impl, PLAINEST, _COLS, load_sizes(kernels)).decode_bytes_per_s
+        sizes = load_sizes(kernels)
+        found = memory_bytes_per_s(impl, sizes, last_cache_bytes())
+        return found or measure_products(impl, PLAINEST, _COLS, sizes).decode_bytes_per_s
     finally:
         impl.close()
-
-
-def _launch_s(impl: Kernels) -> float:
-    """Seconds of a launch that has almost nothing to do, Python's share of it included."""
-    x = np.ones((1, 64), np.float32)
-    weight = np.ones(64, np.float32)
-
-    def once() -> None:
-        impl.rms_norm(x, weight, 1e-5, x)
-
-    return _median_s(once, 200)
-
-
-def _median_s(once: Callable[[], None], turns: int) -> float:
-    once()
-    took = []
-    for _ in range(turns):
-        began = time.perf_counter()
-        once()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
 
 
 def _sequential(path: Path) -> float:

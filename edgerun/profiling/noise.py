@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import psutil
 
 from edgerun.device import usable_cpus
+from edgerun.planning.rates import MOST_OTHERS
 from edgerun.profiling.figures import deviation, mean
 
-MOST_OTHERS = 0.10  # of the processors that others may take
 MOST_VARIATION = 0.05  # of the mean that repetitions may differ by
 
 
