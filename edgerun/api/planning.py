@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 _TOKENS = Whole(0, 1 << 20)
 _THEIR_SHARE = 0.85  # of another machine's memory that a process may have
 _TYPICAL_RUNTIME_BYTES = 160 << 20
+_DISTURBED_S = 600  # before what was measured while others worked is worth measuring again
 
 
 @dataclass(frozen=True)
@@ -317,27 +319,27 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
 def _rates(
     path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool, memory_rate: bool
 ) -> Rates:
-    """Kept ones where they are and nobody disturbed their measuring; what is missing is measured: products of other
-    types, or the disk for pieces of another size, with the model's file or (None) one of its own."""
+    """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of another
+    size, with the model's file or (None) one of its own. What was measured while others worked is measured again some
+    minutes later, when they may have ended, and the better of both counts."""
     from edgerun.profiling.noise import NoiseMeter
 
     kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
     earlier = load_rates(kept, options.events)
-    known = None if measure or earlier is None or earlier.were_disturbed else earlier
+    again = earlier is not None and earlier.were_disturbed and time.time() - kept.stat().st_mtime > _DISTURBED_S
+    known = None if measure or again else earlier
     noise = NoiseMeter()
     rates = _completed(known, path, piece_bytes, kept.parent, catalog, options, memory_rate)
-    if rates == known:
-        return rates
-    rates = replace(rates, others_share=noise.end([]).others_share)
-    if known is not None:
-        rates = replace(rates, others_share=max(rates.others_share, known.others_share))
-    elif earlier is not None and earlier.were_disturbed:
-        rates = best_of(earlier, rates)
+    if rates != known:
+        others = noise.end([]).others_share
+        rates = replace(rates, others_share=max(others, 0.0 if known is None else known.others_share))
+        if earlier is not None and earlier.were_disturbed:
+            rates = best_of(earlier, rates)
+        with contextlib.suppress(OSError):  # measured again next time
+            save_rates(kept, rates)
     if rates.were_disturbed:
         said = f"other programs took {100 * rates.others_share:.0f} % of the processors while this one was measured"
-        options.events(Notice(f"{said}: it is faster than the plan says, and is measured again by the next plan"))
-    with contextlib.suppress(OSError):  # measured again next time
-        save_rates(kept, rates)
+        options.events(Notice(f"{said}: it is faster than planned here (--measure measures again)"))
     return rates
 
 

@@ -175,7 +175,7 @@ class _Fields:
 
     def __init__(self, where: str, said: object) -> None:
         if not isinstance(said, dict) or len(said) > _MOST_ENTRIES or not all(isinstance(key, str) for key in said):
-            raise FormatError(f"{where} must be a mapping with names, got {str(said)[:60]!r}")
+            raise FormatError(f"{where} must be a mapping with names, got {_shown(said)}")
         self._where, self._said, self._asked = where, said, set[str]()
 
     def names(self) -> list[str]:
@@ -195,19 +195,19 @@ class _Fields:
     def text(self, name: str) -> str:
         value = self.take(name)
         if not isinstance(value, str) or not 0 < len(value) <= _MOST_TEXT:
-            raise FormatError(f"{name} must be a text, got {str(value)[:60]!r}")
+            raise FormatError(f"{name} must be a text, got {_shown(value)}")
         return value
 
     def one_of(self, name: str, words: tuple[str, ...]) -> Any:
         value = self.text(name)
         if value not in words:
-            raise FormatError(f"{name} must be one of {', '.join(words)}, got {value[:60]!r}")
+            raise FormatError(f"{name} must be one of {', '.join(words)}, got {_shown(value)}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self.take(name, [])
         if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
-            raise FormatError(f"{name} must be a list of texts, got {str(value)[:60]!r}")
+            raise FormatError(f"{name} must be a list of texts, got {_shown(value)}")
         if not all(isinstance(each, str) and len(each) <= _MOST_TEXT for each in value):
             raise FormatError(f"{name} must be a list of texts")
         return tuple(value)
@@ -225,13 +225,25 @@ class _Fields:
     def flag(self, name: str, otherwise: bool) -> bool:
         value = self.take(name, otherwise)
         if not isinstance(value, bool):
-            raise FormatError(f"{name} must be true or false, got {str(value)[:60]!r}")
+            raise FormatError(f"{name} must be true or false, got {_shown(value)}")
         return value
 
     def end(self) -> None:
         unknown = set(self._said) - self._asked
         if unknown:
             raise FormatError(f"{self._where} has {', '.join(sorted(unknown))[:200]}, which no profile has")
+
+
+def _shown(value: object) -> str:
+    """Of what a stranger wrote, so much as fits a line: a list can be of many millions by naming itself, a number be
+    longer than Python writes any."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, list | dict | set | tuple):
+        return f"a {type(value).__name__}"
+    return repr(str(value)[:60])
 
 
 def _number(where: str, value: object, *, zero: bool = False) -> float:
@@ -241,17 +253,17 @@ def _number(where: str, value: object, *, zero: bool = False) -> float:
         or not 0 <= value < 1e18
         or (not value and not zero)
     ):
-        raise FormatError(f"{where} must be a number above 0, got {str(value)[:60]!r}")
+        raise FormatError(f"{where} must be a number above 0, got {_shown(value)}")
     return float(value)
 
 
 def _by_number(where: str, said: object) -> dict[int, float]:
     if not isinstance(said, dict) or not 0 < len(said) <= _MOST_ENTRIES:
-        raise FormatError(f"{where} must map numbers to bytes/s, got {str(said)[:60]!r}")
+        raise FormatError(f"{where} must map numbers to bytes/s, got {_shown(said)}")
     found = {}
     for key, value in said.items():
         if isinstance(key, bool) or not isinstance(key, int) or not 0 < key < 1 << 40:
-            raise FormatError(f"{where} must map whole numbers to bytes/s, got {str(key)[:60]!r}")
+            raise FormatError(f"{where} must map whole numbers to bytes/s, got {_shown(key)}")
         found[key] = _number(f"{where}.{key}", value)
     return found
 

@@ -40,6 +40,7 @@ _COLS, MEASURED_COLS = 4096, 2048  # decoding, and in a prompt, whose results wo
 _PIECE_MATRIX_BYTES = 16 << 20  # packed, of one matrix; several of them are what a token reads
 _LEAST_BYTES = 64 << 20  # of all of them, and more where a cache would hold that
 _BEYOND_CACHE = 1.7  # so many times the last cache is read from memory
+_LONGEST_S, _FEWEST_TURNS = 0.25, 3
 _MEMORY_SHARE = 0.25  # of what is available, that measuring may take
 _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing
 _ATTENDED = 2048  # positions
@@ -257,10 +258,11 @@ def measure_launch(kernels: Kernels) -> float:
 
 def _typical_s(once: Callable[[], None], turns: int) -> float:
     """What a third of the turns stays below, after one that is not counted: the best is not typical, and of a middle
-    one other programs have a part too often."""
+    one other programs have a part too often. Fewer turns where they take long."""
     once()
-    took = []
-    for _ in range(turns):
+    took: list[float] = []
+    end = time.perf_counter() + _LONGEST_S
+    while len(took) < turns and (len(took) < _FEWEST_TURNS or time.perf_counter() < end):
         began = time.perf_counter()
         once()
         took.append(time.perf_counter() - began)

@@ -85,6 +85,7 @@ def measure_device(
         products=products,
         attention=attention,
         launch_s=launch_s,
+        cache_bytes=cache_bytes,
         features=tuple(name for name in sorted(cpu_features()) if name.startswith(_FEATURES)),
         energy=(meter.method,) if meter is not None and counts else (),
         tdp_w=tdp_w,

@@ -7,7 +7,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgerun.device import cpu_features, cpu_name, default_threads, memory_limits, physical_cores, usable_cpus
+from edgerun.device import (
+    cpu_features,
+    cpu_name,
+    default_threads,
+    last_cache_bytes,
+    memory_limits,
+    physical_cores,
+    usable_cpus,
+)
 from edgerun.device.cpu import cpu_quota
 
 MIB = 1 << 20
@@ -100,6 +108,15 @@ def test_hyper_threads_count_once(tmp_path: Path) -> None:
         lay(tmp_path, {f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list": core})
     assert physical_cores(frozenset(range(4)), tmp_path) == 2
     assert physical_cores(frozenset((1, 3)), tmp_path) == 1
+
+
+def test_the_last_cache(tmp_path: Path) -> None:
+    assert last_cache_bytes(tmp_path) == 0
+    sizes = {0: ("Data", "48K"), 1: ("Instruction", "999999K"), 2: ("Unified", "2048K"), 3: ("Unified", "300M?")}
+    for index, (kind, size) in sizes.items():
+        folder = f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        lay(tmp_path, {f"{folder}/type": kind, f"{folder}/size": size + "\n"})
+    assert last_cache_bytes(tmp_path) == 2 << 20
 
 
 def test_processor_name_from_cpuinfo(tmp_path: Path) -> None:

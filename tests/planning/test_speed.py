@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +12,19 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import PackedSizes
+from edgerun.planning.costs import pass_operations
 from edgerun.planning.rates import (
+    AttentionRates,
     ProductRates,
     Rates,
+    best_of,
     load_rates,
     measure_disk,
     measure_products,
     product_name,
     save_rates,
 )
-from edgerun.planning.speed import predict_speed, token_s
+from edgerun.planning.speed import operation_s, predict_speed, token_s
 from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, header, plan
 
 Q4_0 = ProductRates(25e9, 300e9)
@@ -126,12 +130,49 @@ def test_experts_without_kernels_are_unpacked_once_a_chunk():
     assert every_expert_s < got.first_token_s < 1.3 * every_expert_s
 
 
+def test_weights_that_stay_in_the_last_cache_come_from_there():
+    """Of a cache of 300: all of a model of 90, nothing of one of 200, a part in between."""
+    rates = Rates({"Q4_0": replace(Q4_0, cached_bytes_per_s=50e9)}, 1e9, 1 << 20, cache_bytes=300)
+    found = [rates.for_weights(size).products["Q4_0"].decode_bytes_per_s for size in (90, 100, 120, 140, 150, 200)]
+    assert found[0] == found[1] == pytest.approx(50e9) and found[4] == found[5] == 25e9
+    assert found == sorted(found, reverse=True) and 25e9 < found[3] < found[2] < 50e9
+    assert replace(rates, cache_bytes=0).for_weights(90).products["Q4_0"] == rates.products["Q4_0"]
+
+
+def test_few_tokens_an_expert_and_narrow_matrices_cost_more():
+    with_attention = replace(RATES, attention=AttentionRates(1e13, 1e17), launch_s=1e-12)
+    wide, narrow = (header("llama", 4, d, 2 * d, 8, 8, 64) for d in (4096, 256))
+
+    def operations_per_s(model):
+        flops = sum(each.flops for each in pass_operations(*model, SIZES, rows=256) if each.kind == "product")
+        products = [each for each in pass_operations(*model, SIZES, rows=256) if each.kind == "product"]
+        return flops / sum(operation_s(each, 256, with_attention, SIZES) for each in products)
+
+    assert operations_per_s(narrow) < 0.8 * operations_per_s(wide)
+    experts = header("olmoe", 4, 4096, 4096, 8, 8, 64, experts=64, used=8)
+    assert operations_per_s(experts) < 0.85 * operations_per_s(wide), "32 tokens each"
+
+
+def test_of_two_measurements_the_better_counts():
+    slow = replace(RATES, products={"Q4_0": ProductRates(1e9, 400e9, 2e9)}, launch_s=9e-6, others_share=0.9)
+    both = best_of(slow, replace(RATES, attention=AttentionRates(1, 2)))
+    assert both.products == {"Q4_0": ProductRates(25e9, 400e9, 2e9)} and both.attention == AttentionRates(1, 2)
+    assert both.launch_s == RATES.launch_s and not both.were_disturbed and slow.were_disturbed
+    assert best_of(slow, slow) == slow
+
+
 def test_kept_rates(tmp_path):
     path = tmp_path / "a" / "rates.json"
     assert load_rates(path) is None
     save_rates(path, RATES)
     assert load_rates(path) == RATES
+    whole = Rates({"Q4_0": replace(Q4_0, cached_bytes_per_s=3e9)}, 1e9, 4, AttentionRates(1, 2), 3e-6, 9, 4e9, 0.5)
+    save_rates(tmp_path / "whole", whole)
+    assert load_rates(tmp_path / "whole") == whole
+    before = json.loads(path.read_text())
+    before.pop("cache_bytes")
     for bad in (
+        json.dumps(before),  # of a version that measured otherwise
         "",
         "{}",
         "[]",

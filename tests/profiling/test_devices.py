@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def load_again(text: str) -> object:
         ("memory_bandwidth", {1: float("nan")}, "number above 0"),
         ("products", {}, "no entry"),
         ("products", {"Q4_0": {"decode_bytes_per_s": 1}}, "no prompt_ops_per_s"),
+        ("products", {"Q4_0": {"decode_bytes_per_s": 1, "prompt_ops_per_s": 1, "cached_bytes_per_s": -1}}, "above 0"),
+        ("cache_bytes", "300M", "cache_bytes must be"),
         ("sources", [], "sources must say"),
         ("magic", 1, "which no profile has"),
         ("disk", {"random": {4096: -1.0}}, "number above 0"),
@@ -85,10 +88,18 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, key: str, value: object, 
 
 def test_hostile_files(tmp_path: Path) -> None:
     path = tmp_path / "device.yaml"
-    for content in ("[", "!!python/object/apply:os.system [echo]", "a: *b", "- 1", "x" * (2 << 20)):
+    many = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 8))
+    pi = shipped_profiles()["pi-5"].read_text()
+    for content in (
+        *("[", "!!python/object/apply:os.system [echo]", "a: *b", "- 1", "x" * (2 << 20)),
+        many + pi.replace("cores: 4", "cores: *a7"),  # ten million, named in 500 bytes
+        pi.replace("cores: 4", "cores: 0x" + "f" * 20000),  # of more digits than Python writes
+    ):
         path.write_text(content)
+        began = time.process_time()
         with pytest.raises(FormatError):
             load_profile(path)
+        assert time.process_time() - began < 5
     with pytest.raises(NotFoundError):
         load_profile(tmp_path / "none.yaml")
 
@@ -165,5 +176,5 @@ def test_this_machine_can_be_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.attention is not None and found.launch_s > 0 and found.idle_w is None and not found.energy
     assert found.disk_sequential is not None and len(found.disk_random) == 4 and not list((tmp_path / "disk").iterdir())
     again = load_again(found.as_yaml())
-    assert getattr(again, "kernels", "") == found.kernels
+    assert getattr(again, "kernels", "") == found.kernels and getattr(again, "cache_bytes", -1) == found.cache_bytes
     assert "/" not in found.as_yaml().replace("bytes/s", ""), "no path of this machine"
