@@ -71,7 +71,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_profile_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgerun.planning.rates._MATRIX_BYTES", 1 << 20)
+    monkeypatch.setattr("edgerun.planning.rates._weight_bytes", lambda cache_bytes: 1 << 20)
     model = make_tiny_model(tmp_path / "tiny.gguf", name='<script>alert("x")</script>')
     page, report, text = (tmp_path / f"out.{kind}" for kind in ("html", "json", "md"))
     outputs = ("-o", page, "-o", report, "-o", text, "--trace", tmp_path / "trace.json")
