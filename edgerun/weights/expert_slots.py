@@ -20,6 +20,8 @@ from edgerun.weights.eviction import Eviction
 from edgerun.weights.flash import Piece
 from edgerun.weights.tensor_reader import TensorReader
 
+_EVICTED_SHARE = 256  # of all slots, those that are freed at once where one is needed: looking for them takes long
+
 
 @dataclass
 class CacheStats:
@@ -115,6 +117,7 @@ class ExpertSlots:
         count -= len(self.free)
         if count <= 0:
             return
+        count = max(count, self._count // _EVICTED_SHARE)
         candidates = np.flatnonzero(~self.locked)
         if len(candidates) > count:
             ranks = self._eviction.ranks(self._keys[candidates])

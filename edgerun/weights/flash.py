@@ -42,7 +42,8 @@ class Piece:
     """A range of a file, and who takes its bytes. `deliver` runs on a reader's thread; its view is valid until it
     returns. `landed` is called once afterwards, with what went wrong or None, and from no thread in particular. `what`
     is named in errors. `target`: read to this memory; it, the offset and the size must be aligned, and the size is not
-    bounded by PIECE_BYTES."""
+    bounded by PIECE_BYTES. `also`: further ranges that the same thread reads and delivers next; of all of them together
+    only this piece lands."""
 
     file: int
     offset: int
@@ -51,6 +52,12 @@ class Piece:
     deliver: Callable[[U8], None]
     landed: Callable[[Piece, Exception | None], None]
     target: U8 | None = None
+    also: tuple[Piece, ...] = ()
+
+    @property
+    def all_bytes(self) -> int:
+        """Of all ranges."""
+        return self.n_bytes + sum(each.n_bytes for each in self.also)
 
 
 Landed = Callable[[Piece, Exception | None], None]
@@ -149,6 +156,7 @@ class FlashReader:
     def read_now(self, file: int, offset: int, n_bytes: int, what: str) -> U8:
         """Read on the calling thread, past the queue: for small things (a row of the embedding)."""
         staging = Arena(n_bytes + 2 * ALIGNMENT).bytes
+        self._shared.files[file].check()
         return self._shared.files[file].read(offset, n_bytes, staging, what)
 
     def close(self) -> None:
@@ -207,7 +215,7 @@ class _Shared:
         if self.watcher is not None and priority == PREDICTED:
             now = time.perf_counter()
             for piece in pieces:
-                self.watcher(Span("prefetch", piece.what, now, now, piece.n_bytes))
+                self.watcher(Span("prefetch", piece.what, now, now, piece.all_bytes))
 
     @contextlib.contextmanager
     def noted(self, lane: str, name: str, n_bytes: int = 0) -> Iterator[None]:
@@ -249,21 +257,25 @@ class _Shared:
     def read(self, piece: Piece, staging: U8) -> None:
         """All of a piece's way, after `take`."""
         error: Exception | None = None
-        memory = staging if piece.target is None else piece.target
         try:
-            try:
-                view = self._view(piece, memory)
-            finally:
-                self._read_ended()
-            piece.deliver(view)
+            for index in {part.file for part in (piece, *piece.also)}:
+                self.files[index].check()
+            for part in (piece, *piece.also):
+                try:
+                    view = self._view(part, staging if part.target is None else part.target)
+                finally:
+                    self._read_ended()
+                part.deliver(view)
         except Exception as raised:  # noqa: BLE001 - a reader must live on; the error goes to who asked
             error = raised
         except BaseException as raised:
             piece.landed(piece, ReadError(f"reading {piece.what} was ended by {raised!r}; load the model again"))
             raise
-        self.stats.errors += error is not None
-        self.stats.reads += error is None  # a lost update between threads only blurs a statistic
-        self.stats.n_bytes += piece.n_bytes if error is None else 0
+        if error is None:  # a lost update between threads only blurs a statistic
+            self.stats.reads += 1 + len(piece.also)
+            self.stats.n_bytes += piece.all_bytes
+        else:
+            self.stats.errors += 1
         try:
             piece.landed(piece, error)
         finally:

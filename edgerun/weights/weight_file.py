@@ -34,16 +34,23 @@ class WeightFile:
             raise ReadError(f"{path}: cannot be opened: {error.strerror or error}") from error
         self._size, self._changed_ns = status.st_size, status.st_mtime_ns
 
+    def check(self) -> None:
+        """ReadError unless it is still what it was."""
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise ReadError(f"{self._path}: cannot be read: {error.strerror or error}") from error
+        if status.st_size != self._size or status.st_mtime_ns != self._changed_ns:
+            raise ReadError(f"{self._path}: the file was changed while in use; load the model again")
+
     def read(self, offset: int, n_bytes: int, staging: U8, what: str) -> U8:
-        """Bytes offset .. offset + n_bytes as a view of `staging` (aligned, two blocks larger). ReadError."""
+        """Bytes offset .. offset + n_bytes as a view of `staging` (aligned, two blocks larger). ReadError. To be called
+        after `check`."""
         grain = self._grain or ALIGNMENT
         low = offset // grain * grain
         size = -(-(offset + n_bytes - low) // grain) * grain
         done = 0
         try:
-            status = os.fstat(self._fd)
-            if status.st_size != self._size or status.st_mtime_ns != self._changed_ns:
-                raise ReadError(f"{self._path}: the file was changed while in use; load the model again")
             while done < offset + n_bytes - low:
                 got = os.preadv(self._fd, [staging[done:size].data], low + done)
                 if got <= 0:
@@ -51,8 +58,6 @@ class WeightFile:
                 done += got
                 if done % grain and done < offset + n_bytes - low:
                     break  # only the end of a file gives a crooked number
-        except ReadError:
-            raise
         except OSError as error:
             raise ReadError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
         if done < offset + n_bytes - low:

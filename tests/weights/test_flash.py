@@ -60,6 +60,33 @@ def test_any_range(file, ranges, threads, direct):
             assert np.array_equal(view, wanted[name])
 
 
+def test_ranges_of_one_piece_land_together(file):
+    """One after another on one thread; what goes wrong with any of them is the piece's."""
+    path, content = file
+    news, views = SimpleQueue(), []
+
+    def part(offset, n_bytes, *also):
+        return Piece(0, offset, n_bytes, "x", lambda view: views.append(view.copy()), landed, also=also)
+
+    def landed(piece, error):
+        news.put((piece, error))
+
+    with closing(FlashReader([path])) as reader:
+        good, bad = part(70_000, 9, part(5, 5000), part(0, 1)), part(1, 1, part(SIZE - 1, 2), part(2, 1))
+        reader.submit([good], DEMAND)
+        assert news.get(timeout=5) == (good, None)
+        assert [view.tobytes() for view in views] == [content[low:high].tobytes() for low, high in RANGES]
+        assert (reader.stats.reads, reader.stats.n_bytes) == (3, 5010)
+        reader.submit([bad], DEMAND)
+        piece, error = news.get(timeout=5)
+        assert piece is bad and isinstance(error, ReadError)
+        assert len(views) == 4 and news.empty()
+        assert reader.stats.errors == 1
+
+
+RANGES = ((70_000, 70_009), (5, 5005), (0, 1))
+
+
 def test_past_the_end(file):
     results = SimpleQueue()
     with closing(FlashReader([file[0]])) as reader:
