@@ -10,6 +10,7 @@ from edgerun.cli.main import cli
 from edgerun.kernels.formats import BY_NAME
 from edgerun.kernels.kernel_code import SOURCES
 from edgerun.kernels.kv_formats import OTHER_DECODE
+from edgerun.models import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +35,11 @@ def test_ci_runs_the_readmes_test_command():
 def test_public_names_exist():
     for name in edgerun.__all__:
         assert getattr(edgerun, name) is not None
+
+
+def test_every_architecture_is_named():
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert not [name for name in FAMILIES if f"`{name}`" not in page]
 
 
 def test_every_kernel_has_its_builder():

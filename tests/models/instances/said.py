@@ -1,4 +1,5 @@
-"""Instances whose files say what few do, lack what most have, or say what means nothing in their family."""
+"""Instances whose files say what few do, lack what most have, or say what means nothing in their family; and families
+that are others but for that."""
 
 from __future__ import annotations
 
@@ -77,6 +78,27 @@ SAID = [
             "ssm.inner_size": 64,
         },
         more=("ssm_conv1d.bias",),
+    ),
+    Instance(
+        "mellum",
+        "mellum",
+        layers=4,
+        experts=8,
+        used=2,
+        ff_expert=64,
+        window=9,
+        metadata={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.attn_factor": 1.2,
+        },
+    ),
+    Instance(
+        "paddleocr",
+        "paddleocr",
+        layers=2,
+        metadata={"rope.dimension_sections": np.array([3, 3, 2, 0], np.int32)},
     ),
     Instance("hunyuan-one-expert", "hunyuan-dense", layers=2, lies={"expert_count": 1, "expert_used_count": 1}),
     Instance(
