@@ -28,6 +28,7 @@ from tests.models.instances import (
     LATENT,
     MIXTURES,
     RECURRENT,
+    SAID,
     STREAMS,
     VOCAB,
     Instance,
@@ -41,7 +42,7 @@ _LATER = {
     "mistral3",
     "qwen3vl",
 }  # of the families that came later, some of each kind
-_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT, *STREAMS)} - _LATER
+_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT, *STREAMS, *SAID)} - _LATER
 _F32 = {
     n: i
     for n, i in INSTANCES.items()
