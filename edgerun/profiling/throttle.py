@@ -47,6 +47,7 @@ class Throttle:
         self._looked = clock()
         self.worked_s = self.rested_s = 0.0
         self.watts: float | None = None  # at the last look
+        self._unread = ""  # why the meter said nothing then
 
     @property
     def duty(self) -> float:
@@ -73,6 +74,7 @@ class Throttle:
         why = []
         if self._limit_w is not None and self._meter is not None:
             now = "" if self.watts is None else f", {self.watts:.1f} W now"
+            now = f", which cannot be kept to any more: {self._unread}" if self._unread else now
             why.append(f"limit {self._limit_w:g} W{now} ({self._meter.method})")
         if self._saves_battery:
             why.append("saving the battery" if self._saving else "on a charger, or without a battery: nothing to save")
@@ -86,7 +88,8 @@ class Throttle:
         self._looked = self._clock()
         self._saving = self._saves_battery and self._on_battery()
         if self._limit_w is not None and self._meter is not None and self._window is not None:
-            self.watts = self._window.end().watts
+            spent = self._window.end()
+            self.watts, self._unread = spent.watts, spent.reason
             self._window = self._meter.begin()
             if self.watts is not None and self.watts > 0:
                 wanted = self._by_power * (self._limit_w / self.watts) ** _DAMPING

@@ -123,6 +123,15 @@ def test_battery_integrates_current_times_voltage_while_it_discharges(tmp_path: 
     assert battery_source(power, interval_s=0, clock=clock).read().total_j == 0
 
 
+@pytest.mark.parametrize("text", [b"--5", "\u00b2".encode(), b"\xff\xfe", b"", b"5 W"])
+def test_a_battery_that_tells_nonsense_is_refused(tmp_path: Path, text: bytes) -> None:
+    folder = write(tmp_path / "BAT0", type="Battery", status="Discharging", voltage_now=12_000_000)
+    (folder / "current_now").write_bytes(text)
+    (folder / "power_now").write_bytes(text)
+    with pytest.raises(ReadError, match="neither its power nor its current"):
+        battery_source(tmp_path)
+
+
 def test_ina_rails(tmp_path: Path) -> None:
     write(tmp_path / "hwmon0", name="coretemp", in1_input=1)
     rails = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 2000}

@@ -10,7 +10,7 @@ from tiny_model import make_tiny_model
 
 from edgerun import LLM
 from edgerun.cli.main import cli
-from edgerun.errors import UsageError
+from edgerun.errors import ReadError, UsageError
 from edgerun.events import never
 from edgerun.profiling.energy import EnergyMeter, Reading
 from edgerun.profiling.throttle import Throttle, hottest_celsius
@@ -68,6 +68,23 @@ def test_a_power_is_held(limit: float) -> None:
     assert done == pytest.approx(min(1, (limit - 2) / 18), abs=0.05), "no more is given up than it takes"
     assert f"limit {limit:g} W" in throttle.describe() and "made up" in throttle.describe()
     assert ("rested 0 %" in throttle.describe()) == (limit == 40)
+
+
+def test_a_meter_that_goes_away_is_told() -> None:
+    """The share stays as it was, and nobody is told that a limit is kept to."""
+    machine = Machine()
+    throttle = Throttle(
+        meter=EnergyMeter(machine, clock=machine.clock), limit_w=5, clock=machine.clock, sleep=machine.sleep
+    )
+    work(machine, throttle, 20)
+    duty = throttle.duty
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "read", lambda: (_ for _ in ()).throw(ReadError("the sensor is gone")))
+        work(machine, throttle, 3)
+        assert throttle.duty == duty
+        assert "cannot be kept to any more: the sensor is gone" in throttle.describe()
+    work(machine, throttle, 3)
+    assert "W now" in throttle.describe(), "it is back"
 
 
 def test_it_backs_off_when_hot_and_recovers() -> None:

@@ -58,11 +58,13 @@ def _watts(path: Path) -> float:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.lstrip("-").isdigit() else None
+    try:
+        return int(_text(path))
+    except ValueError:
+        return None
