@@ -56,6 +56,22 @@ _GEMMA4_FULL = [(layer + 1) % 6 == 0 for layer in range(30)]  # the others have 
 _BIASES = tuple(f"attn_{part}.bias" for part in ("q", "k", "v", "output"))
 _EXPERT_BIASES = tuple(f"ffn_{part}.bias" for part in ("gate_inp", "gate_exps", "up_exps", "down_exps"))
 SHAPES = {
+    "olmoe-1b-7b": Shape(
+        "olmoe",
+        50304,
+        metadata={
+            "block_count": 16,
+            "context_length": 4096,
+            "embedding_length": 2048,
+            "feed_forward_length": 1024,
+            "attention.head_count": 16,
+            "attention.head_count_kv": 16,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.freq_base": 10000.0,
+            "expert_count": 64,
+            "expert_used_count": 8,
+        },
+    ),
     "qwen3.5-4b": Shape(
         "qwen35",
         248320,

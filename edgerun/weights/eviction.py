@@ -17,6 +17,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 DECAY = 0.95  # a token; on recorded routing of OLMoE and Qwen3-30B as good as any of 0.8 .. 0.98, best for large caches
+TOGETHER = 8  # so many rows at most are a token each of sequences that decode together
 
 
 class Eviction(Protocol):
@@ -35,6 +36,9 @@ class DecayedFrequency:
     """Uses counted with a decay of 0.95 a token. Layer-aware: a layer decays when it is passed, so that an expert
     whose layer is still to come in this token counts for more than one whose layer has just gone by.
 
+    Sequences that decode together forget no faster than one alone: a token of each of eight is one token's time, not
+    eight (on OLMoE's recorded routing, 410 slots, eight places of the text: 28.0 misses a token in place of 29.3).
+
     `scores` (layers, experts) f32 may be given, from an earlier run.
     """
 
@@ -44,9 +48,9 @@ class DecayedFrequency:
 
     def used(self, layer: int, ids: I32, uses: I32, tokens: int) -> None:
         row = self.scores[layer]
-        if tokens == 1:
+        if tokens <= TOGETHER:
             row *= self._decay
-            row[ids] += 1.0
+            row[ids] += uses
             return
         kept = self._decay**tokens
         row *= kept

@@ -25,7 +25,15 @@ def test_decay_by_hand():
     assert policy.ranks(np.array([0, 1, 5])).tolist() == [0.5, 1.5, 1.0], "a layer decays only when it is passed"
 
 
-@pytest.mark.parametrize("tokens", [2, 5, 40])
+def test_sequences_that_decode_together_forget_no_faster_than_one():
+    alone, eight = DecayedFrequency(1, 3), DecayedFrequency(1, 3)
+    for step in range(30):
+        alone.used(0, ids(step % 2), ids(1), 1)
+        eight.used(0, ids(step % 2), ids(8), 8)
+    assert np.allclose(eight.scores, 8 * alone.scores)
+
+
+@pytest.mark.parametrize("tokens", [9, 40])
 def test_a_prompt_counts_as_its_tokens_would_one_by_one(tokens):
     together, single = DecayedFrequency(1, 2), DecayedFrequency(1, 2)
     together.used(0, ids(0), ids(tokens), tokens)
