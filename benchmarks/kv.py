@@ -2,9 +2,9 @@
 
     python benchmarks/kv.py MODEL.gguf TEXT.txt [--kv f16 q8_0 q4_0] [--windows 20] [--after 4000]
 
-Perplexity is of windows of 512 tokens, the second half scored, the same for all; ratios to the first with their
-standard error. Then all read the same text and decode in turns of 16 tokens; the ratio is the median of those of each
-turn.
+Perplexity is of windows of 512 tokens, the second half scored, the same for all; ratios to the first with the standard
+error of the paired differences. Then all read the same text and decode in turns of 16 tokens; the ratio is the median
+of those of each turn.
 """
 
 from __future__ import annotations
@@ -16,29 +16,13 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+from paired import nats, told
 from perplexity import GOLDEN, READ, windows_of
 
 from edgerun import LLM
 from edgerun.kv import KvSequence
 
 TURN = 16  # tokens
-AT_ONCE = 64  # rows of logits: a vocabulary can be wide
-
-
-def nats(llm: LLM, ids: list[int]) -> float:
-    """-log p of a token, on the average, of those after the first READ."""
-    decoder = llm.engine.decoder
-    sequence = decoder.new_cache(len(ids))
-    decoder.forward(ids[:READ], sequence, logits="none")
-    total = 0.0
-    for low in range(READ, len(ids) - 1, AT_ONCE):
-        some = ids[low : min(low + AT_ONCE, len(ids) - 1)]
-        logits = decoder.forward(some, sequence, logits="all")
-        assert logits is not None
-        logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(some)), ids[low + 1 : low + 1 + len(some)]].astype(np.float64)
-        total += float((np.log(np.exp(logits).sum(axis=1, dtype=np.float64)) - chosen).sum())
-    return total / (len(ids) - 1 - READ)
 
 
 def turn_s(llm: LLM, sequence: KvSequence, token: int) -> float:
@@ -65,7 +49,7 @@ def main() -> None:
     room = a.after + (a.turns + 1) * TURN
     with ExitStack() as stack:
         llms = {kv: stack.enter_context(LLM(a.model, threads=a.threads, context=room, kv=kv)) for kv in a.kv}
-        found = {kv: np.array([nats(llm, ids) for ids in some]) for kv, llm in llms.items()} if some else {}
+        found = {kv: np.array([nats(llm, ids, READ) for ids in some]) for kv, llm in llms.items()} if some else {}
         ids = [token for window in windows[: -(-a.after // len(windows[0]))] for token in window][: a.after]
         sequences = {kv: llm.engine.decoder.new_cache(room) for kv, llm in llms.items()}
         for kv, llm in llms.items():
@@ -79,10 +63,7 @@ def main() -> None:
             ratio = median(each[first] / each[kv] for each in seconds)
             print(f"after {a.after} tokens {rate:.1f} tok/s, ratio {ratio:.3f}", end="")
             if kv in found:
-                apart = found[kv] - found[first]
-                error = 100 * apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
-                print(f"; perplexity {np.exp(found[kv].mean()):.4f}, ", end="")
-                print(f"{100 * np.expm1(apart.mean()):+.3f} % (standard error {error:.3f})", end="")
+                print(f"; {told(found[kv], found[first])}", end="")
             print(flush=True)
 
 

@@ -6,7 +6,9 @@ Every row's keys and values are rounded as a code says and then kept in f16. A c
 letters: `token4` shares a scale among 32 dimensions of a position (as q8_0 and q4_0 do), `channel4` has a scale and a
 least number for each dimension over 64 positions (KIVI, Liu et al. 2024); `r`: rotated before (a Hadamard matrix over
 the head), `m`: a scale and a least number for `token` too, shared by 64 dimensions; `f`: the first 4 positions are left
-as they are. Windows of 512 tokens, the second half scored; ratios to f16 with their standard error.
+as they are. `noise10` makes every number up to 2^-10 of it greater or smaller, as chance has it: what is no worse than
+that is within what the model does with any other rounding. Windows of 512 tokens, the second half scored; ratios to f16
+with the standard error of the paired differences.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
+from paired import nats, told
 from perplexity import GOLDEN, READ, windows_of
 
 from edgerun import LLM
@@ -35,6 +38,9 @@ def rounded(x: F32, start: int, code: str) -> F32:
     """x (rows, heads, dim) f32, of positions `start` and on, as they come back from `code`."""
     if code == "f16":
         return x
+    if code.startswith("noise"):
+        rng = np.random.default_rng(start)
+        return (x * (1 + rng.uniform(-1, 1, x.shape) * 2.0 ** -int(code[5:]))).astype(np.float32)
     match = re.fullmatch(r"(token|channel)(\d)([rmf]*)", code)
     if match is None:
         raise SystemExit(f"unknown code {code}")
@@ -82,7 +88,7 @@ def main() -> None:
     values = a.values * len(a.keys) if len(a.values) == 1 else a.values
     write = SimdKernels.kv_write
     with LLM(a.model, context=1024, threads=2) as llm:
-        decoder, plain = llm.engine.decoder, np.zeros(0)
+        plain = np.zeros((0, 0))
         for keys_code, values_code in [("f16", "f16"), *zip(a.keys, values, strict=True)]:
 
             def kv_write(
@@ -91,25 +97,10 @@ def main() -> None:
                 k[...], v[...] = (rounded(x, spans[0].start, code) for x, code in zip((k, v), codes, strict=True))
                 write(self, spans, k, v)
 
-            nats = []
             with patch.object(SimdKernels, "kv_write", kv_write):
-                for ids in some:
-                    sequence = decoder.new_cache(1024)
-                    decoder.forward(ids[:READ], sequence, logits="none")
-                    logits = decoder.forward(ids[READ:-1], sequence, logits="all")
-                    assert logits is not None
-                    logits -= logits.max(axis=1, keepdims=True)
-                    chosen = logits[np.arange(len(logits)), ids[READ + 1 :]].astype(np.float64)
-                    nats.append(float(np.mean(np.log(np.exp(logits).sum(axis=1, dtype=np.float64)) - chosen)))
-            found = np.array(nats)
+                found = np.array([nats(llm, ids, READ) for ids in some])
             plain = plain if len(plain) else found
-            apart = found - plain
-            error = 100 * apart.std(ddof=1) / len(apart) ** 0.5
-            print(
-                f"keys {keys_code:10s} values {values_code:10s} perplexity {np.exp(found.mean()):8.3f}, "
-                f"{100 * np.expm1(apart.mean()):+.2f} % (standard error {error:.2f})",
-                flush=True,
-            )
+            print(f"keys {keys_code:10s} values {values_code:10s} {told(found, plain)}", flush=True)
 
 
 if __name__ == "__main__":

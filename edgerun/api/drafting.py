@@ -52,9 +52,12 @@ def _load_guesser(name: str, path: Path, options: LoadOptions) -> tuple[DraftMod
         context = min(wanted, load_spec(draft).context_length)  # beyond its own it does not guess
     given = replace(options, draft=None, prefill="kernels", context=context, kv="f16", window=None, context_shift=False)
     engine, _, release = load_engine(draft_path, given)
-    # One text's keys and values, that all requests share: whoever guesses again reads again what another's took.
+    # One text's keys and values, that all requests share: whoever guesses again reads again what another's took. Where
+    # others that are answered now have it all, there are no guesses, and looking for garbage at every step would help
+    # nobody.
     ledger = engine.decoder.pages.ledger
     ledger.limit_bytes = engine.plan.context_bytes
+    ledger.hurries = True
     return DraftModel(engine.decoder, context, engine.tokenizer.vocab_size), engine.plan.context_bytes, release
 
 

@@ -94,6 +94,8 @@ class Context:
         self.sequence.mark(n)  # the end of a turn, or of what the last prompt had in common
         self.sequence.mark(most)  # where the same prompt would go on
         self.sequence.spare = False
+        if self.read_ahead is not None:
+            self.read_ahead.spare = False
         with told_as_shortage("making room for a prompt"):
             self.sequence.reserve(len(ids) - n, self._step_tokens)
         return n
@@ -131,7 +133,7 @@ class Context:
     def leave(self) -> Sequence[int]:
         """From now on no step appends to it: every ticket is void. Returns the tokens. Also after the model's end."""
         self._user += 1
-        self._lock.now_or_later(self._settle, though_closed=True)
+        self._lock.now_or_later(self._leave, though_closed=True)
         return self.tokens
 
     def park(self) -> None:
@@ -154,11 +156,17 @@ class Context:
         self._user += 1
         self._lock.now_or_later(partial(self._truncate, n))
 
+    def _leave(self) -> None:
+        self._settle()
+        if self.read_ahead is not None:
+            self.read_ahead.spare = True
+
     def _close(self) -> None:
         self.read_ahead = None
         self.sequence.release()
 
     def _set_spare(self) -> None:
+        self._leave()
         self.sequence.spare = True
 
     def _truncate(self, n: int) -> None:
@@ -188,13 +196,13 @@ class Context:
         """How many of the first tokens came in whole steps of a prompt."""
         return self._stepped
 
-    def saved_forms(self) -> Mapping[str, Form]:
-        """The arrays that the keys and values of `tokens` are written as."""
-        return self.sequence.saved_forms()
-
-    def saved(self, name: str) -> NDArray[Any]:
-        """One of them, in its form."""
-        return self.sequence.saved(name)
+    def saved(self) -> tuple[Mapping[str, Form], Mapping[str, NDArray[Any]]]:
+        """The forms and the arrays that the keys and values of `tokens` are written as, not copied: whatever happens to
+        the context meanwhile, they stay."""
+        with self._lock.held():
+            self._check_open()
+            forms = self.sequence.saved_forms()
+            return forms, {name: self.sequence.saved(name) for name in forms}
 
     def restore(
         self, tokens: Sequence[int], stepped: int, forms: Mapping[str, Form], read: Callable[[str], NDArray[Any]]

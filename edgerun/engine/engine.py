@@ -146,10 +146,11 @@ class Engine:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Which model it is. UnsupportedError where nobody knows."""
+        """Which model it is. UnsupportedError where nobody knows, UsageError when the model was closed."""
         if self._identity is None:
             raise UnsupportedError("nothing says which model this is: its sessions cannot be saved")
-        return self._identity()
+        with self.scheduler.lock.held():  # its file is not closed meanwhile
+            return self._identity()
 
     @property
     def arithmetic(self) -> str:

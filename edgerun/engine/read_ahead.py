@@ -25,8 +25,17 @@ class ReadAhead:
 
     @property
     def n_read(self) -> int:
-        """Tokens, those among them that turned out otherwise."""
-        return len(self._read)
+        """Tokens, those among them that turned out otherwise; 0 when others have taken the memory."""
+        return min(len(self._read), self._sequence.length)
+
+    @property
+    def spare(self) -> bool:
+        """Whether nobody guesses by it now, so that others may have the memory: what was read is read again then."""
+        return self._sequence.spare
+
+    @spare.setter
+    def spare(self, value: bool) -> None:
+        self._sequence.spare = value
 
     def follow(self, ids: Sequence[int], most: int) -> NDArray[np.float32] | None:
         """Read what is new of `ids`, at most so many; logits (vocab,) of what follows them all, or None when some are

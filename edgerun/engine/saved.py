@@ -47,7 +47,8 @@ def write_session(path: Path, engine: Engine, context: Context, session: SavedSe
     """Under the name stands the old file or the whole new one. `context` holds the first `cached` ids and is nobody
     else's. EdgerunError when the file cannot be written, UsageError for messages that JSON cannot hold."""
     ids = np.array(session.ids, "<i4")
-    forms: dict[str, Form] = {_IDS: ("I32", ids.shape), **context.saved_forms()}
+    kept, arrays = context.saved()
+    forms: dict[str, Form] = {_IDS: ("I32", ids.shape), **kept}
     header = {
         "file": engine.identity.file,
         "header": engine.identity.header,
@@ -57,7 +58,7 @@ def write_session(path: Path, engine: Engine, context: Context, session: SavedSe
         "cached": session.cached,
         "stepped": session.stepped,
     }
-    pieces = tensor_file(KIND, VERSION, header, forms, lambda name: ids if name == _IDS else context.saved(name))
+    pieces = tensor_file(KIND, VERSION, header, forms, {_IDS: ids, **arrays}.__getitem__)
     try:
         replace_file(path, pieces)
     except OSError as error:

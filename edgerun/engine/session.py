@@ -261,9 +261,9 @@ class Session:
     ) -> Iterator[Chunk]:
         said: list[str] = []
         produced: list[int] = []
-        before, self._pending = self.ids, []
         shown = frozenset() if reply is None else self._engine.reply_marks
         chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room, shown)
+        before, self._pending = self.ids, []
 
         def message() -> Message:
             return {"role": "assistant", "content": "".join(said)} if reply is None else reply.message()

@@ -5,7 +5,6 @@ KEYS_PER_PAGE * I and on, as it lies in memory: nothing is rounded, whatever the
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -44,10 +43,9 @@ def page_form(group: Group) -> Form:
 def page_content(page: Page, group: Group, used: int) -> U8:
     """The bytes of a page; where only `used` positions of it are, a copy in which the others are zeros: whatever stands
     there was forgotten, or never was this sequence's."""
-    memory: U8 = np.ctypeslib.as_array((ctypes.c_uint8 * page.n_bytes).from_address(page.address))
     if used >= KEYS_PER_PAGE:
-        return memory
-    copy = memory.copy()
+        return page.content
+    copy = page.content.copy()
     table = np.array([copy.ctypes.data], np.int64)
     for layout in group.layouts:
         rows = KEYS_PER_PAGE - used, layout.kv_heads

@@ -275,7 +275,7 @@ class KvSequence:
         return forms
 
     def saved(self, name: str) -> NDArray[np.uint8]:
-        """One of them; to be read before anything is written here."""
+        """One of them, not a copy; to be read before anything is written here."""
         if name == STATES:
             return self.states.content(self.length)
         number, index = page_place(name)

@@ -7,7 +7,6 @@ is held, a sequence cannot go on (`KvSequence.held_from`): what came after the o
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,8 +85,9 @@ class StateBlock:
 
     @property
     def content(self) -> U8:
-        """(n_bytes,), not a copy."""
-        return np.ctypeslib.as_array((ctypes.c_uint8 * self.n_bytes).from_address(self.address))
+        """(n_bytes,): the block itself, which lives as long as this array."""
+        first = self.address - int(self._memory.ctypes.data)
+        return self._memory[first : first + self.n_bytes]
 
 
 class StateBlocks:

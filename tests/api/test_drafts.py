@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -56,6 +57,23 @@ def test_the_same_answers_in_company(llm: LLM, plain: list[Any]) -> None:
     with ThreadPoolExecutor(6) as pool:
         done = list(pool.map(lambda call: llm.session().chat(call[0], **call[1]), calls))
     assert [(each.text, each.token_ids, each.logprobs, each.finish_reason) for each in done] == plain
+
+
+def test_who_guesses_next_takes_the_memory_of_who_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small model has room for one text's pages; while two are answered, one has none, and nobody looks for
+    garbage at every step."""
+    take_all(monkeypatch)
+    with LLM("tales", threads=2, context=200, draft="tales-draft") as llm:
+        first, second = llm.session(), llm.session()
+        options: dict[str, Any] = {"temperature": 0, "max_tokens": 30, "ignore_eos": True}
+        for session in (first, second, first):
+            assert session.chat(PROMPTS[0], **options).timings.drafted_tokens > 0
+        monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("looked for garbage"))
+        stream = first.stream_chat(PROMPTS[1], **options)
+        next(stream)
+        assert second.chat(PROMPTS[1], **options).timings.drafted_tokens == 0
+        stream.close()
+        assert second.chat(PROMPTS[1], **options).timings.drafted_tokens > 0
 
 
 def test_a_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tiny_model import make_tiny_model
 
-from edgerun import LLM, Session
-from edgerun.errors import UnsupportedError
+from edgerun import LLM, Session, engine
+from edgerun.errors import UnsupportedError, UsageError
 from edgerun.events import Event, Notice
 
 KERNELS = os.environ.get("EDGERUN_KERNELS", "auto")
@@ -67,6 +67,32 @@ def test_after_a_restart_the_same_bits(path: Path, tmp_path: Path, kv: str) -> N
     assert done.logprobs is not None
     assert found["logprobs"] == [token.logprob for token in done.logprobs]
     assert found["text"] == done.text
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_model_is_closed_while_it_is_written(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Before it is known which model it is, that is an error; once keys and values were taken, the file is whole."""
+    saved = tmp_path / "chat.safetensors"
+    llm = LLM(path, kernels=KERNELS)
+    session = chatted(llm)
+    where, name = (engine.saved, "tensor_file") if late else (engine.session, "write_session")
+    act = getattr(where, name)
+
+    def closing(*given: Any) -> Any:
+        llm.close()
+        return act(*given)
+
+    monkeypatch.setattr(where, name, closing)
+    if not late:
+        with pytest.raises(UsageError, match="the model was closed"):
+            session.save(saved)
+        assert not saved.exists()
+        return
+    session.save(saved)
+    with LLM(path, kernels=KERNELS) as again:
+        assert again.load_session(saved).cached_tokens > 256
 
 
 def test_kept_otherwise_or_computed_by_others_it_is_computed_again(path: Path, tmp_path: Path) -> None:

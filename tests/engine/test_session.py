@@ -54,6 +54,16 @@ def test_complete_goes_on_where_it_stopped() -> None:
     assert len(session.ids) == 1 + len("Once" + one + two + " and" + three)
 
 
+def test_a_call_that_is_refused_costs_no_token() -> None:
+    session = Session(fake_engine())
+    said = session.complete("Once", GREEDY).text
+    before = session.ids
+    with pytest.raises(UsageError, match="logit_bias"):
+        session.complete(" and", GREEDY, logit_bias={10 * VOCAB: 1.0})
+    assert session.ids == before
+    assert session.complete("", GREEDY).text == fresh("Once" + said)
+
+
 def test_fork_leaves_the_other_alone() -> None:
     session = Session(fake_engine())
     said = session.complete("Once", GREEDY).text
