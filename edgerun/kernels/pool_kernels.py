@@ -107,7 +107,9 @@ def _ticks(b: Any) -> Any:
     """A counter of even pace that all cores share. Unlike a clock it is read without waiting for what was begun before:
     a thread that streams weights at a memory's full rate would stand still for a tenth of a microsecond each time."""
     if b.module.triple.startswith(("aarch64", "arm64")):
-        return b.asm(ir.FunctionType(I64, []), "mrs $0, cntvct_el0", "=r", (), True)
+        counter = b.module.add_metadata(["cntvct_el0"])  # no inline assembly: it has no parser for another processor
+        read = declare(b, "llvm.read_volatile_register.i64", I64, [ir.MetaDataType()])
+        return b.call(read, [counter])
     return b.call(declare(b, "llvm.readcyclecounter", I64, []), ())
 
 
