@@ -26,7 +26,6 @@ from edgerun.weights.hint_trust import HintTrust
 from edgerun.weights.tensor_reader import TensorReader
 
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
-_FEW_WAITING = 8  # pieces with which the disk is as good as idle for guesses that reach far: they keep it from being so
 
 
 @dataclass(eq=False)
@@ -175,7 +174,7 @@ class ExpertCache:
 
     def expect(self, layer: int, ids: Sequence[int], *, only_when_idle: bool = False) -> None:
         """Begin reading these with what bandwidth is left over; they stay until the layer has been passed."""
-        if only_when_idle and self._reader.flash.waiting > _FEW_WAITING:
+        if only_when_idle and self._reader.flash.waiting:
             return
         with self._lock:
             self._settle()
