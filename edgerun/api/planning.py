@@ -131,6 +131,7 @@ def plan_model(
 
     given = load_options(options, PLAN_NAMES)
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
+    with_memory = Flag().check("memory_rate", memory_rate)
     n_prompt, n_decode = _TOKENS.check("prompt_tokens", prompt_tokens), _TOKENS.check("decode_tokens", decode_tokens)
     if device is not None and not isinstance(device, DeviceProfile):
         raise refused("device", "a DeviceProfile (`edgerun.planning.device_profile.load_profile`) or None", device)
@@ -161,7 +162,7 @@ def plan_model(
         piece = piece or (4 << 20)
         taken: list[str] = []
         if device is None:
-            rates = _rates(None if download_bytes else path, piece, catalog, given, anew, memory_rate)
+            rates = _rates(None if download_bytes else path, piece, catalog, given, anew, with_memory)
         else:
             rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now

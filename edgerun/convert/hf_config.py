@@ -130,7 +130,7 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
             values["expert_feed_forward_length"] = c.d_ff_expert
     if c.d_ff_shared:
         values["expert_shared_feed_forward_length"] = c.d_ff_shared
-    if c.family.sliding_window and raw.get("sliding_window"):
+    if c.family.sliding_window and (raw.get("sliding_window") or _has_a_window(c)):
         values["attention.sliding_window"] = _count(raw, "sliding_window", 0)
     if c.family.softcaps:
         for theirs, key in (("attn", "attn_logit_softcapping"), ("final", "final_logit_softcapping")):
@@ -139,6 +139,11 @@ def hyperparameters(c: HfConfig) -> dict[str, Any]:
     if c.sparse:
         values["hidden_activation"] = raw["hidden_act"]
     return values | _rope_scaling(c) | c.family.values(raw)
+
+
+def _has_a_window(c: HfConfig) -> bool:
+    """Whether some layers of the family always have one: then 0 is a mistake, and not a model without windows."""
+    return "sliding_window" in c.family.defaults and c.raw.get("sliding_window") is not None
 
 
 def rope_tensors(c: HfConfig) -> dict[str, NDArray[np.float32]]:

@@ -60,8 +60,8 @@ def test_copies_cuts_and_files(name, directory, kernels):
         ("ssm.conv_kernel", 1, "conv_kernel is 1"),
         ("ssm.conv_kernel", 5, "ssm_conv1d.weight is"),
         ("ssm.time_step_rank", 1 << 20, "time_step_rank is 1048576"),
-        ("attention.recurrent_layers", np.array([True, False]), "must be 4 truths"),
-        ("attention.recurrent_layers", np.array([1, 1, 1, 0], np.int32), "must be 4 truths"),
+        ("attention.recurrent_layers", np.array([True, False]), "has 2 truths for 4 layers"),
+        ("attention.recurrent_layers", np.array([1, 1, 1, 0], np.float32), "must be an array of truths"),
         ("attention.recurrent_layers", np.array([True] * 4), "blk.3.attn_output.weight, blk.3.attn_q"),
     ],
 )
