@@ -10,7 +10,7 @@ from tests.models.instances.instance import Instance
 _CHOICE = ("exp_probs_b.bias",)
 _DEEP = {"leading_dense_block_count": 1, "expert_shared_count": 2, "expert_weights_scale": 1.7}
 _MOE: dict[str, Any] = {"experts": 8, "used": 3, "ff_expert": 64}
-_LATENT: dict[str, Any] = {
+LATENT_NUMBERS: dict[str, Any] = {
     "attention.head_count_kv": 1,
     "attention.q_lora_rank": 48,
     "attention.kv_lora_rank": 32,
@@ -26,7 +26,7 @@ _LATENT_YARN = {
     "rope.scaling.original_context_length": 16,
 }
 LATENT = [
-    Instance("deepseek2", "deepseek2", layers=2, more=_CHOICE, metadata={**_DEEP, **_LATENT}, **_MOE),
+    Instance("deepseek2", "deepseek2", layers=2, more=_CHOICE, metadata={**_DEEP, **LATENT_NUMBERS}, **_MOE),
     Instance(
         "deepseek2-before-2025",
         "deepseek2",
@@ -71,7 +71,7 @@ LATENT = [
         more=_CHOICE,
         metadata={
             **_DEEP,
-            **_LATENT,
+            **LATENT_NUMBERS,
             **_LATENT_YARN,
             "attention.kv_lora_rank": 20,
             "attention.key_length": 28,
@@ -92,7 +92,7 @@ LATENT = [
         telling={"attn_q": 96},
         metadata={
             **_DEEP,
-            **_LATENT,
+            **LATENT_NUMBERS,
             **_LATENT_YARN,
             "leading_dense_block_count": 24,
         },
@@ -105,7 +105,7 @@ LATENT = [
         layers=2,
         metadata={
             **_DEEP,
-            **_LATENT,
+            **LATENT_NUMBERS,
             "attention.key_length_mla": 40,
             "attention.value_length_mla": 32,
             "attention.q_lora_rank": 64,
@@ -118,7 +118,7 @@ LATENT = [
         layers=2,
         metadata={
             **_DEEP,
-            **_LATENT,
+            **LATENT_NUMBERS,
             "expert_weights_norm": True,
             "attention.temperature_scale": 0.3,
             "attention.temperature_length": 9,
@@ -132,7 +132,7 @@ LATENT = [
         heads=3,
         metadata={
             **_DEEP,
-            **_LATENT,
+            **LATENT_NUMBERS,
             "attention.key_length_mla": 40,
             "attention.value_length_mla": 32,
             "attention.q_lora_rank": 64,

@@ -7,6 +7,7 @@ import numpy as np
 
 from edgerun.formats.gguf import GgmlType
 from tests.models.instances.instance import Instance
+from tests.models.instances.latent import LATENT_NUMBERS
 
 _MEANINGLESS = {  # in a qwen3moe
     "expert_weights_scale": 1.5,
@@ -51,14 +52,7 @@ SAID = [
         metadata={
             "leading_dense_block_count": 1,
             "expert_shared_count": 2,
-            "attention.head_count_kv": 1,
-            "attention.q_lora_rank": 48,
-            "attention.kv_lora_rank": 32,
-            "rope.dimension_count": 8,
-            "attention.key_length": 40,
-            "attention.value_length": 32,
-            "attention.key_length_mla": 24,
-            "attention.value_length_mla": 16,
+            **LATENT_NUMBERS,
             "rope.scaling.attn_factor": 1.3,
         },
     ),
