@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 
 from edgerun.errors import FormatError
+from edgerun.records import dataclass
 
 MAGIC = b"EDGEPACK"
 VERSION = 2

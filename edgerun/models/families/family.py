@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from edgerun.kernels.interface import Activation, RopeKind
 from edgerun.kernels.routing import RouterKind
+from edgerun.records import dataclass
 
 NormKind = Literal["rms", "layer"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from edgerun.errors import EdgerunError
+from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)
