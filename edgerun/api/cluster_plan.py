@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,7 +15,6 @@ from edgerun.formats.gguf import open_gguf
 from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
 from edgerun.options import PLAN_NAMES, PlanKeywords, load_options
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from edgerun.errors import EdgerunError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.options import LoadOptions, as_text, refused
 from edgerun.paths import kind_of, user_path
-from edgerun.records import dataclass
 
 if TYPE_CHECKING:
     from edgerun.engine.engine import MakeDrafter

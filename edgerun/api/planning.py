@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -51,7 +51,6 @@ from edgerun.planning.rates import (
 from edgerun.planning.request import RequestPrediction, predict_request
 from edgerun.planning.slow_types import slow_types, slow_types_notice
 from edgerun.planning.speed import Speed, predict_speed
-from edgerun.records import dataclass
 from edgerun.units import format_size
 from edgerun.weights import Catalog
 from edgerun.weights.eviction import DecayedFrequency, hit_rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels import Kernels
 from edgerun.models import Decoder, ModelSpec
 from edgerun.planning import MemoryPlan
-from edgerun.records import dataclass
 from edgerun.units import format_size
 from edgerun.weights.store import Mode
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from edgerun.records import dataclass
 
 if TYPE_CHECKING:
     from edgerun.api import LLM

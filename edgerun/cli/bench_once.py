@@ -6,6 +6,7 @@ import io
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from edgerun.cli.routing import recorded_routing
 from edgerun.cli.stats import streaming_line
 from edgerun.cli.trace_file import TraceFile
 from edgerun.events import Progress
-from edgerun.records import dataclass
 
 if TYPE_CHECKING:
     from edgerun.profiling.energy import EnergyMeter

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.paths import kind_of, user_path
-from edgerun.records import dataclass
 
 if TYPE_CHECKING:
     from edgerun.api import LLM

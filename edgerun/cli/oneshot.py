@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from edgerun.cli.output import ReplyPrinter, note, print_json
 from edgerun.cli.progress import ProgressBars
 from edgerun.cli.stats import ReplyMeter, measures_line, stats_dict, stats_line
 from edgerun.errors import Cancelled, UsageError
-from edgerun.records import dataclass
 
 if TYPE_CHECKING:
     from edgerun.api import LLM, CancelToken, Chunk

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from edgerun.cli.options import SAMPLING_NAMES
 from edgerun.errors import EdgerunError, FormatError, UsageError
 from edgerun.options import SAMPLING
 from edgerun.paths import data_dir, kind_of, replace_file, user_path
-from edgerun.records import dataclass
 
 _KEPT = ("role", "content", "reasoning_content")  # of each message
 

@@ -4,7 +4,7 @@ else is read, of one cut by columns its rows."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -16,7 +16,6 @@ from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.models.shapes import known_tensors
 from edgerun.models.share import LayerShare, Share, kv_heads_of, spec_of_share
 from edgerun.models.spec import LayerNumbers, ModelSpec
-from edgerun.records import dataclass
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 U8 = NDArray[np.uint8]

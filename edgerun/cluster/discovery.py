@@ -10,6 +10,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
@@ -17,7 +18,6 @@ from zeroconf import ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 from edgerun.cluster.dial import format_address
 from edgerun.cluster.identity import checked_name
 from edgerun.errors import NetworkError, UsageError
-from edgerun.records import dataclass
 
 _TYPE = "_edgerun._tcp.local."
 _ID = re.compile(r"[0-9a-f]{64}")

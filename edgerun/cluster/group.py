@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from time import monotonic
 
 import msgspec
@@ -35,7 +36,6 @@ from edgerun.kv import KvLedger
 from edgerun.models import Batch, Decoder
 from edgerun.models.holdings import kv_groups
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 
 _MOST_TRIES = 64  # to form a group while devices go
 _IDLE_S = 0.5  # after a step the head is still taken to be at work

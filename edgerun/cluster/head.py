@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from edgerun.cluster.control import Begin, Offer
 from edgerun.cluster.control import Seat as SeatOf
@@ -18,7 +19,6 @@ from edgerun.cluster.remote import Remote
 from edgerun.cluster.seat import Seat
 from edgerun.errors import EdgerunError, LostPeerError, NetworkError
 from edgerun.events import EventSink, Notice
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import re
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -18,7 +19,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from edgerun.errors import FormatError, UsageError
-from edgerun.records import dataclass
 from edgerun.trust import open_folder
 
 MOST_CERTIFICATE_BYTES = 4096

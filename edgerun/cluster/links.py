@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -24,7 +25,6 @@ from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import WAY_NAMES, WayName, star
 from edgerun.cluster.wire_format import EXACT
-from edgerun.records import dataclass
 
 _ROUNDS = 9
 _SMALL = 64  # numbers: latency alone

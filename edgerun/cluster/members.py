@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from edgerun.cluster.control import Device
 from edgerun.cluster.dial import PORT, dial_host, format_address, parse_address
@@ -21,7 +22,6 @@ from edgerun.device.memory import memory_limits
 from edgerun.errors import EdgerunError, NetworkError, NotFoundError
 from edgerun.events import EventSink, Notice
 from edgerun.planning.quick_rates import QuickRates
-from edgerun.records import dataclass
 
 _ALL = "0.0.0.0"
 _FIND_S = 3.0

@@ -8,7 +8,7 @@ step of several ranks takes as long as that of the slowest, since all wait for e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgerun.cluster.cuts import cuts_of
@@ -26,7 +26,6 @@ from edgerun.models.share import spec_of_share
 from edgerun.planning.memory import plan_memory
 from edgerun.planning.rates import ProductRates, Rates
 from edgerun.planning.speed import Speed, TypeSizes, predict_speed
-from edgerun.records import dataclass
 from edgerun.weights.catalog import EMBEDDING, HEAD, make_catalog
 
 Kind = Literal["alone", "tensor", "pipeline"]

@@ -14,13 +14,13 @@ small message to its arrival, one way.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgerun.cluster.links import Links
 from edgerun.cluster.shares import MOST_RANKS
 from edgerun.errors import FormatError, UsageError
-from edgerun.records import dataclass
 from edgerun.units import parse_size_bytes
 
 _MOST_FILE_BYTES = 1 << 20

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from time import monotonic
 
 import numpy as np
 
 from edgerun.cluster.collective import F32
 from edgerun.device import process_memory
-from edgerun.records import dataclass
 
 NUMBERS = 5
 _MIB = 1 << 20

@@ -8,6 +8,7 @@ block of quantised weights holds together. So a rank may get none of something.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import gcd, lcm
 
@@ -17,7 +18,6 @@ from edgerun.models.blocks.attention import Attention
 from edgerun.models.plan import plan_of
 from edgerun.models.share import LayerShare, Share, check_dividable
 from edgerun.models.spec import LayerNumbers, ModelSpec
-from edgerun.records import dataclass
 from edgerun.weights.catalog import tensor_name
 
 MOST_RANKS = 64

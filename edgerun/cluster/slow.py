@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgerun.cluster.rank_times import RankTimes, split
-from edgerun.records import dataclass
 
 _PASSES = 20  # that are looked at together, and
 _BUSY_S = 3.0  # so much time at least

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from edgerun.cluster.control import Device, Load, Seen
 from edgerun.cluster.home import Home
@@ -11,7 +12,6 @@ from edgerun.cluster.rank_times import Split, straggler
 from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
 from edgerun.errors import EdgerunError
-from edgerun.records import dataclass
 
 _STALE_S = 3.0  # a head that said nothing for so long computes nothing
 

@@ -6,6 +6,7 @@ scale, the largest magnitude / 127, for each block first, then all numbers as in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from edgerun.cluster.collective import F32
 from edgerun.errors import UsageError
-from edgerun.records import dataclass
 
 U8 = NDArray[np.uint8]
 WireName = Literal["f32", "f16", "q8"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,6 @@ from edgerun.models.holdings import kv_groups
 from edgerun.models.passes import Passes
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 from edgerun.weights import WeightStore
 
 

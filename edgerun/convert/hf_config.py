@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from edgerun.convert.hf_families import FAMILIES, SPARSE_ACTIVATIONS, Family
 from edgerun.convert.hf_gemma4 import proportional_factors
 from edgerun.errors import FormatError, UnsupportedError
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgerun.convert.hf_gemma4 import gemma4_outside, gemma4_shapes, gemma4_values, prepare_gemma4
@@ -21,7 +21,6 @@ from edgerun.convert.hf_hybrids import (
 )
 from edgerun.convert.hf_latent import keys_of, latent_shapes, latent_values, prepare_latent, values_of
 from edgerun.convert.hf_nemotron import NEMOTRON_FOLDS, nemotron_shapes, nemotron_values, prepare_nemotron
-from edgerun.records import dataclass
 
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from edgerun.convert.tensors import Source, from_array
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import GgmlType
 from edgerun.formats.safetensors import FLOAT_DTYPES, SafetensorsFile
-from edgerun.records import dataclass
 
 _IGNORED_ENDS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _OTHER_MODALITIES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import field
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from edgerun.device import default_threads
 from edgerun.errors import FormatError, UsageError
 from edgerun.formats.gguf import GgmlType, GgufWriter
 from edgerun.formats.quants import quantize
-from edgerun.records import dataclass
 
 QUANT_TYPES = (
     GgmlType.Q4_0,

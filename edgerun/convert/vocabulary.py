@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufWriter, ValueKind
-from edgerun.records import dataclass
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 SPACE = "\u2581"  # how SentencePiece writes a space

@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.device.cgroup import controller_folders, read_number, read_table, read_text
-from edgerun.records import dataclass
 
 _C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy, deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from edgerun.engine.sampler import (
 )
 from edgerun.errors import UsageError
 from edgerun.options import shown
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

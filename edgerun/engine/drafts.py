@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
-
-from edgerun.records import dataclass
 
 MOST_DRAFTED = 7  # of one request: with the last token before them 8 rows, which have the bits of rows one by one
 _PRIOR_WEIGHT = 1.5  # guesses, for which what was supposed beforehand counts

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.options import SAMPLING, checked_keywords, refused
-from edgerun.records import dataclass
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
 """`f(ids, logits) -> logits`: ids (n,) of the prompt and of what was generated, logits (vocab,) of the next

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
-
-from edgerun.records import dataclass
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """stop: the model ended or a stop string came; length: max_tokens or the context's end; cancelled."""

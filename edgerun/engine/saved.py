@@ -10,6 +10,7 @@ computed again, from the ids or from the messages, and a notice says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from edgerun.events import Notice
 from edgerun.formats.checked_tensors import CheckedTensors, Form, is_tensor_file, tensor_file
 from edgerun.options import as_whole
 from edgerun.paths import replace_file
-from edgerun.records import dataclass
 from edgerun.trust import open_folder
 
 KIND = "an edgerun session"

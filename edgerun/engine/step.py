@@ -7,6 +7,7 @@ in turn, so that a long one holds up neither them nor a short one (Sarathi-Serve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from time import perf_counter
@@ -22,7 +23,6 @@ from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import Cancelled, DoesNotFitError, EdgerunError, PagesLostError, UsageError
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.batch import Want
-from edgerun.records import dataclass
 
 AnyRequest = Request[Any]
 

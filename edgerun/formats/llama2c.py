@@ -8,6 +8,7 @@ has the magic "ak42", a 256-byte header, no RoPE tables and the norms in front. 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgerun.errors import FormatError, NotFoundError, UnsupportedError
 from edgerun.formats.file_bytes import FileBytes
-from edgerun.records import dataclass
 
 _MAGIC = 0x616B3432
 _LIMITS = {

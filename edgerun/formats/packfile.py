@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 from edgerun.errors import FormatError
-from edgerun.records import dataclass
 
 MAGIC = b"EDGEPACK"
 VERSION = 2

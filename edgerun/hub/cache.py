@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.errors import EdgerunError, NotFoundError, UsageError
 from edgerun.hub.names import Candidate, RepoName, candidates, choose
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

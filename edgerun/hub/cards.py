@@ -9,11 +9,10 @@ licence: Apache-2.0
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from edgerun.errors import FormatError, NotFoundError
-from edgerun.records import dataclass
 
 DEFAULT_ALIAS = "default"
 

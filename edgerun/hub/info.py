@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.formats.gguf.types import FILE_TYPES, GUESSED_FILE_TYPE
 from edgerun.formats.packfile import pack_path, read_header
-from edgerun.records import dataclass
 from edgerun.weights.identity import file_stamp
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from edgerun.errors import NotFoundError, UsageError
-from edgerun.records import dataclass
 
 _HOSTS = re.compile(r"^(?:https?://)?(?:hf\.co|huggingface\.co)/|^hf://", re.IGNORECASE)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

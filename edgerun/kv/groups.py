@@ -7,12 +7,12 @@ sequence is. Every group has pages of its own size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgerun.errors import UnsupportedError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE, first_seen
 from edgerun.kernels.kv_formats import F16, IN_KEYS, KvFormat
 from edgerun.kernels.pages import LayerLayout
-from edgerun.records import dataclass
 
 SLACK = 256  # positions behind a window that are kept, so that the last words can be taken back
 

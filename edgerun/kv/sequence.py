@@ -7,6 +7,7 @@ let go of pages that no later position will see; then a sequence can no longer b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from edgerun.kv.pages import Copied, PagePool
 from edgerun.kv.saved import STATES, page_content, page_form, page_name, page_place, saved_pages
 from edgerun.kv.sequence_states import SequenceStates
 from edgerun.kv.states import StateBlock
-from edgerun.records import dataclass
 
 I64 = NDArray[np.int64]
 

@@ -8,13 +8,13 @@ is held, a sequence cannot go on (`KvSequence.held_from`): what came after the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.kernels.states import StateLayout
 from edgerun.kv.ledger import Holder, KvLedger
-from edgerun.records import dataclass
 
 U8 = NDArray[np.uint8]
 

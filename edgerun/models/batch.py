@@ -4,6 +4,7 @@ weights. One token of one user, a chunk of a prompt and eight users' tokens are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from edgerun.errors import UsageError
 from edgerun.kv import KvSequence
-from edgerun.records import dataclass
 
 Want = Literal["none", "last", "all", "hidden"]
 """Of a stretch's positions: no logits, those of the last, of all, or the final normed states of all."""

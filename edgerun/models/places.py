@@ -4,6 +4,7 @@ and write."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from edgerun.kernels.states import I64, StateRows
 from edgerun.kv import KvSequence
 from edgerun.models.chunks import chunks
 from edgerun.models.rope import RopeTable
-from edgerun.records import dataclass
 
 Rotations = dict[RopeTable, tuple[F32, F32]]
 """Cosines and sines (rows, rope_dim / 2) by their table."""

@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -25,7 +26,6 @@ from edgerun.models.blocks.nothing import NoFeedForward, NoMixer
 from edgerun.models.blocks.short_convolution import ShortConvolution, convolution_of
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 
 AnyMixer = (
     Attention | Laurel | LatentAttention | ShortConvolution | DeltaNet | Mamba | MixersBeside | AbsentMixer | NoMixer

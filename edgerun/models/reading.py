@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import get_args
 
@@ -18,7 +18,6 @@ from edgerun.models.recurrences import recurrences_of
 from edgerun.models.rotations import turned_by_sections
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.models.unknown import unknown_architecture
-from edgerun.records import dataclass
 
 _USUALLY_SILENT = 0.95  # of gates that let only some through
 

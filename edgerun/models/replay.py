@@ -9,6 +9,7 @@ with rows that are nobody's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Decide
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
-from edgerun.records import dataclass
 
 Row = tuple[KvSequence, int]  # a sequence and a position of it
 

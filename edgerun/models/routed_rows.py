@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgerun.kernels.interface import F32, I32, Expert
-from edgerun.records import dataclass
 
 EXPERT_ROWS = 1024  # rows of intermediate results of experts at a time
 _FIRST_ROW = np.array([0], np.int32)

@@ -3,12 +3,11 @@ and some rows of the vocabulary. A shard's spec is the model's with the numbers 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import gcd
 
 from edgerun.errors import UnsupportedError
 from edgerun.models.spec import LayerNumbers, ModelSpec, Shard
-from edgerun.records import dataclass
 
 _WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "ffn_gate_up_exps.weight")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Activation
 from edgerun.kernels.routing import RouterKind
 from edgerun.kv import KvLayer
 from edgerun.models.families import Family
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

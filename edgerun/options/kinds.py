@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from edgerun.errors import UsageError
 from edgerun.options.refusal import refused
-from edgerun.records import dataclass
 from edgerun.units import parse_size_bytes
 
 LARGEST = 2**63 - 1

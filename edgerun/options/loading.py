@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from edgerun.events import EventSink, ignore
 from edgerun.options.keywords import checked_keywords
 from edgerun.options.kinds import Callback, Choice, Flag, Kind, Number, Size, Text, Whole
 from edgerun.options.sampling import LARGEST_SEED
-from edgerun.records import dataclass
 
 KERNEL_NAMES = (
     "auto",

@@ -7,6 +7,7 @@ Each layer's weights are read from memory once a pass, the keys and values of wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.formats.gguf import GgmlType, TensorInfo
@@ -15,7 +16,6 @@ from edgerun.kv import KvLayer, KvOptions, layer_groups
 from edgerun.models import ModelSpec
 from edgerun.models.plan import plan_of
 from edgerun.planning.memory import Sizes
-from edgerun.records import dataclass
 from edgerun.weights.catalog import Catalog
 
 Kind = Literal["product", "attention"]

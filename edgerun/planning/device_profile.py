@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgerun.errors import FormatError, NotFoundError
 from edgerun.planning.rates import TYPICAL_LAUNCH_S, AttentionRates, ProductRates, Rates
-from edgerun.records import dataclass
 from edgerun.weights.catalog import Catalog
 
 _INSTALLED = Path(__file__).parent / "profiles"  # `setup.py` puts them there

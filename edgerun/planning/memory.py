@@ -7,6 +7,7 @@ readers' buffers are needed whatever happens; what is left keeps experts or laye
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -19,7 +20,6 @@ from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec, holdings
 from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
-from edgerun.records import dataclass
 from edgerun.units import format_size, round_up_size
 from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import PIECE_BYTES

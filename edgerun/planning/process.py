@@ -8,10 +8,10 @@ already counts as it is.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 from edgerun.device import process_memory
 from edgerun.formats.gguf.metadata import Metadata
-from edgerun.records import dataclass
 from edgerun.text import vocabulary_bytes
 
 _TYPICAL_BYTES = 100 << 20  # of a process with all libraries and kernels loaded

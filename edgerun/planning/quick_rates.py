@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from edgerun.kernels import Kernels, Matrix
 from edgerun.paths import read_kept, write_kept
 from edgerun.planning.rates import filled_matrix
 from edgerun.planning.slow_types import Types
-from edgerun.records import dataclass
 
 TYPE = GgmlType.Q4_0  # what most models at home are near to
 _COLS = 4096

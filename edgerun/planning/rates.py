@@ -16,7 +16,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from edgerun.kv import KvLayer, KvSequence, PagePool, layer_groups
 from edgerun.new_files import temporary_folder
 from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
-from edgerun.records import dataclass
 from edgerun.weights.arena import Arena
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.models import ModelSpec
@@ -9,7 +10,6 @@ from edgerun.planning.costs import pass_operations
 from edgerun.planning.memory import MemoryPlan
 from edgerun.planning.rates import Rates
 from edgerun.planning.speed import TypeSizes, operation_s, predict_speed
-from edgerun.records import dataclass
 from edgerun.weights.catalog import Catalog
 
 Bound = Literal["computing", "memory", "disk"]

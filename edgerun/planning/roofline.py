@@ -6,10 +6,10 @@ An operation can take no less than its bytes from memory take, and no less than 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.planning.costs import Operation
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

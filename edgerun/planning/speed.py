@@ -8,6 +8,7 @@ misses that a layer can have, weighted by how likely it is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import comb
 from typing import Protocol
 
@@ -21,7 +22,6 @@ from edgerun.planning.costs import Operation, pass_operations
 from edgerun.planning.memory import MemoryPlan, Sizes
 from edgerun.planning.rates import MEASURED_COLS, MEASURED_TOKENS, Rates, product_name
 from edgerun.planning.slow_types import Types
-from edgerun.records import dataclass
 from edgerun.weights.catalog import Catalog
 
 _PROMPT_TOKENS = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,6 @@ from edgerun.prefill.schedule import Side, Task, Timeline, run_tasks
 from edgerun.prefill.segments import EXPERT, Segment, products_of, segments_of
 from edgerun.prefill.sessions import Sessions
 from edgerun.prefill.shadow import ShadowWeights, excess, find_shadow
-from edgerun.records import dataclass
 
 EXPERT_ROWS = 16  # of a wave that make an expert worth a graph's run where nobody measured it
 

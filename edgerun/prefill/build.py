@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +27,6 @@ from edgerun.prefill.layer_files import GraphFile, experts_name, weights_name, w
 from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.segments import EXPERT, check_supported, segments_of
-from edgerun.records import dataclass
 from edgerun.weights.identity import content_digest
 
 _VERSION = 2  # of what this code writes

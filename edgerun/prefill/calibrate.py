@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -43,7 +43,6 @@ from edgerun.prefill.schedule import Timeline
 from edgerun.prefill.schemes import scheme_named
 from edgerun.prefill.segments import check_supported
 from edgerun.prefill.sessions import Sessions
-from edgerun.records import dataclass
 from edgerun.units import format_size
 from edgerun.weights.store import Mode
 

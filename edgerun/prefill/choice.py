@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edgerun.errors import UsageError
 from edgerun.models import ModelSpec
 from edgerun.prefill.providers import Device, ProviderKind, device_named
 from edgerun.prefill.schemes import Scheme, scheme_named
 from edgerun.prefill.segments import weights_bytes
-from edgerun.records import dataclass
 
 KERNELS = "kernels"
 

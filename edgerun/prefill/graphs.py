@@ -9,6 +9,7 @@ depend on values.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from edgerun.models import ModelSpec
 from edgerun.models.blocks.declared import Part, Product, ProductName
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.segments import Segment, expert_products, products_of
-from edgerun.records import dataclass
 
 OPSET, IR_VERSION = 21, 10
 Range = tuple[float, float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from edgerun.prefill.ranges import LayerRanges
 from edgerun.prefill.schemes import Scheme
 from edgerun.prefill.segments import EXPERT, Segment, expert_products, products_of, segments_of
 from edgerun.prefill.weights import LayerReader, PartWeights, narrow, pack_nibbles, same_nibbles
-from edgerun.records import dataclass
 
 _PAGE = 4096
 

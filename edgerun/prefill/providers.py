@@ -15,13 +15,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from edgerun.errors import DoesNotFitError, ReadError, UnsupportedError, UsageError
-from edgerun.records import dataclass
 
 _SHARE = "ep.share_ep_contexts"
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"

@@ -9,14 +9,13 @@ computed on the CPU and added (`shadow.py`). Else the grid covers everything and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.models.blocks.declared import ProductName
 from edgerun.prefill.graphs import Range
-from edgerun.records import dataclass
 
 LEAST_GAIN = 2.0
 

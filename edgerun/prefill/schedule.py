@@ -13,13 +13,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
 
 from edgerun.errors import ReadError
 from edgerun.events import Span, SpanSink
-from edgerun.records import dataclass
 
 Side = Literal["backend", "cpu"]
 _POLL_S = 0.05  # after which the CPU looks whether the other side is still there

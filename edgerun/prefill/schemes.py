@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.errors import UsageError
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ attention's output; its experts are graphs of their own where they are wanted, o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from edgerun.errors import UnsupportedError
 from edgerun.models import ModelSpec
@@ -23,7 +24,6 @@ from edgerun.models.blocks.declared import Product, ProductName
 from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.plan import plan_of
 from edgerun.prefill.schemes import Scheme
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ the layer's file, where a column of the product's input lies in one piece.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from edgerun.errors import ReadError
 from edgerun.formats.file_bytes import FileBytes
 from edgerun.kernels.interface import F32
 from edgerun.prefill.graphs import Range, Stored
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,6 @@ from edgerun.kernels.interface import F32
 from edgerun.models import ModelSpec
 from edgerun.models.blocks.declared import Part, Product
 from edgerun.prefill.hadamard import rotate
-from edgerun.records import dataclass
 from edgerun.weights.catalog import tensor_name
 
 I8 = NDArray[np.int8]

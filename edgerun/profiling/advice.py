@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from edgerun.records import dataclass
 from edgerun.units import format_size
 
 Bound = Literal["disk", "cache", "processor", "memory", "noise"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from edgerun.models import Decoder
 from edgerun.profiling.cases import Case
 from edgerun.profiling.energy import Energy, EnergyMeter
 from edgerun.profiling.figures import deviation, mean, percentile
-from edgerun.records import dataclass
 from edgerun.weights.statistics import summary
 
 F32 = NDArray[np.float32]

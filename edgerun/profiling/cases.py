@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgerun.errors import UsageError
-from edgerun.records import dataclass
 
 _MOST_NUMBERS = 256
 MOST_TOKENS = 1 << 20

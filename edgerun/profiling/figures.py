@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-
-from edgerun.records import dataclass
 
 # Student's t for a two-sided 95 % interval, by degrees of freedom; beyond the table it is nearly the normal's
 _T95 = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
 
 from edgerun.device import usable_cpus
 from edgerun.planning.rates import MOST_OTHERS
 from edgerun.profiling.figures import deviation, mean
-from edgerun.records import dataclass
 
 MOST_VARIATION = 0.05  # of the mean that repetitions may differ by
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgerun.events import Span
 from edgerun.models import Decoder
 from edgerun.profiling.trace import Trace, lane_seconds, operation_seconds
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgerun.profiling.bench import latencies_ms, streaming_figures
 from edgerun.profiling.energy import Energy
 from edgerun.profiling.figures import deviation, mean
 from edgerun.profiling.session import Measured
-from edgerun.records import dataclass
 from edgerun.units import format_size
 
 FORMS = ("md", "csv", "json", "jsonl", "sql")

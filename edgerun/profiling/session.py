@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgerun.events import EventSink, Progress, ignore
@@ -12,7 +13,6 @@ from edgerun.profiling.cases import Case
 from edgerun.profiling.energy import EnergyMeter
 from edgerun.profiling.figures import Ratio, ratio
 from edgerun.profiling.noise import Noise, NoiseMeter
-from edgerun.records import dataclass
 
 _WARM_TOKENS = 32  # of a prompt that only warms up
 

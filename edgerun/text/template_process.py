@@ -19,11 +19,11 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgerun.device.forks import call_after_fork
 from edgerun.errors import Cancelled, TemplateError, UsageError
-from edgerun.records import dataclass
 from edgerun.text.gate import Gate
 from edgerun.text.template_child import TemplateWorker, WorkerHolder
 from edgerun.text.template_worker import REQUEST

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kernels.interface import Kernels
-from edgerun.records import dataclass
 from edgerun.weights.catalog import NEURON_PARTS, Catalog, TensorRows
 
 _ALIGNMENT = 64

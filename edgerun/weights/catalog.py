@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType, TensorInfo
-from edgerun.records import dataclass
 
 NEURON_PARTS = ("ffn_up", "ffn_down_t")  # of a layer whose down is stored transposed: used neuron by neuron
 EXPERT_PARTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")

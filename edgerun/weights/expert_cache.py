@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from edgerun.device import give_back_free_memory
 from edgerun.errors import UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import I32, Expert
-from edgerun.records import dataclass
 from edgerun.weights.catalog import Catalog
 from edgerun.weights.eviction import Eviction
 from edgerun.weights.expert_slots import CacheStats, Entry, ExpertSlots

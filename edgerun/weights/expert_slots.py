@@ -8,11 +8,11 @@ matrices would suit files where down has more bits than gate no better: all slot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgerun.kernels.interface import Expert, Matrix, make_expert
-from edgerun.records import dataclass
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, slot_blocks
 from edgerun.weights.catalog import Catalog

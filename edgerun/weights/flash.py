@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedError
 from edgerun.events import Span, SpanSink, never
-from edgerun.records import dataclass
 from edgerun.weights.arena import Arena
 from edgerun.weights.weight_file import ALIGNMENT, WeightFile
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.kernels.interface import U8
 from edgerun.paths import read_kept, write_kept
-from edgerun.records import dataclass
 
 _PIECE_BYTES = 8 << 20
 _DIGEST = re.compile(r"[0-9a-f]{32}")

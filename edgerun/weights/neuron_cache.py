@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgerun.errors import UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Neurons
-from edgerun.records import dataclass
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.flash import DEMAND, Reading

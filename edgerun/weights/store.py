@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from edgerun.errors import UsageError
 from edgerun.events import SpanSink, never
 from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
-from edgerun.records import dataclass
 
 Mode = Literal["resident", "experts", "layers"]
 

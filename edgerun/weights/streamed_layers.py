@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from edgerun.errors import UsageError
 from edgerun.events import EventSink, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels, Matrix
-from edgerun.records import dataclass
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, layer_blocks
 from edgerun.weights.catalog import LAYER_EMBEDDING, make_catalog

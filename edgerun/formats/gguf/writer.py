@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,6 @@ from edgerun.errors import DoesNotFitError, EdgerunError, UsageError
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, SCALAR_DTYPES, GgmlType, ValueKind
 from edgerun.new_files import new_file
-from edgerun.records import dataclass
 
 TensorData = NDArray[Any] | Callable[[], NDArray[Any] | Iterable[NDArray[Any]]]
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import base64
 import zlib
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

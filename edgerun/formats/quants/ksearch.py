@@ -6,10 +6,11 @@ codes in a million differ.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from edgerun.formats.quants.legacy import F32, U8, half_bytes, signed_peak
-from edgerun.records import dataclass
 
 _TINY = 1e-15  # a group whose weights are all smaller is all zeros
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,6 @@ from edgerun.models.blocks.sums import add_up
 from edgerun.models.places import Places
 from edgerun.models.ranks import Ranks
 from edgerun.models.scratch import Layout, Scratch
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,6 @@ from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.blocks.products import multiply, scale_and_bias
 from edgerun.models.scratch import Layout, Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ al. 2023)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -19,7 +20,6 @@ from edgerun.models.blocks.sums import norm_over_ranks
 from edgerun.models.places import Places
 from edgerun.models.scratch import Scratch
 from edgerun.models.spec import LayerNumbers, ModelSpec, Rotation
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

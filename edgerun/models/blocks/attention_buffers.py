@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.declared import Product
 from edgerun.models.blocks.products import Results, widths_of
 from edgerun.models.scratch import Role, Take
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

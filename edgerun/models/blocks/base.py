@@ -7,7 +7,7 @@ each other) or the feed-forward. It adds to the residual stream x (T, d), f32, i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from edgerun.models.ranks import Ranks
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import Rotation
-from edgerun.records import dataclass
 from edgerun.weights import LayerWeights, WeightStore
 
 Cancel = Callable[[], bool]  # whether the caller wants to stop

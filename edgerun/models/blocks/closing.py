@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from edgerun.kernels.interface import F32, Activation
@@ -10,7 +11,6 @@ from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensor
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 
 _FACTOR = "layer_output_scale"
 

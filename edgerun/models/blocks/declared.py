@@ -3,11 +3,11 @@ are planned, scratch is laid out, and prompt backends draw their graphs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from edgerun.models.families import NormKind
-from edgerun.records import dataclass
 
 ProductName = Literal[
     "qkv",

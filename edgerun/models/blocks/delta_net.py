@@ -3,6 +3,7 @@ it fade, and corrects it by what every position says anew."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from edgerun.kernels.interface import F32
@@ -13,7 +14,6 @@ from edgerun.models.blocks.products import Results, add_product, multiply, width
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec, Recurrence
-from edgerun.records import dataclass
 
 _PACKED, _STEPS = "ssm_in", "ssm_ba"  # how some files have several matrices in one
 

@@ -8,6 +8,7 @@ values as there are of queries; `latent_attention.py` is what newer files allow.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +22,6 @@ from edgerun.models.blocks.products import add_product, scale_and_bias
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import LatentNumbers
-from edgerun.records import dataclass
 
 _MATRIX = "attn_kv_b"
 

@@ -11,6 +11,7 @@ first here, because that is where `Kernels.rope` turns them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from edgerun.kernels.interface import F32, RopeKind
@@ -21,7 +22,6 @@ from edgerun.models.blocks.products import add_product, scale_and_bias
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import LatentNumbers, ModelSpec, Rotation
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ through two matrices of a small rank, is averaged with what attention did."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,6 @@ from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Product, Tensor
 from edgerun.models.places import Places
 from edgerun.models.scratch import Layout, Role, Scratch, Take
-from edgerun.records import dataclass
 
 _NORM = "laurel_post_norm"
 

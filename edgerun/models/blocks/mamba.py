@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from edgerun.kernels.interface import F32
@@ -12,7 +13,6 @@ from edgerun.models.blocks.products import Results, add_product, multiply, width
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec, Recurrence
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

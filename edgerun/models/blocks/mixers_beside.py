@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,6 @@ from edgerun.models.blocks.mamba import Mamba
 from edgerun.models.blocks.products import add_product, multiply
 from edgerun.models.places import Places
 from edgerun.models.scratch import Layout, Scratch
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

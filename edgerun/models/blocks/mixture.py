@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -22,7 +23,6 @@ from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.families import NormKind
 from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, slots_by_expert
 from edgerun.models.scratch import Layout
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

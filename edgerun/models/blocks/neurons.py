@@ -3,6 +3,7 @@ ReLU, up and down lie neuron by neuron."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -15,7 +16,6 @@ from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, multiply
 from edgerun.models.scratch import Role, Scratch, Take
 from edgerun.models.spec import ModelSpec
-from edgerun.records import dataclass
 
 FIRING = 0.1  # of the neurons, for a token: what plans expect
 

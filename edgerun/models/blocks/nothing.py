@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgerun.kernels.interface import F32
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Product, Tensor
 from edgerun.models.places import Places
 from edgerun.models.scratch import Layout, Scratch
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from functools import cached_property
 
 from edgerun.kernels.interface import F32, I32
@@ -11,7 +12,6 @@ from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Tensor
 from edgerun.models.routed_rows import likeliest
 from edgerun.models.scratch import Role, Take
-from edgerun.records import dataclass
 
 MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
 _LOGIT_BIAS, _CHOICE_BIAS = "ffn_gate_inp.bias", "exp_probs_b.bias"

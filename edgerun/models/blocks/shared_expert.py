@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from edgerun.kernels.interface import F32, Activation
@@ -10,7 +11,6 @@ from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensor
 from edgerun.models.blocks.dense import activated, gate_up_parts
 from edgerun.models.blocks.products import Results, multiply, scale_and_bias, widths_of
 from edgerun.models.scratch import Role, Take
-from edgerun.records import dataclass
 
 
 class SharedBuffers:

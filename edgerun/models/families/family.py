@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgerun.kernels.interface import Activation, RopeKind
 from edgerun.kernels.routing import RouterKind
-from edgerun.records import dataclass
 
 NormKind = Literal["rms", "layer"]
 

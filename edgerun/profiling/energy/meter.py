@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgerun.errors import EdgerunError
-from edgerun.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ after some minutes to an hour of work: it must be read once within that time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun.errors import NotFoundError, ReadError, UntrustedError
 from edgerun.profiling.energy.meter import Reading
-from edgerun.records import dataclass
 
 POWERCAP = Path("/sys/class/powercap")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
-from edgerun.records import dataclass
 from edgerun.text.replies.marks import any_of, overlap
 from edgerun.text.replies.parts import Part, PartKind, Tools, plain
 from edgerun.text.replies.tags import TagFormat, TagReader

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
-from edgerun.records import dataclass
 from edgerun.text.replies.bodies import Body
 from edgerun.text.replies.literals import JsonEnd, NoLiteral
 from edgerun.text.replies.marks import any_of, n_certain
