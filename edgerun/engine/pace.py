@@ -31,6 +31,11 @@ class Pace:
         if decode_rows:
             self._last_rows = prompt_rows
 
+    @property
+    def base_s(self) -> float:
+        """Of a step without a prompt, as far as one was seen."""
+        return self._base_s
+
     def rows(self, bound_s: float, decode_rows: int, most: int) -> int:
         """Of prompts in a step that shall take `bound_s`, with as many next tokens in it; where these alone take that
         long, as much time again."""

@@ -18,8 +18,9 @@ from typing import TypeVar
 from edgerun.device.forks import call_after_fork
 from edgerun.engine.cancel import FairLock
 from edgerun.engine.mailbox import End
+from edgerun.engine.part import AnyRequest
 from edgerun.engine.request import Request
-from edgerun.engine.step import AnyRequest, StepOptions, Steps
+from edgerun.engine.step import StepOptions, Steps
 from edgerun.errors import BusyError, UsageError
 from edgerun.models import Decoder
 

@@ -1,7 +1,8 @@
 """One step: which rows of which requests go through the model together, and who gets what comes out.
 
 Those who wait for their next token go first, one row each. What is left of the time that they may take is for prompts,
-in turn, so that a long one holds up neither them nor a short one (Sarathi-Serve).
+in turn, so that a long one holds up neither them nor a short one: rows of it in the same pass (Sarathi-Serve), or,
+where weights lie in memory, layers of many rows of it between two passes of theirs (`waves.py`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from edgerun.engine.cancel import FairLock
 from edgerun.engine.context import F32
 from edgerun.engine.drafts import Draft
 from edgerun.engine.goodput import Goodput
 from edgerun.engine.pace import Pace
-from edgerun.engine.request import Request
+from edgerun.engine.part import AnyRequest, Part
 from edgerun.engine.shortage import told_as_shortage
+from edgerun.engine.waves import Waves
 from edgerun.errors import Cancelled, DoesNotFitError, EdgerunError, PagesLostError, UsageError
-from edgerun.models import Batch, Decoder, Stretch
-from edgerun.models.batch import Want
-
-AnyRequest = Request[Any]
+from edgerun.models import Batch, Decoder
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,6 @@ class StepOptions:
     fixed_steps: bool = False
     tpot_s: float = 0.25
     most_at_once: int = 16
-
-
-class _Part(NamedTuple):
-    """What a request has of a step."""
-
-    request: AnyRequest
-    ids: Sequence[int]
-    want: Want
-    draft: Draft | None = None  # guesses, that follow its ids
-
-    @property
-    def is_next(self) -> bool:
-        """Whether it is one token, which mostly was chosen just now."""
-        return len(self.ids) == 1
-
-    @property
-    def rows(self) -> int:
-        return len(self.ids) + (0 if self.draft is None else len(self.draft.ids))
-
-    @property
-    def stretch(self) -> Stretch:
-        if self.draft is None:
-            return Stretch(self.request.context.sequence, self.ids, self.want)
-        return Stretch(self.request.context.sequence, [*self.ids, *self.draft.ids], "all")
 
 
 class Steps:
@@ -78,30 +53,41 @@ class Steps:
         self._options = options
         self._clock = clock
         self._pace = Pace()
+        self._waves = Waves(decoder, options.tpot_s, clock)
         self._goodput = Goodput()
         self._served = 0  # the arrival of the request whose prompt had the last turn
         self.n_ended = 0  # requests so far: there may be room for those whose pages were taken away
         self.is_closing = False  # a step that is being computed shall end
 
     def make(self, requests: Sequence[AnyRequest], only: AnyRequest | None = None) -> bool:
-        """One step for those of `requests` (all that there are, by arrival) that can go on, or for one of them. False
-        when there was nothing to do. What fails, fails in its request: whoever reads it is told. Raises UsageError when
-        the model was closed.
+        """One step for those of `requests` (all that there are, by arrival) that can go on, or for one of them, or some
+        layers of one. False when there was nothing to do. What fails, fails in its request: whoever reads it is told.
+        Raises UsageError when the model was closed.
         """
         with self._lock.held():
             started = self._clock()
-            parts = self._chosen(requests, requests if only is None else (only,))
-            if not parts:
-                return False
-            rows = self._computed(parts)
+            nexts, prompts = self._asking(requests, requests if only is None else (only,))
+            self._waves.keep(prompts)
+            riders = self._riders(nexts, prompts, requests)
+            parts: Sequence[Part]
+            if riders is None:
+                parts = self._waves.parts
+                rows = self._passed(parts, partial(self._waves.go_on, ends=not nexts))
+            else:
+                parts = self._chosen(nexts, riders, requests)
+                if not parts:
+                    return False
+                rows = self._computed(parts)
         if rows is not None:
             self._hand_out(parts, rows, started)
         return True
 
     # -- who takes part ------------------------------------------------------------------------------------------
 
-    def _chosen(self, requests: Sequence[AnyRequest], some: Sequence[AnyRequest]) -> list[_Part]:
-        """The parts of a step for `some` of all requests; next tokens come first."""
+    def _asking(
+        self, requests: Sequence[AnyRequest], some: Sequence[AnyRequest]
+    ) -> tuple[list[AnyRequest], list[AnyRequest]]:
+        """Those of `some` that have pages and can go on: who waits for its next token, and who reads a prompt."""
         live = []
         for request in some:
             if not request.can_go_on:
@@ -112,31 +98,57 @@ class Steps:
                 live.append(request)
         if any([not request.has_begun for request in live]):
             self._begin(live, requests)
-        chosen: dict[AnyRequest, _Part] = {}
-        prompts = []
+        nexts: list[AnyRequest] = []
+        prompts: list[AnyRequest] = []
         for request in live:
             if request.has_begun and self._has_ticket(request):
-                if request.n_left == 1:
-                    self._choose(request, 1, chosen, requests)
-                else:
-                    prompts.append(request)
+                (nexts if request.n_left == 1 else prompts).append(request)
+        return nexts, prompts
+
+    def _chosen(
+        self, nexts: Sequence[AnyRequest], prompts: Sequence[AnyRequest], requests: Sequence[AnyRequest]
+    ) -> list[Part]:
+        """The parts of a step, next tokens first."""
+        chosen: dict[AnyRequest, Part] = {}
+        for request in nexts:
+            if request.has_begun:  # still: pages may have run out
+                self._choose(request, 1, chosen, requests)
         if any([request.drafter is not None for request in chosen]):
             self._guess(chosen)
         if prompts:
-            self._choose_prompts(prompts, chosen, requests)
+            budget = self._options.step_tokens
+            if chosen:
+                budget = self._pace.rows(self._options.tpot_s, sum(part.rows for part in chosen.values()), budget)
+            self._choose_prompts(prompts, chosen, requests, budget)
         parts = list(chosen.values())
         if len(parts) > 1:
             parts.sort(key=lambda part: not part.is_next)
         return parts
 
+    def _riders(
+        self, nexts: Sequence[AnyRequest], prompts: Sequence[AnyRequest], requests: Sequence[AnyRequest]
+    ) -> Sequence[AnyRequest] | None:
+        """The prompts that are part of the next step, beside tokens if any; None: some layers of a wave are next."""
+        waves = self._waves
+        if not (nexts and prompts and self._decoder.can_pause):
+            return waves.uncontested(prompts)
+        room = self._pace.rows(self._options.tpot_s, len(nexts), self._options.step_tokens)
+        riders: Sequence[AnyRequest] | None = waves.riders(prompts, room, self._pace.base_s)
+        if riders is None and not waves.parts:
+            chosen: dict[AnyRequest, Part] = {}
+            self._choose_prompts(prompts, chosen, requests, min(waves.rows, self._options.step_tokens))
+            riders = None if waves.start(tuple(chosen.values())) else waves.uncontested(())
+        return riders
+
     def _choose_prompts(
-        self, prompts: Sequence[AnyRequest], chosen: dict[AnyRequest, _Part], requests: Sequence[AnyRequest]
+        self,
+        prompts: Sequence[AnyRequest],
+        chosen: dict[AnyRequest, Part],
+        requests: Sequence[AnyRequest],
+        budget: int,
     ) -> None:
-        """Stretches of prompts beside the next tokens that are chosen, one prompt's or several's."""
+        """Stretches of prompts of so many rows together, one prompt's or several's."""
         options = self._options
-        budget = options.step_tokens
-        if chosen:
-            budget = self._pace.rows(options.tpot_s, sum(part.rows for part in chosen.values()), budget)
         for request in self._in_turn(prompts):
             if budget <= 0:
                 return
@@ -145,7 +157,7 @@ class Steps:
                 self._served = request.arrival
                 budget -= budget if options.fixed_steps else len(chosen[request].ids)
 
-    def _guess(self, chosen: dict[AnyRequest, _Part]) -> None:
+    def _guess(self, chosen: dict[AnyRequest, Part]) -> None:
         """Guesses after the next tokens that are chosen, as many as pay. No request loses its pages for them."""
         asked = [(request, request.drafter) for request in chosen if request.drafter is not None]
         outlooks = [
@@ -230,7 +242,7 @@ class Steps:
         return 1 if start >= request.n_prompt else min(step - start % step, request.n_prompt - start)
 
     def _choose(
-        self, request: AnyRequest, most: int, chosen: dict[AnyRequest, _Part], requests: Sequence[AnyRequest]
+        self, request: AnyRequest, most: int, chosen: dict[AnyRequest, Part], requests: Sequence[AnyRequest]
     ) -> bool:
         """Make `request` part of the step with at most so many rows, if there are pages for them."""
         start = len(request.context)
@@ -242,7 +254,7 @@ class Steps:
         except BaseException as error:  # noqa: BLE001 - it belongs to this request, whatever it is
             request.fail(error)
             return False
-        chosen[request] = _Part(request, request.ids[start : start + n], want)
+        chosen[request] = Part(request, request.ids[start : start + n], want)
         return True
 
     # -- pages that run out --------------------------------------------------------------------------------------
@@ -252,7 +264,7 @@ class Steps:
         request: AnyRequest,
         requests: Sequence[AnyRequest],
         take: Callable[[], Any],
-        chosen: dict[AnyRequest, _Part] | None = None,
+        chosen: dict[AnyRequest, Part] | None = None,
     ) -> Any:
         """`take`, which asks for pages for `request`. Where there are none, others lose theirs: those that do not go on
         first (nobody reads them, they are over, or wait themselves), then the youngest, which may be `request`
@@ -277,6 +289,7 @@ class Steps:
                 victim.context.drop()
                 if chosen is not None:
                     chosen.pop(victim, None)
+                self._waves.lost(victim)
                 if victim is request:
                     raise _NoRoom from None
             finally:
@@ -284,17 +297,38 @@ class Steps:
 
     # -- the step ------------------------------------------------------------------------------------------------
 
-    def _computed(self, parts: Sequence[_Part]) -> list[F32 | None] | None:
+    def _computed(self, parts: Sequence[Part]) -> list[F32 | None] | None:
         """What each part wanted; None when the step failed, which its requests know."""
-        requests = [part.request for part in parts]
         started = self._clock()
+        batch = Batch(tuple(part.stretch for part in parts))
+        rows = self._passed(parts, lambda cancelled: self._decoder.step(batch, cancelled=cancelled))
+        if rows is None:
+            return None
+        ended = self._clock()
+        next_rows = sum(part.rows for part in parts if part.is_next)
+        prompt_rows = sum(len(part.ids) for part in parts if not part.is_next)
+        self._pace.saw(next_rows, prompt_rows, ended - started)
+        if next_rows:
+            self._waves.saw_tokens()
+        if not prompt_rows:
+            self._goodput.saw(next_rows, ended - started)
+        return rows
+
+    def _passed(
+        self, parts: Sequence[Part], compute: Callable[[Callable[[], bool]], list[F32 | None] | None]
+    ) -> list[F32 | None] | None:
+        """What `compute`, which is told when to stop, returns; what it computed whole, the contexts have from then on.
+        None, too, when it failed, which its requests know."""
+        requests = [part.request for part in parts]
 
         def cancelled() -> bool:
             return self.is_closing or all([request.wants_no_more for request in requests])
 
         try:
             with told_as_shortage("computing a step"):
-                rows = self._decoder.step(Batch(tuple(part.stretch for part in parts)), cancelled=cancelled)
+                rows = compute(cancelled)
+            if rows is None:
+                return None
             taker = get_ident()
             for part in parts:
                 part.request.context.extend(part.ids, part.request.ticket, part.draft)
@@ -313,15 +347,9 @@ class Steps:
             for request in requests:
                 request.fail(error)
             return None
-        seconds = self._clock() - started
-        next_rows = sum(part.rows for part in parts if part.is_next)
-        prompt_rows = sum(len(part.ids) for part in parts if not part.is_next)
-        self._pace.saw(next_rows, prompt_rows, seconds)
-        if not prompt_rows:
-            self._goodput.saw(next_rows, seconds)
         return rows
 
-    def _hand_out(self, parts: Sequence[_Part], rows: Sequence[F32 | None], started: float) -> None:
+    def _hand_out(self, parts: Sequence[Part], rows: Sequence[F32 | None], started: float) -> None:
         for part, of_part in zip(parts, rows, strict=True):
             request = part.request
             _guarded(request, partial(request.take, of_part, self._clock() - started))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.errors import UsageError
 from edgerun.events import Span, SpanSink, never
 from edgerun.kernels.compile import sources_digest
 from edgerun.kernels.interface import F32, I32, Kernels
@@ -25,7 +26,7 @@ from edgerun.models.chunks import CHUNK
 from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.layer_inputs import LayerInputs
 from edgerun.models.passes import Passes
-from edgerun.models.places import Pass, Places, Run
+from edgerun.models.places import Pass, Places, Run, Wave
 from edgerun.models.prompt import PromptBackend
 from edgerun.models.ranks import HeadRanks
 from edgerun.models.recent_rows import RecentRows
@@ -246,26 +247,94 @@ class Decoder:
         left = [len(each.ids) for each in stretches]  # rows that are still to come
         for part, some in places.cut(self.wave_tokens or (backend.wave_tokens if backend else CHUNK)):
             indexes = [next(i for i, s in enumerate(stretches) if s.sequence is run.sequence) for run in some.runs]
-            rows_of: list[list[int]] = []  # of each run, those whose logits are wanted
-            low = 0
+            wants: list[Want] = []
             for index, run in zip(indexes, some.runs, strict=True):
                 left[index] -= run.rows
                 want = stretches[index].want
-                rows_of.append([] if want == "last" and left[index] else _wanted_rows(want, low, run.rows))
-                low += run.rows
-            x = self._embed(np.array(tokens[part], np.int32))
-            fed = None if self._inputs is None else self._inputs.of(np.array(tokens[part], np.int32), x)
-            logits = self._pass(Pass(some.runs, sum(rows_of, []), few=False, inputs=fed), x, cancelled, backend)
-            low = given = 0
-            for index, run, rows in zip(indexes, some.runs, rows_of, strict=True):
-                run.sequence.advance(run.rows)
-                if stretches[index].want == "hidden":
-                    found[index].append(self.passes.normed(x[low : low + run.rows]))
-                elif rows:
-                    found[index].append(logits[given : given + len(rows)])
-                given += len(rows)
-                low += run.rows
+                wants.append("none" if want == "last" and left[index] else want)
+            wave = self._wave(tokens[part], some, wants)
+            logits = self._pass(wave.task, wave.x, cancelled, backend)
+            for index, rows in zip(indexes, self._results(wave, logits), strict=True):
+                if rows is not None:
+                    found[index].append(rows)
         return [None if not each else each[0] if len(each) == 1 else np.concatenate(each) for each in found]
+
+    def _wave(self, tokens: list[int], places: Places, wants: Sequence[Want]) -> Wave:
+        """What enters the first layer. wants: of each run."""
+        ids = np.array(tokens, np.int32)
+        x = self._embed(ids)
+        fed = None if self._inputs is None else self._inputs.of(ids, x)
+        wanted: list[int] = []
+        low = 0
+        for run, want in zip(places.runs, wants, strict=True):
+            wanted += _wanted_rows(want, low, run.rows)
+            low += run.rows
+        return Wave(tuple(wants), Pass(places.runs, wanted, few=False, inputs=fed), x)
+
+    def _results(self, wave: Wave, logits: F32) -> Iterator[F32 | None]:
+        """What each run wanted, of rows that have passed all layers; its sequence has them from now on."""
+        low = given = 0
+        for run, want in zip(wave.task.runs, wave.wants, strict=True):
+            run.sequence.advance(run.rows)
+            n = len(_wanted_rows(want, low, run.rows))
+            if want == "hidden":
+                yield self.passes.normed(wave.x[low : low + run.rows])
+            else:
+                yield logits[given : given + n] if n else None
+            given += n
+            low += run.rows
+
+    # -- a wave that other steps come between ---------------------------------------------------------------------
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether rows of prompts can pass some layers now and others later (`start`): where all weights and what is
+        computed with lie here in memory."""
+        is_alone = self._ranks is None and self.prompt_backend is None
+        return is_alone and not self.wave_tokens and self.passes.most_few > 0 and self.pages.states is None
+
+    def start(self, batch: Batch) -> Wave:
+        """A step whose layers `go_on` computes, with other steps of other sequences in between. What pages are missing
+        is taken now. Raises as `step` does, and UsageError for more than CHUNK rows or where it cannot be."""
+        if not self.can_pause or batch.rows > CHUNK:
+            raise UsageError(f"{batch.rows} rows cannot pass some layers now and others later")
+        tokens = batch.tokens(self.spec.vocab_size)
+        for each in batch.stretches:
+            each.sequence.reserve(len(each.ids))
+        places = Places(Run(each.sequence, each.sequence.length, len(each.ids)) for each in batch.stretches)
+        return self._wave(tokens, places, [each.want for each in batch.stretches])
+
+    def go_on(
+        self, wave: Wave, pause: Callable[[], bool], *, cancelled: Callable[[], bool] | None = None
+    ) -> list[F32 | None] | None:
+        """One layer of a wave or more, until `pause()`; None: others are left. Then what each stretch wanted, as of
+        `step`. Nothing else may have changed its sequences since `start`. Raises Cancelled; after any exception they
+        are as they were, and the wave is of no use."""
+        began, first, cancelled = time.perf_counter(), wave.layers, cancelled or never
+        lengths = [run.sequence.length for run in wave.task.runs]
+        try:
+            out = self._go_on(wave, pause, cancelled)
+        except BaseException:
+            for run, length in zip(wave.task.runs, lengths, strict=True):
+                if run.sequence.length > length:
+                    run.sequence.truncate(length)
+            raise
+        ended = time.perf_counter()
+        if self._watcher is not None:
+            name = f"prompt, {wave.task.rows} tokens, layers {first + 1} to {wave.layers}"
+            self._watcher(Span("step", name, began, ended))
+        if self.throttle is not None:
+            self.throttle.rest(ended - began, cancelled)
+        return out
+
+    def _go_on(self, wave: Wave, pause: Callable[[], bool], cancelled: Cancel) -> list[F32 | None] | None:
+        check(cancelled)
+        task, x = wave.task, wave.x
+        places = Places(task.runs)
+        wave.layers = self.passes.layers.wave(x, places, cancelled, task.inputs, wave.layers, pause)
+        if wave.layers < self.spec.n_layers:
+            return None
+        return list(self._results(wave, self._capped(self.passes.logits(x[task.wanted]))))
 
     # ------------------------------------------------------------------------------------------------------------
 

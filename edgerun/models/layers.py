@@ -46,13 +46,25 @@ class Layers:
 
     # -- all of a layer ------------------------------------------------------------------------------------------
 
-    def wave(self, x: F32, places: Places, cancelled: Cancel, inputs: F32 | None = None) -> None:
-        """All layers over x (T, width), each over all rows before the next: its weights are needed once. inputs: what
-        layers are fed beside (`LayerInputs`), (layers, T, width)."""
+    def wave(
+        self,
+        x: F32,
+        places: Places,
+        cancelled: Cancel,
+        inputs: F32 | None = None,
+        first: int = 0,
+        pause: Callable[[], bool] = never,
+    ) -> int:
+        """All layers from `first` on over x (T, width), in place, each over all rows before the next: its weights are
+        needed once. Returns how many x has passed then: all, or, after one at least, those before `pause()` was true.
+        inputs: what layers are fed beside (`LayerInputs`), (layers, T, width)."""
         cut, chunks = _at_once(cancelled, len(x)), places.cut(CHUNK)
-        for layer in range(self.spec.n_layers):
+        for layer in range(first, self.spec.n_layers):
+            if layer > first and pause():
+                return layer
             check(cancelled)
             self._layer(layer, x, chunks, cut, cancelled, inputs)
+        return self.spec.n_layers
 
     def record(
         self,

@@ -12,6 +12,7 @@ from edgerun.kernels.interface import F32
 from edgerun.kernels.pages import Span
 from edgerun.kernels.states import I64, StateRows
 from edgerun.kv import KvSequence
+from edgerun.models.batch import Want
 from edgerun.models.chunks import chunks
 from edgerun.models.rope import RopeTable
 
@@ -42,6 +43,17 @@ class Pass:
     def rows(self) -> int:
         """Of all runs."""
         return sum(run.rows for run in self.runs)
+
+
+@dataclass(eq=False)
+class Wave:
+    """Rows of prompts, x (T, width), on their way through the layers, of which they have passed so many. Other steps
+    may be made meanwhile, as long as no sequence of theirs changes (`Decoder.start`)."""
+
+    wants: tuple[Want, ...]  # of each run, what is wanted of it
+    task: Pass
+    x: F32
+    layers: int = 0
 
 
 class Places:

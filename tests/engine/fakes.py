@@ -15,7 +15,8 @@ from edgerun.engine import Engine
 from edgerun.errors import Cancelled, UnsupportedError
 from edgerun.formats.checked_tensors import Form
 from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, layer_groups
-from edgerun.models import Batch, Decoder, Stretch
+from edgerun.models import Batch, Decoder, Stretch, Wave
+from edgerun.models.places import Pass, Run
 from edgerun.weights.identity import ModelIdentity
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -110,6 +111,7 @@ class FakeDecoder(Decoder):
         self.on_step: Callable[[Batch], None] = lambda batch: None
 
     arithmetic = "numpy's random numbers"
+    can_pause = False
 
     def new_cache(self, capacity: int) -> FakeSequence:
         return FakeSequence(self.pages, capacity, self.window)
@@ -148,6 +150,43 @@ class FakeDecoder(Decoder):
         row = (3 * rng.standard_normal(self.spec.vocab_size)).astype(np.float32)
         row[self.forbid] = -100
         return row
+
+
+class LayeredDecoder(FakeDecoder):
+    """One whose prompts can pass some of its 4 layers now and others later. `on_wave` is called with each, and the rows
+    that pass it."""
+
+    can_pause = True
+    on_wave: Callable[[int], None] = staticmethod(lambda rows: None)
+
+    def start(self, batch: Batch) -> Wave:
+        stretches = batch.stretches
+        for each in stretches:
+            each.sequence.reserve(len(each.ids))
+        runs = tuple(Run(each.sequence, each.sequence.length, len(each.ids)) for each in stretches)
+        wave = Wave(
+            tuple(each.want for each in stretches), Pass(runs, (), few=False), np.zeros((batch.rows, 1), np.float32)
+        )
+        self.stretches = {wave: stretches}
+        return wave
+
+    def go_on(
+        self, wave: Wave, pause: Callable[[], bool], *, cancelled: Callable[[], bool] | None = None
+    ) -> list[NDArray[np.float32] | None] | None:
+        first = wave.layers
+        while wave.layers < 4:
+            if wave.layers > first and pause():
+                return None
+            if cancelled is not None and cancelled():
+                raise Cancelled("cancelled")
+            for run in wave.task.runs:
+                assert run.sequence.length == run.start, "a sequence changed under a wave"
+                assert run.sequence._held[0].end >= run.start + run.rows, "its pages are gone"
+            self.on_wave(wave.task.rows)
+            wave.layers += 1
+        stretches = self.stretches.pop(wave)
+        self.batches.append([len(each.ids) for each in stretches])
+        return [self._append(each) for each in stretches]
 
 
 class FakeTokenizer:

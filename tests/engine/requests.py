@@ -14,7 +14,7 @@ from edgerun.engine.mailbox import End
 from edgerun.engine.request import Request
 from edgerun.engine.step import StepOptions, Steps
 from edgerun.models.batch import Batch, Want
-from engine.fakes import FakeDecoder
+from engine.fakes import FakeDecoder, LayeredDecoder
 
 
 class Talk(Request[int]):
@@ -58,9 +58,14 @@ class House:
         self.lock = FairLock()
         self.steps = Steps(self.decoder, self.lock, self.options, clock=lambda: self.now_s)
         self.decoder.on_step = self._pass
+        if isinstance(self.decoder, LayeredDecoder):
+            self.decoder.on_wave = self._layer
 
     def _pass(self, batch: Batch) -> None:
         self.now_s += self.step_s + self.row_s * sum(len(each.ids) for each in batch.stretches)
+
+    def _layer(self, rows: int) -> None:
+        self.now_s += (self.step_s + self.row_s * rows) / 4
 
     def ask(self, prompt: Sequence[int], most: int, **more: CancelSignal) -> Talk:
         """A new request, the youngest."""

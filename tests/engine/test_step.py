@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgerun.engine.step import StepOptions
-from edgerun.errors import DoesNotFitError
-from engine.fakes import FakeDecoder
+from edgerun.errors import DoesNotFitError, UsageError
+from engine.fakes import FakeDecoder, LayeredDecoder
 from engine.requests import House, Talk, expected, read
 
 
@@ -158,6 +158,111 @@ def test_cancelled_at_any_moment_a_request_frees_its_pages_within_a_step(when: i
     assert house.decoder.pages.n_bytes == (other.context.sequence.n_bytes if other in house.requests else 0)
     house.run()
     assert other.ids[300:] == expected(prompt(300, 2), 20)
+
+
+# -- layers between tokens -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row_s", [0.0005, 0.002, 0.004])
+def test_layers_of_a_prompt_go_between_tokens_within_the_bound(row_s: float) -> None:
+    house = House(LayeredDecoder(), row_s=row_s)
+    talks = talking(house, 4)
+    house.step()
+    for talk in talks:
+        read(talk)
+    long = house.ask(prompt(2000), 1)
+    began = last = house.now_s
+    gaps = []
+    while not long.is_over:
+        house.step()
+        got = [len(read(talk)) for talk in talks]
+        assert got in ([0] * 4, [1] * 4), "everybody gets a token at once"
+        if got[0]:
+            gaps.append(house.now_s - last)
+            last = house.now_s
+    assert max(gaps) <= 0.25
+    assert read(long) == expected(prompt(2000), 1)
+    rows = [batch for batch in house.decoder.batches if batch[-1] > 1]
+    assert max(map(len, rows[1:])) == 1, "no rows of it ride along"
+    alone = sum(0.02 + row_s * each[-1] for each in rows[1:])
+    assert house.now_s - began < alone / (1 - (0.02 + 4 * row_s) / 0.15), "the time between tokens is used"
+
+
+def test_a_short_prompt_does_not_wait_until_a_long_one_is_through() -> None:
+    house = House(LayeredDecoder())
+    talks = talking(house, 2)
+    long = house.ask(prompt(5000), 1)
+    for _ in range(12):
+        house.step()
+    short = house.ask(prompt(30, 2), 1)
+    asked = house.now_s
+    while not short.is_over:
+        house.step()
+        for talk in talks:
+            read(talk)
+    assert house.now_s - asked < 0.6
+    assert not long.is_over
+    assert read(short) == expected(prompt(30, 2), 1)
+    house.requests.remove(talks[0])
+    house.requests.remove(talks[1])
+    house.run()
+    assert long.ids[5000:] == expected(prompt(5000), 1)
+
+
+@pytest.mark.parametrize("what", ["cancelled", "pages", "cut"])
+def test_a_wave_whose_request_goes_is_forgotten(what: str) -> None:
+    house = House(LayeredDecoder(pages=8), row_s=0.008)
+    other = house.ask(prompt(300, 2), 300)
+    for _ in range(3):
+        house.step()
+    cancel = threading.Event()
+    talk = house.ask(prompt(900), 5, cancel=cancel)
+    while not house.steps._waves.parts or not len(talk.context):
+        house.step()
+        read(other)
+    if what == "cancelled":
+        cancel.set()
+    elif what == "pages":
+        house.steps._waves.lost(talk)
+        talk.has_begun = False
+        talk.context.drop()
+    else:
+        talk.context.truncate(0)  # its ticket is void
+    house.step()
+    assert what == "pages" or talk not in house.requests
+    if what == "cut":
+        with pytest.raises(UsageError, match="overtaken"):
+            read(talk)
+    house.run()
+    assert other.ids[300:] == expected(prompt(300, 2), 300)
+    if what == "pages":
+        assert talk.ids[900:] == expected(prompt(900), 5)
+    assert house.decoder.pages.n_bytes == 0
+
+
+def test_without_company_a_wave_ends_and_an_error_in_it_is_told() -> None:
+    house = House(LayeredDecoder(), row_s=0.008)
+    talks = talking(house, 2)
+    long = house.ask(prompt(600), 1)
+    while not house.steps._waves.parts:
+        house.step()
+    house.requests[:] = [long]
+    house.step()
+    assert not house.steps._waves.parts
+    house.requests[:] = [*talks, long]
+    while not house.steps._waves.parts:
+        house.step()
+
+    def fail(rows: int) -> None:
+        raise OSError("the disk")
+
+    house.decoder.on_wave = fail  # type: ignore[method-assign]
+    while long in house.requests:
+        house.step()
+    with pytest.raises(OSError, match="the disk"):
+        read(long)
+    house.run()
+    assert talks[0].ids[5:] == expected(prompt(5, 0), 1000)
 
 
 # -- readers -----------------------------------------------------------------------------------------------------

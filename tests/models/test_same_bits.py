@@ -8,8 +8,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from edgerun.errors import Cancelled, UsageError
 from edgerun.kernels.reference import ReferenceKernels
-from edgerun.models import Decoder
+from edgerun.models import Batch, Decoder, Stretch
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore
 from tests.models.instances import INSTANCES, VOCAB, open_instance
 
@@ -105,3 +106,45 @@ def test_streamed(name, directory, kernels):
             store = StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=32, **more)
         with closing(store):
             check(resident, Decoder(spec, store, kernels), 70)
+
+
+@pytest.mark.parametrize("name", ["llama-Q4_0", "gemma3", "qwen2moe", "gemma3n"])
+def test_some_layers_now_and_others_later(name, directory, kernels):
+    """Two sequences' rows stop after every layer, and steps of a third come in between: all have the bits that they
+    have alone; and when it is cancelled halfway, nothing has changed."""
+    gguf, spec = open_instance(name, directory)
+    with gguf:
+        decoder = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+        assert decoder.can_pause
+        ids = np.random.default_rng(1).integers(0, VOCAB, TOKENS).tolist()
+        whole = logits_of(decoder, ids, [TOKENS])
+        first, second, third = (decoder.new_cache(TOKENS) for _ in range(3))
+        decoder.forward(ids[:50], first)
+        stretches = Stretch(first, ids[50:90], "all"), Stretch(second, ids[:7], "last")
+        abandoned = decoder.start(Batch(stretches))
+        assert decoder.go_on(abandoned, lambda: True) is None
+        with pytest.raises(Cancelled):
+            decoder.go_on(abandoned, lambda: False, cancelled=lambda: True)
+        wave = decoder.start(Batch(stretches))
+        n, out = 0, None
+        while out is None:
+            assert (first.length, second.length) == (50, 0)
+            out = decoder.go_on(wave, lambda: True)
+            assert decoder.forward([ids[n]], third).tobytes() == whole[n].tobytes()
+            n += 1
+            decoder.forward(ids[20 : 20 + 9 * n], decoder.new_cache(TOKENS), logits="none")
+        assert n == spec.n_layers
+        assert (first.length, second.length) == (90, 7)
+        assert out[0].tobytes() == whole[50:90].tobytes()
+        assert out[1].tobytes() == whole[6:7].tobytes()
+        assert decoder.forward(ids[90:], first, logits="all").tobytes() == whole[90:].tobytes()
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_recurrent_layers_go_at_once(name, directory, kernels):
+    gguf, spec = open_instance(name, directory)
+    with gguf:
+        decoder = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
+        assert not decoder.can_pause
+        with pytest.raises(UsageError, match="some layers"):
+            decoder.start(Batch((Stretch(decoder.new_cache(9), [1, 2]),)))
