@@ -26,6 +26,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (  # of metadata: what any family's file m
     _YARN,
     {**_YARN, "rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
     {**_YARN, "rope.scaling.yarn_log_multiplier": 0.1},
+    {"rope.scaling.yarn_log_multiplier": 0.0707},
     {"rope.scaling.attn_factor": 1.3},
     {"rope.scaling.finetuned": False},
     {"rope.scaling.finetuned": True},

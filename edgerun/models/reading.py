@@ -146,7 +146,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
                 fused_shared="ffn_up_shexp" in fused,
             )
         if family.latent_attention:
-            numbers = latent_layer(gguf, n, numbers, layer)
+            numbers = latent_layer(gguf, n, family, numbers, layer)
         found.append(numbers)
     return tuple(found)
 

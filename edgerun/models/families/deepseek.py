@@ -1,6 +1,8 @@
 """DeepSeek's mixtures and those built like them: shared experts, some dense layers before; from V2 on latent attention
 (GLM-4.7-Flash, Kimi K2, Kanana 2, GigaChat 3, Mistral Small 4)."""
 
+from dataclasses import replace
+
 from edgerun.models.families.family import LOG_MULTIPLIER, MIXTURE, Family
 
 _LATENT = Family(
@@ -13,7 +15,7 @@ _LATENT = Family(
 
 FAMILIES = {
     "deepseek2": _LATENT,
-    "mistral4": _LATENT,
+    "mistral4": replace(_LATENT, latent_rotation_grows=True),
     "deepseek": Family(rope="norm", renormalise=False, says=frozenset({"expert_weights_scale"})),
     "dots1": Family(rope="neox", qk_norm="head", renormalise=False, says=MIXTURE),
 }

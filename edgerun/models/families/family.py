@@ -29,6 +29,7 @@ class Family:
     activation: Activation = "silu"
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k: each head, or all heads together
     latent_attention: bool = False  # one vector of each position is key and value of all heads
+    latent_rotation_grows: bool = False  # a yarn_log_multiplier takes from the rotation what it gives to scores
     qk_norm_by_file: bool = False  # some files of the family have none
     qk_norm_not_of: int = 0  # a mixture of so many experts has none
     qk_norm_after: bool = False  # of what is rotated already

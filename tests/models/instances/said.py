@@ -101,4 +101,28 @@ SAID = [
         layers=2,
         metadata={"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
     ),
+    *(
+        Instance(
+            name,
+            arch,
+            layers=2,
+            experts=8,
+            used=3,
+            ff_expert=64,
+            metadata={"leading_dense_block_count": 1, "expert_shared_count": 2, **LATENT_NUMBERS, **scaled},
+        )
+        for name, arch, scaled in (
+            ("deepseek2-linear", "deepseek2", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}),
+            (
+                "mistral4-slope",
+                "mistral4",
+                {
+                    "rope.scaling.type": "yarn",
+                    "rope.scaling.factor": 4.0,
+                    "rope.scaling.original_context_length": 16,
+                    "rope.scaling.yarn_log_multiplier": 0.0707,
+                },
+            ),
+        )
+    ),
 ]
