@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edgerun.text.replies import find_reply_format, known_tools
 from edgerun.text.replies.formats import _CALLS, _MESSAGES, _REASONING
 from edgerun.text.replies.tags import TagFormat
+from tests.text.written_calls import ENDS, UNTYPED, WRITERS
 
 TOOLS = known_tools(
     [
@@ -97,7 +98,7 @@ TWICE = [KOELN, KOELN]
         ("tool_call", f"<tool_call>[{JSON}, {JSON}]</tool_call> ok", "ok", "", TWICE),
         ("tool_call", '<tool_call>{"name": "f", "parameters": "{\\"a\\": 1}"}</tool_call>', "", "", [("f", {"a": 1})]),
         ("tool_call", "<tool_call>now</tool_call>", "", "", [("now", {})]),
-        ("seed", f"<seed:tool_call>\n{XML}\n</seed:tool_call>", "", "", [KOELN]),
+        ("seed", "<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>", "", "", [("now", {})]),
         ("minimax", f"<think>hm</think><minimax:tool_call>\n{INVOKE}\n{INVOKE}\n</minimax:tool_call>", "", "hm", TWICE),
         ("dsml", f"Look.\n\n{DSML}", "Look.", "", [KOELN]),
         (
@@ -194,6 +195,10 @@ TWICE = [KOELN, KOELN]
             [("now", {})],
         ),
         ("llama3", '<|python_tag|>{"name": "now", "parameters": {}}', "", "", [("now", {})]),
+        ("llama3", '{"name": "now"}; and {"name": "now"}', '; and {"name": "now"}', "", [("now", {})]),
+        ("llama3", '{"name": "now"} ; {"a": 1}', '; {"a": 1}', "", [("now", {})]),
+        ("llama3", '{"name": "now"};\n', "", "", [("now", {})]),
+        ("llama3", '{"name": "Anna"}', '{"name": "Anna"}', "", []),
         ("llama3", 'Say {"name": "now", "parameters": {}}', 'Say {"name": "now", "parameters": {}}', "", []),
         ("llama3", '{"a": 1} is JSON', '{"a": 1} is JSON', "", []),
     ],
@@ -202,6 +207,34 @@ def test_each_format(format, reply, text, reasoning, calls):
     assert taken_apart(format, reply) == (text, reasoning, calls)
     for part in read(format, [reply]):
         assert part.kind in ("text", "reasoning", "call", "arguments", "mark")
+
+
+NASTY = st.lists(
+    st.sampled_from([*"\"'\\{}[]()\n é😀｜;,:=<>12", "<|", "null", "True", '\\"', "```", *ENDS]), max_size=6
+).map("".join)
+VALUES = st.recursive(
+    NASTY | st.integers(-9, 10**12) | st.booleans() | st.none() | st.floats(-1e9, 1e9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "b_c"]), inner, max_size=2),
+    max_leaves=4,
+)
+KNOWN = st.tuples(st.just("weather"), st.fixed_dictionaries({"city": NASTY, "days": st.integers(0, 9)}))
+FREE = st.tuples(st.just("now"), st.dictionaries(st.sampled_from(["a", "b_c", "x1"]), VALUES, max_size=2))
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_calls_are_read_as_they_were_written(writer, data):
+    format = writer.partition(" ")[0]
+    calls = data.draw(st.lists(KNOWN if writer in UNTYPED else KNOWN | FREE, min_size=1, max_size=3))
+    before = data.draw(st.sampled_from(["", "Look {", "Ünd"])) if format not in ("llama3", "harmony", "muse") else ""
+    reply = before + WRITERS[writer](calls)
+    assert taken_apart(format, reply) == (before, "", [(name, given) for name, given in calls])
+    whole = joined(read(format, [reply]))
+    for n in range(len(reply) + 1) if len(reply) < 120 else [len(reply) // 2]:
+        assert joined(read(format, [reply[:n], reply[n:]])) == whole
+    n = data.draw(st.integers(0, len(reply)))  # what breaks off loses nothing
+    assert "".join(part.raw for part in read(format, [reply[:n]])) == reply[:n]
 
 
 def test_ids_that_models_give():

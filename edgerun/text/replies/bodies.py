@@ -20,7 +20,6 @@ _PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
 _KEY = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>")
 _NAME = re.compile(r"[\w.:/-]+")
 _MISTRAL = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]([\w-]+))?\s*(?:\[ARGS\])?")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _FENCED = re.compile(r"\s*```(?:json)?\n(.*?)\n?```\s*\Z", re.DOTALL)
 _WORDS = {"True": True, "False": False, "None": None}
@@ -34,6 +33,14 @@ def json_body(body: str, tools: Tools) -> list[Call] | None:
     return found if found and len(found) == len(calls) else None
 
 
+def bare_json_body(body: str, tools: Tools) -> list[Call] | None:
+    """One of `json_body`'s that stands without marks, where any JSON may be an answer: it has arguments, or its function
+    is known."""
+    calls, value = json_body(body, tools), read_json(body)
+    named = calls is not None and (calls[0].name in tools or bool({"arguments", "parameters"} & set(value)))
+    return calls if named else None
+
+
 def tagged_body(body: str, tools: Tools) -> list[Call] | None:
     """What stands in <tool_call>: JSON (Hermes, Qwen 2.5 and 3), <function=...> (Qwen3-Coder, Qwen 3.5, Nemotron 3), or
     a name with <arg_key> and <arg_value> (GLM)."""
@@ -45,21 +52,20 @@ def tagged_body(body: str, tools: Tools) -> list[Call] | None:
     return arg_body(text, tools)
 
 
-def is_within_value(body: str) -> bool:
-    """Whether such a body breaks off within a value, so that what seems to be its end may be part of that."""
-    text = body.lstrip()
-    if text.startswith(("{", "[")):
-        return '"' in _STRING.sub("", text)
-    return any(text.rfind(f"<{mark}") > text.rfind(f"</{mark}") for mark in ("parameter", "arg_value"))
+def seed_body(body: str, tools: Tools) -> list[Call] | None:
+    """As Qwen's, but values begin and end at their marks (Seed-OSS)."""
+    return function_body(body, tools, by_line=False)
 
 
-def function_body(body: str, tools: Tools) -> list[Call] | None:
-    """<function=NAME> with <parameter=KEY> of each argument, one or several."""
+def function_body(body: str, tools: Tools, *, by_line: bool = True) -> list[Call] | None:
+    """<function=NAME> with <parameter=KEY> of each argument, one or several. by_line: a value has lines of its own."""
     calls = []
     for opening, inside in _tagged(body, _FUNCTION, "</function>", may_lack_end=True):
         name = opening.group(1).strip()
         arguments = {
-            found.group(1).strip(): _typed(_line(value), tools.get(name, {}).get(found.group(1).strip()))
+            found.group(1).strip(): _typed(
+                _line(value) if by_line else value, tools.get(name, {}).get(found.group(1).strip())
+            )
             for found, value in _tagged(inside, _PARAMETER, "</parameter>")
         }
         calls.append(Call(name, as_json(arguments)))
@@ -73,7 +79,7 @@ def arg_body(body: str, tools: Tools) -> list[Call] | None:
     if not _NAME.fullmatch(name) or not (key or name in tools):
         return None  # a word between marks is no call, unless there is such a function
     arguments = {
-        found.group(1).strip(): _typed(_line(value), tools.get(name, {}).get(found.group(1).strip()))
+        found.group(1).strip(): _typed(value, tools.get(name, {}).get(found.group(1).strip()))
         for found, value in _tagged(key + rest, _KEY, "</arg_value>")
     }
     return [Call(name, as_json(arguments))]

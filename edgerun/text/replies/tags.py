@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgerun.text.replies.bodies import Body
+from edgerun.text.replies.ends import never
 from edgerun.text.replies.literals import JsonEnd, NoLiteral
 from edgerun.text.replies.marks import any_of, n_certain
 from edgerun.text.replies.parts import Call, Part, Tools, call_parts, plain
@@ -15,10 +16,6 @@ from edgerun.text.replies.parts import Call, Part, Tools, call_parts, plain
 _MOST_ENDS = 8  # that are tried for a call whose first end seems to stand in a value
 _MOST_HEADER_CHARS = 200  # before a call's JSON
 _HEADER = re.compile(r"[\w.\-\[\]\s]*")
-
-
-def _never(body: str) -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,15 @@ class Reasoning:
 @dataclass(frozen=True)
 class CallMarks:
     """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. first: only
-    before anything is answered. is_within: whether a body breaks off within a value, so that its end may be none."""
+    before anything is answered, or right after another call, from which `between` may part it. is_within: whether a
+    body breaks off within a value, so that its end may be none."""
 
     begin: str
     end: str
     body: Body
     first: bool = False
-    is_within: Callable[[str], bool] = _never
+    between: str = ""
+    is_within: Callable[[str], bool] = never
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class TagReader:
         self._has_answered = False
         self._call = CallMarks("", "", _no_call)  # the one that is being read
         self._begun = ""  # what stood before its body
+        self._after: CallMarks | None = None  # nothing has been said since such a call
         self._looked = 0  # characters of `held` in which its end was looked for
         self._n_ends = 0
         self._json: JsonEnd | None = None
@@ -104,6 +104,8 @@ class TagReader:
 
     def _read_text(self, parts: list[Part], is_over: bool) -> bool:
         self._swallow(parts)
+        if self._after is not None and self._held:
+            return self._read_between(parts, self._after, is_over)
         openings = self._openings()
         found = any_of(openings).search(self._held) if openings else None
         if found is None:
@@ -122,13 +124,29 @@ class TagReader:
         elif mark in self._format.around:
             parts.append(Part("mark", "", raw))
         else:
-            self._call = next(call for call in self._format.calls if call.begin == mark)
+            call = next(call for call in self._format.calls if call.begin == mark)
             if mark == "{":  # where the call itself begins
                 raw, self._held = raw[:-1], mark + self._held
-            self._begun, self._state = raw, "call"
-            self._looked = self._n_ends = 0
-            self._json = None
+            self._begin_call(call, raw)
         return True
+
+    def _read_between(self, parts: list[Part], call: CallMarks, is_over: bool) -> bool:
+        rest = self._held.removeprefix(call.between).lstrip()
+        begun = self._held[: len(self._held) - len(rest)]
+        if rest.startswith(call.begin):
+            self._held, self._after = rest, None
+            self._begin_call(call, begun)
+            return True
+        if rest:
+            self._after = None
+        elif is_over:
+            self._take(parts, "mark", len(begun))
+        return bool(rest)
+
+    def _begin_call(self, call: CallMarks, begun: str) -> None:
+        self._call, self._begun, self._state = call, begun, "call"
+        self._looked = self._n_ends = 0
+        self._json = None
 
     def _read_reasoning(self, parts: list[Part], is_over: bool) -> bool:
         assert self._thinking is not None
@@ -162,6 +180,7 @@ class TagReader:
         if calls is not None:
             parts += call_parts(calls, self._begun + self._held[:n_raw])
             self._held, self._swallows = self._held[n_raw:], True
+            self._after = call if call.first else None
             self._answered()
             return True
         # It is text. The innermost of several beginnings may still be a call, where there is an end at all.
