@@ -64,8 +64,8 @@ def llamas(path: Path, ids: list[int], llama: str) -> np.ndarray:
 
 
 def ours(path: Path, ids: list[int], seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """edgerun's logits (tokens, vocab) f32, which ways of computing them gave others, and (tokens,) by how much the last
-    expert chosen was better than the first that was not, at the least."""
+    """edgerun's logits (tokens, vocab) f32, which ways of computing them gave others, and (tokens,) by how much
+    the last expert chosen was better than the first that was not, at the least."""
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_kernels
     from edgerun.models import Decoder, load_spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import get_args
@@ -254,11 +255,12 @@ def _streams(n: Numbers, family: Family) -> int:
 
 def _gate_deviations(n: Numbers, family: Family, layers: int) -> list[float]:
     """Of every layer's gates, which let the share of the largest through that a normal distribution has so many
-    deviations above its mean; the file says which share is not."""
+    deviations above its mean, as converters write it: minus infinity, where all are let through."""
     if not family.sparse_gates:
         return [0.0] * layers
-    silent = [_USUALLY_SILENT if layer < family.sparse_gates else 0.0 for layer in range(layers)]
-    silent = n.reals("activation_sparsity_scale", layers, silent)
-    if any(not 0.0 <= each < 1.0 for each in silent):
-        raise FormatError(f"{n.name('activation_sparsity_scale')} must be shares from 0 to below 1, got {silent}")
-    return [NormalDist().inv_cdf(each) if each else 0.0 for each in silent]
+    usual = NormalDist().inv_cdf(_USUALLY_SILENT)
+    said = [usual if layer < family.sparse_gates else -math.inf for layer in range(layers)]
+    said = n.reals("activation_sparsity_scale", layers, said)
+    if any(math.isnan(each) or each > 100.0 for each in said):
+        raise FormatError(f"{n.name('activation_sparsity_scale')} must be deviations, got {said}")
+    return [each if math.isfinite(each) else 0.0 for each in said]

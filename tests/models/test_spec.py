@@ -137,7 +137,7 @@ def test_a_block_count_below_the_layers_in_the_file_is_refused(tmp_path):
         ("gemma3n", "altup.num_inputs", 3, "altup_proj.weight is"),
         ("gemma3n", "altup.num_inputs", 1, "num_inputs is 1"),
         ("gemma3n", "embedding_length_per_layer_input", 0, "lacks .*per_layer_input"),
-        ("gemma3n", "activation_sparsity_scale", np.full(25, 1.0, np.float32), "shares from 0 to below 1"),
+        ("gemma3n", "activation_sparsity_scale", np.full(25, np.nan, np.float32), "must be deviations"),
         ("gemma3n", "activation_sparsity_scale", np.full(5, 0.5, np.float32), "must be 25 numbers"),
     ],
 )

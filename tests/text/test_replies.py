@@ -210,7 +210,7 @@ def test_each_format(format, reply, text, reasoning, calls):
 
 
 NASTY = st.lists(
-    st.sampled_from([*"\"'\\{}[]()\n é😀｜;,:=<>12", "<|", "null", "True", '\\"', "```", *ENDS]), max_size=6
+    st.sampled_from([*"\"'\\{}[]()\n é😀｜;,:=<12", "<|", "null", "True", '\\"', "```", *ENDS]), max_size=6
 ).map("".join)
 VALUES = st.recursive(
     NASTY | st.integers(-9, 10**12) | st.booleans() | st.none() | st.floats(-1e9, 1e9),

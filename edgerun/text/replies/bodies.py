@@ -34,8 +34,8 @@ def json_body(body: str, tools: Tools) -> list[Call] | None:
 
 
 def bare_json_body(body: str, tools: Tools) -> list[Call] | None:
-    """One of `json_body`'s that stands without marks, where any JSON may be an answer: it has arguments, or its function
-    is known."""
+    """One of `json_body`'s that stands without marks, where any JSON may be an answer: it has arguments, or its
+    function is known."""
     calls, value = json_body(body, tools), read_json(body)
     named = calls is not None and (calls[0].name in tools or bool({"arguments", "parameters"} & set(value)))
     return calls if named else None

@@ -33,7 +33,7 @@ STREAMS = [
         heads=3,
         kv_heads=1,
         metadata={
-            "activation_sparsity_scale": np.array([0.95] * 10 + [0.0] * 12, np.float32),
+            "activation_sparsity_scale": np.array([1.644854] * 10 + [-np.inf] * 12, np.float32),
             "rope.freq_base_swa": 5000.0,
         },
     ),
