@@ -60,6 +60,7 @@ def arguments(*words: str) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000, help="in Mb/s")
     parser.add_argument("--way", default="auto")
     parser.add_argument("--wire", default="f32")
+    parser.add_argument("--same-tokens", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -126,6 +127,7 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
             known = next(home for home in homes if home.identity.name == name)
             homes[0].admit(Member(known.identity.certificate, address))
         own = ["--part=head", f"--home={folder}", f"--name={names[0]}", f"--way={given.way}", f"--wire={given.wire}"]
+        own += ["--same-tokens" if given.same_tokens else "--no-same-tokens"]
         own += [f"--prompt={given.prompt}", f"--tokens={given.tokens}", f"--devices={count}"]
         head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
         _enter(groups[0], head.pid, 0)
@@ -196,7 +198,9 @@ def _head(given: argparse.Namespace) -> None:
         return
     home = home_of(given.home, given.name)
     household = _Unprepared(home, _say, way=given.way, wire=given.wire)
-    engine, _, release = load_clustered(given.model, options, household, own_rate=_RATE, shards=ShardStore(given.home))
+    engine, _, release = load_clustered(
+        given.model, options, household, own_rate=_RATE, shards=ShardStore(given.home), same_tokens=given.same_tokens
+    )
     with LLM.from_engine(engine, release=release) as llm:
         decoder = llm.engine.decoder
         assert isinstance(decoder, GroupDecoder)

@@ -21,7 +21,7 @@ from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.tls import secured
-from edgerun.cluster.ways import way_of
+from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import Link
 from edgerun.cluster.wire_format import EXACT
 from tests.cluster.homes import acquainted
@@ -94,7 +94,7 @@ def _group(
         if sealed:
             connection, _ = secured(connection, homes[me].identity, homes[me].roster, server=is_server)
         links[rank] = Link(connection, rank)
-    group = LinkedCollective(Peers(me, ranks, links, EXACT, str), way_of(way))
+    group = LinkedCollective(Peers(me, ranks, links, EXACT, str), Way(way))
     group.all_reduce(np.ones(1, np.float32))  # nobody calls for the next group before all have this one
     return group
 

@@ -80,10 +80,12 @@ def load_clustered(
     own_rate: float,
     shards: ShardStore,
     draft: MakeDrafter | None = None,
+    same_tokens: bool | None = None,
 ) -> tuple[Engine, Path, Callable[[], None]]:
     """As `loading.load_engine`, for a model that this device and those of the assembly compute together.
 
-    own_rate: what this device computes, as `Ability.rate` of the others; shards: where this device's shards are kept.
+    own_rate: what this device computes, as `Ability.rate` of the others; shards: where this device's shards are kept;
+    same_tokens: as `Whole.in_units`.
     UsageError for a prompt backend: each device computes its part of a prompt with its kernels.
     """
     if options.prefill not in ("auto", "kernels"):
@@ -117,7 +119,7 @@ def load_clustered(
             prefetch=options.prefetch,
         )
         own = Ability(own_rate, max(0, budget - kv_bytes(spec, n_context, kv=kv)))
-        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes)
+        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens)
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)
         stack.callback(decoder.pages.ledger.release_all)

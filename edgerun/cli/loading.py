@@ -32,14 +32,17 @@ class ClusterChoice:
 
     allreduce: str
     wire: str
+    same_tokens: bool | None
 
     @classmethod
-    def of(cls, wanted: bool, allreduce: str | None, wire: str | None) -> ClusterChoice | None:
+    def of(
+        cls, wanted: bool, allreduce: str | None, wire: str | None, same_tokens: bool | None
+    ) -> ClusterChoice | None:
         """By the options of `cluster_options`; None for this device alone. UsageError for options without --cluster."""
         if wanted:
-            return cls(allreduce or "auto", wire or "f32")
-        if allreduce is not None or wire is not None:
-            raise UsageError("--allreduce and --wire are for --cluster")
+            return cls(allreduce or "auto", wire or "f32", same_tokens)
+        if allreduce is not None or wire is not None or same_tokens is not None:
+            raise UsageError("--allreduce, --wire and --same-tokens are for --cluster")
         return None
 
 
@@ -54,7 +57,9 @@ def load_model(path: Path, options: Mapping[str, Any], group: ClusterChoice | No
     home = own_home()
     from edgerun.api.household import load_in_household
 
-    return load_in_household(path, home, allreduce=group.allreduce, wire=group.wire, **options)
+    return load_in_household(
+        path, home, allreduce=group.allreduce, wire=group.wire, same_tokens=group.same_tokens, **options
+    )
 
 
 def kernels_of(llm: LLM) -> Kernels:

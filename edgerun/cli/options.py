@@ -135,7 +135,13 @@ def prompt_options(function: F) -> F:
 
 
 def cluster_options(function: F) -> F:
-    """--cluster, --allreduce, --wire."""
+    """--cluster, --allreduce, --wire, --same-tokens."""
+    function = click.option(
+        "--same-tokens/--no-same-tokens",
+        "same_tokens",
+        default=None,
+        help="With --cluster: the same answers whichever devices take part.  [default: where it costs little]",
+    )(function)
     function = click.option(
         "--wire",
         type=click.Choice(["f32", "f16", "q8"]),

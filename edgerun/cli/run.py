@@ -74,6 +74,7 @@ def command(
     cluster: bool,
     allreduce: str | None,
     wire: str | None,
+    same_tokens: bool | None,
     trace_path: Path | None,
     stats: bool,
     as_json: bool,
@@ -92,7 +93,7 @@ def command(
     stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(loading_and_sampling)
-    group = ClusterChoice.of(cluster, allreduce, wire)
+    group = ClusterChoice.of(cluster, allreduce, wire, same_tokens)
     with ProgressBars() as bars:
         path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)

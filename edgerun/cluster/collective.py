@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.cluster.units import Folding
+
 F32 = NDArray[np.float32]
 
 HEAD = 0  # the rank that has the text
@@ -33,6 +35,10 @@ class Collective(Protocol):
 
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' `x` (of one shape, C-contiguous) in its place."""
+
+    def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
+        """out (n,) = what all ranks' partial sums make together, by the additions that `folding` says; nodes (its count
+        of this rank, n), which may be overwritten: this rank's. Exactly, whatever the wire."""
 
     def broadcast(self, x: F32) -> None:
         """Put the head's `x` (of one shape, C-contiguous) in place of all others'."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
 from edgerun.cluster.collective import F32, Collective
@@ -13,7 +13,7 @@ from edgerun.events import SpanSink
 from edgerun.kv import PagePool
 from edgerun.models.places import Pass
 from edgerun.models.reductions import reductions
-from edgerun.models.spec import ModelSpec
+from edgerun.models.spec import ModelSpec, Units
 from edgerun.weights import WeightStore
 
 _TELL_S = 0.5
@@ -22,7 +22,7 @@ _TELL_S = 0.5
 class Conductor:
     """`models.ranks.HeadRanks` over a collective. `follow` its decoder's pages before the first pass.
 
-    store: this rank's; worked: told twice a second what all ranks did since, in their order."""
+    store, edges: as of `Lockstep`; worked: told twice a second what all ranks did since, in their order."""
 
     def __init__(
         self,
@@ -30,10 +30,11 @@ class Conductor:
         spec: ModelSpec,
         store: WeightStore,
         worked: Callable[[Sequence[RankTimes]], None],
+        edges: Iterable[tuple[int, ...]] = (),
     ) -> None:
         self._collective = collective
         self._spec = spec
-        self.lockstep = Lockstep(collective, spec.vocab_size, store)
+        self.lockstep = Lockstep(collective, spec.vocab_size, store, edges)
         self._worked = worked
         self._since: list[RankTimes] = []
         self._told = monotonic()
@@ -55,6 +56,10 @@ class Conductor:
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`."""
         self.lockstep.all_reduce(x)
+
+    def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
+        """As `Ranks.add_units`."""
+        self.lockstep.add_units(parts, units, out)
 
     def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
         """As `HeadRanks.run`."""

@@ -3,7 +3,7 @@ else is read, of one cut by columns its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.models.shapes import known_tensors
-from edgerun.models.share import LayerShare, Share, kv_heads_of, spec_of_share
-from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.models.share import LayerShare, Share, kv_heads_of, spec_of_share, units_of
+from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 U8 = NDArray[np.uint8]
@@ -26,19 +26,33 @@ _ROWS_AT_ONCE_BYTES = 8 << 20
 @dataclass(frozen=True)
 class Cut:
     """A tensor of a shard, called `name` there: of each of `matrices` (experts; one for a matrix or a vector) the
-    `rows`, range after range, and of these `cols`. A vector's numbers are its columns."""
+    `rows`, range after range, and of these `cols`. A vector's numbers are its columns.
+
+    stacked: ranges of columns that lie one below the other, not side by side: all rows of the first, then of the next.
+    slices: what the rows of each matrix are divided into, each a matrix of its own."""
 
     name: str
     info: TensorInfo
     matrices: range
     rows: tuple[range, ...]
     cols: tuple[range, ...]
+    stacked: bool = False
+    slices: int = 1
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """As the shard has it."""
         rows, cols = (sum(map(len, each)) for each in (self.rows, self.cols))
-        return {1: (cols,), 2: (rows, cols), 3: (len(self.matrices), rows, cols)}[len(self.info.shape)]
+        turns, matrices = len(self._turns), len(self.matrices) * self.slices
+        cols //= turns
+        if len(self.info.shape) == 3:
+            return matrices * turns, rows // self.slices, cols
+        return (rows * turns, cols) if len(self.info.shape) == 2 else (cols,)
+
+    @cached_property
+    def _turns(self) -> list[tuple[range, ...]]:
+        """Columns that lie side by side in the shard, turn after turn."""
+        return [(cols,) for cols in self.cols] if self.stacked and self.cols else [self.cols]
 
     @cached_property
     def row_bytes(self) -> int:
@@ -51,28 +65,28 @@ class Cut:
         return self.row_bytes * prod(self.shape[:-1])
 
     @cached_property
-    def _runs(self) -> list[tuple[int, int]]:
-        """(first row in the file, how many) of rows that follow each other in the shard."""
-        height = prod(self.info.shape[1:-1]) if len(self.info.shape) == 3 else 0
-        return [(m * height + rows.start, len(rows)) for m in self.matrices for rows in self.rows]
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """(turn, first row in the file, how many) of rows that follow each other in the shard."""
+        height, turns = prod(self.info.shape[1:-1]) if len(self.info.shape) == 3 else 0, range(len(self._turns))
+        return [(t, m * height + rows.start, len(rows)) for m in self.matrices for t in turns for rows in self.rows]
 
     def pieces(self, gguf: GgufFile, first_byte: int = 0) -> Iterator[U8]:
         """The stored bytes from `first_byte` on, flat."""
         skip, step = first_byte, max(1, _ROWS_AT_ONCE_BYTES // self.info.row_bytes)
-        columns = self._column_bytes()
-        for start, count in self._runs:
+        columns_of = [self._column_bytes(turn) for turn in self._turns]
+        for turn, start, count in self._runs:
             whole = min(count, skip // self.row_bytes)
             skip -= whole * self.row_bytes
             for low in range(start + whole, start + count, step):
                 rows = gguf.rows(self.info.name, low, min(low + step, start + count))
-                mine = np.concatenate([rows[:, part] for part in columns], axis=1).reshape(-1)
+                mine = np.concatenate([rows[:, part] for part in columns_of[turn]], axis=1).reshape(-1)
                 yield mine[skip:]
                 skip = 0
 
-    def _column_bytes(self) -> list[slice]:
+    def _column_bytes(self, turn: Sequence[range]) -> list[slice]:
         """Of each range of columns, in a row of the file. UnsupportedError where it would cut a block."""
         type_, found = self.info.type, []
-        for cols in self.cols:
+        for cols in turn:
             if cols.start % type_.block_size or len(cols) % type_.block_size:
                 raise UnsupportedError(f"{self.info.name}: columns {cols.start} to {cols.stop} are no whole blocks")
             low = cols.start // type_.block_size * type_.block_bytes
@@ -96,6 +110,8 @@ def cuts_of(spec: ModelSpec, share: Share) -> list[Cut]:
         elif name in parts:
             layer, part = parts[name]
             cut = _of_layer(cut, part, spec, spec.layers[layer], share.layers[layer])
+            if share.units:
+                cut = _in_units(cut, part, units_of(spec.layers[layer], share.layers[layer], share.units[layer]))
         if cut.shape != shape:
             raise UnsupportedError(f"{name}: it is not known how this tensor is divided among devices")
         found.append(cut)
@@ -156,6 +172,18 @@ def _of_layer(cut: Cut, part: str, spec: ModelSpec, numbers: LayerNumbers, share
     if name in taken and kind != "bias":
         return replace(cut, cols=taken[name])
     return cut
+
+
+def _in_units(cut: Cut, part: str, units: LayerUnits) -> Cut:
+    """The same with the columns of each unit apart."""
+    base, _, kind = part.partition(".")
+    if kind or not (held := len((units.mixer if base == "attn_output" else units.feed_forward).held)):
+        return cut
+    if base in ("attn_output", "ffn_down", "ffn_down_shexp", "ffn_down_exps"):
+        (cols,) = cut.cols
+        unit = len(cols) // held
+        return replace(cut, cols=tuple(cols[low : low + unit] for low in range(0, len(cols), unit)), stacked=True)
+    return replace(cut, slices=held) if base in ("ffn_gate_exps", "ffn_up_exps") else cut
 
 
 def _fused(numbers: LayerNumbers, queries: range, keys: list[range], values: list[range]) -> tuple[range, ...]:

@@ -12,32 +12,37 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import msgspec
 import numpy as np
 
 from edgerun.cluster.assembly import Assembly
+from edgerun.cluster.collective import Collective
 from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.cuts import cuts_of
+from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.own_thread import OwnThread
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import Ability, divide, solve
+from edgerun.cluster.shares import Ability, all_edges, divide, solve
 from edgerun.cluster.slow import Judge
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of
-from edgerun.errors import LostPeerError, PagesLostError
+from edgerun.errors import LostPeerError, PagesLostError, UnsupportedError
 from edgerun.events import EventSink, Notice, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
 from edgerun.kv import KvLedger
 from edgerun.models import Batch, Decoder
 from edgerun.models.holdings import kv_groups
+from edgerun.models.share import Share
 from edgerun.models.spec import ModelSpec
 
 _MOST_TRIES = 64  # to form a group while devices go
+_CHEAP = 1.15  # times the largest share that units may make it
 _IDLE_S = 0.5  # after a step the head is still taken to be at work
 
 
@@ -58,7 +63,8 @@ class Formed:
 @dataclass(frozen=True)
 class Whole:
     """The model that is divided. own: what the head itself can do; shards: where its shards' files are kept; options:
-    of all ranks, memory_bytes: of the head's process, None: what it may have."""
+    of all ranks, memory_bytes: of the head's process, None: what it may have. in_units: whether sums are made so that
+    tokens are the same whoever takes part (`units.py`); None: as the first group finds it cheap."""
 
     gguf: GgufFile
     spec: ModelSpec
@@ -67,6 +73,7 @@ class Whole:
     open_with: OpenShard
     options: RankOptions
     memory_bytes: int | None = None
+    in_units: bool | None = None
 
     @property
     def own_options(self) -> RankOptions:
@@ -74,14 +81,18 @@ class Whole:
         return msgspec.structs.replace(self.options, memory_bytes=self.memory_bytes)
 
 
-def form(model: Whole, assembly: Assembly, events: EventSink) -> Formed:
-    """A group of this device and all that are there."""
+def form(model: Whole, assembly: Assembly, events: EventSink) -> tuple[Whole, Formed]:
+    """A group of this device and all that are there; and the model, for which it is decided then whether sums are made
+    of units."""
     for _ in range(_MOST_TRIES):
         others = assembly.abilities()
         if not others:
-            return _alone(model, events)
+            return model, _alone(model, events)
+        if model.in_units is None:
+            parts = parts_of(model.spec, [model.own, *others])
+            model = replace(model, in_units=are_units_cheap(model.spec, parts))
         try:
-            return _divided(model, others, assembly, events)
+            return model, _divided(model, others, assembly, events)
         except LostPeerError as error:
             events(Notice(f"the model is divided anew: {error}"))
             assembly.end()
@@ -94,37 +105,65 @@ def parts_of(spec: ModelSpec, abilities: Sequence[Ability]) -> tuple[float, ...]
     return solve(abilities, weights_bytes)
 
 
-def sources_of(model: Whole, others: Sequence[Ability]) -> list[ShardSource]:
-    """The shards of this device and the others, rank by rank."""
-    spec = model.spec
-    shares = divide(spec, spec.tensors, parts_of(spec, [model.own, *others]))
-    return [ShardSource(model.gguf, spec, share) for share in shares]
+def are_units_cheap(spec: ModelSpec, parts: Sequence[float]) -> bool:
+    """Whether a model can be divided in units, and without making any rank's share much larger."""
+    try:
+        in_units, fine = (_largest(spec, parts, units) for units in (True, False))
+    except UnsupportedError:
+        return False
+    return in_units <= _CHEAP * fine
+
+
+def _largest(spec: ModelSpec, parts: Sequence[float], in_units: bool) -> float:
+    """Bytes of weights of the rank that has most for what is due to it, for each part that is due."""
+    shares = divide(spec, spec.tensors, parts, in_units=in_units)
+    return max(
+        sum(cut.n_bytes for cut in cuts_of(spec, share)) / part
+        for share, part in zip(shares, parts, strict=True)
+        if part > 0
+    )
+
+
+def shares_of(model: Whole, others: Sequence[Ability]) -> tuple[Share, ...]:
+    """Of this device and the others, rank by rank."""
+    parts = parts_of(model.spec, [model.own, *others])
+    return divide(model.spec, model.spec.tensors, parts, in_units=model.in_units is True)
+
+
+def sources_of(model: Whole, shares: Sequence[Share]) -> list[ShardSource]:
+    """The shards of these."""
+    return [ShardSource(model.gguf, model.spec, share) for share in shares]
 
 
 def _alone(model: Whole, events: EventSink) -> Formed:
+    """With units the head is a group of one, which sums up as any other."""
+    if model.in_units:
+        return _divided(model, (), _Nobody(), events)
     with ExitStack() as stack:
         opened = stack.enter_context(model.open_with(model.gguf, model.spec, model.own_options, events))
         return Formed(model.spec, opened, None, opened.store.wave_tokens, stack.pop_all().close)
 
 
-def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events: EventSink) -> Formed:
-    sources = sources_of(model, others)
+def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobody, events: EventSink) -> Formed:
+    parts, shares = parts_of(model.spec, [model.own, *others]), shares_of(model, others)
+    sources, edges = sources_of(model, shares), all_edges(shares[0], parts)
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
         own = threads.submit(model.shards.own, sources[0])
         stack.callback(assembly.end)
-        collective = assembly.begin(sources[1:], msgspec.msgpack.encode(model.options))
+        options = msgspec.structs.replace(model.options, edges=edges)
+        collective = assembly.begin(sources[1:], msgspec.msgpack.encode(options))
         stack.callback(collective.close)
         gguf, shard = open_shard(own.result())
         stack.enter_context(gguf)
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
-        judge = Judge(parts_of(model.spec, [model.own, *others]))
+        judge = Judge(parts)
 
         def worked(times: Sequence[RankTimes]) -> None:
             assembly.worked(times)
             judge.hear(times)
 
-        conductor = Conductor(collective, shard, opened.store, worked)
+        conductor = Conductor(collective, shard, opened.store, worked, edges)
         limits = collective.gather(limits_of(shard, opened))
         if any(each.shape != limits[0].shape or not np.isfinite(each).all() for each in limits):
             raise LostPeerError("a rank does not say what it can do")
@@ -134,7 +173,23 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly, events
             limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
         wave_tokens = min(waves, default=0)
-        return Formed(shard, opened, conductor, wave_tokens, stack.pop_all().close, tuple(others), judge)
+        return Formed(
+            shard, opened, conductor, wave_tokens, stack.pop_all().close, tuple(others), judge if others else None
+        )
+
+
+class _Nobody:
+    """What a head that is alone begins a group of."""
+
+    def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
+        (alone,) = local_group(1)
+        return alone
+
+    def end(self) -> None:
+        return
+
+    def worked(self, times: Sequence[RankTimes]) -> None:
+        return
 
 
 class GroupDecoder(Decoder):
@@ -142,13 +197,13 @@ class GroupDecoder(Decoder):
     leave in the middle of a message. Close it."""
 
     def __init__(self, model: Whole, assembly: Assembly, events: EventSink) -> None:
-        self._model = model
         self._assembly = assembly
         self._events = events
         self._formed: Formed | None
         self._thread = OwnThread("the group's head")
         self._worked_s = monotonic()
-        formed = self._formed = form(model, assembly, events)
+        self._model, formed = form(model, assembly, events)
+        self._formed = formed
         opened = formed.opened
         super().__init__(
             formed.spec,
@@ -231,7 +286,8 @@ class GroupDecoder(Decoder):
         formed, self._formed = self._formed, None
         if formed is not None:
             formed.close()
-        formed = self._formed = form(self._model, self._assembly, self._events)
+        self._model, formed = form(self._model, self._assembly, self._events)
+        self._formed = formed
         opened, spec = formed.opened, formed.spec
         self.pages.ledger.limit_bytes = opened.kv_limit_bytes
         self.pages.lay_out(kv_groups(spec, opened.kv))
@@ -248,13 +304,14 @@ class GroupDecoder(Decoder):
             self.pages.copied = None
             return
         formed.conductor.follow(self.pages)
-        if len(formed.others) > 1:  # a group of two, without the other, is this device and needs no shard
+        # A group of two, without the other, is this device, which needs no shard unless sums are made of units.
+        if len(formed.others) > 1 or (formed.others and self._model.in_units):
             self._assembly.prepare(lambda lost, pace: self._cut_without(formed, lost, pace), self._is_busy)
 
     def _cut_without(self, formed: Formed, lost: int, pace: Callable[[], None]) -> list[ShardSource]:
         """See `CutWithout`."""
         left = [each for place, each in enumerate(formed.others) if place != lost]
-        sources = sources_of(self._model, left)
+        sources = sources_of(self._model, shares_of(self._model, left))
         self._model.shards.own(sources[0], spare=True, pace=pace)
         return sources[1:]
 

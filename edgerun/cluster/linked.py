@@ -6,21 +6,18 @@ ways (`ways.py`) and a choice of format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES
 from edgerun.cluster.peers import Peers
+from edgerun.cluster.units import Folding
+from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import BYTES
 from edgerun.cluster.wire_format import EXACT
 from edgerun.errors import LostPeerError, UsageError
 
 _F32 = np.dtype(np.float32)
 MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many rows
-
-
-Way = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
 
 
 class LinkedCollective:
@@ -47,10 +44,15 @@ class LinkedCollective:
         peers = self._peers
         peers.next_call()
         if peers.size > 1:
-            try:
-                self._way(_flat(x), peers)
-            except LostPeerError as error:  # links of a group that is over are closed by another thread: it knows why
-                raise LostPeerError(peers.is_lost() or str(error)) from error
+            self._way.all_reduce(_flat(x), peers)
+
+    def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
+        peers = self._peers
+        peers.next_call()
+        if peers.size > 1:
+            self._way.fold(nodes, folding, _flat(out), peers)
+        else:
+            out[...] = nodes[0]
 
     def broadcast(self, x: F32) -> None:
         peers, flat = self._peers, _flat(x)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.ways import WAY_NAMES, WayName, star
+from edgerun.cluster.ways import FOLDING, WAY_NAMES, WayName, star
 from edgerun.cluster.wire_format import EXACT
 
 _ROUNDS = 9
@@ -57,16 +57,17 @@ def predict_s(way: WayName, links: Links, size: int, n_bytes: int) -> float:
     return 2 * math.ceil(math.log2(size)) * (hop + wire)
 
 
-def choose_way(links: Links, size: int, n_bytes: int) -> WayName:
+def choose_way(links: Links, size: int, n_bytes: int, names: Sequence[WayName] = WAY_NAMES) -> WayName:
     """The fastest; of equal ones the first named."""
-    return min(WAY_NAMES, key=lambda way: predict_s(way, links, size, n_bytes))
+    return min(names, key=lambda way: predict_s(way, links, size, n_bytes))
 
 
 def settle(peers: Peers, numbers: int) -> tuple[WayName, Links]:
-    """All ranks together: measure the links, and agree on the way for sums of so many numbers. Half a second at most on
-    links that are worth using. LostPeerError."""
+    """All ranks together: measure the links, and agree on the star or the mesh for sums of so many numbers (the others,
+    which add in orders of their own, are for whoever names them). Half a second at most on links that are worth using.
+    LostPeerError."""
     measured = measure(peers)
-    chosen = WAY_NAMES.index(choose_way(measured, peers.size, peers.wire.n_bytes(numbers)))
+    chosen = WAY_NAMES.index(choose_way(measured, peers.size, peers.wire.n_bytes(numbers), FOLDING))
     told = np.array([chosen, measured.hop_s, measured.byte_s, measured.message_s, measured.is_duplex], np.float32)
     _tell(peers, told)
     return WAY_NAMES[int(told[0])], Links(float(told[1]), float(told[2]), float(told[3]), bool(told[4]))

@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES, Collective
+from edgerun.cluster.units import Folding
 from edgerun.errors import LostPeerError, UsageError
 
 _PATIENCE_S = 60.0  # with a rank that never comes, so that no mistake waits for ever
@@ -47,6 +48,18 @@ class LocalCollective:
             part = mine if rank == self._rank else self._receive(rank)
             total = _floats(part, x.size) if rank == 0 else total + _floats(part, x.size)
         x[...] = total.reshape(x.shape)
+
+    def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
+        self._send(nodes.tobytes(), range(self.size))
+        rows: list[F32] = []
+        for rank, count in enumerate(folding.counts):
+            if rank == self._rank:
+                rows += list(nodes)
+            else:
+                rows += list(_floats(self._receive(rank), count * out.size).reshape(count, -1).copy())
+        for into, other in folding.steps:
+            rows[into] += rows[other]
+        out[...] = rows[0]
 
     def broadcast(self, x: F32) -> None:
         if self._rank == HEAD:

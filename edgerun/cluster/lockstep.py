@@ -11,8 +11,11 @@ import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
 from edgerun.cluster.rank_times import NUMBERS, RankTimes, Stopwatch, heard
-from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, ReadError
+from edgerun.cluster.units import Folding, rank_units
+from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, ReadError
 from edgerun.events import Span, SpanSink
+from edgerun.models.reductions import Reduction
+from edgerun.models.spec import Units
 from edgerun.weights import WeightStore
 
 _MOST_TEXT_BYTES = 2000
@@ -33,8 +36,15 @@ class Lockstep:
 
     watcher: SpanSink | None = None
 
-    def __init__(self, collective: Collective, vocab_size: int, store: WeightStore) -> None:
+    def __init__(
+        self, collective: Collective, vocab_size: int, store: WeightStore, edges: Iterable[tuple[int, ...]] = ()
+    ) -> None:
+        """edges: where the units of every rank begin (`units.edges_of`), for each count of units that a layer has.
+        FormatError for such as are none of this group."""
         self.collective = collective
+        self._units = {each[-1]: rank_units(each, collective.rank) for each in map(tuple, edges)}
+        if any(len(each.folding.counts) != collective.size for each in self._units.values()):
+            raise FormatError(f"units are not dealt out among the {collective.size} devices of the group")
         self.times: list[RankTimes] = []
         self._vocab_size = vocab_size
         self._stopwatch = Stopwatch(store.statistics)
@@ -42,26 +52,39 @@ class Lockstep:
         self.reductions = 0
         self.reduced_bytes = 0
         self.waited_s = 0.0
-        self._left: deque[int] = deque()  # numbers of the reductions that are still to come in this pass
+        self._left: deque[Reduction] = deque()  # that are still to come in this pass
         self._buffers: dict[int, tuple[F32, F32, F32]] = {}
         self._long = np.empty(0, np.float32)
+        self._room = np.empty(0, np.float32)
 
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`. PassEnded when another rank cannot go on."""
         expected = self._left.popleft()
-        assert x.size == expected, f"{x.size} numbers are reduced where {expected} were expected"
-        if self._reduced(x, 0.0):
+        assert expected == (x.size, 0), f"{x.size} numbers are reduced where {expected} was expected"
+        self._end_if(self._reduced(x, 0.0))
+
+    def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
+        """As `Ranks.add_units`. PassEnded when another rank cannot go on."""
+        expected = self._left.popleft()
+        assert expected == (out.size, units.count), f"{out.size} numbers are reduced where {expected} was expected"
+        mine = self._units[units.count]
+        for into, other in mine.steps:
+            np.add(parts[into], parts[other], out=parts[into])
+        self._end_if(self._folded([parts[first] for first in mine.firsts], mine.folding, out, 0.0))
+
+    def _end_if(self, is_over: bool) -> None:
+        if is_over:
             self._left.clear()
             raise PassEnded("another device of the group cannot go on")
 
-    def run(self, sizes: Iterable[int], compute: Callable[[], F32]) -> F32 | None:
-        """A pass whose reductions sum up so many numbers each. `compute` returns this rank's logits (n, its part of the
+    def run(self, sums: Iterable[Reduction], compute: Callable[[], F32]) -> F32 | None:
+        """A pass with these reductions. `compute` returns this rank's logits (n, its part of the
         vocabulary); the head gets all ranks', (n, vocab), side by side.
 
         Raises what `compute` raises, and on the head what ended it on another rank; the others get PassEnded. Then all
         ranks are ready for the next pass. LostPeerError, an interrupt, or an error after the last reduction: the group
         is over."""
-        self._left = deque(sizes)
+        self._left = deque(sums)
         self._began = perf_counter()
         try:
             mine = compute()
@@ -75,7 +98,12 @@ class Lockstep:
             if not self._left or not isinstance(error, Exception):  # the others cannot be told: the group is over
                 self.collective.close()
                 raise
-            self._reduced(np.zeros(self._left[0], np.float32), 1.0)
+            numbers, units = self._left[0]
+            nothing = np.zeros(numbers, np.float32)
+            if units:
+                self._folded([], self._units[units].folding, nothing, 1.0)
+            else:
+                self._reduced(nothing, 1.0)
             self._left.clear()
             self._tell(f"{type(error).__name__} {error}", error)
             raise
@@ -90,15 +118,43 @@ class Lockstep:
         end[0] = ends
         began = perf_counter()
         self.collective.all_reduce(buffer)
+        self._took(began, n, buffer.nbytes)
+        flat[...] = front
+        return bool(end[0] > 0)
+
+    def _folded(self, sums: Sequence[F32], folding: Folding, out: F32, ends: float) -> bool:
+        """out becomes what the partial sums of all ranks make together, of which these are this one's; whether a rank
+        ends the pass."""
+        n, count = out.size, folding.counts[self.collective.rank]
+        nodes = self._nodes(count, n + 1)  # what follows the numbers says whether the rank ends the pass
+        for node, each in zip(nodes, sums, strict=False):
+            node[:n].reshape(out.shape)[...] = each
+        if not sums:
+            nodes[:, :n] = 0
+        nodes[:, n] = 0
+        nodes[0, n] = ends
+        buffer, front, end = self._buffers.get(n) or self._make_buffers(n)
+        began = perf_counter()
+        self.collective.fold(nodes, folding, buffer)
+        self._took(began, n, nodes.nbytes)
+        out[...] = front.reshape(out.shape)
+        return bool(end[0] > 0)
+
+    def _took(self, began: float, numbers: int, n_bytes: int) -> None:
+        """A sum of so many numbers ended now, of which this rank gave `n_bytes`."""
         ended = perf_counter()
         if self.watcher is not None:
-            self.watcher(Span("cluster", f"sum of {n} numbers", began, ended, buffer.nbytes))
+            self.watcher(Span("cluster", f"sum of {numbers} numbers", began, ended, n_bytes))
         self.waited_s += ended - began
         self._stopwatch.waited_s += ended - began
         self.reductions += 1
-        self.reduced_bytes += 4 * n + 4
-        flat[...] = front
-        return bool(end[0] > 0)
+        self.reduced_bytes += n_bytes
+
+    def _nodes(self, count: int, width: int) -> F32:
+        """(count, width), used again by the next sum."""
+        if self._room.size < count * width:
+            self._room = np.empty(count * width, np.float32)
+        return self._room[: count * width].reshape(count, width)
 
     def _make_buffers(self, n: int) -> tuple[F32, F32, F32]:
         """For n numbers and whether it ends, and views of the two. Of short arrays they are kept: a model has few

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD
+from edgerun.cluster.units import in_order
 from edgerun.cluster.wire import BYTES, Frame, IsLost, Link, exchange
 from edgerun.cluster.wire_format import WireFormat
 from edgerun.errors import LostPeerError, UsageError
@@ -29,6 +30,7 @@ class Peers:
         self.is_patient = False  # whether links wait: `Link.be_patient`
         self._frames: dict[int, Frame] = {}
         self._scratch = np.empty(0, np.float32)
+        self.in_order = in_order(size)
 
     def next_call(self) -> None:
         """The group does something together. All exchanges of it carry its number."""
@@ -44,6 +46,12 @@ class Peers:
         """A frame with the numbers of `x` (flat); there are as many buffers as slots."""
         frame = self._frames.setdefault(slot, Frame())
         wire.write(x, frame.begin(wire.code, self.call, wire.n_bytes(x.size)))
+        return frame
+
+    def make(self, count: int, wire: WireFormat, fill: Callable[[F32], None], slot: int = 0) -> Frame:
+        """A frame with so many exact numbers, which `fill` writes."""
+        frame = self._frames.setdefault(slot, Frame())
+        fill(frame.begin(wire.code, self.call, wire.n_bytes(count)).view(np.float32))
         return frame
 
     def write_again(self, rank: int) -> Frame:
@@ -85,6 +93,10 @@ class Peers:
         wire.read(self.links[rank].body, scratch)
         total += scratch
 
+    def explained(self, error: LostPeerError) -> LostPeerError:
+        """Links of a group that is over are closed by another thread, which knows why."""
+        return LostPeerError(self.is_lost() or str(error))
+
     def scratch(self, count: int) -> F32:
         if count > self._scratch.size:
             self._scratch = np.empty(count, np.float32)
@@ -96,5 +108,5 @@ class Peers:
         sending = [(self.links[rank], frame.whole) for rank, frame in sends.items()]
         try:
             exchange(sending, [self.links[rank] for rank in receives], self.is_lost)
-        except LostPeerError as error:  # links of a group that is over are closed by another thread: it knows why
-            raise LostPeerError(self.is_lost() or str(error)) from error
+        except LostPeerError as error:
+            raise self.explained(error) from error

@@ -135,7 +135,7 @@ def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Ite
     for way in _STEPS:
 
         def summed(rows: int, way: WayName = way) -> float:
-            return sum(predict_s(way, links, n, 4 * (size + 1)) for size in reductions(spec, rows))
+            return sum(predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows))
 
         wire_s = summed(1) + around
         prompt_wire_s = summed(PROMPT_TOKENS) + around + 4 * PROMPT_TOKENS * spec.d_model * links.byte_s

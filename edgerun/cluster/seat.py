@@ -22,7 +22,7 @@ from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.links import Links, settle
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.roster import Roster
-from edgerun.cluster.ways import way_of
+from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import Link
 from edgerun.cluster.wire_format import wire_format
 from edgerun.errors import EdgerunError, LostPeerError, NetworkError
@@ -95,7 +95,7 @@ class Seat:
         if way == "auto":
             way, self.links = settle(peers, begin.numbers)
         self.way = way
-        return LinkedCollective(peers, way_of(way))
+        return LinkedCollective(peers, Way(way))
 
     def end(self, why: str) -> None:
         """Whoever waits in the group stops waiting. Harmless when repeated."""

@@ -29,7 +29,7 @@ from edgerun.weights.identity import file_stamp
 
 U8 = NDArray[np.uint8]
 
-_VERSION = 1
+_VERSION = 2
 _PREFIX = "edgerun.shard"
 _RANGES = ("heads", "ff", "experts", "shared")  # of `LayerShare`
 
@@ -127,6 +127,8 @@ def _header(gguf: GgufFile, spec: ModelSpec, share: Share, cuts: list[Cut]) -> b
     for name in _RANGES:
         each: list[range] = [getattr(layer, name) for layer in share.layers]
         writer.add(f"{_PREFIX}.{name}", _edges(each), ValueKind.INT32)
+    if share.units:
+        writer.add(f"{_PREFIX}.units", np.array(share.units, np.int32).reshape(-1), ValueKind.INT32)
     for cut in cuts:
         writer.add_tensor(cut.name, lambda: np.empty(0, np.uint8), cut.info.type, cut.shape)
     return writer.header()
@@ -149,7 +151,16 @@ def _read_share(metadata: Metadata, whole: ModelSpec, path: Path) -> Share:
     if not len(vocabulary):
         raise FormatError(f"{path}: a shard without a row of the vocabulary")
     shares = tuple(LayerShare(*(each[layer] for each in found)) for layer in range(layers))
-    return Share(shares, vocabulary, metadata.get(f"{_PREFIX}.text") is True)
+    return Share(shares, vocabulary, metadata.get(f"{_PREFIX}.text") is True, _read_units(metadata, layers, path))
+
+
+def _read_units(metadata: Metadata, layers: int, path: Path) -> tuple[tuple[int, int], ...]:
+    value = metadata.get(f"{_PREFIX}.units")
+    if value is None:
+        return ()
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or len(value) != 2 * layers:
+        raise FormatError(f"{path}: {_PREFIX}.units is not two numbers for each of {layers} layers")
+    return tuple((mixer, feed_forward) for mixer, feed_forward in value.reshape(-1, 2).tolist())
 
 
 def _read_ranges(metadata: Metadata, name: str, most: list[int], path: Path) -> list[range]:

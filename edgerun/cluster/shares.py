@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import gcd, lcm
 
+from edgerun.cluster.units import edges_of
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import TensorInfo
 from edgerun.models.blocks.attention import Attention
@@ -23,6 +24,7 @@ from edgerun.weights.catalog import tensor_name
 MOST_RANKS = 64
 _COLUMNS = 32  # of a feed-forward at least, where blocks are smaller: less is not worth a launch
 _VOCABULARY_ROWS = 16
+_UNITS, _MOST_UNITS = 8, 64  # of a sum: the first divides evenly among 2, 4 and 8 devices
 _UNEVEN = 1.3  # times its due that a rank may compute before whole experts are dealt out instead of slices
 
 
@@ -62,21 +64,99 @@ def solve(abilities: Sequence[Ability], weights_bytes: int) -> tuple[float, ...]
     return tuple(mine / sum(part) for mine in part)
 
 
-def divide(spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[float]) -> tuple[Share, ...]:
-    """The model's shares by rank, near `parts` of everything. The head, rank 0, has the text.
+def divide(
+    spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[float], *, in_units: bool = False
+) -> tuple[Share, ...]:
+    """The model's shares by rank, near `parts` of everything. The head, rank 0, has the text. in_units: so that sums
+    are the same with any other parts (`units.py`).
 
-    UnsupportedError for a model with layers that cannot be divided."""
+    UnsupportedError for a model with layers that cannot be divided, or not in units."""
     if not 1 <= len(parts) <= MOST_RANKS or min(parts) < 0 or sum(parts) <= 0:
         raise UsageError(f"a group has 1 to {MOST_RANKS} ranks, whose parts are not negative; got {list(parts)}")
     if any(not isinstance(layer.mixer, Attention) or layer.mixer.has_more or layer.closing for layer in plan_of(spec)):
         raise UnsupportedError(f"a {spec.architecture} has layers that several devices cannot divide yet")
     check_dividable(spec)
     n = len(parts)
-    grains = _Grains(spec, tensors, parts)
-    layers = [grains.layer(layer) for layer in range(spec.n_layers)]
+    units: tuple[tuple[int, int], ...] = ()
+    if in_units:
+        units = unit_counts(spec, tensors)
+        layers = [_by_units(each, counts, parts) for each, counts in zip(spec.layers, units, strict=True)]
+    else:
+        grains = _Grains(spec, tensors, parts)
+        layers = [grains.layer(layer) for layer in range(spec.n_layers)]
     rows = _VOCABULARY_ROWS if spec.vocab_size >= _VOCABULARY_ROWS * n else 1
     vocabulary = ranges(spec.vocab_size, rows, parts, least=1)
-    return tuple(Share(tuple(each[rank] for each in layers), vocabulary[rank], text=rank == 0) for rank in range(n))
+    return tuple(Share(tuple(each[rank] for each in layers), vocabulary[rank], rank == 0, units) for rank in range(n))
+
+
+def unit_counts(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], ...]:
+    """Into how many units the heads and the columns of the feed-forward of each layer are cut: `_UNITS`, or the next
+    number above, or else below, that leaves blocks of weights whole. UnsupportedError where that cannot be."""
+    if spec.sparse:
+        raise UnsupportedError(f"{spec.architecture}: sums over single neurons are not made of units")
+    found = []
+    for layer, numbers in enumerate(spec.layers):
+
+        def block(part: str, layer: int = layer) -> int:
+            return tensors[tensor_name(layer, part)].type.block_size
+
+        group = numbers.n_heads // numbers.n_kv_heads
+        least = block("attn_output") // gcd(block("attn_output"), numbers.head_dim_v)
+        shared_keys = spec.family.qk_norm != "full"  # else a norm over all keys would count some twice
+        heads = [
+            each
+            for each in _divisors(numbers.n_heads)
+            if each % least == 0 and (each % group == 0 or (shared_keys and group % each == 0))
+        ]
+        cut = (
+            [(numbers.d_ff_expert, block("ffn_down_exps"))]
+            if numbers.n_experts
+            else [(numbers.d_ff, block("ffn_down"))]
+        )
+        cut += [(numbers.d_ff_shared, block("ffn_down_shexp"))] if numbers.d_ff_shared else []
+        columns = [{size // each for each in _divisors(size) if each % _columns(size, of) == 0} for size, of in cut]
+        found.append(
+            (_unit_count({numbers.n_heads // each for each in heads}), _unit_count(set.intersection(*columns)))
+        )
+    return tuple(found)
+
+
+def all_edges(share: Share, parts: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    """Where the units of every rank begin, for each count of units that a layer of a share of a model so divided has;
+    none where sums are not made of units."""
+    counts = sorted({count for layer in share.units for count in layer})
+    return tuple(edges_of(count, parts) for count in counts)
+
+
+def _unit_count(possible: set[int]) -> int:
+    enough = [count for count in possible if _UNITS <= count <= _MOST_UNITS]
+    if enough:
+        return min(enough)
+    fewer = [count for count in possible if count < _UNITS]
+    if not fewer:
+        raise UnsupportedError("the blocks of its weights are too wide to be summed in units")
+    return max(fewer)
+
+
+def _by_units(numbers: LayerNumbers, counts: tuple[int, int], parts: Sequence[float]) -> list[LayerShare]:
+    """Of every rank whole units of a layer."""
+    mixer, feed_forward = (edges_of(count, parts) for count in counts)
+
+    def dealt(size: int, edges: Sequence[int]) -> list[range]:
+        unit = size // edges[-1]
+        return [range(low * unit, high * unit) for low, high in pairwise(edges)]
+
+    heads = dealt(numbers.n_heads, mixer)
+    if not numbers.n_experts:
+        return [LayerShare(*each) for each in zip(heads, dealt(numbers.d_ff, feed_forward), strict=True)]
+    columns = dealt(numbers.d_ff_expert, feed_forward)
+    experts = [range(numbers.n_experts) if each else range(0) for each in columns]
+    shared = dealt(numbers.d_ff_shared, feed_forward) if numbers.d_ff_shared else [range(0)] * len(parts)
+    return [LayerShare(*each) for each in zip(heads, columns, experts, shared, strict=True)]
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
 
 
 def ranges(size: int, grain: int, parts: Sequence[float], least: int = 0) -> list[range]:

@@ -10,14 +10,16 @@ the others' there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
+from edgerun.cluster.units import Folding, in_order
 from edgerun.cluster.wire import CALL_AT, HEADER, MAGIC, VERSION, Link
-from edgerun.cluster.wire_format import U8
+from edgerun.cluster.wire_format import U8, WireFormat
+from edgerun.errors import LostPeerError
 
 MOST_BYTES = 16_000  # of a body: with its header it is one record of TLS
 
@@ -25,58 +27,97 @@ _CALL = struct.Struct("<I")
 
 
 class Short:
-    """One rank's buffers for sums of `count` numbers, and the two ways that are worth it: what `ways.star` and
-    `ways.mesh` do with longer arrays, to the same bits. They change x (count,), flat and contiguous, in place."""
+    """One rank's buffers for sums of `count` numbers, by the star or the mesh: what `ways` and `folds` do with longer
+    arrays, to the same bits. folding: what is added to what, of how many partial sums of each rank."""
 
-    def __init__(self, peers: Peers, count: int, partners: Sequence[int]) -> None:
-        """partners: ranks that this one sends to and receives from."""
-        self._peers = peers
-        self._wire = wire = peers.wire
-        n_bytes = wire.n_bytes(count)
-        self._size = size = HEADER.size + n_bytes
-        frames = np.empty((peers.size, -(-size // 64) * 64), np.uint8)[:, :size]  # all ranks', one below the other
-        HEADER.pack_into(frames[peers.rank].data, 0, MAGIC, VERSION, wire.code, n_bytes, 0)
-        self._body = frames[peers.rank, HEADER.size :]
-        self._frame = frames[peers.rank].data
-        self._header = self._frame[: HEADER.size]  # what the others' frames begin with, too: all are at the same call
+    def __init__(
+        self, peers: Peers, count: int, folding: Folding, wire: WireFormat, way: Literal["star", "mesh"]
+    ) -> None:
+        self._peers, self._wire = peers, wire
+        self._is_head, self._is_star = peers.rank == HEAD, way == "star"
+        sizes = [wire.n_bytes(each * count) for each in folding.counts]
+        frames = np.empty((peers.size, -(-(HEADER.size + max(sizes)) // 64) * 64), np.uint8)  # one below the other
+        self._frame, self._body = _begun(frames[peers.rank], wire, sizes[peers.rank])
+        # (ranks, numbers) f32: what all of them sent, as it is read. Of exact numbers these are the frames themselves.
+        numbers = np.empty((peers.size, max(folding.counts) * count), np.float32)
+        if wire.is_exact:
+            numbers = frames[:, HEADER.size : HEADER.size + max(sizes)].view(np.float32)
+        self._numbers = numbers
+        self._mine = numbers[peers.rank, : folding.counts[peers.rank] * count]
+        each_of = zip(numbers, folding.counts, strict=True)
+        self._rows = [row for each, nodes in each_of for row in each[: nodes * count].reshape(nodes, count)]
+        self._steps = folding.steps
+        self._is_plain = folding == in_order(peers.size)
         # Each rank begins with the one after it: no cable has all frames at once.
+        partners = [HEAD] if self._is_star and not self._is_head else peers.others
         turn = sorted(partners, key=lambda rank: (rank - peers.rank) % peers.size)
         self._sends = [(peers.links[rank], peers.links[rank].write) for rank in turn]
-        # (ranks, count) f32: what all of them sent, as it is read. Of exact numbers these are the frames themselves.
-        self._numbers = (
-            frames[:, HEADER.size :].view(np.float32) if wire.is_exact else np.empty((peers.size, count), np.float32)
-        )
-        self._inboxes = [_Inbox(peers.links[rank], frames[rank], self._numbers[rank]) for rank in partners]
+        self._headers = {sizes[peers.rank]: self._frame[: HEADER.size]}  # what frames of each size begin with
+        down = np.empty(HEADER.size + wire.n_bytes(count), np.uint8)  # what a star's head hands out
+        self._down_frame, self._down_body = _begun(down, wire, down.size - HEADER.size)
+        self._down = np.empty(count, np.float32)
+        if self._is_star and not self._is_head:
+            self._inboxes = [self._inbox(HEAD, down, self._down_body.size, self._down)]
+        else:
+            self._inboxes = [self._inbox(rank, frames[rank], sizes[rank], numbers[rank]) for rank in partners]
+        self._expected = list(self._headers.values())
 
-    def mesh(self, x: F32) -> None:
-        """Everybody to everybody; added in the order of ranks."""
-        self._send(x)
-        if not self._wire.is_exact:
-            self._wire.read(self._body, self._numbers[self._peers.rank])
-        self._receive()
-        np.add.reduce(self._numbers, axis=0, out=x)  # row after row
+    def __call__(self, nodes: F32, out: F32) -> None:
+        """out (count,) = the sum. nodes: this rank's partial sums, one after the other; `out` may be the same."""
+        try:
+            self._sum(nodes, out)
+        except LostPeerError as error:
+            raise self._peers.explained(error) from error
 
-    def star(self, x: F32) -> None:
-        """By way of the head, which adds in the same order."""
-        if self._peers.rank != HEAD:
-            self._send(x)
-            self._receive()
-            x[...] = self._numbers[HEAD]
-            return
-        _CALL.pack_into(self._frame, CALL_AT, self._peers.call & 0xFFFFFFFF)  # what is expected
-        self._receive()
-        for each in self._numbers[1:]:
-            np.add(x, each, x)
-        self._send(x)
-        if not self._wire.is_exact:
-            self._wire.read(self._body, x)
-
-    def _send(self, x: F32) -> None:
-        frame, size = self._frame, self._size
-        _CALL.pack_into(frame, CALL_AT, self._peers.call & 0xFFFFFFFF)
-        self._wire.write(x, self._body)
+    def _sum(self, nodes: F32, out: F32) -> None:
+        call = self._peers.call & 0xFFFFFFFF
+        for header in self._expected:  # all are at the same call
+            _CALL.pack_into(header, CALL_AT, call)
         if not self._peers.is_patient:
             self._peers.be_patient(True)
+        if not self._is_star:
+            self._wire.write(nodes, self._body)
+            self._send(self._frame)
+            if not self._wire.is_exact:
+                self._wire.read(self._body, self._mine)
+            self._receive()
+            self._add(out)
+        elif self._is_head:
+            self._receive()
+            self._mine[...] = nodes
+            self._add(out)
+            _CALL.pack_into(self._down_frame, CALL_AT, call)
+            self._wire.write(out, self._down_body)
+            self._send(self._down_frame)
+            if not self._wire.is_exact:
+                self._wire.read(self._down_body, out)
+        else:
+            self._wire.write(nodes, self._body)
+            self._send(self._frame)
+            self._receive()
+            if self._wire.is_exact:
+                self._wire.read(self._down_body, out)
+            else:
+                out[...] = self._down
+
+    def _add(self, out: F32) -> None:
+        if self._is_plain:
+            np.add.reduce(self._numbers, axis=0, out=out)  # row after row
+            return
+        rows = self._rows
+        for into, other in self._steps:
+            np.add(rows[into], rows[other], rows[into])
+        out[...] = rows[0]
+
+    def _inbox(self, rank: int, buffer: U8, n_bytes: int, numbers: F32) -> _Inbox:
+        frame = buffer[: HEADER.size + n_bytes]
+        header = self._headers.get(n_bytes)
+        if header is None:
+            header = self._headers[n_bytes] = _begun(np.empty(HEADER.size, np.uint8), self._wire, n_bytes)[0]
+        return _Inbox(self._peers.links[rank], frame, header, numbers)
+
+    def _send(self, frame: memoryview) -> None:
+        size = len(frame)
         for link, write in self._sends:
             if link.is_closed:
                 link.check_open()
@@ -89,11 +130,9 @@ class Short:
                 link.put(frame[sent:], self._peers.is_lost)
 
     def _receive(self) -> None:
-        size, header, exact = self._size, self._header, self._wire.is_exact
-        if not self._peers.is_patient:
-            self._peers.be_patient(True)
+        exact = self._wire.is_exact
         for inbox in self._inboxes:
-            link = inbox.link
+            link, size = inbox.link, inbox.size
             if link.is_closed:
                 link.check_open()
             try:
@@ -102,20 +141,28 @@ class Short:
                 got = link.held_up(error, self._peers.is_lost)
             else:
                 link.check_alive(got)
-            if got != size or inbox.header != header:
-                link.take(inbox.view, header, got, self._peers.is_lost)
+            if got != size or inbox.header != inbox.expected:
+                link.take(inbox.view, inbox.expected, got, self._peers.is_lost)
             link.received_bytes += size
             if not exact:
                 self._wire.read(inbox.body, inbox.numbers)
 
 
 class _Inbox:
-    """Where a peer's frames arrive, and their numbers."""
+    """Where a peer's frames arrive, what they begin with, and their numbers."""
 
-    def __init__(self, link: Link, frame: U8, numbers: F32) -> None:
+    def __init__(self, link: Link, frame: U8, expected: memoryview, numbers: F32) -> None:
         self.link = link
         self.read = link.read
+        self.size = frame.size
         self.view = frame.data
         self.header = self.view[: HEADER.size]
+        self.expected = expected
         self.body = frame[HEADER.size :]
         self.numbers = numbers
+
+
+def _begun(buffer: U8, wire: WireFormat, n_bytes: int) -> tuple[memoryview, U8]:
+    """A frame of so many bytes at the buffer's start, and its body."""
+    HEADER.pack_into(buffer.data, 0, MAGIC, VERSION, wire.code, n_bytes, 0)
+    return buffer[: HEADER.size + n_bytes].data, buffer[HEADER.size : HEADER.size + n_bytes]

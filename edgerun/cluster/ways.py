@@ -15,15 +15,18 @@ from collections.abc import Callable
 from typing import Literal
 
 from edgerun.cluster.collective import F32, HEAD
+from edgerun.cluster.folds import fold_by_mesh, fold_by_star, parts_of
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.short import MOST_BYTES, Short
+from edgerun.cluster.units import Folding
 from edgerun.cluster.wire import Frame
-from edgerun.cluster.wire_format import BLOCK
+from edgerun.cluster.wire_format import EXACT, WireFormat
 from edgerun.errors import UsageError
 
 WayName = Literal["star", "mesh", "ring", "tree"]
 
-Way = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
+_Long = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
+_LongFold = Callable[[F32, Folding, F32, Peers], None]  # as `Way.fold`
 
 ONE_SHOT_NUMBERS = 1 << 14  # up to here a mesh sends everything to everybody: latency counts, not bytes
 
@@ -58,7 +61,7 @@ def ring(x: F32, peers: Peers) -> None:
     """Each part goes round once to be summed and once to be known."""
     size, rank, wire = peers.size, peers.rank, peers.wire
     onward, back = (rank + 1) % size, (rank - 1) % size
-    parts = _parts(x, size)
+    parts = parts_of(x, size)
     for step in range(size - 1):
         out, into = parts[(rank - step) % size], parts[(rank - step - 1) % size]
         peers.swap({onward: peers.write(out, wire)}, {back: into.size}, wire)
@@ -93,43 +96,57 @@ def tree(x: F32, peers: Peers) -> None:
     peers.swap(dict.fromkeys(children, frame), {}, wire)
 
 
-_WAYS: dict[WayName, Way] = {"star": star, "mesh": mesh, "ring": ring, "tree": tree}
-_SHORT_WAYS: dict[WayName, Callable[[Short, F32], None]] = {"star": Short.star, "mesh": Short.mesh}
+_WAYS: dict[WayName, _Long] = {"star": star, "mesh": mesh, "ring": ring, "tree": tree}
+FOLDING: tuple[WayName, ...] = ("star", "mesh")  # ways that can `fold`
 WAY_NAMES: tuple[WayName, ...] = tuple(_WAYS)
 
 
-def way_of(name: str) -> Way:
-    """The way of a name, for one rank of one group. UsageError for any other."""
-    for known, found in _WAYS.items():
-        if known == name:
-            short = _SHORT_WAYS.get(known)
-            return found if short is None else _ByLength(found, short)
-    raise UsageError(f"no allreduce is called {name!r}; there are {', '.join(WAY_NAMES)}")
+class Way:
+    """How one rank of one group sums, by the name of the way. UsageError for a name that is none."""
 
+    def __init__(self, name: str) -> None:
+        found = next((known for known in _WAYS if known == name), None)
+        if found is None:
+            raise UsageError(f"no allreduce is called {name!r}; there are {', '.join(WAY_NAMES)}")
+        self.name: WayName = found
+        self._kept: dict[tuple[int, Folding, int], Short] = {}  # by the count of numbers, the folding and the wire
 
-class _ByLength:
-    """A way with one of its own for short arrays."""
+    def all_reduce(self, x: F32, peers: Peers) -> None:
+        """Put the sum of all ranks' x (flat, contiguous) in its place."""
+        short = self._short(peers, x.size, peers.in_order, peers.wire)
+        if short is None:
+            _WAYS[self.name](x, peers)
+        else:
+            short(x, x)
 
-    def __init__(self, long: Way, short: Callable[[Short, F32], None]) -> None:
-        self._long = long
-        self._short = short
-        self._kept: dict[int, Short] = {}  # by the count of numbers
+    def fold(self, nodes: F32, folding: Folding, out: F32, peers: Peers) -> None:
+        """As `Collective.fold`. UsageError for a way that cannot."""
+        short = self._short(peers, out.size, folding, EXACT)
+        if short is not None:
+            short(nodes.reshape(-1), out)
+        elif self.name == "star":
+            fold_by_star(nodes, folding, out, peers)
+        elif self.name == "mesh":
+            fold_by_mesh(nodes, folding, out, peers)
+        else:
+            raise UsageError(
+                f"a {self.name} adds in an order of its own; sums that shall be the same need a star or a mesh"
+            )
 
-    def __call__(self, x: F32, peers: Peers) -> None:
-        kept = self._kept.get(x.size)
-        if kept is None:
-            if peers.wire.n_bytes(x.size) > MOST_BYTES:
-                self._long(x, peers)
-                return
+    def _short(self, peers: Peers, count: int, folding: Folding, wire: WireFormat) -> Short | None:
+        """For a sum that is short enough; a model has few kinds of them."""
+        key = count, folding, wire.code
+        kept = self._kept.get(key)
+        if kept is None and self.name in FOLDING and wire.n_bytes(count * max(folding.counts)) <= MOST_BYTES:
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
-            partners = [HEAD] if self._long is star and peers.rank != HEAD else peers.others
-            kept = self._kept[x.size] = Short(peers, x.size, partners)
-        self._short(kept, x)
+            way: Literal["star", "mesh"] = "star" if self.name == "star" else "mesh"
+            kept = self._kept[key] = Short(peers, count, folding, wire, way)
+        return kept
 
 
 def _mesh_in_parts(x: F32, peers: Peers) -> None:
-    parts, wire = _parts(x, peers.size), peers.wire
+    parts, wire = parts_of(x, peers.size), peers.wire
     mine = parts[peers.rank]
     out = {rank: peers.write(parts[rank], wire, slot=1 + rank) for rank in peers.others}
     peers.swap(out, dict.fromkeys(peers.others, mine.size), wire)
@@ -159,12 +176,6 @@ def _sum_in_order(mine: Frame, x: F32, peers: Peers) -> None:
 def _as_others_read(frame: Frame, x: F32, peers: Peers) -> None:
     if not peers.wire.is_exact:
         peers.wire.read(frame.body, x)
-
-
-def _parts(x: F32, size: int) -> list[F32]:
-    """Views of x, one a rank, cut where blocks of the wire begin; the last may be shorter, or empty."""
-    step = -(-x.size // (size * BLOCK)) * BLOCK
-    return [x[rank * step : (rank + 1) * step] for rank in range(size)]
 
 
 def _halves(distance: int) -> list[int]:

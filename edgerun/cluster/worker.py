@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from edgerun.weights import WeightStore
 
 class RankOptions(msgspec.Struct, frozen=True):
     """How a rank loads its shard. context: positions of a sequence; kv: as the option `kv`; memory_bytes: of the
-    process, None: what it may have; prefetch: of streamed experts."""
+    process, None: what it may have; prefetch: of streamed experts; edges: as of `Lockstep`."""
 
     context: int
     kernels: str = "auto"
@@ -36,6 +36,7 @@ class RankOptions(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     kv: str = "f16"
     prefetch: bool = True
+    edges: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
         raise FormatError(f"how to load a shard is not said: {error}") from None
     gguf, spec = open_shard(shard)
     with gguf, open_with(gguf, spec, options, events) as opened:
-        lockstep = Lockstep(collective, spec.vocab_size, opened.store)
+        lockstep = Lockstep(
+            collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
+        )
         passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
         pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes))
         follower = Follower(pool, options.context)
@@ -70,6 +73,18 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
                 pass
         finally:
             follower.release()
+
+
+def checked_edges(edges: Sequence[tuple[int, ...]], spec: ModelSpec, rank: int) -> Sequence[tuple[int, ...]]:
+    """The edges of all ranks' units, as the head says. FormatError where they are not those of this rank's shard."""
+    by_count = {each[-1]: each for each in edges if len(each) > rank + 1}
+    for layer in range(spec.n_layers):
+        units = spec.units(layer)
+        for each in () if units is None else (units.mixer, units.feed_forward):
+            known = by_count.get(each.count, ())
+            if not known or (known[rank], known[rank + 1]) != (each.held.start, each.held.stop):
+                raise FormatError(f"layer {layer}: the units of its shard are not those that the head deals out")
+    return edges
 
 
 def limits_of(spec: ModelSpec, opened: OpenedShard) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

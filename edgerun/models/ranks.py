@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32
 from edgerun.models.places import Pass
+from edgerun.models.spec import Units
 
 
 class Ranks(Protocol):
@@ -16,6 +17,11 @@ class Ranks(Protocol):
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' x (of one shape, C-contiguous) in its place: the same bits on every rank. Raises
         what ends the pass on all of them (Cancelled, a rank's error), LostPeerError when one is gone."""
+        ...
+
+    def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
+        """out (rows, d) = the sum of all ranks' units, the same bits whoever has which of them. parts: this rank's
+        results, (rows, d) each, in the order of `units.held`; they are overwritten. Raises as `all_reduce`."""
         ...
 
 

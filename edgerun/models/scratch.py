@@ -47,6 +47,8 @@ class Scratch:
         self._layouts = layouts
         self._memory: dict[Role, F32] = {}
         self._made: dict[Layout[Any], Any] = {}
+        self._d_model = d_model
+        self._parts: dict[int, F32] = {}
 
     def of(self, layout: Layout[Made]) -> Made:
         """The buffers of a layout."""
@@ -54,6 +56,13 @@ class Scratch:
         if found is None:
             found = layout.make(self.rows, self._taker(layout.role))
             self._made[layout] = found
+        return found
+
+    def parts(self, units: int) -> F32:
+        """(T, units, d), for results of units of columns."""
+        found = self._parts.get(units)
+        if found is None:
+            found = self._parts[units] = np.empty((self.rows, units, self._d_model), np.float32)
         return found
 
     def _taker(self, role: Role) -> Take:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from edgerun.errors import UnsupportedError
-from edgerun.models.spec import LayerNumbers, ModelSpec, Shard
+from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec, Shard, Units
 
 _WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "ffn_gate_up_exps.weight")
 
@@ -25,11 +25,14 @@ class LayerShare:
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's part of every layer and of the vocabulary. text: whether the rank has the embedding."""
+    """One rank's part of every layer and of the vocabulary. text: whether the rank has the embedding. units: into how
+    many units the columns of each layer's mixer and feed-forward are cut, of which a rank has whole ones; none: sums
+    are not made of units."""
 
     layers: tuple[LayerShare, ...]
     vocabulary: range
     text: bool
+    units: tuple[tuple[int, int], ...] = ()
 
 
 def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
@@ -39,6 +42,25 @@ def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
     seen = [head // group for head in heads]
     counts = [seen.count(each) for each in dict.fromkeys(seen)]
     return seen[:: gcd(*counts)] if counts else []
+
+
+def units_of(numbers: LayerNumbers, share: LayerShare, counts: tuple[int, int]) -> LayerUnits:
+    """The units that a share has of a layer (`numbers`: the whole layer's) of so many in the mixer and in the
+    feed-forward. UnsupportedError where it has no whole ones, or not the same of the shared expert as of the others."""
+    mixer, feed_forward = counts
+    heads = _units(numbers.n_heads, share.heads, mixer)
+    columns = _units(numbers.d_ff_expert if numbers.n_experts else numbers.d_ff, share.ff, feed_forward)
+    same = not numbers.d_ff_shared or _units(numbers.d_ff_shared, share.shared, feed_forward) == columns
+    if not same or (columns.held and numbers.n_experts and len(share.experts) != numbers.n_experts):
+        raise UnsupportedError("a share of experts that is not the same of all of them cannot be summed in units")
+    return LayerUnits(heads, columns)
+
+
+def _units(size: int, held: range, count: int) -> Units:
+    if count < 1 or size % count or held.start % (size // count) or len(held) % (size // count):
+        raise UnsupportedError(f"{held.start} to {held.stop} of {size} are no whole ones of {count} units")
+    unit = size // count
+    return Units(count, range(held.start // unit, held.stop // unit))
 
 
 def check_dividable(spec: ModelSpec) -> None:
@@ -70,10 +92,15 @@ def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:
             )
         )
     experts = tuple(each.experts for each in share.layers)
+    units = (
+        tuple(units_of(*each) for each in zip(spec.layers, share.layers, share.units, strict=True))
+        if share.units
+        else ()
+    )
     return replace(
         spec,
         layers=tuple(layers),
-        shard=Shard(spec.layers, experts, len(share.vocabulary), share.text),
+        shard=Shard(spec.layers, experts, len(share.vocabulary), share.text, units),
         tensors={},
         unused=(),
     )

@@ -161,14 +161,33 @@ class LayerNumbers:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Equal parts of what a sum over ranks goes over (heads, columns of a feed-forward): `count` of all ranks, and
+    those that this one has. Each gives a result of its own, so that the sum is the same however they are dealt out."""
+
+    count: int
+    held: range
+
+
+@dataclass(frozen=True)
+class LayerUnits:
+    """Of a layer's two sums."""
+
+    mixer: Units
+    feed_forward: Units
+
+
+@dataclass(frozen=True)
 class Shard:
     """Of a spec that is one rank's share of a model (`share.py`): `whole`, the model's own numbers; which experts of
-    each layer are held; how many rows of the vocabulary; whether the embedding is."""
+    each layer are held; how many rows of the vocabulary; whether the embedding is. units: of each layer, where sums
+    are made of units; else none."""
 
     whole: tuple[LayerNumbers, ...]
     experts: tuple[range, ...]
     vocabulary: int
     text: bool
+    units: tuple[LayerUnits, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,6 +251,10 @@ class ModelSpec:
     def whole(self) -> tuple[LayerNumbers, ...]:
         """The layers of the whole model: of a shard those that it is a part of."""
         return self.layers if self.shard is None else self.shard.whole
+
+    def units(self, layer: int) -> LayerUnits | None:
+        """Of a layer of a shard whose sums are made of units."""
+        return self.shard.units[layer] if self.shard is not None and self.shard.units else None
 
     @property
     def rotations(self) -> frozenset[Rotation]:

@@ -25,7 +25,8 @@ from edgerun.errors import (
 OPTIONS = {
     "run": "--system --raw --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --seed --stop "
     "--context --kv EDGERUN_KV --threads --kernels --stats --json EDGERUN_KERNELS "
-    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill --cluster --allreduce --wire",
+    "--memory EDGERUN_MEMORY --no-prefetch --record-routing --overwrite --prefill --cluster --allreduce --wire "
+    "--same-tokens",
     "pull": "--json org/repo:quant",
     "list": "--json --aliases",
     "show": "--json --template --metadata",

@@ -10,7 +10,7 @@ from typing import TypeVar
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.ways import way_of
+from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import Link, patience
 from edgerun.cluster.wire_format import wire_format
 
@@ -31,6 +31,6 @@ def linked_group(size: int, way: str = "star", wire: str = "f32", wait_s: float 
             ends = socket.socketpair()
             links[low][high], links[high][low] = Link(ends[0], high), Link(ends[1], low)
     return [
-        LinkedCollective(Peers(rank, size, links[rank], wire_format(wire), patience(wait_s)), way_of(way))
+        LinkedCollective(Peers(rank, size, links[rank], wire_format(wire), patience(wait_s)), Way(way))
         for rank in range(size)
     ]

@@ -16,7 +16,7 @@ from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.local import local_group
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
-from edgerun.cluster.shares import divide
+from edgerun.cluster.shares import all_edges, divide
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of, work
 from edgerun.errors import LostPeerError
 from edgerun.formats.gguf import GgufFile
@@ -63,16 +63,20 @@ def together(
     folder: Path,
     open_with: OpenShard,
     group: Sequence[Collective] | None = None,
+    *,
+    in_units: bool = False,
 ) -> Iterator[Together]:
-    """`spec` on as many ranks as there are parts. group: theirs; None: threads that hand arrays on."""
+    """`spec` on as many ranks as there are parts. group: theirs; None: threads that hand arrays on. in_units: as of
+    `divide`."""
     ranks = local_group(len(parts)) if group is None else group
     paths = []
-    for share in divide(spec, spec.tensors, parts):
+    shares = divide(spec, spec.tensors, parts, in_units=in_units)
+    for share in shares:
         source = ShardSource(gguf, spec, share)
         paths.append(folder / f"{source.digest}.gguf")
         if not paths[-1].exists():
             source.write(paths[-1])
-    options, errors = RankOptions(CONTEXT), []
+    options, errors = RankOptions(CONTEXT, edges=all_edges(shares[0], parts)), []
 
     def worker(rank: int) -> None:
         try:
@@ -94,7 +98,7 @@ def together(
         stack.enter_context(mine)
         opened = stack.enter_context(open_with(mine, shard, options, None))
         times: list[Sequence[RankTimes]] = []
-        conductor = Conductor(ranks[0], shard, opened.store, times.append)
+        conductor = Conductor(ranks[0], shard, opened.store, times.append, options.edges)
         decoder = Decoder(shard, opened.store, opened.kernels, context=CONTEXT, ranks=conductor)
         conductor.follow(decoder.pages)
         ranks[0].gather(limits_of(shard, opened))

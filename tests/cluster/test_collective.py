@@ -15,7 +15,8 @@ from edgerun.cluster.collective import MOST_MESSAGE_BYTES, Collective
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, way_of
+from edgerun.cluster.units import edges_of, rank_units
+from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, Way
 from edgerun.cluster.wire import HEADER, MAGIC, VERSION, Link, patience
 from edgerun.cluster.wire_format import WIRE_NAMES, wire_format
 from edgerun.errors import LostPeerError, UsageError
@@ -92,6 +93,36 @@ def test_sums_are_the_same_on_every_rank(name: str, size: int) -> None:
         each.close()
 
 
+@pytest.mark.parametrize("parts", [[1], [1, 1], [1, 1, 1], [1, 1, 1, 1], [4, 2, 1], [0, 1, 2]], ids=str)
+def test_units_make_the_same_sum_whoever_has_them(make: Make, parts: list[int]) -> None:
+    """To the bit the sum along the tree of halves; of few numbers and of many."""
+    for count in (8, 11):
+        edges = edges_of(count, parts)
+        for n in (2049, 3 * ONE_SHOT_NUMBERS + 5):
+            units = [_numbers(unit, (n,)) for unit in range(count)]
+
+            def act(each: Collective, edges=edges, units=units, n=n) -> np.ndarray:
+                mine = rank_units(edges, each.rank)
+                own = [unit.copy() for unit in units[edges[each.rank] : edges[each.rank + 1]]]
+                for into, other in mine.steps:
+                    own[into] += own[other]
+                nodes = np.array([own[first] for first in mine.firsts] or [np.zeros(n, np.float32)])
+                out = np.empty(n, np.float32)
+                for _ in range(2):  # buffers are used again
+                    each.fold(nodes.copy(), mine.folding, out)
+                return out
+
+            for got in on_all(make(len(parts)), act):
+                np.testing.assert_array_equal(got, _halves(units))
+
+
+def _halves(units: list[np.ndarray]) -> np.ndarray:
+    if len(units) == 1:
+        return units[0]
+    middle = (len(units) + 1) // 2
+    return _halves(units[:middle]) + _halves(units[middle:])
+
+
 def test_the_head_gives_and_gathers(make: Make) -> None:
     def act(group: Collective) -> tuple[np.ndarray, bytes, list[np.ndarray]]:
         x = _numbers(group.rank, (2, 5))
@@ -130,7 +161,7 @@ def test_what_makes_no_sense_is_refused(make: Make) -> None:
     with pytest.raises(UsageError, match="0 ranks"):
         local_group(0)
     with pytest.raises(UsageError, match="star, mesh, ring, tree"):
-        way_of("butterfly")
+        Way("butterfly")
 
 
 @pytest.mark.parametrize("name", WIRE_NAMES)
@@ -174,7 +205,7 @@ def test_a_short_frame_may_come_in_pieces_but_only_its_own() -> None:
     ends = socket.socketpair()
     link = Link(ends[0], 1)
     peers = Peers(0, 2, {1: link}, wire_format("f32"), patience(5))
-    group = LinkedCollective(peers, way_of("mesh"))
+    group = LinkedCollective(peers, Way("mesh"))
 
     def answer(call: int, n_bytes: int) -> None:
         body = np.arange(n_bytes // 4, dtype=np.float32).tobytes()

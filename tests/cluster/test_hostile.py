@@ -14,7 +14,7 @@ from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidTable, parsed
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.ways import way_of
+from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import HEADER, Link, patience
 from edgerun.cluster.wire_format import wire_format
 from edgerun.errors import EdgerunError, FormatError, LostPeerError
@@ -98,7 +98,7 @@ def frame(n_bytes: int, *, magic: bytes = b"eR", version: int = 1, code: int = F
 def test_a_frame_that_is_not_the_next_one_ends_the_group(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     peers = Peers(0, 2, {1: Link(ours, 1)}, wire_format("f32"), patience(5))
-    group = LinkedCollective(peers, way_of("star"))
+    group = LinkedCollective(peers, Way("star"))
     theirs.sendall(data)
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(LostPeerError):
@@ -110,7 +110,7 @@ def test_a_frame_that_is_not_the_next_one_ends_the_group(data: bytes) -> None:
 @pytest.mark.parametrize("n_bytes", [15, 0xFFFFFFFC])
 def test_what_is_gathered_is_whole_numbers_and_not_too_many(n_bytes: int) -> None:
     ours, theirs = socket.socketpair()
-    group = LinkedCollective(Peers(0, 2, {1: Link(ours, 1)}, wire_format("f32"), patience(5)), way_of("star"))
+    group = LinkedCollective(Peers(0, 2, {1: Link(ours, 1)}, wire_format("f32"), patience(5)), Way("star"))
     theirs.sendall(frame(n_bytes) + bytes(15))
     with pytest.raises(LostPeerError):
         group.gather(np.ones(4, np.float32))

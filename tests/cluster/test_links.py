@@ -13,7 +13,7 @@ from edgerun.cluster.head import Head, Shard, connect
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.links import Links, choose_way, predict_s
 from edgerun.cluster.shards import make_offer
-from edgerun.cluster.ways import WAY_NAMES
+from edgerun.cluster.ways import FOLDING, WAY_NAMES
 from edgerun.errors import LostPeerError
 from edgerun.events import ignore
 from tests.cluster.homes import acquainted
@@ -75,7 +75,7 @@ def test_links_are_measured_and_sums_take_as_long_as_predicted(three: Three) -> 
     group = begin(head, "auto")
     links = head.links
     assert links is not None
-    assert head.way == choose_way(links, 3, 4 * 2049)
+    assert head.way == choose_way(links, 3, 4 * 2049, FOLDING)
     rounds(group, 3)
     group.announce(b"")
     if not can_emulate():

@@ -17,6 +17,7 @@ from edgerun.formats.gguf import GgmlType
 from edgerun.models import Batch, Decoder, Stretch
 from edgerun.models.reductions import reductions
 from edgerun.weights import ResidentStore
+from tests.cluster.groups import linked_group
 from tests.cluster.in_threads import CONTEXT, greedy, one_thread, resident, together
 from tests.models.instances import INSTANCES, open_instance, tokens_of
 
@@ -68,6 +69,37 @@ def test_the_same_tokens_on_any_number_of_ranks(parts, name, directory, kernels)
             assert np.median(off) < most and off.max() < 5e-2
             assert greedy(group.decoder, ids, NEW) == tokens
         assert not group.errors
+
+
+GROUPS: list[tuple[list[int], str]] = [
+    ([1], "star"),
+    ([1, 1], "star"),
+    ([1, 1, 1], "mesh"),
+    ([1, 1, 1, 1], "star"),
+    ([1, 1, 1, 1], "mesh"),
+    ([4, 2, 1], "mesh"),
+    ([4, 2, 1], "star"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-Q4_0", "llama-Q4_K", "gemma3", "bitnet", "olmoe", "qwen2moe", "qwen3moe-small-Q4_0"]
+)
+def test_the_same_bits_on_any_number_of_ranks(name, directory):
+    """Where sums are made of units: logits of a prompt to the bit, and the tokens after it."""
+    gguf, spec = open_instance(name, directory)
+    ids = tokens_of(INSTANCES[name])
+    with gguf:
+        wanted = None
+        for parts, way in GROUPS:
+            group = linked_group(len(parts), way, wait_s=60)
+            with together(gguf, spec, parts, directory, resident(one_thread), group, in_units=True) as made:
+                logits = made.decoder.forward(ids, made.decoder.new_cache(100), logits="all").copy()
+                got = logits, greedy(made.decoder, ids, NEW)
+            assert not made.errors
+            wanted = wanted or got
+            assert np.array_equal(got[0], wanted[0]), f"{parts} by the {way}"
+            assert got[1] == wanted[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "olmoe", "bitnet"])
@@ -201,7 +233,7 @@ def test_cancelling_leaves_the_group_ready(rows, directory):
 def test_what_is_summed_up_is_what_the_formula_says(name, per_layer, directory):
     gguf, spec = open_instance(name, directory)
     with gguf, together(gguf, spec, [1, 1, 1], directory, resident(one_thread)) as group:
-        assert list(reductions(spec, 1)) == per_layer * spec.n_layers
+        assert [each.numbers for each in reductions(spec, 1)] == per_layer * spec.n_layers
         cache, lockstep = group.decoder.new_cache(700), group.conductor.lockstep
         spans: list[Span] = []
         group.decoder.watch(spans.append)
@@ -209,7 +241,7 @@ def test_what_is_summed_up_is_what_the_formula_says(name, per_layer, directory):
             before = lockstep.reductions, lockstep.reduced_bytes
             group.decoder.forward([7] * rows, cache)
             counted = lockstep.reductions - before[0], lockstep.reduced_bytes - before[1]
-            sizes = [size for low in range(0, rows, 256) for size in reductions(spec, min(256, rows - low))]
+            sizes = [each.numbers for low in range(0, rows, 256) for each in reductions(spec, min(256, rows - low))]
             assert counted == (len(sizes), 4 * sum(size + 1 for size in sizes))  # each says whether its rank goes on
             told = [span for span in spans if span.lane == "cluster"]
             assert sum(span.n_bytes for span in told if span.name.startswith("sum")) == counted[1]

@@ -13,6 +13,7 @@ from edgerun.cluster.local import local_group
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shares import Ability
+from edgerun.cluster.units import Folding
 from edgerun.cluster.worker import OpenShard, work
 from edgerun.errors import LostPeerError
 
@@ -36,6 +37,10 @@ class Mortal:
     def all_reduce(self, x: F32) -> None:
         self._live()
         self._inner.all_reduce(x)
+
+    def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
+        self._live()
+        self._inner.fold(nodes, folding, out)
 
     def broadcast(self, x: F32) -> None:
         self._live()

@@ -12,7 +12,7 @@ from edgerun.kv import KvLayer
 from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product, Tensor
 from edgerun.models.blocks.products import add_result, scale_and_bias
-from edgerun.models.blocks.sums import add_up
+from edgerun.models.blocks.sums import add_units, add_up
 from edgerun.models.places import Places
 from edgerun.models.ranks import Ranks
 from edgerun.models.scratch import Layout, Scratch
@@ -53,16 +53,24 @@ class Absent:
         """x (T, d) += what the other ranks computed. t (T, d): scratch."""
         ranks = here.tools.ranks
         assert ranks is not None  # whoever holds nothing is not alone
-        here.cut(partial(_take_part, ranks, self.squares, t))
+        here.cut(partial(_take_part, ranks, self, t))
         scale_and_bias(here, self.output.parts[0].tensor, t)
         add_result(here.kernels, here.vectors, self.output, t, x)
 
 
-def _take_part(ranks: Ranks, squares: tuple[int, ...], t: F32, cancelled: Cancel, rows: int) -> None:
-    for count in squares:
-        ranks.all_reduce(np.zeros((rows, count), np.float32))
-    t[:] = 0
-    add_up(ranks, t, cancelled, rows)
+def _take_part(ranks: Ranks, absent: Absent, t: F32, cancelled: Cancel, rows: int) -> None:
+    units = absent.output.units
+    for count in absent.squares:
+        squares = np.zeros((rows, count), np.float32)
+        if units is None:
+            ranks.all_reduce(squares)
+        else:
+            ranks.add_units([], units, squares)
+    if units is None:
+        t[:] = 0
+        add_up(ranks, t, cancelled, rows)
+    else:
+        add_units(ranks, units, [], t, cancelled, rows)
 
 
 @dataclass(frozen=True)

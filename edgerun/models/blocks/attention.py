@@ -98,7 +98,7 @@ class Attention:
 
     @property
     def floats(self) -> int:
-        return 2 * self.qkv.rows + 2 * self.output.cols
+        return 2 * self.qkv.rows + 2 * self.output.cols + self.output.unit_floats
 
     @cached_property
     def layout(self) -> AttentionLayout:
@@ -114,7 +114,7 @@ class Attention:
         h = product_input(here.kernels, here.vectors, self.qkv, x, s.h)
         multiply(here, self.qkv, h, b.qkv)
         self.attend(here, places, b)
-        add_product(here, self.output, b.o, x, s.t)
+        add_product(here, self.output, b.o, x, s)
 
     def attend(self, here: Here, places: Places, b: AttentionBuffers) -> None:
         """b.o = attention of the queries b.q over what the sequence keeps and over b.k and b.v, which are added to it.
@@ -164,7 +164,7 @@ class Attention:
         if self.norms.kind == "full":
             q_cols, k_cols = self.whole_cols
             norms = [(b.q, here.vectors["attn_q_norm"], q_cols), (b.k, here.vectors["attn_k_norm"], k_cols)]
-            norm_over_ranks(here, norms, self.eps)
+            norm_over_ranks(here, norms, self.eps, self.output.units)
         elif self.norms.kind == "head":
             dim, vectors, plain = self.keys_and_values.head_dim, here.vectors, self.norms.plain
             here.kernels.rms_norm(b.q_given, ones(dim) if plain else vectors["attn_q_norm"], self.eps, b.q_rows)
@@ -189,6 +189,7 @@ class Attention:
 def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
     """A layer's attention, as its family and numbers say."""
     family, numbers, whole, d = spec.family, spec.layers[layer], spec.whole[layer], spec.d_model
+    units = spec.units(layer)
     output = Product(
         "o",
         numbers.n_heads * numbers.head_dim_v,
@@ -199,6 +200,7 @@ def attention_of(spec: ModelSpec, layer: int) -> Attention | AbsentMixer:
         whole.n_heads * whole.head_dim_v,
         post_eps=family.post_norm_eps,
         factor=spec.residual_scale,
+        units=None if units is None else units.mixer,
     )
     if not numbers.n_heads:
         squares = (2,) * (family.qk_norm == "full") + (1,) * family.sub_norms

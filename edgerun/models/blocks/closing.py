@@ -57,7 +57,7 @@ class Closing:
             multiply(here, self.gate, x, b)
             gate = b.parts["gate"]
             here.kernels.gated(gate, inputs, self.activation, gate)
-            add_product(here, self.proj, gate, x, s.t)
+            add_product(here, self.proj, gate, x, s)
         factor = here.vectors.get(_FACTOR)
         if factor is not None:
             here.kernels.scale(x, float(factor[0]))

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from edgerun.models.families import NormKind
+from edgerun.models.spec import Units
 
 ProductName = Literal[
     "qkv",
@@ -49,7 +50,8 @@ class Part:
 class Product:
     """Products of one input (tokens, cols). `norm`: the norm that the input goes through first, of `norm_kind`;
     `post_norm`: the RMSNorm of the result, before it is added to x; `eps` of both, but for a `post_eps`. whole_cols: of
-    an input whose columns several ranks divided, all of them; 0: it is whole. factor: of what is added to x."""
+    an input whose columns several ranks divided, all of them; 0: it is whole. factor: of what is added to x. units: of
+    its columns, which its one matrix holds one below the other: the rows of the first unit, then those of the next."""
 
     name: ProductName
     cols: int
@@ -61,6 +63,7 @@ class Product:
     norm_kind: NormKind = "rms"
     post_eps: float = 0.0
     factor: float = 1.0
+    units: Units | None = None
 
     @cached_property
     def rows_of(self) -> dict[str, int]:
@@ -75,6 +78,11 @@ class Product:
         """Of all parts together."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def unit_floats(self) -> int:
+        """Of the buffer that a row's results of units need."""
+        return 0 if self.units is None else len(self.units.held) * self.rows
+
 
 def product_tensors(*products: Product) -> dict[str, Tensor]:
     """Their matrices and norms, and the bias and the factor that a file may have of each."""
@@ -83,7 +91,8 @@ def product_tensors(*products: Product) -> dict[str, Tensor]:
         if product.norm:
             found |= norm_tensors(product.norm, product.cols)
         for name, rows in product.rows_of.items():
-            found[name] = Tensor((rows, product.cols))
+            stacked = 1 if product.units is None else max(1, len(product.units.held))
+            found[name] = Tensor((stacked * rows, product.cols // stacked))
             found |= {f"{name}.bias": Tensor((rows,), False), f"{name}.scale": Tensor((1,), False)}
         if product.post_norm:
             found |= norm_tensors(product.post_norm, product.rows)

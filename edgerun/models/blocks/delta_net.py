@@ -121,7 +121,7 @@ class DeltaNet:
         scale, tiled = n.key_dim**-0.5, self.tiled
         kernels.scan(b.q, b.k, b.v, b.decay, b.step, states, b.o, rule="delta", tiled=tiled, scale=scale)
         kernels.gated_norm(b.o, b.gate, vectors["ssm_norm"], self.eps, b.o, gate_first=False)
-        add_product(here, self.output, b.o_rows, x, s.t)
+        add_product(here, self.output, b.o_rows, x, s)
 
 
 def _take_apart(n: Recurrence, b: DeltaBuffers, cancelled: Cancel, rows: int) -> None:

@@ -52,7 +52,7 @@ class Dense:
 
     @property
     def floats(self) -> int:
-        return 2 * self.gate_up.rows
+        return 2 * self.gate_up.rows + self.down.unit_floats
 
     @cached_property
     def layout(self) -> GateUpLayout:
@@ -74,7 +74,7 @@ class Dense:
         if self.deviations:
             here.kernels.above_mean(b.parts["gate"], self.deviations)
         up = activated(here.kernels, b, self.activation)
-        add_product(here, self.down, up, out, s.t)
+        add_product(here, self.down, up, out, s)
 
 
 def activated(kernels: Kernels, b: Results, activation: Activation) -> F32:
@@ -87,6 +87,7 @@ def activated(kernels: Kernels, b: Results, activation: Activation) -> F32:
 def dense_of(spec: ModelSpec, layer: int, post_norm: str = "post_ffw_norm") -> Dense | AbsentFeedForward:
     """A layer's feed-forward, as its family and numbers say. post_norm: of its result, in families that have some."""
     family, ff, d = spec.family, spec.layers[layer].d_ff, spec.d_model
+    units = spec.units(layer)
     parts = gate_up_parts("", ff, gated=family.gated, fused=spec.layers[layer].fused_gate_up)
     down = Product(
         "down",
@@ -98,6 +99,7 @@ def dense_of(spec: ModelSpec, layer: int, post_norm: str = "post_ffw_norm") -> D
         spec.whole[layer].d_ff,
         post_eps=family.post_norm_eps,
         factor=spec.residual_scale,
+        units=None if units is None else units.feed_forward,
     )
     if not ff:
         return AbsentFeedForward(down, (1,) * family.sub_norms)

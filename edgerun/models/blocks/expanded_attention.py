@@ -103,7 +103,7 @@ class ExpandedAttention(LatentAttention):
         spans = places.spans(here.layer)
         kernels.kv_write(spans, b.key, b.value)
         kernels.attention(b.query, spans, b.read.reshape(b.value.shape), scale=self.scale)
-        add_product(here, self.output, b.read, x, s.t)
+        add_product(here, self.output, b.read, x, s)
 
 
 def _to_all_heads(kernels: Kernels, x: F32, out: F32) -> None:

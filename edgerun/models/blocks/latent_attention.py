@@ -157,7 +157,7 @@ class LatentAttention:
         kernels.kv_write(spans, b.key_heads, b.value_heads)
         kernels.attention(b.query, spans, b.read, scale=self.scale)
         kernels.matmul_heads(here.weights.matrices["attn_v_b"], kernels.activations(b.read_rows), b.out_heads)
-        add_product(here, self.output, b.out, x, s.t)
+        add_product(here, self.output, b.out, x, s)
 
     def rotate(self, here: Here, places: Places, query: F32, key: F32) -> None:
         """The first dimensions of query and key (T, heads, ..); queries of late positions are multiplied."""

@@ -103,7 +103,7 @@ class Mamba:
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
         here.kernels.rms_norm(x, here.vectors[self.inner.norm], self.inner.eps, s.h)
         self.scan(here, s.h, places, s)
-        add_product(here, self.output, s.of(self.layout).o_rows, x, s.t)
+        add_product(here, self.output, s.of(self.layout).o_rows, x, s)
 
     def scan(self, here: Here, h: F32, places: Places, s: Scratch) -> None:
         """All but the last product, of h (T, d), which comes normed: into `o_rows` of its buffers."""

@@ -55,5 +55,5 @@ class MixersBeside:
         multiply(here, attention.qkv, s.h, b.qkv)
         mamba.scan(here, s.h, places, s)
         attention.attend(here, places, b)
-        add_product(here, attention.output, b.o, x, s.t)
-        add_product(here, mamba.output, s.of(mamba.layout).o_rows, x, s.t)
+        add_product(here, attention.output, b.o, x, s)
+        add_product(here, mamba.output, s.of(mamba.layout).o_rows, x, s)

@@ -23,6 +23,7 @@ from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.families import NormKind
 from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, slots_by_expert
 from edgerun.models.scratch import Layout
+from edgerun.models.spec import Units
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Mixture:
     gated, fused: experts have gates, which lie in one tensor with their ups. latent: the width that experts work in; 0:
     d_model. weighted_inputs: an expert's weight multiplies what it is fed, not what it gives. post_norm: of the sum,
     before it is added to x times `factor`. held: the experts that this rank has, all of them where it is alone;
-    wherever weights or results are asked for, they are counted from the first of these."""
+    wherever weights or results are asked for, they are counted from the first of these. units: of all experts' columns,
+    where they are summed apart: then what one of them has of an expert is an expert of its own, of which there are
+    `slices` for each."""
 
     d_model: int
     d_ff: int
@@ -60,6 +63,7 @@ class Mixture:
     post_norm: str = ""
     post_eps: float = 0.0
     factor: float = 1.0
+    units: Units | None = None
 
     @property
     def experts(self) -> int:
@@ -70,6 +74,11 @@ class Mixture:
     def used(self) -> int:
         """How many a token is sent to."""
         return self.router.routing.used
+
+    @property
+    def slices(self) -> int:
+        """What each expert is cut into on this rank."""
+        return 1 if self.units is None else max(1, len(self.units.held))
 
     @property
     def width(self) -> int:
@@ -99,7 +108,7 @@ class Mixture:
         return found | (self.shared.tensors if self.shared is not None else {})
 
     def _expert_tensors(self) -> dict[str, Tensor]:
-        held, ff, width = len(self.held), self.d_ff, self.width
+        held, ff, width = len(self.held) * self.slices, self.d_ff // self.slices, self.width
         times = self.used * held / self.experts
         found = {"ffn_down_exps": Tensor((held, width, ff), times=times)}
         if self.fused:
@@ -131,14 +140,15 @@ class Mixture:
 
     def wave_floats(self, tokens: int) -> int:
         """Beside `floats`, of all rows of a wave together, at most."""
-        rows = min(EXPERT_ROWS, tokens * self.used)
+        rows = min(EXPERT_ROWS, tokens * self.used * self.slices)
         row = self.layout.floats + 2 * self.d_model + self.weighted_inputs * self.used * self.width
+        row += 0 if self.units is None else self.slices * self.d_model
         return tokens * row + rows * (2 * self.d_ff + 3 * self.width)
 
     @cached_property
     def layout(self) -> ChoicesLayout:
         """Of its buffers."""
-        return ChoicesLayout(self.d_model, self.experts, self.used, self.width, self.router.rescaled)
+        return ChoicesLayout(self.d_model, self.experts, self.used * self.slices, self.width, self.router.rescaled)
 
     @property
     def layouts(self) -> tuple[Layout[object], ...]:
@@ -218,6 +228,9 @@ class Mixture:
 
     def _combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and where more is done with it the shared one."""
+        if self.units is not None:
+            self._combine_units(here, self.units, routed, x)
+            return
         kernels, vectors, at_once = here.kernels, here.vectors, self._adds_at_once(here)
         out = x if at_once else np.zeros_like(x)
         self._finish_parts(here, routed)
@@ -239,6 +252,19 @@ class Mixture:
                 self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
         self._add(here, out, x)
 
+    def _combine_units(self, here: Here, units: Units, routed: RoutedRows, x: F32) -> None:
+        """x (T, d) += the sum of each row's experts and the shared one, unit by unit."""
+        assert here.tools.ranks is not None  # whoever is alone with units adds them, too
+        sums = np.empty((self.slices, *x.shape), np.float32)
+        for total, parts in zip(sums, routed.parts.reshape(self.slices, -1, self.width), strict=True):
+            here.kernels.combine(parts, routed.weights, total)
+        if self.shared is not None:
+            for part in chunks(len(x), CHUNK):
+                self.shared.add_units(here, list(sums[:, part]), routed.normed[part])
+        out = np.empty_like(x)
+        here.tools.ranks.add_units(list(sums), units, out)
+        self._finish(here, out, x)
+
     def _ask(self, here: Here, x: F32, b: Choices) -> None:
         """b.h, what experts are fed, and what the routers say of it."""
         apply_norm(here.kernels, here.vectors, self.norm, self.norm_kind, self.eps, x, b.h)
@@ -255,12 +281,21 @@ class Mixture:
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
         assert here.tools.ranks is not None  # whoever holds nothing is not alone
-        self._add(here, np.zeros_like(x[:rows]), x[:rows])
+        if self.units is None:
+            self._add(here, np.zeros_like(x[:rows]), x[:rows])
+            return
+        out = np.empty_like(x[:rows])
+        here.tools.ranks.add_units([], self.units, out)
+        self._finish(here, out, x[:rows])
 
     def _add(self, here: Here, out: F32, x: F32) -> None:
         """x (T, d) += what all ranks' `out` make together, through the norm and the factor that the model has."""
         if here.tools.ranks is not None:
             here.tools.ranks.all_reduce(out)
+        self._finish(here, out, x)
+
+    def _finish(self, here: Here, out: F32, x: F32) -> None:
+        """x (T, d) += out, through the norm and the factor that the model has."""
         if self.post_norm:
             eps = self.post_eps or self.eps
             apply_norm(here.kernels, here.vectors, self.post_norm, "rms", eps, out, out)
@@ -271,7 +306,17 @@ class Mixture:
     def _of_held(self, ids: I32) -> I32:
         """Those that this rank has, as they are counted here."""
         first = self.held.start
-        return ids if len(self.held) == self.experts else ids[(ids >= first) & (ids < self.held.stop)] - np.int32(first)
+        if len(self.held) < self.experts:
+            ids = ids[(ids >= first) & (ids < self.held.stop)] - np.int32(first)
+        return self._sliced(ids)
+
+    def _sliced(self, ids: I32) -> I32:
+        """All slices of experts (..., n) side by side: (..., n * slices)."""
+        if self.slices == 1:
+            return ids
+        each = ids[..., None] * np.int32(self.slices) + np.arange(self.slices, dtype=np.int32)
+        sliced: I32 = each.reshape(*ids.shape[:-1], -1).astype(np.int32, copy=False)
+        return sliced
 
     def _experts(self, here: Here, x: F32, b: Choices, cancelled: Cancel, rows: int) -> None:
         check(cancelled)
@@ -310,15 +355,21 @@ class Mixture:
         here.tools.routed(here.layer, ids)
         slots_of, rows_of = slots_by_expert(ids)
         if len(self.held) == self.experts:
-            here.tools.store.routed(here.layer, ids)
+            here.tools.store.routed(here.layer, self._sliced(ids))
         else:
             slots_of, rows_of = (
                 {each - self.held.start: found for each, found in of.items() if each in self.held}
                 for of in (slots_of, rows_of)
             )
+        if self.slices > 1:  # slots of one slice of all choices, then those of the next
+            step, pieces = ids.size, range(self.slices)
+            slots_of = {
+                each * self.slices + i: at + np.int32(i * step) for each, at in slots_of.items() for i in pieces
+            }
+            rows_of = {each * self.slices + i: at for each, at in rows_of.items() for i in pieces}
         fed = b.inner[:rows]
         if self.weighted_inputs:  # every choice has an input of its own
             fed = np.repeat(fed, self.used, axis=0) * weights.reshape(-1, 1)
             weights, rows_of = np.ones_like(weights), slots_of
-        ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used]
+        ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used * self.slices]
         return RoutedRows(here.layer, b.h[:rows], fed, ids, weights, slots_of, rows_of, ahead, parts)

@@ -21,6 +21,8 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
         spec.expert_groups,
         spec.expert_groups_used,
     )
+    layer_units = spec.units(layer)
+    units = None if layer_units is None else layer_units.feed_forward
     later = tuple(each for each in range(layer + 1, spec.n_layers) if spec.layers[each].n_experts)
     router = Router(
         spec.d_model,
@@ -38,10 +40,12 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
         weighted=family.shared_gate,
         gated=family.gated,
         fused=numbers.fused_shared,
+        units=units,
     )
     return Mixture(
         d_model=spec.d_model,
         d_ff=numbers.d_ff_expert,
+        units=units,
         router=router,
         activation=spec.activation,
         eps=spec.norm_eps,

@@ -11,8 +11,8 @@ from edgerun.kernels.interface import F32, Kernels
 from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Product
 from edgerun.models.blocks.norms import apply_norm, product_input
-from edgerun.models.blocks.sums import norm_over_ranks, sum_over_ranks
-from edgerun.models.scratch import Take
+from edgerun.models.blocks.sums import norm_over_ranks, sum_of_units, sum_over_ranks
+from edgerun.models.scratch import Scratch, Take
 
 
 class Results:
@@ -67,14 +67,19 @@ def _take_apart(apart: list[tuple[F32, F32]], cancelled: Cancel, rows: int) -> N
         part[:] = view
 
 
-def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> None:
+def add_product(here: Here, product: Product, inner: F32, x: F32, s: Scratch) -> None:
     """x (T, d) += the product of inner (T, cols), through the norms, factor and bias that the model has. Overwrites
-    `inner` where a norm comes first. t (T, d): scratch."""
+    `inner` where a norm comes first."""
     kernels, vectors = here.kernels, here.vectors
     (part,) = product.parts
     if product.norm:
-        norm_over_ranks(here, [(inner, vectors[product.norm], product.whole_cols)], product.eps)
-    rows, matrix = kernels.activations(inner), here.weights.matrices[part.tensor]
+        norm_over_ranks(here, [(inner, vectors[product.norm], product.whole_cols)], product.eps, product.units)
+    if product.units is not None:
+        sum_of_units(here, product.units, unit_results(here, product, inner, s), s.t)
+        scale_and_bias(here, part.tensor, s.t)
+        add_result(kernels, vectors, product, s.t, x)
+        return
+    rows, matrix, t = kernels.activations(inner), here.weights.matrices[part.tensor], s.t
     plain = part.tensor + ".scale" not in vectors and part.tensor + ".bias" not in vectors
     plain = plain and not product.post_norm and product.factor == 1.0
     if plain and here.watch is None and here.tools.ranks is None:
@@ -86,6 +91,17 @@ def add_product(here: Here, product: Product, inner: F32, x: F32, t: F32) -> Non
         here.watch(here.layer, product.name, inner.copy(), {part.out: t.copy()})
     scale_and_bias(here, part.tensor, t)
     add_result(kernels, vectors, product, t, x)
+
+
+def unit_results(here: Here, product: Product, inner: F32, s: Scratch) -> list[F32]:
+    """Of each of the rank's units its columns' part of the product of inner (T, cols): (T, d) each, lent until the next
+    call."""
+    assert product.units is not None  # by whoever asks
+    (part,), held = product.parts, len(product.units.held)
+    results = s.parts(held)  # (T, units, d)
+    by_unit = inner.reshape(len(inner) * held, -1)  # a view, as what is recorded needs it: rows lie side by side
+    here.kernels.matmul_heads(here.weights.matrices[part.tensor], here.kernels.activations(by_unit), results)
+    return [results[:, unit] for unit in range(held)]
 
 
 def add_result(kernels: Kernels, vectors: dict[str, F32], product: Product, t: F32, x: F32) -> None:

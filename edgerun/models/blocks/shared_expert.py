@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -9,8 +10,9 @@ from edgerun.kernels.interface import F32, Activation
 from edgerun.models.blocks.base import Cancel, Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
 from edgerun.models.blocks.dense import activated, gate_up_parts
-from edgerun.models.blocks.products import Results, multiply, scale_and_bias, widths_of
-from edgerun.models.scratch import Role, Take
+from edgerun.models.blocks.products import Results, multiply, scale_and_bias, unit_results, widths_of
+from edgerun.models.scratch import Role, Scratch, Take
+from edgerun.models.spec import Units
 
 
 class SharedBuffers:
@@ -46,6 +48,7 @@ class SharedExpert:
     weighted: bool
     gated: bool = True
     fused: bool = False
+    units: Units | None = None
 
     @cached_property
     def gate_up(self) -> Product:
@@ -56,7 +59,7 @@ class SharedExpert:
     @cached_property
     def down(self) -> Product:
         """What gives the result."""
-        return Product("down", self.d_ff, (Part("t", "ffn_down_shexp", 0, self.d_model),))
+        return Product("down", self.d_ff, (Part("t", "ffn_down_shexp", 0, self.d_model),), units=self.units)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -66,7 +69,7 @@ class SharedExpert:
     @property
     def floats(self) -> int:
         """As `Block.floats`."""
-        return 4 * self.d_ff
+        return 4 * self.d_ff + self.down.unit_floats
 
     @cached_property
     def layout(self) -> SharedLayout:
@@ -81,16 +84,32 @@ class SharedExpert:
     def forward(self, here: Here, x: F32, h: F32) -> None:
         """x (T, d) += it, of h (T, d)."""
         s = here.tools.scratch(len(x))
+        up, weight = self._inner(here, h, s)
+        here.kernels.matmul(here.weights.matrices["ffn_down_shexp"], here.kernels.activations(up), s.t)
+        scale_and_bias(here, "ffn_down_shexp", s.t)
+        if self.weighted:
+            here.kernels.head_gate(s.t, weight, "sigmoid")
+        here.kernels.add(x, s.t)
+
+    def add_units(self, here: Here, sums: Sequence[F32], h: F32) -> None:
+        """Each unit's sum (T, d) += its part of it, of h (T, d)."""
+        s = here.tools.scratch(len(h))
+        up, weight = self._inner(here, h, s)
+        results = unit_results(here, self.down, up, s)
+        for total, each in zip(sums, results, strict=True):
+            here.kernels.copy(each, s.t)
+            scale_and_bias(here, "ffn_down_shexp", s.t)
+            if self.weighted:
+                here.kernels.head_gate(s.t, weight, "sigmoid")
+            here.kernels.add(total, s.t)
+
+    def _inner(self, here: Here, h: F32, s: Scratch) -> tuple[F32, F32]:
+        """What goes into the last product, (T, d_ff), and what its result is weighted by, (T, 1)."""
         b = s.of(self.layout)
         if self.weighted:
             here.cut(partial(self._weigh, here, h, b.weight))
         multiply(here, self.gate_up, h, b.inner)
-        up = activated(here.kernels, b.inner, self.activation)
-        here.kernels.matmul(here.weights.matrices["ffn_down_shexp"], here.kernels.activations(up), s.t)
-        scale_and_bias(here, "ffn_down_shexp", s.t)
-        if self.weighted:
-            here.kernels.head_gate(s.t, b.weight, "sigmoid")
-        here.kernels.add(x, s.t)
+        return activated(here.kernels, b.inner, self.activation), b.weight
 
     @staticmethod
     def _weigh(here: Here, h: F32, weight: F32, cancelled: Cancel, rows: int) -> None:

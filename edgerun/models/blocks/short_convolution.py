@@ -86,7 +86,7 @@ class ShortConvolution:
         weight = vectors[_KERNEL].reshape(self.inner.cols, self.taps)
         kernels.causal_conv(b.gated, weight, None, places.states(here.layer), b.convolved, "none")
         kernels.gated(b.c, b.convolved, "none", b.gated)
-        add_product(here, self.output, b.gated, x, s.t)
+        add_product(here, self.output, b.gated, x, s)
 
 
 def convolution_of(spec: ModelSpec, layer: int) -> ShortConvolution:
