@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from time import perf_counter
 
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
 from edgerun.cluster.rank_times import NUMBERS, RankTimes, Stopwatch, heard
-from edgerun.cluster.units import Folding, rank_units
+from edgerun.cluster.units import Folding, RankUnits, rank_units
 from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, ReadError
 from edgerun.events import Span, SpanSink
 from edgerun.models.reductions import Reduction
@@ -27,6 +28,16 @@ _KINDS: dict[str, type[EdgerunError]] = {"DoesNotFitError": DoesNotFitError, "Re
 
 class PassEnded(EdgerunError):
     """Another rank cannot go on with a pass."""
+
+
+class _Nodes:
+    """A rank's partial sums (nodes, numbers + 1): fronts, the numbers of each as they are shaped; ends, what follows
+    them. A rank without a unit has one of zeros."""
+
+    def __init__(self, all: F32, shape: tuple[int, ...]) -> None:
+        self.all = all
+        self.fronts = [node[:-1].reshape(shape) for node in all]
+        self.ends = all[:, -1]
 
 
 class Lockstep:
@@ -55,7 +66,7 @@ class Lockstep:
         self._left: deque[Reduction] = deque()  # that are still to come in this pass
         self._buffers: dict[int, tuple[F32, F32, F32]] = {}
         self._long = np.empty(0, np.float32)
-        self._room = np.empty(0, np.float32)
+        self._kept_nodes: dict[tuple[int, tuple[int, ...]], tuple[RankUnits, _Nodes]] = {}
 
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`. PassEnded when another rank cannot go on."""
@@ -67,10 +78,17 @@ class Lockstep:
         """As `Ranks.add_units`. PassEnded when another rank cannot go on."""
         expected = self._left.popleft()
         assert expected == (out.size, units.count), f"{out.size} numbers are reduced where {expected} was expected"
-        mine = self._units[units.count]
+        mine, nodes = self._nodes(units.count, out.shape)
         for into, other in mine.steps:
-            np.add(parts[into], parts[other], out=parts[into])
-        self._end_if(self._folded([parts[first] for first in mine.firsts], mine.folding, out, 0.0))
+            np.add(parts[into], parts[other], parts[into])
+        if not mine.last:
+            nodes.all[...] = 0  # where the last sum came
+        for node, (into, last) in zip(nodes.fronts, mine.last, strict=False):
+            if last is None:
+                node[...] = parts[into]
+            else:
+                np.add(parts[into], parts[last], node)
+        self._end_if(self._folded(nodes, mine.folding, out, 0.0))
 
     def _end_if(self, is_over: bool) -> None:
         if is_over:
@@ -101,7 +119,9 @@ class Lockstep:
             numbers, units = self._left[0]
             nothing = np.zeros(numbers, np.float32)
             if units:
-                self._folded([], self._units[units].folding, nothing, 1.0)
+                plan, nodes = self._nodes(units, nothing.shape)
+                nodes.all[...] = 0
+                self._folded(nodes, plan.folding, nothing, 1.0)
             else:
                 self._reduced(nothing, 1.0)
             self._left.clear()
@@ -122,23 +142,16 @@ class Lockstep:
         flat[...] = front
         return bool(end[0] > 0)
 
-    def _folded(self, sums: Sequence[F32], folding: Folding, out: F32, ends: float) -> bool:
+    def _folded(self, nodes: _Nodes, folding: Folding, out: F32, ends: float) -> bool:
         """out becomes what the partial sums of all ranks make together, of which these are this one's; whether a rank
         ends the pass."""
-        n, count = out.size, folding.counts[self.collective.rank]
-        nodes = self._nodes(count, n + 1)  # what follows the numbers says whether the rank ends the pass
-        for node, each in zip(nodes, sums, strict=False):
-            node[:n].reshape(out.shape)[...] = each
-        if not sums:
-            nodes[:, :n] = 0
-        nodes[:, n] = 0
-        nodes[0, n] = ends
-        buffer, front, end = self._buffers.get(n) or self._make_buffers(n)
+        nodes.ends[...] = 0
+        nodes.ends[0] = ends
         began = perf_counter()
-        self.collective.fold(nodes, folding, buffer)
-        self._took(began, n, nodes.nbytes)
-        out[...] = front.reshape(out.shape)
-        return bool(end[0] > 0)
+        self.collective.fold(nodes.all, folding, nodes.all[0])
+        self._took(began, out.size, nodes.all.nbytes)
+        out[...] = nodes.fronts[0]
+        return bool(nodes.ends[0] > 0)
 
     def _took(self, began: float, numbers: int, n_bytes: int) -> None:
         """A sum of so many numbers ended now, of which this rank gave `n_bytes`."""
@@ -150,11 +163,18 @@ class Lockstep:
         self.reductions += 1
         self.reduced_bytes += n_bytes
 
-    def _nodes(self, count: int, width: int) -> F32:
-        """(count, width), used again by the next sum."""
-        if self._room.size < count * width:
-            self._room = np.empty(count * width, np.float32)
-        return self._room[: count * width].reshape(count, width)
+    def _nodes(self, count: int, shape: tuple[int, ...]) -> tuple[RankUnits, _Nodes]:
+        """What to do with units of so many, and buffers for their sums. Of short arrays they are kept, as those of sums
+        without units."""
+        found = self._kept_nodes.get((count, shape))
+        if found is None:
+            mine = self._units[count]
+            width = prod(shape) + 1  # what follows the numbers says whether the rank ends the pass
+            found = mine, _Nodes(np.zeros((mine.folding.counts[self.collective.rank], width), np.float32), shape)
+            if width > _KEPT_NUMBERS or len(self._kept_nodes) >= _MOST_KEPT:
+                self._kept_nodes.clear()
+            self._kept_nodes[count, shape] = found
+        return found
 
     def _make_buffers(self, n: int) -> tuple[F32, F32, F32]:
         """For n numbers and whether it ends, and views of the two. Of short arrays they are kept: a model has few

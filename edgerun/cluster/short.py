@@ -46,7 +46,7 @@ class Short:
         self._mine = numbers[peers.rank, : folding.counts[peers.rank] * count]
         each_of = zip(numbers, folding.counts, strict=True)
         self._rows = [row for each, nodes in each_of for row in each[: nodes * count].reshape(nodes, count)]
-        self._steps = folding.steps
+        *self._steps, (_, self._last) = folding.steps  # the last makes the first the sum
         self._is_plain = folding == in_order(peers.size)
         # Each rank begins with the one after it: no cable has all frames at once.
         partners = [HEAD] if self._is_star and not self._is_head else peers.others
@@ -107,7 +107,7 @@ class Short:
         rows = self._rows
         for into, other in self._steps:
             np.add(rows[into], rows[other], rows[into])
-        out[...] = rows[0]
+        np.add(rows[0], rows[self._last], out)
 
     def _inbox(self, rank: int, buffer: U8, n_bytes: int, numbers: F32) -> _Inbox:
         frame = buffer[: HEADER.size + n_bytes]

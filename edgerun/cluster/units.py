@@ -37,11 +37,11 @@ class Folding:
 
 @dataclass(frozen=True)
 class RankUnits:
-    """A rank's part of a sum over units: `steps` among its own units, after which the units `firsts` are its partial
-    sums; none where it has no unit, then it sends zeros."""
+    """A rank's part of a sum over units: `steps` among its own units, and of each of its partial sums what is added
+    `last`, or the one unit that it is; none where it has no unit, then it sends zeros."""
 
     steps: tuple[Step, ...]
-    firsts: tuple[int, ...]
+    last: tuple[tuple[int, int | None], ...]
     folding: Folding
 
 
@@ -80,10 +80,10 @@ def rank_units(edges: tuple[int, ...], rank: int) -> RankUnits:
     # Who has nothing sends zeros all the same: with them a rank says whether it goes on.
     steps += [(0, numbers[0]) if at == 0 else (numbers[0], at) for at in reversed(zeros)]
     first = edges[rank]
-    own = [step for low, high in held[rank] for step in _steps(low, high, frozenset())]
+    own = [[(low - first, middle - first) for low, middle in _steps(*each, frozenset())] for each in held[rank]]
     return RankUnits(
-        tuple((low - first, middle - first) for low, middle in own),
-        tuple(low - first for low, _ in held[rank]),
+        tuple(step for steps in own for step in steps[:-1]),
+        tuple(steps[-1] if steps else (low - first, None) for steps, (low, _) in zip(own, held[rank], strict=True)),
         Folding(tuple(max(1, len(branches)) for branches in held), tuple(steps)),
     )
 

@@ -106,7 +106,8 @@ def test_units_make_the_same_sum_whoever_has_them(make: Make, parts: list[int]) 
                 own = [unit.copy() for unit in units[edges[each.rank] : edges[each.rank + 1]]]
                 for into, other in mine.steps:
                     own[into] += own[other]
-                nodes = np.array([own[first] for first in mine.firsts] or [np.zeros(n, np.float32)])
+                pairs = [(own[into], 0 if last is None else own[last]) for into, last in mine.last]
+                nodes = np.array([into + last for into, last in pairs] or [np.zeros(n, np.float32)])
                 out = np.empty(n, np.float32)
                 for _ in range(2):  # buffers are used again
                     each.fold(nodes.copy(), mine.folding, out)

@@ -55,6 +55,9 @@ def sum_of_units(here: Here, units: Units, parts: Sequence[F32], t: F32) -> None
 
 def add_units(ranks: Ranks, units: Units, parts: Sequence[F32], t: F32, cancelled: Cancel, rows: int) -> None:
     """The same, now: of the first so many rows."""
+    if rows == len(t):
+        ranks.add_units(parts, units, t)
+        return
     ranks.add_units([part[:rows] for part in parts], units, t[:rows])
     t[rows:] = t[rows - 1]  # as `add_up`
 
