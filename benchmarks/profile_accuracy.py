@@ -1,14 +1,10 @@
-"""What `edgerun plan` says of a request against what `edgerun bench` measures, as a table for docs/profiling.md.
+"""What `edgerun profile` says that a model should reach, by the machine's rates beside it, against what it reaches.
 
-nice -n -20 python benchmarks/profile_accuracy.py MODEL.gguf[@MEMORY,...][%TRACE.json] ... [-p 256] [-n 64] [-r 3]
-    [--json out.json]
+python benchmarks/profile_accuracy.py MODEL.gguf[@MEMORY,...] ... [-p 256] [-n 64] [-r 3] [--json out.json]
 
-Not under real-time priority: what reads a disk wakes up often, and would wait there for what computes.
-
-A model is measured in memory, and with every MEMORY that is named (`big.gguf@2G,3G`); TRACE: what a synthetic mixture
-replays. The machine is measured anew just before and after every run, and the mean of both predictions counts: a shared
-machine changes from minute to minute, which is not what is tested. For the same reason what was measured is the median
-of the prompts and, in memory, where all tokens take alike, of the tokens; where they wait for a disk it is their mean.
+A model is measured in memory, and with every MEMORY that is named (`big.gguf@2G,3G`); each is one `edgerun profile`,
+which measures the machine before the first run and after each, repeats what others disturbed, and plans by the rates
+around every run. Prints a table for docs/profiling.md.
 """
 
 from __future__ import annotations
@@ -43,41 +39,27 @@ class Line:
         return abs(self.planned / self.measured - 1)
 
 
-def run_json(command: list[str]) -> dict[str, Any]:
-    """The JSON object that a command prints."""
-    done = subprocess.run([sys.executable, "-m", "edgerun", *command], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"edgerun {' '.join(command)} failed: {done.stderr.strip()[-400:]}")
-    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+def profiled(model: Path, memory: str, a: argparse.Namespace) -> dict[str, Any]:
+    """What `edgerun profile` says of one model with so much memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "profile.json"
+        options = ["-c", str(a.prompt + a.decode + 8), "-p", str(a.prompt), "-n", str(a.decode), "-t", str(a.threads)]
+        options += ["-r", str(a.repetitions), "-o", str(out)] + ([] if memory == "all" else ["--memory", memory])
+        command = [sys.executable, "-m", "edgerun", "profile", str(model), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()[-400:]}")
+        found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
-def measure(
-    model: Path, memory: str, routing: Path | None, a: argparse.Namespace
-) -> tuple[list[Line], dict[str, object]]:
-    """The prompt and the decoding of one model with so much memory, and all that plans and measurement said."""
-    options = ["-c", str(a.prompt + a.decode + 8), "-p", str(a.prompt), "-n", str(a.decode), "-t", str(a.threads)]
-    options += [] if memory == "all" else ["--memory", memory]
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as replayed:
-        plan = ["plan", str(model), "--json", "--measure", *options]
-        if routing is not None and memory != "all":
-            json.dump(json.loads(routing.read_text())[: a.prompt + a.decode], replayed)
-            replayed.flush()
-            plan += ["--routing", replayed.name]
-        plans = [run_json(plan)]
-        bench = run_json(["bench", str(model), "--json", "--warmup", "-r", str(a.repetitions), *options])
-        plans.append(run_json(plan))
-    requests = [each["request"] for each in plans]
-    prompt_s = statistics.geometric_mean(each["prompt_s"] for each in requests)
-    token_s = statistics.geometric_mean(each["token_s"] for each in requests)
-    deviations = [(bench[f"{phase}_tok_s_sd"] or 0.0) / bench[f"{phase}_tok_s"] for phase in ("prompt", "decode")]
-    prompt_tok_s = 1e3 * a.prompt / bench["ttft_p50_ms"]
-    decode_tok_s = 1e3 / bench["decode_p50_ms"] if memory == "all" else bench["decode_tok_s"]
-    lines = [
-        Line(model.stem, memory, "prompt", a.prompt / prompt_s, prompt_tok_s, deviations[0] > 0.05),
-        Line(model.stem, memory, "decode", 1 / token_s, decode_tok_s, deviations[1] > 0.05),
+def lines_of(report: dict[str, Any], model: str, memory: str) -> list[Line]:
+    """The prompt and the decoding."""
+    noisy = bool(report["noise"]["is_noisy"])
+    return [
+        Line(model, memory, phase, report[phase]["planned_tok_s"], report[phase]["median_tok_s"], noisy)
+        for phase in ("prompt", "decode")
     ]
-    return lines, {"lines": [vars(each) for each in lines], "plans": plans, "bench": bench}
 
 
 def table(lines: list[Line]) -> str:
@@ -101,27 +83,30 @@ def table(lines: list[Line]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL.gguf[@MEMORY,...][%TRACE.json]")
+    parser.add_argument("models", nargs="+", metavar="MODEL.gguf[@MEMORY,...]")
     parser.add_argument("-p", "--prompt", type=int, default=256)
     parser.add_argument("-n", "--decode", type=int, default=64)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write all figures")
+    parser.add_argument("--json", type=Path, help="write all figures, and go on with what stands there")
     a = parser.parse_args()
+    told: dict[str, dict[str, Any]] = {}
+    if a.json is not None and a.json.exists():
+        told = json.loads(a.json.read_text())["profiles"]
     lines: list[Line] = []
-    told: list[dict[str, object]] = []
     for given in a.models:
-        given, _, trace = given.partition("%")
         name, _, memories = given.partition("@")
         for memory in ["all", *(memories.split(",") if memories else [])]:
-            found, said_all = measure(Path(name), memory, Path(trace) if trace else None, a)
-            told.append(said_all)
-            for line in found:
+            model = Path(name)
+            case = f"{model.stem}@{memory}"
+            if case not in told:
+                told[case] = profiled(model, memory, a)
+                if a.json is not None:
+                    a.json.write_text(json.dumps({"processor": cpu_name(), "profiles": told}))
+            for line in lines_of(told[case], model.stem, memory):
                 lines.append(line)
                 said = f"planned {line.planned:.1f}, measured {line.measured:.1f}"
                 print(f"{line.model} {line.memory} {line.phase}: {said}", file=sys.stderr)
-    if a.json is not None:
-        a.json.write_text(json.dumps({"processor": cpu_name(), "cases": told}))
     print(f"{cpu_name()}, {a.threads} threads\n\n{table(lines)}")
 
 

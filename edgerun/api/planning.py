@@ -43,7 +43,6 @@ from edgerun.planning.rates import (
     measure_disk,
     measure_launch,
     measure_products,
-    memory_bytes_per_s,
     probe_file,
     product_name,
     save_rates,
@@ -113,14 +112,13 @@ def plan_model(
     device: DeviceProfile | None = None,
     prompt_tokens: int = 256,
     decode_tokens: int = 128,
-    memory_rate: bool = False,
     **options: Unpack[PlanKeywords],
 ) -> ModelPlan:
     """Plan a model from its header, which is fetched alone where the model is not here.
 
     Options as of `LLM`; `routing`: recorded experts, by token and layer, to say how often the cache will have them;
     `measure`: the machine's rates anew; `device`: another machine than this one; the request that is predicted has so
-    many tokens; `memory_rate`: measure memory's own rate too, which says how near products are to it. Raises
+    many tokens. Raises
     DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
     """
     from edgerun.api.weights import kv_options, plan_weights
@@ -131,7 +129,6 @@ def plan_model(
 
     given = load_options(options, PLAN_NAMES)
     routed, anew = checked_routing(routing), Flag().check("measure", measure)
-    with_memory = Flag().check("memory_rate", memory_rate)
     n_prompt, n_decode = _TOKENS.check("prompt_tokens", prompt_tokens), _TOKENS.check("decode_tokens", decode_tokens)
     if device is not None and not isinstance(device, DeviceProfile):
         raise refused("device", "a DeviceProfile (`edgerun.planning.device_profile.load_profile`) or None", device)
@@ -162,7 +159,7 @@ def plan_model(
         piece = piece or (4 << 20)
         taken: list[str] = []
         if device is None:
-            rates = _rates(None if download_bytes else path, piece, catalog, given, anew, with_memory)
+            rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
         else:
             rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now
@@ -317,9 +314,7 @@ def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Mode
     return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
-def _rates(
-    path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool, memory_rate: bool
-) -> Rates:
+def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
     """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of another
     size, with the model's file or (None) one of its own. What was measured while others worked is measured again some
     minutes later, when they may have ended, and the better of both counts."""
@@ -330,7 +325,7 @@ def _rates(
     again = earlier is not None and earlier.were_disturbed and time.time() - kept.stat().st_mtime > _DISTURBED_S
     known = None if measure or again else earlier
     noise = NoiseMeter()
-    rates = _completed(known, path, piece_bytes, kept.parent, catalog, options, memory_rate)
+    rates = _completed(known, path, piece_bytes, kept.parent, catalog, options)
     if rates != known:
         others = noise.end([]).others_share
         rates = replace(rates, others_share=max(others, 0.0 if known is None else known.others_share))
@@ -351,13 +346,11 @@ def _completed(
     folder: Path,
     catalog: Catalog,
     options: LoadOptions,
-    memory_rate: bool,
 ) -> Rates:
     """What is known, with what is missing of it measured; the same where nothing is."""
     from edgerun.device import last_cache_bytes
-    from edgerun.kernels import load_sizes
 
-    cache_bytes, sizes = last_cache_bytes(), load_sizes(options.kernels)
+    cache_bytes = last_cache_bytes()
     products = _products({} if known is None else known.products, catalog, options)
     if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
@@ -372,12 +365,8 @@ def _completed(
     else:
         with _kernels(options, []) as kernels:
             attention, launch_s = measure_attention(kernels), measure_launch(kernels)
-    memory = None if known is None else known.memory_bytes_per_s
-    if memory_rate and memory is None:
-        with _kernels(options, []) as kernels:
-            memory = memory_bytes_per_s(kernels, sizes, cache_bytes)
     others = 0.0 if known is None else known.others_share
-    return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, memory, others)
+    return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, others_share=others)
 
 
 def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:

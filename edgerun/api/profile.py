@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,22 +24,24 @@ from edgerun.units import format_size
 if TYPE_CHECKING:
     from edgerun.api.llm import LLM
     from edgerun.planning import MemoryPlan
+    from edgerun.planning.request import RequestPrediction
     from edgerun.profiling.energy import Energy, EnergyMeter
     from edgerun.profiling.recorded import Recorded
+    from edgerun.profiling.session import Measured
     from edgerun.profiling.trace import Trace
 
 _MORE_MEMORY = (1.5, 2.0, 3.0)  # times the budget, of which the speed is predicted
 _METHOD = (
     "{repetitions} runs of a prompt and decoded tokens, ids 0, 1, 2, ..., from position 0; rates are means, decoding "
     "of the last two thirds of the tokens. Operations: one more run with a trace; their seconds are those of all "
-    "threads by the number of threads. Limits: the machine's own rates, measured just before or kept from earlier"
+    "threads by the number of threads. Limits and planned rates: by the machine's own rates, measured before the first "
+    "run and after each; the cache's hits as they were measured"
 )
 
 
 def profile_model(
     llm: LLM,
     path: Path,
-    rates: Rates,
     *,
     prompt_tokens: int,
     decode_tokens: int,
@@ -45,12 +50,14 @@ def profile_model(
     command: str,
     events: EventSink = ignore,
 ) -> tuple[dict[str, Any], Trace]:
-    """The report (`profiling.report`) of a loaded model, and the trace that its operations were timed by. rates: of
-    this machine, with all products of the model. UsageError for fewer than six tokens to decode or no prompt."""
+    """The report (`profiling.report`) of a loaded model, and the trace that its operations were timed by.
+    UsageError for fewer than six tokens to decode or no prompt."""
     from edgerun.device import peak_bytes
     from edgerun.hub import show
     from edgerun.kernels import load_sizes
+    from edgerun.planning.request import predict_request
     from edgerun.profiling.advice import Facts, advise
+    from edgerun.profiling.beside import RatesBeside
     from edgerun.profiling.cases import Case
     from edgerun.profiling.figures import mean
     from edgerun.profiling.recorded import record_request
@@ -64,12 +71,20 @@ def profile_model(
     decoder, plan = engine.decoder, engine.plan
     assert plan is not None  # every loaded model has one
     case = Case(prompt_tokens, decode_tokens)
-    (measured,) = run_session(
-        [DecoderEngine(decoder, llm.vocab_size, meter=meter)], [case], repetitions=repetitions, events=events
-    )
-    recorded, trace = record_request(decoder, [i % llm.vocab_size for i in range(case.tokens)], prompt_tokens)
     info, sizes = show(path), load_sizes(decoder.kernels.name)
     catalog = make_catalog(decoder.spec.tensors, decoder.spec.n_layers)
+    seen: list[Rates] = []
+    beside = RatesBeside(path, catalog, kernels=decoder.kernels.name, threads=decoder.kernels.threads)
+    with contextlib.closing(beside):
+        (measured,) = run_session(
+            [DecoderEngine(decoder, llm.vocab_size, meter=meter)],
+            [case],
+            repetitions=repetitions,
+            between=lambda: seen.append(beside.measure()),
+            events=events,
+        )
+    rates = seen[-1]
+    recorded, trace = record_request(decoder, [i % llm.vocab_size for i in range(case.tokens)], prompt_tokens)
     token = list(pass_operations(catalog, decoder.spec, sizes, position=prompt_tokens + decode_tokens // 2))
     limits = _limits(rates, sum(each.memory_bytes for each in token))
     runs = measured.runs
@@ -109,6 +124,20 @@ def profile_model(
         budget_bytes=plan.budget_bytes,
         wanted=() if plan.mode == "resident" else tuple(_with_more(llm, path, plan, rates)),
     )
+    planned = _planned(
+        measured,
+        seen,
+        lambda rates: predict_request(
+            catalog,
+            decoder.spec,
+            plan,
+            sizes,
+            rates,
+            prompt_tokens=prompt_tokens,
+            decode_tokens=decode_tokens,
+            hit_rate=streaming["hit_rate"] if plan.mode == "experts" else None,
+        ),
+    )
     report = {
         "format": FORMAT,
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -135,6 +164,7 @@ def profile_model(
             "tokens": prompt_tokens,
             "tok_s": mean([run.prompt_tok_s or 0.0 for run in runs]),
             "ttft_ms": 1e3 * (mean([run.prompt_s for run in runs]) or 0.0),
+            **planned["prompt"],
             "operations": _operations(
                 prompt,
                 recorded.prompt_kernels_s,
@@ -149,6 +179,7 @@ def profile_model(
         "decode": {
             "tokens": decode_tokens,
             "tok_s": mean([run.decode_tok_s or 0.0 for run in runs]),
+            **planned["decode"],
             **{f"p{percent}_ms": 1e3 * float(np.percentile(warm, percent)) for percent in (50, 95, 99)},
             "operations": decode_rows,
             "memory_bytes": sum(each.memory_bytes for each in token),
@@ -167,6 +198,21 @@ def profile_model(
         "advice": asdict(advise(facts)),
     }
     return report, trace
+
+
+def _planned(
+    measured: Measured, seen: Sequence[Rates], predict: Callable[[Rates], RequestPrediction]
+) -> dict[str, dict[str, float]]:
+    """By phase: what was planned for each run by the rates just before and just after it, and what was measured:
+    medians of the runs, since one that somebody disturbed tells nothing."""
+    requests = [predict(rates) for rates in seen]
+    found: dict[str, dict[str, float]] = {}
+    for phase in ("prompt", "decode"):
+        rates = [float(getattr(each, f"{phase}_tok_s") or 0.0) for each in requests]
+        planned = [math.sqrt(rates[each] * rates[each + 1]) for each in measured.rounds]
+        reached = [float(getattr(run, f"{phase}_tok_s") or 0.0) for run in measured.runs]
+        found[phase] = {"planned_tok_s": statistics.median(planned), "median_tok_s": statistics.median(reached)}
+    return found
 
 
 def _operations(

@@ -115,7 +115,6 @@ def command(
 
 
 def _profile(model: str, sizes: tuple[int, int, int], energy: str, loading: dict[str, Any]) -> tuple[Report, Any]:
-    from edgerun.api.planning import plan_model
     from edgerun.api.profile import profile_model
     from edgerun.cli.loading import find_model, load_model
     from edgerun.profiling.energy import find_meter
@@ -124,14 +123,11 @@ def _profile(model: str, sizes: tuple[int, int, int], energy: str, loading: dict
     with ProgressBars() as bars, contextlib.closing(find_meter(energy)) as meter:
         path = find_model(model, bars)
         options = {**loading_from(loading, bars), "context": loading["context"] or prompt + decode}
-        plannable = {name: options[name] for name in ("context", "kv", "memory", "kernels", "threads", "events")}
-        rates = plan_model(path, memory_rate=True, **plannable).rates
         meter.measure_idle()
         with load_model(path, options) as llm:
             return profile_model(
                 llm,
                 path,
-                rates,
                 prompt_tokens=prompt,
                 decode_tokens=decode,
                 repetitions=repetitions,

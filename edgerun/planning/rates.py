@@ -39,6 +39,7 @@ PLAINEST = GgmlType.F16  # its products cost least beside reading: they tell the
 _COLS, MEASURED_COLS = 4096, 2048  # decoding, and in a prompt, whose results would fill the caches else
 _PIECE_MATRIX_BYTES = 16 << 20  # packed, of one matrix; several of them are what a token reads
 _LEAST_BYTES = 64 << 20  # of all of them, and more where a cache would hold that
+_MOST_BYTES = 1 << 62
 _BEYOND_CACHE = 1.7  # so many times the last cache is read from memory
 _LONGEST_S, _FEWEST_TURNS = 0.25, 3
 _MEMORY_SHARE = 0.25  # of what is available, that measuring may take
@@ -152,16 +153,25 @@ def product_name(type: GgmlType, cols: int, types: Types) -> str:
     return type.name if types.has_kernels(type) else f"{type.name} x {cols}"
 
 
-def measure_products(kernels: Kernels, type: GgmlType, cols: int, types: Types, cache_bytes: int = 0) -> ProductRates:
+def measure_products(
+    kernels: Kernels,
+    type: GgmlType,
+    cols: int,
+    types: Types,
+    cache_bytes: int = 0,
+    *,
+    weights_bytes: int | None = None,
+) -> ProductRates:
     """The rates of matrices of this type, and for those without kernels of this width. cache_bytes: of the last cache,
-    past which a model's weights are read. About half a second."""
+    past which a model's weights are read; weights_bytes: of one model, whose own come from wherever so many do. About
+    half a second."""
     kernels.prepare([type])
     if not types.has_kernels(type):
         matrix = filled_matrix(kernels, type, cols, _SLOW_MATRIX_BYTES)
         return ProductRates(_row_bytes_per_s(kernels, [matrix], 15), _prompt_ops_per_s(kernels, matrix, 3))
-    matrices = _alike(kernels, type, _weight_bytes(cache_bytes))
+    matrices = _alike(kernels, type, min(_weight_bytes(cache_bytes), weights_bytes or _MOST_BYTES))
     square = kernels.packed_bytes(type, MEASURED_COLS, MEASURED_COLS)
-    in_cache = matrices[: cache_bytes // 8 // _PIECE_MATRIX_BYTES]
+    in_cache = [] if weights_bytes else matrices[: cache_bytes // 8 // _PIECE_MATRIX_BYTES]
     return ProductRates(
         _row_bytes_per_s(kernels, matrices, 21),
         _prompt_ops_per_s(kernels, filled_matrix(kernels, type, MEASURED_COLS, square), 11),
@@ -169,12 +179,16 @@ def measure_products(kernels: Kernels, type: GgmlType, cols: int, types: Types, 
     )
 
 
-def memory_bytes_per_s(kernels: Kernels, types: Types, cache_bytes: int = 0) -> float | None:
-    """Memory's own rate: that of the plainest product. None where it has no kernel."""
+def memory_bytes_per_s(
+    kernels: Kernels, types: Types, cache_bytes: int = 0, *, weights_bytes: int | None = None
+) -> float | None:
+    """Memory's own rate: that of the plainest product. None where it has no kernel. Arguments as of
+    `measure_products`."""
     if not types.has_kernels(PLAINEST):
         return None
     kernels.prepare([PLAINEST])
-    return _row_bytes_per_s(kernels, _alike(kernels, PLAINEST, _weight_bytes(cache_bytes)), 21)
+    n_bytes = min(_weight_bytes(cache_bytes), weights_bytes or _MOST_BYTES)
+    return _row_bytes_per_s(kernels, _alike(kernels, PLAINEST, n_bytes), 21)
 
 
 def _weight_bytes(cache_bytes: int) -> int:
@@ -308,44 +322,51 @@ def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
     """What `save_rates` wrote; None when there is nothing, or nothing that makes sense, or (with a Notice) something
     that others can have written."""
     try:
-        said = json.loads(read_kept(path))
-        products = {str(name): _kept_product(each) for name, each in said["products"].items()}
-        attention = None if said["attention"] is None else AttentionRates(*map(float, said["attention"]))
-        disk_bytes_per_s, launch_s = (float(said[name]) for name in ("disk_bytes_per_s", "launch_s"))
-        piece_bytes, cache_bytes = int(said["disk_piece_bytes"]), int(said["cache_bytes"])
-        memory = None if said["memory_bytes_per_s"] is None else float(said["memory_bytes_per_s"])
-        others = float(said["others_share"])
-        rates = Rates(products, disk_bytes_per_s, piece_bytes, attention, launch_s, cache_bytes, memory, others)
+        rates = rates_kept(json.loads(read_kept(path)))
     except UntrustedError as error:
         events(Notice(f"this machine's speed is measured again: {error}"))
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    known = [n for each in products.values() for n in astuple(each) if n is not None]
-    known += [] if attention is None else astuple(attention)
-    known += [disk_bytes_per_s, piece_bytes, launch_s, 1.0 if memory is None else memory]
-    sensible = all(0 < n < 1e18 for n in known) and 0 <= cache_bytes < 1e18 and 0 <= others <= 1
+    known = [n for each in rates.products.values() for n in astuple(each) if n is not None]
+    known += [] if rates.attention is None else astuple(rates.attention)
+    memory = rates.memory_bytes_per_s
+    known += [rates.disk_bytes_per_s, rates.disk_piece_bytes, rates.launch_s, 1.0 if memory is None else memory]
+    sensible = all(0 < n < 1e18 for n in known) and 0 <= rates.cache_bytes < 1e18 and 0 <= rates.others_share <= 1
     return rates if sensible else None
 
 
+def rates_kept(said: Any) -> Rates:
+    """Of what `as_kept` said. ValueError, TypeError, KeyError and others where it did not."""
+    return Rates(
+        products={str(name): _kept_product(each) for name, each in said["products"].items()},
+        disk_bytes_per_s=float(said["disk_bytes_per_s"]),
+        disk_piece_bytes=int(said["disk_piece_bytes"]),
+        attention=None if said["attention"] is None else AttentionRates(*map(float, said["attention"])),
+        launch_s=float(said["launch_s"]),
+        cache_bytes=int(said["cache_bytes"]),
+        memory_bytes_per_s=None if said["memory_bytes_per_s"] is None else float(said["memory_bytes_per_s"]),
+        others_share=float(said["others_share"]),
+    )
+
+
 def _kept_product(said: Sequence[float | None]) -> ProductRates:
-    """Of what `save_rates` wrote. ValueError, TypeError."""
+    """ValueError, TypeError."""
     decode, prompt, cached = said
     if decode is None or prompt is None:
         raise ValueError("a rate is missing")
     return ProductRates(float(decode), float(prompt), None if cached is None else float(cached))
 
 
+def as_kept(rates: Rates) -> dict[str, Any]:
+    """For JSON, and to be read by `rates_kept`."""
+    return {
+        **vars(rates),
+        "products": {name: list(astuple(each)) for name, each in rates.products.items()},
+        "attention": None if rates.attention is None else list(astuple(rates.attention)),
+    }
+
+
 def save_rates(path: Path, rates: Rates) -> None:
     """Atomically. OSError when the folder cannot be written."""
-    said = {
-        "products": {name: list(astuple(each)) for name, each in rates.products.items()},
-        "disk_bytes_per_s": rates.disk_bytes_per_s,
-        "disk_piece_bytes": rates.disk_piece_bytes,
-        "attention": None if rates.attention is None else list(astuple(rates.attention)),
-        "launch_s": rates.launch_s,
-        "cache_bytes": rates.cache_bytes,
-        "memory_bytes_per_s": rates.memory_bytes_per_s,
-        "others_share": rates.others_share,
-    }
-    write_kept(path, [json.dumps(said).encode()])
+    write_kept(path, [json.dumps(as_kept(rates)).encode()])

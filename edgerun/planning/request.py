@@ -9,7 +9,7 @@ from edgerun.models import ModelSpec
 from edgerun.planning.costs import pass_operations
 from edgerun.planning.memory import MemoryPlan
 from edgerun.planning.rates import Rates
-from edgerun.planning.speed import TypeSizes, operation_s, predict_speed
+from edgerun.planning.speed import TypeSizes, filling_hits, operation_s, predict_speed
 from edgerun.weights.catalog import Catalog
 
 Bound = Literal["computing", "memory", "disk"]
@@ -58,7 +58,9 @@ def predict_request(
     hit_rate: float | None = None,
 ) -> RequestPrediction:
     """What a token costs grows evenly with what stands before it, so the one in the middle is the average. depth:
-    tokens that are there already. hit_rate, rates: as of `predict_speed`."""
+    tokens that are there already. hit_rate, rates: as of `predict_speed`; None: of a cache that is empty before."""
+    if hit_rate is None and plan.mode == "experts":
+        hit_rate = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens)
     middle = depth + prompt_tokens + decode_tokens // 2
     speed = predict_speed(
         catalog, spec, plan, sizes, rates, hit_rate=hit_rate, prompt_tokens=max(1, prompt_tokens), position=middle

@@ -28,7 +28,9 @@ _PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
-_PACKING = 0.2  # of the products' bytes/s: what is read is packed by the same cores
+# Of the products' bytes/s: what is read is packed by the same cores; of experts, each of which is asked for, found a
+# place, read by a thread of its own and waited for, that takes longer
+_PACKING, _EXPERT_PACKING = 0.2, 0.09
 # Of the bare products' rates that they reach within whole models, decoding and for prompts
 _SHARES = 1.0, 0.95
 # A row of weights is unpacked once for all tokens, and a result scaled and stored once for all columns: each as much as
@@ -53,6 +55,7 @@ _CACHED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.44, 0.57, 0.7, 0.85, 1.0)
 _HITS_FEW = (0.0, 0.2, 0.315, 0.475, 0.6, 0.745, 0.855, 0.935, 0.985, 1.0)
 _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
+_MOST_FILLING = 4096  # tokens after which a cache is as full as it gets
 
 _KEPT_IN_WAVE = 0.65  # of a cache, while a prompt's activations borrow the rest
 _NEURON_COST = 2.0  # what reading a neuron costs, in bytes read at once
@@ -109,8 +112,7 @@ def predict_speed(
     wave = min(plan.wave_tokens or prompt_tokens, prompt_tokens)
     waves = -(-prompt_tokens // max(1, wave))
     if plan.mode == "experts":
-        curve = _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW
-        hits = float(np.interp(plan.cached_share, _CACHED, curve)) if hit_rate is None else hit_rate
+        hits = _hits(spec, plan.cached_share) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored.token_experts
         prompt_missing = waves * (1 - _KEPT_IN_WAVE * plan.cached_share) * stored.touched_experts(wave)
     elif plan.mode == "layers":
@@ -121,7 +123,7 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += FIRING * _NEURON_COST * stored.neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += waves * stored.neurons * (1 - kept)
-    compute += missing / (_PACKING * _fastest(rates))
+    compute += missing / ((_EXPERT_PACKING if plan.mode == "experts" else _PACKING) * _fastest(rates))
     read = missing / rates.disk_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
@@ -137,6 +139,24 @@ def predict_speed(
         read_s_per_token=read,
         memory_bytes_per_token=sum(each.memory_bytes for each in token),
     )
+
+
+def filling_hits(spec: ModelSpec, cached_share: float, prompt_tokens: int, decode_tokens: int) -> float:
+    """Hits of the expert cache, on average over the tokens that are decoded after a prompt, when it was empty before:
+    what it holds grows by what misses, until it is full. A prompt fills it by all that it needs."""
+    used = spec.n_experts_used / spec.n_experts
+    share = min(cached_share, 1 - (1 - used) ** prompt_tokens)
+    found = []
+    for _ in range(min(decode_tokens, _MOST_FILLING)):
+        found.append(_hits(spec, share))
+        share = min(cached_share, share + used * (1 - found[-1]))
+    later = max(0, decode_tokens - len(found))
+    return (sum(found) + later * _hits(spec, share)) / max(1, decode_tokens)
+
+
+def _hits(spec: ModelSpec, cached_share: float) -> float:
+    """Of a cache that holds so much of the experts."""
+    return float(np.interp(cached_share, _CACHED, _HITS_MANY if spec.n_experts >= _MANY_EXPERTS else _HITS_FEW))
 
 
 def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> float:

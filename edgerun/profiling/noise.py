@@ -51,15 +51,28 @@ class NoiseMeter:
         self._began = time.perf_counter()
         self._busy, self._own = _busy_s(), _own_s()
 
+    @property
+    def others_share(self) -> float:
+        """So far."""
+        seconds = max(time.perf_counter() - self._began, 1e-6)
+        others = (_busy_s() - self._busy) - (_own_s() - self._own)
+        return min(1.0, max(0.0, others / (seconds * (os.cpu_count() or 1))))
+
     def end(self, rates: Sequence[float]) -> Noise:
         """What was seen; `rates`: of the repetitions."""
-        seconds = max(time.perf_counter() - self._began, 1e-6)
-        cores = os.cpu_count() or 1
-        others = (_busy_s() - self._busy) - (_own_s() - self._own)
-        varied, middle = deviation(rates), mean(rates)
-        variation = None if varied is None or not middle else varied / middle
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        return Noise(min(1.0, max(0.0, others / (seconds * cores))), variation, load, len(usable_cpus()))
+        return noise_of(self.others_share, rates)
+
+
+def noise_of(others_share: float, rates: Sequence[float]) -> Noise:
+    """Of repetitions of these rates, in whose time others took so much."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return Noise(others_share, variation(rates), load, len(usable_cpus()))
+
+
+def variation(rates: Sequence[float]) -> float | None:
+    """Their deviation by their mean; None of one."""
+    varied, middle = deviation(rates), mean(rates)
+    return None if varied is None or not middle else varied / middle
 
 
 def _busy_s() -> float:

@@ -53,10 +53,20 @@ def headline(report: Report) -> list[tuple[str, str]]:
     return [
         ("prompt", f"{first}{noisy}"),
         ("decode", f"{decode['tok_s']:.1f} tokens a second, {tails}{noisy}"),
+        *_planned(prompt, decode),
         *_energy(str(prompt["energy"]), str(decode["energy"])),
         ("memory", f"peak {peak} of {budget}; {memory['how']}"),
         ("bound by", f"{report['advice']['bound']}: {report['advice']['why']}"),
     ]
+
+
+def _planned(prompt: Mapping[str, Any], decode: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the machine's rates beside the runs had promised, and how it compares with the runs' medians."""
+    said = [
+        f"{name} {each['planned_tok_s']:.1f} a second, {each['planned_tok_s'] / each['median_tok_s']:.2f} of measured"
+        for name, each in (("prompt", prompt), ("decode", decode))
+    ]
+    return [("planned", "; ".join(said))]
 
 
 def _energy(prompt: str, decode: str) -> list[tuple[str, str]]:
@@ -95,6 +105,8 @@ def compare(first: Report, second: Report) -> list[tuple[str, str, str, str]]:
         ("prompt tokens/s", ("prompt", "tok_s"), "{:.1f}"),
         ("time to the first token, ms", ("prompt", "ttft_ms"), "{:.0f}"),
         ("decoded tokens/s", ("decode", "tok_s"), "{:.1f}"),
+        ("planned prompt tokens/s", ("prompt", "planned_tok_s"), "{:.1f}"),
+        ("planned decoded tokens/s", ("decode", "planned_tok_s"), "{:.1f}"),
         ("token p95, ms", ("decode", "p95_ms"), "{:.1f}"),
         ("peak memory, MiB", ("memory", "peak_mib"), "{:.0f}"),
         ("read a token, MB", ("decode", "read_mb"), "{:.1f}"),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from edgerun.events import EventSink, Progress, ignore
 from edgerun.models import Decoder
+from edgerun.planning.rates import MOST_OTHERS
 from edgerun.profiling.bench import BenchRun, run_case
 from edgerun.profiling.cases import Case
 from edgerun.profiling.energy import EnergyMeter
 from edgerun.profiling.figures import Ratio, ratio
-from edgerun.profiling.noise import Noise, NoiseMeter
+from edgerun.profiling.noise import MOST_VARIATION, Noise, NoiseMeter, noise_of, variation
 
 _WARM_TOKENS = 32  # of a prompt that only warms up
+_MOST_TIMES = 2  # as many repetitions as wanted, where some are noisy
 
 
 class BenchEngine(Protocol):
@@ -35,7 +38,8 @@ class BenchEngine(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Repetitions of a case by an engine. `noise`: of the session while all engines did theirs."""
+    """Repetitions of a case by an engine. `noise`: of the session while all engines did theirs; rounds: which of the
+    session's these are, as others disturbed the rest."""
 
     engine: str
     backend: str
@@ -43,6 +47,7 @@ class Measured:
     case: Case
     runs: tuple[BenchRun, ...]
     noise: Noise
+    rounds: tuple[int, ...] = ()
 
     @property
     def rates(self) -> list[float]:
@@ -83,26 +88,59 @@ def run_session(
     *,
     repetitions: int,
     warm_up: bool = True,
+    between: Callable[[], None] = lambda: None,
     events: EventSink = ignore,
 ) -> list[Measured]:
-    """Every case by every engine, `repetitions` times in turns, after a short prompt and a token that warm up."""
+    """Every case by every engine, `repetitions` times in turns, after a short prompt and a token that warm up. Where
+    others work meanwhile, or repetitions differ much, there are up to as many again, and those count that nobody
+    disturbed. between: called before the first turn of a case and after each."""
     found = []
     for number, case in enumerate(cases):
         if warm_up:
             for engine in engines:
                 engine.run(Case(min(case.prompt or 1, _WARM_TOKENS), 1))
-        noise = NoiseMeter()
-        runs: list[list[BenchRun]] = [[] for _ in engines]
-        for repetition in range(repetitions):
-            events(Progress("bench", number * repetitions + repetition, len(cases) * repetitions, "repetitions"))
-            order = range(len(engines)) if repetition % 2 == 0 else reversed(range(len(engines)))
-            for index in order:
-                runs[index].append(engines[index].run(case))
-        for engine, done in zip(engines, runs, strict=True):
-            seen = noise.end([run.tok_s for run in done])
-            found.append(Measured(engine.name, engine.backend, engine.threads, case, tuple(done), seen))
+        between()
+        rounds: list[_Round] = []
+        while not _are_enough(rounds, repetitions):
+            done = number * repetitions + min(len(rounds), repetitions - 1)
+            events(Progress("bench", done, len(cases) * repetitions, "repetitions"))
+            noise = NoiseMeter()
+            order = range(len(engines)) if len(rounds) % 2 == 0 else reversed(range(len(engines)))
+            runs = {index: engines[index].run(case) for index in order}
+            rounds.append(_Round(tuple(runs[index] for index in range(len(engines))), noise.others_share))
+            between()
+        kept = _kept(rounds, repetitions)
+        others = statistics.fmean(rounds[each].others_share for each in kept)
+        for index, engine in enumerate(engines):
+            own = tuple(rounds[each].runs[index] for each in kept)
+            seen = noise_of(others, [run.tok_s for run in own])
+            found.append(Measured(engine.name, engine.backend, engine.threads, case, own, seen, kept))
     events(Progress("bench", len(cases) * repetitions, len(cases) * repetitions, "repetitions"))
     return found
+
+
+@dataclass(frozen=True)
+class _Round:
+    """A run of every engine, and what others took of the processors meanwhile."""
+
+    runs: tuple[BenchRun, ...]
+    others_share: float
+
+
+def _kept(rounds: Sequence[_Round], wanted: int) -> tuple[int, ...]:
+    """Which rounds count: those that nobody disturbed, where there are enough of them."""
+    quiet = tuple(index for index, each in enumerate(rounds) if each.others_share <= MOST_OTHERS)
+    return quiet if len(quiet) >= wanted else tuple(range(len(rounds)))
+
+
+def _are_enough(rounds: Sequence[_Round], wanted: int) -> bool:
+    if len(rounds) < wanted:
+        return False
+    kept = _kept(rounds, wanted)
+    by_engine = zip(*(rounds[each].runs for each in kept), strict=True)
+    varied = max(variation([run.tok_s for run in runs]) or 0.0 for runs in by_engine)
+    others = statistics.fmean(rounds[each].others_share for each in kept)
+    return len(rounds) >= _MOST_TIMES * wanted or (others <= MOST_OTHERS and varied <= MOST_VARIATION)
 
 
 def ratios(measured: Sequence[Measured]) -> list[tuple[Case, str, str, Ratio]]:
