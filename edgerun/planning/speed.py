@@ -28,9 +28,9 @@ _PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
-# Of the products' bytes/s: what is read is packed by the same cores; of experts, each of which is asked for, found a
-# place, read by a thread of its own and waited for, that takes longer
-_PACKING, _EXPERT_PACKING = 0.2, 0.09
+# A reader's own work on what it has read (asking, packing it where it belongs), of the products' bytes/s; how many there
+# are: while one packs, the disk has fewer to read for
+_PACKING, _READERS = 0.033, 3
 # Of the bare products' rates that they reach within whole models, decoding and for prompts
 _SHARES = 1.0, 0.95
 # A row of weights is unpacked once for all tokens, and a result scaled and stored once for all columns: each as much as
@@ -123,8 +123,7 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += FIRING * _NEURON_COST * stored.neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += waves * stored.neurons * (1 - kept)
-    compute += missing / ((_EXPERT_PACKING if plan.mode == "experts" else _PACKING) * _fastest(rates))
-    read = missing / rates.disk_bytes_per_s
+    read = missing / _read_bytes_per_s(rates)
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
     first = _overlapped(prompt_compute, prompt_read, _PROMPT_VISIBLE)
@@ -242,6 +241,18 @@ def _fastest(rates: Rates) -> float:
     """Bytes/s of the type whose products are fastest, out of a cache where that is known: how fast cores are with
     vectors that are just made."""
     return max(each.cached_bytes_per_s or each.decode_bytes_per_s for each in rates.products.values())
+
+
+def _read_bytes_per_s(rates: Rates) -> float:
+    """That readers read and pack: they queue at the disk, and pack by themselves (mean value analysis of so many
+    customers of one server)."""
+    disk_s, pack_s = 1 / rates.disk_bytes_per_s, 1 / (_PACKING * _fastest(rates))
+    waiting, rate = 0.0, 0.0  # readers at the disk, bytes/s of all
+    for readers in range(1, _READERS + 1):
+        there_s = disk_s * (1 + waiting)
+        rate = readers / (there_s + pack_s)
+        waiting = rate * there_s
+    return rate
 
 
 def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int) -> float:
