@@ -24,7 +24,7 @@ from edgerun.planning.rates import (
     product_name,
     save_rates,
 )
-from edgerun.planning.speed import operation_s, predict_speed, token_s
+from edgerun.planning.speed import filling_hits, operation_s, predict_speed, token_s
 from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, header, plan
 
 Q4_0 = ProductRates(25e9, 300e9)
@@ -70,10 +70,23 @@ def test_misses_come_layer_by_layer():
             )
 
 
-def test_what_is_read_is_packed_by_the_same_cores():
-    some, none = (speed(OLMOE, 2 * GIB, hit_rate=rate) for rate in (0.5, 1.0))
-    packing = some.compute_s_per_token - none.compute_s_per_token
-    assert packing == pytest.approx(some.read_bytes_per_token / (0.2 * Q4_0.decode_bytes_per_s))
+def test_readers_pack_what_they_read():
+    def read_bytes_per_s(product_bytes_per_s):
+        rates = replace(RATES, products={"Q4_0": replace(Q4_0, decode_bytes_per_s=product_bytes_per_s)})
+        found = speed(OLMOE, 2 * GIB, rates, hit_rate=0.5)
+        return found.read_bytes_per_token / found.read_s_per_token
+
+    assert read_bytes_per_s(1e15) == pytest.approx(RATES.disk_bytes_per_s), "the disk alone, where packing is for free"
+    assert 0.6e9 < read_bytes_per_s(25e9) < 0.95e9, "three readers, of which some pack"
+    assert read_bytes_per_s(25e6) == pytest.approx(3 * 0.033 * 25e6, rel=0.01), "and all of them, where it takes long"
+
+
+def test_a_cache_that_fills_misses_more_than_a_full_one():
+    _, spec = OLMOE
+    full = filling_hits(spec, 0.5, 256, 60)
+    assert full == pytest.approx(speed(OLMOE, 8 * GIB, hit_rate=None).hit_rate, abs=0.3) and full < 1
+    assert filling_hits(spec, 0.5, 0, 10) < filling_hits(spec, 0.5, 0, 60) < filling_hits(spec, 0.5, 0, 6000) <= full
+    assert filling_hits(spec, 0.5, 0, 0) == 0
 
 
 def test_bytes_by_hand():
