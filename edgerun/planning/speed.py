@@ -28,8 +28,8 @@ _PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
-# A reader's own work on what it has read (asking, packing it where it belongs), of the products' bytes/s; how many there
-# are: while one packs, the disk has fewer to read for
+# A reader's own work on what it has read (asking, packing it where it belongs), of the products' bytes/s; how many
+# there are: while one packs, the disk has fewer to read for
 _PACKING, _READERS = 0.033, 3
 # Of the bare products' rates that they reach within whole models, decoding and for prompts
 _SHARES = 1.0, 0.95
@@ -149,8 +149,8 @@ def filling_hits(spec: ModelSpec, cached_share: float, prompt_tokens: int, decod
     for _ in range(min(decode_tokens, _MOST_FILLING)):
         found.append(_hits(spec, share))
         share = min(cached_share, share + used * (1 - found[-1]))
-    later = max(0, decode_tokens - len(found))
-    return (sum(found) + later * _hits(spec, share)) / max(1, decode_tokens)
+    later = max(0, decode_tokens - len(found)) if found else 1
+    return (sum(found) + later * _hits(spec, share)) / (len(found) + later)
 
 
 def _hits(spec: ModelSpec, cached_share: float) -> float:
