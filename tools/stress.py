@@ -1,7 +1,9 @@
 """Many threads share one model and do everything that a library lets them: every answer must be that of one alone.
 
     python -m tools.stress MODEL --threads 16 --minutes 5 [--memory 1G] [--kv q8_0] [--seed 1]
+        [--draft lookup] [--window 256 --sinks 4]
 
+MODEL is a file, a name that `edgerun list` has (`default`), or `smollm2` or `gemma3`, which `tools.fetch_real` fetches.
 What is asked has been answered before, by the same model, one thing at a time. Then threads choose at random: complete,
 chat, talk in a session, fork it, save it, embed, score, walk away from a stream, cancel, fail in
 a caller's own function. At the end no page may be held but by the cache of the last call and for those who begin alike,
@@ -26,7 +28,9 @@ from typing import Any
 
 from edgerun import LLM
 from edgerun.engine import CancelToken, Completion
-from edgerun.errors import BusyError, Cancelled, DoesNotFitError, UsageError
+from edgerun.errors import BusyError, Cancelled, DoesNotFitError, EdgerunError, NotFoundError, UsageError
+from edgerun.hub import resolve
+from tests.real.models import GEMMA, SMOLLM2
 
 PROMPTS = (
     "Once upon a time",
@@ -35,8 +39,10 @@ PROMPTS = (
     "hello " * 40,
     "A long story about the sea. " * 12,
     "In the beginning",
+    "The sea was calm that day. " * 40,  # it stops between layers for others' tokens
 )
 TURNS = ("Hello there", "And then?", "Tell me more of the house")
+REAL = {"smollm2": SMOLLM2, "gemma3": GEMMA}
 LONGEST = 48  # tokens of an answer
 HANG_S = 120.0
 
@@ -261,6 +267,16 @@ class Stress:
         self._fault("an error of a caller's function was swallowed")
 
 
+def path_of(name: str) -> Path:
+    """The file that `name` means. NotFoundError, also for one that would have to be fetched first."""
+    real = REAL.get(name)
+    if real is None or Path(name).exists():
+        return resolve(name, download=False)
+    if not real.path.is_file():
+        raise NotFoundError(f"{name} is not here; `python -m tools.fetch_real` fetches it")
+    return real.path
+
+
 def main() -> None:
     """Print what was asked; exit 1 where anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,9 +286,16 @@ def main() -> None:
     parser.add_argument("--memory", default="auto")
     parser.add_argument("--kv", default="f16")
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--draft", choices=["lookup"])
+    parser.add_argument("--window", type=int)
+    parser.add_argument("--sinks", type=int)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    llm = LLM(asked.model, memory=asked.memory, kv=asked.kv, context=asked.context)
+    given = {name: getattr(asked, name) for name in ("draft", "window", "sinks") if getattr(asked, name) is not None}
+    try:
+        llm = LLM(path_of(asked.model), memory=asked.memory, kv=asked.kv, context=asked.context, **given)
+    except EdgerunError as error:
+        parser.exit(1, f"{error}\n")
     outcome = Stress(llm, ask_alone(llm)).run(asked.threads, 60 * asked.minutes, asked.seed)
     for kind, n in sorted(outcome.asked.items()):
         print(f"{kind:12} {n}")

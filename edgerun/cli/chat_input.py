@@ -1,15 +1,27 @@
-'''Lines from the terminal, with editing and history; a message of several lines is put between """ marks.'''
+'''Messages line by line: from the terminal, with editing and history, or from a pipe. One of several lines is put
+between """ marks.'''
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgerun.cli.output import note
+from edgerun.cli.stdin import MOST_BYTES, decoded_stdin
+from edgerun.errors import Cancelled
 from edgerun.paths import data_dir
 
 FENCE = '"""'
+
+
+class Messages(Protocol):
+    """Where a chat's messages come from."""
+
+    def read(self) -> str: ...
+
+    def confirm(self, question: str) -> bool: ...
 
 
 class Reader:
@@ -46,6 +58,31 @@ class Reader:
             return prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
         except (EOFError, KeyboardInterrupt):
             return False
+
+
+class PipedReader:
+    """The same from stdin, where that is no terminal: a line is a message, of 32 MiB at most."""
+
+    def read(self) -> str:
+        """The next message. EOFError at the end, UsageError for what is not UTF-8 or too long, Cancelled on Ctrl-C."""
+        try:
+            text = line = self._line()
+            while line and in_block(text):
+                line = self._line()
+                text += line
+        except KeyboardInterrupt:
+            raise Cancelled("interrupted") from None
+        if not text:
+            raise EOFError
+        return unfenced(text.removesuffix("\n"))
+
+    def confirm(self, question: str) -> bool:
+        """There is nobody to ask."""
+        return False
+
+    def _line(self) -> str:
+        """With its end; "" after the last."""
+        return decoded_stdin(sys.stdin.buffer.readline(MOST_BYTES + 1))
 
 
 def _kept_history(path: Path) -> Any:

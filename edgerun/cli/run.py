@@ -86,10 +86,12 @@ def command(
     On a terminal this is a chat; /help there lists its commands. With a PROMPT, or text on stdin (appended to
     PROMPT; - as PROMPT waits for it), the model answers that once: the result alone is on stdout. A model
     without a chat template continues the text; without any text it begins one by itself. The model that comes with
-    edgerun tells a story when it is asked nothing.
+    edgerun tells a story when it is asked nothing. `edgerun chat` without PROMPT takes each line on stdin as a
+    message, as on a terminal.
     """
     if model is not None and prompt is None and " " in model.strip() and not Path(model).exists():
         model, prompt = None, model  # no model's name has spaces: `edgerun run "Once upon a time"`
+    by_line = click.get_current_context().info_name == "chat" and prompt is None and not as_json
     stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(loading_and_sampling)
@@ -98,17 +100,18 @@ def command(
         path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)
         interactive = prompt is None and not as_json and stdin.is_terminal and sys.stdout.isatty()
+        by_line = by_line and stdin.is_pending
         _check_chats("--system", system, chats, raw)
         _check_chats("--session", session, chats, raw)
         _check_chats("--think", think, chats, raw)
         variables = {} if think is None else thinking_variables(think)
         kept = None if session is None else chat_path(session)
-        text = "" if interactive else _joined(given, stdin.read_now())
+        text = "" if interactive or by_line else _joined(given, stdin.read_now())
         if model is not None and not stdin.is_pending:
             _check_text(text, chats, interactive)
         started = time.perf_counter()
         loading = loading_from(loading_and_sampling, bars)
-        is_chat = interactive or kept is not None
+        is_chat = interactive or by_line or kept is not None
         loading["context_shift"] = is_chat if context_shift is None else context_shift
         with (
             load_model(path, loading, group) as llm,
@@ -124,10 +127,12 @@ def command(
                 if is_chat
                 else None
             )
-            if interactive and chat is not None:
+            if chat is not None and (interactive or by_line):
+                from edgerun.cli.chat_input import PipedReader
                 from edgerun.cli.talk import talk
 
-                talk(chat, bars, kept)
+                if not talk(chat, bars, kept, PipedReader() if by_line else None) and by_line:
+                    raise click.exceptions.Exit(1)
                 return
             from edgerun.cli.oneshot import Request, answer_once
 

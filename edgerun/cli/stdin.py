@@ -58,7 +58,14 @@ def read_stdin() -> str:
     while piece := sys.stdin.buffer.read(_PIECE_BYTES):
         data += piece
         if len(data) > MOST_BYTES:
-            raise UsageError(f"stdin holds more than {format_size(MOST_BYTES)} of text, more than any context")
+            break
+    return decoded_stdin(data)
+
+
+def decoded_stdin(data: bytes | bytearray) -> str:
+    """Text that came on stdin. UsageError when it is not UTF-8, or more than `MOST_BYTES`."""
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"stdin holds more than {format_size(MOST_BYTES)} of text, more than any context")
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

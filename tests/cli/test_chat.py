@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import load
+from cli.conftest import Program, load
 from cli.terminal import Terminal
 from edgerun import LLM
+from edgerun.api import CancelToken
 from edgerun.cli.chat import Chat
 from edgerun.cli.chat_commands import obey
 from edgerun.cli.chat_input import in_block, unfenced
@@ -193,3 +194,25 @@ def test_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.expect(">>>")
     terminal.send("\x04")
     assert terminal.process.wait(20) == 0
+
+
+def test_lines_from_a_pipe_are_messages(program: Program, chat_model: Path, chat: Chat) -> None:
+    """Each is answered within the chat; where one goes wrong the others are answered, and the exit code is 1. `run`
+    takes all of it as one."""
+    lines = 'hello\n\n"""more\nof it"""\n/nope\n/system\nthe end'
+    arguments = "-n", "6", "--temperature", "0"
+    piped = program("chat", chat_model, *arguments, stdin=lines)
+    expected = ""
+    for text in ("hello", "more\nof it", "the end"):
+        if text == "the end":
+            expected += "(no system message)\n"
+        chat.system = None
+        for _ in chat.reply(text, CancelToken()):
+            pass
+        expected += chat.messages[-1]["content"] + "\n"
+    assert piped.stdout == expected
+    assert piped.returncode == 1 and "no command /nope" in piped.stderr
+    assert program("chat", chat_model, *arguments, stdin="hello\n").returncode == 0
+    assert program("run", chat_model, *arguments, stdin="hello\nmore").stdout.count("\n") == 1
+    not_text = program("chat", chat_model, *arguments, stdin="hello\n\udcff\n", errors="surrogateescape")
+    assert not_text.returncode == 2 and "not UTF-8" in not_text.stderr
