@@ -296,6 +296,20 @@ def test_when_pages_run_out_the_youngest_gives_way_and_is_computed_again() -> No
     assert talks[1].reused == [0, 0]
 
 
+def test_whoever_lost_its_pages_may_be_cancelled() -> None:
+    house = House(FakeDecoder(pages=5))
+    cancel = threading.Event()
+    first, second = house.ask(prompt(500, 1), 400), house.ask(prompt(500, 2), 400, cancel=cancel)
+    while second.has_begun or not second.reused:
+        house.step()
+        read(first), read(second)
+    cancel.set()
+    house.step()
+    assert second not in house.requests and house.decoder.pages.n_bytes == first.context.sequence.n_bytes
+    house.run()
+    assert first.ids[500:] == expected(prompt(500, 1), 400)
+
+
 def test_many_answers_in_few_pages_all_come_whole() -> None:
     house = House(FakeDecoder(pages=7))
     lengths = [(300, 300), (10, 600), (700, 30), (200, 200), (500, 500)]
