@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Notice:
     text: str
 
 
-@dataclass(frozen=True)
-class Span:
-    """What somebody did from `begin_s` to `end_s` (`time.perf_counter`): for traces, which ask for spans.
+class Span(NamedTuple):
+    """What somebody did from `begin_s` to `end_s` (`time.perf_counter`): for traces, which ask for spans. A tuple,
+    because one is made for every token between two others.
 
     lane: who ("compute 1", "reader 2", "step", "waiting", "prefetch", "backend"); name: what; n_bytes: of what was
     read.

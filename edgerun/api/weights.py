@@ -45,7 +45,11 @@ def plan_weights(
     if isinstance(kernels, str):
         kept = kv or KvOptions()
         formats = kept.keys, kept.values
-        kinds = {"recurrent": catalog.recurrent, "streams": catalog.streams}
+        kinds = {
+            "recurrent": catalog.recurrent,
+            "streams": catalog.streams,
+            "mixture": bool(catalog.n_experts),
+        }
         compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), formats, **kinds)
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
     return plan_memory(
@@ -83,6 +87,7 @@ def load_kernels_for(
         kv=(kept.keys, kept.values),
         recurrent=catalog.recurrent,
         streams=catalog.streams,
+        mixture=bool(catalog.n_experts),
     )
 
 

@@ -27,6 +27,7 @@ _FEATURES = (
     "avx512vnni",
     "avx512vbmi",
     "amx-int8",
+    "amx-bf16",
     "avxvnni",
     "neon",
     "dotprod",

@@ -22,8 +22,9 @@ _X86 = {  # Linux -> LLVM
     "bmi1": "bmi",
     "amx_tile": "amx-tile",
     "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
 }
-_TILES = frozenset(("amx-tile", "amx-int8"))
+_TILES = frozenset(("amx-tile", "amx-int8", "amx-bf16"))
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _ARM = {  # LLVM -> (word of the auxiliary vector, bit), from the kernel's asm/hwcap.h

@@ -47,14 +47,15 @@ def load_kernels(
     kv: tuple[KvFormat, KvFormat] = (F16, F16),
     recurrent: bool = False,
     streams: bool = False,
+    mixture: bool = False,
 ) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
     types, neuron_types: of matrices and neurons that will come, kv: the formats of keys and values, recurrent: whether
-    there will be recurrent layers, streams: whether several streams side by side: their kernels are
-    made ready at once, which takes less time than later one by one.
+    there will be recurrent layers, streams: whether several streams side by side, mixture: whether experts: their
+    kernels are made ready at once, which takes less time than later one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
@@ -66,7 +67,11 @@ def load_kernels(
         return ReferenceKernels()
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    names = SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams) if types else ()
+    names = (
+        SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture)
+        if types
+        else ()
+    )
     return SimdKernels.load(name, threads=threads, events=events, names=names)
 
 
@@ -87,16 +92,19 @@ def kernels_missing(
     kv: tuple[KvFormat, KvFormat] = (F16, F16),
     recurrent: bool = False,
     streams: bool = False,
+    mixture: bool = False,
 ) -> bool:
     """Whether the kernels called `name` for matrices and neurons of these types, for keys and values in these formats,
-    for recurrent layers, and for several streams, must be compiled before they can be used. UsageError as
-    `load_kernels`."""
+    for recurrent layers, several streams, and a mixture of experts, must be compiled before they can be used.
+    UsageError as `load_kernels`."""
     _check(name)
     if name == "reference":
         return False
     from edgerun.kernels.simd_kernels import SimdKernels
 
-    return SimdKernels.missing(name, SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams))
+    return SimdKernels.missing(
+        name, SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture)
+    )
 
 
 def _check(name: str) -> None:

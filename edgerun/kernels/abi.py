@@ -55,12 +55,12 @@ class Dequantize(NamedTuple):
 
 
 class Quantize(NamedTuple):
-    """Activations to int8, by blocks of 32 columns (q8) or 256 (q8k). An item is a row."""
+    """Activations to int8, by blocks of 32 columns (q8) or 256 (q8k), or to bf16 (parts). An item is a row."""
 
     x: Annotated[int, "address of (rows, cols) f32"]
     cols: Annotated[int, "columns"]
-    quants: Annotated[int, "address of (rows, cols) i8"]
-    scales: Annotated[int, "address of (rows, blocks) f32"]
+    quants: Annotated[int, "address of (rows, cols) i8; or of parts"]
+    scales: Annotated[int, "address of (rows, blocks) f32; or of parts as f32, 0: none"]
     sums: Annotated[int, "address of (rows, blocks) sums: 24 bytes of a block (q8), 148 (q8k)"]
 
 
@@ -213,6 +213,32 @@ class Combine(NamedTuple):
     add: Annotated[int, "1: add to out; 0: replace it"]
 
 
+class Route(NamedTuple):
+    """The experts that each row's logits choose, best first, and their weights: see routing.py. An item is a row."""
+
+    logits: Annotated[int, "address of (rows, experts) f32"]
+    bias: Annotated[int, "address of (experts,) f32, added to what experts are chosen by; 0: none"]
+    ids: Annotated[int, "address of (rows, used) i32"]
+    weights: Annotated[int, "address of (rows, used) f32; 0: only who is chosen"]
+    work: Annotated[int, "address of (rows, 3, experts) f32"]
+    experts: Annotated[int, "experts"]
+    used: Annotated[int, "experts that a row chooses"]
+    kind: Annotated[int, "0 softmax, 1 sigmoid, 2 softmax of the chosen, 3 root of softplus"]
+    renormalise: Annotated[int, "1: weights sum to one"]
+    scale: Annotated[int, "address of an f32: of the weights at the end"]
+    groups: Annotated[int, "groups of experts"]
+    groups_used: Annotated[int, "groups that a row chooses from"]
+
+
+class Weigh(NamedTuple):
+    """out = x . weight. An item is a row."""
+
+    x: Annotated[int, "address of (rows, cols) f32"]
+    weight: Annotated[int, "address of (cols,) f32"]
+    out: Annotated[int, "address of (rows,) f32"]
+    cols: Annotated[int, "columns"]
+
+
 class Add(NamedTuple):
     """x += y. An item is a row."""
 
@@ -356,6 +382,8 @@ _OF_KERNEL = {
     "gated": Gated,
     "combine": Combine,
     "add": Add,
+    "route": Route,
+    "weigh": Weigh,
     "causal_conv": CausalConv,
     "scan": Scan,
     "unit_heads": UnitHeads,

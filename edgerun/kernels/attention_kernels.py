@@ -21,7 +21,8 @@ from numba import float32, int64, njit
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_share, build_softmax
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
-from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_shift, build_values
+from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_values
+from edgerun.kernels.attention_rows import build_several
 from edgerun.kernels.attention_turned import build_turn
 from edgerun.kernels.kv_formats import F16, GROUP, IN_KEYS, Q4_0, Q8_0, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
@@ -247,21 +248,9 @@ def build_attention_prompt(ops: Ops) -> Any:
     store_masked, zero, splat = ops.store_floats_masked, ops.zero_floats, ops.splat
     softmax, join, share = build_softmax(ops), build_join(ops), build_share(ops)
     widen_keys, widen_values = build_widen(ops)
-    mean_shift, scaled, load_halves = build_shift(ops, True), build_scaled(ops), ops.load_halves
-    four, _, _, _, _ = build_products(ops, load, 4)
+    scaled, load_halves = build_scaled(ops), ops.load_halves
+    together, queries, spread, moved, sums, begun, add_scaled, stored, joined = build_several(ops)
     turn = build_turn(lanes, 4)
-
-    @njit(forceinline=True)
-    def shift(q: int, block: int, dim: int) -> Any:
-        return mean_shift(q, block, dim, _NIBBLES)
-
-    @njit(forceinline=True)
-    def add_scaled(scales: int, r: Any, t: Any) -> Any:
-        """Sums of codes of four rows and two vectors, times the positions' scales, added to t."""
-        a, b = load_halves(int64(scales)), load_halves(int64(scales + 2 * lanes))
-        t0, t1, t2, t3 = fma(a, r[0], t[0]), fma(b, r[1], t[1]), fma(a, r[2], t[2]), fma(b, r[3], t[3])
-        t4, t5, t6, t7 = fma(a, r[4], t[4]), fma(b, r[5], t[5]), fma(a, r[6], t[6]), fma(b, r[7], t[7])
-        return t0, t1, t2, t3, t4, t5, t6, t7
 
     @njit(forceinline=True)
     def empty(row: int, padded: int) -> None:
@@ -300,12 +289,6 @@ def build_attention_prompt(ops: Ops) -> Any:
             begin, end = 0, 0
         return begin, end
 
-    @njit(forceinline=True)
-    def gather(visible: int, at: int, a: Any, b: Any, factor: Any) -> None:
-        if visible > 0:
-            store(int64(at), fma(load(int64(at)), factor, a))
-            store(int64(at + 4 * lanes), fma(load(int64(at + 4 * lanes)), factor, b))
-
     def attention_prompt(arguments: int, low: int, high: int) -> None:
         q, table = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         keys_at, values_at = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
@@ -327,9 +310,10 @@ def build_attention_prompt(ops: Ops) -> Any:
         keys = scratch + slot * slot_bytes
         values = keys + dim * KEYS * 4
         scores = values + KEYS * padded * 4
-        rows = scores + 8 * KEYS * 4
+        factors = scores + 2 * together * KEYS * 4
+        rows = factors + together * lanes * 4
         row_bytes = (padded + 2) * 4
-        wholes = rows + (TILE * group + 4) * row_bytes
+        wholes = rows + (TILE * group + together) * row_bytes
         for item in range(low, high):
             tile, kv_head = tiles - 1 - item // kv_heads, item % kv_heads
             t0 = tile * TILE
@@ -337,12 +321,12 @@ def build_attention_prompt(ops: Ops) -> Any:
             count = (t1 - t0) * group  # row r is token t0 + r // group, head kv_head * group + r % group
             end = position + t1
             first = first_of(position + t0, window) // KEYS * KEYS
-            for r in range((count + 3) // 4 * 4):
+            for r in range((count + together - 1) // together * together):
                 empty(wholes + r * row_bytes, padded)
             for at in range(first, end, KEYS):
                 n = min(KEYS, end - at)
                 if at == first or at % KEYS_PER_PAGE == 0:
-                    for r in range((count + 3) // 4 * 4):
+                    for r in range((count + together - 1) // together * together):
                         empty(rows + r * row_bytes, padded)
                 page, block = load_i64(int64(table + at // KEYS_PER_PAGE * 8)), at % KEYS_PER_PAGE // KEYS
                 kept_keys = page + keys_at + kv_head * k_stride + block * keys_block_bytes(keys_format, dim)
@@ -355,74 +339,48 @@ def build_attention_prompt(ops: Ops) -> Any:
                             store_f32(int64(values + (key * padded + i) * 4), float32(0.0))
                 else:
                     widen_values(kept_values, n, dim_v, padded, values_format, values)
-                for r in range(0, count, 4):
-                    # the last rows may stand for less than four: the others repeat the last, and are not used
-                    r1, r2, r3 = min(r + 1, count - 1), min(r + 2, count - 1), min(r + 3, count - 1)
-                    o0, o1, o2, o3 = t0 + r // group, t0 + r1 // group, t0 + r2 // group, t0 + r3 // group
-                    b0, e0 = seen(position + o0, window, at)
-                    b1, e1 = seen(position + o1, window, at)
-                    b2, e2 = seen(position + o2, window, at)
-                    b3, e3 = seen(position + o3, window, at)
-                    last = max(max(e0, e1), max(e2, e3))
+                for r in range(0, count, together):
+                    # the last rows may stand for less than there are: the others repeat the last, and are not used
+                    last = 0
+                    for k in range(together):
+                        _, seen_end = seen(position + t0 + min(r + k, count - 1) // group, window, at)
+                        last = max(last, seen_end)
                     if last > 0:
-                        head = q + kv_head * group * dim * 4
-                        q0 = head + (o0 * heads + r % group) * dim * 4
-                        q1 = head + (o1 * heads + r1 % group) * dim * 4
-                        q2 = head + (o2 * heads + r2 % group) * dim * 4
-                        q3 = head + (o3 * heads + r3 % group) * dim * 4
-                        if keys_format == _NIBBLES:
-                            h0, h1 = splat(shift(q0, kept_keys, dim)), splat(shift(q1, kept_keys, dim))
-                            h2, h3 = splat(shift(q2, kept_keys, dim)), splat(shift(q3, kept_keys, dim))
-                        else:
-                            h0, h1, h2, h3 = zero(), zero(), zero(), zero()
+                        first_q = q + (t0 * heads + kv_head * group) * dim * 4
+                        qs = queries(first_q, r, count, group, heads * dim * 4, dim * 4)
+                        shifts = begun(qs, kept_keys, dim, keys_format)
                         for j in range(0, last, 2 * lanes):
                             if keys_format == _PLAIN:
-                                p = four(q0, q1, q2, q3, dim, keys + 4 * j, 4 * KEYS)
+                                p = sums(qs, dim, keys + 4 * j, 4 * KEYS)
                             else:
-                                p = (h0, h0, h1, h1, h2, h2, h3, h3)
+                                p = shifts
                                 for i in range(0, dim, chain):
-                                    group_at = kept_keys + i // GROUP * block_bytes(keys_format, GROUP) + 2 * j
-                                    at_i, x = keys + 4 * (i * KEYS + j), 4 * i
-                                    sums = four(q0 + x, q1 + x, q2 + x, q3 + x, chain, at_i, 4 * KEYS)
-                                    p = add_scaled(group_at, sums, p)
-                            to = scores + 4 * j
-                            store(int64(to), p[0])
-                            store(int64(to + 4 * lanes), p[1])
-                            store(int64(to + 4 * KEYS), p[2])
-                            store(int64(to + 4 * KEYS + 4 * lanes), p[3])
-                            store(int64(to + 8 * KEYS), p[4])
-                            store(int64(to + 8 * KEYS + 4 * lanes), p[5])
-                            store(int64(to + 12 * KEYS), p[6])
-                            store(int64(to + 12 * KEYS + 4 * lanes), p[7])
+                                    scales = kept_keys + i // GROUP * block_bytes(keys_format, GROUP) + 2 * j
+                                    a, b = load_halves(int64(scales)), load_halves(int64(scales + 2 * lanes))
+                                    codes = sums(moved(qs, 4 * i), chain, keys + 4 * (i * KEYS + j), 4 * KEYS)
+                                    p = add_scaled(a, b, codes, p)
+                            stored(p, scores + 4 * j, 4 * KEYS)
                         row = rows + r * row_bytes
-                        state = row + 4 * padded
-                        f0, f1, f2, f3 = zero(), zero(), zero(), zero()
-                        if e0 > 0:
-                            f0 = softmax(scores, b0, e0, scale, cap, state)
-                        if e1 > 0:
-                            f1 = softmax(scores + 4 * KEYS, b1, e1, scale, cap, state + row_bytes)
-                        if e2 > 0:
-                            f2 = softmax(scores + 8 * KEYS, b2, e2, scale, cap, state + 2 * row_bytes)
-                        if e3 > 0:
-                            f3 = softmax(scores + 12 * KEYS, b3, e3, scale, cap, state + 3 * row_bytes)
+                        for k in range(together):
+                            begin, seen_end = seen(position + t0 + min(r + k, count - 1) // group, window, at)
+                            factor = splat(float32(-1.0))  # sees nothing of the block
+                            if seen_end > 0:
+                                state = row + k * row_bytes + 4 * padded
+                                factor = softmax(scores + 4 * KEYS * k, begin, seen_end, scale, cap, state)
+                            store(int64(factors + 4 * lanes * k), factor)
                         w = scores
                         for i in range(0, padded, 2 * lanes):
                             if values_format in (_BYTES, _NIBBLES):
-                                w = scores + 4 * KEYS * 4
+                                w = scores + 4 * KEYS * together
                                 if i % GROUP == 0:
-                                    scaled(4, scores, kept_values + i // GROUP * 2 * KEYS, w)
-                            w1, w2, w3 = w + 4 * KEYS, w + 8 * KEYS, w + 12 * KEYS
-                            p = four(w, w1, w2, w3, last, values + 4 * i, 4 * padded)
-                            to = row + 4 * i
-                            gather(e0, to, p[0], p[1], f0)
-                            gather(e1, to + row_bytes, p[2], p[3], f1)
-                            gather(e2, to + 2 * row_bytes, p[4], p[5], f2)
-                            gather(e3, to + 3 * row_bytes, p[6], p[7], f3)
+                                    scaled(together, scores, kept_values + i // GROUP * 2 * KEYS, w)
+                            p = sums(spread(w, 4 * KEYS), last, values + 4 * i, 4 * padded)
+                            joined(p, row + 4 * i, row_bytes, factors)
                 if at + KEYS >= end or (at + KEYS) % KEYS_PER_PAGE == 0:
-                    begun = at // KEYS_PER_PAGE * KEYS_PER_PAGE
+                    page_begin = at // KEYS_PER_PAGE * KEYS_PER_PAGE
                     for r in range(count):
                         own = position + t0 + r // group
-                        if own >= begun and first_of(own, window) < begun + KEYS_PER_PAGE:
+                        if own >= page_begin and first_of(own, window) < page_begin + KEYS_PER_PAGE:
                             add_page(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
                 source = wholes + r * row_bytes

@@ -46,8 +46,15 @@ def decode_scratch_bytes(groups: int, turned: int = 0) -> int:
     return 4 * KEYS * 4 * (1 + groups) + 2 * KEYS * turned
 
 
+def prompt_rows(lanes: int) -> int:
+    """Rows of a tile that are summed together (`attention_rows`)."""
+    return 8 if lanes == 16 else 4  # vectors of 16 lanes come with 32 registers; those of 8 take two of NEON's each
+
+
 def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:
     """What one thread needs in `attention_kernels.build_attention_prompt`, in whole cache lines."""
     padded = -(-head_dim_v // (2 * lanes)) * 2 * lanes
-    floats = head_dim * KEYS + KEYS * padded + 8 * KEYS + 2 * (TILE * group + 4) * (padded + 2)
+    rows = prompt_rows(lanes)
+    whole_tile = TILE * group + rows
+    floats = head_dim * KEYS + KEYS * padded + 2 * rows * KEYS + rows * lanes + 2 * whole_tile * (padded + 2)
     return -(-floats * 4 // 64) * 64

@@ -165,7 +165,7 @@ class ExpertLaunch:
             launches.append(self._launcher.laid_out(QUANTIZE[kind], arguments, len(x), QUANTIZE_GRAIN))
             return form
 
-        first = lay_out_form(row, MATRIX_KERNELS[up.type].form)
+        first = lay_out_form(row, self._products.form(up.type))
         outs = [address(hidden) + 4 * ff * index for index in range(len(matrices))]
         front = len(launches)
         launches.append(self._products.laid_out(matrices, [first] * len(matrices), outs))
@@ -181,7 +181,7 @@ class ExpertLaunch:
         ups = hidden[-count:]
         activated = gated_arguments(hidden[:count], ups if gates else None, activation, ups)
         launches.append(self._launcher.laid_out("gated", activated, count, GATED_GRAIN))
-        second = lay_out_form(ups, MATRIX_KERNELS[down.type].form)
+        second = lay_out_form(ups, self._products.form(down.type))
         back = len(launches)
         rows = [second.row(index) for index in range(count)]
         launches.append(self._products.laid_out([each.down for each in experts], rows, [0] * count))

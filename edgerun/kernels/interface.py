@@ -430,9 +430,15 @@ class Kernels(Protocol):
         at -7 and 7; none is the gate itself."""
         ...
 
-    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
+    def route(
+        self, logits: F32, routing: Routing, ids: I32, weights: F32 | None = None, bias: F32 | None = None
+    ) -> None:
         """Router logits (T, experts) -> ids (T, used), weights (T, used), best first, ties to the lower id.
         bias (experts,): added to what experts are chosen by, not to what they are weighted by."""
+        ...
+
+    def weigh(self, x: F32, weight: F32, out: F32) -> None:
+        """out (T, 1) = x (T, d) . weight (d,)."""
         ...
 
     @property

@@ -52,7 +52,7 @@ _WIDE: dict[str, Any] = {
 _VBMI = (*_AVX512, "avx512vnni", "avx512vbmi", "gfni")
 
 ISAS = {
-    "amx": Isa("amx", 16, "avx512vbmi", (*_VBMI, "amx-tile", "amx-int8"), tile_products=True, **_WIDE),
+    "amx": Isa("amx", 16, "avx512vbmi", (*_VBMI, "amx-tile", "amx-int8", "amx-bf16"), tile_products=True, **_WIDE),
     "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", _VBMI, **_WIDE),
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE),
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE),

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.formats import FORMATS
+from edgerun.kernels.formats.base import Plain
+from edgerun.kernels.isa import Isa
 from edgerun.kernels.kv_formats import KvFormat, decode_kernel
 from edgerun.kernels.layout import ROW_TYPES
 
@@ -22,7 +24,7 @@ class MatrixKernels(NamedTuple):
 
     pack: str
     matmul: str
-    form: str  # of activations: "q8", "q8k" or "f32"
+    form: str  # of activations: "q8", "q8k" or "f32"; see also `form_of`
     block: int  # columns of a block
 
 
@@ -30,7 +32,21 @@ MATRIX_KERNELS = {
     type: MatrixKernels(f"pack_{format.name}", f"matmul_{format.name}", format.form, format.cols)
     for type, format in FORMATS.items()
 }
-QUANTIZE = {"q8": "quantize_q8", "q8k": "quantize_q8k"}  # of each form but "f32"
+QUANTIZE = {"q8": "quantize_q8", "q8k": "quantize_q8k", "parts": "quantize_parts"}  # of each form but "f32"
+
+
+def form_of(type: GgmlType, isa: Isa) -> str:
+    """How an instruction set takes the activations of a product with weights of this type: "parts" where floats go by
+    tiles, else as their format says."""
+    format = FORMATS[type]
+    by_tiles = isa.tile_products and isinstance(format, Plain) and format.tile_products
+    return "parts" if by_tiles else format.form
+
+
+def with_forms(names: Sequence[str], isa: Isa) -> list[str]:
+    """Kernels that are wanted and, after them, those that the forms of this instruction set take beside."""
+    products = [type for type, each in MATRIX_KERNELS.items() if each.matmul in names]
+    return [*names, *(["quantize_parts"] if any(form_of(type, isa) == "parts" for type in products) else [])]
 
 
 def for_matrices(types: Sequence[GgmlType]) -> list[str]:
@@ -49,6 +65,8 @@ def for_keys_and_values(keys: KvFormat, values: KvFormat) -> list[str]:
 
 
 RECURRENT = ("causal_conv", "scan", "unit_heads", "scan_steps", "gated_norm")  # what recurrent layers need beside
+
+MIXTURE = ("route", "weigh")  # what mixtures of experts do
 
 STREAMS = ("mix_streams", "correct_streams", "match_norms", "above_mean")  # what models of several streams do
 

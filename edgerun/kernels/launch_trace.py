@@ -1,13 +1,17 @@
-"""Who computed what and when: spans that the pool's threads note while a trace is made (`pool_kernels._call`).
+"""Who computed what and when: spans that the pool's threads note while a trace is made (`pool_kernels._done`, `_help`).
 
 Each thread has memory of its own for the latest spans; what is not collected before it is full is overwritten, and
 counted as lost. Collecting copies memory and no more: when all is over a span's name is looked up, and what a counter
 said becomes seconds, by what it and the clock said together at the begin and at the end.
+
+The thread that publishes operations notes only when its part of each ended. It began when the one before was done by
+all threads, as their own spans tell. A program begins with a row without a kernel.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,11 +31,12 @@ _MOST_COLLECTED = 4_000_000  # spans: 128 MB
 
 
 class LaunchTrace:
-    """Spans of `threads` threads. name_at: the kernel at an address."""
+    """Spans of `threads` threads. name_at: the kernel at an address; memory_of: so many slots."""
 
-    def __init__(self, threads: int, name_at: Callable[[int], str]) -> None:
+    def __init__(self, threads: int, name_at: Callable[[int], str], memory_of: Callable[[int], I64]) -> None:
         stride = _AT + _SPAN * _SPANS
-        room: I64 = np.full(2 * _LINE + threads * stride, 0, np.int64)  # now, and not page by page meanwhile
+        room = memory_of(2 * _LINE + threads * stride)
+        room[:] = 0
         unaligned = -room.ctypes.data % (8 * _LINE) // 8
         self._memory = room[unaligned : unaligned + _LINE + threads * stride]
         self._memory[:2] = 8 * stride, _SPANS
@@ -42,25 +47,26 @@ class LaunchTrace:
         self._n_collected = 0
         self._name_at = name_at
         self._programs: dict[int, Program] = {}
+        self._latest: Program | None = None
         self._alone: list[Span] = []
         self.address = int(self._memory.ctypes.data)
         self.lost = 0  # spans that were overwritten before somebody collected them, or were too many
 
-    def runs(self, program: Program) -> None:
-        """Its launches are about to run: names are found in it."""
-        if len(self._programs) < _MOST_PROGRAMS:
-            self._programs.setdefault(program.rows_address, program)
+    def runs(self, program: Program | None = None) -> None:
+        """Launches are about to run, those of a program, in which their names are found. What was noted is collected
+        when memory is half full: the first thread's, which has a part in every launch."""
+        if program is not None and program is not self._latest:
+            self._latest = program
+            if len(self._programs) < _MOST_PROGRAMS:
+                self._programs.setdefault(program.rows_address, program)
+        if self._noted.value - self._seen[0] > _SPANS // 2:
+            self.collect()
 
     def time(self, name: str, function: Callable[[int, int, int], Any], arguments: int, items: int) -> None:
         """Run a launch that the caller does alone, past the pool."""
         began = time.perf_counter()
         function(arguments, 0, items)
         self._alone.append(Span("compute 1", name, began, time.perf_counter()))
-
-    def collect_when_full(self) -> None:
-        """`collect`, if memory is half full: the first thread's, which has a part in every launch. After every step."""
-        if self._noted.value - self._seen[0] > _SPANS // 2:
-            self.collect()
 
     def collect(self) -> None:
         """Keep what was noted since the last time. No operation runs meanwhile."""
@@ -69,7 +75,10 @@ class LaunchTrace:
             fresh = min(noted - self._seen[thread], _SPANS)
             if self._n_collected + fresh > _MOST_COLLECTED:
                 fresh = 0
-            self.lost += noted - self._seen[thread] - fresh
+            lost = noted - self._seen[thread] - fresh
+            if lost:
+                self.lost += lost
+                self._collected[thread].append(np.zeros((1, _SPAN), np.int64))  # when the next began is unknown
             self._seen[thread] = noted
             low, high = (noted - fresh) % _SPANS, noted % _SPANS
             if fresh and low < high:
@@ -81,15 +90,37 @@ class LaunchTrace:
     def spans(self) -> list[Span]:
         """All that were collected, in no order."""
         first_ticks, first_s, tick_s = self._pace()
+
+        def seconds(ticks: int) -> float:
+            return first_s + tick_s * (ticks - first_ticks)
+
         labels: dict[tuple[int, int], str] = {}
+        shared: dict[int, str] = {}  # operations that helpers have a part in, by their number
         spans = list(self._alone)
-        for thread, blocks in enumerate(self._collected):
-            for kernel, arguments, began, ended in np.concatenate(blocks).tolist() if blocks else ():
+        helped = [[row for row in _rows(blocks) if row[2]] for blocks in self._collected[1:]]
+        for rows in helped:  # who had the next operation at once has not noted when it ended this one
+            for row, following in itertools.pairwise(rows):
+                row[3] = row[3] or following[1]
+        ends: dict[int, int] = {}  # when helpers have ended an operation
+        for _, _, number, ended in itertools.chain(*helped):
+            ends[number] = max(ended, ends.get(number, 0))
+        began = 0  # unknown
+        for kernel, arguments, number, ended in _rows(self._collected[0]):
+            if kernel:
                 label = labels.get((kernel, arguments))
                 if label is None:
                     label = labels[kernel, arguments] = self._label(kernel, arguments)
-                begin_s, end_s = (first_s + tick_s * (each - first_ticks) for each in (began, ended))
-                spans.append(Span(f"compute {thread + 1}", label, begin_s, end_s))
+                if number:
+                    shared[number] = label
+                if began:
+                    spans.append(Span("compute 1", label, seconds(min(began, ended)), seconds(ended)))
+            began = max(ended, ends.get(number, 0))
+        for thread, rows in enumerate(helped, 2):
+            spans += [
+                Span(f"compute {thread}", shared[number], seconds(began), seconds(max(began, ended)))
+                for _, began, number, ended in rows
+                if number in shared
+            ]
         return spans
 
     def _pace(self) -> tuple[int, float, float]:
@@ -109,3 +140,7 @@ class LaunchTrace:
             if section is not None:
                 return f"{name}, {section}" if section else name
         return name
+
+
+def _rows(blocks: list[I64]) -> list[list[int]]:
+    return np.concatenate(blocks).tolist() if blocks else []

@@ -64,6 +64,8 @@ class Launcher:
                 else:
                     self._trace.time(name, function, at, items)
             else:
+                if self._trace is not None:
+                    self._trace.runs()
                 self._pool.run(self._cache.address(name), at, items, grain)
 
     def launch_products(self, name: str, products: Sequence[Product], items: int, grain: int) -> None:
@@ -122,7 +124,7 @@ class Launcher:
         with self.lock:
             if self._trace is not None:
                 raise UsageError("these kernels are traced already")
-            self._trace = trace = LaunchTrace(self.threads, self._cache.name_at)
+            self._trace = trace = LaunchTrace(self.threads, self._cache.name_at, self._pool.trace_memory)
             self._pool.trace(trace.address)
         try:
             yield trace

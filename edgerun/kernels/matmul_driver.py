@@ -22,6 +22,7 @@ from edgerun.kernels.formats.base import Format, Plain, Quantised
 from edgerun.kernels.isa import Isa, Tiles
 from edgerun.kernels.products import tile
 from edgerun.kernels.simd import load_i64
+from edgerun.kernels.tile_floats import float_rows
 from edgerun.kernels.tile_products import rows_by_tiles, tile_rows
 
 
@@ -86,6 +87,15 @@ def build_matmul(isa: Isa, format: Format) -> Any:
 
 def _some_items(isa: Isa, format: Format) -> Any:
     """(descriptor, item, end) -> the first of the items item .. end - 1 that is still to be done."""
+    if isa.tile_products and isinstance(format, Plain) and format.tile_products:
+        floats_by_tiles = float_rows(format)
+
+        @njit(forceinline=True)
+        def all_by_tiles(d: int, item: int, end: int) -> int:
+            floats_by_tiles(d, item, end)
+            return end
+
+        return all_by_tiles
     all_rows, together = _all_rows(isa, format)
 
     @njit(forceinline=True)

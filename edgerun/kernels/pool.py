@@ -13,6 +13,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgerun.errors import DoesNotFitError
 
@@ -50,7 +51,9 @@ class ThreadPool:
         self._asleep: list[threading.Lock] = []
         self._sleeping: list[bool] = []
         self._workers: list[threading.Thread] = []
-        self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, (self._memory, code), self._workers)
+        self._kept: list[Any] = [self._memory, code]
+        self._finalizer = weakref.finalize(self, _stop, self._slots, self._asleep, self._kept, self._workers)
+        self._noted: NDArray[np.int64] | None = None
         self._started = False
         try:
             self._start()
@@ -68,8 +71,15 @@ class ThreadPool:
         self._wake()
         self._program(self._control, program, count)
 
+    def trace_memory(self, slots: int) -> NDArray[np.int64]:
+        """Memory for traces, always the same: a worker may still note when it has ended after nobody listens."""
+        if self._noted is None or len(self._noted) < slots:
+            self._noted = np.full(slots, 0, np.int64)  # now, and not page by page meanwhile
+            self._kept.append(self._noted)
+        return self._noted[:slots]
+
     def trace(self, memory: int) -> None:
-        """Note every piece in this memory (`launch_trace.py`), which must live until 0 is given. No operation runs."""
+        """Note every operation in this part of `trace_memory` (`launch_trace.py`); 0: no longer. No operation runs."""
         self._slots[_TRACE] = memory
 
     def after_fork(self) -> None:

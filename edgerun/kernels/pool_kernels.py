@@ -47,9 +47,11 @@ STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE, NUMBER = 0, 8, 16, 24, 32
 EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
 # Of the memory of a trace: first a thread's bytes and its spans, a power of two, and in a line of its own what the
 # counter and the clock (seconds, nanoseconds) said when the first and when the last program began or ended; then each
-# thread's: a line with how many it noted since the trace began and the number of the last operation; and the spans, the
-# newest in place of the oldest: kernel, arguments, what the counter said at the begin and at the end
-SPAN_BYTES, SPANS_AT, TRACE_LINE, LAST_AT, FIRST_TICKS, LAST_TICKS = 32, 64, 128, 8, 64, 88
+# thread's: a line with how many it noted since the trace began, and the spans, the newest in place of the oldest. Of
+# the publisher: kernel, arguments, the operation's number and what the counter said at the end. Of a helper: nothing,
+# what the counter said at the begin, the number, and the end, which is noted when it finds nothing more to do: it has
+# reported by then, so this memory lives as long as the helpers (`pool.trace_memory`)
+SPAN_BYTES, SPANS_AT, TRACE_LINE, FIRST_TICKS, LAST_TICKS = 32, 64, 128, 64, 88
 # Spans whose lines are fetched before they are written: stores become visible in their order, so one that waits for its
 # line holds up the publisher's next operation and a helper's report
 _SPANS_AHEAD = 8
@@ -104,8 +106,8 @@ clock = function((types.int64,), types.void, _clock)
 
 
 def _ticks(b: Any) -> Any:
-    """A counter of even pace that all cores share. Unlike a clock it is read without waiting for what was begun before:
-    a thread that streams weights at a memory's full rate would stand still for a tenth of a microsecond each time."""
+    """A counter of even pace that all cores share. It is read sooner than a clock, which waits for all that was begun
+    before: a thread that streams weights at a memory's full rate would stand still for a tenth of a microsecond."""
     if b.module.triple.startswith(("aarch64", "arm64")):
         counter = b.module.add_metadata(["cntvct_el0"])  # no inline assembly: it has no parser for another processor
         read = declare(b, "llvm.read_volatile_register.i64", I64, [ir.MetaDataType()])
@@ -126,51 +128,51 @@ def _tell_time(control: int) -> None:
     at = trace + FIRST_TICKS if first else trace + LAST_TICKS
     clock(int64(at + 8))
     store_i64(int64(at), int64(ticks()))
-    store_i64(int64(trace + TRACE_LINE + LAST_AT), int64(-1))
 
 
 @njit(forceinline=True)
-def _call(control: int, thread: int, kernel: int, arguments: int, low: int, high: int, number: int) -> None:
-    """Items low .. high - 1, which are noted where a trace is made. The look at it costs nothing: it is on the line
-    that the operation is read from. A thread's pieces of one operation (number; 0: a caller's own) follow each other at
-    once and are one span. The counter takes as long as a small operation's tenth, so it is not asked twice for one
-    moment: a caller's own operation begins where the last of them ended, and where the publisher's pieces end it says
-    itself (`_end`). A helper may touch nothing after it has reported, so it asks after each piece."""
+def _done(control: int, kernel: int, arguments: int, number: int) -> None:
+    """The publisher has done its part of an operation: where a trace is made, that is when. number: 0 of what it did
+    alone; kernel: 0 when nothing was done, and it begins now. When an operation began is not asked: that is when the
+    one before it was done by all threads. What a look at the counter costs is less its own time than that it waits for
+    what was computed, while without it the next operation begins meanwhile."""
+    trace = load_i64(int64(control + TRACE))
+    if trace == 0:
+        return
+    count = trace + TRACE_LINE
+    noted, mask = load_i64(int64(count)), load_i64(int64(trace + 8)) - 1
+    span = count + SPANS_AT + SPAN_BYTES * (noted & mask)
+    prefetch_for_writing(int64(count + SPANS_AT + SPAN_BYTES * ((noted + _SPANS_AHEAD) & mask)))
+    store_i64(int64(span), int64(kernel))
+    store_i64(int64(span + 8), int64(arguments))
+    store_i64(int64(span + 16), int64(number))
+    store_i64(int64(span + 24), int64(ticks()))
+    store_i64(int64(count), int64(noted + 1))
+
+
+@njit(forceinline=True)
+def _help(control: int, thread: int, kernel: int, arguments: int, low: int, high: int) -> int:
+    """A helper's piece; where a trace is made it is noted, and the address is returned at which to note its end, else
+    0. The look at it costs nothing: it is on the line that the operation is read from. A thread's pieces of one
+    operation follow each other at once and are one span. What was computed is known from the publisher's span of the
+    same number."""
     trace = load_i64(int64(control + TRACE))
     if trace == 0:
         call_kernel(kernel, arguments, int64(low), int64(high))
-        return
+        return int64(0)
+    number = load_i64(int64(control + NUMBER))
     count = trace + TRACE_LINE + thread * load_i64(trace)
     noted, mask = load_i64(int64(count)), load_i64(int64(trace + 8)) - 1
-    if number > 0 and load_i64(int64(count + LAST_AT)) == number:
-        call_kernel(kernel, arguments, int64(low), int64(high))
-        if thread > 0:
-            store_i64(int64(count + SPANS_AT + SPAN_BYTES * ((noted - 1) & mask) + 24), int64(ticks()))
-        return
-    span = count + SPANS_AT + SPAN_BYTES * (noted & mask)
-    if number == 0 and load_i64(int64(count + LAST_AT)) == 0:
-        began = load_i64(int64(count + SPANS_AT + SPAN_BYTES * ((noted - 1) & mask) + 24))
-    else:
-        began = ticks()
-    prefetch_for_writing(int64(count + SPANS_AT + SPAN_BYTES * ((noted + _SPANS_AHEAD) & mask)))
-    store_i64(int64(count + LAST_AT), int64(number))
-    store_i64(int64(span), int64(kernel))
-    store_i64(int64(span + 8), int64(arguments))
-    store_i64(int64(span + 16), int64(began))
+    span = count + SPANS_AT + SPAN_BYTES * ((noted - 1) & mask)
+    if load_i64(int64(span + 16)) != number:
+        span = count + SPANS_AT + SPAN_BYTES * (noted & mask)
+        prefetch_for_writing(int64(count + SPANS_AT + SPAN_BYTES * ((noted + _SPANS_AHEAD) & mask)))
+        store_i64(int64(span + 8), int64(ticks()))
+        store_i64(int64(span + 16), int64(number))
+        store_i64(int64(span + 24), int64(0))
+        store_i64(int64(count), int64(noted + 1))
     call_kernel(kernel, arguments, int64(low), int64(high))
-    if thread > 0 or number == 0:
-        store_i64(int64(span + 24), int64(ticks()))
-    store_release(int64(count), int64(noted + 1))
-
-
-@njit(forceinline=True)
-def _end(control: int) -> None:
-    """The publisher has done its pieces of an operation: where a trace is made, that is when."""
-    trace = load_i64(int64(control + TRACE))
-    if trace != 0:
-        count = trace + TRACE_LINE
-        last = (load_i64(int64(count)) - 1) & (load_i64(int64(trace + 8)) - 1)
-        store_i64(int64(count + SPANS_AT + SPAN_BYTES * last + 24), int64(ticks()))
+    return int64(span + 24)
 
 
 @njit(forceinline=True)
@@ -180,8 +182,9 @@ def _shares(items: int, grain: int, threads: int) -> Any:
 
 
 @njit(forceinline=True)
-def _do_piece(control: int, thread: int, piece: int) -> None:
-    """Of the published operation, which stands still as long as this piece is not reported."""
+def _do_piece(control: int, thread: int, piece: int) -> int:
+    """Of the published operation, which stands still as long as this piece is not reported. Returns what `_help` does,
+    of a piece of the publisher's 0."""
     kernel, arguments = load_i64(int64(control + KERNEL)), load_i64(int64(control + ARGUMENTS))
     items, grain = load_i64(int64(control + ITEMS)), load_i64(int64(control + GRAIN))
     shares = load_i64(int64(control + SHARES))
@@ -194,7 +197,11 @@ def _do_piece(control: int, thread: int, piece: int) -> None:
             low, size = shares * half + (piece - shares) * quarter, quarter
         else:
             low = shares * (half + quarter) + (piece - 2 * shares) * grain
-    _call(control, thread, kernel, arguments, low, min(low + size, items), load_i64(int64(control + NUMBER)))
+    high = min(low + size, items)
+    if thread > 0:
+        return _help(control, thread, kernel, arguments, low, high)
+    call_kernel(kernel, arguments, int64(low), int64(high))
+    return int64(0)
 
 
 @njit(forceinline=True)
@@ -221,14 +228,15 @@ def _run(control: int, kernel: int, arguments: int, items: int, grain: int) -> N
     store_i64(int64(control + ITEMS), int64(items))
     store_i64(int64(control + GRAIN), int64(grain))
     store_i64(int64(control + SHARES), int64(shares))
-    store_i64(int64(control + NUMBER), int64(load_i64(int64(control + NUMBER)) + 1))
+    number = load_i64(int64(control + NUMBER)) + 1
+    store_i64(int64(control + NUMBER), int64(number))
     store_release(int64(control + STATE), int64(pieces << _PIECE_BITS | 1))
     piece, own = 0, 0
     while piece >= 0:
         _do_piece(control, 0, piece)
         own += 1
         piece = _take(control)
-    _end(control)
+    _done(control, kernel, arguments, number)
     expected = load_i64(int64(control + EXPECTED)) + pieces - own
     store_i64(int64(control + EXPECTED), int64(expected))
     spins = 0
@@ -250,6 +258,7 @@ def build_pool_run(ops: Ops) -> Any:
     def pool_run(control: int, kernel: int, arguments: int, items: int, grain: int) -> None:
         store_release(int64(control + RUNNING), int64(1))
         _tell_time(control)
+        _done(control, 0, 0, 0)
         _run(control, kernel, arguments, items, grain)
         _tell_time(control)
         store_release(int64(control + RUNNING), int64(0))
@@ -264,12 +273,14 @@ def build_pool_program(ops: Ops) -> Any:
     def pool_program(control: int, program: int, count: int) -> None:
         store_release(int64(control + RUNNING), int64(1))
         _tell_time(control)
+        _done(control, 0, 0, 0)
         for i in range(count):
             row = program + 32 * i
             kernel, arguments = load_i64(int64(row)), load_i64(int64(row + 8))
             items, grain = load_i64(int64(row + 16)), load_i64(int64(row + 24))
             if items <= grain:
-                _call(control, 0, kernel, arguments, 0, items, 0)
+                call_kernel(kernel, arguments, int64(0), int64(items))
+                _done(control, kernel, arguments, 0)
             else:
                 _run(control, kernel, arguments, items, grain)
         _tell_time(control)
@@ -284,12 +295,15 @@ def build_pool_work(ops: Ops) -> Any:
     def pool_work(control: int, helper: int, spins: int) -> int:
         report = control + DONE + LINE * helper
         done = load_i64(int64(report))
-        idle = 0
+        idle, end_at = 0, 0
         while idle < spins:
             if load_acquire(int64(control + STOP)) != 0:
                 return int64(-1)
             state = load_acquire(int64(control + STATE))
             if state & ((1 << _PIECE_BITS) - 1) >= state >> _PIECE_BITS:
+                if end_at != 0:  # of a trace: not before the report, which somebody waits for
+                    store_i64(int64(end_at), int64(ticks()))
+                    end_at = 0
                 pause()
                 idle += 1
                 if idle > _PAUSES_ALONE and idle % _PAUSES_BETWEEN == 0:
@@ -297,7 +311,7 @@ def build_pool_work(ops: Ops) -> Any:
                 continue
             piece = _take(control)
             if piece >= 0:
-                _do_piece(control, helper + 1, piece)
+                end_at = _do_piece(control, helper + 1, piece)
                 done += 1
                 store_release(int64(report), int64(done))
                 idle = 0

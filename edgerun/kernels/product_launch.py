@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels import layout
 from edgerun.kernels.abi import Product
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import F32, Matrix
 from edgerun.kernels.isa import Isa
-from edgerun.kernels.kernel_names import MATRIX_KERNELS
+from edgerun.kernels.kernel_names import MATRIX_KERNELS, form_of
 from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.layer_launch import copy
 from edgerun.kernels.layout import layout_bytes
@@ -32,8 +34,10 @@ class ProductLaunch:
     def __init__(self, launcher: Launcher, isa: Isa) -> None:
         self._launcher = launcher
         self._lanes = isa.lanes
+        self._isa = isa
         self._together = max(isa.tiles.together, isa.float_tiles.together)  # groups of weight rows
-        self._tiles = isa.tile_products
+        self._forms = {type: form_of(type, isa) for type in FORMATS}
+        self._by_parts = {MATRIX_KERNELS[type].matmul for type, form in self._forms.items() if form == "parts"}
         self._plain = ReferenceKernels()
 
     def run(self, jobs: Sequence[Job], *, add: bool = False) -> None:
@@ -49,7 +53,7 @@ class ProductLaunch:
                 if x.x.shape[1] != w.cols or out.shape != (tokens, w.rows) or not out.flags.c_contiguous:
                     check_matmul(w, x.x[first : first + tokens], out)
                 kernels = MATRIX_KERNELS[w.type]
-                quants, dq, scales, ds, sums, dc = x.form(kernels.form)
+                quants, dq, scales, ds, sums, dc = x.form(self.form(w.type))
                 name, groups, blocks, stride = kernels.matmul, -(-w.rows // lanes), w.cols // kernels.block, 4 * w.rows
                 mine, item = products.setdefault(name, []), items.get(name, 0)
                 weights, target = w.address, address(out)
@@ -61,7 +65,8 @@ class ProductLaunch:
                     item += groups
                 items[name] = item
             for name, mine in products.items():
-                self._launcher.launch_products(name, mine, items[name], self._grain(items[name]))
+                by_parts = name in self._by_parts and mine[0].rows > 1
+                self._launcher.launch_products(name, mine, items[name], self._grain(items[name], by_parts))
 
     def run_heads(self, w: Matrix, x: Rows, out: F32) -> None:
         """See `interface.Kernels.matmul_heads`. One launch where each head's rows begin a group of rows; otherwise all
@@ -75,7 +80,7 @@ class ProductLaunch:
             self._heads_of_all(w, x, out)
             return
         kernels = MATRIX_KERNELS[w.type]
-        quants, dq, scales, ds, sums, dc = x.form(kernels.form)
+        quants, dq, scales, ds, sums, dc = x.form(self.form(w.type))
         groups, blocks = rows // self._lanes, w.cols // kernels.block
         head_bytes = groups * layout_bytes(w.layout, w.type, self._lanes, w.cols)
         dt, dh, target, at_once = out.strides[0], out.strides[1], address(out), self._rows_at_once(w)
@@ -110,15 +115,19 @@ class ProductLaunch:
         name = MATRIX_KERNELS[like.type].matmul
         return self._launcher.products_laid_out(name, products, items, self._grain(items))
 
+    def form(self, type: GgmlType) -> str:
+        """Of activations: see `kernel_names.form_of`."""
+        return self._forms[type]
+
     def _rows_at_once(self, w: Matrix) -> int:
         """Of activations in a product."""
-        if self._tiles and MATRIX_KERNELS[w.type].form != "f32":
-            return layout.TILE_ROWS_AT_ONCE
+        if self._isa.tile_products and self.form(w.type) != "f32":
+            return layout.tile_rows_at_once(w.cols, by_parts=self.form(w.type) == "parts")
         return layout.rows_at_once(w.cols)
 
-    def _grain(self, items: int) -> int:
+    def _grain(self, items: int, by_parts: bool = False) -> int:
         """How many groups of weight rows a thread takes at a time: whole tiles."""
-        together = self._together
+        together = max(self._together, layout.PARTS_GROUPS) if by_parts else self._together
         return max(1, min(_MOST_GRAIN, items // (self._launcher.threads * _PIECES)) // together) * together
 
     def _plain_product(self, w: Matrix, x: Rows, first: int, tokens: int, out: F32, add: bool) -> None:

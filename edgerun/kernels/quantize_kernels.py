@@ -1,4 +1,4 @@
-"""Activations to int8: blocks of 32 ("q8") or of 256 ("q8k"). `formats.activations` draws the sums.
+"""Activations to int8, blocks of 32 ("q8") or of 256 ("q8k"), or to parts in bf16. `formats.activations` draws them.
 
 Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
 Rounding is to nearest even, the scale is max |x| / 127 in f32.
@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import float32, int16, int32, int64, njit
+from llvmlite import ir
+from numba import float32, int16, int32, int64, njit, types
 
-from edgerun.kernels.formats.activations import Q8_SUMS_BYTES, Q8K_SUMS_BYTES
+from edgerun.kernels.formats.activations import (
+    PARTS,
+    PARTS_BEYOND,
+    PARTS_BYTES,
+    PARTS_COLS,
+    Q8_SUMS_BYTES,
+    Q8K_SUMS_BYTES,
+)
 from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
-from edgerun.kernels.simd import load_i64, store_f32, store_i16, store_i32
+from edgerun.kernels.ops.word_ops import WordOps
+from edgerun.kernels.simd import I16, I32, I64, function, load_i64, store_f32, store_i16, store_i32
 
 
 def _helpers(ops: Ops) -> Any:
@@ -102,6 +111,44 @@ def build_quantize_q8k(ops: Ops) -> Any:
                 store_i32(int64(to + 144), int32(-8 * total))
 
     return quantize_q8k, kernel_signature()
+
+
+def build_quantize_parts(ops: Ops) -> Any:
+    """Sums of three bf16; where slot 3 is not 0, as f32 there, too."""
+    lanes = ops.lanes
+    split, split_wide = _split(lanes, False), _split(lanes, True)
+
+    def quantize_parts(arguments: int, low: int, high: int) -> None:
+        x, cols, parts = load_i64(int64(arguments)), load_i64(int64(arguments + 8)), load_i64(int64(arguments + 16))
+        wide = load_i64(int64(arguments + 24))
+        blocks = (cols + PARTS_COLS - 1) // PARTS_COLS
+        for row in range(low, high):
+            of_row, to = x + row * cols * 4, parts + row * (blocks * PARTS_BYTES + PARTS_BEYOND)
+            of_wide = wide + row * blocks * 2 * PARTS_BYTES
+            for column in range(0, blocks * PARTS_COLS, lanes):
+                block, within = column // PARTS_COLS, 2 * (column % PARTS_COLS)
+                at, count = of_row + 4 * column, max(0, min(lanes, cols - column))
+                split(int64(at), int64(count), int64(to + block * PARTS_BYTES + within))
+                if wide != 0:
+                    split_wide(int64(at), int64(count), int64(of_wide + 2 * (block * PARTS_BYTES + within)))
+
+    return quantize_parts, kernel_signature()
+
+
+def _split(lanes: int, wide: bool) -> Any:
+    """(floats, how many, to) -> None: the parts of some, 0 of those that are not there, as bf16 or f32, one part's 32
+    after the other's."""
+
+    def emit(b: Any, x: Any, count: Any, to: Any) -> None:
+        e = WordOps(b, lanes)
+        left = e.load_some_floats(x, b.trunc(count, I32))
+        for part in range(PARTS):
+            near, left = e.split_float(left)
+            value = near if wide else b.trunc(e.shr(near, 16), ir.VectorType(I16, lanes))
+            at = b.add(to, ir.Constant(I64, part * (4 if wide else 2) * PARTS_COLS))
+            b.store(value, b.inttoptr(at, value.type.as_pointer())).align = 2
+
+    return function((types.int64,) * 3, types.void, emit)
 
 
 @njit(forceinline=True)

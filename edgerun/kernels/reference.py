@@ -302,8 +302,15 @@ class ReferenceKernels:
             up = np.clip(up, np.float32(-7), np.float32(7)) + np.float32(1)
         out[:] = activated if up is None else activated * up
 
-    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
-        return route(logits, routing, bias)
+    def route(
+        self, logits: F32, routing: Routing, ids: I32, weights: F32 | None = None, bias: F32 | None = None
+    ) -> None:
+        ids[:], found = route(logits, routing, bias)
+        if weights is not None:
+            weights[:] = found
+
+    def weigh(self, x: F32, weight: F32, out: F32) -> None:
+        out[:, 0] = (x * weight).sum(axis=1)  # row by row: no BLAS
 
     def close(self) -> None:
         """Nothing to stop."""

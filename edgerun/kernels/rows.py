@@ -9,7 +9,7 @@ import numpy as np
 
 from edgerun.errors import UsageError
 from edgerun.kernels.abi import Quantize
-from edgerun.kernels.formats.activations import FORMS
+from edgerun.kernels.formats.activations import FORMS, WIDE_ROWS, parts_row_bytes, wide_row_bytes
 from edgerun.kernels.interface import F32, U8
 from edgerun.kernels.kernel_names import QUANTIZE
 from edgerun.kernels.launcher import Launcher
@@ -19,7 +19,7 @@ QUANTIZE_GRAIN = 8  # rows
 
 
 class Form(NamedTuple):
-    """Where rows lie in the form that a product takes; of "f32" there are neither scales nor sums."""
+    """Where rows lie in the form that a product takes; "f32" has neither scales nor sums, "parts" no sums."""
 
     quants: int  # address
     quants_stride: int  # bytes from row to row
@@ -48,7 +48,7 @@ class Rows:
         self._memory: list[Any] = []  # what the forms point to
 
     def form(self, kind: str) -> Form:
-        """The rows as "q8", "q8k" or "f32"."""
+        """The rows as "q8", "q8k", "parts" or "f32"."""
         known = self._forms.get(kind)
         if known is None:
             known = self._forms[kind] = self._make(kind)
@@ -70,13 +70,25 @@ def plain(x: F32) -> Form:
 
 
 def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
-    """Where rows (T, K) will be as "q8" or "q8k", the memory that this is, and what `QUANTIZE[kind]` takes to do it."""
+    """Where rows (T, K) will be as "q8", "q8k" or "parts", the memory that this is, and what `QUANTIZE[kind]` takes to
+    do it."""
     tokens, cols = x.shape
+    if kind == "parts":
+        return _in_parts(x)
     scales_at, sums_at, size, scales_bytes, sums_bytes = _offsets(kind, tokens, cols)
     memory = np.empty(size, np.uint8)
     base = address(memory)
     form = Form(base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes)
     return form, memory, Quantize(address(x), cols, base, base + scales_at, base + sums_at)
+
+
+def _in_parts(x: F32) -> tuple[Form, U8, Quantize]:
+    tokens, cols = x.shape
+    row_bytes, wide_bytes = parts_row_bytes(cols), wide_row_bytes(cols) if len(x) <= WIDE_ROWS else 0
+    memory = np.empty(tokens * (row_bytes + wide_bytes), np.uint8)
+    base = address(memory)
+    wide = base + tokens * row_bytes if wide_bytes else 0
+    return Form(base, row_bytes, wide, wide_bytes, 0, 0), memory, Quantize(address(x), cols, base, wide, 0)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, state_launch, stream_launch
+from edgerun.kernels import kernel_names, layer_launch, route_launch, state_launch, stream_launch
 from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -45,7 +45,7 @@ from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
-from edgerun.kernels.routing import Routing, route
+from edgerun.kernels.routing import Routing
 from edgerun.kernels.rows import Rows
 from edgerun.kernels.states import StateRows
 from edgerun.kernels.stream_weights import StreamWeights
@@ -58,6 +58,7 @@ class SimdKernels:
         self.name = isa.name
         self.threads = threads
         self._cache = cache
+        self._isa = isa
         cache.prepare(kernel_names.ALWAYS)
         self._launcher = Launcher(cache, threads)
         self._packer = Packer(self._launcher, isa.lanes)
@@ -80,14 +81,16 @@ class SimdKernels:
         """See `edgerun.kernels.load_kernels`. names: of kernels that will be needed beside those that always are."""
         isa = choose(name)
         cache = KernelCache(isa, directory or paths.cache_dir() / "kernels", events)
-        cache.prepare([*kernel_names.ALWAYS, *names])  # at once: what is missing is compiled side by side
+        # At once: what is missing is compiled side by side.
+        cache.prepare(kernel_names.with_forms([*kernel_names.ALWAYS, *names], isa))
         return cls(isa, cache, threads or default_threads())
 
     @classmethod
     def missing(cls, name: str, names: Sequence[str]) -> bool:
         """See `edgerun.kernels.kernels_missing`."""
-        cache = KernelCache(choose(name), paths.cache_dir() / "kernels")
-        return bool(cache.missing([*kernel_names.ALWAYS, *names]))
+        isa = choose(name)
+        cache = KernelCache(isa, paths.cache_dir() / "kernels")
+        return bool(cache.missing(kernel_names.with_forms([*kernel_names.ALWAYS, *names], isa)))
 
     @staticmethod
     def names(
@@ -97,6 +100,7 @@ class SimdKernels:
         *,
         recurrent: bool,
         streams: bool,
+        mixture: bool,
     ) -> list[str]:
         """What a model needs beside the kernels that are always needed."""
         wanted = [
@@ -104,11 +108,12 @@ class SimdKernels:
             *kernel_names.for_neurons(neuron_types),
             *kernel_names.for_keys_and_values(*kv),
         ]
-        return [*wanted, *(kernel_names.RECURRENT * recurrent), *(kernel_names.STREAMS * streams)]
+        wanted += kernel_names.RECURRENT * recurrent + kernel_names.STREAMS * streams + kernel_names.MIXTURE * mixture
+        return wanted
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
         """Compile what matrices of these types need, in one go (else it happens at first use)."""
-        self._cache.prepare(kernel_names.for_matrices(types))
+        self._cache.prepare(kernel_names.with_forms(kernel_names.for_matrices(types), self._isa))
 
     @property
     def origin(self) -> str:
@@ -300,8 +305,13 @@ class SimdKernels:
     ) -> None:
         self._attention.attend(q, spans, out, Scores(scale, softcap, window, chunked, sinks, far))
 
-    def route(self, logits: F32, routing: Routing, bias: F32 | None = None) -> tuple[I32, F32]:
-        return route(logits, routing, bias)
+    def route(
+        self, logits: F32, routing: Routing, ids: I32, weights: F32 | None = None, bias: F32 | None = None
+    ) -> None:
+        route_launch.route(self._launcher, logits, routing, ids, weights, bias)
+
+    def weigh(self, x: F32, weight: F32, out: F32) -> None:
+        route_launch.weigh(self._launcher, x, weight, out)
 
 
 def _rows(x: Activations) -> Rows:

@@ -21,8 +21,9 @@ from numba import int32, int64, njit, types
 from edgerun.kernels.formats.activations import FORMS
 from edgerun.kernels.formats.base import Flat, Quantised
 from edgerun.kernels.ops.emitter import Value
-from edgerun.kernels.ops.tiles import CONFIG_BYTES, ROW_BYTES, ROWS, ROWS_AT, SHAPES_AT, TILE_BYTES, Tiles
-from edgerun.kernels.simd import I8, I32, I64, function, load_i64, load_u32, store_i16, store_i32, store_i64, store_u8
+from edgerun.kernels.ops.tiles import CONFIG_BYTES, ROW_BYTES, ROWS, TILE_BYTES, Tiles
+from edgerun.kernels.simd import I64, function, load_i64, load_u32, store_i32, store_i64
+from edgerun.kernels.tile_frames import clear, configure, finish, frame, release, shapes
 from edgerun.kernels.tile_weights import TileWeights, unpack
 
 _CHUNK_COLS = 1024  # of weights that are unpacked together
@@ -59,13 +60,14 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
     of activations, and (descriptor) -> how many tiles of rows fit; 0: the product cannot be done so."""
     form = TileWeights(format)
     multiply = _multiply(form)
-    unpack_block, clear, finish, frame = unpack(form), _clear(), _finish(), _frame(form)
-    configure, release = _configure(), _release()
+    unpack_block, clear_sums, finish_row = unpack(form), clear(), finish()
+    take_shapes, be_done = configure(), release()
+    a_frame = frame(_places(form)[2] + _SIDE_BYTES)
     side_bytes, x_each, sums_bytes = form.side_bytes, format.cols // form.x_cols, FORMS[format.form][1]
     block_bytes, unpacked_bytes = format.bytes * _LANES, form.steps * form.step_bytes
     chunk, steps = max(1, _CHUNK_COLS // format.cols), form.steps
     sums_at, weights_at, side_at = _places(form)
-    shapes = _shapes(form)
+    lay_out = shapes(*_shapes(form))
     offsets = form.sums
     n_sums = len(offsets)
     block_cols = format.cols
@@ -96,7 +98,7 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
         tile_side = blocks * x_each * side_bytes
         store_i64(int64(base + _X_STRIDE), int64(x_stride))
         for t in range(n_tiles):
-            clear(int64(base + sums_at + t * TILE_BYTES))
+            clear_sums(int64(base + sums_at + t * TILE_BYTES))
         for low in range(0, blocks, chunk):
             count = min(chunk, blocks - low)
             for k in range(count):
@@ -119,7 +121,7 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
             first = min(t * deep, rows - deep)
             for j in range(max(t * deep - first, done), deep):
                 at = base + sums_at + t * TILE_BYTES + j * ROW_BYTES
-                finish(int64(at), int64(out + (row + first + j) * out_stride), int64(valid), int64(add))
+                finish_row(int64(at), int64(out + (row + first + j) * out_stride), int64(valid), int64(add))
 
     @njit(forceinline=True)
     def most_tiles(d: int) -> int:
@@ -130,17 +132,12 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
 
     @njit(forceinline=True)
     def by_tiles(d: int, item: int, end: int, rows: int) -> None:
-        base = frame()
+        base = a_frame()
         blocks = load_i64(int64(d + 32))
         first_item = load_i64(int64(d))
         deep = min(rows, ROWS)
-        for word in range(0, CONFIG_BYTES, 8):
-            store_i64(int64(base + word), int64(0))
-        store_u8(int64(base), 1)  # of palettes the only one
-        for tile in range(4):
-            store_i16(int64(base + SHAPES_AT + 2 * tile), shapes[tile][0])
-            store_u8(int64(base + ROWS_AT + tile), shapes[tile][1] if shapes[tile][1] else deep)
-        configure(int64(base))
+        lay_out(int64(base), int64(deep))
+        take_shapes(int64(base))
         at_once = most_tiles(d) * deep
         tile_side = blocks * x_each * side_bytes
         for row in range(0, rows, at_once):
@@ -152,7 +149,7 @@ def tile_rows(format: Quantised) -> tuple[Any, Any]:
                 lay_aside(d, base + side_at + t * tile_side, first, deep, blocks * x_each)
             for at in range(item, end):
                 one_group(d, at - first_item, base, row, count, deep, done)
-        release()
+        be_done()
 
     return by_tiles, most_tiles
 
@@ -166,59 +163,10 @@ def _places(form: TileWeights) -> tuple[int, int, int]:
     return sums, weights, weights + blocks * form.steps * form.step_bytes
 
 
-def _shapes(form: TileWeights) -> tuple[tuple[int, int], ...]:
-    """Of each tile bytes of a row and rows; 0: as many as rows of activations go together."""
+def _shapes(form: TileWeights) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of each tile rows, 0: as many as rows of activations go together, and bytes of a row."""
     cols = min(form.step_cols, ROW_BYTES)
-    return (ROW_BYTES, 0), (ROW_BYTES, 0), (cols, 0), (ROW_BYTES, cols // 4)
-
-
-def _frame(form: TileWeights) -> Any:
-    """() -> address of the frame."""
-    size = _places(form)[2] + _SIDE_BYTES + ROW_BYTES
-
-    def emit(b: Any) -> Any:
-        with b.goto_entry_block():  # in a loop, the stack would grow with every turn
-            memory = b.alloca(ir.ArrayType(I8, size))
-        at = b.add(b.ptrtoint(memory, I64), ir.Constant(I64, ROW_BYTES - 1))
-        return b.and_(at, ir.Constant(I64, -ROW_BYTES))
-
-    return function((), types.int64, emit)
-
-
-def _configure() -> Any:
-    return function((types.int64,), types.void, lambda b, a: Tiles(b, _LANES).configure(a))
-
-
-def _release() -> Any:
-    return function((), types.void, lambda b: Tiles(b, _LANES).release())
-
-
-def _clear() -> Any:
-    """(address) -> None: sums of a tile."""
-
-    def emit(b: Any, address: Any) -> None:
-        e = Tiles(b, _LANES)
-        for j in range(ROWS):
-            _store(e, address, ROW_BYTES * j, e.constant_float(0.0))
-
-    return function((types.int64,), types.void, emit)
-
-
-def _finish() -> Any:
-    """(sums of a row, out, lanes of it, add) -> None."""
-
-    def emit(b: Any, at: Any, out: Any, valid: Any, add: Any) -> None:
-        e, zero = Tiles(b, _LANES), ir.Constant(I32, 0)
-        lanes = b.trunc(valid, I32)
-        known = b.select(b.icmp_signed("!=", add, ir.Constant(I64, 0)), lanes, zero)
-        e.store_floats(out, e.fadd(e.load_floats(at, 0), e.load_some_floats(out, known)), lanes)
-
-    return function((types.int64,) * 4, types.void, emit)
-
-
-def _store(e: Tiles, address: Value, offset: int, value: Value) -> None:
-    at = e.b.add(address, ir.Constant(I64, offset))
-    e.b.store(value, e.b.inttoptr(at, value.type.as_pointer())).align = 64
+    return (0, 0, 0, cols // 4), (ROW_BYTES, ROW_BYTES, cols, ROW_BYTES)
 
 
 def _load(e: Tiles, address: Value, offset: int, kind: Any) -> Value:
@@ -273,7 +221,7 @@ class _Multiply:
         sums = self._loop(first, steps, sums, both)
         sums = self._loop(b.sub(steps, first), steps, sums, self._add)
         for j, value in enumerate(sums):
-            _store(e, self._sums_at, ROW_BYTES * j, value)
+            e.store(self._sums_at, ROW_BYTES * j, value)
 
     def _issue(self, step: Value) -> None:
         raise NotImplementedError

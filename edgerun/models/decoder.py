@@ -142,9 +142,12 @@ class Decoder:
 
     def _name_of(self, batch: Batch) -> str:
         """What a step is called in a trace: rows of one sequence each are tokens, few ones a draft's."""
-        rows = sum(len(each.ids) for each in batch.stretches)
-        if rows == len(batch.stretches):
-            return "token" if rows == 1 else f"{rows} tokens"
+        stretches = batch.stretches
+        if len(stretches) == 1 and len(stretches[0].ids) == 1:
+            return "token"
+        rows = sum(len(each.ids) for each in stretches)
+        if rows == len(stretches):
+            return f"{rows} tokens"
         return f"{rows} tokens" if rows <= self.passes.most_few else f"prompt, {rows} tokens"
 
     def _step(self, batch: Batch, cancelled: Callable[[], bool]) -> list[F32 | None]:

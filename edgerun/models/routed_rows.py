@@ -27,7 +27,7 @@ class RoutedRows:
     weights: F32  # (T, used)
     slots_of: dict[int, I32]  # expert -> slots, ascending
     rows_of: dict[int, I32]  # expert -> the rows of h for these slots
-    ahead: list[F32]  # logits of the next layers' routers
+    ahead: list[I32]  # (T, used), what the next layers' routers would choose
     parts: F32  # (T * used, ..) by slot
 
     @property
@@ -61,12 +61,12 @@ def slots_by_expert(ids: I32) -> tuple[dict[int, I32], dict[int, I32]]:
     return dict(zip(chosen, split, strict=True)), dict(zip(chosen, rows, strict=True))
 
 
-def likeliest(logits: F32, k: int) -> I32:
-    """Router logits (T, experts) -> the experts among any row's first k, those wanted by most rows first."""
-    if len(logits) == 1:
-        return np.argsort(-logits[0])[:k].astype(np.int32)
-    top = np.argpartition(-logits, k - 1, axis=1)[:, :k]
-    counts = np.bincount(top.reshape(-1), minlength=logits.shape[1])
+def likeliest(ids: I32) -> I32:
+    """What rows choose, ids (T, used) -> the experts that any of them does, those wanted by most rows first."""
+    if len(ids) == 1:
+        only: I32 = ids[0].copy()  # the next layer's are written to the same place
+        return only
+    counts = np.bincount(ids.reshape(-1))
     return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].astype(np.int32)
 
 

@@ -43,14 +43,8 @@ class Trace:
         """Within, everything is noted. UsageError when the kernels are traced already."""
         recording = decoder.kernels.recording
         with contextlib.nullcontext() if recording is None else recording.trace() as launches:
-
-            def note(span: Span) -> None:
-                self.note(span)
-                if launches is not None and span.lane == _STEP:
-                    launches.collect_when_full()
-
             self._launches += [] if launches is None else [launches]
-            decoder.watch(note)
+            decoder.watch(self.note)
             try:
                 yield
             finally:

@@ -14,6 +14,7 @@ from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import NEURON_TYPES, Activation, GateKind, Kernels, Neurons
 from edgerun.kernels.kv_formats import KV_FORMATS
 from edgerun.kernels.reference import ReferenceKernels
+from edgerun.kernels.routing import Routing
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.kernels.states import StateLayout, StateRows
 from edgerun.kernels.stream_weights import StreamWeights
@@ -68,6 +69,8 @@ def all_operations() -> list[Operation]:
     found.append(_written("rope", turned, lambda k, out: k.rope(out, cos, sin, "neox"), 1e-5))
     parts, shares = rng.standard_normal((27, 77)).astype(_F32), rng.random((9, 3)).astype(_F32)
     found.append(_written("combine", x, lambda k, out: k.combine(parts, shares, out, add=True), 1e-5))
+    found += [_route(routing) for routing in _ROUTINGS]
+    found.append(_written("weigh", x[:, :1], lambda k, out: k.weigh(x, weight, out), 1e-5))
     found += [_attention(tokens) for tokens in (1, 40)] + [_attention(1, "q8_0", "q4_0")]
     found += [_attention(tokens, window=77, chunked=True, sinks=True) for tokens in (1, 40)]
     found += [_recurrence(tokens) for tokens in (1, 9)]
@@ -77,7 +80,27 @@ def all_operations() -> list[Operation]:
 
 
 _GATES: tuple[Activation, ...] = ("silu", "gelu", "relu", "relu2", "oai")
+_ROUTINGS = (
+    Routing("softmax", 8),
+    Routing("softmax_topk", 3, renormalise=False, scale=1.5),
+    Routing("sigmoid", 4, groups=7, groups_used=2, scale=2.5),
+    Routing("sqrt_softplus", 77),
+)
 _reference = ReferenceKernels()
+
+
+def _route(routing: Routing) -> Operation:
+    """ids, then weights, of 9 rows and 77 experts; a bias where there are groups."""
+    rng = np.random.default_rng(routing.used)
+    logits, bias = 3 * rng.standard_normal((9, 77)).astype(_F32), rng.standard_normal(77).astype(_F32)
+    logits[0] = logits[0, 0]  # equals: the first are chosen
+
+    def run(kernels: Kernels) -> np.ndarray:
+        ids, weights = np.empty((9, routing.used), np.int32), np.empty((9, routing.used), _F32)
+        kernels.route(logits, routing, ids, weights, bias if routing.groups > 1 else None)
+        return np.concatenate([100 * ids, weights / weights.max()], axis=1)
+
+    return Operation(f"route {routing.kind}", run, run(_reference), 1e-6)
 
 
 def _gated(kernels: Kernels, gate: np.ndarray, *, up: np.ndarray, name: Activation) -> None:

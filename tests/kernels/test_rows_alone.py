@@ -204,7 +204,8 @@ def test_routers(teams, given_rows, kind, groups, renormalise, used):
     for kernels in teams:
 
         def route(part, first, kernels=kernels):
-            ids, weights = kernels.route(part, routing, bias)
+            ids, weights = (np.empty((len(part), routing.used), kind) for kind in (np.int32, np.float32))
+            kernels.route(part, routing, ids, weights, bias)
             return np.concatenate([ids.astype(np.float64), weights], axis=1)
 
         check(route, x, ends)

@@ -16,6 +16,16 @@ which stands here ready, negative, so that a chain of products can start from it
     96   S32        8 x i16, in the order 0 2 1 3 4 6 5 7, in which pairs of minima come out of a word
     112  S16        16 x i16, by fours in the same order
     144  -8 S256    i32
+
+"parts", for tiles of bf16: each number as a sum of three bf16, the nearest of it, of what is left, and the rest, which
+is exact; of a block of 32 columns, the last one filled up with zeros, 192 bytes:
+
+    0    32 x the first    64    32 x the second    128    32 x the third
+
+and, where rows are few, in the place of scales the same as f32, 384 bytes a block, for products with a single one.
+
+Rows lie a line of 64 bytes further apart than they are long: at a multiple of 4,096 bytes they would push each other
+out of the first-level cache. (Numbers beyond the largest bf16, 3.39e38, become infinite, and an infinite one NaN.)
 """
 
 from __future__ import annotations
@@ -24,6 +34,22 @@ Q8_COLS, Q8_SUMS_BYTES = 32, 24
 Q8K_COLS, Q8K_SUMS_BYTES = 256, 148
 SCALED_SUM = 12  # of "q8": what a block's smallest value is multiplied with
 MIN_SUMS_32, MIN_SUMS_16 = 96, 112  # of "q8k"
+
+PARTS = 3
+PARTS_COLS, PARTS_BYTES = 32, 192  # of a block
+WIDE_ROWS = 16  # at most, that have their parts as f32, too
+PARTS_BEYOND = 64  # bytes that rows are further apart
+
+
+def parts_row_bytes(cols: int) -> int:
+    """From row to row of "parts"."""
+    return -(-cols // PARTS_COLS) * PARTS_BYTES + PARTS_BEYOND
+
+
+def wide_row_bytes(cols: int) -> int:
+    """From row to row of the same as f32."""
+    return -(-cols // PARTS_COLS) * 2 * PARTS_BYTES
+
 
 FORMS = {"q8": (Q8_COLS, Q8_SUMS_BYTES), "q8k": (Q8K_COLS, Q8K_SUMS_BYTES)}
 

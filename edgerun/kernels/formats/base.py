@@ -113,6 +113,17 @@ class Plain(Format):
     """Floats: a block is a column."""
 
     form = "f32"
+    # Where a processor multiplies tiles of bf16: of each plane, a bf16 of every weight, the parts of activations (see
+    # `activations`) that it is multiplied with. None: such weights take too many products to be worth it.
+    tile_products: ClassVar[tuple[tuple[int, ...], ...]] = ()
+
+    def pieces(self, e: Emitter, q: Value) -> list[Value]:
+        """L x f32 for each plane of a column."""
+        return [self.weight(e, q)]
+
+    def planes(self, e: Emitter, first: Value, second: Value) -> list[Value]:
+        """Of the columns at two addresses: words, the first column's bf16 below the second's, for each plane."""
+        raise NotImplementedError
 
     def weight(self, e: Emitter, q: Value) -> Value:
         """L x f32."""

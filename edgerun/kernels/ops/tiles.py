@@ -65,6 +65,16 @@ class Tiles(Avx512Vbmi):
         kinds = (ir.Constant(I8, each) for each in (total, x, w))
         self._call("tdpbssd" if signed else "tdpbsud", *kinds)
 
+    def multiply_float_tiles(self, total: int, x: int, w: int) -> None:
+        """The same in bf16: of 32 columns the even and the odd ones are a chain of fused multiply-adds each, from zero
+        on, whose sum is added to the total; all in f32, subnormal numbers taken as zero."""
+        self._call("tdpbf16ps", *(ir.Constant(I8, each) for each in (total, x, w)))
+
+    def store(self, address: Value, offset: int, value: Value) -> None:
+        """A vector at a multiple of 64 bytes."""
+        at = self.b.add(address, ir.Constant(I64, offset))
+        self.b.store(value, self.b.inttoptr(at, value.type.as_pointer())).align = 64
+
     def _pointer(self, address: Value) -> Value:
         return self.b.inttoptr(address, I8.as_pointer())
 

@@ -163,6 +163,15 @@ class WordOps:
     def shl(self, a: Value, bits: int) -> Value:
         return self.b.shl(a, self.constant(bits)) if bits else a
 
+    def shr(self, a: Value, bits: int) -> Value:
+        """Zeros come in."""
+        return self.b.lshr(a, self.constant(bits))
+
+    def split_float(self, a: Value) -> tuple[Value, Value]:
+        """L x f32 -> the nearest bf16 (in the upper half of its lane), and what is left of it: exact."""
+        near = self.b.and_(self.add(self.b.bitcast(a, self.words), self.constant(0x8000)), self.constant(0xFFFF0000))
+        return near, self.fsub(a, self.b.bitcast(near, self.floats))
+
     def byte_of(self, a: Value, index: int) -> Value:
         """Byte `index` of every lane, as i32."""
         moved = self.b.lshr(a, self.constant(8 * index)) if index else a

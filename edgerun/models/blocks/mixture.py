@@ -21,7 +21,7 @@ from edgerun.models.blocks.router import Choices, ChoicesLayout, Router
 from edgerun.models.blocks.shared_expert import SharedExpert
 from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.families import NormKind
-from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, slots_by_expert
+from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, likeliest, slots_by_expert
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import Units
 
@@ -170,6 +170,8 @@ class Mixture:
         self._ask(here, x, b)
         here.cut(partial(self._experts, here, x, b))
         if self._adds_at_once(here):
+            if self._sum_is_plain:
+                self._add_parts(here, b.parts, b.ids, b.weights, x)
             self._add_shared(here, x, b.h)
 
     # -- in three steps, for those who compute some experts themselves -------------------------------------------
@@ -203,15 +205,13 @@ class Mixture:
         uses = np.array([len(routed.slots_of[each]) for each in some.tolist()], np.int32) if tokens > 1 else None
         with store.experts(here.layer, some, uses, tokens, cancelled) as batches:
             later = self.router.ahead(here, tokens)
-            for distance, (layer, logits) in enumerate(zip(later, routed.ahead, strict=False), 1):
-                store.expect(layer, self._of_held(self.router.likeliest(here, layer, logits)), distance)
+            for distance, (layer, ids) in enumerate(zip(later, routed.ahead, strict=False), 1):
+                store.expect(layer, self._of_held(likeliest(ids)), distance)
             yield batches
 
     def combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
         self._combine(here, routed, x)
-        if self._adds_at_once(here):
-            self._add_shared(here, x, routed.normed)
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -220,6 +220,11 @@ class Mixture:
         alone = here.tools.ranks is None
         return alone and not self.post_norm and self.beside is None and self.factor == 1.0
 
+    @property
+    def _sum_is_plain(self) -> bool:
+        """Whether results and weights are summed as they are, so that a recording of it needs no memory of its own."""
+        return not self.latent and not self.weighted_inputs
+
     def _add_shared(self, here: Here, out: F32, h: F32) -> None:
         """out (T, d) += the shared expert of h (T, d), if there is one."""
         if self.shared is not None:
@@ -227,25 +232,18 @@ class Mixture:
                 self.shared.forward(here, out[part], h[part])
 
     def _combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
-        """x (T, d) += the sum of each row's experts, and where more is done with it the shared one."""
+        """x (T, d) += the sum of each row's experts, and the shared one."""
         if self.units is not None:
             self._combine_units(here, self.units, routed, x)
             return
-        kernels, vectors, at_once = here.kernels, here.vectors, self._adds_at_once(here)
-        out = x if at_once else np.zeros_like(x)
-        self._finish_parts(here, routed)
-        if self.latent:
-            inner, sums = np.empty((len(x), self.latent), np.float32), np.empty_like(x)
-            kernels.combine(routed.parts, routed.weights, inner)
-            kernels.matmul(here.weights.matrices["ffn_latent_up"], kernels.activations(inner), sums)
-            scale_and_bias(here, "ffn_latent_up", sums)
-            kernels.add(out, sums)
-        else:
-            kernels.combine(routed.parts, routed.weights, out, add=True)
-        if self.beside is not None:
-            apply_norm(kernels, vectors, self.beside.experts_norm, "rms", self.eps, out, out)
-        if at_once:
+        if self._adds_at_once(here):
+            self._add_parts(here, routed.parts, routed.ids, routed.weights, x)
+            self._add_shared(here, x, routed.normed)
             return
+        out = np.zeros_like(x)
+        self._add_parts(here, routed.parts, routed.ids, routed.weights, out)
+        if self.beside is not None:
+            apply_norm(here.kernels, here.vectors, self.beside.experts_norm, "rms", self.eps, out, out)
         self._add_shared(here, out, routed.normed)
         if self.beside is not None:
             for part in chunks(len(x), CHUNK):
@@ -257,13 +255,31 @@ class Mixture:
         assert here.tools.ranks is not None  # whoever is alone with units adds them, too
         sums = np.empty((self.slices, *x.shape), np.float32)
         for total, parts in zip(sums, routed.parts.reshape(self.slices, -1, self.width), strict=True):
-            here.kernels.combine(parts, routed.weights, total)
+            here.kernels.combine(parts, self._shares(routed.weights), total)
         if self.shared is not None:
             for part in chunks(len(x), CHUNK):
                 self.shared.add_units(here, list(sums[:, part]), routed.normed[part])
         out = np.empty_like(x)
         here.tools.ranks.add_units(list(sums), units, out)
         self._finish(here, out, x)
+
+    def _add_parts(self, here: Here, parts: F32, ids: I32, weights: F32, out: F32) -> None:
+        """out (T, d) += the sum of each row's experts, whose results are `parts` (T * used, width)."""
+        kernels = here.kernels
+        self._finish_parts(here, parts, ids)
+        weights = self._shares(weights)
+        if not self.latent:
+            kernels.combine(parts, weights, out, add=True)
+            return
+        inner, sums = np.empty((len(out), self.latent), np.float32), np.empty_like(out)
+        kernels.combine(parts, weights, inner)
+        kernels.matmul(here.weights.matrices["ffn_latent_up"], kernels.activations(inner), sums)
+        scale_and_bias(here, "ffn_latent_up", sums)
+        kernels.add(out, sums)
+
+    def _shares(self, weights: F32) -> F32:
+        """What results are multiplied by, of weights (T, used), which may have multiplied the inputs already."""
+        return np.ones_like(weights) if self.weighted_inputs else weights
 
     def _ask(self, here: Here, x: F32, b: Choices) -> None:
         """b.h, what experts are fed, and what the routers say of it."""
@@ -275,8 +291,7 @@ class Mixture:
             scale_and_bias(here, "ffn_latent_down", b.inner)
 
     def _announce(self, here: Here, b: Choices, cancelled: Cancel, rows: int) -> None:
-        ids = self.router.likeliest(here, here.layer, b.router[:rows])
-        here.tools.store.expect(here.layer, self._of_held(ids), 0)
+        here.tools.store.expect(here.layer, self._of_held(likeliest(b.ids[:rows])), 0)
 
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
@@ -323,7 +338,14 @@ class Mixture:
         here = here.within(cancelled, rows)
         routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
-        self._combine(here, routed, x[:rows])
+        if not self._adds_at_once(here):
+            self._combine(here, routed, x[:rows])
+        elif not self._sum_is_plain:
+            self._add_parts(here, routed.parts, routed.ids, routed.weights, x[:rows])
+        elif rows < len(x):  # nobody's rows are the last one's copies, see `models.replay`
+            b.parts[rows * self.used :] = np.tile(
+                b.parts[(rows - 1) * self.used : rows * self.used], (len(x) - rows, 1)
+            )
 
     def _vectors(self, here: Here) -> ExpertVectors:
         """What a file may have beside the experts' first matrices."""
@@ -336,22 +358,24 @@ class Mixture:
             up_bias=None if up_bias is None else up_bias.reshape(-1, self.d_ff),
         )
 
-    def _finish_parts(self, here: Here, routed: RoutedRows) -> None:
+    def _finish_parts(self, here: Here, parts: F32, ids: I32) -> None:
         """Factors and biases that a file may have beside the experts' last matrices."""
         scale, bias = here.vectors.get("ffn_down_exps.scale"), here.vectors.get("ffn_down_exps.bias")
         if scale is None and bias is None:
             return
-        ids = routed.ids.reshape(-1) - np.int32(self.held.start)
-        outside = (ids < 0) | (ids >= len(self.held))
-        ids[outside] = 0
         biases = None if bias is None else bias.reshape(-1, self.width)
-        here.kernels.affine(routed.parts, ids, scale, biases)
-        if len(self.held) < self.experts:
-            routed.parts[outside] = 0
+        if len(self.held) == self.experts:
+            here.kernels.affine(parts, ids.reshape(-1), scale, biases)
+            return
+        mine = ids.reshape(-1) - np.int32(self.held.start)
+        outside = (mine < 0) | (mine >= len(self.held))
+        mine[outside] = 0
+        here.kernels.affine(parts, mine, scale, biases)
+        parts[outside] = 0
 
     def _routed(self, here: Here, b: Choices, rows: int) -> RoutedRows:
         """What the router chooses for the first rows of b.h."""
-        ids, weights = self.router.choose(here, b.router[:rows])
+        ids, weights = b.ids[:rows].copy(), b.weights[:rows]  # whoever learns from ids may keep them
         here.tools.routed(here.layer, ids)
         slots_of, rows_of = slots_by_expert(ids)
         if len(self.held) == self.experts:
@@ -369,7 +393,6 @@ class Mixture:
             rows_of = {each * self.slices + i: at for each, at in rows_of.items() for i in pieces}
         fed = b.inner[:rows]
         if self.weighted_inputs:  # every choice has an input of its own
-            fed = np.repeat(fed, self.used, axis=0) * weights.reshape(-1, 1)
-            weights, rows_of = np.ones_like(weights), slots_of
-        ahead, parts = [each[:rows] for each in b.ahead], b.parts[: rows * self.used * self.slices]
+            fed, rows_of = np.repeat(fed, self.used, axis=0) * weights.reshape(-1, 1), slots_of
+        ahead, parts = [ids[:rows] for _, ids in b.ahead], b.parts[: rows * self.used * self.slices]
         return RoutedRows(here.layer, b.h[:rows], fed, ids, weights, slots_of, rows_of, ahead, parts)

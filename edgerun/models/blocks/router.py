@@ -6,11 +6,12 @@ import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from edgerun.kernels.interface import F32, I32
-from edgerun.kernels.routing import Routing, choosing, scores_of
+import numpy as np
+
+from edgerun.kernels.interface import F32
+from edgerun.kernels.routing import Routing
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Tensor
-from edgerun.models.routed_rows import likeliest
 from edgerun.models.scratch import Role, Take
 
 MOST_AHEAD = 2  # routers of later layers that are asked beside a layer's own
@@ -19,15 +20,17 @@ _LOGIT_BIAS, _CHOICE_BIAS = "ffn_gate_inp.bias", "exp_probs_b.bias"
 
 class Choices:
     """Buffers of what a router says of T rows: h (T, d) the normed input; asked (T, d) what the router reads where that
-    is something else; router (T, experts) its logits; ahead: those of later layers' routers; inner (T, width) what
-    experts are fed where that is narrower; parts (T * used, width): experts' results."""
+    is something else; router (T, experts) its logits; ids and weights (T, used): whom it chooses; ahead: logits of
+    later layers' routers, and ids of whom these would choose; inner (T, width) what experts are fed where that is
+    narrower; parts (T * used, width): experts' results."""
 
     def __init__(self, layout: ChoicesLayout, rows: int, take: Take) -> None:
         d, width = layout.d_model, layout.width
         self.h, self.router = take(d), take(layout.experts)
         self.asked = take(d) if layout.rescaled else self.h
         self.inner = take(width) if width != d else self.h
-        self.ahead = [take(layout.experts) for _ in range(MOST_AHEAD)]
+        self.ids, self.weights = take(layout.used).view(np.int32), take(layout.used)
+        self.ahead = [(take(layout.experts), take(layout.used).view(np.int32)) for _ in range(MOST_AHEAD)]
         self.parts = take(layout.used * width).reshape(rows * layout.used, width)
 
 
@@ -46,7 +49,7 @@ class ChoicesLayout:
     def widths(self) -> tuple[int, ...]:
         d, width = self.d_model, self.width
         more = (d,) * self.rescaled + (width,) * (width != d)
-        return (d, *more, *(self.experts,) * (1 + MOST_AHEAD), self.used * width)
+        return (d, *more, *(self.experts,) * (1 + MOST_AHEAD), *(self.used,) * (2 + MOST_AHEAD), self.used * width)
 
     @property
     def floats(self) -> int:
@@ -80,9 +83,9 @@ class Router:
         return found | ({"ffn_gate_inp.scale": Tensor((self.d_model,))} if self.rescaled else {})
 
     def ask(self, here: Here, x: F32, b: Choices) -> None:
-        """b.router, of x (T, d), and for a store that reads ahead what the routers of the next layers say of the same
-        input: the residual stream changes little from layer to layer, so they mostly name the experts that these
-        layers will choose."""
+        """b.router of x (T, d), b.ids and b.weights, and for a store that reads ahead what the routers of the next
+        layers say of the same input: the residual stream changes little from layer to layer, so they mostly name the
+        experts that these layers will choose."""
         kernels, store = here.kernels, here.tools.store
         if self.rescaled:
             kernels.rms_norm(x, here.vectors["ffn_gate_inp.scale"], self.eps, b.asked)
@@ -90,23 +93,16 @@ class Router:
             x = b.asked
         with contextlib.ExitStack() as stack:  # a mixture's dense weights all stay, so that several may be lent
             asked = [here.weights, *(stack.enter_context(store.layer(each)) for each in self.ahead(here, len(x)))]
-            logits = [b.router, *b.ahead[: len(asked) - 1]]
+            logits = [b.router, *(each for each, _ in b.ahead[: len(asked) - 1])]
             kernels.matmul_many([each.matrices["ffn_gate_inp"] for each in asked], kernels.activations(x), logits)
             for weights, each in zip(asked, logits, strict=True):
                 bias = weights.vectors.get(_LOGIT_BIAS)
                 if bias is not None:
                     kernels.add(each, bias)
+            kernels.route(b.router, self.routing, b.ids, b.weights, here.vectors.get(_CHOICE_BIAS))
+            for weights, (each, ids) in zip(asked[1:], b.ahead, strict=False):
+                kernels.route(each, self.routing, ids, None, weights.vectors.get(_CHOICE_BIAS))
 
     def ahead(self, here: Here, tokens: int) -> tuple[int, ...]:
         """The layers whose routers are asked beside this one's; a prompt needs nearly all of the next's anyway."""
         return self.later[: min(here.tools.store.lookahead, MOST_AHEAD if tokens == 1 else 1)]
-
-    def choose(self, here: Here, logits: F32) -> tuple[I32, F32]:
-        """ids and weights (T, used)."""
-        return here.kernels.route(logits, self.routing, here.vectors.get(_CHOICE_BIAS))
-
-    def likeliest(self, here: Here, layer: int, logits: F32) -> I32:
-        """The experts that a layer will choose for any of some rows, those wanted by most rows first."""
-        bias = here.tools.store.vectors(layer).get(_CHOICE_BIAS)
-        ranked = logits if bias is None else choosing(scores_of(logits, self.routing.kind), bias)
-        return likeliest(ranked, self.routing.used)

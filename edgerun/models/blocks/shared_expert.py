@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from edgerun.kernels.interface import F32, Activation
-from edgerun.models.blocks.base import Cancel, Here
+from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
 from edgerun.models.blocks.dense import activated, gate_up_parts
 from edgerun.models.blocks.products import Results, multiply, scale_and_bias, unit_results, widths_of
@@ -107,11 +107,6 @@ class SharedExpert:
         """What goes into the last product, (T, d_ff), and what its result is weighted by, (T, 1)."""
         b = s.of(self.layout)
         if self.weighted:
-            here.cut(partial(self._weigh, here, h, b.weight))
+            here.kernels.weigh(h, here.vectors["ffn_gate_inp_shexp"], b.weight)
         multiply(here, self.gate_up, h, b.inner)
         return activated(here.kernels, b.inner, self.activation), b.weight
-
-    @staticmethod
-    def _weigh(here: Here, h: F32, weight: F32, cancelled: Cancel, rows: int) -> None:
-        """weight (T, 1) of h (T, d)."""
-        weight[:, 0] = (h * here.vectors["ffn_gate_inp_shexp"]).sum(axis=1)  # row by row: no BLAS
