@@ -1,8 +1,8 @@
 """The operations that the decoder is made of, as one interface with several implementations.
 
-`reference` is numpy and obviously right; those named by an instruction set (`isa.ISAS`) are the same operations in
-Numba over packed weights. Outputs belong to the caller, are C-contiguous f32 and are never aliased with inputs
-unless stated. T is the number of rows (tokens) in the call: one in decode, a chunk of the prompt otherwise.
+`reference` is numpy and obviously right; those named by an instruction set (`isa.ISAS`) are Numba over packed weights.
+Outputs belong to the caller, are C-contiguous f32 and never aliased with inputs unless stated. T: rows (tokens) in the
+call, one in decode, a chunk of the prompt otherwise.
 """
 
 from __future__ import annotations
@@ -435,7 +435,6 @@ class Kernels(Protocol):
     ) -> None:
         """Router logits (T, experts) -> ids (T, used), weights (T, used), best first, ties to the lower id.
         bias (experts,): added to what experts are chosen by, not to what they are weighted by."""
-        ...
 
     def weigh(self, x: F32, weight: F32, out: F32) -> None:
         """out (T, 1) = x (T, d) . weight (d,)."""

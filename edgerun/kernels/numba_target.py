@@ -92,7 +92,7 @@ class KernelTarget(registry.CPUTarget):  # type: ignore[misc]
 
     @cached_property
     def _toplevel_typing_context(self) -> Any:
-        return Context()
+        return _KernelTyping()
 
     def compiling(self) -> Any:
         """While this context lasts, intrinsics that this thread meets are this target's."""
@@ -141,6 +141,16 @@ class KernelCompiler(CompilerBase):  # type: ignore[misc]
             passes.add_pass(each, each.__name__)
         passes.finalize()
         return [passes]
+
+
+class _KernelTyping(Context):  # type: ignore[misc]
+    """Typing rules of Python's own numbers alone. With those of arrays, lists and sets Numba tries a dozen more
+    candidates for every `+`: 5 % of a kernel's time, and 0.1 s for loading them."""
+
+    def load_additional_registries(self) -> None:
+        from numba.core.typing import mathdecl
+
+        self.install_registry(mathdecl.registry)
 
 
 class _KernelContext(cpu.CPUContext):  # type: ignore[misc]
