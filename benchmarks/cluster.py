@@ -136,10 +136,20 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
         return said
 
 
+def _remove_leftovers() -> None:
+    """Control groups of runs that were killed before they could remove them."""
+    for group in (*CGROUPS.glob("*/edgerun-*-*"), *CGROUPS.glob("edgerun-*-*")):
+        owner = group.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            with suppress(OSError):  # a process is still in it
+                group.rmdir()
+
+
 @contextmanager
 def _limited(name: str, given: argparse.Namespace) -> Iterator[list[Path]]:
     """A control group of a part of a core and of the memory: its folders (one a controller in version 1)."""
     old = (CGROUPS / "memory").is_dir()
+    _remove_leftovers()
     called = f"edgerun-{os.getpid()}-{name}"
     kinds = ("cpu", "memory") if given.cores else ("memory",)
     groups = [CGROUPS / kind / called for kind in kinds] if old else [CGROUPS / called]

@@ -144,8 +144,8 @@ def cluster_options(function: F) -> F:
     )(function)
     function = click.option(
         "--wire",
-        type=click.Choice(["f32", "f16", "q8"]),
-        help="With --cluster: how numbers travel; f32 is exact.  [default: f32]",
+        type=click.Choice(["f32", "f16", "q8", "auto"]),
+        help="With --cluster: how numbers travel; f32 is exact; auto: q8 for prompts where that pays.  [default: f32]",
     )(function)
     function = click.option(
         "--allreduce",

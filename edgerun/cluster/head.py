@@ -57,7 +57,8 @@ class Head:
     ) -> LinkedCollective:
         """A group of this device and all that are left, each with its shard (in the order of `remotes`). Whoever has
         its shard already gets nothing. `way`: one of `ways`, or "auto": what is fastest on these links for sums of so
-        many `numbers`. LostPeerError when one is lost meanwhile: try again with who is left."""
+        many `numbers`. `wire`: one of `wire_format`, or "auto": exact numbers for tokens, for prompts what is fastest.
+        LostPeerError when one is lost meanwhile: try again with who is left."""
         self.end()
         remotes = self.remotes
         if len(shards) != len(remotes) or not remotes:

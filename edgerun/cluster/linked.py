@@ -24,30 +24,30 @@ class LinkedCollective:
     """One rank: see `collective.Collective`. It takes the links over."""
 
     def __init__(self, peers: Peers, way: Way) -> None:
-        self._peers = peers
+        self.peers = peers
         self._way = way
 
     @property
     def rank(self) -> int:
-        return self._peers.rank
+        return self.peers.rank
 
     @property
     def size(self) -> int:
-        return self._peers.size
+        return self.peers.size
 
     @property
     def sent_bytes(self) -> int:
         """By this rank so far, headers included, before encryption."""
-        return sum(link.sent_bytes for link in self._peers.links.values())
+        return sum(link.sent_bytes for link in self.peers.links.values())
 
     def all_reduce(self, x: F32) -> None:
-        peers = self._peers
-        peers.next_call()
+        peers = self.peers
+        peers.next_sum(x.size)
         if peers.size > 1:
             self._way.all_reduce(_flat(x), peers)
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
-        peers = self._peers
+        peers = self.peers
         peers.next_call()
         if peers.size > 1:
             self._way.fold(nodes, folding, _flat(out), peers)
@@ -55,7 +55,7 @@ class LinkedCollective:
             out[...] = nodes[0]
 
     def broadcast(self, x: F32) -> None:
-        peers, flat = self._peers, _flat(x)
+        peers, flat = self.peers, _flat(x)
         peers.next_call()
         if peers.rank == HEAD:
             peers.swap(dict.fromkeys(peers.others, peers.write(flat, EXACT)), {}, EXACT)
@@ -64,7 +64,7 @@ class LinkedCollective:
             peers.read(HEAD, flat, EXACT)
 
     def gather(self, x: F32) -> list[F32]:
-        peers, flat = self._peers, _flat(x)
+        peers, flat = self.peers, _flat(x)
         peers.next_call()
         if peers.rank != HEAD:
             if 4 * flat.size > MOST_GATHERED_BYTES:
@@ -78,7 +78,7 @@ class LinkedCollective:
         return [flat, *(body.view(np.float32) for body in bodies)]
 
     def announce(self, message: bytes) -> bytes:
-        peers = self._peers
+        peers = self.peers
         peers.next_call()
         if peers.rank == HEAD:
             if len(message) > MOST_MESSAGE_BYTES:
@@ -89,7 +89,7 @@ class LinkedCollective:
         return peers.links[HEAD].body.tobytes()
 
     def close(self) -> None:
-        for link in self._peers.links.values():
+        for link in self.peers.links.values():
             link.close()
 
 

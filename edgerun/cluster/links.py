@@ -24,11 +24,12 @@ import numpy as np
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import FOLDING, WAY_NAMES, WayName, star
-from edgerun.cluster.wire_format import EXACT
+from edgerun.cluster.wire_format import EXACT, WireFormat, wire_format
 
 _ROUNDS = 9
 _SMALL = 64  # numbers: latency alone
 _LARGE = 1 << 15  # 128 KiB: what a slow link needs 10 ms for
+_ROUNDING_S = 5e-9  # of a number, there and back, more than exact ones take: of a core of an Emerald Rapids, twice over
 _SHARED = 1.6  # times as long in both directions at once: the two take turns
 
 
@@ -60,6 +61,13 @@ def predict_s(way: WayName, links: Links, size: int, n_bytes: int) -> float:
 def choose_way(links: Links, size: int, n_bytes: int, names: Sequence[WayName] = WAY_NAMES) -> WayName:
     """The fastest; of equal ones the first named."""
     return min(names, key=lambda way: predict_s(way, links, size, n_bytes))
+
+
+def choose_wire(links: Links) -> WireFormat:
+    """For a prompt's sums: q8 where what a number's bytes save on the wire is more than what rounding costs it."""
+    eighths = wire_format("q8")
+    saved = 1 - eighths.n_bytes(1 << 10) / EXACT.n_bytes(1 << 10)
+    return eighths if saved * 4 * links.byte_s > _ROUNDING_S else EXACT
 
 
 def settle(peers: Peers, numbers: int) -> tuple[WayName, Links]:

@@ -12,6 +12,8 @@ from edgerun.cluster.wire import BYTES, Frame, IsLost, Link, exchange
 from edgerun.cluster.wire_format import WireFormat
 from edgerun.errors import LostPeerError, UsageError
 
+FEW_NUMBERS = 1 << 14  # of a token's sums, where latency counts; a prompt's have more, and bytes count
+
 
 class Peers:
     """This rank's links and buffers, and the exchanges that ways are made of."""
@@ -23,7 +25,8 @@ class Peers:
         self.rank = rank
         self.size = size
         self.links = dict(links)
-        self.wire = wire
+        self.wire = wire  # of the sum that is being made
+        self.wires = wire, wire  # of sums of few numbers, and of many
         self.others = [other for other in range(size) if other != rank]
         self.is_lost = is_lost
         self.call = 0  # what the group does together, counted
@@ -35,6 +38,11 @@ class Peers:
     def next_call(self) -> None:
         """The group does something together. All exchanges of it carry its number."""
         self.call += 1
+
+    def next_sum(self, count: int) -> None:
+        """The same for a sum of so many numbers."""
+        self.next_call()
+        self.wire = self.wires[count > FEW_NUMBERS]
 
     def be_patient(self, patient: bool) -> None:
         """Of all links."""

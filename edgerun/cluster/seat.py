@@ -19,12 +19,12 @@ from edgerun.cluster.control import NUMBERS, Begin, Knock, say
 from edgerun.cluster.dial import dial
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective
-from edgerun.cluster.links import Links, settle
+from edgerun.cluster.links import Links, choose_wire, settle
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.roster import Roster
 from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import Link
-from edgerun.cluster.wire_format import wire_format
+from edgerun.cluster.wire_format import EXACT, wire_format
 from edgerun.errors import EdgerunError, LostPeerError, NetworkError
 
 SETTLE_S = 15.0  # for all connections of a job
@@ -70,11 +70,13 @@ class Seat:
         """The group, once every connection of this rank is there. LostPeerError when one does not come."""
         begin, end = self.begin, time.monotonic() + SETTLE_S
         connections: dict[int, socket.socket] = {}
+        is_measured = "auto" in (begin.way, begin.wire)
+        partners = _partners(begin.rank, len(begin.seats), "auto" if is_measured else begin.way)
         try:
-            for rank in _partners(begin.rank, len(begin.seats), begin.way):
+            for rank in partners:
                 if _calls(begin.rank, rank):
                     connections[rank] = self._call(rank, end)
-            wanted = {rank for rank in _partners(begin.rank, len(begin.seats), begin.way)} - set(connections)
+            wanted = set(partners) - set(connections)
             while wanted:
                 rank, connection = self._arrival(end)
                 if rank not in wanted:
@@ -90,10 +92,14 @@ class Seat:
             self._links = list(links.values())
         if self._why:
             self.end(self._why)
-        peers = Peers(begin.rank, len(begin.seats), links, wire_format(begin.wire), lambda: self._why)
+        wire = EXACT if begin.wire == "auto" else wire_format(begin.wire)
+        peers = Peers(begin.rank, len(begin.seats), links, wire, lambda: self._why)
         way = begin.way
-        if way == "auto":
-            way, self.links = settle(peers, begin.numbers)
+        if is_measured:
+            settled, self.links = settle(peers, begin.numbers)
+            way = settled if way == "auto" else way
+            if begin.wire == "auto":
+                peers.wires = EXACT, choose_wire(self.links)
         self.way = way
         return LinkedCollective(peers, Way(way))
 

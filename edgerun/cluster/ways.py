@@ -16,7 +16,7 @@ from typing import Literal
 
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.folds import fold_by_mesh, fold_by_star, parts_of
-from edgerun.cluster.peers import Peers
+from edgerun.cluster.peers import FEW_NUMBERS, Peers
 from edgerun.cluster.short import MOST_BYTES, Short
 from edgerun.cluster.units import Folding
 from edgerun.cluster.wire import Frame
@@ -27,8 +27,6 @@ WayName = Literal["star", "mesh", "ring", "tree"]
 
 _Long = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, contiguous) in its place
 _LongFold = Callable[[F32, Folding, F32, Peers], None]  # as `Way.fold`
-
-ONE_SHOT_NUMBERS = 1 << 14  # up to here a mesh sends everything to everybody: latency counts, not bytes
 
 _MOST_KEPT = 16  # lengths that buffers are kept for: a model has few
 
@@ -49,7 +47,7 @@ def star(x: F32, peers: Peers) -> None:
 
 def mesh(x: F32, peers: Peers) -> None:
     """Everybody adds up everything, or a part of it."""
-    if x.size > ONE_SHOT_NUMBERS:
+    if x.size > FEW_NUMBERS:
         _mesh_in_parts(x, peers)
         return
     frame = peers.write(x, peers.wire)

@@ -101,6 +101,14 @@ class Lab:
         assert self.switch.stdout.readline() == "done\n"
 
 
+def remove_leftovers() -> None:
+    """Namespaces of processes that were killed before they could remove them."""
+    for path in Path("/run/netns").glob("er*x*x*"):
+        owner = path.name[2:].split("x")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            subprocess.run(["ip", "netns", "del", path.name], capture_output=True, check=False)
+
+
 @contextmanager
 def lab(
     folder: Path, count: int, *, delay_s: float = 0.0003, bits_per_s: float = 1e9, loss: float = 0.0
@@ -110,6 +118,7 @@ def lab(
         names = [""] * count
         switch = None
         if can_emulate():
+            remove_leftovers()
             number = next(_numbers)
             names = [f"er{os.getpid()}x{number}x{i}" for i in range(count)]
             for name in names:

@@ -14,11 +14,11 @@ import pytest
 from edgerun.cluster.collective import MOST_MESSAGE_BYTES, Collective
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
-from edgerun.cluster.peers import Peers
+from edgerun.cluster.peers import FEW_NUMBERS, Peers
 from edgerun.cluster.units import edges_of, rank_units
-from edgerun.cluster.ways import ONE_SHOT_NUMBERS, WAY_NAMES, Way
+from edgerun.cluster.ways import WAY_NAMES, Way
 from edgerun.cluster.wire import HEADER, MAGIC, VERSION, Link, patience
-from edgerun.cluster.wire_format import WIRE_NAMES, wire_format
+from edgerun.cluster.wire_format import EXACT, WIRE_NAMES, wire_format
 from edgerun.errors import LostPeerError, UsageError
 from tests.cluster.groups import linked_group, on_all
 
@@ -52,7 +52,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
             each.close()
 
 
-SHAPES = [(1, 2048), (2, 77), (3,), (5, ONE_SHOT_NUMBERS // 4)]
+SHAPES = [(1, 2048), (2, 77), (3,), (5, FEW_NUMBERS // 4)]
 
 
 def _numbers(rank: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -93,12 +93,32 @@ def test_sums_are_the_same_on_every_rank(name: str, size: int) -> None:
         each.close()
 
 
+def test_long_sums_may_travel_otherwise_than_short_ones() -> None:
+    group = linked_group(3, "mesh")
+    for each in group:
+        each.peers.wires = EXACT, wire_format("q8")
+    for n, off in ((FEW_NUMBERS, 0.0), (FEW_NUMBERS + 32, 2e-2)):
+        sums = on_all(group, lambda each, n=n: _summed(each, n))
+        expected = sum(_numbers(rank, (n,)) for rank in range(3))
+        largest = sum(np.abs(_numbers(rank, (n,))) for rank in range(3)).max()
+        assert (np.abs(sums[0] - expected).max() > 0) == (off > 0)
+        np.testing.assert_allclose(sums[0], expected, rtol=0, atol=off * largest)
+        for each in sums:
+            np.testing.assert_array_equal(each, sums[0])
+
+
+def _summed(each: Collective, n: int) -> np.ndarray:
+    x = _numbers(each.rank, (n,))
+    each.all_reduce(x)
+    return x
+
+
 @pytest.mark.parametrize("parts", [[1], [1, 1], [1, 1, 1], [1, 1, 1, 1], [4, 2, 1], [0, 1, 2]], ids=str)
 def test_units_make_the_same_sum_whoever_has_them(make: Make, parts: list[int]) -> None:
     """To the bit the sum along the tree of halves; of few numbers and of many."""
     for count in (8, 11):
         edges = edges_of(count, parts)
-        for n in (2049, 3 * ONE_SHOT_NUMBERS + 5):
+        for n in (2049, 3 * FEW_NUMBERS + 5):
             units = [_numbers(unit, (n,)) for unit in range(count)]
 
             def act(each: Collective, edges=edges, units=units, n=n) -> np.ndarray:
