@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import get_args
 
 from edgerun.errors import FormatError, UnsupportedError
@@ -258,6 +257,8 @@ def _gate_deviations(n: Numbers, family: Family, layers: int) -> list[float]:
     deviations above its mean, as converters write it: minus infinity, where all are let through."""
     if not family.sparse_gates:
         return [0.0] * layers
+    from statistics import NormalDist  # for few models, and it loads decimals and fractions
+
     usual = NormalDist().inv_cdf(_USUALLY_SILENT)
     said = [usual if layer < family.sparse_gates else -math.inf for layer in range(layers)]
     said = n.reals("activation_sparsity_scale", layers, said)

@@ -10,7 +10,9 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, SOME, TYPICAL
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, SOME, TYPICAL, needed_kernels
+
+_MANY = 1000  # tests of this folder: with fewer, they compile what they need
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,6 +27,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left if alike else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before many tests: compile all that they need in one go, on all cores. One by one, as tests come to them, a
+    process compiles while the others wait for its lock."""
+    here = sum("tests/kernels/" in item.nodeid for item in session.items)
+    if here < _MANY or session.config.option.collectonly:
+        return
+    for isa in IMPLEMENTATIONS:
+        cache, names = KernelCache(isa, KERNELS_DIR), needed_kernels(isa)
+        if cache.missing(names):
+            cache.prepare(names)
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=lambda isa: isa.name)

@@ -2,7 +2,9 @@
 
 from edgerun import paths
 from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.isa import ISAS, Isa, runs_here
+from edgerun.kernels.kernel_code import SOURCES
 
 # The 16-lane layout and code of AVX-512, with the dot product in plain LLVM: all of it but two instructions is
 # tested on any processor.
@@ -24,3 +26,12 @@ TYPICAL = (
 
 # Found out before any test moves the home directory: compiled kernels are good for all tests, and the next run's.
 KERNELS_DIR = paths.cache_dir() / "kernels"
+
+
+def needed_kernels(isa: Isa) -> list[str]:
+    """Names of the kernels that tests of a set call."""
+    left = [format.name for type, format in FORMATS.items() if type not in TYPICAL]
+    if isa in SOME:
+        return list(SOURCES)
+    alike = {f"{task}_{name}" for task in ("matmul", "pack") for name in left}
+    return [name for name in SOURCES if name not in alike and not name.startswith(("neurons_", "dequantize_"))]
