@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from edgerun.convert.hf_gemma4 import gemma4_outside, gemma4_shapes, gemma4_values, prepare_gemma4
+from edgerun.convert.hf_family import Family
+from edgerun.convert.hf_gemma3n import gemma3n_outside, gemma3n_shapes, gemma3n_values, prepare_gemma3n
+from edgerun.convert.hf_gemma4 import gemma4_outside, gemma4_shapes, gemma4_values, prepare_gemma4, spare_keys
 from edgerun.convert.hf_gpt_oss import gpt_oss_values, prepare_gpt_oss
 from edgerun.convert.hf_hybrids import (
     DELTA_FOLDS,
-    Fold,
     lfm2_values,
     lfm2moe_values,
     ministral3_values,
@@ -68,64 +67,6 @@ _SHARED = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-
-
-def _no_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-def _no_shapes(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
-    return {}
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family's checkpoint becomes GGUF.
-
-    `layer` maps module names in a layer to GGUF names; every one must be there. `also` names what another GGUF
-    tensor is made of, too. `embedding`: the embedding's module. `shapes`: of a layer's tensors in the checkpoint by
-    GGUF's names, where they are not what other families have. `outside`: GGUF's tensors outside the layers that
-    others do not have, with theirs. `mixers` maps those of layers of a kind, as config.json's `layer_types` calls
-    it. `leading`: what says how many of the first layers have a feed-forward, and its modules; the others have
-    those of `mixture` and the experts. `fed` are modules of models whose layers are fed beside
-    (hidden_size_per_layer_input). `bare` are tensors that are no module's weight. `final_norm`: theirs and GGUF's
-    name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors. `requires`
-    lists config values that the architecture implies: the first is its default, others are equal to it. `prepare`
-    gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of the
-    checkpoint what GGUF keeps, by GGUF's name. `unread`: tensors that are not for text.
-    """
-
-    architecture: str
-    layer: Mapping[str, str]
-    also: Mapping[str, str] = field(default_factory=dict)
-    embedding: str = "embed_tokens"
-    shapes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]] = _no_shapes
-    outside: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, tuple[int, ...]]]] = _no_values
-    mixers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    leading: tuple[str, Mapping[str, str]] = ("", {})
-    mixture: Mapping[str, str] = field(default_factory=dict)
-    fed: Mapping[str, str] = field(default_factory=dict)
-    bare: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
-    fused_experts: bool = False  # gpt-oss's; see `hf_gpt_oss`
-    quantised_as: str = ""  # what quantization_config may say
-    final_norm: tuple[str, str] = ("norm", "output_norm")
-    experts: Mapping[str, str] = field(default_factory=dict)
-    experts_at: str = "mlp.experts"
-    permute_qk: bool = False  # llama rotates neighbouring pairs in GGUF, halves in Hugging Face
-    norm_plus_one: bool = False
-    sliding_window: bool = False
-    softcaps: bool = False
-    tied_by_default: bool = False
-    wide_scale_layers: int = 0  # a model of so many layers scales scores by d_model / heads, not by head_dim
-    local_rope_base: float = 10000.0  # of layers with a sliding window, fixed in the architecture
-    biases: bool = False
-    sparse: bool = False  # may be a ReLU model, whose feed-forward is stored neuron by neuron
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    values: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_values
-    folds: Mapping[str, Fold] = field(default_factory=dict)
 
 
 SPARSE_ACTIVATIONS = ("relu", "relu2")
@@ -266,6 +207,17 @@ _GEMMA4: dict[str, Any] = {
     "values": gemma4_values,
     "shapes": gemma4_shapes,
     "outside": gemma4_outside,
+    "spare": spare_keys,
+}
+_ALTUP = {
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.correct_output_scale": "altup_correct_scale.weight",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
 }
 
 _LFM2_NORMS = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm"}
@@ -394,6 +346,7 @@ FAMILIES: dict[str, Family] = {
         **_LATENT,
     ),
     "deepseek_v3": _DEEPSEEK3,
+    "kimi_k2": _DEEPSEEK3,
     "glm4_moe_lite": _DEEPSEEK3,
     "nemotron_h": Family("nemotron_h", **_NEMOTRON),
     "nemotron_h_moe": Family(
@@ -407,6 +360,14 @@ FAMILIES: dict[str, Family] = {
         {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
         unread=("model.visual.",),
         requires=_SILU,
+        values=section_values,
+    ),
+    "qwen3_vl_moe_text": Family(
+        "qwen3vlmoe",
+        {**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, "mlp.gate": "ffn_gate_inp"},
+        experts=_EXPERTS,
+        unread=("model.visual.",),
+        requires={**_SILU, **_MOE_STEP, "norm_topk_prob": (True,)},
         values=section_values,
     ),
     "ministral3": Family(
@@ -423,6 +384,27 @@ FAMILIES: dict[str, Family] = {
         experts=_EXPERTS,
         requires={**_DELTA_REQUIRES, "norm_topk_prob": (True,)},
         **_DELTA,
+    ),
+    "gemma3n_text": Family(
+        "gemma3n",
+        {**_GEMMA_NORMS, **_MLP, **_ALTUP},
+        mixers={each: _GEMMA4["mixers"][each] for each in ("full", "sliding", "full shared", "sliding shared")},
+        fed=_GEMMA4["fed"],
+        bare=("altup.correct_output_scale",),
+        unread=_GEMMA4["unread"],
+        sliding_window=True,
+        tied_by_default=True,
+        requires={
+            **_GEMMA4["requires"],
+            "laurel_rank": (64,),
+            "altup_active_idx": (0,),
+            "altup_correct_scale": (True,),
+        },
+        prepare=prepare_gemma3n,
+        values=gemma3n_values,
+        shapes=gemma3n_shapes,
+        outside=gemma3n_outside,
+        spare=spare_keys,
     ),
     "gemma4_text": Family("gemma4", _GEMMA4_LAYER, **_GEMMA4),
     "gemma4_moe_text": Family(

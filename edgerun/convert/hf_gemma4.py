@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerun.convert.hf_family import Names
 from edgerun.convert.hf_hybrids import layer_types
 from edgerun.convert.hf_numbers import count_of, real_of, whole_of
 from edgerun.errors import FormatError, UnsupportedError
@@ -20,12 +21,21 @@ _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 
 
 def prepare_gemma4(config: dict[str, Any]) -> dict[str, Any]:
-    """A layer's kind says whether it has a window and which of its tensors it has itself: "full", "sliding", "full of
+    """Kinds of layers, and names that others have."""
+    made = {**config, "layer_types": layer_kinds(config)}
+    if config.get("enable_moe_block"):
+        made["num_experts_per_tok"] = config.get("top_k_experts", config.get("num_experts_per_tok"))
+        made["moe_intermediate_size"] = config.get("moe_intermediate_size", config.get("expert_intermediate_size"))
+    return made
+
+
+def layer_kinds(config: Mapping[str, Any]) -> list[str]:
+    """Of each layer: whether it has a window, and which of its tensors it has itself: "full", "sliding", "full of
     keys" (values are what the keys are made of), or one of the first two "shared"."""
-    made, kinds = dict(config), []
+    kinds: list[str] = []
     unknown = set(layer_types(config)) - set(_KINDS)
     if unknown:
-        raise UnsupportedError(f"config.json: a layer of type {min(unknown)!r}; a Gemma 4 has {', '.join(_KINDS)}")
+        raise UnsupportedError(f"config.json: a layer of type {min(unknown)!r}; edgerun converts {', '.join(_KINDS)}")
     shared = count_of(config, "num_kv_shared_layers")
     for layer, each in enumerate(layer_types(config)):
         kind = _KINDS[each]
@@ -34,11 +44,15 @@ def prepare_gemma4(config: dict[str, Any]) -> dict[str, Any]:
         elif kind == "full" and config.get("attention_k_eq_v"):
             kind += " of keys"
         kinds.append(kind)
-    made["layer_types"] = kinds
-    if config.get("enable_moe_block"):
-        made["num_experts_per_tok"] = config.get("top_k_experts", config.get("num_experts_per_tok"))
-        made["moe_intermediate_size"] = config.get("moe_intermediate_size", config.get("expert_intermediate_size"))
-    return made
+    return kinds
+
+
+def spare_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys and values of layers that read those of others."""
+    shared = [layer for layer, kind in enumerate(config["layer_types"]) if kind.endswith(" shared")]
+    return tuple(
+        f"layers.{layer}.self_attn.{part}.weight" for layer in shared for part in ("k_proj", "v_proj", "k_norm")
+    )
 
 
 def gemma4_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,14 +96,13 @@ def gemma4_shapes(config: Mapping[str, Any], layer: int) -> Shapes:
     return shapes | {"inp_gate": (fed, d), "proj": (d, fed)}
 
 
-def gemma4_outside(config: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def gemma4_outside(config: Mapping[str, Any]) -> Names:
     """GGUF's tensors outside the layers -> the checkpoint's and their shapes: what every layer is fed beside."""
     fed, d = count_of(config, "hidden_size_per_layer_input"), whole_of(config, "hidden_size")
     if not fed:
         return {}
-    rows, cols = whole_of(config, "vocab_size"), fed * whole_of(config, "num_hidden_layers")
-    if config.get("vocab_size_per_layer_input", rows) != rows:
-        raise UnsupportedError("config.json: vocab_size_per_layer_input is not vocab_size")
+    cols = fed * whole_of(config, "num_hidden_layers")
+    rows = config.get("vocab_size_per_layer_input", whole_of(config, "vocab_size"))
     return {
         "per_layer_token_embd.weight": ("embed_tokens_per_layer.weight", (rows, cols)),
         "per_layer_model_proj.weight": ("per_layer_model_projection.weight", (cols, d)),

@@ -60,6 +60,8 @@ def pretokenizer_name(pre: Any, architecture: str, where: str) -> str:
     if patterns and not splits_itself:
         if len(patterns) == 1 and patterns[0] in _BY_PATTERN:
             return _BY_PATTERN[patterns[0]]
+        if patterns[:2] == [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+"] and r"[\p{L}\p{M}]+| ?[\p{P}\p{S}]+" in patterns[-1]:
+            return "deepseek-v3"
         if patterns[0] == r"[\r\n]" and digits is not None:
             return "deepseek-coder" if any(r"\p{L}" in text for text in patterns[1:3]) else "deepseek-llm"
     shown = " | ".join(patterns) or ", ".join(kinds) or "none"

@@ -51,8 +51,7 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
             if not (wanted.optional and prefix + wanted.theirs not in model.tensors):
                 sources.append(_take(model, config, wanted, prefix, used))
         sources += _experts(model, config, layer, prefix, used)
-    for name, (theirs, shape) in config.family.outside(config.raw).items():
-        sources.append(_take(model, config, _Wanted(name, shape, theirs), prefix, used))
+    sources += _outside(model, config, prefix, used)
     theirs, ours = config.family.final_norm
     norm = _Wanted(f"{ours}.weight", (config.d_model,), f"{theirs}.weight")
     sources.append(_take(model, config, norm, prefix, used))
@@ -62,8 +61,35 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
     if heads and not config.tied_head:
         head = _Wanted("output.weight", (config.vocab_size, config.d_model), heads[0])
         sources.append(_take(model, config, head, "", used))
-    _check_leftovers(model, config, used)
+    _check_leftovers(model, config, prefix, used)
     return sources
+
+
+def _outside(model: SafetensorsFile, c: HfConfig, prefix: str, used: set[str]) -> Iterator[Source]:
+    """What a family has outside its layers. An embedding may lack the last words, which images and sounds stand for."""
+    for name, (theirs, shape) in c.family.outside(c.raw).items():
+        if isinstance(theirs, tuple):
+            names = [prefix + each for each in theirs]
+            types = [_check(model, each, shape) for each in names]
+            used.update(names)
+            yield _stacked(model, name, names, shape, types[0])
+            continue
+        source = _take(model, c, _Wanted(name, shape, theirs), prefix, used)
+        missing = c.vocab_size - shape[0] if name == "per_layer_token_embd.weight" else 0
+        yield _padded(source, missing) if missing > 0 else source
+
+
+def _padded(source: Source, more: int) -> Source:
+    """With so many rows of zeros."""
+    n_rows, cols = source.shape
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        there = (
+            source.rows(min(start, n_rows), min(stop, n_rows)) if start < n_rows else np.empty((0, cols), np.float32)
+        )
+        return np.concatenate([there, np.zeros((stop - start - len(there), cols), np.float32)])
+
+    return Source(source.name, (n_rows + more, cols), source.type, rows)
 
 
 def _prefix(model: SafetensorsFile, embedding: str) -> str:
@@ -253,8 +279,21 @@ def _experts(model: SafetensorsFile, c: HfConfig, layer: int, prefix: str, used:
 
 
 def _experts_together(model: SafetensorsFile, c: HfConfig, layer: int, at: str, used: set[str]) -> Iterator[Source]:
-    """Of tensors that hold all experts: in one, the gate of each and then its up; in the other, down."""
+    """Of tensors that hold all experts: in one, the gate of each and then its up; in the other, down. In Qwen3-VL's
+    inputs come first."""
     both, down = f"{at}gate_up_proj", f"{at}down_proj"
+    used |= {both, down}
+    turned = (c.n_experts, c.d_model, 2 * c.d_ff_expert), (c.n_experts, c.d_ff_expert, c.d_model)
+    given = model.tensors[both].shape, model.tensors[down].shape if down in model.tensors else ()
+    if given == turned:
+        for name, theirs, first, n_rows in (
+            ("gate", both, 0, c.d_ff_expert),
+            ("up", both, c.d_ff_expert, c.d_ff_expert),
+            ("down", down, 0, c.d_model),
+        ):
+            type_ = _check(model, theirs, model.tensors[theirs].shape)
+            yield _turned(model, f"blk.{layer}.ffn_{name}_exps.weight", theirs, first, n_rows, type_)
+        return
     type_ = _check(model, both, (c.n_experts, 2 * c.d_ff_expert, c.d_model))
     for half, part in enumerate(("gate", "up")):
         parts = [(both, (2 * e + half) * c.d_ff_expert) for e in range(c.n_experts)]
@@ -262,7 +301,27 @@ def _experts_together(model: SafetensorsFile, c: HfConfig, layer: int, at: str, 
     type_ = _check(model, down, (c.n_experts, c.d_model, c.d_ff_expert))
     parts = [(down, e * c.d_model) for e in range(c.n_experts)]
     yield _joined(model, f"blk.{layer}.ffn_down_exps.weight", parts, (c.d_model, c.d_ff_expert), type_)
-    used |= {both, down}
+
+
+def _turned(model: SafetensorsFile, name: str, theirs: str, first: int, n_rows: int, type_: GgmlType) -> Source:
+    """Of a tensor (experts, inputs, outputs): so many outputs of each expert from `first` on, (experts, n_rows,
+    inputs). One expert is held at a time."""
+    experts, inputs, _ = model.tensors[theirs].shape
+    held: dict[int, NDArray[np.float32]] = {}
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        found = []
+        while start < stop:
+            expert, row = divmod(start, n_rows)
+            last = min(n_rows, row + stop - start)
+            if expert not in held:
+                held.clear()
+                held[expert] = model.rows(theirs, expert * inputs, (expert + 1) * inputs).T[first : first + n_rows]
+            found.append(held[expert][row:last])
+            start += last - row
+        return np.ascontiguousarray(np.concatenate(found))
+
+    return Source(name, (experts, n_rows, inputs), type_, rows, done=held.clear)
 
 
 def _stacked(model: SafetensorsFile, name: str, experts: list[str], shape: tuple[int, ...], type_: GgmlType) -> Source:
@@ -288,7 +347,8 @@ def _joined(
     return Source(name, (len(parts), *shape), type_, rows)
 
 
-def _check_leftovers(model: SafetensorsFile, c: HfConfig, used: set[str]) -> None:
+def _check_leftovers(model: SafetensorsFile, c: HfConfig, prefix: str, used: set[str]) -> None:
+    used |= {prefix + name for name in c.family.spare(c.raw)}
     further = range(c.n_layers, c.n_layers + count_of(c.raw, "num_nextn_predict_layers"))
     guessing = (f"model.layers.{layer}." for layer in further)  # layers that guess further tokens
     unread = (*_OTHER_MODALITIES, *c.family.unread, *guessing)

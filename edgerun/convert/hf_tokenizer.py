@@ -8,6 +8,7 @@ from typing import Any
 
 from edgerun.convert.hf_pretokenizer import pretokenizer_name
 from edgerun.convert.sentencepiece import read_sentencepiece
+from edgerun.convert.tiktoken import read_tiktoken
 from edgerun.convert.vocabulary import SPACE, TokenType, Vocabulary, add_special, byte_types
 from edgerun.errors import FormatError, NotFoundError, UnsupportedError
 from edgerun.formats.safetensors import read_json
@@ -20,12 +21,13 @@ _SPECIAL = {
     "sep_token": "seperator",  # so spelled in GGUF
     "mask_token": "mask",
 }
+_TIKTOKEN = "tiktoken.model"
 _ADDED_SCORE = -1000.0
 _MAX_ID = 1 << 24
 
 
 def read_hf_tokenizer(directory: Path, architecture: str, config: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a directory with tokenizer.json or tokenizer.model (or of such a file itself).
+    """The vocabulary of a directory with tokenizer.json, tokenizer.model or tiktoken.model (or of such a file itself).
 
     NotFoundError when there is neither, FormatError when malformed, UnsupportedError for tokenizers that GGUF
     cannot describe.
@@ -38,10 +40,14 @@ def read_hf_tokenizer(directory: Path, architecture: str, config: Mapping[str, A
     settings = _optional_json(root / "tokenizer_config.json")
     if model_path.is_file() and given != json_path and (tokenizer is None or _is_sentencepiece(tokenizer)):
         vocabulary = read_sentencepiece(model_path)
+    elif tokenizer is None and (root / _TIKTOKEN).is_file():
+        vocabulary = read_tiktoken(root / _TIKTOKEN)
     elif tokenizer is not None:
         vocabulary = _from_json(tokenizer, architecture, str(json_path))
     else:
-        raise NotFoundError(f"{directory}: holds neither tokenizer.json nor tokenizer.model; give --tokenizer")
+        raise NotFoundError(
+            f"{directory}: holds neither tokenizer.json nor tokenizer.model nor {_TIKTOKEN}; give --tokenizer"
+        )
     _add_added(vocabulary, tokenizer, settings, str(root))
     _note_special(vocabulary, settings, config)
     _set_flags(vocabulary, tokenizer, settings)

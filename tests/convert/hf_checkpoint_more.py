@@ -29,6 +29,7 @@ _GEMMA4: dict[str, Any] = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT | {"q_lora_rank": None, "norm_topk_prob": False, "scoring_func": "softmax"},
     "deepseek_v3": _LATENT | {"norm_topk_prob": True, "scoring_func": "sigmoid"},
+    "kimi_k2": _LATENT | {"norm_topk_prob": True, "scoring_func": "sigmoid", "num_hidden_layers": 2},
     "glm4_moe_lite": _LATENT | {"norm_topk_prob": True, "num_attention_heads": 3, "num_nextn_predict_layers": 1},
     "gemma4_text": _GEMMA4 | {
         "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 12, "use_double_wide_mlp": True,

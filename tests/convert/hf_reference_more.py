@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hf_reference import Array, convolved, gated, relu, rms, silu
 
-LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
 
 
 def turned(x: Array, base: float) -> Array:

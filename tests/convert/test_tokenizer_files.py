@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import struct
@@ -257,3 +258,23 @@ def test_real_byte_level_tokenizers(file: str, architecture: str, name: str, n_t
     assert (vocabulary.model, vocabulary.pre, len(vocabulary.tokens)) == ("gpt2", name, n_tokens)
     assert vocabulary.merges is not None
     assert all(merge.count(" ") == 1 for merge in vocabulary.merges)
+
+
+def test_tiktoken_vocabulary_becomes_merges(tmp_path: Path) -> None:
+    """Kimi's: a token's last merge is that of the two parts that lower numbers make of it."""
+    tokens = [bytes([byte]) for byte in b"abc \xc3\xa9"] + [b"ab", b"bc", b"abc", "é".encode(), b" abc"]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    (tmp_path / "tiktoken.model").write_bytes(b"\n".join(lines) + b"\n")
+    added = {str(len(tokens)): {"content": "<|im_end|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "added_tokens_decoder": added})
+    )
+    found = read_hf_tokenizer(tmp_path, "deepseek2", {})
+    assert (found.model, found.pre) == ("gpt2", "kimi-k2")
+    assert found.tokens == ["a", "b", "c", "Ġ", "Ã", "©", "ab", "bc", "abc", "Ã©", "Ġabc", "<|im_end|>"]
+    assert found.merges == ["a b", "b c", "ab c", "Ã ©", "Ġ abc"]
+    assert found.special["eos"] == 11
+    for bad in (b"YQ== one", b"YQ 0", b"YQ== 0\nYQ== 1", b"YQ== 0\nYg== 0", b"YQ== 99999", b""):
+        (tmp_path / "tiktoken.model").write_bytes(bad)
+        with pytest.raises(FormatError):
+            read_hf_tokenizer(tmp_path, "deepseek2", {})
