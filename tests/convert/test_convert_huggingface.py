@@ -441,5 +441,6 @@ def test_named_templates_and_a_template_file(tmp_path: Path) -> None:
 def test_every_family_has_a_tiny_checkpoint_here() -> None:
     from edgerun.convert.hf_families import FAMILIES
 
-    assert set(FAMILIES) - {"gemma3"} == set(CONFIGS)
+    recorded = {"gemma3n_text", "qwen3_vl_moe_text"}  # in hf_recorded
+    assert set(FAMILIES) - {"gemma3"} - recorded == set(CONFIGS)
     assert all(shapes_of(config_of(model_type)) for model_type in CONFIGS)
