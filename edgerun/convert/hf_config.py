@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.convert.hf_families import FAMILIES, SPARSE_ACTIVATIONS, Family
+from edgerun.convert.hf_families import FAMILIES, SPARSE_ACTIVATIONS
+from edgerun.convert.hf_family import Family
 from edgerun.convert.hf_gemma4 import proportional_factors
 from edgerun.errors import FormatError, UnsupportedError
 
