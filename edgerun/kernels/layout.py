@@ -17,9 +17,8 @@ from edgerun.kernels.formats.base import Field, swap_masks
 U8 = NDArray[np.uint8]
 
 _CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
-_TILE_ROWS = 128  # of activations at once where products go by tiles, which do more for each byte that they read
+TILE_ROWS_AT_ONCE = 128  # the same where products go by tiles, which do more for each byte that they read
 PARTS_GROUPS = 4  # of weight rows that go together where activations are parts (`tile_floats`)
-_CACHED_PARTS_BYTES = 3 << 19  # of activations in bf16 parts: most of a second-level cache of 2 MB
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 # Neurons of these types are used as they lie in the file. Rows of all others are packed when their neuron fires: `up`
 # is then a product like any other, and `down` is made floats.
@@ -34,11 +33,6 @@ _ROWS_AT_ONCE = 512  # bounds the scratch memory of packing
 def rows_at_once(cols: int) -> int:
     """Of activations in a product: so many that they stay in the second-level cache while all weights go by."""
     return min(max(_CACHED_BYTES // (2 * cols) // 32 * 32, 32), 128)
-
-
-def tile_rows_at_once(cols: int, *, by_parts: bool) -> int:
-    """The same where products go by tiles. by_parts: activations are parts of six bytes for a number."""
-    return min(max(_CACHED_PARTS_BYTES // (6 * cols) // 16 * 16, 32), _TILE_ROWS) if by_parts else _TILE_ROWS
 
 
 def layout_name(lanes: int) -> str:

@@ -122,7 +122,7 @@ class ProductLaunch:
     def _rows_at_once(self, w: Matrix) -> int:
         """Of activations in a product."""
         if self._isa.tile_products and self.form(w.type) != "f32":
-            return layout.tile_rows_at_once(w.cols, by_parts=self.form(w.type) == "parts")
+            return layout.TILE_ROWS_AT_ONCE
         return layout.rows_at_once(w.cols)
 
     def _grain(self, items: int, by_parts: bool = False) -> int:
