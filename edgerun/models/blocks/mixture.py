@@ -148,7 +148,7 @@ class Mixture:
     @cached_property
     def layout(self) -> ChoicesLayout:
         """Of its buffers."""
-        return ChoicesLayout(self.d_model, self.experts, self.used * self.slices, self.width, self.router.rescaled)
+        return ChoicesLayout(self.d_model, self.experts, self.used, self.width, self.router.rescaled, self.slices)
 
     @property
     def layouts(self) -> tuple[Layout[object], ...]:

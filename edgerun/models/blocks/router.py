@@ -22,7 +22,7 @@ class Choices:
     """Buffers of what a router says of T rows: h (T, d) the normed input; asked (T, d) what the router reads where that
     is something else; router (T, experts) its logits; ids and weights (T, used): whom it chooses; ahead: logits of
     later layers' routers, and ids of whom these would choose; inner (T, width) what experts are fed where that is
-    narrower; parts (T * used, width): experts' results."""
+    narrower; parts (T * used * slices, width): experts' results."""
 
     def __init__(self, layout: ChoicesLayout, rows: int, take: Take) -> None:
         d, width = layout.d_model, layout.width
@@ -31,25 +31,31 @@ class Choices:
         self.inner = take(width) if width != d else self.h
         self.ids, self.weights = take(layout.used).view(np.int32), take(layout.used)
         self.ahead = [(take(layout.experts), take(layout.used).view(np.int32)) for _ in range(MOST_AHEAD)]
-        self.parts = take(layout.used * width).reshape(rows * layout.used, width)
+        self.parts = take(layout.results * width).reshape(rows * layout.results, width)
 
 
 @dataclass(frozen=True)
 class ChoicesLayout:
-    """Of `Choices`."""
+    """Of `Choices`. slices: what each expert is cut into (`Mixture.slices`)."""
 
     d_model: int
     experts: int
     used: int
     width: int
     rescaled: bool
+    slices: int = 1
     role: Role = "choices"
+
+    @property
+    def results(self) -> int:
+        """Of a row."""
+        return self.used * self.slices
 
     @property
     def widths(self) -> tuple[int, ...]:
         d, width = self.d_model, self.width
         more = (d,) * self.rescaled + (width,) * (width != d)
-        return (d, *more, *(self.experts,) * (1 + MOST_AHEAD), *(self.used,) * (2 + MOST_AHEAD), self.used * width)
+        return (d, *more, *(self.experts,) * (1 + MOST_AHEAD), *(self.used,) * (2 + MOST_AHEAD), self.results * width)
 
     @property
     def floats(self) -> int:
