@@ -137,6 +137,7 @@ class Scheduler:
 
     def _leave(self, request: AnyRequest) -> None:
         request.results.end()
+        self._steps.left(request)
         if request.context.is_transient:
             request.context.park()  # before nobody knows any more that it has pages
         with self._mutex:

@@ -82,6 +82,11 @@ class Steps:
             self._hand_out(parts, rows, started)
         return True
 
+    def left(self, request: AnyRequest) -> None:
+        """Nobody reads the request any more: no wave holds its pages from now on, even if no other step is made."""
+        if self._waves.has(request):
+            self._lock.now_or_later(partial(self._waves.lost, request), though_closed=True)
+
     # -- who takes part ------------------------------------------------------------------------------------------
 
     def _asking(

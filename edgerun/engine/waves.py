@@ -46,7 +46,7 @@ class Waves:
             if self._pace.is_due:
                 return []
         else:
-            short = [each for each in prompts if each.n_left <= room and not self._has(each)]
+            short = [each for each in prompts if each.n_left <= room and not self.has(each)]
             if short and (before == "tokens" or len(short) == len(prompts)):
                 self._turn = "tokens and prompts"
                 return short
@@ -72,7 +72,7 @@ class Waves:
 
     def lost(self, request: AnyRequest) -> None:
         """The request's pages were taken away."""
-        if self._has(request):
+        if self.has(request):
             self._forget()
 
     def start(self, parts: tuple[Part, ...]) -> bool:
@@ -96,11 +96,12 @@ class Waves:
         assert wave is not None  # `parts` were asked for first
         self._forget()
         rows = self._decoder.go_on(wave, never if ends else self._pace.pause(wave.task.rows), cancelled=cancelled)
-        if rows is None:
+        if rows is None and not any([part.request.is_over for part in parts]):
             self._wave, self.parts = wave, parts
         return rows
 
-    def _has(self, request: AnyRequest) -> bool:
+    def has(self, request: AnyRequest) -> bool:
+        """Whether rows of it are in the wave."""
         return any([part.request is request for part in self.parts])
 
     def _forget(self) -> None:

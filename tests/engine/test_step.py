@@ -240,6 +240,24 @@ def test_a_wave_whose_request_goes_is_forgotten(what: str) -> None:
     assert house.decoder.pages.n_bytes == 0
 
 
+@pytest.mark.parametrize("when", ["between", "meanwhile"])
+def test_a_wave_does_not_outlive_the_reader(when: str) -> None:
+    """Or its sequence would hold pages until somebody asks for another step."""
+    house = House(LayeredDecoder(), row_s=0.008)
+    talking(house, 2)
+    long = house.ask(prompt(600), 1)
+    while not house.steps._waves.parts:
+        house.step()
+    if when == "between":
+        long.results.end()
+        house.steps.left(long)
+    else:
+        house.decoder.on_wave = lambda rows: long.results.end()  # type: ignore[method-assign]
+        while not long.is_over:
+            house.steps.make(house.requests)
+    assert not house.steps._waves.parts and house.steps._waves._wave is None
+
+
 def test_without_company_a_wave_ends_and_an_error_in_it_is_told() -> None:
     house = House(LayeredDecoder(), row_s=0.008)
     talks = talking(house, 2)
