@@ -82,9 +82,9 @@ def open_engines(
             python = {} if peers.llamacpp_python is None else {"python": peers.llamacpp_python}
             engine = LlamaCppEngine(path, context=context, threads=threads, mapped=short, limit_s=limit_s, **python)
         elif name == "endpoint":
-            engine = EndpointEngine(peers.endpoint or "", peers.peer_model)
+            engine = EndpointEngine(peers.endpoint or "", peers.peer_model, limit_s=limit_s)
         else:
-            engine = OllamaEngine(peers.peer_model)
+            engine = OllamaEngine(peers.peer_model, limit_s=limit_s)
         stack.callback(engine.close)
         engines.append(engine)
     return engines

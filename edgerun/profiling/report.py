@@ -10,7 +10,8 @@ from typing import Any
 from edgerun.errors import FormatError, NotFoundError
 from edgerun.units import format_size
 
-FORMAT = "edgerun profile 1"
+_FORMATS = "edgerun profile "
+FORMAT = f"{_FORMATS}1"
 _MOST_BYTES = 16 << 20
 _MOST_SHOWN = 200  # characters of what stands in a file
 _MOST_NUMBER = 1e18  # beyond that, or infinite, or no number at all, it is no figure
@@ -31,8 +32,12 @@ def load_report(path: Path) -> Report:
         said = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: no JSON: {str(error)[:100]}") from error
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise FormatError(f"{path}: no profile: `edgerun profile MODEL -o json` writes one")
+    format = said.get("format") if isinstance(said, dict) else None
+    if isinstance(format, str) and format != FORMAT and format.startswith(_FORMATS):
+        other = f"{_said(format)!r}, and this edgerun reads {FORMAT!r}"
+        raise FormatError(f"{path}: a profile of another version, {other}: measure again with one version")
+    if not isinstance(said, dict) or format != FORMAT:
+        raise FormatError(f"{path}: no profile: `edgerun profile MODEL -o FILE.json` writes one")
     missing = [
         key
         for key in ("model", "prompt", "decode", "memory", "machine", "advice")

@@ -20,7 +20,7 @@ from edgerun.profiling import Case
 from edgerun.profiling.peers import EndpointEngine, LlamaCppEngine, OllamaEngine
 from edgerun.profiling.peers.client import prompt_text
 
-_FIRST_S, _EACH_S = 0.05, 0.01
+_FIRST_S, _EACH_S, _SILENT_S = 0.05, 0.01, 0.2
 
 
 class Server(BaseHTTPRequestHandler):
@@ -29,6 +29,12 @@ class Server(BaseHTTPRequestHandler):
     asked: list[dict[str, Any]] = []
 
     def do_GET(self) -> None:
+        if self.path.startswith("/page"):
+            self._send(b"<html>welcome</html>")
+            return
+        if self.path.startswith("/list"):
+            self._send(b'{"data": [7, {"name": "x"}], "models": "none"}')
+            return
         listed = {"data": [{"id": "tiny"}]} if self.path == "/v1/models" else {"models": [{"name": "tiny:latest"}]}
         self._send(json.dumps(listed).encode())
 
@@ -44,8 +50,14 @@ class Server(BaseHTTPRequestHandler):
         time.sleep(_FIRST_S)
         for index in range(asked["max_tokens"] if openai else asked["options"]["num_predict"]):
             time.sleep(_EACH_S if index else 0)
+            if index and asked["model"] == "dying":
+                return
+            if index and asked["model"] == "silent":
+                time.sleep(3 * _SILENT_S)
             if asked["model"] == "mad":
                 self.wfile.write(b"data: {nonsense\n\n")
+            elif asked["model"] == "odd":
+                self.wfile.write(b'data: {"choices": [7]}\n\ndata: {"choices": {"text": "x"}}\n\n')
             elif openai:
                 self.wfile.write(b'data: {"choices": [{"text": "x"}]}\n\n')
             else:
@@ -94,9 +106,21 @@ def test_servers_that_fail_are_named(url: str) -> None:
         EndpointEngine(f"{url}/v1", "broken").run(Case(4, 4))
     with pytest.raises(NetworkError, match="no JSON"):
         EndpointEngine(f"{url}/v1", "mad").run(Case(4, 4))
+    for engine in (EndpointEngine(f"{url}/v1", "dying"), OllamaEngine("dying", url=url)):
+        with pytest.raises(NetworkError, match="broke off in the middle"):
+            engine.run(Case(4, 4))
+    with pytest.raises(NetworkError, match="said nothing for 0.2 s"):
+        EndpointEngine(f"{url}/v1", "silent", limit_s=_SILENT_S).run(Case(4, 4))
+    with pytest.raises(NetworkError, match="answered nothing"):
+        EndpointEngine(f"{url}/v1", "odd").run(Case(4, 4))
     with pytest.raises(NetworkError, match="cannot be reached"):
         EndpointEngine("http://127.0.0.1:9/v1")
-    for wrong in ("127.0.0.1:80", "file:///etc/passwd", "http://"):
+    for make in (lambda at: EndpointEngine(at), lambda at: OllamaEngine(url=at)):
+        with pytest.raises(NetworkError, match="no JSON"):
+            make(f"{url}/page")
+        with pytest.raises(NetworkError, match="no models"):
+            make(f"{url}/list")
+    for wrong in ("127.0.0.1:80", "file:///etc/passwd", "http://", "http://a:b/", "http://[1/", "http://a b/v1"):
         with pytest.raises(UsageError, match="an endpoint is a URL"):
             EndpointEngine(wrong)
 

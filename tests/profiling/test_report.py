@@ -158,6 +158,8 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(FormatError):
             load_report(path)
+    with pytest.raises(FormatError, match="another version, 'edgerun profile 9', and this edgerun reads"):
+        load_report(path)
     with pytest.raises(NotFoundError):
         load_report(tmp_path / "none.json")
 

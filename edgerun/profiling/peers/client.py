@@ -18,7 +18,7 @@ from edgerun.errors import NetworkError, UsageError
 from edgerun.profiling.bench import BenchRun
 from edgerun.profiling.cases import Case
 
-_TIMEOUT_S = 600.0
+_TIMEOUT_S = 300.0
 _MOST_LINE = 1 << 20
 _WORDS = (
     *("the", "river", "runs", "past", "old", "stones", "and", "green", "fields"),
@@ -72,20 +72,24 @@ class TextEngine:
 
 class EndpointEngine(TextEngine):
     """A server of OpenAI's kind at `url` (".../v1"). model: its name there; "" takes the first that it lists.
-    NetworkError when it cannot be reached or refuses."""
+    limit_s: after which a server that says nothing is given up. NetworkError when it cannot be reached, refuses, or
+    breaks off."""
 
-    def __init__(self, url: str, model: str = "", *, key: str = "", name: str = "endpoint") -> None:
+    def __init__(
+        self, url: str, model: str = "", *, key: str = "", name: str = "endpoint", limit_s: float = _TIMEOUT_S
+    ) -> None:
         self._url = _checked(url)
+        self._limit_s = limit_s
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._headers = headers
         self.model = model or self._first_model()
         super().__init__(name, f"{urlsplit(self._url).netloc} {self.model}", self._answer)
 
     def _first_model(self) -> str:
-        listed = json.loads(b"".join(_lines(f"{self._url}/models", None, self._headers)))
-        models = [str(each["id"]) for each in listed.get("data", [])]
+        listed = _object(b"".join(_lines(f"{self._url}/models", None, self._headers, self._limit_s)))
+        models = _names(listed.get("data"), "id")
         if not models:
-            raise NetworkError(f"{self._url} lists no models")
+            raise NetworkError(f"{self._url} lists no models: an endpoint is a URL like http://127.0.0.1:8080/v1")
         return models[0]
 
     def _answer(self, text: str, most: int) -> Iterator[int]:
@@ -97,28 +101,36 @@ class EndpointEngine(TextEngine):
             "stream": True,
             "ignore_eos": True,
         }
-        for line in _lines(f"{self._url}/completions", asked, self._headers):
+        ended = False
+        for line in _lines(f"{self._url}/completions", asked, self._headers, self._limit_s):
             if not line.startswith(b"data:"):
                 continue
             said = line[5:].strip()
             if said == b"[DONE]":
                 return
-            choices = _object(said).get("choices") or []
-            if choices and (choices[0].get("text") or (choices[0].get("delta") or {}).get("content")):
-                yield 1
+            choices = _object(said).get("choices")
+            choice = choices[0] if isinstance(choices, list) and choices else None
+            if isinstance(choice, dict):
+                ended = ended or bool(choice.get("finish_reason"))
+                if choice.get("text"):
+                    yield 1
+        if not ended:
+            raise NetworkError(f"{self._url} broke off in the middle of an answer")
 
 
 class OllamaEngine(TextEngine):
-    """Ollama at `url`. model: its name there; "" takes the first that it lists. NetworkError."""
+    """Ollama at `url`. model: its name there; "" takes the first that it lists. limit_s, NetworkError: as of
+    `EndpointEngine`. https://github.com/ollama/ollama/blob/main/docs/api.md"""
 
-    def __init__(self, model: str = "", *, url: str = "http://127.0.0.1:11434") -> None:
+    def __init__(self, model: str = "", *, url: str = "http://127.0.0.1:11434", limit_s: float = _TIMEOUT_S) -> None:
         self._url = _checked(url)
+        self._limit_s = limit_s
         self.model = model or self._first_model()
         super().__init__("ollama", f"ollama {self.model}", self._answer)
 
     def _first_model(self) -> str:
-        listed = json.loads(b"".join(_lines(f"{self._url}/api/tags", None, {})))
-        models = [str(each["name"]) for each in listed.get("models", [])]
+        listed = _object(b"".join(_lines(f"{self._url}/api/tags", None, {}, self._limit_s)))
+        models = _names(listed.get("models"), "name")
         if not models:
             raise NetworkError(f"{self._url} has no models: `ollama pull` one, and name it with --peer-model")
         return models[0]
@@ -126,23 +138,38 @@ class OllamaEngine(TextEngine):
     def _answer(self, text: str, most: int) -> Iterator[int]:
         options = {"num_predict": most, "temperature": 0}
         asked = {"model": self.model, "prompt": text, "raw": True, "stream": True, "options": options}
-        for line in _lines(f"{self._url}/api/generate", asked, {}):
-            if _object(line).get("response"):
+        for line in _lines(f"{self._url}/api/generate", asked, {}, self._limit_s):
+            said = _object(line)
+            if said.get("response"):
                 yield 1
+            if said.get("done"):
+                return
+        raise NetworkError(f"{self._url} broke off in the middle of an answer")
 
 
 def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # of a port that is no number, or a bracket that is not closed
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise UsageError(f"an endpoint is a URL like http://127.0.0.1:8080/v1, got {url!r}")
     return url.rstrip("/")
 
 
-def _lines(url: str, asked: dict[str, Any] | None, headers: dict[str, str]) -> Iterator[bytes]:
+def _names(listed: object, key: str) -> list[str]:
+    """Of the models in a server's list."""
+    items = listed if isinstance(listed, list) else []
+    return [str(each[key]) for each in items if isinstance(each, dict) and key in each]
+
+
+def _lines(url: str, asked: dict[str, Any] | None, headers: dict[str, str], limit_s: float) -> Iterator[bytes]:
     """Of the answer, as they come."""
     parts = urlsplit(url)
     make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = make(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    response: http.client.HTTPResponse | None = None
+    connection = make(parts.hostname or "", parts.port, timeout=limit_s)
     try:
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -157,10 +184,13 @@ def _lines(url: str, asked: dict[str, Any] | None, headers: dict[str, str]) -> I
         while line := response.readline(_MOST_LINE):
             if line.strip():
                 yield line.strip()
+    except NetworkError:
+        raise
+    except TimeoutError as error:
+        raise NetworkError(f"{url} has said nothing for {limit_s:g} s (--limit-s waits longer)") from error
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, NetworkError):
-            raise
-        raise NetworkError(f"{url} cannot be reached: {error}") from error
+        what = "cannot be reached" if response is None else "broke off in the middle of an answer"
+        raise NetworkError(f"{url} {what}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
 
