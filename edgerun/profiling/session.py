@@ -21,11 +21,13 @@ _MOST_TIMES = 2  # as many repetitions as wanted, where some are noisy
 
 
 class BenchEngine(Protocol):
-    """Whoever can be measured. name: what the results are called; backend, threads: what computes."""
+    """Whoever can be measured. name: what the results are called; backend, threads: what computes; is_elsewhere: in a
+    process that this one did not start, whose work cannot be told from that of others."""
 
     name: str
     backend: str
     threads: int
+    is_elsewhere: bool
 
     def run(self, case: Case) -> BenchRun:
         """One repetition. EdgerunError when it cannot."""
@@ -59,6 +61,7 @@ class DecoderEngine:
     """edgerun in this process, fed with token ids. `ids`: the ids of a text, repeated as needed; None: 0, 1, 2, ..."""
 
     name = "edgerun"
+    is_elsewhere = False
 
     def __init__(
         self,
@@ -104,10 +107,7 @@ def run_session(
         while not _are_enough(rounds, repetitions):
             done = number * repetitions + min(len(rounds), repetitions - 1)
             events(Progress("bench", done, len(cases) * repetitions, "repetitions"))
-            noise = NoiseMeter()
-            order = range(len(engines)) if len(rounds) % 2 == 0 else reversed(range(len(engines)))
-            runs = {index: engines[index].run(case) for index in order}
-            rounds.append(_Round(tuple(runs[index] for index in range(len(engines))), noise.others_share))
+            rounds.append(_round(engines, case, backwards=len(rounds) % 2 == 1))
             between()
         kept = _kept(rounds, repetitions)
         others = statistics.fmean(rounds[each].others_share for each in kept)
@@ -125,6 +125,17 @@ class _Round:
 
     runs: tuple[BenchRun, ...]
     others_share: float
+
+
+def _round(engines: Sequence[BenchEngine], case: Case, *, backwards: bool) -> _Round:
+    runs: dict[int, BenchRun] = {}
+    others = [0.0]
+    for index in sorted(range(len(engines)), reverse=backwards):
+        noise = NoiseMeter()
+        runs[index] = engines[index].run(case)
+        if not engines[index].is_elsewhere:
+            others.append(noise.others_share)
+    return _Round(tuple(runs[index] for index in range(len(engines))), max(others))
 
 
 def _kept(rounds: Sequence[_Round], wanted: int) -> tuple[int, ...]:

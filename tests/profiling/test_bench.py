@@ -195,7 +195,7 @@ def test_engines_take_turns() -> None:
     order: list[str] = []
 
     class Fake:
-        backend, threads = "none", 1
+        backend, threads, is_elsewhere = "none", 1, True
 
         def __init__(self, name: str, rate: float) -> None:
             self.name, self._rate = name, rate
@@ -211,3 +211,27 @@ def test_engines_take_turns() -> None:
     assert order == ["a", "b", *"abbaab"], "both warm up, then the order alternates"
     ((case, one, other, value),) = ratios(found)
     assert (case.name, one, other, value.value) == ("pp8", "a", "b", pytest.approx(2))
+
+
+def test_what_others_disturbed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.5, 0.0, 0.0, 0.02, *([0.9] * 6)])
+
+    class Seen:
+        def __init__(self) -> None:
+            self.others_share = next(shares)
+
+    class Fake:
+        name, backend, threads, is_elsewhere = "a", "none", 1, False
+
+        def run(self, case: Case) -> BenchRun:
+            return BenchRun(case.prompt, 1.0, ())
+
+        def close(self) -> None:
+            raise AssertionError("who opened it closes it")
+
+    monkeypatch.setattr("edgerun.profiling.session.NoiseMeter", Seen)
+    looks: list[int] = []
+    calm, busy = run_session([Fake()], [Case(8, 0), Case(9, 0)], repetitions=3, between=lambda: looks.append(1))
+    assert calm.rounds == (1, 2, 3) and len(calm.runs) == 3 and not calm.noise.is_noisy
+    assert len(busy.runs) == 6 and busy.noise.is_noisy, "no end of repeating: it is no result"
+    assert len(looks) == 5 + 7, "before the first round and after each"

@@ -38,6 +38,7 @@ class TextEngine:
     """`BenchEngine` over a function that streams an answer."""
 
     threads = 0
+    is_elsewhere = False
 
     def __init__(self, name: str, backend: str, stream: Stream, close: Callable[[], None] = lambda: None) -> None:
         self.name = name
@@ -74,6 +75,8 @@ class EndpointEngine(TextEngine):
     """A server of OpenAI's kind at `url` (".../v1"). model: its name there; "" takes the first that it lists.
     limit_s: after which a server that says nothing is given up. NetworkError when it cannot be reached, refuses, or
     breaks off."""
+
+    is_elsewhere = True
 
     def __init__(
         self, url: str, model: str = "", *, key: str = "", name: str = "endpoint", limit_s: float = _TIMEOUT_S
@@ -121,6 +124,8 @@ class EndpointEngine(TextEngine):
 class OllamaEngine(TextEngine):
     """Ollama at `url`. model: its name there; "" takes the first that it lists. limit_s, NetworkError: as of
     `EndpointEngine`. https://github.com/ollama/ollama/blob/main/docs/api.md"""
+
+    is_elsewhere = True
 
     def __init__(self, model: str = "", *, url: str = "http://127.0.0.1:11434", limit_s: float = _TIMEOUT_S) -> None:
         self._url = _checked(url)

@@ -25,6 +25,7 @@ class LlamaCppEngine:
     for memory that is short. NotFoundError where it cannot be started, with what it said."""
 
     name = "llamacpp"
+    is_elsewhere = False
 
     def __init__(
         self,
