@@ -17,7 +17,7 @@ import numpy as np
 from edgerun.errors import DoesNotFitError, UsageError
 from edgerun.events import EventSink, ignore
 from edgerun.planning.costs import Operation, pass_operations
-from edgerun.planning.rates import Rates
+from edgerun.planning.rates import MOST_OTHERS, Rates
 from edgerun.planning.roofline import Limits, roofline
 from edgerun.units import format_size
 
@@ -119,7 +119,7 @@ def profile_model(
         near_limit=near[0] if near else 0.0,
         threads=threads,
         cores=_cores(),
-        noisy=measured.noise.is_noisy,
+        noisy=measured.noise.others_share > MOST_OTHERS,
         floor_bytes=plan.floor_bytes,
         budget_bytes=plan.budget_bytes,
         wanted=() if plan.mode == "resident" else tuple(_with_more(llm, path, plan, rates)),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgerun.units import format_size
-
 Bound = Literal["disk", "cache", "processor", "memory", "noise"]
 
 _STALLED = 0.25  # of a token's time: then it is waits that bind
@@ -48,10 +46,15 @@ class Advice:
     what: tuple[str, ...]
 
 
+def _option(n_bytes: int) -> str:
+    """A size as the option takes it."""
+    return f"{n_bytes >> 30}G" if n_bytes % (1 << 30) == 0 else f"{n_bytes >> 20}M"
+
+
 def advise(facts: Facts) -> Advice:
     """In this order: waits for a disk that is slow or for a cache that is small, then computing."""
     more = tuple(
-        f"--memory {format_size(n_bytes)}: about {rate:.1f} tokens/s predicted" for n_bytes, rate in facts.wanted
+        f"`--memory {_option(n_bytes)}`: about {rate:.1f} tokens/s predicted" for n_bytes, rate in facts.wanted
     )
     smaller = "a smaller quantisation (`edgerun quantize`): fewer bytes a token, from disk and from memory alike"
     if facts.mode != "resident" and facts.stall_share > _STALLED:

@@ -28,7 +28,7 @@ def line(values: Sequence[float], title: str, *, of: str = "token", low: float |
     if not values:
         return ""
     bottom = min(values) if low is None else low
-    top = max(max(values), bottom + 1e-12)
+    top = bottom + 1.1 * max(max(values) - bottom, 1e-12)  # room for the title
     x = [_LEFT + (_WIDTH - _LEFT - _RIGHT) * i / max(1, len(values) - 1) for i in range(len(values))]
     y = [_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - bottom) / (top - bottom) for value in values]
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))

@@ -29,12 +29,12 @@ EXPERTS = Facts("experts", 0.1, 0.7, 1e8, 0.75, 0.95e9, 1e9, 0.4, 0.5, 2, 2, noi
 @pytest.mark.parametrize(
     ("facts", "bound", "first"),
     [
-        (EXPERTS, "cache", "--memory 3 GiB: about 20.0 tokens/s predicted"),
+        (EXPERTS, "cache", "`--memory 3G`: about 20.0 tokens/s predicted"),
         (replace(EXPERTS, disk_reached=0.3e9), "disk", "edgerun pack"),
-        (replace(EXPERTS, disk_reached=0.56e9), "cache", "--memory 3 GiB"),
-        (replace(EXPERTS, mode="layers"), "disk", "--memory 3 GiB"),
-        (replace(EXPERTS, hit_rate=0.99), "disk", "--memory 3 GiB"),
-        (replace(EXPERTS, noisy=True), "cache", "--memory 3 GiB"),
+        (replace(EXPERTS, disk_reached=0.56e9), "cache", "--memory 3G"),
+        (replace(EXPERTS, mode="layers"), "disk", "--memory 3G"),
+        (replace(EXPERTS, hit_rate=0.99), "disk", "--memory 3G"),
+        (replace(EXPERTS, noisy=True), "cache", "--memory 3G"),
         (replace(EXPERTS, stall_share=0.05), "processor", "edgerun doctor"),
         (RESIDENT, "processor", "edgerun doctor"),
         (replace(RESIDENT, cores=8), "processor", "-t 8: 2 of 8 cores"),
