@@ -42,7 +42,7 @@ def command(model: str, kernels: str, verify: bool, as_json: bool) -> None:
 
     with ProgressBars() as bars:
         path = find_model(model, bars)
-        impl = load_kernels(kernels, threads=1, events=bars)
+        impl = load_kernels(kernels, events=bars)
         try:
             with open_gguf(path) as gguf:
                 spec = load_spec(gguf)

@@ -1,11 +1,20 @@
-"""Writing a pack file: resumable, verified, and not there until it is whole."""
+"""Writing a pack file: resumable, verified, and not there until it is whole.
+
+Packing a gigabyte takes a core some four seconds, most of them for digests of what is read, written and read back. So
+layers are packed side by side, each by one thread, which feeds the digests of its own tensors in their order.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock
 
 import numpy as np
 
@@ -94,6 +103,7 @@ def write_pack(
     catalog = make_catalog(spec.tensors, spec.n_layers)
     kernels.prepare(catalog.types())
     wanted, path = pack_header(gguf, catalog, kernels), pack_path(gguf.path)
+    threads = kernels.threads
     old = _header_of(path)
     if old is not None and _alike(old, wanted):
         try:
@@ -106,8 +116,22 @@ def write_pack(
         fd = file.fileno()
         sums = _begun(fd, wanted, part_path(path))
         missing = [not any(each) for each in sums]
-        _fill(fd, wanted, sums, _images(gguf, catalog, kernels, wanted, missing.__getitem__, digest), events)
-        _check_sums(fd, wanted, part_path(path), events)
+
+        def put(block: int, image: U8) -> None:
+            sums[block] = checksum(image.data)
+            _write_all(fd, image.data, wanted.offset(block))
+            _write_all(fd, sums[block], PAGE + block * SUM_BYTES)  # after the block: then it is there
+
+        layers = _layers(gguf, catalog, kernels, wanted, missing.__getitem__, digest, put)
+        done, total = sum(map(any, sums)), wanted.blocks * wanted.block_bytes
+        for _ in _side_by_side(layers, threads):
+            done += 1
+            events(Progress("pack", done * wanted.block_bytes, total, "bytes"))
+        step = -(-wanted.blocks // threads)
+        parts = [range(low, min(wanted.blocks, low + step)) for low in range(0, wanted.blocks, step)]
+        checks = [_check_sums(fd, wanted, part_path(path), part) for part in parts]
+        for read, _ in enumerate(_side_by_side(checks, threads), 1):
+            events(Progress("verify", read * wanted.block_bytes, total, "bytes"))
         header = replace(wanted, digest=digest.finish(events))
         _write_all(fd, header.encode(), 0)
         os.fsync(fd)
@@ -135,13 +159,17 @@ def verify_pack(gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: Ev
     with path.open("rb") as file:
         fd = file.fileno()
         table = os.pread(fd, header.blocks * SUM_BYTES, PAGE)
-        for block, image in _images(gguf, catalog, kernels, header, lambda block: True, digest):
+
+        def compare(block: int, image: U8) -> None:
             stored = os.pread(fd, header.block_bytes, header.offset(block))
             if checksum(stored) != table[block * SUM_BYTES :][:SUM_BYTES]:
                 raise FormatError(f"{path}: block {block} is damaged; delete the file and pack again")
             if not np.array_equal(np.frombuffer(stored, np.uint8), image):
                 raise FormatError(f"{path}: block {block} is not this model's; delete the file and pack again")
-            events(Progress("verify", (block + 1) * header.block_bytes, header.blocks * header.block_bytes, "bytes"))
+
+        layers = _layers(gguf, catalog, kernels, header, lambda block: True, digest, compare)
+        for done, _ in enumerate(_side_by_side(layers, kernels.threads), 1):
+            events(Progress("verify", done * header.block_bytes, header.blocks * header.block_bytes, "bytes"))
     if digest.finish(events) != header.digest:
         raise FormatError(f"{path}: made from a model with other weights or metadata; delete the file and pack again")
     if header.stamp != wanted.stamp:
@@ -186,62 +214,100 @@ def _begun(fd: int, header: PackHeader, path: Path) -> list[bytes]:
     return sums
 
 
-def _images(
+def _layers(
     gguf: GgufFile,
     catalog: Catalog,
     kernels: Kernels,
     header: PackHeader,
     is_wanted: Callable[[int], bool],
     digest: ContentDigest,
-) -> Iterator[tuple[int, U8]]:
-    """(number, bytes) of the blocks that are wanted; the bytes are valid until the next. The digest gets all that is
-    packed, of the others too."""
+    visit: Callable[[int, U8], None],
+) -> list[Iterator[int]]:
+    """For each layer, what gives `visit` each of its blocks that are wanted, as a number and as bytes that are valid
+    until it returns, and yields the number. The digest gets all that is packed, of the others too."""
     _, layouts = block_layouts(catalog, kernels)
+    counts = [1 if not catalog.n_experts else catalog.n_experts if layout.parts else 0 for layout in layouts]
+    pack = partial(_layer, gguf, kernels, header, is_wanted, digest, visit)
+    return [pack(layout, count) for layout, count in zip(layouts, counts, strict=True)]
+
+
+def _layer(
+    gguf: GgufFile,
+    kernels: Kernels,
+    header: PackHeader,
+    is_wanted: Callable[[int], bool],
+    digest: ContentDigest,
+    visit: Callable[[int, U8], None],
+    layout: BlockLayout,
+    count: int,
+) -> Iterator[int]:
+    """See `_layers`."""
     image = np.zeros(header.block_bytes, np.uint8)
-    for layout in layouts:
-        per_layer = 1 if not catalog.n_experts else catalog.n_experts if layout.parts else 0
-        for i in range(per_layer):
-            block = layout.block + i
-            image[:] = 0
-            for part in layout.parts:
-                memory = image[part.offset : part.offset + part.n_bytes]
-                matrix = kernels.matrix_in(memory, part.info.type, part.rows, part.cols)
-                first = part.first_row(i)
-                raw = gguf.rows(part.info.name, first, first + part.rows)
-                digest.feed(part.info, raw)
-                if is_wanted(block):
-                    kernels.pack_rows(raw, matrix, 0)
-            if layout.neurons:
-                rows = [gguf.raw(info.name) for info in layout.neurons]
-                for info, raw in zip(layout.neurons, rows, strict=True):
-                    digest.feed(info, raw)
-                image[layout.neurons_offset : layout.stored_bytes] = np.hstack(rows).reshape(-1)
+    for i in range(count):
+        block = layout.block + i
+        for part in layout.parts:
+            memory = image[part.offset : part.offset + part.n_bytes]
+            matrix = kernels.matrix_in(memory, part.info.type, part.rows, part.cols)
+            first = part.first_row(i)
+            raw = gguf.rows(part.info.name, first, first + part.rows)
+            digest.feed(part.info, raw)
             if is_wanted(block):
-                yield block, image
+                kernels.pack_rows(raw, matrix, 0)
+        if layout.neurons:
+            rows = [gguf.raw(info.name) for info in layout.neurons]
+            for info, raw in zip(layout.neurons, rows, strict=True):
+                digest.feed(info, raw)
+            image[layout.neurons_offset : layout.stored_bytes] = np.hstack(rows).reshape(-1)
+        if is_wanted(block):
+            visit(block, image)
+            yield block
 
 
-def _fill(fd: int, header: PackHeader, sums: list[bytes], images: Iterator[tuple[int, U8]], events: EventSink) -> None:
-    done = sum(any(each) for each in sums)
-    for block, image in images:
-        data = image.tobytes()
-        _write_all(fd, data, header.offset(block))
-        sums[block] = checksum(data)
-        _write_all(fd, sums[block], PAGE + block * SUM_BYTES)
-        done += 1
-        events(Progress("pack", done * header.block_bytes, header.blocks * header.block_bytes, "bytes"))
+def _side_by_side(tasks: Sequence[Iterator[int]], threads: int) -> Iterator[int]:
+    """What tasks yield, as it comes; each is run by one of some threads. What one raises ends all and is raised."""
+    waiting, taking = deque(tasks), Lock()
+    news, over = SimpleQueue[int | None](), Event()
+
+    def work() -> None:
+        try:
+            while not over.is_set():
+                with taking:
+                    task = waiting.popleft() if waiting else None
+                if task is None:
+                    return
+                for each in task:
+                    news.put(each)
+                    if over.is_set():
+                        return
+        except BaseException:
+            over.set()
+            raise
+        finally:
+            news.put(None)
+
+    with ThreadPoolExecutor(threads) as executor:
+        running = [executor.submit(work) for _ in range(threads)]
+        try:
+            for _ in running:  # each ends with None
+                while (each := news.get()) is not None:
+                    yield each
+        finally:
+            over.set()
+    for future in running:
+        future.result()
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
 
 
-def _check_sums(fd: int, header: PackHeader, path: Path, events: EventSink) -> None:
-    """Read everything back."""
+def _check_sums(fd: int, header: PackHeader, path: Path, blocks: range) -> Iterator[int]:
+    """Read some blocks back; yields their numbers."""
     table = os.pread(fd, header.blocks * SUM_BYTES, PAGE)
-    for block in range(header.blocks):
+    for block in blocks:
         if checksum(os.pread(fd, header.block_bytes, header.offset(block))) != table[block * SUM_BYTES :][:SUM_BYTES]:
             raise FormatError(f"{path}: block {block} is damaged; delete the file and pack again")
-        events(Progress("verify", (block + 1) * header.block_bytes, header.blocks * header.block_bytes, "bytes"))
+        yield block

@@ -87,7 +87,8 @@ def test_a_killed_run_goes_on_where_it_stopped(model, kernels, monkeypatch):
             else:
                 write_pack(gguf, spec, kernels)
         header = read_header(whole)
-        assert len(written) - before <= 2 * (header.blocks - 1), "the first block was not written again"
+        again = [offset for offset in written[before:] if offset >= header.data_offset]
+        assert len(again) < header.blocks, "a block that was there was not written again"
         assert whole.read_bytes() == good
         assert sorted(each.name for each in path.parent.iterdir() if each.is_file()) == [path.name, whole.name]
 
