@@ -174,9 +174,9 @@ def verify_pack(gguf: GgufFile, spec: HasLayers, kernels: Kernels, *, events: Ev
         raise FormatError(f"{path}: made from a model with other weights or metadata; delete the file and pack again")
     if header.stamp != wanted.stamp:
         header = replace(header, stamp=wanted.stamp)
-        with path.open("r+b") as file:
-            _write_all(file.fileno(), header.encode(), 0)
-            os.fsync(file.fileno())
+        with path.open("r+b") as stamped:
+            _write_all(stamped.fileno(), header.encode(), 0)
+            os.fsync(stamped.fileno())
     return header
 
 
