@@ -240,9 +240,11 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
         out, _ = write_pack(gguf, spec, kernels)
         good = out.read_bytes()
     real, started, go_on = packing._write_all, threading.Event(), threading.Event()
+    of_first = set()  # descriptors
 
     def stopping(fd, data, offset):
-        if threading.current_thread().name == "first" and offset > PAGE and not started.is_set():
+        if offset > PAGE and (fd in of_first or not started.is_set()):
+            of_first.add(fd)
             started.set()
             assert go_on.wait(20)
         real(fd, data, offset)
@@ -257,13 +259,14 @@ def test_two_at_once(tmp_path, kernels, monkeypatch):
     monkeypatch.setattr(packing, "_write_all", stopping)
     for locks in (True, False):
         out.unlink()
+        of_first.clear()
         started.clear()
         go_on.clear()
         errors = []
         if not locks:
             monkeypatch.setattr(new_files, "_lock", lambda fd: None)
 
-        thread = threading.Thread(target=first, args=(errors,), name="first")
+        thread = threading.Thread(target=first, args=(errors,))
         thread.start()
         assert started.wait(20)
         with open_gguf(path) as gguf:
