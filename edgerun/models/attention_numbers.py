@@ -78,6 +78,8 @@ def _windows(n: Numbers, family: Family, layers: int) -> list[int]:
         return [0] * layers
     said = n.integer("attention.sliding_window", -1, 0)
     window = family.chunks if family.chunks and said else family.default_window if said < 0 else said
+    if family.fixed_window and window:
+        window = family.fixed_window
     if window < 0:
         raise FormatError(f"the file lacks {n.name('attention.sliding_window')}")
     key = "attention.sliding_window_pattern"
@@ -100,6 +102,8 @@ def _rotated(n: Numbers, family: Family, windows: list[int]) -> list[bool]:
         return [n.truth("rope.scaling.finetuned", True)] * layers
     if family.rotated == "three_of_four":
         return [(layer + 1) % 4 != 0 for layer in range(layers)]
+    if family.rotated == "fourths" and n.integer("attention.sliding_window", family.chunks, 0):
+        return [layer % 4 != (0 if family.window_after else 3) for layer in range(layers)]
     if family.rotated == "windowed" and any(windows):
         return [window > 0 for window in windows]
     return [family.rotated != "none"] * layers

@@ -81,8 +81,11 @@ class Family:
     default_window: int = -1  # of a file that says none; 0: then all see all; -1: it must say one
     windows_of_layers: int = 0  # only a model of so many layers has windows; 0: any
     chunks: int = 0  # windows are stretches of so many positions from 0 on, whatever the file says; 0: they slide
-    rotated: Literal["all", "windowed", "three_of_four", "listed", "said", "none"] = "all"
-    """Which layers are: windowed: all, if none has a window; listed and said: by the file, for each or for all."""
+    fixed_window: int = 0  # how many positions windows see in a file that says any number of them; 0: what it says
+    rotated: Literal["all", "windowed", "three_of_four", "fourths", "listed", "said", "none"] = "all"
+    """Which layers are: windowed: all, if none has a window; three_of_four: all but the last of every four; fourths:
+    where windows are usual all but one of every four, whichever layers have them; listed and said: by the file, for
+    each or for all."""
     local_rope_plain: bool = False  # layers with a window are rotated unscaled, without the file's factors
     local_rope_base: float = 0.0  # base of the layers with a window, if the file says none; 0: as the others
     rope_alpha: bool = False  # the file may say one, by which the base grows

@@ -18,7 +18,7 @@ FAMILIES = {
         window_pattern=4,
         default_window=0,
         chunks=8192,
-        rotated="windowed",
+        rotated="fourths",
         says=LOCAL_BASE,
     ),
 }

@@ -10,7 +10,8 @@ FAMILIES = {
         window_pattern=4,
         window_after=True,
         default_window=0,
-        rotated="windowed",
+        rotated="fourths",
+        fixed_window=4096,
         says=LOCAL_BASE | {"expert_gating_func"},
     ),
 }

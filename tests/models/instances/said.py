@@ -101,6 +101,28 @@ SAID = [
         layers=2,
         metadata={"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
     ),
+    Instance(  # every fourth layer is not rotated, whichever layers have windows
+        "llama4-every-second",
+        "llama4",
+        layers=5,
+        experts=8,
+        used=3,
+        ff_expert=64,
+        metadata={
+            "interleave_moe_layer_step": 2,
+            "attention.sliding_window": 16,
+            "attention.sliding_window_pattern": 2,
+        },
+    ),
+    Instance(  # whose window is 4096, whatever the file says
+        "smallthinker-every-third",
+        "smallthinker",
+        layers=6,
+        experts=8,
+        used=3,
+        window=20,
+        metadata={"expert_gating_func": 2, "attention.sliding_window_pattern": 3},
+    ),
     *(
         Instance(
             name,
