@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def command(
     `compare A.json B.json` sets two profiles side by side (-o FILE.json wrote them), and says what they were not
     measured alike in. --device measures the machine itself: memory, disk, products by type.
     """
-    from edgerun.errors import UsageError
+    from edgerun.errors import UnsupportedError, UsageError
 
     for path in outputs:
         if path.suffix not in (*_OPENINGS, ".png", ".svg"):
@@ -91,6 +92,10 @@ def command(
         check_target(path, _is_ours, overwrite=overwrite)
     if trace_path is not None:
         check_target(trace_path, is_trace, overwrite=overwrite)
+    drawn = any(path.suffix in (".png", ".svg") for path in outputs)
+    for is_wanted, package in ((plot, "plotext"), (drawn, "matplotlib")):
+        if is_wanted and find_spec(package) is None:  # before minutes of measuring
+            raise UnsupportedError(f"charts need {package}: pip install 'edgerun[plots]'")
     if targets[:1] == ("compare",):
         _compare(targets[1:])
         return

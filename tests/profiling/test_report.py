@@ -145,6 +145,13 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert run("profile", "compare", mine).exit_code == 2
 
 
+def test_missing_packages_are_told_before_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgerun.cli.profile.find_spec", lambda name: None)
+    for asked, package in (("--plot", "plotext"), (f"-o{tmp_path / 'x.png'}", "matplotlib")):
+        result = run("profile", "no-such.gguf", asked)
+        assert result.exit_code != 0 and f"charts need {package}" in result.stderr
+
+
 def test_files_that_are_no_profiles(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for content in (
