@@ -16,10 +16,10 @@ from edgerun.weights.identity import identify
 from tests.tiny_model import make_tiny_model
 from tools.stress import Stress, ask_alone
 
-CONTEXT = 512
+CONTEXT = 1024
 
 
-@pytest.mark.parametrize("contexts", [None, 3], ids=["with room", "with hardly any room"])
+@pytest.mark.parametrize("contexts", [None, 2], ids=["with room", "with hardly any room"])
 def test_eight_threads_do_everything(tmp_path, kernels, contexts):
     """Without room nobody is refused for good: whoever gives way goes on when others have ended. Sessions would be, for
     they keep what they hold."""
@@ -42,7 +42,7 @@ def test_eight_threads_do_everything(tmp_path, kernels, contexts):
 
 def test_what_others_read_already_is_scored_whole(tmp_path):
     """A prefix that is shared spares its computation only to those who do not want what comes out of it."""
-    with LLM(make_tiny_model(tmp_path / "m.gguf"), context=CONTEXT) as llm:
+    with LLM(make_tiny_model(tmp_path / "m.gguf")) as llm:
         text = "the house in the hill was on the sea and the " * 12
         first = [llm.score(text), llm.embed(text).tobytes(), llm.logits(llm.tokenize(text)).tobytes()]
         llm.complete(text, max_tokens=2, temperature=0)

@@ -41,7 +41,7 @@ def test_what_was_disturbed_is_said_and_measured_again_later(user_home: Path, mo
     def plan() -> float:
         events.clear()
         options = load_options({"events": events.append}, PLAN_NAMES)
-        found = planning._rates(None, 1 << 20, OLMOE[0], options, False, False)
+        found = planning._rates(None, 1 << 20, OLMOE[0], options, False)
         return found.products["Q4_0"].decode_bytes_per_s
 
     def some_minutes_later() -> None:

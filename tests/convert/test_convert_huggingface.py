@@ -47,7 +47,7 @@ def convert(folder: Path, **options: Any) -> GgufFile:
 
 FOLDED = (  # their files hold other numbers
     *("lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text", "gpt_oss"),
-    *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "nemotron_h", "nemotron_h_moe"),
+    *("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "nemotron_h", "nemotron_h_moe"),
     *("gemma4_text", "gemma4_moe_text"),
 )
 
