@@ -1,92 +1,27 @@
 """Replies taken apart: reasoning, answers and calls of each format, whole, in pieces, cut off and broken."""
 
-import json
 import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from edgerun.text.replies import find_reply_format, known_tools
-from edgerun.text.replies.formats import _CALLS, _MESSAGES, _REASONING
+from edgerun.text.replies import find_reply_format
 from edgerun.text.replies.tags import TagFormat
-from tests.text.written_calls import ENDS, UNTYPED, WRITERS
-
-TOOLS = known_tools(
-    [
-        {
-            "type": "function",
-            "function": {
-                "name": "weather",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-                },
-            },
-        },
-        {"name": "now"},
-        "no tool",
-        {"function": {"name": 5}},
-    ]
+from tests.text.reply_formats import (
+    ARGS,
+    ATEM,
+    DSML,
+    FORMATS,
+    HARMONY_CALL,
+    INVOKE,
+    JSON,
+    KOELN,
+    TAGGED,
+    TOOLS,
+    TWICE,
+    XML,
+    read,
+    taken_apart,
 )
-THINK, GEMMA, MISTRAL = _REASONING[4], _REASONING[0], _REASONING[1]
-
-
-def with_reasoning(mark, reasoning):
-    calls = _CALLS[mark]
-    return TagFormat(calls.name, reasoning, calls.calls, calls.around, calls.inside)
-
-
-FORMATS = {
-    **_MESSAGES,
-    **{each.name: with_reasoning(mark, THINK) for mark, each in _CALLS.items()},
-    "gemma4": with_reasoning("<|tool_call>", GEMMA),
-    "mistral": with_reasoning("[TOOL_CALLS]", MISTRAL),
-    "reasoning": TagFormat("reasoning", THINK),
-}
-
-
-def read(format, pieces, prompt="", tools=TOOLS):
-    reader = FORMATS[format].reader(prompt, tools)
-    parts = [part for piece in pieces for part in reader.push(piece)]
-    return parts + reader.finish()
-
-
-def joined(parts):
-    """(text, reasoning, calls) of a reply: what does not depend on how it came."""
-    text = "".join(part.text for part in parts if part.kind == "text")
-    reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
-    calls = []
-    for part in parts:
-        if part.kind == "call":
-            calls.append([part.text, "", part.call_id])
-        elif part.kind == "arguments":
-            calls[-1][1] += part.text
-    return text, reasoning, calls
-
-
-def taken_apart(format, reply, prompt="", tools=TOOLS):
-    text, reasoning, calls = joined(read(format, [reply], prompt, tools))
-    return text, reasoning, [(name, json.loads(arguments)) for name, arguments, _ in calls]
-
-
-KOELN = ("weather", {"city": "Köln", "days": 2})
-HARMONY_CALL = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
-ATEM = (
-    '<atem:function_calls>\n<atem:invoke name="weather">\n<atem:parameter name="city">Köln</atem:parameter>\n'
-    '<atem:parameter name="days">2</atem:parameter>\n</atem:invoke>\n</atem:function_calls>'
-)
-XML = "<function=weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>"
-ARGS = "<arg_key>city</arg_key><arg_value>Köln</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>"
-JSON = '{"name": "weather", "arguments": {"city": "Köln", "days": 2}}'
-INVOKE = '<invoke name="weather"><parameter name="city">Köln</parameter><parameter name="days">2</parameter></invoke>'
-DSML = (
-    '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Köln'
-    '</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
-    "</｜DSML｜function_calls>"
-)
-TAGGED = "<think>\nhm\n</think>\n\nLook.\n\n<tool_call>\n{}\n</tool_call>\n<tool_call>\n{}\n</tool_call>"
-TWICE = [KOELN, KOELN]
 
 
 @pytest.mark.parametrize(
@@ -209,34 +144,6 @@ def test_each_format(format, reply, text, reasoning, calls):
         assert part.kind in ("text", "reasoning", "call", "arguments", "mark")
 
 
-NASTY = st.lists(
-    st.sampled_from([*"\"'\\{}[]()\n é😀｜;,:=<12", "<|", "null", "True", '\\"', "```", *ENDS]), max_size=6
-).map("".join)
-VALUES = st.recursive(
-    NASTY | st.integers(-9, 10**12) | st.booleans() | st.none() | st.floats(-1e9, 1e9),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "b_c"]), inner, max_size=2),
-    max_leaves=4,
-)
-KNOWN = st.tuples(st.just("weather"), st.fixed_dictionaries({"city": NASTY, "days": st.integers(0, 9)}))
-FREE = st.tuples(st.just("now"), st.dictionaries(st.sampled_from(["a", "b_c", "x1"]), VALUES, max_size=2))
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-@given(data=st.data())
-@settings(max_examples=25, deadline=None)
-def test_calls_are_read_as_they_were_written(writer, data):
-    format = writer.partition(" ")[0]
-    calls = data.draw(st.lists(KNOWN if writer in UNTYPED else KNOWN | FREE, min_size=1, max_size=3))
-    before = data.draw(st.sampled_from(["", "Look {", "Ünd"])) if format not in ("llama3", "harmony", "muse") else ""
-    reply = before + WRITERS[writer](calls)
-    assert taken_apart(format, reply) == (before, "", [(name, given) for name, given in calls])
-    whole = joined(read(format, [reply]))
-    for n in range(len(reply) + 1) if len(reply) < 120 else [len(reply) // 2]:
-        assert joined(read(format, [reply[:n], reply[n:]])) == whole
-    n = data.draw(st.integers(0, len(reply)))  # what breaks off loses nothing
-    assert "".join(part.raw for part in read(format, [reply[:n]])) == reply[:n]
-
-
 def test_ids_that_models_give():
     assert read("kimi", ["<|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}<|tool_call_end|>"])[
         0
@@ -345,108 +252,6 @@ def test_pythons_values(text, value):
         assert taken_apart("lfm2", reply) == (reply, "", [])
     else:
         assert taken_apart("lfm2", reply) == ("", "", [("f", {"a": value})])
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_no_mark_begins_another(format):
-    marks = set(FORMATS[format].marks) - {"{"}
-    assert not [(a, b) for a in marks for b in marks if a != b and b.startswith(a) and a != "<|channel>"]
-
-
-PIECES = sorted(
-    {
-        *(mark for format in FORMATS.values() for mark in format.marks),
-        *(
-            "thought\n",
-            "analysis",
-            "final",
-            "commentary",
-            " to=functions.f",
-            " to=self",
-            " to=user",
-            "json",
-            "assistant",
-        ),
-        *(
-            JSON,
-            XML,
-            ARGS,
-            INVOKE,
-            ATEM,
-            DSML,
-            "weather",
-            "call:f{a:1}",
-            "[f(a='x')]",
-            "f",
-            "functions.f:0",
-            "function",
-        ),
-        *(
-            '{"a": "',
-            '"}',
-            "{",
-            "}",
-            "[",
-            "]",
-            '"',
-            "'",
-            "\\",
-            "\n",
-            "\n\n",
-            " ",
-            "a",
-            "é",
-            "<",
-            "<|",
-            ":",
-            ",",
-            "(",
-            ")",
-        ),
-        *(
-            "<function=f>",
-            "<parameter=a>",
-            "</parameter>",
-            "</function>",
-            '<invoke name="f">',
-            "</invoke>",
-            "```json\n",
-        ),
-    }
-)
-REPLIES = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.builds(
-    lambda reply, n: reply[:n], st.sampled_from([TAGGED.format(JSON, XML), ATEM, DSML]), st.integers(0, 200)
-)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@given(reply=REPLIES, data=st.data())
-@settings(max_examples=60)
-def test_any_text_in_any_cuts_gives_what_it_gives_whole_and_nothing_is_lost(format, reply, data):
-    prompt = data.draw(st.sampled_from(["", "<think>\n", "<|start|>assistant", "<|start|>assistant<|message|>"]))
-    tools = data.draw(st.sampled_from([TOOLS, {}]))
-    whole = read(format, [reply], prompt, tools)
-    assert "".join(part.raw for part in whole) == reply
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=6)))
-    for pieces in (
-        [reply[a:b] for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True)],
-        list(reply),
-    ):
-        parts = read(format, pieces, prompt, tools)
-        assert joined(parts) == joined(whole)
-        assert "".join(part.raw for part in parts) == reply
-    for _, arguments, _ in joined(whole)[2]:
-        assert format == "harmony" or isinstance(json.loads(arguments), dict)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("text", ["mark", "nested", '"', "}", "<parameter=a>", "<arg_value>", " \n", "\\"])
-def test_hostile_replies_take_time_in_proportion(format, text):
-    begins = [mark for mark in FORMATS[format].marks if mark != "{"] or ["{"]
-    text = {"mark": "".join(begins), "nested": begins[0] * 3}.get(text, text)
-    reply = "".join(begins[:3]) + '{"a": "' + text * (60_000 // len(text)) + "".join(begins)
-    pieces = [reply[i : i + 16] for i in range(0, len(reply), 16)]
-    assert "".join(part.raw for part in read(format, pieces)) == reply
 
 
 @pytest.mark.parametrize(
