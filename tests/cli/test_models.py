@@ -95,6 +95,14 @@ def test_tokenize(run: Run, chat_model: Path) -> None:
     assert len(run("tokenize", chat_model, "the cat").stdout.splitlines()) == len(given["ids"]) - 1
 
 
+def test_what_became_another_type_is_said_in_few_lines(run: Run, base_model: Path, tmp_path: Path) -> None:
+    result = run("quantize", base_model, tmp_path / "q.gguf", "--type", "Q4_K")
+    assert result.exit_code == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if "instead of Q4_K" in line]
+    assert 1 <= len(said) <= 4
+    assert any(" tensors (" in line and ") are " in line for line in said)
+
+
 def test_quantize(run: Run, base_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.gguf"
     result = run("quantize", base_model, out, "--type", "Q8_0")
