@@ -27,6 +27,7 @@ from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import load_spec
 from edgerun.models.holdings import kv_bytes
+from edgerun.models.share import check_dividable
 from edgerun.models.spec import ModelSpec
 from edgerun.options import LoadOptions
 from edgerun.planning import process_budget
@@ -86,7 +87,8 @@ def load_clustered(
 
     own_rate: what this device computes, as `Ability.rate` of the others; shards: where this device's shards are kept;
     same_tokens: as `Whole.in_units`.
-    UsageError for a prompt backend: each device computes its part of a prompt with its kernels.
+    UnsupportedError for a model that cannot be divided. UsageError for a prompt backend: each device computes its part
+    of a prompt with its kernels.
     """
     if options.prefill not in ("auto", "kernels"):
         raise UsageError(f"prefill: a group computes prompts with its devices' kernels, not {options.prefill!r}")
@@ -96,6 +98,7 @@ def load_clustered(
         stack.callback(assembly.close)
         gguf = stack.enter_context(open_gguf(path))
         spec = load_spec(gguf)
+        check_dividable(spec)  # also while nobody else is there: whoever comes would be too late
         if options.window is not None:
             raise UnsupportedError("a group of devices has no window yet; leave --window out")
         for text in spec.unused:

@@ -14,17 +14,20 @@ from edgerun.cluster.profiles import Profiles
 from edgerun.formats.gguf import open_gguf
 from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
+from edgerun.models.share import why_whole
 from edgerun.options import PLAN_NAMES, PlanKeywords, load_options
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """All ways that would do, the fastest first, and which to take."""
+    """All ways that would do, the fastest first, and which to take. why_whole: why no group of devices is among them;
+    "" where the model can be divided."""
 
     name: str
     context: int
     found: tuple[Choice, ...]
     best: Choice
+    why_whole: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -33,6 +36,7 @@ class ClusterPlan:
             "context": self.context,
             "prompt_tokens": PROMPT_TOKENS,
             "best": self.found.index(self.best),
+            "why_whole": self.why_whole,
             "choices": [{**vars(choice), "tok_s": choice.tok_s} for choice in self.found],
         }
 
@@ -46,4 +50,4 @@ def plan_cluster(model: str | Path, profiles: Profiles, **options: Unpack[PlanKe
         n_context = choose_context(given.context, spec, gguf.metadata)
         wanted = Model(spec, load_sizes(given.kernels), n_context, kv_options(given.kv))
         found = choices(wanted, profiles)
-        return ClusterPlan(path.stem, n_context, tuple(found), chosen(found))
+        return ClusterPlan(path.stem, n_context, tuple(found), chosen(found), why_whole(spec))

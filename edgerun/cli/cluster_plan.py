@@ -32,6 +32,8 @@ def command(model: str, devices: Path, context: int | None, as_json: bool) -> No
     from edgerun.cluster.profiles import read_profiles
 
     made = plan_cluster(model, read_profiles(devices), context=context)
+    if made.why_whole:
+        note(made.why_whole)
     if as_json:
         print_json(made.as_dict())
         return

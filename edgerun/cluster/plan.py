@@ -8,6 +8,7 @@ step of several ranks takes as long as that of the slowest, since all wait for e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,7 +23,7 @@ from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.models.holdings import kv_bytes
 from edgerun.models.reductions import reductions
-from edgerun.models.share import spec_of_share
+from edgerun.models.share import spec_of_share, why_whole
 from edgerun.planning.memory import plan_memory
 from edgerun.planning.rates import ProductRates, Rates
 from edgerun.planning.speed import Speed, TypeSizes, predict_speed
@@ -69,18 +70,16 @@ class Model:
 def choices(model: Model, profiles: Profiles) -> list[Choice]:
     """All that would do, the fastest first. DoesNotFitError where nothing would."""
     found = [*_alone(model, profiles.devices)]
-    why = ""
-    for devices in _groups(profiles.devices):
-        try:
+    why = why_whole(model.spec)
+    for devices in () if why else _groups(profiles.devices):
+        with suppress(DoesNotFitError, UnsupportedError):  # the second: of more devices than it has rows for
             found += _tensor(model, devices, profiles.links)
-        except DoesNotFitError:
-            continue
-        except UnsupportedError as error:
-            why = str(error)
     if len(profiles.devices) > 1:
         found += _pipeline(model, profiles.devices, profiles.links)
     if not found:
-        raise DoesNotFitError(why or "the model does not fit these devices, neither one of them nor all together")
+        raise DoesNotFitError(
+            "the model does not fit these devices, neither one of them nor all together" + (f"; {why}" if why else "")
+        )
     return sorted(found, key=lambda choice: choice.token_s)
 
 

@@ -15,8 +15,6 @@ from math import gcd, lcm
 from edgerun.cluster.units import edges_of
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import TensorInfo
-from edgerun.models.blocks.attention import Attention
-from edgerun.models.plan import plan_of
 from edgerun.models.share import LayerShare, Share, check_dividable
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.weights.catalog import tensor_name
@@ -73,8 +71,6 @@ def divide(
     UnsupportedError for a model with layers that cannot be divided, or not in units."""
     if not 1 <= len(parts) <= MOST_RANKS or min(parts) < 0 or sum(parts) <= 0:
         raise UsageError(f"a group has 1 to {MOST_RANKS} ranks, whose parts are not negative; got {list(parts)}")
-    if any(not isinstance(layer.mixer, Attention) or layer.mixer.has_more or layer.closing for layer in plan_of(spec)):
-        raise UnsupportedError(f"a {spec.architecture} has layers that several devices cannot divide yet")
     check_dividable(spec)
     n = len(parts)
     units: tuple[tuple[int, int], ...] = ()

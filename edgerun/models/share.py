@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from edgerun.errors import UnsupportedError
+from edgerun.models.plan import plan_of
 from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec, Shard, Units
 
-_WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "ffn_gate_up_exps.weight")
+_WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "output.scale")
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,42 @@ def _units(size: int, held: range, count: int) -> Units:
     return Units(count, range(held.start // unit, held.stop // unit))
 
 
+def why_whole(spec: ModelSpec) -> str:
+    """Why a model cannot be divided among devices yet: what it has that is not divided; "" where it can be."""
+    family, layers, plans = spec.family, spec.layers, plan_of(spec)
+    has = {
+        "recurrent states": any(layer.recurrence is not None for layer in layers),
+        "short convolutions": any(layer.conv_taps for layer in layers),
+        "latent attention": any(layer.latent is not None for layer in layers),
+        "gated attention": family.output_gate != "none",
+        "attention sinks": family.sinks,
+        "keys that several layers share": any(layer.kv_source is not None for layer in layers),
+        "values that are its keys": any(layer.v_from_k for layer in layers),
+        "a narrow way around attention": bool(family.laurel_rank),
+        "layers without attention": family.single_blocks or not all(layer.n_heads for layer in layers),
+        "several residual streams": spec.streams > 1,
+        "inputs of each layer": any(plan.closing for plan in plans),
+        "attention and feed-forward side by side": family.parallel,
+        "a dense feed-forward beside experts": family.dense_beside,
+        "experts whose inputs are weighted": family.weighted_inputs,
+        "experts of another width": bool(spec.expert_latent),
+        "gates and ups in one tensor": any(
+            (layer.fused_gate_up and not family.fused_gate_up) or layer.fused_shared for layer in layers
+        )
+        or any(name.endswith("ffn_gate_up_exps.weight") for name in spec.tensors),
+        "biases or scales of experts or of its head": any(
+            name.endswith(_WHOLE) and not name.endswith("attn_output.bias") for name in spec.tensors
+        ),
+    }
+    found = [what for what, is_so in has.items() if is_so]
+    return f"a {spec.architecture} cannot be divided among devices yet: it has {', '.join(found)}" if found else ""
+
+
 def check_dividable(spec: ModelSpec) -> None:
-    """UnsupportedError for a model with something that is not divided yet, beside what its mixers are."""
-    family = spec.family
-    others = any(layer.recurrence is not None or layer.conv_taps or layer.latent is not None for layer in spec.layers)
-    if others or family.parallel or family.dense_beside or family.weighted_inputs or family.sinks or spec.expert_latent:
-        raise UnsupportedError(f"a {spec.architecture} cannot be divided among devices yet")
-    if any((layer.fused_gate_up and not family.fused_gate_up) or layer.fused_shared for layer in spec.layers):
-        raise UnsupportedError("gates and ups that lie in one tensor where the family has two cannot be divided yet")
-    if "output.scale" in spec.tensors or any(name.endswith(_WHOLE) for name in spec.tensors):
-        raise UnsupportedError(f"a {spec.architecture} with biases of experts or of its head cannot be divided yet")
+    """UnsupportedError with the reason for a model that cannot be divided yet."""
+    why = why_whole(spec)
+    if why:
+        raise UnsupportedError(why)
 
 
 def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:

@@ -33,6 +33,7 @@ SURELY = {
     "gemma2",
     "gemma3",
     "smallthinker",
+    "starcoder2",
     "bitnet",
 }
 DIVIDED = [([1, 1], "llama"), ([1, 1, 1, 1], "llama-Q4_0"), ([2, 1, 1, 1, 1], "llama"), ([1, 0, 1], "gemma3")]
