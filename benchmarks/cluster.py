@@ -1,29 +1,33 @@
 """How much faster several weak devices run a model together: processes in network namespaces, each held to a part of a
 core and of the memory by control groups.
 
-    python -m benchmarks.cluster MODEL [--devices 1,2,4] [--cores 0.5] [--memory 900M] [--delay 0.3] [--rate 1000]
-        [--way auto] [--wire f32] [--prompt 256] [--tokens 32] [--rounds 3]
+    python -m benchmarks.cluster MODEL [--devices 1,2,4] [--cores 0.5] [--memory 900M] [--disk 400M] [--delay 0.3]
+        [--rate 1000] [--way auto] [--wire f32] [--prompt 256] [--tokens 32] [--rounds 3] [--keep FOLDER]
 
 Needs root, `ip`, /dev/net/tun, and control groups of version 1 or 2. Settings take turns, round by round, and medians
 are shown, so that what else the machine does disturbs all alike. Prints a table in Markdown.
+
+--disk: what each device's disk reads in a second (default: they share the machine's, as fast as it is). --keep: homes
+and shards stay in this folder, and the next run with it is a second start. Columns: sent is what the head had sent
+when the group was ready, which took so long; peak and plan are of the worker that took most of its plan (processes, as
+their control groups count the page cache, too, and are never above their limit).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.capped import CGROUPS
+from benchmarks.device_limits import Limits, limited, process_peak_bytes
 from benchmarks.shared_kernels import share_kernels
 from edgerun.api.cluster import load_clustered, share_worker
 from edgerun.api.llm import LLM
@@ -35,15 +39,17 @@ from edgerun.cluster.roster import Member
 from edgerun.cluster.server import Server
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.ways import WAY_NAMES
+from edgerun.device import peak_bytes
 from edgerun.errors import PagesLostError
-from edgerun.events import Event
+from edgerun.events import Event, ShareOpened
 from edgerun.models import Decoder
 from edgerun.options import LoadOptions
 from edgerun.units import parse_size_bytes
 from tests.cluster.homes import acquainted, home_of
-from tests.cluster.lab import can_emulate, lab, line_with, running
+from tests.cluster.lab import can_emulate, heard_from, lab, line_with, running
 
-_PERIOD_US = int(os.environ.get("PER", "10000"))
+_MIB = 1 << 20
+_HEAD_S = 1500.0  # a share of a large model is cut, sent, and loaded on half a core
 _RATE = 1e10  # of each: all are alike
 _SETTLE_TOKENS = 4
 _PATIENCE_S = 60.0  # with devices that start
@@ -56,6 +62,8 @@ def arguments(*words: str) -> argparse.Namespace:
     parser.add_argument("--devices", default="1,2,4")
     parser.add_argument("--cores", type=float, default=0.5, help="of each device; 0: no limit")
     parser.add_argument("--memory", default="900M", help="of each device")
+    parser.add_argument("--disk", default="0", help="what each reads from its disk in a second; 0: no limit")
+    parser.add_argument("--keep", type=Path, help="a folder of homes and shards that is left for the next run")
     parser.add_argument("--delay", type=float, default=0.3, help="one way, in ms")
     parser.add_argument("--rate", type=float, default=1000, help="in Mb/s")
     parser.add_argument("--way", default="auto")
@@ -91,12 +99,13 @@ def _all(given: argparse.Namespace) -> None:
     counts = [int(count) for count in given.devices.split(",")]
     found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for _ in range(given.rounds):
             for count in counts:
                 found[count].append(measured(folder, count, given))
                 print(f"{count} devices: {found[count][-1]}", flush=True)
-    print("\n| devices | decode tok/s | | prompt tok/s | | sums ms | peak MiB |\n|---|---|---|---|---|---|---|")
+    print("\n| devices | decode tok/s | | prompt tok/s | | sums ms | peak, plan MiB | sent MB | ready s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     first: dict[str, float] = {}
     for count in counts:
         middle = {key: statistics.median(each[key] for each in found[count]) for key in found[count][0]}
@@ -104,91 +113,58 @@ def _all(given: argparse.Namespace) -> None:
         print(
             f"| {count} | {middle['tok_s']:.2f} | {middle['tok_s'] / first['tok_s']:.2f}x "
             f"| {middle['prompt_tok_s']:.1f} | {middle['prompt_tok_s'] / first['prompt_tok_s']:.2f}x "
-            f"| {middle['sums_ms']:.1f} | {middle['peak_mib']:.0f} |"
+            f"| {middle['sums_ms']:.1f} | {middle['peak_mib']:.0f}, {middle['plan_mib']:.0f} "
+            f"| {middle['sent_mb']:.1f} | {middle['ready_s']:.1f} |"
         )
 
 
 def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
-    """One head with `count` - 1 other devices; peak_mib: of the device that took most."""
+    """One head with `count` - 1 other devices; peak_mib, plan_mib: of the worker (or of the one device) that took most
+    of its plan."""
     names = [f"device{i}of{count}" for i in range(count)]
     homes = acquainted(folder, *names)
+    limits = Limits(given.cores, parse_size_bytes(given.memory), parse_size_bytes(given.disk), given.model)
+    log = folder / f"head-of-{count}.log"  # what it said, for when something goes wrong
     common = [str(given.model.resolve()), f"--kernels={given.kernels}", f"--memory={given.memory}"]
     with ExitStack() as stack:
         here = stack.enter_context(lab(folder / "lab", count, delay_s=given.delay / 1e3, bits_per_s=given.rate * 1e6))
-        groups = [stack.enter_context(_limited(name, given)) for name in names]
+        groups = [stack.enter_context(limited(name, limits)) for name in names]
         for device in here.devices:
             share_kernels(device.home)
+        workers = []
         for number in range(1, count):
             device, name = here.devices[number], names[number]
             own = ["--part=device", f"--home={folder}", f"--name={name}", f"--host={device.address}"]
             process = stack.enter_context(running(device.start("-m", "benchmarks.cluster", *common, *own)))
-            _enter(groups[number], process.pid, number)
+            groups[number].enter(process.pid, number)
             address = line_with(process, "listening").split()[1]
+            workers.append((process.pid, heard_from(process)))
             known = next(home for home in homes if home.identity.name == name)
             homes[0].admit(Member(known.identity.certificate, address))
         own = ["--part=head", f"--home={folder}", f"--name={names[0]}", f"--way={given.way}", f"--wire={given.wire}"]
         own += ["--same-tokens" if given.same_tokens else "--no-same-tokens"]
         own += [f"--prompt={given.prompt}", f"--tokens={given.tokens}", f"--devices={count}"]
         head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
-        _enter(groups[0], head.pid, 0)
-        said: dict[str, float] = json.loads(line_with(head, "tok_s", 500))
-        said["peak_mib"] = max(_peak_bytes(group) for group in groups) / (1 << 20)
+        groups[0].enter(head.pid, 0)
+        said: dict[str, float] = json.loads(line_with(head, "tok_s", _HEAD_S, stack.enter_context(log.open("w"))))
+        peaks = [(process_peak_bytes(pid), _planned_bytes(lines)) for pid, lines in workers]
+        if peaks:
+            peak, plan = max(peaks, key=lambda each: each[0] / each[1])
+            said |= {"peak_mib": peak / _MIB, "plan_mib": plan / _MIB}
+        said["group_peak_mib"] = max(group.peak_bytes for group in groups) / _MIB
         return said
 
 
-def _remove_leftovers() -> None:
-    """Control groups of runs that were killed before they could remove them."""
-    for group in (*CGROUPS.glob("*/edgerun-*-*"), *CGROUPS.glob("edgerun-*-*")):
-        owner = group.name.split("-")[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            with suppress(OSError):  # a process is still in it
-                group.rmdir()
-
-
-@contextmanager
-def _limited(name: str, given: argparse.Namespace) -> Iterator[list[Path]]:
-    """A control group of a part of a core and of the memory: its folders (one a controller in version 1)."""
-    old = (CGROUPS / "memory").is_dir()
-    _remove_leftovers()
-    called = f"edgerun-{os.getpid()}-{name}"
-    kinds = ("cpu", "memory") if given.cores else ("memory",)
-    groups = [CGROUPS / kind / called for kind in kinds] if old else [CGROUPS / called]
-    quota_us, memory = int(given.cores * _PERIOD_US), str(parse_size_bytes(given.memory))
-    for group in groups:
-        group.mkdir()
-    try:
-        if quota_us and old:
-            (groups[0] / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
-            (groups[0] / "cpu.cfs_quota_us").write_text(str(quota_us))
-        elif quota_us:
-            (groups[0] / "cpu.max").write_text(f"{quota_us} {_PERIOD_US}")
-        (groups[-1] / ("memory.limit_in_bytes" if old else "memory.max")).write_text(memory)
-        yield groups
-    finally:
-        time.sleep(0.3)
-        for group in groups:
-            group.rmdir()
-
-
-def _enter(groups: list[Path], process: int, number: int) -> None:
-    """number: of the device. Devices take turns among cores, each on one: the quota is kept core by core, and a process
-    that moves loses of it what it leaves behind (a tenth of it at this period)."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(process, {cores[number % len(cores)]})
-    for group in groups:
-        (group / "cgroup.procs").write_text(str(process))
-
-
-def _peak_bytes(groups: list[Path]) -> int:
-    old = groups[-1] / "memory.max_usage_in_bytes"
-    return int((old if old.exists() else groups[-1] / "memory.peak").read_text())
+def _planned_bytes(lines: list[str]) -> int:
+    """What a device said last of its plan."""
+    return next(int(line.split()[1]) for line in reversed(lines) if line.startswith("planned "))
 
 
 # -- its devices -------------------------------------------------------------------------------------------------------
 
 
 def _say(event: Event) -> None:
-    print(event, flush=True)
+    print(f"planned {event.planned_bytes} {event}" if isinstance(event, ShareOpened) else event, flush=True)
 
 
 def _device(given: argparse.Namespace) -> None:
@@ -202,9 +178,12 @@ def _device(given: argparse.Namespace) -> None:
 
 def _head(given: argparse.Namespace) -> None:
     options = LoadOptions(threads=1, kernels=given.kernels, memory=given.memory, context=1024)
+    began = time.monotonic()
     if int(given.devices) == 1:
         with LLM(given.model, threads=1, kernels=given.kernels, memory=given.memory, context=1024) as llm:
-            print(json.dumps(_times(llm.engine.decoder, given)), flush=True)
+            said = {"ready_s": time.monotonic() - began, "sent_mb": 0.0, **_times(llm.engine.decoder, given)}
+            said |= {"plan_mib": llm.engine.plan.expected_bytes / _MIB, "peak_mib": peak_bytes() / _MIB}
+            print(json.dumps(said), flush=True)
         return
     home = home_of(given.home, given.name)
     household = _Unprepared(home, _say, way=given.way, wire=given.wire)
@@ -215,8 +194,16 @@ def _head(given: argparse.Namespace) -> None:
         decoder = llm.engine.decoder
         assert isinstance(decoder, GroupDecoder)
         _wait_for_all(decoder, int(given.devices))
+        ready = {"ready_s": time.monotonic() - began, "sent_mb": _sent_bytes() / 1e6}
         links = {} if household.links is None else vars(household.links)
-        print(json.dumps({**_times(decoder, given), **links, "way": WAY_NAMES.index(household.way)}), flush=True)
+        way = WAY_NAMES.index(household.way)
+        print(json.dumps({**ready, **_times(decoder, given), **links, "way": way}), flush=True)
+
+
+def _sent_bytes() -> int:
+    """By all networks of this process's namespace."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    return sum(int(line.split(":")[1].split()[8]) for line in lines if line.split(":")[0].strip() != "lo")
 
 
 class _Unprepared(Household):

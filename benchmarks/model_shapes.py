@@ -56,6 +56,39 @@ _GEMMA4_FULL = [(layer + 1) % 6 == 0 for layer in range(30)]  # the others have 
 _BIASES = tuple(f"attn_{part}.bias" for part in ("q", "k", "v", "output"))
 _EXPERT_BIASES = tuple(f"ffn_{part}.bias" for part in ("gate_inp", "gate_exps", "up_exps", "down_exps"))
 SHAPES = {
+    "llama-7b": Shape(
+        "llama",
+        32000,
+        metadata={
+            "block_count": 32,
+            "context_length": 4096,
+            "embedding_length": 4096,
+            "feed_forward_length": 11008,
+            "attention.head_count": 32,
+            "attention.head_count_kv": 32,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.freq_base": 10000.0,
+        },
+    ),
+    "qwen3-30b-a3b": Shape(
+        "qwen3moe",
+        151936,
+        metadata={
+            "block_count": 48,
+            "context_length": 40960,
+            "embedding_length": 2048,
+            "feed_forward_length": 6144,
+            "attention.head_count": 32,
+            "attention.head_count_kv": 4,
+            "attention.key_length": 128,
+            "attention.value_length": 128,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "rope.freq_base": 1e6,
+            "expert_count": 128,
+            "expert_used_count": 8,
+            "expert_feed_forward_length": 768,
+        },
+    ),
     "olmoe-1b-7b": Shape(
         "olmoe",
         50304,

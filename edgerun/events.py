@@ -76,6 +76,15 @@ class GroupWorked:
 
 
 @dataclass(frozen=True)
+class ShareOpened:
+    """A device of a group has loaded its share of a model. planned_bytes: the most that its process will hold; cached:
+    the part of what it streams (experts or layers) that stays in memory, 1 where all of the share does."""
+
+    planned_bytes: int
+    cached: float
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user would want to know: what was chosen, or could not be, and why."""
 
@@ -98,7 +107,7 @@ class Span(NamedTuple):
 
 
 SpanSink = Callable[[Span], None]
-Event = Progress | Notice | GroupWorked | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
+Event = Progress | Notice | ShareOpened | GroupWorked | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
 EventSink = Callable[[Event], None]
 
 

@@ -22,7 +22,7 @@ from edgerun.engine import Engine
 from edgerun.engine.engine import MakeDrafter
 from edgerun.engine.shortage import told_as_shortage
 from edgerun.errors import UnsupportedError, UsageError
-from edgerun.events import EventSink, Notice, ignore
+from edgerun.events import EventSink, Notice, ShareOpened, ignore
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import load_spec
@@ -69,6 +69,7 @@ def open_share(
         )
         store, close_store = open_store(gguf, spec, kernels, plan, prefetch=options.prefetch, events=events)
         stack.callback(close_store)
+        events(ShareOpened(plan.expected_bytes, plan.cached_share))
         yield OpenedShard(kernels, store, kv, plan.kv_limit_bytes)
 
 

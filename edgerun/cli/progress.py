@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgerun.cli.output import note, printable
-from edgerun.events import Event, Notice, Progress
+from edgerun.events import Event, Notice, Progress, ShareOpened
 from edgerun.units import format_size
 
 _PATIENCE_S = 0.5  # a task shorter than this shows nothing
@@ -42,6 +42,11 @@ class ProgressBars:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
             note(event.text)
+        if isinstance(event, ShareOpened) and event.cached < 1:
+            note(
+                f"this device's share of the model is streamed: {100 * event.cached:.0f} % of it stay in memory, "
+                f"{format_size(event.planned_bytes)} in all"
+            )
         if not isinstance(event, Progress):
             return
         with self._lock:

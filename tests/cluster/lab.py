@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from tests.cluster.switch import NEW_NET
 
@@ -151,16 +153,33 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
                 stream.close()
 
 
-def line_with(process: subprocess.Popen[str], text: str, wait_s: float = 30) -> str:
-    """The first line of its output that has the text."""
+def line_with(process: subprocess.Popen[str], text: str, wait_s: float = 30, log: IO[str] | None = None) -> str:
+    """The first line of its output that has the text. log: where all lines go until then."""
     assert process.stdout is not None
     end, seen = time.monotonic() + wait_s, []
     for line in process.stdout:
         seen.append(line)
+        if log is not None:
+            log.write(f"{time.monotonic() - end + wait_s:.1f} s: {line}")
+            log.flush()
         if text in line:
             return line
         assert time.monotonic() < end, "".join(seen)
     raise AssertionError(f"it ended without {text!r}:\n{''.join(seen)}")
+
+
+def heard_from(process: subprocess.Popen[str]) -> list[str]:
+    """The list of its further lines, which grows as they come. Who says much would else wait for a reader, for good:
+    a pipe holds 64 KiB."""
+    lines: list[str] = []
+
+    def hear() -> None:
+        assert process.stdout is not None
+        with suppress(ValueError):  # it was closed
+            lines.extend(process.stdout)
+
+    threading.Thread(target=hear, name="hearing a device", daemon=True).start()
+    return lines
 
 
 def _stop(switch: subprocess.Popen[str]) -> None:
