@@ -15,7 +15,7 @@ from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.group import GroupDecoder, Whole
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import Ability
+from edgerun.cluster.shares import FOR_MODEL, Ability
 from edgerun.cluster.worker import OpenedShard, RankOptions, work
 from edgerun.device import memory_limits
 from edgerun.engine import Engine
@@ -122,8 +122,8 @@ def load_clustered(
             kv=options.kv,
             prefetch=options.prefetch,
         )
-        own = Ability(own_rate, max(0, budget - kv_bytes(spec, n_context, kv=kv)))
-        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens)
+        own, kept = Ability(own_rate, int(FOR_MODEL * budget)), kv_bytes(spec, n_context, kv=kv)
+        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens, kept)
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)
         stack.callback(decoder.pages.ledger.release_all)

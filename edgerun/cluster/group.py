@@ -63,7 +63,8 @@ class Formed:
 @dataclass(frozen=True)
 class Whole:
     """The model that is divided. own: what the head itself can do; shards: where its shards' files are kept; options:
-    of all ranks, memory_bytes: of the head's process, None: what it may have. in_units: whether sums are made so that
+    of all ranks, memory_bytes: of the head's process, None: what it may have; kv_bytes: of a whole context, all ranks
+    together. in_units: whether sums are made so that
     tokens are the same whoever takes part (`units.py`); None: as the first group finds it cheap."""
 
     gguf: GgufFile
@@ -74,6 +75,7 @@ class Whole:
     options: RankOptions
     memory_bytes: int | None = None
     in_units: bool | None = None
+    kv_bytes: int = 0
 
     @property
     def own_options(self) -> RankOptions:
@@ -89,7 +91,7 @@ def form(model: Whole, assembly: Assembly, events: EventSink) -> tuple[Whole, Fo
         if not others:
             return model, _alone(model, events)
         if model.in_units is None:
-            parts = parts_of(model.spec, [model.own, *others])
+            parts = parts_of(model, others)
             model = replace(model, in_units=are_units_cheap(model.spec, parts))
         try:
             return model, _divided(model, others, assembly, events)
@@ -99,10 +101,14 @@ def form(model: Whole, assembly: Assembly, events: EventSink) -> tuple[Whole, Fo
     raise LostPeerError("devices come and go: there is no group of them")
 
 
-def parts_of(spec: ModelSpec, abilities: Sequence[Ability]) -> tuple[float, ...]:
+def parts_of(model: Whole, others: Sequence[Ability]) -> tuple[float, ...]:
     """What each device shall have of the model, rank by rank."""
-    weights_bytes = sum(info.n_bytes for info in spec.tensors.values())
-    return solve(abilities, weights_bytes)
+    return solve([model.own, *others], _needed_bytes(model))
+
+
+def _needed_bytes(model: Whole) -> int:
+    """What all devices together hold: of keys and values each has about the part that it has of the weights."""
+    return sum(info.n_bytes for info in model.spec.tensors.values()) + model.kv_bytes
 
 
 def are_units_cheap(spec: ModelSpec, parts: Sequence[float]) -> bool:
@@ -126,7 +132,7 @@ def _largest(spec: ModelSpec, parts: Sequence[float], in_units: bool) -> float:
 
 def shares_of(model: Whole, others: Sequence[Ability]) -> tuple[Share, ...]:
     """Of this device and the others, rank by rank."""
-    parts = parts_of(model.spec, [model.own, *others])
+    parts = parts_of(model, others)
     return divide(model.spec, model.spec.tensors, parts, in_units=model.in_units is True)
 
 
@@ -145,7 +151,7 @@ def _alone(model: Whole, events: EventSink) -> Formed:
 
 
 def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobody, events: EventSink) -> Formed:
-    parts, shares = parts_of(model.spec, [model.own, *others]), shares_of(model, others)
+    parts, shares = parts_of(model, others), shares_of(model, others)
     sources, edges = sources_of(model, shares), all_edges(shares[0], parts)
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
@@ -316,12 +322,11 @@ class GroupDecoder(Decoder):
         return sources[1:]
 
     def _fits_without(self, rank: int) -> bool:
-        """Whether the others have the memory for all weights."""
+        """Whether the others have the memory for the model."""
         assert self._formed is not None
         left = [self._model.own, *self._formed.others]
         del left[rank]
-        weights_bytes = sum(info.n_bytes for info in self._model.spec.tensors.values())
-        return sum(each.memory_bytes for each in left) >= weights_bytes
+        return sum(each.memory_bytes for each in left) >= _needed_bytes(self._model)
 
     def _is_busy(self) -> bool:
         return monotonic() < self._worked_s + _IDLE_S

@@ -19,7 +19,7 @@ from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shards import checked_offer, make_offer
-from edgerun.cluster.shares import Ability
+from edgerun.cluster.shares import FOR_MODEL, Ability
 from edgerun.cluster.spares import Read, Spares
 from edgerun.errors import EdgerunError, FormatError
 from edgerun.events import DeviceLoad, EventSink, GroupWorked, Notice
@@ -27,7 +27,6 @@ from edgerun.paths import read_kept, write_kept
 
 UNMEASURED_CORE = 8e9  # bytes of weights a second of a core whose device does not say: a small one
 _LOOK_S = 2.0  # between looks for devices that do not take part
-_OURS = 0.8  # of a device's free memory
 
 
 def rate_of(device: Device) -> float:
@@ -59,7 +58,7 @@ class Household:
             found, self._found = self._found, []
         self._head.add(found)
         devices = [remote.device for remote in self._head.remotes]
-        return [Ability(rate_of(device), int(_OURS * device.memory_bytes)) for device in devices]
+        return [Ability(rate_of(device), int(FOR_MODEL * device.memory_bytes)) for device in devices]
 
     def names(self) -> list[str]:
         return [remote.name for remote in self._head.remotes]

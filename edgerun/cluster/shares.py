@@ -20,6 +20,7 @@ from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.weights.catalog import tensor_name
 
 MOST_RANKS = 64
+FOR_MODEL = 0.8  # of a device's free memory; the rest is for the program
 _COLUMNS = 32  # of a feed-forward at least, where blocks are smaller: less is not worth a launch
 _VOCABULARY_ROWS = 16
 _UNITS, _MOST_UNITS = 8, 64  # of a sum: the first divides evenly among 2, 4 and 8 devices
@@ -28,8 +29,8 @@ _UNEVEN = 1.3  # times its due that a rank may compute before whole experts are 
 
 @dataclass(frozen=True)
 class Ability:
-    """Of a device. rate: what it computes in a second, in any unit that all share; memory_bytes: for weights;
-    disk_rate: bytes/s that it can read of weights that do not fit."""
+    """Of a device. rate: what it computes in a second, in any unit that all share; memory_bytes: for weights, keys and
+    values; disk_rate: bytes/s that it can read of weights that do not fit."""
 
     rate: float
     memory_bytes: int

@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgerun.cluster.group import Whole, parts_of
 from edgerun.cluster.shard_file import ShardSource, open_shard
+from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, divide, ranges, solve
+from edgerun.cluster.worker import RankOptions
 from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.formats.gguf import GgufWriter
 from edgerun.formats.quants import dequantize
+from tests.cluster.in_threads import one_thread, resident
 from tests.models.instances import INSTANCES, open_instance
 
 
@@ -30,6 +34,16 @@ def test_ranges_cover_everything_near_what_is_due(size, parts, grain):
         assert abs(len(each) - size * part / sum(parts)) < 2 * grain
         assert each.start % grain == 0 or not each
         assert part or not each
+
+
+def test_keys_and_values_take_memory_where_the_weights_are(directory):
+    gguf, spec = open_instance("llama", directory)
+    weights_bytes = sum(info.n_bytes for info in spec.tensors.values())
+    own, other = Ability(1, weights_bytes), Ability(1, weights_bytes // 2)
+    model = Whole(gguf, spec, own, ShardStore(directory), resident(one_thread), RankOptions(256))
+    assert parts_of(model, [other]) == pytest.approx((0.5, 0.5), rel=1e-3)
+    # of twice as much the second has room for a quarter, and half of what fits nowhere
+    assert parts_of(replace(model, kv_bytes=weights_bytes), [other]) == pytest.approx((0.625, 0.375), rel=1e-3)
 
 
 def test_the_slowest_ends_as_early_as_it_can():
