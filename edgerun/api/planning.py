@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edgerun import paths
 from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
+from edgerun.api.refusals import Refusals, refused_to
 from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
@@ -82,6 +83,7 @@ class ModelPlan:
     slow_notice: str = ""
     windows: str = ""  # which layers keep a part of the context only
     request: RequestPrediction | None = None
+    refused: Refusals = field(default_factory=Refusals)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -100,6 +102,7 @@ class ModelPlan:
             "advice": self.advice,
             "prefill": self.prefill,
             "windows": self.windows,
+            "refused": self.refused.as_dict(),
             "request": None if self.request is None else asdict(self.request),
         }
 
@@ -134,7 +137,8 @@ def plan_model(
         raise refused("device", "a DeviceProfile (`edgerun.planning.device_profile.load_profile`) or None", device)
     state = process_state()  # before measuring loads what a later process will have to load too
     with model_header(model, given.events) as (path, download_bytes), open_gguf(path) as gguf:
-        spec = windowed(load_spec(gguf), given.window, given.sinks)
+        whole = load_spec(gguf)
+        spec = windowed(whole, given.window, given.sinks)
         n_context = choose_context(given.context, spec, gguf.metadata, endless=given.window is not None)
 
         def planned() -> MemoryPlan:
@@ -181,7 +185,19 @@ def plan_model(
         if taken:
             advice += f"{'; ' if advice else ''}{device.name} has no rates of {', '.join(taken)}: those of a like type"
     return ModelPlan(
-        path.stem, n_context, plan, speed, rates, advice, download_bytes, prefill, slow, notice, windows, request
+        path.stem,
+        n_context,
+        plan,
+        speed,
+        rates,
+        advice,
+        download_bytes,
+        prefill,
+        slow,
+        notice,
+        windows,
+        request,
+        refused_to(whole),
     )
 
 

@@ -115,6 +115,7 @@ def _lines(made: Any) -> dict[str, str]:
             f"{request.memory_bytes_per_token / 1e6:.0f} MB from memory, "
             f"{request.disk_bytes_per_token / 1e6:.0f} MB from disk"
         )
+    lines |= made.refused.lines()
     if made.prefill:
         lines["prompts on"] = made.prefill
     if made.slow_notice:

@@ -18,6 +18,7 @@ from edgerun.cli.output import as_dict, print_json, print_pairs
 def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
     """Describe MODEL: a path, an alias, or the name of a downloaded model."""
     from edgerun.api.planning import sequence_memory_of, slow_types_of
+    from edgerun.api.refusals import refusals_of
     from edgerun.errors import NotFoundError
     from edgerun.hub import resolve, show
     from edgerun.hub.info import metadata_table
@@ -35,9 +36,10 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
         print_json({"chat_template": info.chat_template}) if as_json else click.echo(info.chat_template)
         return
     slow, notice = slow_types_of(path)
-    sequence = sequence_memory_of(path)
+    sequence, refused = sequence_memory_of(path), refusals_of(path)
     if as_json:
-        print_json({**as_dict(info), "slow_types": slow, "sequence": sequence and as_dict(sequence)})
+        found = {"slow_types": slow, "sequence": sequence and as_dict(sequence), "refused": refused.as_dict()}
+        print_json({**as_dict(info), **found})
         return
     print_pairs(
         {
@@ -56,6 +58,7 @@ def command(model: str, template: bool, metadata: bool, as_json: bool) -> None:
             "vocabulary": info.vocabulary,
             "tokenizer": info.tokenizer,
             "chat template": "yes" if info.chat_template is not None else "no: the model continues texts",
+            **refused.lines(),
             "licence": info.licence,
             "pack file": info.pack and _pack_line(info.pack),
             "file": path,

@@ -25,9 +25,17 @@ def with_window(spec: ModelSpec, window: int, kept_first: int) -> ModelSpec:
             f"a window of {window} positions and the first {kept_first} are more than the {spec.context_length} that "
             "this model was made for"
         )
-    if any(layer.latent is not None for layer in spec.layers):
-        raise UnsupportedError(f"the latent attention of a {spec.architecture} has no window; leave --window out")
+    reason = why_no_window(spec)
+    if reason:
+        raise UnsupportedError(f"this {spec.architecture} can have no window: {reason}; leave --window out")
     return replace(spec, layers=tuple(_narrowed(layer, window, kept_first) for layer in spec.layers))
+
+
+def why_no_window(spec: ModelSpec) -> str:
+    """What keeps a model's layers from seeing a window only, for people; "": nothing."""
+    if any(layer.latent is not None for layer in spec.layers):
+        return "latent attention has none"
+    return ""
 
 
 def _narrowed(layer: LayerNumbers, window: int, kept_first: int) -> LayerNumbers:

@@ -65,45 +65,54 @@ EXPERT = Segment(("expert_in", "expert_down"), raw=True)
 
 def check_supported(spec: ModelSpec, *, experts: bool = False) -> None:
     """UnsupportedError for models whose layers are not such products, or that have no `experts`."""
-    if experts and not spec.n_experts:
-        raise UnsupportedError(f"this {spec.architecture} model has no experts: leave out :experts")
-    if any(not isinstance(layer.mixer, Attention) for layer in plan_of(spec)):
+    reason = why_unsupported(spec)
+    if reason:
         raise UnsupportedError(
-            f"prompt backends have no graphs for layers without attention or with more ({spec.architecture}): use "
-            "--prefill kernels"
+            f"prompt backends cannot compute this {spec.architecture}: {reason}; use --prefill kernels"
         )
-    if any(isinstance(layer.mixer, Attention) and layer.mixer.has_more for layer in plan_of(spec)):
+    reason = why_no_experts(spec) if experts else ""
+    if reason:
         raise UnsupportedError(
-            f"prompt backends do not know the attention of a {spec.architecture}, which has gates or shares keys and "
-            "values: use --prefill kernels"
+            f"prompt backends cannot compute the experts of this {spec.architecture}: {reason}; leave out :experts"
         )
-    if any(layer.closing is not None for layer in plan_of(spec)):
-        raise UnsupportedError(
-            f"prompt backends do not know how layers of a {spec.architecture} end: use --prefill kernels"
-        )
-    if spec.sparse:
-        raise UnsupportedError(
-            "prompt backends compute all neurons of a sparse feed-forward, not those that fire: use --prefill kernels"
-        )
-    foreign = _foreign(spec)
-    if foreign:
-        raise UnsupportedError(f"prompt backends cannot compute {foreign} yet: use --prefill kernels")
-    plain = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
-    if experts and any(not _are_plain(plan.mixture, spec, plain) for plan in plan_of(spec) if plan.mixture):
-        raise UnsupportedError("prompt backends cannot compute experts like this model's yet: leave out :experts")
 
 
-def _foreign(spec: ModelSpec) -> str:
+def why_unsupported(spec: ModelSpec) -> str:
     """What of a model's layers the graphs do not have, for people; "": nothing."""
-    family = spec.family
+    family, plans = spec.family, plan_of(spec)
+    if any(layer.latent is not None for layer in spec.layers):
+        return "there are no graphs for latent attention"
+    if any(layer.recurrence is not None or layer.conv_taps for layer in spec.layers):
+        return "there are no graphs for recurrent layers"
+    attentions = [plan.mixer for plan in plans if isinstance(plan.mixer, Attention)]
+    if len(attentions) < len(plans):
+        return "there are no graphs for layers with more, or less, than attention and a feed-forward"
+    if any(each.gate is not None for each in attentions):
+        return "there are no graphs for attention whose output is gated"
+    if any(each.has_more for each in attentions):
+        return "there are no graphs for layers that lack keys or values of their own"
+    if any(plan.closing is not None for plan in plans):
+        return "its layers end with more than a feed-forward"
+    if spec.sparse:
+        return "graphs compute all neurons of a sparse feed-forward, not those that fire"
     if family.norm != "rms" or any(name.endswith("_norm.bias") for name in spec.tensors):
-        return "LayerNorms or norms with biases"
+        return "there are no graphs for LayerNorms or norms with biases yet"
     if not family.pre_norms or family.parallel:
-        return "layers without a norm before each half"
+        return "there are no graphs for layers without a norm before each half yet"
     if spec.residual_scale != 1.0 or family.post_norm_eps:
-        return "scaled residuals or norms of their own precision"
-    if any(plan.mixture is None for plan in plan_of(spec)) and (not family.gated or spec.activation == "oai"):
-        return f"feed-forwards without gates, or with {spec.activation}"
+        return "there are no graphs for scaled residuals or norms of their own precision yet"
+    if any(plan.mixture is None for plan in plans) and (not family.gated or spec.activation == "oai"):
+        return f"there are no graphs for feed-forwards without gates, or with {spec.activation} yet"
+    return ""
+
+
+def why_no_experts(spec: ModelSpec) -> str:
+    """What keeps graphs from computing a model's experts too, for people; "": nothing."""
+    if not spec.n_experts:
+        return "it has none"
+    plain = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
+    if any(not _are_plain(plan.mixture, spec, plain) for plan in plan_of(spec) if plan.mixture):
+        return "they are not three plain matrices"
     return ""
 
 

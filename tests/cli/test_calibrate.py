@@ -100,7 +100,7 @@ def test_experts_too(run: Run, user_home: Path, tmp_path: Path, monkeypatch: pyt
             LLM(model, prefill="ort-cpu:w8a8:experts")
 
     done = run("run", DRAFT, "-n", "4", "--prefill", "ort-cpu:w8a8:experts", "hello")
-    assert done.exit_code != 0 and "has no experts: leave out :experts" in done.stderr
+    assert done.exit_code != 0 and "it has none; leave out :experts" in done.stderr
 
 
 def test_calibrating_what_is_refused(run: Run, tmp_path: Path) -> None:
