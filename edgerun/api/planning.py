@@ -302,20 +302,25 @@ def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
 
 
 def checked_routing(routing: object) -> list[list[list[int]]] | None:
-    """Expert ids by token and layer, as many layers for each token. UsageError for anything else; None stays."""
+    """Expert ids by token and layer, none for layers without experts, the same ones for each token. UsageError for
+    anything else; None stays."""
     if routing is None:
         return None
-    tokens = [[_expert_ids(layer) for layer in items_of(token) or ()] for token in items_of(routing) or ()]
-    if not tokens or any(not token or len(token) != len(tokens[0]) or not all(token) for token in tokens):
+    tokens: list[list[list[int]]] = []
+    for token in items_of(routing) or ():
+        layers = [ids for layer in items_of(token) or () if (ids := _expert_ids(layer)) is not None]
+        if len(layers) == len(items_of(token) or ()) and any(layers):
+            tokens.append(layers)
+    if not tokens or len(tokens) < len(items_of(routing) or ()) or len({tuple(map(bool, each)) for each in tokens}) > 1:
         raise refused("routing", "a list over tokens of lists over layers of expert ids", routing)
     return tokens
 
 
-def _expert_ids(layer: object) -> list[int]:
-    """Nothing where they are not all whole numbers from 0 on."""
-    items = items_of(layer) or []
-    ids = [number for number in map(as_whole, items) if number is not None and number >= 0]
-    return ids if len(ids) == len(items) else []
+def _expert_ids(layer: object) -> list[int] | None:
+    """None where they are not all whole numbers from 0 on."""
+    items = items_of(layer)
+    ids = [number for number in map(as_whole, items or ()) if number is not None and number >= 0]
+    return ids if items is not None and len(ids) == len(items) else None
 
 
 def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:

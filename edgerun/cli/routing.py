@@ -1,4 +1,4 @@
-"""Files of recorded routing: a JSON list over tokens of a list over layers of expert ids."""
+"""Files of recorded routing: a JSON list over tokens of a list over layers of expert ids, none of a dense layer."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) ->
         yield
         return
     from edgerun.errors import UsageError
+    from edgerun.models.plan import plan_of
 
     decoder = llm.engine.decoder
     if not decoder.spec.n_experts:
@@ -29,18 +30,21 @@ def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) ->
     check_target(path, _is_routing, overwrite=overwrite)
     tokens: list[list[list[int]]] = []
 
+    chooses = [planned.mixture is not None for planned in plan_of(decoder.spec)]
+    first, last = chooses.index(True), len(chooses) - 1 - chooses[::-1].index(True)
+
     def note(layer: int, ids: Any) -> None:
-        if layer == 0:
-            tokens.extend([] for _ in range(len(ids)))
+        if layer == first:
+            tokens.extend([[] for _ in chooses] for _ in range(len(ids)))
         for row, chosen in zip(tokens[-len(ids) :], ids.tolist(), strict=True):
-            row.append(chosen)
+            row[layer] = chosen
 
     decoder.on_routing = note
     try:
         yield
     finally:
         decoder.on_routing = None
-        whole = [row for row in tokens if len(row) == decoder.spec.n_layers]  # not what was cancelled half-way
+        whole = [row for row in tokens if row[last]]  # not what was cancelled half-way
         write_result(path, json.dumps(whole).encode())
 
 

@@ -25,6 +25,7 @@ from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
 from edgerun.weights.hint_trust import HintTrust
 from edgerun.weights.tensor_reader import TensorReader
 
+_FEW_WAITING = 8  # pieces: beyond that a far guess would only be cancelled when its layer has come
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
 
 
@@ -172,9 +173,10 @@ class ExpertCache:
                 self._lease = self._news = None
                 self._torn = False
 
-    def expect(self, layer: int, ids: Sequence[int], *, only_when_idle: bool = False) -> None:
-        """Begin reading these with what bandwidth is left over; they stay until the layer has been passed."""
-        if only_when_idle and self._reader.flash.waiting:
+    def expect(self, layer: int, ids: Sequence[int], *, is_far: bool = False) -> None:
+        """Begin reading these with what bandwidth is left over; they stay until the layer has been passed. is_far: not
+        the next layer's, so that they are only begun where few reads wait."""
+        if is_far and self._reader.flash.waiting > _FEW_WAITING:
             return
         with self._lock:
             self._settle()

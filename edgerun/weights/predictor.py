@@ -1,9 +1,10 @@
 """Which experts a layer is going to choose, said before it is known, by whoever has been right about that layer.
 
-Four sources. The next layer's router, and the one after it, applied to this layer's input (the residual stream changes
-little from layer to layer): right about most layers of most models, wrong where a layer rewrites the stream, and mute
-about the first. The token itself: the first layers choose by little else, so what they chose when it last came is a
-good guess. Affinity (ExFlow): which experts followed, in earlier tokens, on those that the layer before has chosen.
+Five sources. The next layer's router, the one after it, and the two after that, applied to this layer's input (the
+residual stream changes little from layer to layer): right about most layers of most models, wrong where a layer
+rewrites the stream, and mute about the first. The token itself: the first layers choose by little else, so what they
+chose when it last came is a good guess. Affinity (ExFlow): which experts followed, in earlier tokens, on those that the
+layer before has chosen.
 
 Every guess is compared with what comes, followed or not, and for each layer the source with the best record speaks.
 """
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from edgerun.kernels.interface import F32, I32
 
-ROUTER, ROUTER_TWO_AHEAD, TOKEN, AFFINITY = range(4)
-SOURCES = ("router", "router two ahead", "token", "affinity")
+ROUTER, ROUTER_TWO_AHEAD, ROUTER_FURTHER, TOKEN, AFFINITY = range(5)
+SOURCES = ("router", "router two ahead", "router further ahead", "token", "affinity")
+MOST_AHEAD = 4  # layers whose routers are asked
+ROUTERS = (ROUTER, ROUTER_TWO_AHEAD, *(ROUTER_FURTHER,) * (MOST_AHEAD - 2))  # by how many layers they look ahead
 TOKEN_LAYERS = 2  # that a token's last choices are kept of
 _LEAST_ACCURACY = 0.5  # a guess that is more often wrong is not worth a read
 _MEMORY = 32  # tokens over which a record is averaged
-_PRIOR = (0.8, 0.6, 0.3, 0.3)  # routers are believed until they err; statistics must earn it
+_PRIOR = (0.8, 0.6, 0.5, 0.3, 0.3)  # routers are believed until they err; statistics must earn it
 _GOOD_ROUTER = 0.9  # where it is as good as this, guesses are judged and affinity is learned only every so often:
 _SOMETIMES = 8  # that takes a tenth of what Python takes of a token
 

@@ -20,7 +20,7 @@ from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.packing import open_reader
-from edgerun.weights.predictor import ROUTER, ROUTER_TWO_AHEAD, SOURCES, ExpertPredictor
+from edgerun.weights.predictor import MOST_AHEAD, ROUTERS, SOURCES, ExpertPredictor
 from edgerun.weights.resident import HasLayers
 from edgerun.weights.store import ExpertLease
 from edgerun.weights.tensor_reader import DenseLoader
@@ -52,7 +52,7 @@ class StreamedExpertStore(LastingWeights):
         direct: bool = True,
         events: EventSink = ignore,
     ) -> None:
-        self.lookahead = 2 if predict else 0
+        self.lookahead = MOST_AHEAD if predict else 0
         self.wave_tokens = wave_tokens
         self._catalog = catalog = make_catalog(spec.tensors, spec.n_layers)
         self._eviction = eviction or DecayedFrequency(spec.n_layers, catalog.n_experts, scores)
@@ -118,10 +118,10 @@ class StreamedExpertStore(LastingWeights):
         if self._predictor is None or distance == 0:
             self.cache.expect(layer, ids.tolist())
             return
-        self._predictor.hear(layer, ids, ROUTER if distance == 1 else ROUTER_TWO_AHEAD)
+        self._predictor.hear(layer, ids, ROUTERS[min(distance, len(ROUTERS)) - 1])
         best = self._predictor.best(layer)
         if best is not None:
-            self.cache.expect(layer, best.tolist(), only_when_idle=distance > 1)
+            self.cache.expect(layer, best.tolist(), is_far=distance > 1)
 
     def prediction_accuracy(self) -> dict[str, list[float | None]]:
         """Of each source, layer by layer: the share of the experts chosen lately that it had named; None: it was never

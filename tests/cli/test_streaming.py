@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models.instances import INSTANCES, write
 
 from cli.conftest import Program
 from edgerun.formats.gguf import GgmlType, GgufWriter
@@ -174,6 +175,16 @@ def test_routing_is_recorded_and_replayed_in_a_plan(
         assert program(*plan, "--routing", trace).returncode == 1
     trace.write_text(json.dumps([[[0]]]))
     assert program(*plan, "--routing", trace).returncode == 2
+
+
+def test_routing_of_a_model_that_begins_with_a_dense_layer(program: Program, tmp_path: Path) -> None:
+    model, trace = write(INSTANCES["deepseek2"], tmp_path / "model.gguf"), tmp_path / "routing.json"
+    bench = ("bench", model, "-p", 3, "-n", 2, "-r", 1, "--json", "--kernels", "reference")
+    done = program(*bench, "--record-routing", trace)
+    assert done.returncode == 0, done.stderr
+    routing = json.loads(trace.read_text())
+    assert len(routing) == 5 and all(first == [] and second for first, second in routing)
+    assert program("plan", model, "--routing", trace, "--kernels", "reference").returncode == 0
 
 
 def test_plan_says_what_is_kept_where(program: Program, dense: Path, mixture: Path) -> None:

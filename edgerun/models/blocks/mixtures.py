@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgerun.kernels.routing import Routing
 from edgerun.models.blocks.dense import Dense, dense_of
 from edgerun.models.blocks.mixture import Beside, Mixture
-from edgerun.models.blocks.router import MOST_AHEAD, Router
+from edgerun.models.blocks.router import Router, most_ahead
 from edgerun.models.blocks.shared_expert import SharedExpert
 from edgerun.models.spec import ModelSpec
 
@@ -31,7 +31,7 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
         spec.norm_eps,
         early=family.early_router,
         rescaled=family.dense_beside,
-        later=later[:MOST_AHEAD],
+        later=later[: most_ahead(numbers.n_experts, numbers.n_experts_used, numbers.d_ff_expert)],
     )
     shared = SharedExpert(
         spec.d_model,
