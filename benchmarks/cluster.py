@@ -2,7 +2,8 @@
 core and of the memory by control groups.
 
     python -m benchmarks.cluster MODEL [--devices 1,2,4] [--cores 0.5] [--memory 900M] [--disk 400M] [--delay 0.3]
-        [--rate 1000] [--way auto] [--wire f32] [--prompt 256] [--tokens 32] [--rounds 3] [--keep FOLDER]
+        [--rate 1000] [--way auto] [--wire f32] [--prompt 256] [--tokens 32] [--context 1024] [--rounds 3]
+        [--keep FOLDER]
 
 Needs root, `ip`, /dev/net/tun, and control groups of version 1 or 2. Settings take turns, round by round, and medians
 are shown, so that what else the machine does disturbs all alike. Prints a table in Markdown.
@@ -71,6 +72,7 @@ def arguments(*words: str) -> argparse.Namespace:
     parser.add_argument("--same-tokens", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--context", type=int, default=1024, help="positions of a sequence that there is memory for")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--part", choices=("head", "device"), help=argparse.SUPPRESS)
@@ -143,7 +145,12 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
             homes[0].admit(Member(known.identity.certificate, address))
         own = ["--part=head", f"--home={folder}", f"--name={names[0]}", f"--way={given.way}", f"--wire={given.wire}"]
         own += ["--same-tokens" if given.same_tokens else "--no-same-tokens"]
-        own += [f"--prompt={given.prompt}", f"--tokens={given.tokens}", f"--devices={count}"]
+        own += [
+            f"--prompt={given.prompt}",
+            f"--tokens={given.tokens}",
+            f"--devices={count}",
+            f"--context={given.context}",
+        ]
         head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
         groups[0].enter(head.pid, 0)
         said: dict[str, float] = json.loads(line_with(head, "tok_s", _HEAD_S, stack.enter_context(log.open("w"))))
@@ -177,10 +184,10 @@ def _device(given: argparse.Namespace) -> None:
 
 
 def _head(given: argparse.Namespace) -> None:
-    options = LoadOptions(threads=1, kernels=given.kernels, memory=given.memory, context=1024)
+    options = LoadOptions(threads=1, kernels=given.kernels, memory=given.memory, context=given.context)
     began = time.monotonic()
     if int(given.devices) == 1:
-        with LLM(given.model, threads=1, kernels=given.kernels, memory=given.memory, context=1024) as llm:
+        with LLM(given.model, threads=1, kernels=given.kernels, memory=given.memory, context=given.context) as llm:
             said = {"ready_s": time.monotonic() - began, "sent_mb": 0.0, **_times(llm.engine.decoder, given)}
             said |= {"plan_mib": llm.engine.plan.expected_bytes / _MIB, "peak_mib": peak_bytes() / _MIB}
             print(json.dumps(said), flush=True)
@@ -226,7 +233,7 @@ def _wait_for_all(decoder: GroupDecoder, count: int) -> None:
 def _times(decoder: Decoder, given: argparse.Namespace) -> dict[str, float]:
     """Medians of tokens, and a prompt; sums_ms: waiting for sums in a token of the head."""
     ids = np.random.default_rng(0).integers(3, decoder.spec.vocab_size, given.prompt).tolist()
-    cache = decoder.new_cache(1024)
+    cache = decoder.new_cache(given.context)
     decoder.forward(ids[:32], cache)
     cache.release()
     began = time.perf_counter()
