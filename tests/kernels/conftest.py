@@ -10,9 +10,16 @@ from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, SOME, TYPICAL, needed_kernels
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, LANES, SOME, TYPICAL, needed_kernels
 
 _MANY = 1000  # tests of this folder: with fewer, they compile what they need
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`simd` is a set for each number of lanes; in modules about products, which say so by `SETS`, it is every set."""
+    if "simd" in metafunc.fixturenames:
+        sets = getattr(metafunc.module, "SETS", LANES)
+        metafunc.parametrize("simd", sets, ids=lambda isa: isa.name, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -22,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = [], []
     for item in items:
         values = getattr(item, "callspec", None) and item.callspec.params
-        of_set, of_type = (values or {}).get("simd"), (values or {}).get("type")
+        of_set, of_type = (values or {}).get("simd", (values or {}).get("multiplying")), (values or {}).get("type")
         alike = of_set is not None and of_set not in SOME and of_type is not None and of_type not in TYPICAL
         (left if alike else kept).append(item)
     items[:] = kept
@@ -41,7 +48,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             cache.prepare(names)
 
 
-@pytest.fixture(scope="session", params=IMPLEMENTATIONS, ids=lambda isa: isa.name)
+@pytest.fixture(scope="session")
 def simd(request: pytest.FixtureRequest) -> Iterator[SimdKernels]:
     cache = KernelCache(request.param, KERNELS_DIR)
     kernels = SimdKernels(request.param, cache, 2)

@@ -6,25 +6,17 @@ import pytest
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import layout
-from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.interface import NEURON_TYPES, Neurons, check_neurons
 from edgerun.kernels.layout import ROW_TYPES
 from edgerun.kernels.reference import ReferenceKernels
-from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
-from tests.kernels.isas import KERNELS_DIR, SOME
+from tests.kernels.isas import SOME
 
+SETS = SOME  # of every type
 FF = 90
 PACKED = [each for each in NEURON_TYPES if each not in ROW_TYPES]
 PAIRS = [(up, down) for up in ROW_TYPES for down in ROW_TYPES]
 PAIRS += [(each, each) for each in PACKED] + [(GgmlType.Q4_K, GgmlType.Q8_0), (GgmlType.F16, GgmlType.Q6_K)]
-
-
-@pytest.fixture(scope="module", params=SOME, ids=lambda isa: isa.name)
-def simd(request):
-    kernels = SimdKernels(request.param, KernelCache(request.param, KERNELS_DIR), 2)
-    yield kernels
-    kernels.close()
 
 
 def cols_of(*types):
@@ -46,8 +38,7 @@ def part(neurons, low, high):
 
 
 @pytest.mark.parametrize(("up_type", "down_type"), PAIRS, ids=lambda t: t.name)
-@pytest.mark.parametrize("tokens", [1, 3, 70])
-@pytest.mark.parametrize("activation", ["relu", "relu2"])
+@pytest.mark.parametrize(("tokens", "activation"), [(1, "relu"), (3, "relu2"), (70, "relu")])
 def test_like_the_reference(simd, up_type, down_type, tokens, activation):
     rng = np.random.default_rng(tokens)
     neurons = neurons_of(rng, up_type, down_type, n=70)

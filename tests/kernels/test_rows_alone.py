@@ -10,29 +10,39 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, first_seen
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.interface import Kernels
+from edgerun.kernels.isa import Isa
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.routing import Routing
 from edgerun.kernels.simd_kernels import SimdKernels
 from tests.kernels.blocks import random_blocks
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR, LANES
 from tests.kernels.paged import Paged
 
 SHAPES = {"max_examples": 40, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-@pytest.fixture(scope="module", params=["reference", *IMPLEMENTATIONS], ids=lambda each: getattr(each, "name", each))
+@pytest.fixture(scope="module", params=["reference", *LANES], ids=lambda each: getattr(each, "name", each))
 def teams(request: pytest.FixtureRequest) -> Iterator[list[Kernels]]:
     """One implementation with one thread and with three."""
-    if request.param == "reference":
+    yield from _teams(request.param)
+
+
+@pytest.fixture(scope="module", params=["reference", *IMPLEMENTATIONS], ids=lambda each: getattr(each, "name", each))
+def multiplying(request: pytest.FixtureRequest) -> Iterator[list[Kernels]]:
+    """As `teams`, of every set: products differ in more than their lanes."""
+    yield from _teams(request.param)
+
+
+def _teams(isa: Isa | str) -> Iterator[list[Kernels]]:
+    if not isinstance(isa, Isa):
         yield [ReferenceKernels()]
         return
-    cache = KernelCache(request.param, KERNELS_DIR)
-    made = [SimdKernels(request.param, cache, threads) for threads in (1, 3)]
+    cache = KernelCache(isa, KERNELS_DIR)
+    made = [SimdKernels(isa, cache, threads) for threads in (1, 3)]
     yield list(made)
     for each in made:
         each.close()
@@ -228,17 +238,16 @@ def test_rotation(teams, given_rows, kind, heads):
         check(rope, x, ends)
 
 
-@pytest.mark.parametrize("type", [*FORMATS, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
+@pytest.mark.parametrize("type", FORMATS, ids=lambda type: type.name)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_products(teams, type, data):
-    """Of Q5_0 and Q2_K by numpy."""
+def test_products(multiplying, type, data):
     tokens, n, blocks = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 700)), data.draw(st.integers(1, 3))
     cols = blocks * 256 if type.block_size > 1 else data.draw(st.integers(1, 300))
     rng = np.random.default_rng(n)
     x, raw = rng.standard_normal((tokens, cols)).astype(np.float32), random_blocks(rng, n, cols, type)
     ends, add = data.draw(pieces(tokens)), data.draw(st.booleans())
-    for kernels in teams:
+    for kernels in multiplying:
         w = kernels.pack(raw, type, cols)
 
         def product(part, first, kernels=kernels, w=w):

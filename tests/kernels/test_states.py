@@ -13,7 +13,7 @@ from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.kernels.states import StateLayout, StateRows
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.isas import KERNELS_DIR, LANES
 
 ROWS = 23
 CUTS = ([ROWS], [9, 14], [1] * ROWS)
@@ -26,7 +26,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["reference", *IMPLEMENTATIONS], ids=lambda each: getattr(each, "name", each))
+@pytest.fixture(scope="module", params=["reference", *LANES], ids=lambda each: getattr(each, "name", each))
 def teams(request: pytest.FixtureRequest) -> Iterator[list[Kernels]]:
     """One implementation with one thread and with three."""
     if request.param == "reference":

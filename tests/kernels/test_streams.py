@@ -13,12 +13,12 @@ from edgerun.kernels.interface import Kernels
 from edgerun.kernels.reference import ReferenceKernels
 from edgerun.kernels.simd_kernels import SimdKernels
 from edgerun.kernels.stream_weights import StreamWeights
-from tests.kernels.isas import IMPLEMENTATIONS, KERNELS_DIR
+from tests.kernels.isas import KERNELS_DIR, LANES
 
 ROWS, STREAMS, COLS = 5, 3, 37
 
 
-@pytest.fixture(scope="module", params=["reference", *IMPLEMENTATIONS], ids=lambda each: getattr(each, "name", each))
+@pytest.fixture(scope="module", params=["reference", *LANES], ids=lambda each: getattr(each, "name", each))
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     if request.param == "reference":
         yield ReferenceKernels()
