@@ -1,4 +1,4 @@
-"""A few hundred faults in every run of the tests; `python -m tests.faults.harness` does thousands."""
+"""A hundred and more faults in every run of the tests; `python -m tests.faults.harness` does thousands."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_the_first_and_the_second_passing_of_every_seam(harness, subject, seam):
 NOT_WHILE_ANSWERING = ("thread", "cache file", "interrupt: signal")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_faults(harness, seed):
-    """The case is in the message; `python -m tests.faults.harness --rounds 40 --seed N` runs all of a seed again."""
-    outcome = run_random(harness, 40, seed)
+    """The case is in the message; `python -m tests.faults.harness --rounds 15 --seed N` runs all of a seed again."""
+    outcome = run_random(harness, 15, seed)
     assert not outcome.faults
-    assert sum(outcome.fired.values()) > 10
+    assert sum(outcome.fired.values()) > 4

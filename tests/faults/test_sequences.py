@@ -97,7 +97,7 @@ def test_sequences(harness):
     Sequence.harness = harness
     machine = Sequence.TestCase
     machine.settings = settings(
-        max_examples=25,
+        max_examples=12,
         stateful_step_count=12,
         deadline=None,
         print_blob=True,

@@ -1,4 +1,5 @@
-"""The decoder's contract: replay equals eager, errors change nothing, the cache may be anybody's."""
+"""The decoder's contract: replay goes on whatever the cache, errors change nothing, the cache may be anybody's. That
+replay equals eager is among `test_same_bits`."""
 
 from __future__ import annotations
 
@@ -28,18 +29,6 @@ def make(tmp_path_factory: pytest.TempPathFactory, kernels):
         return Decoder(spec, ResidentStore(gguf, spec, kernels), kernels)
 
     return decoder
-
-
-@pytest.mark.parametrize("name", INSTANCES)
-def test_replayed_decode_equals_eager(name, make):
-    ids = tokens_of(INSTANCES[name])[:20]
-    results = []
-    for replay in (True, False):
-        decoder = make(name)
-        decoder.passes.recording = decoder.passes.recording if replay else None
-        cache = decoder.new_cache(128)
-        results.append(np.concatenate([decoder.forward([token], cache) for token in ids]))
-    assert np.array_equal(*results), "recorded launches must give the same bits"
 
 
 def test_replay_survives_growth_and_other_caches(make):
@@ -81,13 +70,13 @@ def test_windows_let_go_of_pages(make, name):
 @pytest.mark.parametrize("name", INSTANCES)
 def test_what_was_saved_goes_on_with_the_same_bits(name, make):
     decoder, other = make(name), make(name)
-    ids = np.random.default_rng(0).integers(0, decoder.spec.vocab_size, 640).tolist()
-    cache, read = decoder.new_cache(700), other.new_cache(700)
-    for low in range(0, 600, 100):
+    ids = np.random.default_rng(0).integers(0, decoder.spec.vocab_size, 340).tolist()  # beyond a page of positions
+    cache, read = decoder.new_cache(400), other.new_cache(400)
+    for low in range(0, 300, 100):
         decoder.forward(ids[low : low + 100], cache, logits="none")
     arrays = {name: cache.saved(name).copy() for name in cache.saved_forms()}
     restore(read, cache.length, cache.saved_forms(), arrays.__getitem__)
-    for low, high in ((600, 601), (601, 630), *((i, i + 1) for i in range(630, 640))):
+    for low, high in ((300, 301), (301, 330), *((i, i + 1) for i in range(330, 340))):
         want, got = (each.forward(ids[low:high], c, logits="all") for each, c in ((decoder, cache), (other, read)))
         assert np.array_equal(got, want), low
     assert decoder.arithmetic == other.arithmetic

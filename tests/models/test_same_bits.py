@@ -36,15 +36,14 @@ def random_ends(rng: np.random.Generator, n: int) -> list[int]:
     return sorted(cuts | {min(n, cut + 1) for cut in list(cuts)[:4]} | {n})
 
 
-def check(decoder: Decoder, other: Decoder, n: int, single: bool = True) -> None:
+def check(decoder: Decoder, other: Decoder, n: int) -> None:
     """`other`: the same without recording, or streamed."""
     rng = np.random.default_rng(n)
     ids = rng.integers(0, VOCAB, n).tolist()
     whole = logits_of(decoder, ids, [n])
     assert np.isfinite(whole).all()
     cuts = [random_ends(rng, n), random_ends(rng, n), [n - 1, n]]
-    if single:
-        cuts.append(list(range(1, n + 1)))
+    cuts.append([*range(1, 10), n - 20, *range(n - 19, n + 1)])  # beginning so, and beyond a block of positions
     for each in (decoder, other):
         for ends in cuts:
             got = logits_of(each, ids, ends)
