@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 import msgspec
-import numpy as np
 
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
@@ -30,8 +29,8 @@ from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, all_edges, divide, solve
 from edgerun.cluster.slow import Judge
-from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, limits_of
-from edgerun.errors import LostPeerError, PagesLostError, UnsupportedError
+from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, heard_limits, limits_of
+from edgerun.errors import EdgerunError, LostPeerError, PagesLostError, UnsupportedError
 from edgerun.events import EventSink, Notice, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
@@ -152,7 +151,7 @@ def _alone(model: Whole, events: EventSink) -> Formed:
 
 def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobody, events: EventSink) -> Formed:
     parts, shares = parts_of(model, others), shares_of(model, others)
-    sources, edges = sources_of(model, shares), all_edges(shares[0], parts)
+    sources, edges, names = sources_of(model, shares), all_edges(shares[0], parts), assembly.names()
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
         own = threads.submit(model.shards.own, sources[0])
@@ -170,11 +169,9 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobo
             judge.hear(times)
 
         conductor = Conductor(collective, shard, opened.store, worked, edges)
-        limits = collective.gather(limits_of(shard, opened))
-        if any(each.shape != limits[0].shape or not np.isfinite(each).all() for each in limits):
-            raise LostPeerError("a rank does not say what it can do")
-        waves = [int(each[0]) for each in limits if each[0] > 0]
-        pages = [int(each[1]) for each in limits if each[1] >= 0]
+        limits = _limits(collective.gather(limits_of(shard, opened)), names)
+        waves = [wave for wave, _ in limits if wave > 0]
+        pages = [page for _, page in limits if page >= 0]
         if pages:
             limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
@@ -184,12 +181,28 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobo
         )
 
 
+def _limits(told: Sequence[F32], names: Sequence[str]) -> list[tuple[int, int]]:
+    """What all ranks can do; the reason of one that cannot take part, with its name among those of ranks 1 and on."""
+    found = []
+    for each, name in zip(told, ("this device", *names), strict=True):
+        try:
+            found.append(heard_limits(each))
+        except LostPeerError:
+            raise
+        except EdgerunError as error:
+            raise type(error)(f"{name} cannot take part: {error}") from None
+    return found
+
+
 class _Nobody:
     """What a head that is alone begins a group of."""
 
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
         (alone,) = local_group(1)
         return alone
+
+    def names(self) -> list[str]:
+        return []
 
     def end(self) -> None:
         return

@@ -1,6 +1,8 @@
 """The device that has the text: it gives the others their shards, and makes and remakes the group.
 
 A group is one job. When a rank is lost, the job is over for all; whoever is left can begin another, with other shards.
+Devices are watched from before they are given anything until they have heard that the job is over: whoever is lost
+meanwhile keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ class Shard:
 
     offer: Offer
     read: Callable[[int, int], bytes]
+
+
+class _Over(LostPeerError):
+    """The job ended while a device, which is there, was being given something."""
 
 
 class Head:
@@ -74,15 +80,25 @@ class Head:
         self._job = job
 
         def give(i: int) -> None:
-            remotes[i].give(shards[i].offer, shards[i].read, self._events)
+            def read(at: int, count: int) -> bytes:
+                if seat.why:
+                    raise _Over(seat.why)
+                return shards[i].read(at, count)
+
+            remotes[i].watch(job, seat.end)
+            remotes[i].give(shards[i].offer, read, self._events)
 
         def take_seat(i: int) -> None:
-            remotes[i].begin(begins[i + 1])
-            remotes[i].watch(job, seat.end)
+            if seat.why:
+                raise _Over(seat.why)
+            try:
+                remotes[i].begin(begins[i + 1])
+            except EdgerunError as error:  # also one that is there, and works for another head
+                raise NetworkError(str(error)) from error
 
         try:
-            self._each(give)
-            self._each(take_seat)
+            self._each(remotes, give)
+            self._each(remotes, take_seat)
             return seat.connect()
         except BaseException:
             self.end()
@@ -104,12 +120,17 @@ class Head:
         if seat is None:
             return
         seat.end("this device ended the job")
-        for remote in self._remotes:
+
+        def let_go(remote: Remote) -> None:
+            if not remote.why_lost:
+                remote.end(self._job)
             if remote.why_lost:
                 remote.close()
             else:
                 remote.unwatch()
-                remote.end(self._job)
+
+        with ThreadPoolExecutor(max(1, len(self._remotes))) as threads:
+            list(threads.map(let_go, self._remotes))
 
     def close(self) -> None:
         """End the group and hang up; whatever was lent is given back. Harmless when repeated."""
@@ -117,20 +138,21 @@ class Head:
         for remote in self._remotes:
             remote.close()
 
-    def _each(self, act: Callable[[int], None]) -> None:
-        """For all that are left at once; LostPeerError when one of them is lost by it."""
-        remotes = self.remotes
+    def _each(self, remotes: Sequence[Remote], act: Callable[[int], None]) -> None:
+        """For all of them at once, by their places; LostPeerError when one is lost by it, or meanwhile."""
 
         def guarded(i: int) -> str:
             try:
                 act(i)
+            except _Over as over:
+                return str(over)
             except NetworkError as error:
                 remotes[i].lose(str(error))
                 return f"{remotes[i].name}: {error}"
             return ""
 
         with ThreadPoolExecutor(len(remotes)) as threads:
-            lost = [why for why in threads.map(guarded, range(len(remotes))) if why]
+            lost = list(dict.fromkeys(why for why in threads.map(guarded, range(len(remotes))) if why))
         if lost:
             self._events(Notice("; ".join(lost)))
             raise LostPeerError("; ".join(lost))

@@ -143,6 +143,9 @@ class Household:
             remote = Remote(self._home, member)
         except EdgerunError:
             return  # not there now
+        if remote.device.job:  # another head's, or the one that it was lost from: it is asked again when that is over
+            remote.close()
+            return
         with self._lock:
             self._found.append(remote)
         self._events(Notice(f"{remote.name} is there"))

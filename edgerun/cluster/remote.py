@@ -37,6 +37,7 @@ from edgerun.errors import EdgerunError, FormatError, NetworkError
 from edgerun.events import EventSink, Progress
 
 _ANSWER_S = 10.0
+_KEEP_S = 120.0  # a piece, on a slow disk; who is not there any more is noticed otherwise
 _LAST_WORD_S = 5.0
 _LOOK_THROUGH_S = 600.0  # a device hashes what it has of a shard
 
@@ -78,10 +79,12 @@ class Remote:
         return 0.0 if self._heartbeat is None else self._heartbeat.round_trip_s
 
     def watch(self, job: bytes, lost: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
-        """Ask from now on whether it is there; `lost` is called once, by another thread, when it is not."""
+        """Ask from now on whether it is there; `lost` is called once, by another thread, when it is not. Whoever waits
+        for an answer of it waits no longer then."""
 
         def note(why: str) -> None:
             self.lose(why)
+            self._channel.close()
             lost(why)
 
         channel = Channel(dial(self._home, self.member.fingerprint, self.address, HEARTBEAT))
@@ -98,7 +101,7 @@ class Remote:
                 raise FormatError(f"{self.name} wants a piece that there is not")
             at = number * PIECE_BYTES
             data = read(at, min(PIECE_BYTES, offer.n_bytes - at))
-            ask(self._channel, Piece(offer.shard, number, data), Done, _ANSWER_S)
+            ask(self._channel, Piece(offer.shard, number, data), Done, _KEEP_S)
             sent += len(data)
             events(Progress(f"to {self.name}", i + 1, len(missing), "pieces"))
         return sent

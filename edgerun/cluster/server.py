@@ -12,8 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from edgerun.cluster.channel import Channel
+from edgerun.cluster.collective import Collective
 from edgerun.cluster.control import (
     CONTROL,
     HEARTBEAT,
@@ -74,6 +76,7 @@ class Server:
         self._open: set[socket.socket] = set()
         self._seen: tuple[float, tuple[Load, ...]] = (0.0, ())  # when a head said what of its group
         self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
+        self._at_work = threading.Lock()  # held by whoever computes
         try:
             family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
             self._listener = socket.create_server(listen, family=family, backlog=_MOST_CONNECTIONS)
@@ -236,9 +239,13 @@ class Server:
         shard = self._home.shards.finish(begin.shard)
         seat = self._seats.take(begin)
 
+        def work_alone(collective: Collective, shard: Path, details: bytes) -> None:
+            with self._at_work:  # the job before may still be loading its shard: both at once have no room
+                self._work(collective, shard, details)
+
         def run() -> None:
             try:
-                seat.work(self._work, shard)
+                seat.work(work_alone, shard)
             except (EdgerunError, OSError) as error:
                 self._events(Notice(f"the job of {member.name} ended: {error}"))
 

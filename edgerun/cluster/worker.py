@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,20 @@ from edgerun.cluster.collective import Collective
 from edgerun.cluster.lockstep import Lockstep, PassEnded
 from edgerun.cluster.mirror import Follower, parsed
 from edgerun.cluster.shard_file import open_shard
-from edgerun.errors import EdgerunError, FormatError, LostPeerError
+from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, UnsupportedError
 from edgerun.events import EventSink, Notice, ignore, never
 from edgerun.formats.gguf import GgufFile
-from edgerun.kernels.interface import I32, Kernels
+from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, PagePool
 from edgerun.models.holdings import kv_groups
 from edgerun.models.passes import Passes
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
 from edgerun.weights import WeightStore
+
+_CANNOT = -1.0  # what a rank tells first that cannot take part; its reason follows, byte by byte
+_MOST_REASON_BYTES = 1000
+_REASONS: dict[str, type[EdgerunError]] = {"DoesNotFitError": DoesNotFitError, "UnsupportedError": UnsupportedError}
 
 
 class RankOptions(msgspec.Struct, frozen=True):
@@ -59,8 +63,14 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
         options = msgspec.msgpack.decode(details, type=RankOptions)
     except msgspec.DecodeError as error:
         raise FormatError(f"how to load a shard is not said: {error}") from None
-    gguf, spec = open_shard(shard)
-    with gguf, open_with(gguf, spec, options, events) as opened:
+    with ExitStack() as stack:
+        try:
+            gguf, spec = open_shard(shard)
+            stack.enter_context(gguf)
+            opened = stack.enter_context(open_with(gguf, spec, options, events))
+        except EdgerunError as error:
+            collective.gather(told_reason(error))
+            raise
         lockstep = Lockstep(
             collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
         )
@@ -87,7 +97,7 @@ def checked_edges(edges: Sequence[tuple[int, ...]], spec: ModelSpec, rank: int) 
     return edges
 
 
-def limits_of(spec: ModelSpec, opened: OpenedShard) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def limits_of(spec: ModelSpec, opened: OpenedShard) -> F32:
     """What a rank can do, for the head: [positions of a wave, 0 for any; pages of each group of layers that it has
     memory for, -1 for any], f32."""
     groups = kv_groups(spec, opened.kv)
@@ -95,6 +105,25 @@ def limits_of(spec: ModelSpec, opened: OpenedShard) -> np.ndarray[tuple[int], np
     limit = opened.kv_limit_bytes
     pages = -1 if limit is None or not page_bytes else limit // page_bytes
     return np.array([opened.store.wave_tokens, pages], np.float32)
+
+
+def told_reason(error: EdgerunError) -> F32:
+    """Why a rank cannot take part, for the head in place of what it can do."""
+    text = f"{type(error).__name__} {error}".encode()[:_MOST_REASON_BYTES]
+    return np.concatenate([[_CANNOT], np.frombuffer(text, np.uint8)]).astype(np.float32)
+
+
+def heard_limits(each: F32) -> tuple[int, int]:
+    """Positions of a wave and pages, as of `limits_of`. LostPeerError for what is neither that nor a reason,
+    DoesNotFitError or UnsupportedError with the reason."""
+    if not np.isfinite(each).all() or len(each) < 2:
+        raise LostPeerError("a rank does not say what it can do")
+    if each[0] != _CANNOT and len(each) == 2:
+        return int(each[0]), int(each[1])
+    if each[0] != _CANNOT or not ((each[1:] >= 0) & (each[1:] < 256)).all():
+        raise LostPeerError("a rank does not say what it can do")
+    name, _, why = each[1:].astype(np.uint8).tobytes().decode(errors="replace").partition(" ")
+    raise _REASONS.get(name, EdgerunError)(why)
 
 
 def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: Follower, events: EventSink) -> bool:

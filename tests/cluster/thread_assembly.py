@@ -82,9 +82,12 @@ class ThreadAssembly:
         self.begun: list[list[str]] = []  # and of those of each group
         self.times: list[Sequence[RankTimes]] = []
         self.errors: list[BaseException] = []
+        # What happens in a group's first moments, by its number (from 1): "asked" who is there, "given" shards, "begun"
+        self.events: dict[tuple[int, str], Callable[[], None]] = {}
         self._threads: list[threading.Thread] = []
 
     def abilities(self) -> list[Ability]:
+        self._now("asked", self.groups + 1)
         return [Ability(self._rates[each], 1 << 40) for each in self._there]
 
     def names(self) -> list[str]:
@@ -96,8 +99,12 @@ class ThreadAssembly:
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
         self.groups += 1
         self.begun.append([shard.digest for shard in shards])
-        self._in_group = list(self._there)
-        head, *others = local_group(1 + len(self._there))
+        there = list(self._there)
+        self._now("given", self.groups)
+        if len(shards) != len(set(there) & set(self._there)):
+            raise LostPeerError("a device was lost before the group was there")
+        self._in_group = there
+        head, *others = local_group(1 + len(there))
         self.ranks = [Mortal(each) for each in others]
         for rank, shard in zip(self.ranks, shards, strict=True):
             path = self._folder / f"{shard.digest}.gguf"
@@ -108,6 +115,7 @@ class ThreadAssembly:
             thread = threading.Thread(target=self._work, args=(rank, path, details), daemon=True)
             self._threads.append(thread)
             thread.start()
+        self._now("begun", self.groups)
         return head
 
     def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
@@ -115,7 +123,8 @@ class ThreadAssembly:
 
     def lose(self, index: int, after_calls: int = 0) -> None:
         """The device at this place is gone for good after so many calls of its group."""
-        self.ranks[index].lives = after_calls
+        if self._in_group == self._there:
+            self.ranks[index].lives = after_calls
         del self._there[index]
 
     def come(self, rate: float) -> None:
@@ -139,6 +148,11 @@ class ThreadAssembly:
 
     def close(self) -> None:
         self.end()
+
+    def _now(self, what: str, group: int) -> None:
+        event = self.events.pop((group, what), None)
+        if event is not None:
+            event()
 
     def _work(self, rank: Mortal, path: Path, details: bytes) -> None:
         try:
