@@ -1,16 +1,19 @@
 """Whether the planner chooses what is fastest: groups of emulated devices on links of many kinds, and predictions.
 
     python -m benchmarks.cluster_choices MODEL [--delays 0.1,0.3,1,2,5] [--rates 100,1000] [--devices 2,4]
-        [options of benchmarks.cluster]
+        [--results FILE] [options of benchmarks.cluster]
 
 One device alone is measured once, and gives the devices' rate; each setting's links are what its group measured. In
 every setting the planner chooses among one device and groups of these sizes; the choice is right when it is the
 fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
+
+--results: what was measured is kept there, a line a measurement, and what is there is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -33,13 +36,15 @@ def main() -> None:
     parser.add_argument("--delays", default="0.1,0.3,1,2,5", help="one way, in ms")
     parser.add_argument("--rates", default="100,1000", help="in Mb/s")
     parser.add_argument("--devices", default="2,4")
+    parser.add_argument("--results", type=Path)
     own, others = parser.parse_known_args()
     counts = [int(count) for count in own.devices.split(",")]
     with tempfile.TemporaryDirectory() as name, open_gguf(own.model) as gguf:
         folder = Path(name)
         given = arguments(str(own.model), "--prompt=64", "--tokens=10", *others)
         model = Model(load_spec(gguf), load_sizes(given.kernels), 1024)
-        alone_s = 1 / measured(folder, 1, given)["tok_s"]
+        known = _Known(own.results)
+        alone_s = 1 / known.measured(folder, 1, given)["tok_s"]
         memory_bytes = parse_size_bytes(given.memory)
         rate = 1e10 * _planned(model, memory_bytes, 1e10, 1, Links(1, 1, 1, True))[0].token_s / alone_s
         print(f"one device: {1e3 * alone_s:.1f} ms a token, {rate / 1e9:.1f} GB/s\n")
@@ -53,7 +58,7 @@ def main() -> None:
             given.delay, given.rate = float(delay), float(speed)
             took, cells, last = {1: alone_s}, [], Links(1, 1, 1, True)
             for count in counts:
-                said = measured(folder, count, given)
+                said = known.measured(folder, count, given)
                 took[count] = 1 / said["tok_s"]
                 last = Links(said["hop_s"], said["byte_s"], said["message_s"], bool(said["is_duplex"]))
                 group = [each for each in _planned(model, memory_bytes, rate, count, last) if _size(each) == count]
@@ -67,6 +72,25 @@ def main() -> None:
     print(
         f"\n{right} of {len(settings)} choices right; predictions off by {100 * statistics.median(off):.0f} % (median)"
     )
+
+
+class _Known:
+    """What was measured already, kept in a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self._found: dict[str, dict[str, float]] = dict(json.loads(line) for line in lines)
+
+    def measured(self, folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
+        """As `cluster.measured`. Links do not matter to one device alone."""
+        key = f"{count} devices" if count == 1 else f"{count} devices, {given.delay} ms, {given.rate} Mb/s"
+        if key not in self._found:
+            self._found[key] = measured(folder, count, given)
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    print(json.dumps([key, self._found[key]]), file=file)
+        return self._found[key]
 
 
 def _planned(model: Model, memory_bytes: int, rate: float, count: int, links: Links) -> list[Choice]:
