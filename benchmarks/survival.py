@@ -1,10 +1,12 @@
 """How long an answer pauses when a device is lost in the middle of it, and whether it stays the same.
 
-    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--seed 1] [--unprepared]
+    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--seed 1] [--unprepared] [--overlap]
 
 Devices are processes in network namespaces (needs root), with TLS, pairing, shards and all. Each event is a `kill -9`
 of a worker, or its cable pulled, at a random moment of a greedy answer; then the worker comes back for the next one.
 Before each answer it is waited until shards for a loss lie where they may be needed; with `--unprepared` none are.
+With `--overlap` a second worker is lost in each event, at a random moment of the first second after the first was: while
+nobody has noticed that, while the group is made anew, or while keys and values are computed again.
 
 After each answer those who are left compute it again from the text as it was at the loss, keys and values and all, in a
 group made anew: the benchmark stops at the first token that differs. Whether the whole answer is that of one device
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--unprepared", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--serve", nargs=3, metavar=("FOLDER", "NAME", "HOST"))
     given = parser.parse_args()
     if given.serve:
@@ -78,21 +81,31 @@ def main() -> None:
         llm = stack.enter_context(load_in_household(given.model, workers.desk, context=512, events=answers))
         for number, prompt in enumerate(prompts):
             _rest()
-            kind, victim = rng.choice(["kill", "down"]), rng.randrange(1, given.devices)
-            moment = rng.randrange(given.tokens // 4, given.tokens * 3 // 4)
+            victims = rng.sample(range(1, given.devices), 2 if given.overlap else 1)
+            lost = [(rng.choice(["kill", "down"]), victim) for victim in victims]
+            moment, later_s = rng.randrange(given.tokens // 4, given.tokens * 3 // 4), rng.uniform(0, 1.0)
+            second: threading.Timer | None = None
             answers.begin()
             for chunk in llm.stream(prompt, **asked):
                 answers.take(chunk.token_ids)
                 if answers.n_chunks == moment:
-                    workers.lose(victim, kind)
+                    workers.lose(*lost[0])
                     answers.expect_loss()
+                    if given.overlap:
+                        second = threading.Timer(later_s, workers.lose, lost[1])
+                        second.start()
+            if second is not None:
+                second.join()
             if answers.known_at is None:
-                raise SystemExit(f"nobody noticed the {kind} of device {victim}")
-            loss = Loss(kind, victim, moment, answers.pause_s, answers.noticed_s, answers.got == alone[number])
+                raise SystemExit(f"nobody noticed {lost}")
+            same = answers.got == alone[number]
+            loss = Loss(tuple(lost), moment, later_s, answers.pause_s, answers.noticed_s, same)
             print(f"{number}: {loss}", flush=True)
             losses.append(loss)
             _check(llm, llm.engine.encode(prompt), answers.got, answers.known_at)
-            workers.bring_back(victim, kind)
+            for kind, victim in lost:
+                workers.bring_back(victim, kind)
+            time.sleep(6)  # the head looks for them every two seconds, and a cable's old connections end after three
     pauses = sorted(loss.pause_s for loss in losses)
     p95 = pauses[min(len(pauses) - 1, int(0.95 * len(pauses)))]
     print(
@@ -104,11 +117,11 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an event did."""
+    """What an event did. lost: how, and who; later_s: of the second, where there were two."""
 
-    kind: str
-    victim: int
+    lost: tuple[tuple[str, int], ...]
     token: int
+    later_s: float
     pause_s: float
     noticed_s: float
     same_as_alone: bool
@@ -181,7 +194,7 @@ class _Workers:
         line_with(process, "listening")
         self._processes[number] = process
 
-    def lose(self, number: int, kind: str) -> None:
+    def lose(self, kind: str, number: int) -> None:
         if kind == "kill":
             os.killpg(self._processes[number].pid, signal.SIGKILL)
         else:
@@ -193,7 +206,6 @@ class _Workers:
             self._start(number)
         else:
             self._here.tell(f"up {number}")
-        time.sleep(6)  # the head looks for it every two seconds, and a cable's old connections end after three
 
     def kill_all(self) -> None:
         for process in self._processes.values():

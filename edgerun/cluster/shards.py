@@ -90,18 +90,19 @@ class ShardStore:
 
     def _make_room(self, n_bytes: int, place: Path, spare: bool) -> None:
         """For a file of so many bytes in that place."""
-        others = sorted((path for path in self._files() if path != place), key=lambda path: path.stat().st_atime)
-        kept = sum(_room(path) for path in others) + (_room(place) if place.is_file() else 0)
+        found = sorted((status.st_atime, path, _room(status)) for path, status in self._files())
+        others = [(path, room) for _, path, room in found if path != place]
+        kept = sum(room for _, _, room in found)
         limit = (shutil.disk_usage(self.folder).free + kept) // 2
         if n_bytes > limit:
             raise DoesNotFitError(f"a shard of {n_bytes} bytes, and at most {limit} of this disk are for shards")
-        taken = n_bytes + sum(_room(path) for path in others)
+        taken = n_bytes + sum(room for _, room in others)
         if spare and taken > limit:
             raise DoesNotFitError("there is no room for shards that are not needed now")
-        for path in others:
+        for path, room in others:
             if taken <= limit:
                 return
-            taken -= _room(path)
+            taken -= room
             with suppress(OSError):  # where the system keeps what is open
                 path.unlink(missing_ok=True)
 
@@ -140,15 +141,20 @@ class ShardStore:
 
     def kept_bytes(self) -> int:
         """Of all shards, whole or not."""
-        return sum(path.stat().st_size for path in self._files())
+        return sum(status.st_size for _, status in self._files())
 
     def clear(self) -> None:
         """Remove them all."""
-        for path in self._files():
+        for path, _ in self._files():
             path.unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
-        return [path for kind in ("gguf", "part", "mark") for path in self.folder.glob(f"*.{kind}")]
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Another thread may rename or remove some at any moment."""
+        found = []
+        for path in (each for kind in ("gguf", "part", "mark") for each in self.folder.glob(f"*.{kind}")):
+            with suppress(FileNotFoundError):
+                found.append((path, path.stat()))
+        return found
 
     def _bring_to_disk(self, shard: str) -> None:
         with suppress(OSError):  # then the mark stays
@@ -171,9 +177,8 @@ def _use(path: Path) -> None:
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
-def _room(path: Path) -> int:
+def _room(status: os.stat_result) -> int:
     """Bytes of the disk that a file takes: one that is being filled has holes."""
-    status = path.stat()
     return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
 
 

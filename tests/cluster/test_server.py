@@ -248,7 +248,7 @@ def test_old_shards_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def usage(path: Path) -> object:
         return SimpleNamespace(free=free - store.kept_bytes())
 
-    monkeypatch.setattr("edgerun.cluster.shards._room", lambda path: path.stat().st_size)
+    monkeypatch.setattr("edgerun.cluster.shards._room", lambda status: status.st_size)
     monkeypatch.setattr("edgerun.cluster.shards.shutil.disk_usage", usage)
     offers = []
     for i in range(3):

@@ -105,7 +105,7 @@ def test_a_loss_and_a_second_start_send_nearly_nothing(tmp_path: Path, sent: lis
 def test_spares_remove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = home_of(tmp_path, "attic").shards
     offer = make_offer(600, lambda at, count: bytes(count))
-    monkeypatch.setattr("edgerun.cluster.shards._room", lambda path: path.stat().st_size)
+    monkeypatch.setattr("edgerun.cluster.shards._room", lambda status: status.st_size)
     monkeypatch.setattr(
         "edgerun.cluster.shards.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1500 - store.kept_bytes()})
     )
