@@ -5,8 +5,8 @@
 Devices are processes in network namespaces (needs root), with TLS, pairing, shards and all. Each event is a `kill -9`
 of a worker, or its cable pulled, at a random moment of a greedy answer; then the worker comes back for the next one.
 Before each answer it is waited until shards for a loss lie where they may be needed; with `--unprepared` none are.
-With `--overlap` a second worker is lost in each event, at a random moment of the first second after the first was: while
-nobody has noticed that, while the group is made anew, or while keys and values are computed again.
+With `--overlap` a second worker is lost in each event, at a random moment of the first second after the first was:
+while nobody has noticed that, while the group is made anew, or while keys and values are computed again.
 
 After each answer those who are left compute it again from the text as it was at the loss, keys and values and all, in a
 group made anew: the benchmark stops at the first token that differs. Whether the whole answer is that of one device

@@ -1,13 +1,15 @@
 """How long a sum over ranks takes, by what was measured of their links, and which way is the fastest.
 
     star   2 hops, and all that the head sends and receives passes one cable:  2 h + n B b + 2 (n - 2) m
-    mesh   1 hop, everybody's cable as full in both directions at once:        h + (n - 1) B b + (n - 2) m
+    mesh   1 hop, everybody's cable as full in both directions at once:        h + (n - 1 + w) B b + (n - 2) m
     ring   2 (n - 1) hops of a part:                                           2 (n - 1) (h + B b / n)
     tree   2 hops for each doubling:                                           2 ceil(log2 n) (h + B b)
 
 h: from a small message's sending to its arrival, software included; B: bytes; b: seconds a byte; m: what another
 message costs whoever handles several. In a star whoever has its sum first sends its next part first, while the head
-still sends to the others: of 2 (n - 1) messages n - 2 are on the cable at the same time as one the other way. On shared
+still sends to the others: of 2 (n - 1) messages n - 2 are on the cable at the same time as one the other way. In a mesh
+ranks do not begin at one moment, so a message finds another on its receiver's cable now and then: w = (n - 2) / (n - 1)
+is what that adds, measured with four ranks. On shared
 air all messages of all ranks take turns: B b comes 2 (n - 1) times in a star, n (n - 1) times in a mesh.
 """
 
@@ -52,7 +54,8 @@ def predict_s(way: WayName, links: Links, size: int, n_bytes: int) -> float:
     if way == "star":
         return 2 * hop + (size if links.is_duplex else 2 * others) * wire + 2 * (others - 1) * links.message_s
     if way == "mesh":
-        return hop + (1 if links.is_duplex else size) * others * wire + (others - 1) * links.message_s
+        messages = others + (others - 1) / others if links.is_duplex else size * others
+        return hop + messages * wire + (others - 1) * links.message_s
     if way == "ring":
         return 2 * others * (hop + (1 if links.is_duplex else size) * wire / size)
     return 2 * math.ceil(math.log2(size)) * (hop + wire)
