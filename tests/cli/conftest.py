@@ -14,6 +14,7 @@ from tiny_model import make_tiny_model
 
 from edgerun import LLM
 from edgerun.cli.main import cli
+from edgerun.kernels.choice import candidates, write_speeds
 
 Run = Callable[..., Result]
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -38,6 +39,13 @@ def program() -> Program:
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, **more)  # type: ignore[call-overload, no-any-return]
 
     return start
+
+
+@pytest.fixture
+def sets_measured(user_home: Path) -> None:
+    """As after a first `doctor`: the fastest instruction set is known. Measuring takes a minute, nearly all of it for
+    compiling sets that no other test needs."""
+    write_speeds({candidates()[0].name: 1.0})
 
 
 def load(path: Path) -> LLM:

@@ -189,6 +189,7 @@ def test_doctor_lists_providers(run: Run) -> None:
         assert f"no: {reason}" in " ".join(text.split()) or name in text
 
 
+@pytest.mark.usefixtures("sets_measured")
 def test_doctor_calibrates_once(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from edgerun.prefill import calibrate
 
@@ -212,6 +213,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr("edgerun.prefill.calibrate.write_kept", refuse)
 
 
+@pytest.mark.usefixtures("sets_measured")
 def test_doctor_where_nothing_can_be_kept(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unwritable: Callable[[], None]
 ) -> None:

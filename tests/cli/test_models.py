@@ -17,7 +17,7 @@ from edgerun.hub import pull
 REPO = "org/tiny-GGUF"
 
 
-def test_pull_list_show_rm_as_a_user_does(program: Program, base_model: Path) -> None:
+def test_pull_list_show_rm_as_a_user_does(run: Run, program: Program, base_model: Path) -> None:
     with serve(FakeHub({REPO: {"tiny-F32.gguf": base_model.read_bytes()}})) as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.endpoint}
         hub.break_after = base_model.stat().st_size // 2
@@ -32,11 +32,11 @@ def test_pull_list_show_rm_as_a_user_does(program: Program, base_model: Path) ->
         assert str(hub.ranges()[-1]).startswith("bytes=")
         assert program("pull", "org/absent", env=env).returncode == 3
     assert program("pull", f"{REPO}:F32", env=env).returncode == 5  # nobody is there any more
-    listed = json.loads(program("list", "--json").stdout)["models"]
+    listed = json.loads(run("list", "--json").stdout)["models"]
     assert pulled["name"] in [model["name"] for model in listed]
-    assert program("show", pulled["name"]).returncode == 0
-    assert program("rm", pulled["name"]).returncode == 0
-    assert program("show", pulled["name"]).returncode == 3
+    assert run("show", pulled["name"]).exit_code == 0
+    assert run("rm", pulled["name"]).exit_code == 0
+    assert run("show", pulled["name"]).exit_code == 3
 
 
 @pytest.fixture

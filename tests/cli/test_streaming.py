@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from models.instances import INSTANCES, write
 
-from cli.conftest import Program
+from cli.conftest import Program, Run
 from edgerun.formats.gguf import GgmlType, GgufWriter
 
 MIB = 1 << 20
@@ -203,7 +203,7 @@ def test_plan_says_what_is_kept_where(program: Program, dense: Path, mixture: Pa
     assert program("plan", mixture, "--memory", "plenty").returncode == 2
 
 
-def test_packed_and_then_streamed_from_the_pack(program: Program, mixture: Path, tmp_path: Path) -> None:
+def test_packed_and_then_streamed_from_the_pack(run: Run, program: Program, mixture: Path, tmp_path: Path) -> None:
     logits = []
     limits = ("-p", 8, "-n", 6, "-r", 1, "-c", 64, "--memory", f"{floor_mib(program, mixture) + 8}M", "--json")
     for name in ("raw", "packed"):
@@ -211,27 +211,26 @@ def test_packed_and_then_streamed_from_the_pack(program: Program, mixture: Path,
         assert done.returncode == 0, done.stderr
         logits.append(np.load(tmp_path / f"{name}.npy"))
         if name == "raw":
-            packed = program("pack", mixture, "--json")
-            assert packed.returncode == 0, packed.stderr
+            packed = run("pack", mixture, "--json")
+            assert packed.exit_code == 0, packed.stderr
             said = json.loads(packed.stdout)
             assert (said["kind"], Path(said["path"]).stat().st_size) == ("experts", said["n_bytes"])
     assert np.array_equal(*logits)
-    assert "384 experts" in program("pack", mixture).stdout, "verified again"
-    assert "384 experts" in program("pack", mixture, "--verify").stdout
-    shown = json.loads(program("show", mixture, "--json").stdout)["pack"]
+    assert "384 experts" in run("pack", mixture).stdout, "verified again"
+    shown = json.loads(run("show", mixture, "--json").stdout)["pack"]
     assert (shown["digest"], shown["current"]) == (said["digest"], True)
     before = mixture.stat()
     os.utime(mixture, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    assert "was copied or changed since" in program("show", mixture).stdout
+    assert "was copied or changed since" in run("show", mixture).stdout
     with Path(said["path"]).open("r+b") as file:
         file.seek(said["n_bytes"] - 4096 * 5)
         file.write(b"\x55\xaa" * 100)
-    damaged = program("pack", mixture, "--verify")
-    assert damaged.returncode == 1 and "is damaged" in damaged.stderr
+    damaged = run("pack", mixture, "--verify")
+    assert damaged.exit_code == 1 and "is damaged" in damaged.stderr
     os.utime(mixture, ns=(before.st_atime_ns, before.st_mtime_ns))
     Path(said["path"]).unlink()
-    assert program("pack", mixture, "--verify").returncode == 3
-    assert program("pack", mixture.parent / "none.gguf").returncode == 3
+    assert run("pack", mixture, "--verify").exit_code == 3
+    assert run("pack", mixture.parent / "none.gguf").exit_code == 3
 
 
 def test_a_reply_says_how_it_was_streamed(program: Program, mixture: Path) -> None:
