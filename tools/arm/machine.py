@@ -34,8 +34,8 @@ class Machine:
 
     folder: Path
 
-    def run(self, cpu: str, *arguments: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
-        """Python with `arguments` on a processor that qemu knows, in the project's root."""
+    def run(self, cpu: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Python with `arguments` on a processor that qemu knows, in the project's root; what it writes is kept."""
         root = self.folder / "root"
         environment = {
             "HOME": str(self.folder / "home"),
@@ -48,7 +48,7 @@ class Machine:
         libraries = ":".join(str(root / name / "aarch64-linux-gnu") for name in ("lib", "usr/lib"))
         loader = [str(root / "lib/ld-linux-aarch64.so.1"), "--library-path", libraries]
         command = [emulator(), "-cpu", cpu, *loader, str(root / "usr/bin/python3"), *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=capture, check=capture)
+        return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=check)
 
 
 def emulator() -> str:
