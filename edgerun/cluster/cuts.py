@@ -74,11 +74,14 @@ class Cut:
         """The stored bytes from `first_byte` on, flat."""
         skip, step = first_byte, max(1, _ROWS_AT_ONCE_BYTES // self.info.row_bytes)
         columns_of = [self._column_bytes(turn) for turn in self._turns]
+        held, rows = (0, 0), np.empty((0, 0), np.uint8)  # what was read last: turns want the same rows
         for turn, start, count in self._runs:
             whole = min(count, skip // self.row_bytes)
             skip -= whole * self.row_bytes
             for low in range(start + whole, start + count, step):
-                rows = gguf.rows(self.info.name, low, min(low + step, start + count))
+                wanted = low, min(low + step, start + count)
+                if wanted != held:
+                    held, rows = wanted, gguf.rows(self.info.name, *wanted)
                 mine = np.concatenate([rows[:, part] for part in columns_of[turn]], axis=1).reshape(-1)
                 yield mine[skip:]
                 skip = 0

@@ -103,6 +103,17 @@ def test_shards_together_are_the_model(name, directory):
         assert np.array_equal(np.concatenate(found, axis=axis), dequantize(gguf.raw(info.name), info.type))
 
 
+def test_rows_are_read_once_for_all_units_of_a_shard(directory, monkeypatch):
+    gguf, spec = open_instance("olmoe", directory)
+    share = divide(spec, spec.tensors, [1, 1], in_units=True)[1]  # of whose experts each unit is one of its own
+    asked = []
+    monkeypatch.setattr(gguf, "rows", lambda *what, rows=gguf.rows: asked.append(what) or rows(*what))
+    with gguf:
+        for _ in ShardSource(gguf, spec, share).pieces():
+            pass
+    assert len(asked) == len(set(asked))
+
+
 def test_what_is_no_shard_is_refused(directory, tmp_path):
     gguf, spec = open_instance("llama", directory)
     with gguf:
