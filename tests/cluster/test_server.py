@@ -106,6 +106,18 @@ def test_a_group_adds_up_and_is_made_again_without_who_is_lost(tmp_path: Path, c
     group.announce(b"stop")
 
 
+def test_a_device_with_a_slow_disk_may_take_its_time(
+    tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, _, homes = gathered(tmp_path, closing, 1)
+    store = homes[1].shards
+    keep = store.keep
+    monkeypatch.setattr(store, "keep", lambda piece: time.sleep(1) or keep(piece))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("edgerun.cluster.remote._ANSWER_S", 0.5)  # for all else
+    group = head.begin([shard_of(100)], "star", "f32")
+    assert step(group) == 101
+
+
 def test_shards_are_sent_once_and_resumed(tmp_path: Path, closing: ExitStack) -> None:
     head, _, homes = gathered(tmp_path, closing, 1)
     (remote,) = head.remotes
