@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-TYPES = ("F32", "F32", "F16", "Q8_0", "Q4_0", "Q4_K")
+TYPES = ("F32", "F32", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4")
 MIXED = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MIXED += ("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0")
 _YARN = {
@@ -50,7 +50,18 @@ OPTIONS: tuple[dict[str, Any], ...] = (  # of metadata: what any family's file m
     {"attention.sliding_window_pattern": 2},
     {"attention.sliding_window_pattern": 0},
     {"full_attention_interval": 2},
+    {"leading_dense_block_count": 0},
+    {"leading_dense_block_count": 2},
+    {"interleave_moe_layer_step": 2},
+    {"expert_shared_count": 1},
+    {"expert_group_count": 2, "expert_group_used_count": 1},
+    {"expert_group_count": 4, "expert_group_used_count": 3},
 )
+_USUAL = (
+    "rope.dimension_count",
+    "rope.dimension_sections",
+    "attention.key_length",
+)  # keys that tell of widths of heads
 
 
 def varied(base: Any, rng: np.random.Generator) -> Any:
@@ -84,9 +95,28 @@ def varied(base: Any, rng: np.random.Generator) -> Any:
         changes["ff_shared"] = int(rng.choice([32, 64, 96]))
     if rng.random() < 0.15:
         changes["tied"] = not base.tied
+    if (
+        rng.random() < 0.25
+        and not (base.by_layer or base.recurrent)
+        and not any(key in base.metadata for key in _USUAL)
+    ):
+        changes["head_dim"] = int(rng.choice([8, 32, 64]))
+    if rng.random() < 0.3 and base.more:
+        left = rng.random(len(base.more)) < 0.6
+        changes["more"] = tuple(part for part, stays in zip(base.more, left, strict=True) if stays)
+    if rng.random() < 0.1:
+        changes["biases"] = tuple(rng.choice(["attn_q", "attn_k", "attn_v", "attn_output"], 2, replace=False).tolist())
+    if rng.random() < 0.1:
+        changes["rope_factors"] = not base.rope_factors
+    if rng.random() < 0.1:
+        changes["telling"] = {"attn_qkv": 1}
+    if rng.random() < 0.2 and not base.further and "block_count" not in base.metadata:
+        changes["further"] = True
     if rng.random() < 0.3:
         changes["unsaid"] = (str(rng.choice(sorted(metadata_of(base)))),)
-    said = dict(base.metadata)
+    said = dict(base.metadata) | _recurrence(base, rng) | _latent(base, rng)
+    if base.taps and rng.random() < 0.4:
+        changes["taps"] = int(rng.integers(2, 7))
     for value in OPTIONS:
         if rng.random() < 0.06:
             said |= value
@@ -96,6 +126,39 @@ def varied(base: Any, rng: np.random.Generator) -> Any:
     if not i.mixed and any(width % i.type.block_size for width in widths):
         i = replace(i, type=GgmlType.F32)
     return i
+
+
+def _recurrence(base: Any, rng: np.random.Generator) -> dict[str, int]:
+    """Metadata of a recurrence with other numbers of heads and dimensions."""
+    from edgerun.models import FAMILIES
+
+    if not base.recurrent or rng.random() < 0.4:
+        return {}
+    groups, per_group, dim = int(rng.choice([1, 2, 3])), int(rng.choice([1, 2, 3])), int(rng.choice([8, 16, 24, 32]))
+    state = dim if FAMILIES[base.arch].recurrence == "delta" else int(rng.choice([4, 8, 16, 20]))
+    return {
+        "ssm.conv_kernel": int(rng.integers(2, 7)),
+        "ssm.group_count": groups,
+        "ssm.time_step_rank": groups * per_group,
+        "ssm.state_size": state,
+        "ssm.inner_size": groups * per_group * dim,
+    }
+
+
+def _latent(base: Any, rng: np.random.Generator) -> dict[str, int]:
+    """Metadata of latent attention with other widths."""
+    if "attention.key_length_mla" not in base.metadata or rng.random() < 0.4:
+        return {}
+    rank, turned, plain = (int(rng.choice(each)) for each in ([16, 32, 64], [4, 8, 16], [8, 16, 32]))
+    return {
+        "attention.q_lora_rank": int(rng.choice([32, 64])),
+        "attention.kv_lora_rank": rank,
+        "rope.dimension_count": turned,
+        "attention.key_length": rank + turned,
+        "attention.value_length": rank,
+        "attention.key_length_mla": plain + turned,
+        "attention.value_length_mla": int(rng.choice([8, 16, 24])),
+    }
 
 
 def described(i: Any, base: Any) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def _windows(n: Numbers, family: Family, layers: int) -> list[int]:
         every = n.integer(key, family.window_pattern, 0)
         sees_all = 0 if family.window_after else every - 1
         windowed = [not every or layer % every != sees_all for layer in range(layers)]
+    if any(windowed) and not window and family.default_window:
+        raise FormatError(f"{n.name('attention.sliding_window')} is 0: layers with a window would see nothing")
     return [window if each else 0 for each in windowed]
 
 

@@ -238,7 +238,8 @@ def _logit_scale(n: Numbers, family: Family) -> float:
 
 
 def _per_layer_width(n: Numbers, family: Family) -> int:
-    return n.integer("embedding_length_per_layer_input", 0, 0) if family.per_layer_inputs else 0
+    key = "embedding_length_per_layer_input"
+    return n.integer(key, family.per_layer_width, 0) if family.per_layer_inputs else 0
 
 
 def _streams(n: Numbers, family: Family) -> int:
@@ -248,7 +249,7 @@ def _streams(n: Numbers, family: Family) -> int:
     if n.integer("altup.active_idx", 0, 0):
         raise UnsupportedError(f"{n.name('altup.active_idx')} is not 0: layers compute with another stream")
     if not _per_layer_width(n, family):
-        raise FormatError(f"the file lacks {n.name('embedding_length_per_layer_input')}")
+        raise FormatError(f"{n.name('embedding_length_per_layer_input')} is 0, but its layers are fed some")
     return n.integer("altup.num_inputs", family.streams, 2)
 
 

@@ -72,6 +72,7 @@ class Family:
     shared_times_count: bool = False  # expert_shared_feed_forward_length is of each shared expert, not of all
     expert_length: bool = True  # experts are expert_feed_forward_length wide, not feed_forward_length
     per_layer_inputs: bool = False  # every layer may be fed a part of the tokens' embeddings of its own
+    per_layer_width: int = 0  # of that part, in a file that does not say
     streams: int = 1  # that the residual is, of a file that does not say (AltUp)
     laurel_rank: int = 0  # of a narrow way around attention; 0: there is none
     sparse_gates: int = 0  # of a file that does not say: so many layers' gates let only the largest 5 % through

@@ -45,6 +45,7 @@ FAMILIES = {
         post_norms=True,
         scaled_embedding=True,
         per_layer_inputs=True,
+        per_layer_width=256,
         streams=4,
         laurel_rank=64,
         sparse_gates=10,

@@ -26,8 +26,9 @@ def _gemma3n(name: str, layers: int, **more: Any) -> Instance:
 STREAMS = [
     _gemma3n("gemma3n", 25, d=32, ff=512, head_dim=8),
     _gemma3n(
-        "gemma3n-some-silent",
+        "gemma3n-some-silent",  # of the width that layers are fed, too: llama.cpp knows of 256 only
         22,
+        unsaid=("embedding_length_per_layer_input",),
         d=48,
         ff=384,
         heads=3,
