@@ -216,7 +216,7 @@ def of_quantised(a: Apart, llama: str, seed: int) -> tuple[bool, str]:
     said = f"{a}; as F32 {agree:.1e}; from that edgerun {mine:.1e}, llama.cpp {other:.1e}, "
     said += f"medians {middle[0]:.2g} and {middle[1]:.2g}; gap there {gaps[a.worst]:.1e}"
     turned = gaps[a.worst] <= _TURNED and middle[0] <= _MOST_WORSE * middle[1]
-    return agree <= bound(twin) and (turned or mine <= _MOST_WORSE * other), said
+    return agree <= 2 * bound(twin) and (turned or mine <= _MOST_WORSE * other), said
 
 
 def of_floats(a: Apart, llama: str, seed: int) -> tuple[bool, str]:

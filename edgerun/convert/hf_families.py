@@ -19,6 +19,7 @@ from edgerun.convert.hf_hybrids import (
     section_values,
 )
 from edgerun.convert.hf_latent import keys_of, latent_shapes, latent_values, prepare_latent, values_of
+from edgerun.convert.hf_muse import MUSE_FOLDS, muse_norms, muse_shapes, muse_values
 from edgerun.convert.hf_nemotron import NEMOTRON_FOLDS, nemotron_shapes, nemotron_values, prepare_nemotron
 
 _ATTENTION = {
@@ -36,6 +37,14 @@ _GEMMA_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _MLP = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_QWEN2_VL = Family(
+    "qwen2vl",
+    {**_PRE_NORMS, **_ATTENTION, **_MLP},
+    biases=True,
+    unread=("visual.", "model.visual."),
+    requires={"hidden_act": ("silu", "swish"), "use_sliding_window": (False,)},
+    values=lambda config: section_values(config, (16, 24, 24)),
+)
 _SHORT_CONVOLUTION = {
     "conv.in_proj": "shortconv.in_proj",
     "conv.conv": "shortconv.conv",
@@ -406,7 +415,21 @@ FAMILIES: dict[str, Family] = {
         outside=gemma3n_outside,
         spare=spare_keys,
     ),
+    "muse_glimmer_text": Family(
+        "muse-glimmer",
+        {**_GEMMA_NORMS, **_ATTENTION, "self_attn.gate_proj": "attn_gate", **_MLP},
+        permute_qk=True,
+        sliding_window=True,
+        unread=("model.vision_adapter.", "model.vision_projection."),
+        requires={"hidden_activation": _SILU["hidden_act"], "attention_bias": (False,), "post_norm_eps": (1e-8,)},
+        values=muse_values,
+        shapes=muse_shapes,
+        folds=MUSE_FOLDS,
+        numbers=muse_norms,
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2_VL),
     "gemma4_text": Family("gemma4", _GEMMA4_LAYER, **_GEMMA4),
+    "gemma4_unified_text": Family("gemma4", _GEMMA4_LAYER, **_GEMMA4),
     "gemma4_moe_text": Family(
         "gemma4",
         {

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgerun.convert.hf_hybrids import Fold
 
 Names = Mapping[str, tuple[str | tuple[str, ...], tuple[int, ...]]]
@@ -38,8 +41,8 @@ class Family:
     name. `experts` maps the matrices of one expert, found under `experts_at`, to the stacked tensors. `requires`
     lists config values that the architecture implies: the first is its default, others are equal to it. `prepare`
     gives a config the names that others have, `values` GGUF keys beyond theirs; `folds` makes of a tensor of the
-    checkpoint what GGUF keeps, by GGUF's name. `unread`: tensors that are not for text; `spare`: those that nothing
-    is computed with.
+    checkpoint what GGUF keeps, by GGUF's name; `numbers`: tensors of every layer that it has as numbers of its
+    config. `unread`: tensors that are not for text; `spare`: those that nothing is computed with.
     """
 
     architecture: str
@@ -74,3 +77,4 @@ class Family:
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
     values: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_values
     folds: Mapping[str, Fold] = field(default_factory=dict)
+    numbers: Callable[[Mapping[str, Any]], Mapping[str, NDArray[np.float32]]] = _no_values

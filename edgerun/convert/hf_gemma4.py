@@ -22,11 +22,31 @@ _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 
 def prepare_gemma4(config: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers, and names that others have."""
-    made = {**config, "layer_types": layer_kinds(config)}
+    made = {**config, "layer_types": layer_kinds(config), **_of_full_layers(config)}
     if config.get("enable_moe_block"):
         made["num_experts_per_tok"] = config.get("top_k_experts", config.get("num_experts_per_tok"))
         made["moe_intermediate_size"] = config.get("moe_intermediate_size", config.get("expert_intermediate_size"))
     return made
+
+
+def _of_full_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dimensions and numbers of heads of layers without a window: transformers 5 saves what layers have of their own,
+    before it had names for them, of which the second counts only where values are keys."""
+    kinds, own = layer_types(config), config.get("per_layer_config")
+    if not isinstance(own, Mapping):
+        return {} if config.get("attention_k_eq_v") else {"num_global_key_value_heads": None}
+    full = [own.get(str(layer)) for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    first = full[0] if full else None
+    if (
+        not isinstance(first, Mapping)
+        or not set(first) <= {"head_dim", "num_key_value_heads"}
+        or full != [first] * len(own)
+    ):
+        raise UnsupportedError("config.json: per_layer_config is not the same of all layers with full attention alone")
+    return {
+        "global_head_dim": first.get("head_dim", config.get("head_dim")),
+        "num_global_key_value_heads": first.get("num_key_value_heads"),
+    }
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str]:

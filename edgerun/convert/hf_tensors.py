@@ -51,6 +51,8 @@ def plan_tensors(model: SafetensorsFile, config: HfConfig) -> list[Source]:
             if not (wanted.optional and prefix + wanted.theirs not in model.tensors):
                 sources.append(_take(model, config, wanted, prefix, used))
         sources += _experts(model, config, layer, prefix, used)
+        numbers = config.family.numbers(config.raw)
+        sources += [from_array(f"blk.{layer}.{name}", array) for name, array in numbers.items()]
     sources += _outside(model, config, prefix, used)
     theirs, ours = config.family.final_norm
     norm = _Wanted(f"{ours}.weight", (config.d_model,), f"{theirs}.weight")

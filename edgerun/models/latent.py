@@ -17,7 +17,7 @@ def latent_layer(gguf: GgufFile, n: Numbers, family: Family, numbers: LayerNumbe
     these models scale scores by it instead, by a rule of their own. Raises FormatError."""
     rotation = numbers.rotation
     assert rotation is not None  # these families rotate in all layers
-    key = n.integer("attention.key_length_mla", n.integer("attention.key_length"))
+    key = n.integer("attention.key_length_mla", numbers.head_dim_k)
     if key <= rotation.dim:
         raise FormatError(f"{n.name('attention.key_length_mla')} is {key}, of which {rotation.dim} are rotated")
     scaling, score_factor = _score_factor(rotation.scaling, family)
@@ -27,7 +27,7 @@ def latent_layer(gguf: GgufFile, n: Numbers, family: Family, numbers: LayerNumbe
         rank=n.integer("attention.kv_lora_rank"),
         plain_dim=key - rotation.dim,
         rotated_dim=rotation.dim,
-        value_dim=n.integer("attention.value_length_mla", n.integer("attention.value_length")),
+        value_dim=n.integer("attention.value_length_mla", numbers.head_dim_v),
         score_factor=score_factor,
         expanded=f"blk.{layer}.attn_kv_b.weight" in gguf.tensors,  # of converters until April 2025
     )

@@ -34,6 +34,8 @@ def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> t
     if family.local_rope_plain:
         factor = 1.0 if family.plain_local_factor else scaling.attention_factor
         return plain, Rotation(few, local_base, RopeScaling(attention_factor=factor), from_file=False)
+    if scaling.kind == "none" and scaling.factor != 1.0:  # to llama.cpp, none is for layers that see all
+        scaling = replace(scaling, kind="linear")
     return plain, Rotation(few, local_base, scaling)
 
 

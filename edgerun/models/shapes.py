@@ -47,7 +47,8 @@ def known_tensors(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], bool]]:
     else:
         known |= {EMBEDDING: ((vocab, d), True)} if spec.shard.text else {}
         known[HEAD] = (spec.shard.vocabulary, d), True
-    known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
+    if spec.rope_dim:
+        known |= {name: ((spec.rope_dim // 2,), False) for name in ROPE_FACTORS}
     if spec.per_layer_width:
         cols = spec.n_layers * spec.per_layer_width
         known |= {LAYER_EMBEDDING: ((vocab, cols), True), LAYER_PROJECTION: ((cols, d), True)}
@@ -110,6 +111,8 @@ def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tup
         what = next((what for pattern, what in kinds if pattern.fullmatch(name)), None)
         if what is None and _is_further(gguf, spec, name):
             what = "layers that guess further tokens"
+        if what is None and name in ROPE_FACTORS:  # else it would be known
+            what = "factors of a rotation that no layer does"
         if what is None:
             strange.append(name)
         else:

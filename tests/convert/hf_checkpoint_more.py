@@ -33,9 +33,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": _LATENT | {"norm_topk_prob": True, "num_attention_heads": 3, "num_nextn_predict_layers": 1},
     "gemma4_text": _GEMMA4 | {
         "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 12, "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": VOCAB,  # as transformers 5 saves it: what full layers have of their own
+        "per_layer_config": {str(layer): {"head_dim": 16, "num_key_value_heads": 1} for layer in (1, 3, 5)},
     },
     "gemma4_moe_text": _GEMMA4 | {
         "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
         "enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": 24,
     },
     "nemotron_h": _NEMOTRON | {"hybrid_override_pattern": "M-*-"},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.convert.hf_checkpoint import write_bpe_tokenizer, write_safetensors
+from tests.convert.hf_checkpoint import config_of, shapes_of, write_bpe_tokenizer, write_safetensors
 
 Shapes = dict[str, tuple[int, ...]]
 D, VOCAB, HEADS, KV, HEAD, FF, FED, LAYERS = 32, 64, 4, 2, 8, 512, 12, 6
@@ -41,6 +41,29 @@ QWEN3_VL_MOE: dict[str, Any] = {
     "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": D,
                       "deepstack_visual_indexes": [0]},
     "image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63,
+}  # fmt: skip
+
+
+_VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": D}
+QWEN25_VL: dict[str, Any] = {
+    "model_type": "qwen2_5_vl", "text_config": _BASE | {
+        "model_type": "qwen2_5_vl_text", "num_hidden_layers": 2, "intermediate_size": 48, "hidden_act": "silu",
+        "tie_word_embeddings": False, "use_sliding_window": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+    },
+    "vision_config": _VISION | {"fullatt_block_indexes": [0]},
+    "image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63,
+}  # fmt: skip
+MUSE: dict[str, Any] = {
+    "model_type": "muse_glimmer", "text_config": _BASE | {
+        "model_type": "muse_glimmer_text", "num_hidden_layers": 5, "intermediate_size": 48, "sliding_window": 9,
+        "hidden_activation": "silu", "tie_word_embeddings": False, "final_logit_softcapping": 20.0,
+        "qk_scale_factor": 3.87, "output_multiplier": 0.4, "post_norm_eps": 1e-8,
+        "layer_types": [_KINDS[(4 - layer) % 4 == 0] for layer in range(5)],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1},
+    "image_token_id": 60, "video_token_id": 61, "out_hidden_size": 64, "projector_hidden_size": 16,
 }  # fmt: skip
 
 
@@ -87,9 +110,36 @@ def _qwen3_vl_moe(*, inputs_first: bool) -> Shapes:
     return shapes | {"model.visual.merger.weight": (4, 4)}  # which text does not need
 
 
+def _plain(layers: int, norms: tuple[str, ...], *, at: str, biases: bool = False, gated: bool = False) -> Shapes:
+    """Of layers of attention and a feed-forward; gated: each head's output, and nothing norms queries and keys."""
+    shapes: Shapes = {f"{at}embed_tokens.weight": (VOCAB, D), f"{at}norm.weight": (D,), "lm_head.weight": (VOCAB, D)}
+    for layer in range(layers):
+        p = f"{at}layers.{layer}."
+        shapes |= {f"{p}{norm}.weight": (D,) for norm in norms}
+        of_heads = {name: shape for name, shape in _attention(f"{p}self_attn.").items() if "_norm" not in name}
+        shapes |= of_heads
+        if biases:
+            shapes |= {
+                name.replace("weight", "bias"): shape[:1] for name, shape in of_heads.items() if "o_proj" not in name
+            }
+        if gated:
+            shapes[f"{p}self_attn.gate_proj.weight"] = (HEADS * HEAD, D)
+        shapes |= {f"{p}mlp.{part}_proj.weight": (48, D) for part in ("gate", "up")}
+        shapes[f"{p}mlp.down_proj.weight"] = (D, 48)
+    return shapes
+
+
+_PRE = ("input_layernorm", "post_attention_layernorm")
+_PRE_AND_POST = (*_PRE, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 RECORDED: dict[str, tuple[dict[str, Any], Shapes]] = {
     "gemma3n": (GEMMA3N, _gemma3n()),
     "qwen3_vl_moe": (QWEN3_VL_MOE, _qwen3_vl_moe(inputs_first=True)),  # as published
+    **{
+        name: (config, {each.replace("model.language_model.", "model."): n for each, n in shapes_of(config).items()})
+        for name, config in (("gemma4", config_of("gemma4_text")), ("gemma4_moe", config_of("gemma4_moe_text")))
+    },
+    "qwen2_5_vl": (QWEN25_VL, _plain(2, _PRE, at="model.language_model.", biases=True)),
+    "muse_glimmer": (MUSE, _plain(5, _PRE_AND_POST, at="model.language_model.", gated=True)),
     "qwen3_vl_moe-saved": (QWEN3_VL_MOE, _qwen3_vl_moe(inputs_first=False)),  # as transformers 5 saves it
 }
 

@@ -24,7 +24,13 @@ _MEANINGLESS = {  # in a qwen3moe
 }
 SAID = [
     Instance("qwen3moe-says-much", "qwen3moe", experts=8, used=2, ff_expert=64, layers=2, metadata=_MEANINGLESS),
-    Instance("granite-unrotated", "granite", layers=2, metadata={"logit_scale": 2.0, "rope.scaling.finetuned": False}),
+    Instance(
+        "granite-unrotated",
+        "granite",
+        layers=2,
+        rope_factors=True,  # which nothing is done with, then
+        metadata={"logit_scale": 2.0, "rope.scaling.finetuned": False},
+    ),
     Instance(
         "glm4-sections",
         "glm4",
@@ -43,8 +49,9 @@ SAID = [
         },
     ),
     Instance(
-        "deepseek2-factor",
+        "deepseek2-factor",  # of a file that does not say how wide the cache of what all heads read is, either
         "deepseek2",
+        unsaid=("attention.key_length", "attention.value_length"),
         layers=2,
         experts=8,
         used=3,
@@ -114,14 +121,19 @@ SAID = [
             "attention.sliding_window_pattern": 2,
         },
     ),
-    Instance(  # whose window is 4096, whatever the file says
+    Instance(  # whose window is 4096, whatever the file says; layers with one are scaled, though the file says: none
         "smallthinker-every-third",
         "smallthinker",
         layers=6,
         experts=8,
         used=3,
         window=20,
-        metadata={"expert_gating_func": 2, "attention.sliding_window_pattern": 3},
+        metadata={
+            "expert_gating_func": 2,
+            "attention.sliding_window_pattern": 3,
+            "rope.scaling.type": "none",
+            "rope.scaling.factor": 2.0,
+        },
     ),
     *(
         Instance(
