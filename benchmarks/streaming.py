@@ -27,7 +27,7 @@ from side_by_side import LLAMA_CPP
 from edgerun.api.weights import hot_set_path
 from edgerun.formats.gguf import open_gguf
 from edgerun.models import load_spec
-from edgerun.planning.speed import token_s
+from edgerun.planning.speed import layers_ahead, token_s
 from edgerun.units import format_size, parse_size_bytes
 
 
@@ -138,7 +138,9 @@ def predicted(model: Path, said: dict[str, Any], disk_bytes_per_s: float | None)
         spec = load_spec(gguf)
     used = spec.n_experts_used if said["mode"] == "experts" else 0
     reading = speed["read_bytes_per_token"] / disk_bytes_per_s
-    return 1 / token_s(speed["compute_s_per_token"], reading, speed["hit_rate"], spec.n_layers, used)
+    return 1 / token_s(
+        speed["compute_s_per_token"], reading, speed["hit_rate"], spec.n_layers, used, layers_ahead(spec)
+    )
 
 
 def forget_hot_set(model: Path) -> None:

@@ -169,9 +169,18 @@ def plan_model(
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
-        speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits)
+        packed = device is None and not download_bytes and _is_packed(gguf, given.kernels)
+        speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits, packed=packed)
         request = predict_request(
-            catalog, spec, plan, sizes, rates, prompt_tokens=n_prompt, decode_tokens=n_decode, hit_rate=hits
+            catalog,
+            spec,
+            plan,
+            sizes,
+            rates,
+            prompt_tokens=n_prompt,
+            decode_tokens=n_decode,
+            hit_rate=hits,
+            packed=packed,
         )
         calibrated = None if download_bytes or device is not None else kept_calibration(gguf, plan.mode, given.events)
     prefill = ""
@@ -199,6 +208,15 @@ def plan_model(
         request,
         refused_to(whole),
     )
+
+
+def _is_packed(gguf: GgufFile, kernels: str) -> bool:
+    """Whether what is missing will come from a pack file, so that nothing is packed when it has been read."""
+    from edgerun.kernels.choice import choose
+    from edgerun.kernels.layout import layout_name
+    from edgerun.weights.packing import has_pack
+
+    return kernels != "reference" and has_pack(gguf, layout_name(choose(kernels).lanes))
 
 
 def sizes_of(device: DeviceProfile) -> PackedSizes:

@@ -23,6 +23,7 @@ from edgerun.units import format_size
 
 if TYPE_CHECKING:
     from edgerun.api.llm import LLM
+    from edgerun.models import Decoder
     from edgerun.planning import MemoryPlan
     from edgerun.planning.request import RequestPrediction
     from edgerun.profiling.energy import Energy, EnergyMeter
@@ -136,6 +137,8 @@ def profile_model(
             prompt_tokens=prompt_tokens,
             decode_tokens=decode_tokens,
             hit_rate=streaming["hit_rate"] if plan.mode == "experts" else None,
+            packed=_is_packed(decoder),
+            warm=True,  # by the repetitions before
         ),
     )
     report = {
@@ -254,6 +257,11 @@ def _operations(
     return rows
 
 
+def _is_packed(decoder: Decoder) -> bool:
+    """Whether what is missing comes from a pack file."""
+    return bool(getattr(decoder.store, "packed", False))
+
+
 def _with_more(llm: LLM, path: Path, plan: MemoryPlan, rates: Rates) -> list[tuple[int, float]]:
     """(memory, predicted tokens/s) of larger budgets."""
     from edgerun.kernels import load_sizes
@@ -278,7 +286,10 @@ def _with_more(llm: LLM, path: Path, plan: MemoryPlan, rates: Rates) -> list[tup
             )
         except DoesNotFitError:
             continue
-        found.append((budget, predict_speed(catalog, decoder.spec, larger, sizes, rates).decode_tok_s))
+        speed = predict_speed(
+            catalog, decoder.spec, larger, sizes, rates, packed=bool(getattr(decoder.store, "packed", False))
+        )
+        found.append((budget, speed.decode_tok_s))
         if larger.mode == "resident":
             break
     return found

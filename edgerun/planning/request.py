@@ -56,14 +56,26 @@ def predict_request(
     decode_tokens: int,
     depth: int = 0,
     hit_rate: float | None = None,
+    packed: bool = False,
+    warm: bool = False,
 ) -> RequestPrediction:
     """What a token costs grows evenly with what stands before it, so the one in the middle is the average. depth:
-    tokens that are there already. hit_rate, rates: as of `predict_speed`; None: of a cache that is empty before."""
+    tokens that are there already. hit_rate, rates, packed, warm: as of `predict_speed`; no hit_rate: of a cache that
+    was empty."""
     if hit_rate is None and plan.mode == "experts":
         hit_rate = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens)
     middle = depth + prompt_tokens + decode_tokens // 2
     speed = predict_speed(
-        catalog, spec, plan, sizes, rates, hit_rate=hit_rate, prompt_tokens=max(1, prompt_tokens), position=middle
+        catalog,
+        spec,
+        plan,
+        sizes,
+        rates,
+        hit_rate=hit_rate,
+        prompt_tokens=max(1, prompt_tokens),
+        position=middle,
+        packed=packed,
+        warm=warm,
     )
     reads = speed.read_s_per_token > speed.compute_s_per_token
     rows = min(256, max(1, prompt_tokens))

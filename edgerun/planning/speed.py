@@ -1,15 +1,15 @@
 """How fast a model will run with a memory plan on a machine of these rates.
 
 tokens/s <= min(1 / compute time, disk rate / bytes missing a token). Reading ahead turns the sum of the two times into
-their maximum, but only layer by layer: guesses reach a layer or two ahead, so a layer that misses three experts waits
-for the disk, though the disk is idle for the next ones, which miss none. So the maximum is taken for every number of
-misses that a layer can have, weighted by how likely it is.
+their maximum, but only some layers at a time: guesses reach two or four layers ahead, so where many experts are missing
+in these they are waited for, though the disk is idle for the next ones, which miss none. So the maximum is taken for
+every number of misses that so many layers can have, weighted by how likely it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
+from math import comb, pow
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,9 @@ _HITS_MANY = (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0)
 _MANY_EXPERTS = 96
 _MOST_FILLING = 4096  # tokens after which a cache is as full as it gets
 
+# Tokens of one text choose alike: n of them need as many experts as n ** 0.6 would that chose by chance (the recorded
+# routing of OLMoE, 8 to 200 tokens, and of Qwen3-30B-A3B, 8 to 90, is like n ** 0.55 to n ** 0.75)
+_ALIKE = 0.6
 _KEPT_IN_WAVE = 0.65  # of a cache, while a prompt's activations borrow the rest
 _NEURON_COST = 2.0  # what reading a neuron costs, in bytes read at once
 
@@ -67,7 +70,7 @@ class TypeSizes(Sizes, Types, Protocol):
 
 @dataclass(frozen=True)
 class Speed:
-    """Predictions. `first_token_s`: of a prompt of `prompt_tokens`, nothing cached."""
+    """Predictions. `first_token_s`: of a prompt of `prompt_tokens`."""
 
     decode_tok_s: float
     prompt_tok_s: float
@@ -90,10 +93,13 @@ def predict_speed(
     hit_rate: float | None = None,
     prompt_tokens: int = _PROMPT_TOKENS,
     position: int | None = None,
+    packed: bool = False,
+    warm: bool = False,
 ) -> Speed:
     """Of a prompt of so many tokens, and of a token that stands after `position` others (None: after the prompt).
     `hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates` must
-    have all products of the catalog."""
+    have all products of the catalog. packed: what is missing comes from a pack file. warm: the cache
+    was filled before, by others like the prompt."""
     position = prompt_tokens if position is None else position
     rates = rates.for_weights(_token_weight_bytes(catalog, spec, sizes))
     token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
@@ -105,16 +111,17 @@ def predict_speed(
         prompt_compute += sum(operation_s(each, rows, rates, sizes) for each in chunk if each.flops)
         prompt_compute += rest_s(spec, rows, rates)
     stored = stored_bytes(catalog, spec)
-    mixtures = sum(planned.mixture is not None for planned in plan_of(spec))
+    mixtures = [planned.mixture for planned in plan_of(spec) if planned.mixture is not None]
     choosing = _EXPERT_LAUNCHES + (_STREAMED_LAUNCHES if plan.mode == "experts" else 0)
-    compute += mixtures * choosing * rates.launch_s
+    compute += len(mixtures) * choosing * rates.launch_s
     hits, missing, prompt_missing = 1.0, 0.0, 0.0
     wave = min(plan.wave_tokens or prompt_tokens, prompt_tokens)
     waves = -(-prompt_tokens // max(1, wave))
     if plan.mode == "experts":
         hits = _hits(spec, plan.cached_share) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored.token_experts
-        prompt_missing = waves * (1 - _KEPT_IN_WAVE * plan.cached_share) * stored.touched_experts(wave)
+        kept = _KEPT_IN_WAVE * plan.cached_share
+        prompt_missing = (waves * (1 - kept) + (0.0 if warm else kept)) * stored.touched_experts(wave)
     elif plan.mode == "layers":
         hits = plan.cached_share
         missing = (1 - hits) * stored.dense
@@ -123,12 +130,12 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += FIRING * _NEURON_COST * stored.neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += waves * stored.neurons * (1 - kept)
-    read = missing / _read_bytes_per_s(rates)
+    read = missing / (rates.disk_bytes_per_s if packed else _read_bytes_per_s(rates))
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
-    first = _overlapped(prompt_compute, prompt_read, _PROMPT_VISIBLE)
+    first = _overlapped(prompt_compute, prompt_read, _VISIBLE if packed else _PROMPT_VISIBLE)
     return Speed(
-        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used),
+        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used, layers_ahead(spec)),
         prompt_tok_s=prompt_tokens / first,
         first_token_s=first,
         prompt_tokens=prompt_tokens,
@@ -144,7 +151,7 @@ def filling_hits(spec: ModelSpec, cached_share: float, prompt_tokens: int, decod
     """Hits of the expert cache, on average over the tokens that are decoded after a prompt, when it was empty before:
     what it holds grows by what misses, until it is full. A prompt fills it by all that it needs."""
     used = spec.n_experts_used / spec.n_experts
-    share = min(cached_share, 1 - (1 - used) ** prompt_tokens)
+    share = min(cached_share, 1 - pow(1 - used, pow(prompt_tokens, _ALIKE)))
     found = []
     for _ in range(min(decode_tokens, _MOST_FILLING)):
         found.append(_hits(spec, share))
@@ -222,7 +229,7 @@ class StoredBytes:
 
     def touched_experts(self, rows: int) -> float:
         """That some of so many tokens needs each."""
-        return sum(n_bytes * (1 - (1 - times / count) ** rows) for n_bytes, count, times in self.experts)
+        return sum(n_bytes * (1 - pow(1 - times / count, pow(rows, _ALIKE))) for n_bytes, count, times in self.experts)
 
 
 def stored_bytes(catalog: Catalog, spec: ModelSpec) -> StoredBytes:
@@ -255,18 +262,27 @@ def _read_bytes_per_s(rates: Rates) -> float:
     return rate
 
 
-def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int) -> float:
+def layers_ahead(spec: ModelSpec) -> int:
+    """How many layers guesses reach; 1 for a model without experts."""
+    mixtures = (planned.mixture for planned in plan_of(spec))
+    return max((len(each.router.later) for each in mixtures if each is not None), default=0) or 1
+
+
+def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int, ahead: int = 1) -> float:
     """Seconds a token when computing it takes `compute_s` and reading what is missing `read_s`, on average.
 
     used: experts of a layer, each there with a chance of `hit_rate`; 0: the same is read for every token, in order.
+    ahead: layers that guesses reach: reading is even over so many.
     """
     if not used or hit_rate >= 1:
         return _overlapped(compute_s, read_s, _VISIBLE)
-    layer_s, miss = compute_s / layers, 1 - hit_rate
+    miss = 1 - hit_rate
     expert_s = read_s / (layers * used * miss)
-    chances = [comb(used, count) * miss**count * hit_rate ** (used - count) for count in range(used + 1)]
-    return layers * sum(
-        chance * _overlapped(layer_s, count * expert_s, _VISIBLE) for count, chance in enumerate(chances)
+    asked = used * ahead
+    chances = [comb(asked, count) * miss**count * hit_rate ** (asked - count) for count in range(asked + 1)]
+    return (layers / ahead) * sum(
+        chance * _overlapped(ahead * compute_s / layers, count * expert_s, _VISIBLE)
+        for count, chance in enumerate(chances)
     )
 
 

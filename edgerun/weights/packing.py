@@ -82,6 +82,13 @@ def find_pack(gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, events: Eve
     return header
 
 
+def has_pack(gguf: GgufFile, layout_name: str) -> bool:
+    """Whether a pack file of this layout is there, made from the model's files as they are: from headers alone, for
+    those who only plan. `find_pack` compares more."""
+    header = _header_of(pack_path(gguf.path))
+    return header is not None and (header.layout, header.stamp) == (layout_name, file_stamp(gguf))
+
+
 def open_reader(
     gguf: GgufFile, catalog: Catalog, kernels: Kernels, *, threads: int, direct: bool, events: EventSink = ignore
 ) -> TensorReader:

@@ -196,3 +196,22 @@ def test_kept_rates(tmp_path):
     ):
         path.write_text(bad)
         assert load_rates(path) is None
+
+
+def test_a_pack_file_spares_the_packing():
+    plain, packed = (speed(OLMOE, 2 * GIB, hit_rate=0.5, packed=each) for each in (False, True))
+    assert packed.read_s_per_token == pytest.approx(packed.read_bytes_per_token / RATES.disk_bytes_per_s)
+    assert packed.read_s_per_token < plain.read_s_per_token and packed.first_token_s < plain.first_token_s
+
+
+def test_an_empty_cache_reads_all_that_a_prompt_needs():
+    cold, warm = (speed(OLMOE, 3 * GIB, packed=True, warm=each) for each in (False, True))
+    experts = sum(info.n_bytes for layer in OLMOE[0].layers for info in layer.experts.values())
+    assert 0.95 * experts / RATES.disk_bytes_per_s < cold.first_token_s
+    assert warm.first_token_s < 0.8 * cold.first_token_s
+
+
+def test_the_further_guesses_reach_the_more_even_is_reading():
+    """Two layers of one expert that is missing every other time, read as one: none, one or both miss."""
+    assert token_s(2.0, 3.0, 0.5, 2, 1, 2) == pytest.approx(0.25 * 2 + 0.5 * (3 + 0.2 * 2) + 0.25 * (6 + 0.2 * 2))
+    assert token_s(2.0, 2.0, 0.5, 2, 1, 2) < token_s(2.0, 2.0, 0.5, 2, 1)
