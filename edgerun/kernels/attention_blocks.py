@@ -15,6 +15,7 @@ from typing import Any
 
 from numba import float32, int64, njit
 
+from edgerun.kernels.attention_chains import build_chains, build_load_two
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.layer_kernels import sigmoid_of
 from edgerun.kernels.ops import Ops
@@ -23,71 +24,23 @@ from edgerun.kernels.simd import load_f32, store_f32
 LOWEST = -3.0e38
 
 
-def build_four(ops: Ops, load_two: Any) -> Any:
-    """four: sums over `steps` of four rows of scalars a (f32, side by side) times the two vectors that `load_two` gives
-    at b, `step` bytes from one to the next."""
-    zero, fma, splat_load = ops.zero_floats, ops.fma, ops.splat_load
-
-    @njit(forceinline=True)
-    def four(a0: int, a1: int, a2: int, a3: int, steps: int, b: int, step: int) -> Any:
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            x, y = load_two(b)
-            w = splat_load(int64(a0 + at))
-            r0, s0 = fma(w, x, r0), fma(w, y, s0)
-            w = splat_load(int64(a1 + at))
-            r1, s1 = fma(w, x, r1), fma(w, y, s1)
-            w = splat_load(int64(a2 + at))
-            r2, s2 = fma(w, x, r2), fma(w, y, s2)
-            w = splat_load(int64(a3 + at))
-            r3, s3 = fma(w, x, r3), fma(w, y, s3)
-            b += step
-        return r0, s0, r1, s1, r2, s2, r3, s3
-
-    return four
-
-
 def build_products(ops: Ops, load: Any, size: int) -> Any:
     """four, two, one, single, eight: sums over `steps` of rows of scalars a (f32, side by side) times vectors b
-    (elements of `size` bytes that `load` widens, `step` bytes from one to the next): of four rows and two vectors side
-    by side, two and four, one and four, one and one, one and eight. A lane's sum is one chain from zero in the order of
-    the steps, whichever of them is used; which it is, is a matter of how many chains keep the processor busy."""
-    lanes, zero, fma, splat_load = ops.lanes, ops.zero_floats, ops.fma, ops.splat_load
-    width = size * lanes
+    (elements of `size` bytes that `load` widens, `step` bytes from one to the next), see `attention_chains`: of four
+    rows and two vectors side by side, two and four (of both rows the first two, then the others), one and four, one
+    and one, one and eight. Which of them it is, is a matter of how many chains keep the processor busy."""
+    zero, fma, splat_load = ops.zero_floats, ops.fma, ops.splat_load
+    pair = 2 * size * ops.lanes
+    chains = build_chains(ops, build_load_two(load, size * ops.lanes), pair)
+    two_twice, one_twice = chains.two_twice, chains.one_twice
 
     @njit(forceinline=True)
-    def load_two(b: int) -> Any:
-        return load(int64(b)), load(int64(b + width))
+    def two(a: Any, steps: int, b: int, step: int) -> Any:
+        return two_twice(a, b, a, b + pair, steps, step)
 
     @njit(forceinline=True)
-    def two(a0: int, a1: int, steps: int, b: int, step: int) -> Any:
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            v, w = splat_load(int64(a0 + at)), splat_load(int64(a1 + at))
-            x = load(int64(b))
-            r0, s0 = fma(v, x, r0), fma(w, x, s0)
-            x = load(int64(b + width))
-            r1, s1 = fma(v, x, r1), fma(w, x, s1)
-            x = load(int64(b + 2 * width))
-            r2, s2 = fma(v, x, r2), fma(w, x, s2)
-            x = load(int64(b + 3 * width))
-            r3, s3 = fma(v, x, r3), fma(w, x, s3)
-            b += step
-        return r0, r1, r2, r3, s0, s1, s2, s3
-
-    @njit(forceinline=True)
-    def one(a: int, steps: int, b: int, step: int) -> Any:
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            w = splat_load(int64(a + at))
-            r0 = fma(w, load(int64(b)), r0)
-            r1 = fma(w, load(int64(b + width)), r1)
-            r2 = fma(w, load(int64(b + 2 * width)), r2)
-            r3 = fma(w, load(int64(b + 3 * width)), r3)
-            b += step
-        return r0, r1, r2, r3
+    def one(a: Any, steps: int, b: int, step: int) -> Any:
+        return one_twice(a, b, a, b + pair, steps, step)
 
     @njit(forceinline=True)
     def single(a: int, steps: int, b: int, step: int) -> Any:
@@ -97,24 +50,7 @@ def build_products(ops: Ops, load: Any, size: int) -> Any:
             b += step
         return r
 
-    @njit(forceinline=True)
-    def eight(a: int, steps: int, b: int, step: int) -> Any:
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            w = splat_load(int64(a + at))
-            r0 = fma(w, load(int64(b)), r0)
-            r1 = fma(w, load(int64(b + width)), r1)
-            r2 = fma(w, load(int64(b + 2 * width)), r2)
-            r3 = fma(w, load(int64(b + 3 * width)), r3)
-            s0 = fma(w, load(int64(b + 4 * width)), s0)
-            s1 = fma(w, load(int64(b + 5 * width)), s1)
-            s2 = fma(w, load(int64(b + 6 * width)), s2)
-            s3 = fma(w, load(int64(b + 7 * width)), s3)
-            b += step
-        return r0, r1, r2, r3, s0, s1, s2, s3
-
-    return build_four(ops, load_two), two, one, single, eight
+    return chains.four, two, one, single, chains.wide
 
 
 def build_softmax(ops: Ops) -> Any:

@@ -65,7 +65,7 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         step, two_vectors = 2 * KEYS, 2 * lanes
         if rows == 4:
             for j in range(begin // (2 * lanes) * (2 * lanes), end, 2 * lanes):
-                r = four(q, q + dq, q + 2 * dq, q + 3 * dq, dim, keys + 2 * j, step)
+                r = four((q, q + dq, q + 2 * dq, q + 3 * dq), dim, keys + 2 * j, step)
                 put(out, 0, j, r[0], r[1])
                 put(out, 1, j, r[2], r[3])
                 put(out, 2, j, r[4], r[5])
@@ -74,22 +74,22 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         j = begin // (4 * lanes) * (4 * lanes)
         if rows == 2:
             while j < end:
-                r = two(q, q + dq, dim, keys + 2 * j, step)
+                r = two((q, q + dq), dim, keys + 2 * j, step)
                 put(out, 0, j, r[0], r[1])
-                put(out, 0, j + two_vectors, r[2], r[3])
-                put(out, 1, j, r[4], r[5])
+                put(out, 1, j, r[2], r[3])
+                put(out, 0, j + two_vectors, r[4], r[5])
                 put(out, 1, j + two_vectors, r[6], r[7])
                 j += 4 * lanes
             return
         while j + 4 * lanes < end and j + 8 * lanes <= KEYS:
-            r = eight(q, dim, keys + 2 * j, step)
+            r = eight((q,), dim, keys + 2 * j, step)
             put(out, 0, j, r[0], r[1])
             put(out, 0, j + two_vectors, r[2], r[3])
             put(out, 0, j + 2 * two_vectors, r[4], r[5])
             put(out, 0, j + 3 * two_vectors, r[6], r[7])
             j += 8 * lanes
         while j < end:
-            s = one(q, dim, keys + 2 * j, step)
+            s = one((q,), dim, keys + 2 * j, step)
             put(out, 0, j, s[0], s[1])
             put(out, 0, j + two_vectors, s[2], s[3])
             j += 4 * lanes
@@ -120,7 +120,7 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         dw, pair, i = 4 * KEYS, 8 * lanes, 0
         if rows == 4:
             while i + 2 * lanes <= dim:
-                r = four(w, w + dw, w + 2 * dw, w + 3 * dw, n, v + 2 * i, 2 * dim)
+                r = four((w, w + dw, w + 2 * dw, w + 3 * dw), n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + stride, f[1], r[2], r[3])
@@ -132,17 +132,17 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
             rest(w + 3 * dw, n, v, dim, i, out + 3 * stride, f[3])
         elif rows == 2:
             while i + 4 * lanes <= dim:
-                r = two(w, w + dw, n, v + 2 * i, 2 * dim)
+                r = two((w, w + dw), n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
-                gather(at + pair, f[0], r[2], r[3])
-                gather(at + stride, f[1], r[4], r[5])
+                gather(at + stride, f[1], r[2], r[3])
+                gather(at + pair, f[0], r[4], r[5])
                 gather(at + stride + pair, f[1], r[6], r[7])
                 i += 4 * lanes
             rest(w + dw, n, v, dim, i, out + stride, f[1])
         else:
             while i + 8 * lanes <= dim:
-                r = eight(w, n, v + 2 * i, 2 * dim)
+                r = eight((w,), n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], r[0], r[1])
                 gather(at + pair, f[0], r[2], r[3])
@@ -150,7 +150,7 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
                 gather(at + 3 * pair, f[0], r[6], r[7])
                 i += 8 * lanes
             while i + 4 * lanes <= dim:
-                s = one(w, n, v + 2 * i, 2 * dim)
+                s = one((w,), n, v + 2 * i, 2 * dim)
                 at = out + 4 * i
                 gather(at, f[0], s[0], s[1])
                 gather(at + pair, f[0], s[2], s[3])

@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import float32, int64, njit
 
-from edgerun.kernels.attention_blocks import build_four
+from edgerun.kernels.attention_chains import build_chains, build_load_two
 from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.kv_formats import GROUP, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes
@@ -21,50 +21,6 @@ from edgerun.kernels.ops import Ops
 
 _ROW = 4 * KEYS  # bytes of a row of weights
 _SCALES = 2 * KEYS  # bytes of a group's scales
-
-
-def build_columns(ops: Ops, load_two: Any) -> Any:
-    """four, two, one: sums over `steps` of scalars a (f32, side by side) times the two vectors that `load_two` gives at
-    b, `step` bytes from one to the next: of four rows with one b, of two rows with two, of one row with two. As in
-    `attention_blocks.build_products`, a lane's sum is one chain from zero in the order of the steps."""
-    zero, fma, splat_load = ops.zero_floats, ops.fma, ops.splat_load
-
-    @njit(forceinline=True)
-    def two(a0: int, a1: int, b: int, c0: int, c1: int, d: int, steps: int, step: int) -> Any:
-        """Rows a0 and a1 with b, c0 and c1 with d."""
-        r0, r1, r2, r3 = zero(), zero(), zero(), zero()
-        s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            x, y = load_two(b)
-            w = splat_load(int64(a0 + at))
-            r0, s0 = fma(w, x, r0), fma(w, y, s0)
-            w = splat_load(int64(a1 + at))
-            r1, s1 = fma(w, x, r1), fma(w, y, s1)
-            x, y = load_two(d)
-            w = splat_load(int64(c0 + at))
-            r2, s2 = fma(w, x, r2), fma(w, y, s2)
-            w = splat_load(int64(c1 + at))
-            r3, s3 = fma(w, x, r3), fma(w, y, s3)
-            b += step
-            d += step
-        return r0, s0, r1, s1, r2, s2, r3, s3
-
-    @njit(forceinline=True)
-    def one(a: int, b: int, c: int, d: int, steps: int, step: int) -> Any:
-        """Row a with b, row c with d."""
-        r0, r1, s0, s1 = zero(), zero(), zero(), zero()
-        for at in range(0, 4 * steps, 4):
-            x, y = load_two(b)
-            w = splat_load(int64(a + at))
-            r0, s0 = fma(w, x, r0), fma(w, y, s0)
-            x, y = load_two(d)
-            w = splat_load(int64(c + at))
-            r1, s1 = fma(w, x, r1), fma(w, y, s1)
-            b += step
-            d += step
-        return r0, s0, r1, s1
-
-    return build_four(ops, load_two), two, one
 
 
 def build_shift(ops: Ops, rotated: bool) -> Any:
@@ -115,16 +71,9 @@ def build_scores(ops: Ops, format: KvFormat) -> Any:
     first = low_of if nibbles else bytes_of
     shift = build_shift(ops, format.is_rotated)
 
-    @njit(forceinline=True)
-    def load_first(b: int) -> Any:
-        return first(int64(b)), first(int64(b + lanes))
-
-    @njit(forceinline=True)
-    def load_second(b: int) -> Any:
-        return high_of(int64(b)), high_of(int64(b + lanes))
-
-    four, two, one = build_columns(ops, load_first)
-    four_more, two_more, one_more = build_columns(ops, load_second)
+    of_first, of_more = (build_chains(ops, build_load_two(each, lanes)) for each in (first, high_of))
+    four, two, one = of_first.four, of_first.two_twice, of_first.one_twice
+    four_more, two_more, one_more = of_more.four, of_more.two_twice, of_more.one_twice
 
     @njit(forceinline=True)
     def add_eight(s: Any, r: Any, t: Any) -> Any:
@@ -153,10 +102,10 @@ def build_scores(ops: Ops, format: KvFormat) -> Any:
             for _ in range(0, dim, GROUP):
                 a, b = scales_of(at, j)
                 s, codes = (a, b, a, b), at + _SCALES + j
-                t = add_eight(s, four(x, x + dq, x + 2 * dq, x + 3 * dq, part, codes, KEYS), t)
+                t = add_eight(s, four((x, x + dq, x + 2 * dq, x + 3 * dq), part, codes, KEYS), t)
                 if nibbles:
                     y = x + 4 * part
-                    t = add_eight(s, four_more(y, y + dq, y + 2 * dq, y + 3 * dq, part, codes, KEYS), t)
+                    t = add_eight(s, four_more((y, y + dq, y + 2 * dq, y + 3 * dq), part, codes, KEYS), t)
                 at += group_bytes
                 x += 4 * GROUP
             put(out, 0, j, t[0], t[1])
@@ -175,10 +124,10 @@ def build_scores(ops: Ops, format: KvFormat) -> Any:
                 a, b = scales_of(at, j)
                 c, d = scales_of(at, k)
                 s, codes = (a, b, c, d), at + _SCALES
-                t = add_eight(s, two(x, x + dq, codes + j, x, x + dq, codes + k, part, KEYS), t)
+                t = add_eight(s, two((x, x + dq), codes + j, (x, x + dq), codes + k, part, KEYS), t)
                 if nibbles:
                     y = x + 4 * part
-                    t = add_eight(s, two_more(y, y + dq, codes + j, y, y + dq, codes + k, part, KEYS), t)
+                    t = add_eight(s, two_more((y, y + dq), codes + j, (y, y + dq), codes + k, part, KEYS), t)
                 at += group_bytes
                 x += 4 * GROUP
             put(out, 0, j, t[0], t[1])
@@ -197,11 +146,11 @@ def build_scores(ops: Ops, format: KvFormat) -> Any:
                 a, b = scales_of(at, j)
                 c, d = scales_of(at, k)
                 codes = at + _SCALES
-                r = one(x, codes + j, x, codes + k, part, KEYS)
+                r = one((x,), codes + j, (x,), codes + k, part, KEYS)
                 t0, t1, t2, t3 = fma(a, r[0], t0), fma(b, r[1], t1), fma(c, r[2], t2), fma(d, r[3], t3)
                 if nibbles:
                     y = x + 4 * part
-                    r = one_more(y, codes + j, y, codes + k, part, KEYS)
+                    r = one_more((y,), codes + j, (y,), codes + k, part, KEYS)
                     t0, t1, t2, t3 = fma(a, r[0], t0), fma(b, r[1], t1), fma(c, r[2], t2), fma(d, r[3], t3)
                 at += group_bytes
                 x += 4 * GROUP
@@ -242,7 +191,8 @@ def build_values(ops: Ops, format: KvFormat) -> Any:
             return low_of(int64(b)), high_of(int64(b))
         return bytes_of(int64(b)), bytes_of(int64(b + lanes))
 
-    four, two, one = build_columns(ops, load_two)
+    chains = build_chains(ops, load_two)
+    four, two, one = chains.four, chains.two_twice, chains.one_twice
 
     @njit(forceinline=True)
     def gather(at: int, factor: Any, a: Any, b: Any) -> None:
@@ -273,7 +223,7 @@ def build_values(ops: Ops, format: KvFormat) -> Any:
             group, i, byte = place(c)
             a, b, at = w + group * size, codes + byte, out + 4 * i
             if rows == 4:
-                r = four(a, a + _ROW, a + 2 * _ROW, a + 3 * _ROW, n, b, step)
+                r = four((a, a + _ROW, a + 2 * _ROW, a + 3 * _ROW), n, b, step)
                 gather(at, f[0], r[0], r[1])
                 gather(at + stride, f[1], r[2], r[3])
                 gather(at + 2 * stride, f[2], r[4], r[5])
@@ -283,19 +233,19 @@ def build_values(ops: Ops, format: KvFormat) -> Any:
                 next_group, next_i, next_byte = place(c + 1)
                 d, e, to = w + next_group * size, codes + next_byte, out + 4 * next_i
                 if rows == 2:
-                    r = two(a, a + _ROW, b, d, d + _ROW, e, n, step)
+                    r = two((a, a + _ROW), b, (d, d + _ROW), e, n, step)
                     gather(at, f[0], r[0], r[1])
                     gather(at + stride, f[1], r[2], r[3])
                     gather(to, f[0], r[4], r[5])
                     gather(to + stride, f[1], r[6], r[7])
                 else:
-                    s = one(a, b, d, e, n, step)
+                    s = one((a,), b, (d,), e, n, step)
                     gather(at, f[0], s[0], s[1])
                     gather(to, f[0], s[2], s[3])
                 c += 2
             else:
                 last = a + _ROW if rows == 2 else a
-                s = one(a, b, last, b, n, step)
+                s = one((a,), b, (last,), b, n, step)
                 gather(at, f[0], s[0], s[1])
                 if rows == 2:
                     gather(at + stride, f[1], s[2], s[3])

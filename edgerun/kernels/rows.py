@@ -16,6 +16,7 @@ from edgerun.kernels.launcher import Launcher
 from edgerun.kernels.memory import address
 
 QUANTIZE_GRAIN = 8  # rows
+_LINE = 64  # bytes of a cache's line
 
 
 class Form(NamedTuple):
@@ -76,8 +77,7 @@ def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
     if kind == "parts":
         return _in_parts(x)
     scales_at, sums_at, size, scales_bytes, sums_bytes = _offsets(kind, tokens, cols)
-    memory = np.empty(size, np.uint8)
-    base = address(memory)
+    memory, base = _lines(size)
     form = Form(base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes)
     return form, memory, Quantize(address(x), cols, base, base + scales_at, base + sums_at)
 
@@ -85,10 +85,16 @@ def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
 def _in_parts(x: F32) -> tuple[Form, U8, Quantize]:
     tokens, cols = x.shape
     row_bytes, wide_bytes = parts_row_bytes(cols), wide_row_bytes(cols) if len(x) <= WIDE_ROWS else 0
-    memory = np.empty(tokens * (row_bytes + wide_bytes), np.uint8)
-    base = address(memory)
+    memory, base = _lines(tokens * (row_bytes + wide_bytes))
     wide = base + tokens * row_bytes if wide_bytes else 0
     return Form(base, row_bytes, wide, wide_bytes, 0, 0), memory, Quantize(address(x), cols, base, wide, 0)
+
+
+def _lines(size: int) -> tuple[U8, int]:
+    """Memory, and where in it `size` bytes begin that fill whole lines of a cache: numpy gives memory that is 16 bytes
+    off, and then every row of a tile would be read from two lines."""
+    memory = np.empty(size + _LINE, np.uint8)
+    return memory, -(-address(memory) // _LINE) * _LINE
 
 
 @lru_cache(maxsize=256)
