@@ -8,8 +8,8 @@ compiles nothing and does not even import Numba. (Numba's own cache would: it al
 library it needs no LLVM either.
 
 A cache file is a sha256 of the rest, then the object code. Its name ends in the kernel's key, a digest of everything
-that its code depends on: its name and instruction set, this package's sources, the versions of Numba and LLVM, the
-processor and its features.
+that its code depends on: its name, its instruction set (of most kernels its lanes alone: `kernel_code.known_isa`), this
+package's sources, the versions of Numba and LLVM, the processor and its features.
 
 Kernels that different processes compiled, in whatever order, meet in one process, so no name in one object may ever be
 found by another. Three things see to it, each enough alone:
@@ -41,6 +41,7 @@ from edgerun.errors import EdgerunError, FormatError, UnsupportedError, Untruste
 from edgerun.events import EventSink, Notice, Progress, ignore
 from edgerun.kernels.compile_processes import Job, compile_all
 from edgerun.kernels.isa import ISAS, Isa
+from edgerun.kernels.kernel_code import known_isa
 from edgerun.kernels.library import BESIDE, KernelLibrary, find_library, library_name
 from edgerun.new_files import one_at_a_time
 from edgerun.paths import kept_folder
@@ -229,7 +230,7 @@ def entry_name(name: str, isa: Isa) -> str:
 
 def file_name(name: str, isa: Isa) -> str:
     """Of a kernel in the cache."""
-    return f"{name}-{isa.name}-{_key(name, isa)}.kernel"
+    return f"{name}-{known_isa(name, isa).name}-{_key(name, isa)}.kernel"
 
 
 def file_content(code: bytes) -> bytes:
@@ -242,8 +243,10 @@ def _key(name: str, isa: Isa) -> str:
 
 
 def kernel_digest(name: str, isa: Isa) -> str:
-    """Of what a kernel computes, whichever compiler made it and for which processor with this instruction set."""
-    return hashlib.sha256(f"{_VERSION} {name} {isa!r} {sources_digest()}".encode()).hexdigest()[:32]
+    """Of what a kernel computes, whichever compiler made it and for which processor with this instruction set. Equal
+    for sets that share the kernel."""
+    known = known_isa(name, isa)
+    return hashlib.sha256(f"{_VERSION} {name} {known!r} {sources_digest()}".encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)

@@ -51,11 +51,20 @@ SOURCES = {
     "attention_prompt": "attention_kernels",
 }
 
+_OF_A_SET = ("matmul_", "dequantize_")  # kernels that multiply or look up as their instruction set does it best
+
+
+def known_isa(name: str, isa: Isa) -> Isa:
+    """What a kernel's code knows of its instruction set: all of it, or no more than how many lanes it has. Kernels of
+    the second kind are the same for all sets with as many lanes, compiled once and kept once."""
+    return isa if name.startswith(_OF_A_SET) else Isa(f"{isa.lanes}lanes", isa.lanes, "llvm", ())
+
 
 def compile_kernel(name: str, isa: Isa, symbol: str, machine: Machine | None = None) -> bytes:
     """Object code of a kernel under the name `symbol`, for `machine` (default: this one). Takes seconds."""
     from edgerun.kernels.codegen import object_code
 
+    isa = known_isa(name, isa)
     module = import_module(f"edgerun.kernels.{SOURCES[name]}")
     if name in OTHER_DECODE:
         formats = OTHER_DECODE[name]

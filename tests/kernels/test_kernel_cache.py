@@ -86,6 +86,15 @@ def test_a_second_start_compiles_nothing_and_imports_no_numba(cache_folder: Path
     assert subprocess.run([sys.executable, "-c", code, str(cache_folder)], check=False).returncode == 0
 
 
+def test_sets_with_as_many_lanes_share_what_is_no_product():
+    """Their code would be the same: it is compiled and kept once."""
+    wide, narrow, plain = ISAS["avx512"], ISAS["avx2"], ISAS["portable"]
+    assert file_name("attention_decode", narrow) == file_name("attention_decode", plain)
+    assert file_name("attention_decode", narrow) != file_name("attention_decode", wide)
+    for name in ("matmul_q4_0", "dequantize_q4_k"):
+        assert len({file_name(name, isa) for isa in (wide, narrow, plain)}) == 3
+
+
 @pytest.mark.parametrize("isa", IMPLEMENTATIONS, ids=lambda isa: isa.name)
 def test_every_object_shows_its_entry_and_nothing_else(isa: Isa):
     cache = KernelCache(isa, KERNELS_DIR)

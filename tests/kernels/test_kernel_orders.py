@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from edgerun.kernels.choice import choose
+from edgerun.kernels.compile import file_name
+from edgerun.kernels.kernel_code import SOURCES
 from tests.kernels import orders
 from tests.kernels.isas import KERNELS_DIR
 
@@ -15,13 +17,14 @@ COLLIDING = ("matmul_q4_0", "matmul_q8_0", "matmul_q6_k", "matmul_q4_k", "matmul
 
 
 def test_kernels_compiled_one_by_one_and_loaded_in_any_order(tmp_path: Path):
-    isa = choose("auto").name
+    isa = choose("auto")
     kept = tmp_path / "kernels"
     kept.mkdir(mode=0o700)
-    for path in KERNELS_DIR.glob(f"*-{isa}-*.kernel"):  # what other products need
-        if not path.name.startswith(COLLIDING):
+    for name in SOURCES:  # what products need beside
+        path = KERNELS_DIR / file_name(name, isa)
+        if name not in COLLIDING and path.is_file():
             shutil.copy(path, kept)
-    orders.fill(isa, kept, [[name] for name in COLLIDING])
+    orders.fill(isa.name, kept, [[name] for name in COLLIDING])
     seed = secrets.randbelow(1 << 32)
-    wrong = orders.load(isa, kept, seed, 60, COLLIDING)
+    wrong = orders.load(isa.name, kept, seed, 60, COLLIDING)
     assert not wrong, f"60 orders from seed {seed}"
