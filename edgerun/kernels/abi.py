@@ -230,6 +230,28 @@ class Route(NamedTuple):
     groups_used: Annotated[int, "groups that a row chooses from"]
 
 
+class FindExperts(NamedTuple):
+    """Tell the products of a token's experts where these lie. Where one is not there, or one that will be wanted is
+    neither there nor on its way, the program stops after this launch (`pool_kernels.HALT`). One item."""
+
+    ids: Annotated[int, "address of (used,) i32: who was chosen"]
+    used: Annotated[int, "how many"]
+    places: Annotated[int, "address of (experts,) int64: the place of each; -1: on its way to one, -2: nowhere"]
+    found: Annotated[int, "address of i32: 0 all, 1 all but somebody will be wanted, 2 not all; then all ids"]
+    halt: Annotated[int, "address of an int64 that stops the program: 1"]
+    first: Annotated[int, "address of the first `Product` of gates, if there are some, then ups"]
+    last: Annotated[int, "address of the first `Product` of downs"]
+    gate: Annotated[int, "address of the gate at place 0; 0: no gates"]
+    gate_stride: Annotated[int, "bytes from place to place"]
+    up: Annotated[int, "address of the up at place 0"]
+    up_stride: Annotated[int, "bytes from place to place"]
+    down: Annotated[int, "address of the down at place 0"]
+    down_stride: Annotated[int, "bytes from place to place"]
+    wanted: Annotated[int, "address of an int64: of how many guesses experts will be wanted; -1: stop in any case"]
+    guesses: Annotated[int, "address of (guesses, 2) int64: ids (used,) i32 and places, as above, of a later layer"]
+    guess_count: Annotated[int, "how many guesses"]
+
+
 class Weigh(NamedTuple):
     """out = x . weight. An item is a row."""
 
@@ -350,6 +372,7 @@ class AttentionPrompt(NamedTuple):
     keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
     values_format: Annotated[int, "as of keys"]
     sinks: Annotated[int, "address of (heads,) f32, scores without a value; 0: none"]
+    tile: Annotated[int, "rows of a tile"]
 
 
 class AttentionMerge(NamedTuple):
@@ -384,6 +407,7 @@ _OF_KERNEL = {
     "add": Add,
     "route": Route,
     "weigh": Weigh,
+    "find_experts": FindExperts,
     "causal_conv": CausalConv,
     "scan": Scan,
     "unit_heads": UnitHeads,
@@ -414,7 +438,7 @@ PRODUCT_BYTES = 128
 # The thread pool's are no kernels: plain functions of int64, with their parameters (see pool_kernels.py)
 POOL = {
     "pool_run": ("void", ("control", "kernel", "arguments", "items", "grain")),
-    "pool_program": ("void", ("control", "program", "count")),
+    "pool_program": ("int64_t", ("control", "program", "count")),
     "pool_work": ("int64_t", ("control", "seen", "spins")),
 }
 

@@ -20,10 +20,10 @@ from numba import float32, int64, njit
 
 from edgerun.kernels.abi import LIST_AT
 from edgerun.kernels.attention_blocks import LOWEST, build_join, build_products, build_share, build_softmax
-from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, TILE
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE, STRIP
 from edgerun.kernels.attention_quantised import build_scaled, build_scores, build_values
 from edgerun.kernels.attention_rows import build_several
-from edgerun.kernels.attention_turned import build_turn
+from edgerun.kernels.attention_turned import build_turn, build_turn_panels
 from edgerun.kernels.kv_formats import F16, GROUP, IN_KEYS, Q4_0, Q8_0, KvFormat
 from edgerun.kernels.kv_kernels import block_bytes, build_widen, keys_block_bytes
 from edgerun.kernels.matmul_driver import kernel_signature
@@ -239,9 +239,13 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
 
 
 def build_attention_prompt(ops: Ops) -> Any:
-    """See `abi.AttentionPrompt`: later tiles come first because they see more. Scratch of a working thread, f32: keys
-    (head_dim, KEYS), values (KEYS, padded head_dim_v), scores and scaled weights (4, KEYS) each, and twice of each of
-    TILE * group rows, for the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
+    """See `abi.AttentionPrompt`: later tiles come first because they see more.
+
+    Keys and values of a block lie in panels as wide as two vectors (`kv_kernels.build_widen`), and all rows of a tile
+    pass a panel before the next: it stays in the nearest cache meanwhile, where a block of wide heads would not.
+    Scratch of a working thread, f32: keys (head_dim, KEYS), values (KEYS, padded head_dim_v), scaled weights of
+    `together` rows (KEYS), scores and factors of a tile's rows (KEYS), (lanes), and twice of each of these rows,
+    for the page and for the pages before: weighted values (padded head_dim_v), maximum, sum.
     """
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats, ops.store_floats, ops.fma, ops.mul
@@ -250,7 +254,7 @@ def build_attention_prompt(ops: Ops) -> Any:
     widen_keys, widen_values = build_widen(ops)
     scaled, load_halves = build_scaled(ops), ops.load_halves
     together, queries, spread, moved, sums, begun, add_scaled, stored, joined = build_several(ops)
-    turn = build_turn(lanes, 4)
+    turn, panel = build_turn_panels(lanes), 2 * lanes
 
     @njit(forceinline=True)
     def empty(row: int, padded: int) -> None:
@@ -289,6 +293,26 @@ def build_attention_prompt(ops: Ops) -> Any:
             begin, end = 0, 0
         return begin, end
 
+    @njit(forceinline=True)
+    def last_seen(first: int, last: int, window: int, at: int) -> int:
+        """How many positions of the block from `at` on the rows at positions first .. last see, at most."""
+        return 0 if first_of(first, window) >= at + KEYS else max(0, min(KEYS, last + 1 - at))
+
+    @njit(forceinline=True)
+    def add_scores(qs: Any, dim: int, kept: int, format: int, keys: int, j: int, to: int) -> None:
+        """Scores of rows for the panel of positions from j on."""
+        if format == _PLAIN:
+            stored(sums(qs, dim, keys + 4 * j * dim, 4 * panel), to + 4 * j, 4 * KEYS)
+            return
+        chain = GROUP if format == _BYTES else GROUP // 2  # dimensions whose codes are summed together
+        p = begun(qs, kept, dim, format)
+        for i in range(0, dim, chain):
+            scales = kept + i // GROUP * block_bytes(format, GROUP) + 2 * j
+            a, b = load_halves(int64(scales)), load_halves(int64(scales + 2 * lanes))
+            codes = sums(moved(qs, 4 * i), chain, keys + 4 * (j * dim + i * panel), 4 * panel)
+            p = add_scaled(a, b, codes, p)
+        stored(p, to + 4 * j, 4 * KEYS)
+
     def attention_prompt(arguments: int, low: int, high: int) -> None:
         q, table = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
         keys_at, values_at = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
@@ -300,27 +324,29 @@ def build_attention_prompt(ops: Ops) -> Any:
         slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
         window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
         keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
-        sinks = load_i64(int64(arguments + 160))
-        chain = GROUP if keys_format == _BYTES else GROUP // 2  # dimensions whose codes are summed together
+        sinks, tile_rows = load_i64(int64(arguments + 160)), load_i64(int64(arguments + 168))
         scale, cap = load_f32(constants), load_f32(int64(constants + 4))
-        padded = (dim_v + 2 * lanes - 1) // (2 * lanes) * (2 * lanes)
-        tiles = (tokens + TILE - 1) // TILE
+        padded = (dim_v + panel - 1) // panel * panel
+        quantised = values_format in (_BYTES, _NIBBLES)
+        tiles = (tokens + tile_rows - 1) // tile_rows
         kv_heads = heads // group
         slot = _take_slot(busy)
         keys = scratch + slot * slot_bytes
         values = keys + dim * KEYS * 4
-        scores = values + KEYS * padded * 4
-        factors = scores + 2 * together * KEYS * 4
-        rows = factors + together * lanes * 4
+        space = values + KEYS * padded * 4
+        scores = space + together * KEYS * 4
+        factors = scores + (tile_rows * group + together) * KEYS * 4
+        rows = factors + (tile_rows * group + together) * lanes * 4
         row_bytes = (padded + 2) * 4
-        wholes = rows + (TILE * group + together) * row_bytes
+        wholes = rows + (tile_rows * group + together) * row_bytes
         for item in range(low, high):
             tile, kv_head = tiles - 1 - item // kv_heads, item % kv_heads
-            t0 = tile * TILE
-            t1 = min(t0 + TILE, tokens)
+            t0 = tile * tile_rows
+            t1 = min(t0 + tile_rows, tokens)
             count = (t1 - t0) * group  # row r is token t0 + r // group, head kv_head * group + r % group
-            end = position + t1
-            first = first_of(position + t0, window) // KEYS * KEYS
+            own, end = position + t0, position + t1
+            first_q = q + (t0 * heads + kv_head * group) * dim * 4
+            first = first_of(own, window) // KEYS * KEYS
             for r in range((count + together - 1) // together * together):
                 empty(wholes + r * row_bytes, padded)
             for at in range(first, end, KEYS):
@@ -333,54 +359,42 @@ def build_attention_prompt(ops: Ops) -> Any:
                 widen_keys(kept_keys, dim, keys_format, keys)
                 kept_values = page + values_at + kv_head * v_stride + block * block_bytes(values_format, dim_v)
                 if values_format == _IN_KEYS:
-                    turn(keys + (dim - dim_v) * KEYS * 4, dim_v, values, 4 * padded)
-                    for key in range(n):
-                        for i in range(dim_v, padded):
-                            store_f32(int64(values + (key * padded + i) * 4), float32(0.0))
+                    turn(keys + (dim - dim_v) * 4 * panel, 4 * panel * dim, dim_v, padded, values)
                 else:
                     widen_values(kept_values, n, dim_v, padded, values_format, values)
-                for r in range(0, count, together):
-                    # the last rows may stand for less than there are: the others repeat the last, and are not used
-                    last = 0
-                    for k in range(together):
-                        _, seen_end = seen(position + t0 + min(r + k, count - 1) // group, window, at)
-                        last = max(last, seen_end)
-                    if last > 0:
-                        first_q = q + (t0 * heads + kv_head * group) * dim * 4
-                        qs = queries(first_q, r, count, group, heads * dim * 4, dim * 4)
-                        shifts = begun(qs, kept_keys, dim, keys_format)
-                        for j in range(0, last, 2 * lanes):
-                            if keys_format == _PLAIN:
-                                p = sums(qs, dim, keys + 4 * j, 4 * KEYS)
-                            else:
-                                p = shifts
-                                for i in range(0, dim, chain):
-                                    scales = kept_keys + i // GROUP * block_bytes(keys_format, GROUP) + 2 * j
-                                    a, b = load_halves(int64(scales)), load_halves(int64(scales + 2 * lanes))
-                                    codes = sums(moved(qs, 4 * i), chain, keys + 4 * (i * KEYS + j), 4 * KEYS)
-                                    p = add_scaled(a, b, codes, p)
-                            stored(p, scores + 4 * j, 4 * KEYS)
-                        row = rows + r * row_bytes
-                        for k in range(together):
-                            begin, seen_end = seen(position + t0 + min(r + k, count - 1) // group, window, at)
-                            factor = splat(float32(-1.0))  # sees nothing of the block
-                            if seen_end > 0:
-                                state = row + k * row_bytes + 4 * padded
-                                factor = softmax(scores + 4 * KEYS * k, begin, seen_end, scale, cap, state)
-                            store(int64(factors + 4 * lanes * k), factor)
-                        w = scores
-                        for i in range(0, padded, 2 * lanes):
-                            if values_format in (_BYTES, _NIBBLES):
-                                w = scores + 4 * KEYS * together
-                                if i % GROUP == 0:
-                                    scaled(together, scores, kept_values + i // GROUP * 2 * KEYS, w)
-                            p = sums(spread(w, 4 * KEYS), last, values + 4 * i, 4 * padded)
-                            joined(p, row + 4 * i, row_bytes, factors)
+                for j in range(0, n, panel):
+                    for r in range(0, count, together):
+                        # the last rows may stand for less than there are: the others repeat the last
+                        after = min(r + together, count)
+                        if last_seen(own + r // group, own + (after - 1) // group, window, at) > j:
+                            qs = queries(first_q, r, count, group, heads * dim * 4, dim * 4)
+                            add_scores(qs, dim, kept_keys, keys_format, keys, j, scores + 4 * KEYS * r)
+                for r in range((count + together - 1) // together * together):
+                    begin, seen_end = seen(own + min(r, count - 1) // group, window, at)
+                    factor = splat(float32(-1.0))  # sees nothing of the block
+                    if seen_end > 0:
+                        state = rows + r * row_bytes + 4 * padded
+                        factor = softmax(scores + 4 * KEYS * r, begin, seen_end, scale, cap, state)
+                    store(int64(factors + 4 * lanes * r), factor)
+                step = GROUP if quantised else panel
+                for r0 in range(0, count, STRIP):
+                    for i in range(0, padded, step):
+                        for r in range(r0, min(r0 + STRIP, count), together):
+                            after = min(r + together, count)
+                            last = last_seen(own + r // group, own + (after - 1) // group, window, at)
+                            if last > 0:
+                                w, to = scores + 4 * KEYS * r, rows + r * row_bytes
+                                if quantised:
+                                    scaled(together, w, kept_values + i // GROUP * 2 * KEYS, space)
+                                    w = space
+                                for c in range(i, i + step, panel):
+                                    p = sums(spread(w, 4 * KEYS), last, values + 4 * c * KEYS, 4 * panel)
+                                    joined(p, to + 4 * c, row_bytes, factors + 4 * lanes * r)
                 if at + KEYS >= end or (at + KEYS) % KEYS_PER_PAGE == 0:
                     page_begin = at // KEYS_PER_PAGE * KEYS_PER_PAGE
                     for r in range(count):
-                        own = position + t0 + r // group
-                        if own >= page_begin and first_of(own, window) < page_begin + KEYS_PER_PAGE:
+                        mine = own + r // group
+                        if mine >= page_begin and first_of(mine, window) < page_begin + KEYS_PER_PAGE:
                             add_page(rows + r * row_bytes, wholes + r * row_bytes, padded)
             for r in range(count):
                 source = wholes + r * row_bytes

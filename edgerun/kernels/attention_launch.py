@@ -20,10 +20,10 @@ from edgerun.kernels.abi import (
 )
 from edgerun.kernels.attention_layout import (
     KEYS_PER_PAGE,
-    TILE,
     decode_pages,
     decode_scratch_bytes,
     prompt_scratch_bytes,
+    prompt_tile,
     seen_apart,
 )
 from edgerun.kernels.far import Far
@@ -193,7 +193,8 @@ class AttentionLaunch:
         """Many rows of one sequence, each of which sees the positions up to its own."""
         rows, heads, dim = q.shape
         group = heads // layout.kv_heads
-        slot_bytes = prompt_scratch_bytes(dim, layout.head_dim_v, group, self._lanes)
+        tile = prompt_tile(rows, layout.kv_heads, group, self._launcher.threads)
+        slot_bytes = prompt_scratch_bytes(dim, layout.head_dim_v, group, tile, self._lanes)
         arguments = AttentionPrompt(
             q=address(q),
             table=span.pages.address,
@@ -216,8 +217,9 @@ class AttentionLaunch:
             keys_format=layout.keys.number,
             values_format=layout.values.number,
             sinks=scores.sinks_at,
+            tile=tile,
         )
-        self._launcher.launch("attention_prompt", arguments, -(-rows // TILE) * layout.kv_heads, 1)
+        self._launcher.launch("attention_prompt", arguments, -(-rows // tile) * layout.kv_heads, 1)
 
     def _rotated(self, x: F32) -> F32:
         """(rows, heads, head_dim), rotated: see `kv_formats`."""

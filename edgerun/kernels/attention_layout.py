@@ -17,7 +17,9 @@ Position = TypeVar("Position", int, NDArray[np.int64])
 
 KEYS = 64  # positions of a block: its weights are made together
 KEYS_PER_PAGE = 256  # positions that are summed apart from others, and then joined with them in ascending order
-TILE = 32  # tokens of an item, in prompts
+_TILE_ROWS = 256  # of all heads of a kv head, that an item of a prompt has: what they all read is widened once for them
+_MOST_TOKENS = 64  # of these
+STRIP = 32  # rows of a tile whose weights stay in the nearest cache while they pass a block of values
 
 
 def first_seen(end: int, window: int, chunked: bool = False) -> int:
@@ -51,10 +53,16 @@ def prompt_rows(lanes: int) -> int:
     return 8 if lanes == 16 else 4  # vectors of 16 lanes come with 32 registers; those of 8 take two of NEON's each
 
 
-def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, lanes: int) -> int:
+def prompt_tile(rows: int, kv_heads: int, group: int, threads: int) -> int:
+    """Tokens of an item, in a prompt of so many rows: fewer where threads would have too few items to share."""
+    shared = -(-rows * kv_heads // (4 * threads))
+    return max(4, min(_MOST_TOKENS, _TILE_ROWS // group, shared))
+
+
+def prompt_scratch_bytes(head_dim: int, head_dim_v: int, group: int, tile: int, lanes: int) -> int:
     """What one thread needs in `attention_kernels.build_attention_prompt`, in whole cache lines."""
     padded = -(-head_dim_v // (2 * lanes)) * 2 * lanes
     rows = prompt_rows(lanes)
-    whole_tile = TILE * group + rows
-    floats = head_dim * KEYS + KEYS * padded + 2 * rows * KEYS + rows * lanes + 2 * whole_tile * (padded + 2)
+    whole_tile = tile * group + rows
+    floats = head_dim * KEYS + KEYS * padded + rows * KEYS + whole_tile * (KEYS + lanes + 2 * (padded + 2))
     return -(-floats * 4 // 64) * 64

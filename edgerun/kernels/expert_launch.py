@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import Affine, Product, slot_of
+from edgerun.kernels.abi import Affine, FindExperts, Product, slot_of
 from edgerun.kernels.interface import F32, I32, NO_VECTORS, Activation, Expert, ExpertVectors, Matrix
 from edgerun.kernels.kernel_names import MATRIX_KERNELS, QUANTIZE
 from edgerun.kernels.launcher import Launcher
@@ -20,6 +21,7 @@ from edgerun.kernels.layer_launch import AFFINE_GRAIN, GATED_GRAIN, affine, affi
 from edgerun.kernels.memory import address
 from edgerun.kernels.product_launch import Job, ProductLaunch
 from edgerun.kernels.program import I64, Launch, Patch, Program
+from edgerun.kernels.recording import TokenExperts
 from edgerun.kernels.rows import QUANTIZE_GRAIN, Form, Rows, plain, quantised
 
 _WEIGHTS, _OUT = slot_of(Product, "weights"), slot_of(Product, "out")
@@ -36,6 +38,18 @@ class _ExpertProgram:
     front: I64  # (experts, or 2 * experts, slots of a `Product`): gates, if there are some, then ups
     back: I64  # (experts, slots): downs
     vectors: Patch | None  # addresses of factors and biases of gates, then of ups
+
+
+class _ExpertLaunches(NamedTuple):
+    """Of some experts, all alike, of one row. front, back: which of them multiplies the input with so many `matrices`,
+    and which gives the results; patched: see `_patch`."""
+
+    launches: list[Launch]
+    kept: list[object]
+    front: int
+    matrices: int
+    back: int
+    patched: list[tuple[int, int]]
 
 
 class ExpertLaunch:
@@ -149,13 +163,67 @@ class ExpertLaunch:
 
     def _laid_out(self, experts: Sequence[Expert], activation: Activation, vectors: ExpertVectors) -> _ExpertProgram:
         """For experts like these. Where the results go is not known yet."""
+        row, ids = np.zeros((1, experts[0].up.cols), np.float32), np.zeros(len(experts), np.int32)
+        made = self._launches(experts, row, ids, activation, vectors, [0] * len(experts))
+        program = Program(made.launches, [*made.kept, row, ids])
+        fronts, backs = program.products(made.front, made.matrices), program.products(made.back, len(experts))
+        return _ExpertProgram(program, row, ids, fronts, backs, _patch(program, made.patched))
+
+    def lay_out(self, task: TokenExperts) -> bool:
+        """See `recording.Recording.lay_out_experts`."""
+        first, used, d = task.where.first, len(task.ids), task.out.shape[1]
+        like = [first] * used
+        if not _alike(like):
+            return False
+        experts, matrices = len(task.where.places), len(first.matrices)
+        arrays = (task.ids, task.found, task.x, task.out, task.where.places)
+        if (
+            task.x.shape != (1, first.up.cols)
+            or task.out.shape != (used, first.down.rows)
+            or task.found.shape != (1 + used * (1 + len(task.guesses)),)
+            or len(task.where.strides) != matrices
+            or any(each.ids.shape != (used,) for each in task.guesses)
+            or not all(each.flags.c_contiguous for each in arrays)
+        ):
+            raise UsageError(
+                f"{used} of {experts} experts of {first.up.cols} columns do not fit {task.x.shape} and {d}"
+            )
+        _check_entries(task.vectors, experts - 1, first.up.rows)
+        made = self._launches(like, task.x, task.ids, task.activation, task.vectors, _rows_of(task.out))
+        find, start = self._launcher, self._launcher.noted
+        nothing = FindExperts(*[0] * len(FindExperts._fields))
+        find.note(find.laid_out("find_experts", nothing, 1, 1))
+        for launch in made.launches:
+            find.note(launch)
+        guesses = np.array([(each.ids.ctypes.data, each.places.ctypes.data) for each in task.guesses], np.int64)
+        for memory in (*made.kept, task, guesses):
+            find.keep(memory)
+
+        def placed(program: Program) -> None:
+            fronts = program.products(start + 1 + made.front, made.matrices)
+            backs = program.products(start + 1 + made.back, used)
+            arguments = _find_arguments(task, fronts, backs, guesses, find.halt_address)
+            program.arguments(start, len(arguments))[:] = np.array(arguments, np.int64)
+
+        find.placed(placed)
+        return True
+
+    def _launches(
+        self,
+        experts: Sequence[Expert],
+        row: F32,
+        ids: I32,
+        activation: Activation,
+        vectors: ExpertVectors,
+        results: Sequence[int],
+    ) -> _ExpertLaunches:
+        """Of experts like these, of one row (1, d). results: addresses of each one's (d,)."""
         up, down = experts[0].up, experts[0].down
         count, ff, gates = len(experts), up.rows, experts[0].gate is not None
-        row, ids = np.zeros((1, up.cols), np.float32), np.zeros(count, np.int32)
         matrices = _first_matrices(experts)
         hidden = np.zeros((len(matrices), ff), np.float32)  # gates, if there are some, then ups
         launches: list[Launch] = []
-        kept: list[object] = [row, hidden, ids]
+        kept: list[object] = [hidden]
 
         def lay_out_form(x: F32, kind: str) -> Form:
             if kind == "f32":
@@ -176,7 +244,7 @@ class ExpertLaunch:
         ):
             if which is not None:
                 patched.append((len(launches), values))
-                arguments = affine_arguments(part, ids, *which)
+                arguments = affine_arguments(part, None, *which)._replace(ids=address(ids))
                 launches.append(self._launcher.laid_out("affine", arguments, count, AFFINE_GRAIN))
         ups = hidden[-count:]
         activated = gated_arguments(hidden[:count], ups if gates else None, activation, ups)
@@ -184,10 +252,24 @@ class ExpertLaunch:
         second = lay_out_form(ups, self._products.form(down.type))
         back = len(launches)
         rows = [second.row(index) for index in range(count)]
-        launches.append(self._products.laid_out([each.down for each in experts], rows, [0] * count))
-        program = Program(launches, kept)
-        fronts, backs = program.products(front, len(matrices)), program.products(back, count)
-        return _ExpertProgram(program, row, ids, fronts, backs, _patch(program, patched))
+        launches.append(self._products.laid_out([each.down for each in experts], rows, results))
+        return _ExpertLaunches(launches, kept, front, len(matrices), back, patched)
+
+
+def _find_arguments(task: TokenExperts, fronts: I64, backs: I64, guesses: I64, halt: int) -> FindExperts:
+    """fronts, backs: the `Product`s that are told; guesses: see `FindExperts`."""
+    where, bases = task.where, [matrix.address for matrix in task.where.first.matrices]
+    pairs = [*zip(bases, where.strides, strict=True)]
+    gate, up, down = pairs if len(pairs) == 3 else ((0, 0), *pairs)
+    at = [int(each.ctypes.data) for each in (task.ids, where.places, task.found, fronts, backs, where.wanted, guesses)]
+    ids, places, found, first, last, wanted, guessed = at
+    parts = (*gate, *up, *down)
+    return FindExperts(ids, len(task.ids), places, found, halt, first, last, *parts, wanted, guessed, len(guesses))
+
+
+def _rows_of(out: F32) -> list[int]:
+    """Addresses."""
+    return [address(out) + out.strides[0] * row for row in range(len(out))]
 
 
 def _patch(program: Program, patched: list[tuple[int, int]]) -> Patch | None:

@@ -8,9 +8,8 @@ call, one in decode, a chunk of the prompt otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,14 @@ from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.kernels.far import Far
 from edgerun.kernels.formats import FORMATS
-from edgerun.kernels.launch_trace import LaunchTrace
 from edgerun.kernels.layout import layout_bytes
-from edgerun.kernels.pages import LayerLayout, Span
-from edgerun.kernels.program import Program, Recorder
+from edgerun.kernels.pages import Span
 from edgerun.kernels.routing import Routing
 from edgerun.kernels.states import StateRows
 from edgerun.kernels.stream_weights import StreamWeights
+
+if TYPE_CHECKING:
+    from edgerun.kernels.recording import Recording
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -178,28 +178,6 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         raise UnsupportedError(
             f"{what}: neurons of {cols} {type.name}; of this type they have a multiple of {multiple}"
         )
-
-
-class Recording(Protocol):
-    """Of kernels whose launches can be recorded."""
-
-    def record(self) -> AbstractContextManager[Recorder]:
-        """Launches within are done and also noted. One thread at a time, no other users meanwhile."""
-        ...
-
-    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
-        """Launches start .. end - 1 of what was recorded."""
-        ...
-
-    def trace(self) -> AbstractContextManager[LaunchTrace]:
-        """Within, it is noted when each thread worked on each launch. UsageError within another trace,
-        UnsupportedError where there is no clock."""
-        ...
-
-    def decode_attention_scratch(self, layout: LayerLayout, heads: int, pages: int) -> tuple[int, int]:
-        """Of attention for single rows, which have so many pages together: addresses of the threads' slots, of the
-        parts of results; until more are asked for."""
-        ...
 
 
 class Kernels(Protocol):

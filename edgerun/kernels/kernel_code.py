@@ -36,6 +36,7 @@ SOURCES = {
     "combine": "layer_kernels",
     "add": "layer_kernels",
     **dict.fromkeys(("route", "weigh"), "route_kernels"),
+    "find_experts": "find_kernels",
     "causal_conv": "state_kernels",
     "scan": "state_kernels",
     "unit_heads": "gate_kernels",

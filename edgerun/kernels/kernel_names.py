@@ -66,7 +66,7 @@ def for_keys_and_values(keys: KvFormat, values: KvFormat) -> list[str]:
 
 RECURRENT = ("causal_conv", "scan", "unit_heads", "scan_steps", "gated_norm")  # what recurrent layers need beside
 
-MIXTURE = ("route", "weigh")  # what mixtures of experts do
+MIXTURE = ("route", "weigh", "find_experts")  # what mixtures of experts do
 
 STREAMS = ("mix_streams", "correct_streams", "match_norms", "above_mean")  # what models of several streams do
 

@@ -173,44 +173,60 @@ def build_kv_write(ops: Ops) -> Any:
 
 
 def build_widen(ops: Ops) -> Any:
-    """widen_keys(block, dim, format, out): a block of keys, out (dim, KEYS) f32; widen_values(block, n, dim, padded,
-    format, out): n positions of a block of values, out (n, padded) f32, 0 beyond dim. Of what is quantised the codes,
-    without their scales."""
+    """widen_keys(block, dim, format, out): a block of keys, f32, in panels of two vectors of positions: (KEYS / panel,
+    dim, panel); widen_values(block, n, dim, padded, format, out): n positions of a block of values in panels of two
+    vectors of dimensions, 0 beyond dim: (padded / panel, KEYS, panel). So what a chain of sums reads lies side by side.
+    Of what is quantised the codes, without their scales."""
     lanes, load_halves, store = ops.lanes, ops.load_halves, ops.store_floats
     load_bytes, load_low, load_high = (
         ops.load_bytes_as_floats,
         ops.load_low_nibbles_as_floats,
         ops.load_high_nibbles_as_floats,
     )
+    panel = 2 * lanes
+
+    @njit(forceinline=True)
+    def key_at(i: int, j: int, dim: int) -> int:
+        """Bytes to dimension i of the vector of positions from j on."""
+        return (j // panel * dim * panel + i * panel + j % panel) * 4
+
+    @njit(forceinline=True)
+    def value_at(p: int, i: int) -> int:
+        """Bytes to dimension i of position p."""
+        return (i // panel * KEYS * panel + p * panel + i % panel) * 4
 
     @njit(forceinline=True)
     def widen_keys(block: int, dim: int, format: int, out: int) -> None:
         if format == _PLAIN:
-            for i in range(0, dim * KEYS, lanes):
-                store(int64(out + 4 * i), load_halves(int64(block + 2 * i)))
+            for i in range(dim):
+                for j in range(0, KEYS, lanes):
+                    store(int64(out + key_at(i, j, dim)), load_halves(int64(block + 2 * (i * KEYS + j))))
             return
         for group in range(dim // GROUP):
-            codes, to = block + group * block_bytes(format, GROUP) + _SCALES, out + group * GROUP * KEYS * 4
+            codes, first = block + group * block_bytes(format, GROUP) + _SCALES, group * GROUP
             if format == _BYTES:
-                for i in range(0, GROUP * KEYS, lanes):
-                    store(int64(to + 4 * i), load_bytes(int64(codes + i)))
+                for i in range(GROUP):
+                    for j in range(0, KEYS, lanes):
+                        store(int64(out + key_at(first + i, j, dim)), load_bytes(int64(codes + i * KEYS + j)))
             else:
-                for i in range(0, _HALF * KEYS, lanes):
-                    store(int64(to + 4 * i), load_low(int64(codes + i)))
-                    store(int64(to + 4 * (i + _HALF * KEYS)), load_high(int64(codes + i)))
+                for i in range(_HALF):
+                    for j in range(0, KEYS, lanes):
+                        both = int64(codes + i * KEYS + j)
+                        store(int64(out + key_at(first + i, j, dim)), load_low(both))
+                        store(int64(out + key_at(first + i + _HALF, j, dim)), load_high(both))
 
     @njit(forceinline=True)
     def widen_plain(v: int, n: int, dim: int, padded: int, out: int) -> None:
         for p in range(n):
             i = 0
             while i + lanes <= dim:
-                store(int64(out + (p * padded + i) * 4), load_halves(int64(v + (p * dim + i) * 2)))
+                store(int64(out + value_at(p, i)), load_halves(int64(v + (p * dim + i) * 2)))
                 i += lanes
             while i < dim:
-                store_f32(int64(out + (p * padded + i) * 4), load_f16(int64(v + (p * dim + i) * 2)))
+                store_f32(int64(out + value_at(p, i)), load_f16(int64(v + (p * dim + i) * 2)))
                 i += 1
             while i < padded:
-                store_f32(int64(out + (p * padded + i) * 4), float32(0.0))
+                store_f32(int64(out + value_at(p, i)), float32(0.0))
                 i += 1
 
     @njit(forceinline=True)
@@ -219,15 +235,16 @@ def build_widen(ops: Ops) -> Any:
             widen_plain(block, n, dim, padded, out)
             return
         codes = block + dim // GROUP * _SCALES
-        if format == _BYTES:
-            for i in range(0, n * dim, lanes):
-                store(int64(out + 4 * i), load_bytes(int64(codes + i)))
-            return
-        for group in range(n * (dim // GROUP)):
-            for i in range(0, _HALF, lanes):
-                both, to = int64(codes + group * _HALF + i), out + 4 * (group * GROUP + i)
-                store(int64(to), load_low(both))
-                store(int64(to + 4 * _HALF), load_high(both))
+        for p in range(n):
+            if format == _BYTES:
+                for i in range(0, dim, lanes):
+                    store(int64(out + value_at(p, i)), load_bytes(int64(codes + p * dim + i)))
+                continue
+            for group in range(dim // GROUP):
+                for i in range(0, _HALF, lanes):
+                    both, first = int64(codes + p * (dim // 2) + group * _HALF + i), group * GROUP + i
+                    store(int64(out + value_at(p, first)), load_low(both))
+                    store(int64(out + value_at(p, first + _HALF)), load_high(both))
 
     return widen_keys, widen_values
 

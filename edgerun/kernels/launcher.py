@@ -9,7 +9,7 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,14 +106,34 @@ class Launcher:
         finally:
             self._recorder = None
 
-    def replay(self, program: Program, start: int = 0, end: int | None = None) -> None:
-        """Launches start .. end - 1 of what was recorded."""
+    @property
+    def halt_address(self) -> int:
+        """See `ThreadPool.halt_address`."""
+        return self._pool.halt_address
+
+    def note(self, launch: Launch) -> None:
+        """Part of what is being recorded, and not done now."""
+        if self._recorder is not None:
+            self._recorder.add(launch)
+
+    def placed(self, tell: Callable[[Program], None]) -> None:
+        """Tell once where what is being recorded lies."""
+        if self._recorder is not None:
+            self._recorder.placed(tell)
+
+    @property
+    def noted(self) -> int:
+        """Launches of what is being recorded."""
+        return 0 if self._recorder is None else len(self._recorder)
+
+    def replay(self, program: Program, start: int = 0, end: int | None = None) -> int:
+        """Launches start .. end - 1 of what was recorded; returns the end, or after which one it was stopped."""
         end = program.count if end is None else end
         with self.lock:
             self._recorder = None  # Ctrl-C may have left one behind
             if self._trace is not None:
                 self._trace.runs(program)
-            self._pool.run_program(program.rows_address + 32 * start, end - start)
+            return start + self._pool.run_program(program.rows_address + 32 * start, end - start)
 
     @contextmanager
     def trace(self) -> Iterator[LaunchTrace]:

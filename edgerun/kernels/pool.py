@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from edgerun.errors import DoesNotFitError
 
-_TRACE, _HELPERS, _RUNNING, _STOP, _DONE, _LINE = (
+_TRACE, _HELPERS, _RUNNING, _HALT, _STOP, _DONE, _LINE = (
     48 // 8,
     136 // 8,
     144 // 8,
+    152 // 8,
     256 // 8,
     384 // 8,
     128 // 8,
@@ -28,7 +29,7 @@ _TRACE, _HELPERS, _RUNNING, _STOP, _DONE, _LINE = (
 _SPINS = 20_000  # about 100 us of `pause`
 _JOIN_S = 0.1  # after which a worker that was not there yet to be woken is woken again
 _RUN = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 5))
-_PROGRAM = ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * 3))
+_PROGRAM = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
 _WORK = ctypes.CFUNCTYPE(ctypes.c_int64, *([ctypes.c_int64] * 3))
 
 
@@ -66,10 +67,17 @@ class ThreadPool:
         self._wake()
         self._run(self._control, kernel, arguments, items, grain)
 
-    def run_program(self, program: int, count: int) -> None:
-        """`count` launches in order: rows of int64 (kernel, arguments, items, grain)."""
+    @property
+    def halt_address(self) -> int:
+        """Of what a launch of a program sets to 1, so that the program stops after it."""
+        return self._control + 8 * _HALT
+
+    def run_program(self, program: int, count: int) -> int:
+        """`count` launches in order: rows of int64 (kernel, arguments, items, grain). Returns how many were done: all,
+        unless one of them wanted it to stop."""
         self._wake()
-        self._program(self._control, program, count)
+        done: int = self._program(self._control, program, count)
+        return done
 
     def trace_memory(self, slots: int) -> NDArray[np.int64]:
         """Memory for traces, always the same: a worker may still note when it has ended after nobody listens."""

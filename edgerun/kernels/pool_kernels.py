@@ -7,7 +7,8 @@ pairs of them):
     0    state: number of pieces << 32 | next piece to take; then of the operation: kernel, arguments, items, grain,
          threads that a first and a second share was cut for (0: all pieces are of a grain); where spans are noted
          (`launch_trace.py`), 0: nowhere; the operation's number
-    128  of the publisher alone: pieces that helpers have done when all is done; number of helpers; 1 while it is here
+    128  of the publisher alone: pieces that helpers have done when all is done; number of helpers; 1 while it is here;
+         1 when a launch of a program wants it to stop
     256  stop
     384  on, for each helper: pieces that it has done since the pool began
 
@@ -44,7 +45,7 @@ from edgerun.kernels.simd import (
 )
 
 STATE, KERNEL, ARGUMENTS, ITEMS, GRAIN, SHARES, TRACE, NUMBER = 0, 8, 16, 24, 32, 40, 48, 56
-EXPECTED, HELPERS, RUNNING, STOP, DONE, LINE = 128, 136, 144, 256, 384, 128
+EXPECTED, HELPERS, RUNNING, HALT, STOP, DONE, LINE = 128, 136, 144, 152, 256, 384, 128
 # Of the memory of a trace: first a thread's bytes and its spans, a power of two, and in a line of its own what the
 # counter and the clock (seconds, nanoseconds) said when the first and when the last program began or ended; then each
 # thread's: a line with how many it noted since the trace began, and the spans, the newest in place of the oldest. Of
@@ -267,10 +268,12 @@ def build_pool_run(ops: Ops) -> Any:
 
 
 def build_pool_program(ops: Ops) -> Any:
-    """(control, program, count) -> None: launches one after another, each row of the program being the int64 slots
-    kernel, arguments, items, grain. What is no more than a grain runs on the caller alone."""
+    """(control, program, count) -> how many were done: launches one after another, each row of the program being the
+    int64 slots kernel, arguments, items, grain. What is no more than a grain runs on the caller alone; it may stop the
+    program by HALT, which is 0 again then."""
 
-    def pool_program(control: int, program: int, count: int) -> None:
+    def pool_program(control: int, program: int, count: int) -> int:
+        done = int64(count)
         store_release(int64(control + RUNNING), int64(1))
         _tell_time(control)
         _done(control, 0, 0, 0)
@@ -281,12 +284,17 @@ def build_pool_program(ops: Ops) -> Any:
             if items <= grain:
                 call_kernel(kernel, arguments, int64(0), int64(items))
                 _done(control, kernel, arguments, 0)
+                if load_i64(int64(control + HALT)) != 0:
+                    store_i64(int64(control + HALT), int64(0))
+                    done = int64(i + 1)
+                    break
             else:
                 _run(control, kernel, arguments, items, grain)
         _tell_time(control)
         store_release(int64(control + RUNNING), int64(0))
+        return done
 
-    return pool_program, signature(types.void, *([types.int64] * 3))
+    return pool_program, signature(types.int64, *([types.int64] * 3))
 
 
 def build_pool_work(ops: Ops) -> Any:

@@ -6,7 +6,7 @@ position: those are patched in the recorded arguments (`Program.set`, and `Patch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ class Recorder:
         self._sections: list[str] = []
         self._launches: list[Launch] = []
         self._kept: list[Any] = []
+        self._placed: list[Callable[[Program], None]] = []
         self.spoilt: str | None = None
         self._paused = False
 
@@ -52,6 +53,10 @@ class Recorder:
     def keep(self, memory: Any) -> None:
         """Memory that the recorded arguments point to."""
         self._kept.append(memory)
+
+    def placed(self, tell: Callable[[Program], None]) -> None:
+        """To be told of the program: where its launches lie is not known before."""
+        self._placed.append(tell)
 
     def spoil(self, reason: str) -> None:
         """Something was done that is no launch: the recording cannot be replayed."""
@@ -69,7 +74,10 @@ class Recorder:
 
     def program(self) -> Program:
         """What was noted, ready to run."""
-        return Program(self._launches, self._kept, self._sections)
+        made = Program(self._launches, self._kept, self._sections)
+        for tell in self._placed:
+            tell(made)
+        return made
 
 
 class Program:
@@ -111,6 +119,11 @@ class Program:
         """The `abi.Product`s of a launch of `count` products, (count, slots) int64, to be changed."""
         start, slots = int(self._starts[launch]) + LIST_AT // 8, PRODUCT_BYTES // 8
         return self._arguments[start : start + slots * count].reshape(count, slots)
+
+    def arguments(self, launch: int, count: int) -> I64:
+        """The first `count` slots of a launch's arguments, to be changed."""
+        start = int(self._starts[launch])
+        return self._arguments[start : start + count]
 
     def listed_places(self, launches: I64, slot: int) -> I64:
         """Slot `slot` of what is listed in each of these launches (`abi.LISTED`), all that is listed in a row."""

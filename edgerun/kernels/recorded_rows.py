@@ -12,10 +12,10 @@ import numpy as np
 
 from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
 from edgerun.kernels.attention_layout import decode_pages, seen_apart
-from edgerun.kernels.interface import Recording
 from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.pages import LayerLayout
 from edgerun.kernels.program import I64, Patch, Program
+from edgerun.kernels.recording import Recording
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from edgerun.kernels.interface import (
     GateKind,
     Matrix,
     Neurons,
-    Recording,
     RopeKind,
     ScanRule,
 )
@@ -45,6 +44,7 @@ from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
 from edgerun.kernels.program import Program, Recorder
+from edgerun.kernels.recording import Recording, TokenExperts
 from edgerun.kernels.routing import Routing
 from edgerun.kernels.rows import Rows
 from edgerun.kernels.states import StateRows
@@ -138,9 +138,13 @@ class SimdKernels:
         """See `Launcher.record`."""
         return self._launcher.record()
 
-    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> None:
+    def run_program(self, program: Program, start: int = 0, end: int | None = None) -> int:
         """See `Launcher.replay`."""
-        self._launcher.replay(program, start, end)
+        return self._launcher.replay(program, start, end)
+
+    def lay_out_experts(self, task: TokenExperts) -> bool:
+        """See `ExpertLaunch.lay_out`."""
+        return self._experts.lay_out(task)
 
     def trace(self) -> AbstractContextManager[LaunchTrace]:
         """See `Launcher.trace`."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.kernels.interface import F32, Recording
+from edgerun.kernels.interface import F32
 from edgerun.kernels.program import Program
 from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
+from edgerun.kernels.recording import Recording
 from edgerun.kernels.states import I64
 from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Decide
