@@ -1,8 +1,8 @@
 """What kernels take: the one place that names the int64 slots of their arguments.
 
 A kernel is `void f(int64 arguments, int64 low, int64 high)`: it does the items [low, high) of an operation, and
-`arguments` is the address of the slots that a class here, or of `state_abi` and `stream_abi`, lists in their
-order. A class's docstring
+`arguments` is the address of the slots that a class here, or of `attention_abi`,
+`state_abi` and `stream_abi`, lists in their order. A class's docstring
 says what the kernel does and what an item is. An address is one of memory that the caller keeps; floats travel as the
 address of an f32.
 `native/header.py` makes the C header from this.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Annotated, NamedTuple, get_type_hints
 
+from edgerun.kernels.attention_abi import AttentionDecode, AttentionMerge, AttentionPrompt, AttentionRow, MergedRow
 from edgerun.kernels.state_abi import CausalConv, GatedNorm, Scan, ScanSteps, UnitHeads
 from edgerun.kernels.stream_abi import AboveMean, CorrectStreams, MatchNorms, MixStreams
 
@@ -315,82 +316,6 @@ class NeuronsDown(NamedTuple):
     neurons: Annotated[int, "how many ids"]
     out: Annotated[int, "address of (tokens, cols) f32"]
     cols: Annotated[int, "columns"]
-
-
-class AttentionDecode(NamedTuple):
-    """Single rows, of any sequences, over f16, or over the formats of keys and values in the kernel's name. From byte
-    128 on follows an `AttentionRow` for each. An item is (row, kv head, page of positions)."""
-
-    keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
-    values_at: Annotated[int, "bytes from a page's first to the layer's values"]
-    keys_stride: Annotated[int, "bytes from kv head to kv head in keys"]
-    values_stride: Annotated[int, "bytes from kv head to kv head in values"]
-    head_dim: Annotated[int, "dimensions of a key"]
-    head_dim_v: Annotated[int, "dimensions of a value"]
-    group: Annotated[int, "heads of a kv head"]
-    constants: Annotated[int, "address of f32 scale, softcap"]
-    scratch: Annotated[int, "address of the threads' scratch"]
-    busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
-    scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
-    rows: Annotated[int, "how many rows follow"]
-
-
-class AttentionRow(NamedTuple):
-    """One row, which sees the positions first .. end - 1."""
-
-    first_item: Annotated[int, "items of the rows before it"]
-    q: Annotated[int, "address of (heads, head_dim) f32"]
-    table: Annotated[int, "address of the sequence's page addresses"]
-    first: Annotated[int, "first position"]
-    end: Annotated[int, "end position"]
-    parts: Annotated[int, "address of the result: for each head and page weighted values, maximum, sum, f32"]
-    pages: Annotated[int, "pages of a head in the result"]
-    unused_7: Annotated[int, "not used"] = 0
-
-
-class AttentionPrompt(NamedTuple):
-    """Many rows of one sequence. An item is (tile, kv head), later tiles first."""
-
-    q: Annotated[int, "address of (rows, heads, head_dim) f32"]
-    table: Annotated[int, "address of the sequence's page addresses"]
-    keys_at: Annotated[int, "bytes from a page's first to the layer's keys"]
-    values_at: Annotated[int, "bytes from a page's first to the layer's values"]
-    keys_stride: Annotated[int, "bytes from kv head to kv head in keys"]
-    values_stride: Annotated[int, "bytes from kv head to kv head in values"]
-    head_dim: Annotated[int, "dimensions of a key"]
-    head_dim_v: Annotated[int, "dimensions of a value"]
-    heads: Annotated[int, "heads"]
-    group: Annotated[int, "heads of a kv head"]
-    constants: Annotated[int, "address of f32 scale, softcap"]
-    scratch: Annotated[int, "address of the threads' scratch"]
-    out: Annotated[int, "address of (rows, heads, head_dim_v) f32"]
-    busy: Annotated[int, "address of an int64 flag for each thread, all 0 before the first launch"]
-    scratch_bytes: Annotated[int, "bytes of scratch for each thread"]
-    rows: Annotated[int, "rows"]
-    window: Annotated[int, "positions that a row sees; 0: all before it; -n: those of its own stretch of n"]
-    start: Annotated[int, "position of the first row"]
-    keys_format: Annotated[int, "0 f16, 1 q8_0, 2 q4_0 (see kv_formats.py)"]
-    values_format: Annotated[int, "as of keys"]
-    sinks: Annotated[int, "address of (heads,) f32, scores without a value; 0: none"]
-    tile: Annotated[int, "rows of a tile"]
-
-
-class AttentionMerge(NamedTuple):
-    """Pages of a head joined in ascending order. From byte 128 on follows a `MergedRow` for each row. An item is
-    (row, head)."""
-
-    heads: Annotated[int, "heads"]
-    head_dim_v: Annotated[int, "dimensions of a value"]
-    sinks: Annotated[int, "address of (heads,) f32, scores without a value; 0: none"]
-
-
-class MergedRow(NamedTuple):
-    """One row."""
-
-    parts: Annotated[int, "address of what attention_decode left"]
-    pages: Annotated[int, "pages of a head"]
-    out: Annotated[int, "address of (heads, head_dim_v) f32"]
-    unused_3: Annotated[int, "not used"] = 0
 
 
 _OF_KERNEL = {

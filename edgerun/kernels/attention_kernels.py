@@ -31,19 +31,31 @@ from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import exchange, load_f16, load_f32, load_i64, store_f32, store_release
 
 _PLAIN, _BYTES, _NIBBLES, _IN_KEYS = F16.number, Q8_0.number, Q4_0.number, IN_KEYS.number
-_ROW_BYTES = 64  # of an `abi.AttentionRow`
+_ROW_BYTES = 64  # of an `attention_abi.AttentionRow`
 
 
 @njit(forceinline=True)
-def _take_slot(busy: int) -> int:
+def _places(arguments: int) -> Any:
+    """keys_at, values_at, keys_stride, values_stride, head_dim, head_dim_v, group: what both kinds begin with."""
+    keys_at, values_at = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
+    k_stride, v_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
+    dim, dim_v = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
+    return keys_at, values_at, k_stride, v_stride, dim, dim_v, load_i64(int64(arguments + 48))
+
+
+@njit(forceinline=True)
+def _taken(arguments: int) -> Any:
+    """scale, softcap, scratch that is this thread's until it clears the flag, and the flag's address."""
+    constants, scratch = load_i64(int64(arguments + 56)), load_i64(int64(arguments + 64))
+    busy, slot_bytes = load_i64(int64(arguments + 72)), load_i64(int64(arguments + 80))
     slot = 0
     while exchange(int64(busy + 8 * slot), int64(1)) != 0:
         slot += 1  # one slot a thread: there is always a free one
-    return slot
+    return load_f32(constants), load_f32(int64(constants + 4)), scratch + slot * slot_bytes, busy + 8 * slot
 
 
 def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format: KvFormat = F16) -> Any:
-    """See `abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, the maximum, the sum.
+    """See `attention_abi.AttentionDecode`. Of a row, for every head and page: head_dim_v weighted values, maximum, sum.
 
     Scratch of a working thread, f32: scores (4, KEYS), for quantised values also (groups, 4, KEYS); for values in keys
     these, f16 (KEYS, head_dim_v). Heads of a kv head go by fours, twos and ones."""
@@ -176,16 +188,10 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
         store_f32(int64(part + 4 * dim + 4), float32(0.0))
 
     def attention_decode(arguments: int, low: int, high: int) -> None:
-        keys_at, values_at = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        k_stride, v_stride = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        dim, dim_v = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        group, constants = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
-        scratch, busy = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
-        slot_bytes, count = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
-        scale, cap = load_f32(constants), load_f32(int64(constants + 4))
+        keys_at, values_at, k_stride, v_stride, dim, dim_v, group = _places(arguments)
+        scale, cap, scores, flag = _taken(arguments)
+        count = load_i64(int64(arguments + 88))
         part_bytes = (dim_v + 2) * 4
-        slot = _take_slot(busy)
-        scores = scratch + slot * slot_bytes
         row = arguments + LIST_AT
         last = row + (count - 1) * _ROW_BYTES
         for item in range(low, high):
@@ -233,13 +239,13 @@ def build_attention_decode(ops: Ops, keys_format: KvFormat = F16, values_format:
                     f, space = (f0, f1, f2, f3), scores + 4 * KEYS * 4
                     add_values(rows, scores, lowest, n - lowest, values, dim_v, part, stride, f, space)
                     h += rows
-        store_release(int64(busy + 8 * slot), int64(0))
+        store_release(int64(flag), int64(0))
 
     return attention_decode, kernel_signature()
 
 
 def build_attention_prompt(ops: Ops) -> Any:
-    """See `abi.AttentionPrompt`: later tiles come first because they see more.
+    """See `attention_abi.AttentionPrompt`: later tiles come first because they see more.
 
     Keys and values of a block lie in panels as wide as two vectors (`kv_kernels.build_widen`), and all rows of a tile
     pass a panel before the next: it stays in the nearest cache meanwhile, where a block of wide heads would not.
@@ -314,24 +320,18 @@ def build_attention_prompt(ops: Ops) -> Any:
         stored(p, to + 4 * j, 4 * KEYS)
 
     def attention_prompt(arguments: int, low: int, high: int) -> None:
-        q, table = load_i64(int64(arguments)), load_i64(int64(arguments + 8))
-        keys_at, values_at = load_i64(int64(arguments + 16)), load_i64(int64(arguments + 24))
-        k_stride, v_stride = load_i64(int64(arguments + 32)), load_i64(int64(arguments + 40))
-        dim, dim_v = load_i64(int64(arguments + 48)), load_i64(int64(arguments + 56))
-        heads, group = load_i64(int64(arguments + 64)), load_i64(int64(arguments + 72))
-        constants, scratch = load_i64(int64(arguments + 80)), load_i64(int64(arguments + 88))
-        out, busy = load_i64(int64(arguments + 96)), load_i64(int64(arguments + 104))
-        slot_bytes, tokens = load_i64(int64(arguments + 112)), load_i64(int64(arguments + 120))
-        window, position = load_i64(int64(arguments + 128)), load_i64(int64(arguments + 136))
+        keys_at, values_at, k_stride, v_stride, dim, dim_v, group = _places(arguments)
+        scale, cap, keys, flag = _taken(arguments)
+        q, table = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
+        heads, out = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
+        tokens, window = load_i64(int64(arguments + 120)), load_i64(int64(arguments + 128))
+        position = load_i64(int64(arguments + 136))
         keys_format, values_format = load_i64(int64(arguments + 144)), load_i64(int64(arguments + 152))
         sinks, tile_rows = load_i64(int64(arguments + 160)), load_i64(int64(arguments + 168))
-        scale, cap = load_f32(constants), load_f32(int64(constants + 4))
         padded = (dim_v + panel - 1) // panel * panel
         quantised = values_format in (_BYTES, _NIBBLES)
         tiles = (tokens + tile_rows - 1) // tile_rows
         kv_heads = heads // group
-        slot = _take_slot(busy)
-        keys = scratch + slot * slot_bytes
         values = keys + dim * KEYS * 4
         space = values + KEYS * padded * 4
         scores = space + together * KEYS * 4
@@ -406,6 +406,6 @@ def build_attention_prompt(ops: Ops) -> Any:
                 for i in range(0, dim_v, lanes):
                     value = times(load(int64(source + 4 * i)), inverse)
                     store_masked(int64(target + 4 * i), value, int64(dim_v - i))
-        store_release(int64(busy + 8 * slot), int64(0))
+        store_release(int64(flag), int64(0))
 
     return attention_prompt, kernel_signature()

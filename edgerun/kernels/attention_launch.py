@@ -8,16 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgerun.errors import UsageError
-from edgerun.kernels.abi import (
-    AttentionDecode,
-    AttentionMerge,
-    AttentionPrompt,
-    AttentionRow,
-    KvWrite,
-    MergedRow,
-    Rotate,
-    WrittenSpan,
-)
+from edgerun.kernels.abi import KvWrite, Rotate, WrittenSpan
+from edgerun.kernels.attention_abi import AttentionDecode, AttentionMerge, AttentionPrompt, AttentionRow, MergedRow
 from edgerun.kernels.attention_layout import (
     KEYS_PER_PAGE,
     decode_pages,
@@ -171,16 +163,8 @@ class AttentionLaunch:
             merged.append(MergedRow(part, count, out_at + 4 * row * heads * dim_v))
             before += count
         arguments = AttentionDecode(
-            keys_at=layout.keys_at,
-            values_at=layout.values_at,
-            keys_stride=layout.keys_stride,
-            values_stride=layout.values_stride,
-            head_dim=dim,
-            head_dim_v=dim_v,
-            group=heads // kv_heads,
-            constants=scores.constants,
+            **self._places(layout, heads, scores),
             scratch=scratch,
-            busy=address(self._busy),
             scratch_bytes=_slot_bytes(layout),
             rows=len(rows),
         )
@@ -196,21 +180,13 @@ class AttentionLaunch:
         tile = prompt_tile(rows, layout.kv_heads, group, self._launcher.threads)
         slot_bytes = prompt_scratch_bytes(dim, layout.head_dim_v, group, tile, self._lanes)
         arguments = AttentionPrompt(
+            **self._places(layout, heads, scores),
+            scratch=self._floats(slot_bytes // 4 * self._launcher.threads),
+            scratch_bytes=slot_bytes,
             q=address(q),
             table=span.pages.address,
-            keys_at=layout.keys_at,
-            values_at=layout.values_at,
-            keys_stride=layout.keys_stride,
-            values_stride=layout.values_stride,
-            head_dim=dim,
-            head_dim_v=layout.head_dim_v,
             heads=heads,
-            group=group,
-            constants=scores.constants,
-            scratch=self._floats(slot_bytes // 4 * self._launcher.threads),
             out=address(out),
-            busy=address(self._busy),
-            scratch_bytes=slot_bytes,
             rows=rows,
             window=-scores.window if scores.chunked else scores.window,
             start=span.start,
@@ -220,6 +196,20 @@ class AttentionLaunch:
             tile=tile,
         )
         self._launcher.launch("attention_prompt", arguments, -(-rows // tile) * layout.kv_heads, 1)
+
+    def _places(self, layout: LayerLayout, heads: int, scores: Scores) -> dict[str, int]:
+        """Slots that all attention of a layer takes alike."""
+        return {
+            "keys_at": layout.keys_at,
+            "values_at": layout.values_at,
+            "keys_stride": layout.keys_stride,
+            "values_stride": layout.values_stride,
+            "head_dim": layout.head_dim,
+            "head_dim_v": layout.head_dim_v,
+            "group": heads // layout.kv_heads,
+            "constants": scores.constants,
+            "busy": address(self._busy),
+        }
 
     def _rotated(self, x: F32) -> F32:
         """(rows, heads, head_dim), rotated: see `kv_formats`."""

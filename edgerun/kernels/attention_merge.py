@@ -12,11 +12,11 @@ from edgerun.kernels.matmul_driver import kernel_signature
 from edgerun.kernels.ops import Ops
 from edgerun.kernels.simd import load_f32, load_i64
 
-_MERGED_BYTES = 32  # of an `abi.MergedRow`
+_MERGED_BYTES = 32  # of an `attention_abi.MergedRow`
 
 
 def build_attention_merge(ops: Ops) -> Any:
-    """See `abi.AttentionMerge`."""
+    """See `attention_abi.AttentionMerge`."""
     lanes = ops.lanes
     load, store, fma, times = ops.load_floats_masked, ops.store_floats_masked, ops.fma, ops.mul
     zero, splat, join, share = ops.zero_floats, ops.splat, build_join(ops), build_share(ops)

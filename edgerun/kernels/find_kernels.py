@@ -70,7 +70,7 @@ def build_find_experts(ops: Ops) -> Any:
             wanted = load_i64(load_i64(int64(arguments + 104)))
             if wanted < 0:
                 found = NOT_ALL_WANTED
-            for index in range(wanted):
+            for index in range(min(wanted, count)):
                 guess = guesses + 16 * index
                 if _is_lacking(load_i64(int64(guess)), load_i64(int64(guess + 8)), used):
                     found = NOT_ALL_WANTED

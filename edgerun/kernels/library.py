@@ -22,7 +22,7 @@ from edgerun.paths import kept_folder
 from edgerun.trust import check_beside
 
 TABLE = "edgerun_library"  # the symbol
-ABI_VERSION = 2  # of the table, of kernels' arguments and of how packed weights lie
+ABI_VERSION = 3  # of the table, of kernels' arguments and of how packed weights lie
 BESIDE = Path(__file__).with_name("libs")
 _MOST_KERNELS = 4096
 _SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}

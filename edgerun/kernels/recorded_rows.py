@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.kernels.abi import Arguments, AttentionDecode, AttentionRow, MergedRow, WrittenSpan, slot_of, slots
+from edgerun.kernels.abi import Arguments, WrittenSpan, slot_of, slots
+from edgerun.kernels.attention_abi import AttentionDecode, AttentionRow, MergedRow
 from edgerun.kernels.attention_layout import decode_pages, seen_apart
 from edgerun.kernels.kv_formats import decode_kernel
 from edgerun.kernels.pages import LayerLayout

@@ -18,6 +18,7 @@ from edgerun import paths
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.events import Event, Notice
 from edgerun.kernels import abi, compile, library
+from edgerun.kernels.attention_abi import AttentionDecode, AttentionPrompt
 from edgerun.kernels.compile import KernelCache
 from edgerun.kernels.isa import ISAS
 from edgerun.kernels.kernel_code import SOURCES
@@ -264,7 +265,7 @@ def test_arguments_lie_as_kernels_read_them():
     packed = abi.packed(abi.Rope(*range(1, 8)))
     assert np.frombuffer(packed, np.int64).tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert abi.slot_of(abi.KvWrite, "head_dim_v") == 8 and abi.slot_of(abi.WrittenSpan, "rows") == 3
-    assert abi.slot_of(abi.AttentionPrompt, "start") == 17 and abi.slot_of(abi.AttentionDecode, "rows") == 11
+    assert abi.slot_of(AttentionPrompt, "start") == 17 and abi.slot_of(AttentionDecode, "rows") == 11
     for head, listed in abi.LISTED.items():
         assert 8 * len(abi.slots(head)) <= abi.LIST_AT and len(abi.slots(listed)) % 4 == 0
 
