@@ -30,8 +30,8 @@ LANES = list({isa.lanes: isa for isa in (*reversed(IMPLEMENTATIONS), *reversed(S
 # A product is emitted from its format's declaration, and sets between these differ in how four codes are multiplied
 # alone: there one type of each kind of code stands for the others, but with `--every-type`.
 TYPICAL = (
-    *(GgmlType.Q4_0, GgmlType.Q5_1, GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q6_K, GgmlType.IQ4_NL),
-    *(GgmlType.IQ2_S, GgmlType.IQ1_S, GgmlType.TQ1_0, GgmlType.F16, GgmlType.F32),
+    *(GgmlType.Q4_0, GgmlType.Q5_1, GgmlType.Q8_0, GgmlType.Q4_K),
+    *(GgmlType.IQ4_NL, GgmlType.IQ2_S, GgmlType.F16, GgmlType.F32),
 )
 
 # Found out before any test moves the home directory: compiled kernels are good for all tests, and the next run's.
