@@ -30,7 +30,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", EXPERT_MODELS)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_experts(models, kernels, name, data):
     _, spec, _ = models(name)
@@ -52,7 +52,7 @@ def test_experts(models, kernels, name, data):
 
 
 @pytest.mark.parametrize("name", DENSE_MODELS)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_layers(models, kernels, name, data):
     _, spec, _ = models(name)
