@@ -98,7 +98,7 @@ def ours(path: Path, ids: list[int], seed: int, paths: bool = False) -> tuple[np
 
 @contextmanager
 def watched(kernels: Any, gaps: np.ndarray) -> Iterator[None]:
-    """While it is open, gaps (tokens,) become those of each choice of experts."""
+    """While it is open, gaps (tokens,) become those of each choice of experts and of their groups."""
     from edgerun.kernels import routing
 
     plain = kernels.route
@@ -110,8 +110,15 @@ def watched(kernels: Any, gaps: np.ndarray) -> Iterator[None]:
             ids, weights = routing.route(logits, every)  # all of them, best first
             scores = np.empty_like(weights)
             np.put_along_axis(scores, ids, weights, axis=1)
-            ranked = -np.sort(-(scores if bias is None else scores + bias), axis=1)
-            np.minimum(gaps, ranked[:, how.used - 1] - ranked[:, how.used], out=gaps)
+            biased = scores if bias is None else scores + bias
+            choices = [(biased, how.used)]
+            if how.groups > 1:  # as good as their two best
+                best = np.sort(biased.reshape(len(biased), how.groups, -1), axis=2)[:, :, -2:]
+                choices.append((best.sum(axis=2), how.groups_used))
+            for among, used in choices:
+                ranked = -np.sort(-among, axis=1)
+                if used < ranked.shape[1]:
+                    np.minimum(gaps, ranked[:, used - 1] - ranked[:, used], out=gaps)
         plain(logits, how, *rest)
 
     kernels.route = route
