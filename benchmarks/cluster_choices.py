@@ -3,7 +3,8 @@
     python -m benchmarks.cluster_choices MODEL [--delays 0.1,0.3,1,2,5] [--rates 100,1000] [--devices 2,4]
         [--results FILE] [options of benchmarks.cluster]
 
-One device alone is measured once, and gives the devices' rate; each setting's links are what its group measured. In
+One device alone is measured once, and gives the devices' rate; the first group's processor time, less its part of that
+of one alone, gives what a sum costs a device; each setting's links are what its group measured. In
 every setting the planner chooses among one device and groups of these sizes; the choice is right when it is the
 fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.cluster import arguments, measured
@@ -25,6 +27,7 @@ from edgerun.cluster.profiles import PlannedDevice, Profiles
 from edgerun.formats.gguf import open_gguf
 from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
+from edgerun.models.reductions import reductions
 from edgerun.units import parse_size_bytes
 
 _CLOSE = 1.05
@@ -46,14 +49,18 @@ def main() -> None:
         known = _Known(own.results)
         alone_s = 1 / known.measured(folder, 1, given)["tok_s"]
         memory_bytes = parse_size_bytes(given.memory)
-        rate = 1e10 * _planned(model, memory_bytes, 1e10, 1, Links(1, 1, 1, True))[0].token_s / alone_s
-        print(f"one device: {1e3 * alone_s:.1f} ms a token, {rate / 1e9:.1f} GB/s\n")
+        at_first = PlannedDevice("", memory_bytes, 1e10, 2e11, 1e9)
+        rate = 1e10 * _planned(model, at_first, 1, Links(1, 1, 1, True))[0].token_s / alone_s
+        settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
+        given.delay, given.rate = (float(each) for each in settings[0])
+        sum_s = _sum_s(model, *(known.measured(folder, count, given) for count in (1, counts[0])), counts[0])
+        device = PlannedDevice("", memory_bytes, rate, 20 * rate, 1e9, sum_s)
+        print(f"one device: {1e3 * alone_s:.1f} ms a token, {rate / 1e9:.1f} GB/s; a sum: {1e3 * sum_s:.2f} ms\n")
         print(
             "| delay ms | Mb/s | " + " | ".join(f"{n}: predicted, measured ms" for n in counts) + " | chosen | best |"
         )
         print("|---|---|" + "---|" * len(counts) + "---|---|")
         right, off = 0, []
-        settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
         for delay, speed in settings:
             given.delay, given.rate = float(delay), float(speed)
             took, cells, last = {1: alone_s}, [], Links(1, 1, 1, True)
@@ -61,11 +68,11 @@ def main() -> None:
                 said = known.measured(folder, count, given)
                 took[count] = 1 / said["tok_s"]
                 last = Links(said["hop_s"], said["byte_s"], said["message_s"], bool(said["is_duplex"]))
-                group = [each for each in _planned(model, memory_bytes, rate, count, last) if _size(each) == count]
+                group = [each for each in _planned(model, device, count, last) if _size(each) == count]
                 predicted_s = min(each.token_s for each in group)
                 off.append(abs(predicted_s / took[count] - 1))
                 cells.append(f"{1e3 * predicted_s:.1f}, {1e3 * took[count]:.1f}")
-            able = [each for each in _planned(model, memory_bytes, rate, max(counts), last) if _size(each) in took]
+            able = [each for each in _planned(model, device, max(counts), last) if _size(each) in took]
             choice, best = _size(chosen(able)), min(took, key=lambda count: took[count])
             right += took[choice] <= _CLOSE * took[best]
             print(f"| {delay} | {speed} | {' | '.join(cells)} | {choice} | {best} |", flush=True)
@@ -93,9 +100,16 @@ class _Known:
         return self._found[key]
 
 
-def _planned(model: Model, memory_bytes: int, rate: float, count: int, links: Links) -> list[Choice]:
+def _sum_s(model: Model, alone: dict[str, float], group: dict[str, float], count: int) -> float:
+    """What software needs for a sum in a token of so many devices, in s of a device (which has a part of a core)."""
+    sums = len(list(reductions(model.spec, 1)))
+    more_cpu_ms = group["cpu_ms"] - alone["cpu_ms"] / count
+    return max(1e-6, more_cpu_ms / sums / (alone["cpu_ms"] * alone["tok_s"]))
+
+
+def _planned(model: Model, device: PlannedDevice, count: int, links: Links) -> list[Choice]:
     """What edgerun can run on so many such devices."""
-    devices = tuple(PlannedDevice(str(number), memory_bytes, rate, 20 * rate, 1e9) for number in range(count))
+    devices = tuple(replace(device, name=str(number)) for number in range(count))
     return [each for each in choices(model, Profiles(devices, links)) if each.runs]
 
 

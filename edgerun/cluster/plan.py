@@ -1,7 +1,8 @@
 """Which devices should run a model, and how: what a token and a prompt take on one of them, on several that divide
 every layer (tensor parallel), and on several that divide the layers (pipeline).
 
-Computing and reading are predicted as `edgerun plan` does, of each device's share; sums over ranks as `links` does. A
+Computing and reading are predicted as `edgerun plan` does, of each device's share; sums over ranks as `links` does, and
+what their software costs the slowest device, between products, comes on top of each. A
 step of several ranks takes as long as that of the slowest, since all wait for each other twice a layer.
 """
 
@@ -40,7 +41,7 @@ _STEPS: tuple[WayName, ...] = ("star", "mesh")
 @dataclass(frozen=True)
 class Choice:
     """A way to run the model. token_s: of one sequence's next token; prompt_s: of PROMPT_TOKENS; parts: of the weights,
-    device by device; wire_s: what of token_s is for sums. runs: whether edgerun can run it so."""
+    device by device; wire_s: what of token_s is for sums, software included. runs: whether edgerun can run it so."""
 
     kind: Kind
     devices: tuple[str, ...]
@@ -130,11 +131,13 @@ def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Ite
         }
         speeds.append(_speed(model, spec_of_share(spec, share), tensors, device))
     token_s, prompt_s = max(1 / each.decode_tok_s for each in speeds), max(each.first_token_s for each in speeds)
+    software_s = max(device.sum_s for device in devices)
     around = 2 * links.hop_s + 4 * (spec.d_model + spec.vocab_size) * links.byte_s  # x goes out, logits come back
     for way in _STEPS:
 
         def summed(rows: int, way: WayName = way) -> float:
-            return sum(predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows))
+            sums = [predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows)]
+            return sum(sums) + len(sums) * software_s
 
         wire_s = summed(1) + around
         prompt_wire_s = summed(PROMPT_TOKENS) + around + 4 * PROMPT_TOKENS * spec.d_model * links.byte_s

@@ -4,11 +4,12 @@
     link: {latency_ms: 0.3, mbit_s: 1000, duplex: true, message_ms: 0.02}
     devices:
       - {name: laptop, memory: 8G, weights_gb_s: 20, prompt_gop_s: 300, disk_gb_s: 2}
-      - {name: phone, memory: 3G, weights_gb_s: 10, prompt_gop_s: 80}
+      - {name: phone, memory: 3G, weights_gb_s: 10, prompt_gop_s: 80, sum_ms: 0.8}
 
 `weights_gb_s`: bytes of weights that decoding passes in a second; `prompt_gop_s`: multiplications and additions of a
-prompt's products (`edgerun plan MODEL --json` says both of this machine, in its rates). `latency_ms`: from sending a
-small message to its arrival, one way.
+prompt's products (`edgerun plan MODEL --json` says both of this machine, in its rates). `sum_ms`: what a sum costs the
+device besides the wire (default: what a core of an Emerald Rapids needs). `latency_ms`: from sending a small message to
+its arrival, one way.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from edgerun.errors import FormatError, UsageError
 from edgerun.units import parse_size_bytes
 
 _MOST_FILE_BYTES = 1 << 20
+SUM_S = 0.3e-3  # of an Emerald Rapids' core, between products, where code and buffers are in no cache any more
+
+_DEVICE = {"name", "memory", "weights_gb_s", "prompt_gop_s", "disk_gb_s", "sum_ms"}
 
 
 @dataclass(frozen=True)
 class PlannedDevice:
-    """A device. memory_bytes: what edgerun may take there."""
+    """A device. memory_bytes: what edgerun may take there; sum_s: what software needs for a sum there, beside sending
+    it, between products."""
 
     name: str
     memory_bytes: int
     weights_bytes_per_s: float
     prompt_ops_per_s: float
     disk_bytes_per_s: float
+    sum_s: float = SUM_S
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def read_profiles(path: Path) -> Profiles:
 
 
 def _device(path: Path, said: Any) -> PlannedDevice:
-    fields = _fields(path, said, {"name", "memory", "weights_gb_s", "prompt_gop_s", "disk_gb_s"}, "a device")
+    fields = _fields(path, said, _DEVICE, "a device")
     name = fields.get("name")
     if not isinstance(name, str) or not name:
         raise FormatError(f"{path}: a device has no name")
@@ -94,6 +100,7 @@ def _device(path: Path, said: Any) -> PlannedDevice:
         1e9 * _number(path, fields, "weights_gb_s", name),
         1e9 * _number(path, fields, "prompt_gop_s", name),
         1e9 * _number(path, fields, "disk_gb_s", name, 0.5),
+        1e-3 * _number(path, fields, "sum_ms", name, 1e3 * SUM_S),
     )
 
 
