@@ -9,7 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edgerun.cluster.shares import divide
+from edgerun.cluster.linked import LinkedCollective
+from edgerun.cluster.peers import FEW_NUMBERS
+from edgerun.cluster.shares import all_edges, divide
+from edgerun.cluster.short import MOST_BYTES
+from edgerun.cluster.units import rank_units
+from edgerun.cluster.wire_format import EXACT, wire_format
 from edgerun.cluster.worker import OpenedShard
 from edgerun.errors import Cancelled, ReadError, UnsupportedError
 from edgerun.events import Span
@@ -248,3 +253,68 @@ def test_what_is_summed_up_is_what_the_formula_says(name, per_layer, directory):
             assert sum(span.n_bytes for span in told if span.name.startswith("sum")) == counted[1]
             assert len(told) == counted[0] + 1, "the logits are gathered"
             spans.clear()
+
+
+@pytest.mark.parametrize(
+    ("parts", "way", "wire", "in_units"),
+    [
+        ([1, 1, 1, 1], "star", "f32", True),
+        ([1, 1, 1, 1], "mesh", "f32", True),
+        ([4, 2, 1], "mesh", "f32", True),
+        ([1, 1, 1], "star", "q8", False),
+        ([1, 1, 1], "mesh", "auto", False),
+    ],
+    ids=str,
+)
+def test_bytes_on_the_wire_are_those_of_the_formula(parts, way, wire, in_units, directory, monkeypatch):
+    """Of each rank and each sum, headers included, before encryption; of a token, and of a prompt's long sums."""
+    sent: dict[int, list[int]] = {rank: [] for rank in range(len(parts))}
+
+    def counted(plain):
+        def act(self, *arguments):
+            before = self.sent_bytes
+            plain(self, *arguments)
+            sent[self.rank].append(self.sent_bytes - before)
+
+        return act
+
+    for name in ("all_reduce", "fold"):
+        monkeypatch.setattr(LinkedCollective, name, counted(getattr(LinkedCollective, name)))
+    gguf, spec = open_instance("llama", directory)
+    with gguf:
+        share = divide(spec, spec.tensors, parts, in_units=in_units)[0]
+        foldings = {each[-1]: rank_units(each, 0).folding for each in all_edges(share, parts)}
+        group = linked_group(len(parts), way, "f32" if wire == "auto" else wire, wait_s=60)
+        for each in group if wire == "auto" else ():
+            each.peers.wires = EXACT, wire_format("q8")
+        with together(gguf, spec, parts, directory, resident(one_thread), group, in_units=in_units) as made:
+            for rows in (1, 300):
+                for each in sent.values():
+                    each.clear()
+                made.decoder.forward([7] * rows, made.decoder.new_cache(400))
+                passes = [min(256, rows - low) for low in range(0, rows, 256)]
+                sums = [each for count in passes for each in reductions(made.decoder.spec, count)]
+                for rank, found in sent.items():
+                    wanted = []
+                    for numbers, units in sums:
+                        nodes = foldings[units].counts[rank] if units else 1
+                        wanted.append(_sent_bytes(rank, len(parts), numbers + 1, nodes, way, wire))
+                    assert found == wanted, f"{rows} rows, rank {rank}"
+
+
+def _sent_bytes(rank: int, ranks: int, count: int, nodes: int, way: str, wire: str) -> int:
+    """What a rank sends for a sum of so many numbers, of which it has so many partial sums."""
+    is_long = count > FEW_NUMBERS
+    format = EXACT if wire == "auto" and not is_long else wire_format("q8" if wire == "auto" else wire)
+
+    def frame(numbers: int) -> int:
+        return 12 + format.n_bytes(numbers)
+
+    if way == "star":
+        return frame(nodes * count) if rank else (ranks - 1) * frame(count)
+    if not is_long and nodes * count * 4 <= MOST_BYTES:
+        return (ranks - 1) * frame(nodes * count)
+    part = -(-count // (32 * ranks)) * 32  # each sums a part, and hands it out
+    sizes = [max(0, min(part, count - other * part)) for other in range(ranks)]
+    given = sum(frame(nodes * size) for other, size in enumerate(sizes) if other != rank)
+    return given + (ranks - 1) * frame(sizes[rank])
