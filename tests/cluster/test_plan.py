@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edgerun.cli.main import cli
 from edgerun.cluster.links import Links, predict_s
 from edgerun.cluster.plan import Model, choices, chosen
-from edgerun.cluster.profiles import PlannedDevice, Profiles, read_profiles
+from edgerun.cluster.profiles import SUM_S, PlannedDevice, Profiles, read_profiles
 from edgerun.errors import DoesNotFitError, FormatError, UsageError
 from edgerun.kernels import load_sizes
 from edgerun.models.reductions import reductions
@@ -89,7 +89,7 @@ def test_sums_take_what_the_formula_says(way, model):
         if choice.way != way:
             continue
         n, spec = len(choice.devices), model.spec
-        sums = sum(predict_s(way, WIRE, n, 4 * (each.numbers + 1)) for each in reductions(spec, 1))
+        sums = sum(predict_s(way, WIRE, n, 4 * (each.numbers + 1)) + SUM_S for each in reductions(spec, 1))
         around = 2 * WIRE.hop_s + 4 * (spec.d_model + spec.vocab_size) * WIRE.byte_s
         assert choice.wire_s == pytest.approx(sums + around)
         assert choice.token_s > choice.wire_s
