@@ -13,6 +13,7 @@ from edgerun import paths
 from edgerun.api.loading import choose_context, find_model, model_path, windowed
 from edgerun.api.prefill import kept_calibration
 from edgerun.api.refusals import Refusals, refused_to
+from edgerun.api.routing import checked_routing, replayed
 from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.events import EventSink, Notice
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
@@ -26,8 +27,6 @@ from edgerun.options import (
     LoadOptions,
     PlanKeywords,
     Whole,
-    as_whole,
-    items_of,
     load_options,
     refused,
 )
@@ -53,7 +52,6 @@ from edgerun.planning.slow_types import slow_types, slow_types_notice
 from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
 from edgerun.weights import Catalog
-from edgerun.weights.eviction import DecayedFrequency, hit_rate
 
 if TYPE_CHECKING:
     from edgerun.formats.gguf import GgmlType, GgufFile
@@ -168,7 +166,7 @@ def plan_model(
             rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
-        hits = None if routed is None or plan.mode != "experts" else _replayed(routed, plan.slots, spec)
+        hits = None if routed is None or plan.mode != "experts" else replayed(routed, plan.slots, spec)
         packed = device is None and not download_bytes and _is_packed(gguf, given.kernels)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits, packed=packed)
         request = predict_request(
@@ -317,40 +315,6 @@ def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
     row = max(rows, key=lambda row: row.tokens)
     rate = row.tokens / row.prompt_s
     return replace(speed, prompt_tok_s=rate, first_token_s=speed.prompt_tokens / rate)
-
-
-def checked_routing(routing: object) -> list[list[list[int]]] | None:
-    """Expert ids by token and layer, none for layers without experts, the same ones for each token. UsageError for
-    anything else; None stays."""
-    if routing is None:
-        return None
-    tokens: list[list[list[int]]] = []
-    for token in items_of(routing) or ():
-        layers = [ids for layer in items_of(token) or () if (ids := _expert_ids(layer)) is not None]
-        if len(layers) == len(items_of(token) or ()) and any(layers):
-            tokens.append(layers)
-    if not tokens or len(tokens) < len(items_of(routing) or ()) or len({tuple(map(bool, each)) for each in tokens}) > 1:
-        raise refused("routing", "a list over tokens of lists over layers of expert ids", routing)
-    return tokens
-
-
-def _expert_ids(layer: object) -> list[int] | None:
-    """None where they are not all whole numbers from 0 on."""
-    items = items_of(layer)
-    ids = [number for number in map(as_whole, items or ()) if number is not None and number >= 0]
-    return ids if items is not None and len(ids) == len(items) else None
-
-
-def _replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
-    """Hits that a cache of so many experts has on this routing, after its first third."""
-    widest = max(i for token in routing for layer in token for i in layer)
-    if len(routing[0]) != spec.n_layers or widest >= spec.n_experts:
-        raise UsageError(
-            f"the routing is of {len(routing[0])} layers and at least {widest + 1} experts, "
-            f"the model has {spec.n_layers} layers of {spec.n_experts}"
-        )
-    policy = DecayedFrequency(spec.n_layers, spec.n_experts)
-    return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
 
 
 def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:

@@ -50,7 +50,7 @@ def recorded_routing(llm: LLM, path: Path | None, *, overwrite: bool = False) ->
 
 def read_routing(path: Path) -> list[list[list[int]]]:
     """FormatError for anything but lists of lists of lists of numbers, alike for each token."""
-    from edgerun.api.planning import checked_routing
+    from edgerun.api.routing import checked_routing
     from edgerun.cli.json_files import read_json
     from edgerun.errors import FormatError, UsageError
 
