@@ -1,6 +1,7 @@
 """The formats of replies, how tests have them read, and calls as some of them write them."""
 
 import json
+from dataclasses import replace
 
 from edgerun.text.replies import known_tools
 from edgerun.text.replies.formats import _CALLS, _MESSAGES, _REASONING
@@ -23,12 +24,12 @@ TOOLS = known_tools(
         {"function": {"name": 5}},
     ]
 )
-THINK, GEMMA, MISTRAL = _REASONING[4], _REASONING[0], _REASONING[1]
+THINK, GEMMA, MISTRAL = _REASONING[-1], _REASONING[0], _REASONING[1]
 
 
 def with_reasoning(mark, reasoning):
     calls = _CALLS[mark]
-    return TagFormat(calls.name, reasoning, calls.calls, calls.around, calls.inside)
+    return replace(calls, reasoning=calls.reasoning or reasoning)
 
 
 FORMATS = {

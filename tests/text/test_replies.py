@@ -129,6 +129,22 @@ from tests.text.reply_formats import (
             "",
             [("now", {})],
         ),
+        (
+            "solar",
+            "<|think|>hm<|end|><|begin|>assistant<|content|>Look.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>"
+            'c1<|tool_call:name|>weather<|tool_call:args|>{"city": "Köln", "days": 2}<|tool_call:end|><|calls|>',
+            "Look.",
+            "hm",
+            [KOELN],
+        ),
+        (
+            "kimi3",
+            "<|open|>think<|sep|>hm<|close|>think<|sep|><|open|>response<|sep|>Look.<|close|>response<|sep|><|open|>tools"
+            '<|sep|><|open|>call tool="now" index="1"<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|end_of_msg|>',
+            "Look.",
+            "hm",
+            [("now", {})],
+        ),
         ("llama3", '<|python_tag|>{"name": "now", "parameters": {}}', "", "", [("now", {})]),
         ("llama3", '{"name": "now"}; and {"name": "now"}', '; and {"name": "now"}', "", [("now", {})]),
         ("llama3", '{"name": "now"} ; {"a": 1}', '; {"a": 1}', "", [("now", {})]),
@@ -266,6 +282,13 @@ def test_pythons_values(text, value):
         ("[TOOL_CALLS] [THINK] [/THINK]", (), "mistral", "[THINK]"),
         ("<|im_start|>", ("<|tool_call_start|>",), "lfm2", None),
         ("<|im_start|>", (), None, None),
+        ("'<|tools_prefix|>' '<|inner_prefix|>'", (), "apertus", "<|inner_prefix|>"),
+        ("<tool_calls>[ ]</tool_calls> [BEGIN FINAL RESPONSE]", (), "tool_calls", "Here are my reasoning steps:"),
+        ("{%- set HYTK = ':opensource' %}", (), "hy3", "<think:opensource>"),
+        ("<|tool_call:begin|> <|think|>", (), "solar", "<|think|>"),
+        ("'<|open|>' + tag <|close|> <|end_of_msg|>", (), "kimi3", "<|open|>think<|sep|>"),
+        ("'<function=' + name + '>'", (), "functionary", None),
+        ('<function name="x"><param name="y"> </think>', (), "minicpm", "<think>"),
     ],
 )
 def test_which_format_a_model_has(template, tokens, format, reasoning):

@@ -56,6 +56,20 @@ _QWEN = functions("<parameter={0}>\n{1}\n</parameter>\n")
 _GLM = parameters("<arg_key>{0}</arg_key><arg_value>{1}</arg_value>")
 _ATEM = invokes("atem:", '<atem:parameter name="{0}">{1}</atem:parameter>\n')
 _DSML = "｜DSML｜"
+_PARAM = parameters('<param name="{0}">{1}</param>')
+_HY3 = parameters("<arg_key:opensource>{0}</arg_key:opensource>\n<arg_value:opensource>{1}</arg_value:opensource>\n")
+
+
+def opened(name, given):
+    kinds = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    each = "".join(
+        f'<|open|>argument key="{key}" type="{kinds.get(type(value), "null")}"<|sep|>{bare(value)}'
+        "<|close|>argument<|sep|>"
+        for key, value in given.items()
+    )
+    return f'<|open|>call tool="{name}" index="1"<|sep|>{each}<|close|>call<|sep|>'
+
+
 _ATEM_CALL = tagged("", lambda n, a: f"<atem:function_calls>\n{_ATEM(n, a)}</atem:function_calls>", "")
 
 # format -> what writes several calls. Of UNTYPED values are told apart by their function's schema alone.
@@ -95,9 +109,42 @@ WRITERS = {
     "toolcall": lambda calls: f"<TOOLCALL>{named(calls)}</TOOLCALL>",
     "tool_call|": lambda calls: f"<|tool_call|>{named(calls)}",
     "gigachat": tagged("", lambda n, a: f"<|function_call|>{named([(n, a)])[1:-1]}", ""),
+    "dsml v4": tagged(
+        f"<{_DSML}tool_calls>\n",
+        invokes(_DSML, f'<{_DSML}parameter name="{{0}}" string="{{2}}">{{1}}</{_DSML}parameter>\n'),
+        f"</{_DSML}tool_calls>",
+    ),
+    "apertus": lambda calls: f"<|tools_prefix|>{as_json([{name: given} for name, given in calls])}<|tools_suffix|>",
+    "tool_calls": lambda calls: f"<tool_calls>{named(calls)}</tool_calls>",
+    "tool_calls lines": tagged("<tool_calls>\n", lambda n, a: f"{named([(n, a)])[1:-1]}\n", "</tool_calls>"),
+    "functionary": tagged("", lambda n, a: f"<function={n}>{as_json(a)}</function>", ""),
+    "minicpm": tagged("", lambda n, a: f'<function name="{n}">{_PARAM(a)}</function>\n', ""),
+    "hy3": tagged(
+        "<tool_calls:opensource>\n",
+        lambda n, a: f"<tool_call:opensource>{n}<tool_sep:opensource>\n{_HY3(a)}</tool_call:opensource>\n",
+        "</tool_calls:opensource>",
+    ),
+    "solar": tagged(
+        "<|tool_calls|>",
+        lambda n, a: f"<|tool_call:begin|>c1<|tool_call:name|>{n}<|tool_call:args|>{as_json(a)}<|tool_call:end|>",
+        "<|calls|>",
+    ),
+    "kimi3": tagged("<|open|>tools<|sep|>", opened, "<|close|>tools<|sep|><|close|>message<|sep|>"),
     "llama3": lambda calls: "; ".join(named([call], arguments="parameters")[1:-1] for call in calls),
 }
-UNTYPED = ("tool_call qwen", "tool_call glm", "seed", "minimax", "muse")
+UNTYPED = ("tool_call qwen", "tool_call glm", "seed", "minimax", "muse", "minicpm", "hy3", "kimi3")
+WHOLE = (
+    "lfm2 json",
+    "mistral json",
+    "command",
+    "toolcall",
+    "tool_call|",
+    "llama3",
+    "apertus",
+    "tool_calls",
+    "tool_calls lines",
+)
+STREAMED = tuple(name for name in WRITERS if name not in WHOLE)
 ENDS = (
     *("</tool_call>", "<tool_call>", "</seed:tool_call>", "</minimax:tool_call>", f"</{_DSML}function_calls>"),
     *("</atem:function_calls>", "<|tool_call_end|>", "<tool_call|>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁call▁end｜>"),

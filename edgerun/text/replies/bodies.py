@@ -33,6 +33,39 @@ def json_body(body: str, tools: Tools) -> list[Call] | None:
     return found if found and len(found) == len(calls) else None
 
 
+def keyed_json_body(body: str, tools: Tools) -> list[Call] | None:
+    """A list of mappings, each of a function's name to its arguments (Apertus)."""
+    value = read_json(body)
+    if not isinstance(value, list) or not all(isinstance(each, dict) and len(each) == 1 for each in value):
+        return None
+    found = [next(iter(each.items())) for each in value]
+    if not found or not all(name and isinstance(given, dict) for name, given in found):
+        return None
+    return [Call(name, as_json(given)) for name, given in found]
+
+
+def lines_body(body: str, tools: Tools) -> list[Call] | None:
+    """As `json_body`, or one object a line (MiniMax M1)."""
+    with suppress(NoLiteral):
+        return json_body(body, tools)
+    calls = [json_body(each, tools) for each in body.splitlines() if each.strip()]
+    return [call for each in calls for call in each or ()] if calls and all(calls) else None
+
+
+def identified_body(name_mark: str, arguments_mark: str) -> Body:
+    """An id, a mark, NAME, a mark, and JSON (Solar)."""
+
+    def read(body: str, tools: Tools) -> list[Call] | None:
+        call_id, _, rest = body.partition(name_mark)
+        name, found, given = rest.partition(arguments_mark)
+        arguments = read_json(given) if found else None
+        if not name.strip() or not isinstance(arguments, dict):
+            return None
+        return [Call(name.strip(), as_json(arguments), call_id.strip())]
+
+    return read
+
+
 def bare_json_body(body: str, tools: Tools) -> list[Call] | None:
     """One of `json_body`'s that stands without marks, where any JSON may be an answer: it has arguments, or its
     function is known."""
@@ -63,8 +96,8 @@ def function_body(body: str, tools: Tools, *, by_line: bool = True) -> list[Call
     for opening, inside in _tagged(body, _FUNCTION, "</function>", may_lack_end=True):
         name = opening.group(1).strip()
         arguments = {
-            found.group(1).strip(): _typed(
-                _line(value) if by_line else value, tools.get(name, {}).get(found.group(1).strip())
+            found.group(1).strip(): typed(
+                line(value) if by_line else value, tools.get(name, {}).get(found.group(1).strip())
             )
             for found, value in _tagged(inside, _PARAMETER, "</parameter>")
         }
@@ -79,7 +112,7 @@ def arg_body(body: str, tools: Tools) -> list[Call] | None:
     if not _NAME.fullmatch(name) or not (key or name in tools):
         return None  # a word between marks is no call, unless there is such a function
     arguments = {
-        found.group(1).strip(): _typed(value, tools.get(name, {}).get(found.group(1).strip()))
+        found.group(1).strip(): typed(value, tools.get(name, {}).get(found.group(1).strip()))
         for found, value in _tagged(key + rest, _KEY, "</arg_value>")
     }
     return [Call(name, as_json(arguments))]
@@ -98,7 +131,7 @@ def invoke_body(prefix: str) -> Body:
             for found, value in _tagged(inside, parameter, f"</{prefix}parameter>"):
                 key, is_text = found.groups()
                 schema = tools.get(opening.group(1), {}).get(key)
-                arguments[key] = _typed(value, {"true": {"type": "string"}, "false": {}}.get(is_text, schema))
+                arguments[key] = typed(value, {"true": {"type": "string"}, "false": {}}.get(is_text, schema))
             calls.append(Call(opening.group(1), as_json(arguments)))
         return calls or None
 
@@ -210,18 +243,18 @@ def _tagged(
     return found
 
 
+def line(value: str) -> str:
+    """A value without the line breaks that templates put around it."""
+    return value.removeprefix("\n").removesuffix("\n")
+
+
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, min(at, len(text)))
     assert found is not None
     return found.end()
 
 
-def _line(value: str) -> str:
-    """A value without the line breaks that templates put around it."""
-    return value.removeprefix("\n").removesuffix("\n")
-
-
-def _typed(value: str, schema: Any) -> Any:
+def typed(value: str, schema: Any) -> Any:
     """A value that was written without quotes, as its schema has it: a text is taken as it is, other JSON is read."""
     kind = schema.get("type") if isinstance(schema, dict) else None
     if kind == "string" or (isinstance(kind, list) and "string" in kind and value not in ("null", "None")):

@@ -2,24 +2,114 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from edgerun.text.replies.bodies import (
     bare_json_body,
     divided_body,
     gemma_body,
+    identified_body,
     invoke_body,
     json_body,
+    keyed_json_body,
+    lines_body,
     named_json_body,
     python_body,
     seed_body,
     tagged_body,
 )
+from edgerun.text.replies.call_stream import CallStream, MappingStyle, OpenStream, TaggedStyle, body_of
 from edgerun.text.replies.ends import in_gemmas_quotes, in_json, in_parameter, in_python, in_tagged
 from edgerun.text.replies.messages import MessageFormat, harmony_addressee, muse_addressee
+from edgerun.text.replies.parts import Tools
 from edgerun.text.replies.tags import CallMarks, Reasoning, TagFormat
 
 ReplyFormat = TagFormat | MessageFormat
+
+_WORD = r"[^\s,:=()\[\]{}'\"<>]+"
+_JSON_BEGINS = r"\s*(?=\{\s*\"[^\"\\]*\"\s*:)"  # up to a mapping's first value
+_OBJECT = MappingStyle(
+    re.compile(r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:' + _JSON_BEGINS),
+    around="object",
+)
+_PYTHON = MappingStyle(
+    re.compile(rf"\s*\[\s*(?P<name>{_WORD})\s*(?=\(\s*{_WORD}\s*=)"),
+    re.compile(rf"\s*(?P<name>{_WORD})\s*(?=\()"),
+    ("(", ")", "="),
+    "list",
+)
+_GEMMA = MappingStyle(
+    re.compile(rf"\s*call:\s*(?P<name>{_WORD})\s*(?=\{{\s*{_WORD}\s*:)"),
+    re.compile(rf"\s*call:\s*(?P<name>{_WORD})\s*(?=\{{)"),
+    begins="call:",
+)
+_NAMED = MappingStyle(
+    re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\](?P<id>[\w-]+))?\s*(?:\[ARGS\])?" + _JSON_BEGINS)
+)
+_FUNCTION = TaggedStyle(
+    re.compile(r"\s*<function=(?P<name>[^>\n]+)>"),
+    re.compile(r"<parameter=(?P<key>[^>\n]+)>"),
+    "</parameter>",
+    "</function>",
+    ("<function=", "<parameter="),
+)
+_FUNCTION_BY_LINE = replace(_FUNCTION, by_line=True)
+_ARG = TaggedStyle(
+    re.compile(r"\s*(?P<name>[\w.:/-]+)\s*(?=<arg_key>)"),
+    re.compile(r"<arg_key>(?P<key>[^<]*)</arg_key>\s*<arg_value>"),
+    "</arg_value>",
+    "",
+    ("", "<arg_key>"),
+)
+
+_ID_NAME = re.compile(r"\s*(?P<id>[\w.:-]*)\s*<\|tool_call:name\|>(?P<name>[^<\s]+)<\|tool_call:args\|>" + _JSON_BEGINS)
+_PARAM = TaggedStyle(
+    re.compile(r'\s*name="(?P<name>[^"\n]+)">'),
+    re.compile(r'<param name="(?P<key>[^"\n]+)">'),
+    "</param>",
+    "",
+    ("", "<param "),
+)
+_HY3 = TaggedStyle(
+    re.compile(r"\s*(?P<name>[\w.:/-]+)<tool_sep:opensource>"),
+    re.compile(r"<arg_key:opensource>(?P<key>[^<]*)</arg_key:opensource>\s*<arg_value:opensource>"),
+    "</arg_value:opensource>",
+    "",
+    ("", "<arg_key:opensource>"),
+)
+_OPENED = TaggedStyle(
+    re.compile(r'\s*tool="(?P<name>[^"\n]+)"(?: index="\d+")?<\|sep\|>'),
+    re.compile(r'<\|open\|>argument key="(?P<key>[^"\n]+)" type="(?:(?P<text>string)|\w+)"<\|sep\|>'),
+    "<|close|>argument<|sep|>",
+    "",
+    ("", "<|open|>argument "),
+)
+
+
+def _divided(divider: str) -> OpenStream:
+    name = r"\s*(?=(?P<id>functions\.[\w.-]+:\d+)?)(?(id)functions\.|)(?P<name>[^\s<]+?)(?(id):\d+|)\s*"
+    return MappingStyle(re.compile(name + re.escape(divider) + _JSON_BEGINS)).open
+
+
+def _invoke(prefix: str) -> OpenStream:
+    mark = re.escape(prefix)
+    return TaggedStyle(
+        re.compile(rf'\s*<{mark}invoke name="(?P<name>[^"\n]+)">'),
+        re.compile(rf'<{mark}parameter name="(?P<key>[^"\n]+)"(?: string="(?P<text>true|false)")?>'),
+        f"</{prefix}parameter>",
+        f"</{prefix}invoke>",
+        (f"<{prefix}invoke ", f"<{prefix}parameter "),
+    ).open
+
+
+def _tagged_stream(text: str, tools: Tools) -> CallStream | None:
+    """Of what stands in <tool_call>, in each of `tagged_body`'s three ways."""
+    return next(
+        (found for style in (_OBJECT, _FUNCTION_BY_LINE, _ARG) if (found := style.open(text, tools)) is not None), None
+    )
+
 
 _THINK = Reasoning("<think>", "</think>")
 _REASONING = (  # by what stands in a template
@@ -27,10 +117,15 @@ _REASONING = (  # by what stands in a template
     Reasoning("[THINK]", "[/THINK]"),
     Reasoning("<seed:think>", "</seed:think>"),
     Reasoning("<|START_THINKING|>", "<|END_THINKING|>"),
+    Reasoning("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     _THINK,
 )
 _MUSE_CALLS = CallMarks(
-    "<atem:function_calls>", "</atem:function_calls>", invoke_body("atem:"), is_within=in_parameter("atem:")
+    "<atem:function_calls>",
+    "</atem:function_calls>",
+    invoke_body("atem:"),
+    is_within=in_parameter("atem:"),
+    stream=_invoke("atem:"),
 )
 _DSML = "｜DSML｜"
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>")
@@ -43,32 +138,81 @@ _MESSAGES: Mapping[str, MessageFormat] = {
 _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> the calls that it means
     "<|tool_call>": TagFormat(
         "gemma4",
-        calls=(CallMarks("<|tool_call>", "<tool_call|>", gemma_body, is_within=in_gemmas_quotes),),
+        calls=(CallMarks("<|tool_call>", "<tool_call|>", gemma_body, is_within=in_gemmas_quotes, stream=_GEMMA.open),),
         inside=('<|"|>', "<|channel>"),
     ),
     "<|tool_call_start|>": TagFormat(
-        "lfm2", calls=(CallMarks("<|tool_call_start|>", "<|tool_call_end|>", python_body, is_within=in_python),)
+        "lfm2",
+        calls=(
+            CallMarks(
+                "<|tool_call_start|>", "<|tool_call_end|>", python_body, is_within=in_python, stream=_PYTHON.open
+            ),
+        ),
     ),
     "[TOOL_CALLS]": TagFormat(
-        "mistral", calls=(CallMarks("[TOOL_CALLS]", "", named_json_body),), inside=("[ARGS]", "[CALL_ID]")
+        "mistral",
+        calls=(CallMarks("[TOOL_CALLS]", "", named_json_body, stream=_NAMED.open),),
+        inside=("[ARGS]", "[CALL_ID]"),
     ),
     _DSML: TagFormat(
         "dsml",
-        calls=(
+        calls=tuple(  # V3.2, V4
             CallMarks(
-                f"<{_DSML}function_calls>",
-                f"</{_DSML}function_calls>",
+                f"<{_DSML}{block}>",
+                f"</{_DSML}{block}>",
                 invoke_body(_DSML),
                 is_within=in_parameter(_DSML),
-            ),
+                stream=_invoke(_DSML),
+            )
+            for block in ("function_calls", "tool_calls")
         ),
         inside=(_DSML,),
+    ),
+    "<|tools_prefix|>": TagFormat(
+        "apertus",
+        Reasoning("<|inner_prefix|>", "<|inner_suffix|>"),
+        (CallMarks("<|tools_prefix|>", "<|tools_suffix|>", keyed_json_body, is_within=in_json),),
+    ),
+    "HYTK = ':opensource'": TagFormat(
+        "hy3",
+        Reasoning("<think:opensource>", "</think:opensource>"),
+        (CallMarks("<tool_call:opensource>", "</tool_call:opensource>", body_of(_HY3), stream=_HY3.open),),
+        ("<tool_calls:opensource>", "</tool_calls:opensource>"),
+    ),
+    "<|tool_call:begin|>": TagFormat(
+        "solar",
+        Reasoning("<|think|>", "<|end|>"),
+        (
+            CallMarks(
+                "<|tool_call:begin|>",
+                "<|tool_call:end|>",
+                identified_body("<|tool_call:name|>", "<|tool_call:args|>"),
+                is_within=in_json,
+                stream=MappingStyle(_ID_NAME).open,
+            ),
+        ),
+        ("<|begin|>assistant", "<|content|>", "<|tool_calls|>", "<|calls|>", "<|end|>"),
+        ("<|begin|>", "<|tool_call:name|>", "<|tool_call:args|>"),
+    ),
+    "<|end_of_msg|>": TagFormat(
+        "kimi3",
+        Reasoning("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+        (CallMarks("<|open|>call", "<|close|>call<|sep|>", body_of(_OPENED), stream=_OPENED.open),),
+        (
+            *(f"<|{way}|>{what}<|sep|>" for way in ("open", "close") for what in ("response", "tools")),
+            *("<|close|>message<|sep|>", "<|end_of_msg|>"),
+        ),
+        ("<|open|>", "<|close|>", "<|sep|>"),
     ),
     "<｜tool▁call▁begin｜>": TagFormat(
         "deepseek",
         calls=(
             CallMarks(
-                "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", divided_body("<｜tool▁sep｜>"), is_within=in_json
+                "<｜tool▁call▁begin｜>",
+                "<｜tool▁call▁end｜>",
+                divided_body("<｜tool▁sep｜>"),
+                is_within=in_json,
+                stream=_divided("<｜tool▁sep｜>"),
             ),
         ),
         around=_DEEPSEEK[:2],
@@ -82,6 +226,7 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
                 "<|tool_call_end|>",
                 divided_body("<|tool_call_argument_begin|>"),
                 is_within=in_json,
+                stream=_divided("<|tool_call_argument_begin|>"),
             ),
         ),
         around=_KIMI[:2],
@@ -89,10 +234,21 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     ),
     "<minimax:tool_call>": TagFormat(
         "minimax",
-        calls=(CallMarks("<minimax:tool_call>", "</minimax:tool_call>", invoke_body(""), is_within=in_parameter("")),),
+        calls=(
+            CallMarks(
+                "<minimax:tool_call>",
+                "</minimax:tool_call>",
+                invoke_body(""),
+                is_within=in_parameter(""),
+                stream=_invoke(""),
+            ),
+        ),
     ),
     "<seed:tool_call>": TagFormat(
-        "seed", calls=(CallMarks("<seed:tool_call>", "</seed:tool_call>", seed_body, is_within=in_tagged),)
+        "seed",
+        calls=(
+            CallMarks("<seed:tool_call>", "</seed:tool_call>", seed_body, is_within=in_tagged, stream=_FUNCTION.open),
+        ),
     ),
     "<|START_ACTION|>": TagFormat(
         "command", calls=(CallMarks("<|START_ACTION|>", "<|END_ACTION|>", json_body, is_within=in_json),)
@@ -100,14 +256,26 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     "<TOOLCALL>": TagFormat(  # Nemotron Nano 2
         "toolcall", calls=(CallMarks("<TOOLCALL>", "</TOOLCALL>", json_body, is_within=in_json),)
     ),
-    "<|function_call|>": TagFormat("gigachat", calls=(CallMarks("<|function_call|>", "", json_body),)),
+    "<|function_call|>": TagFormat(
+        "gigachat", calls=(CallMarks("<|function_call|>", "", json_body, stream=_OBJECT.open),)
+    ),
     "<|tool_call|>": TagFormat(  # Granite 3, Phi 4 mini
         "tool_call|", calls=(CallMarks("<|tool_call|>", "", json_body),), around=("<|/tool_call|>",)
     ),
     "<tool_call>": TagFormat(
         "tool_call",
-        calls=(CallMarks("<tool_call>", "</tool_call>", tagged_body, is_within=in_tagged),),
+        calls=(CallMarks("<tool_call>", "</tool_call>", tagged_body, is_within=in_tagged, stream=_tagged_stream),),
         inside=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    ),
+    "<tool_calls>": TagFormat(  # Apriel 1.6, MiniMax M1
+        "tool_calls", calls=(CallMarks("<tool_calls>", "</tool_calls>", lines_body, is_within=in_json),)
+    ),
+    "<function=": TagFormat(  # Functionary 3.1: its arguments are JSON
+        "functionary",
+        calls=(CallMarks("<function=", "</function>", divided_body(">"), is_within=in_json, stream=_divided(">")),),
+    ),
+    '<function name="': TagFormat(  # MiniCPM 5
+        "minicpm", calls=(CallMarks("<function", "</function>", body_of(_PARAM), stream=_PARAM.open),)
     ),
     '{"name": function name, "parameters"': TagFormat(
         "llama3", calls=(CallMarks("{", "", bare_json_body, first=True, between=";"),), around=("<|python_tag|>",)
@@ -128,4 +296,4 @@ def find_reply_format(template: str, has_token: Callable[[str], bool]) -> ReplyF
     if calls is None and reasoning is None:
         return None
     found = calls or TagFormat("reasoning")
-    return TagFormat(found.name, reasoning, found.calls, found.around, found.inside)
+    return replace(found, reasoning=found.reasoning or reasoning)

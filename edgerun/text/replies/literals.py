@@ -7,18 +7,18 @@ import math
 import re
 from typing import Any
 
-_DEEPEST = 64
+DEEPEST = 64
 _SPACE = re.compile(r"\s*")
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
-_WORD = re.compile(r"[^\s,:=()\[\]{}'\"<>]+")
-_WORDS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+WORD = re.compile(r"[^\s,:=()\[\]{}'\"<>]+")
+WORDS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_QUOTES = ('<|"|>', '"', "'")
+QUOTES = ('<|"|>', '"', "'")
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _IN_STRING = re.compile(r'["\\]')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
-_HEX = {"x": 2, "u": 4, "U": 8}
-_CLOSING = {"[": "]", "(": ")", "{": "}"}
+HEX = {"x": 2, "u": 4, "U": 8}
+CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
 class NoLiteral(Exception):
@@ -54,7 +54,7 @@ class Scanner:
     def word(self) -> str:
         """A name."""
         self.skip()
-        found = _WORD.match(self.text, self.at)
+        found = WORD.match(self.text, self.at)
         if found is None:
             raise NoLiteral(f"no name at {self.at}")
         self.at = found.end()
@@ -67,25 +67,25 @@ class Scanner:
 
     def value(self, depth: int = 0) -> Any:
         """A value of whatever kind. NoLiteral."""
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             raise NoLiteral("it nests too deeply")
         self.skip()
-        quote = next((quote for quote in _QUOTES if self.text.startswith(quote, self.at)), None)
+        quote = next((quote for quote in QUOTES if self.text.startswith(quote, self.at)), None)
         if quote is not None:
-            return self._string(quote)
+            return self.string(quote)
         opening = self.text[self.at : self.at + 1]
         if opening == "{":
             return self.mapping(depth)
         if opening in ("[", "("):
-            return self._list(_CLOSING[opening], depth)
-        number = _NUMBER.match(self.text, self.at)
+            return self._list(CLOSING[opening], depth)
+        number = NUMBER.match(self.text, self.at)
         if number is not None:
             self.at = number.end()
             return _number(number.group())
         word = self.word()
-        if word not in _WORDS:
+        if word not in WORDS:
             raise NoLiteral(f"{word!r} is no value")
-        return _WORDS[word]
+        return WORDS[word]
 
     def mapping(self, depth: int = 0) -> dict[str, Any]:
         """`{key: value, ...}`, keys quoted or not."""
@@ -97,8 +97,8 @@ class Scanner:
                 if self.has("}"):
                     break
             self.skip()
-            quote = next((quote for quote in _QUOTES if self.text.startswith(quote, self.at)), None)
-            key = self.word() if quote is None else self._string(quote)
+            quote = next((quote for quote in QUOTES if self.text.startswith(quote, self.at)), None)
+            key = self.word() if quote is None else self.string(quote)
             self.need(":")
             found[key] = self.value(depth + 1)
         return found
@@ -114,7 +114,7 @@ class Scanner:
             found.append(self.value(depth + 1))
         return found
 
-    def _string(self, quote: str) -> str:
+    def string(self, quote: str) -> str:
         start = self.at = self.at + len(quote)
         if len(quote) > 1:  # nothing in it is escaped
             end = self.text.find(quote, start)
@@ -134,18 +134,18 @@ class Scanner:
                 return "".join(pieces)
             pieces.append(self.text[self.at : slash])
             self.at = slash + 1
-            pieces.append(self._escape())
+            pieces.append(self.escape())
 
-    def _escape(self) -> str:
+    def escape(self) -> str:
         """What follows a backslash."""
         letter = self.text[self.at : self.at + 1]
         if not letter:
             raise NoLiteral("a text without end")
         self.at += 1
-        if letter not in _HEX:
+        if letter not in HEX:
             return _ESCAPES.get(letter, letter)
-        digits = self.text[self.at : self.at + _HEX[letter]]
-        if not re.fullmatch(f"[0-9a-fA-F]{{{_HEX[letter]}}}", digits) or int(digits, 16) > 0x10FFFF:
+        digits = self.text[self.at : self.at + HEX[letter]]
+        if not re.fullmatch(f"[0-9a-fA-F]{{{HEX[letter]}}}", digits) or int(digits, 16) > 0x10FFFF:
             return "\\" + letter
         self.at += len(digits)
         code = int(digits, 16)
@@ -191,12 +191,12 @@ def _number(text: str) -> int | float:
 
 
 class JsonEnd:
-    """Finds where the JSON object or list that begins at `start` ends, in a text that grows. What is no JSON ends
-    somewhere, or never."""
+    """Finds where the JSON object or list that begins at `start` ends, in a text that grows; with a `depth` of 1,
+    one of which `start` lies within. What is no JSON ends somewhere, or never."""
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, depth: int = 0) -> None:
         self._at = start  # so far the text was looked at
-        self._depth = 0
+        self._depth = depth
         self._in_string = False
 
     def find(self, text: str) -> int | None:

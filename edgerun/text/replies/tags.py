@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgerun.text.replies.bodies import Body
+from edgerun.text.replies.call_stream import CallStream, OpenStream
 from edgerun.text.replies.ends import never
 from edgerun.text.replies.literals import JsonEnd, NoLiteral
 from edgerun.text.replies.marks import any_of, n_certain
@@ -31,7 +32,8 @@ class Reasoning:
 class CallMarks:
     """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. first: only
     before anything is answered, or right after another call, from which `between` may part it. is_within: whether a
-    body breaks off within a value, so that its end may be none."""
+    body breaks off within a value, so that its end may be none. stream: takes calls of known functions apart while they
+    come; None: they come whole."""
 
     begin: str
     end: str
@@ -39,6 +41,7 @@ class CallMarks:
     first: bool = False
     between: str = ""
     is_within: Callable[[str], bool] = never
+    stream: OpenStream | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class TagReader:
         self._looked = 0  # characters of `held` in which its end was looked for
         self._n_ends = 0
         self._json: JsonEnd | None = None
+        self._stream: CallStream | None = None  # of the call, once its first argument has begun
 
     def push(self, text: str) -> list[Part]:
         """See `ReplyReader`."""
@@ -146,7 +150,7 @@ class TagReader:
     def _begin_call(self, call: CallMarks, begun: str) -> None:
         self._call, self._begun, self._state = call, begun, "call"
         self._looked = self._n_ends = 0
-        self._json = None
+        self._json, self._stream = None, None
 
     def _read_reasoning(self, parts: list[Part], is_over: bool) -> bool:
         assert self._thinking is not None
@@ -166,6 +170,10 @@ class TagReader:
 
     def _read_call(self, parts: list[Part], is_over: bool) -> bool:
         call = self._call
+        if self._stream is None and call.stream is not None and not self._n_ends:
+            self._stream = call.stream(self._held, self._tools)
+        if self._stream is not None:
+            return self._read_stream(parts, self._stream, is_over)
         end = self._end_of_call()
         if end is None and not is_over:
             return False
@@ -189,6 +197,28 @@ class TagReader:
         self._held = self._begun + self._held
         self._swallows = False
         self._say(parts, len(self._begun) + kept)
+        return True
+
+    def _read_stream(self, parts: list[Part], stream: CallStream, is_over: bool) -> bool:
+        """More of a call that comes piece by piece."""
+        found, n = stream.take(self._held, is_over)
+        raw, self._held, self._begun = self._begun + self._held[:n], self._held[n:], ""
+        found = found or ([Part("mark", "", "")] if raw else [])
+        for i, part in enumerate(found):
+            parts.append(replace(part, raw="" if i else raw))
+        self._answered()
+        rest, end = self._held.lstrip(), self._call.end
+        if stream.can_end and (not end or rest.startswith(end)):
+            self._take(parts, "mark", len(self._held) - len(rest) + len(end) if end else 0)
+            self._state, self._swallows = "text", True
+            self._after = self._call if self._call.first else None
+            return True
+        waits = not stream.is_broken and (not stream.can_end or end.startswith(rest))
+        if waits and not is_over:
+            return False
+        if is_over and not stream.can_end and not stream.is_broken:  # it is cut off
+            self._take(parts, "mark", len(self._held))
+        self._state, self._swallows = "text", False
         return True
 
     def _end_of_call(self) -> int | None:
