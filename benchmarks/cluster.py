@@ -8,10 +8,12 @@ core and of the memory by control groups.
 Needs root, `ip`, /dev/net/tun, and control groups of version 1 or 2. Settings take turns, round by round, and medians
 are shown, so that what else the machine does disturbs all alike. Prints a table in Markdown.
 
---disk: what each device's disk reads in a second (default: they share the machine's, as fast as it is). --keep: homes
-and shards stay in this folder, and the next run with it is a second start. Columns: sent is what the head had sent
-when the group was ready, which took so long; peak and plan are of the worker that took most of its plan (processes, as
-their control groups count the page cache, too, and are never above their limit).
+--in-turn: for a mixture whose routing follows a trace (`random_model.py --routing`), token by token; of other random
+mixtures few experts are ever chosen. --disk: what each device's disk reads in a second (default: they share the
+machine's, as fast as it is). --keep: homes and shards stay in this folder, and the next run with it is a second start.
+Columns: sent is what the head had sent when the group was ready, which took so long; peak and plan are of the worker
+that took most of its plan (processes, as their control groups count the page cache, too, and are never above their
+limit).
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def arguments(*words: str) -> argparse.Namespace:
     parser.add_argument("--same-tokens", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--in-turn", action="store_true", help="tokens 0, 1, 2, ... instead of random ones")
     parser.add_argument("--context", type=int, default=1024, help="positions of a sequence that there is memory for")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kernels", default="auto")
@@ -232,19 +235,21 @@ def _wait_for_all(decoder: GroupDecoder, count: int) -> None:
 
 def _times(decoder: Decoder, given: argparse.Namespace) -> dict[str, float]:
     """Medians of tokens, and a prompt; sums_ms: waiting for sums in a token of the head."""
-    ids = np.random.default_rng(0).integers(3, decoder.spec.vocab_size, given.prompt).tolist()
+    count, vocabulary = given.prompt + _SETTLE_TOKENS + given.tokens, decoder.spec.vocab_size
+    ids = list(range(count)) if given.in_turn else np.random.default_rng(0).integers(3, vocabulary, count).tolist()
+    prompt, further = ids[: given.prompt], ids[given.prompt :]
     cache = decoder.new_cache(given.context)
-    decoder.forward(ids[:32], cache)
+    decoder.forward(prompt[:32], cache)
     cache.release()
     began = time.perf_counter()
-    decoder.forward(ids, cache)
+    decoder.forward(prompt, cache)
     prompt_s = time.perf_counter() - began
     took, waited, worked = [], [], []
     lockstep = decoder.lockstep if isinstance(decoder, GroupDecoder) else None
-    for i in range(_SETTLE_TOKENS + given.tokens):
+    for token in further:
         before = 0.0 if lockstep is None else lockstep.waited_s
         began, computed = time.perf_counter(), time.process_time()
-        decoder.forward([ids[i]], cache)
+        decoder.forward([token], cache)
         took.append(time.perf_counter() - began)
         worked.append(time.process_time() - computed)
         waited.append(0.0 if lockstep is None else lockstep.waited_s - before)
