@@ -38,7 +38,7 @@ BOUND = {"Q8_0": EIGHT_BIT, "F32": FLOAT, "F16": FLOAT, "BF16": FLOAT}  # others
 
 
 def build_peak(isa: Isa, kind: str) -> Any:
-    """Slots: 0 operands (4 KiB), 1 where a result goes. An item is STEPS times eight sums of EACH products."""
+    """Slots: 0 operands (8 KiB), 1 where a result goes. An item is STEPS times eight sums of EACH products."""
 
     def emit(b: Any, operands: Any, out: Any) -> None:
         e = emitter_of(isa, b, rows=4)
@@ -49,18 +49,18 @@ def build_peak(isa: Isa, kind: str) -> Any:
         b.position_at_end(loop)
         k, sums = b.phi(I64), [b.phi(e.floats if kind == FLOAT else e.words) for _ in range(8)]
         k.add_incoming(ir.Constant(I64, 0), before)
-        # Other activations in each step: of the same ones LLVM would multiply before the loop what it can.
+        # Activations of its own for each product: LLVM would multiply the same ones once, and before the loop.
         moved = b.add(operands, b.mul(b.and_(k, ir.Constant(I64, 31)), ir.Constant(I64, 64)))
         for i, total in enumerate(sums):
             total.add_incoming(e.constant_float(0.0) if kind == FLOAT else e.constant(0), before)
             if kind == FLOAT:
                 made = total
                 for step in range(EACH):
-                    made = e.fma(w, e.load_floats(moved, 4 * e.lanes * (8 * (step % 2) + i)), made)
+                    made = e.fma(w, e.load_floats(moved, 4 * e.lanes * (8 * step + i)), made)
             else:
                 chain = e.chain(0 if kind == EIGHT_BIT else 15, None, None, total)
                 for step in range(EACH):
-                    chain.step(codes, e.load_words(moved, 4 * e.lanes * (8 * (step % 2) + i)))
+                    chain.step(codes, e.load_words(moved, 4 * e.lanes * (8 * step + i)))
                 made = chain.end()
             total.add_incoming(e.settled(made), loop)
         following = b.add(k, ir.Constant(I64, 1))
@@ -93,7 +93,7 @@ def best_seconds(run: Callable[[], object], seconds: float) -> float:
 def measure_peaks(kernels: Any, seconds: float) -> dict[str, float]:
     """Giga-operations a second (a product and its addition are two) of all threads, for every kind of loop."""
     isa = find(kernels.name)
-    operands, out = np.zeros(4096, np.uint8), np.zeros(16, np.float32)
+    operands, out = np.zeros(8192, np.uint8), np.zeros(16, np.float32)
     arguments = np.array([operands.ctypes.data, out.ctypes.data], np.int64)
     items = 8 * kernels.threads
     peaks = {}

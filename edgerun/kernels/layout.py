@@ -18,6 +18,7 @@ U8 = NDArray[np.uint8]
 
 _CACHED_BYTES = 512 << 10  # of activations in a product: half of a core's second-level cache
 TILE_ROWS_AT_ONCE = 128  # the same where products go by tiles, which do more for each byte that they read
+FLOAT_ROWS_AT_ONCE = 256  # and, where they do, of F32: of its weights reading takes so long as to show
 PARTS_GROUPS = 4  # of weight rows that go together where activations are parts (`tile_floats`)
 NEURON_SLICE = 128  # columns of a result that neurons are added to at a time: they stay in the first-level cache
 # Neurons of these types are used as they lie in the file. Rows of all others are packed when their neuron fires: `up`

@@ -121,8 +121,8 @@ class ProductLaunch:
 
     def _rows_at_once(self, w: Matrix) -> int:
         """Of activations in a product."""
-        if self._isa.tile_products and self.form(w.type) != "f32":
-            return layout.TILE_ROWS_AT_ONCE
+        if self._isa.tile_products:
+            return layout.FLOAT_ROWS_AT_ONCE if self.form(w.type) == "f32" else layout.TILE_ROWS_AT_ONCE
         return layout.rows_at_once(w.cols)
 
     def _grain(self, items: int, by_parts: bool = False) -> int:
