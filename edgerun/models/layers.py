@@ -9,10 +9,11 @@ import numpy as np
 
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Kernels
-from edgerun.models.blocks.base import Cancel, Cut, Decide, Here, Tools, Watch, check
+from edgerun.models.blocks.base import Cancel, Cut, Here, Tools, Watch, at_once, check
 from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
+from edgerun.models.found_experts import FoundExperts
 from edgerun.models.places import Places
 from edgerun.models.plan import LayerPlan, plan_of
 from edgerun.models.ranks import Ranks
@@ -42,7 +43,8 @@ class Layers:
         self.plan: tuple[LayerPlan, ...] = plan_of(spec)
         self._layouts: frozenset[Layout[Any]] = frozenset(each for layer in self.plan for each in layer.layouts)
         self._scratch: dict[int, Scratch] = {}
-        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, ranks)
+        found = FoundExperts(spec.n_layers, store, routed)
+        self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, found, ranks)
 
     # -- all of a layer ------------------------------------------------------------------------------------------
 
@@ -58,7 +60,7 @@ class Layers:
         """All layers from `first` on over x (T, width), in place, each over all rows before the next: its weights are
         needed once. Returns how many x has passed then: all, or, after one at least, those before `pause()` was true.
         inputs: what layers are fed beside (`LayerInputs`), (layers, T, width)."""
-        cut, chunks = _at_once(cancelled, len(x)), places.cut(CHUNK)
+        cut, chunks = at_once(cancelled, len(x)), places.cut(CHUNK)
         for layer in range(first, self.spec.n_layers):
             if layer > first and pause():
                 return layer
@@ -108,7 +110,7 @@ class Layers:
 
     def here(self, layer: int, weights: LayerWeights, cancelled: Cancel, rows: int, watch: Watch | None = None) -> Here:
         """For a block that is computed now, over so many rows."""
-        return Here(self.tools, layer, weights, _at_once(cancelled, rows), watch)
+        return Here(self.tools, layer, weights, at_once(cancelled, rows), watch)
 
     def dense(self, here: Here, x: F32, chunks: Chunks, cancelled: Cancel, inputs: F32 | None = None) -> None:
         """What is computed chunk by chunk: all of a layer but its experts and how it ends. inputs: as of `wave`, for
@@ -149,15 +151,12 @@ class Layers:
         self._scratch = {rows: each for rows, each in self._scratch.items() if rows in RECORDED_ROWS}
 
     def _bytes(self, layer: int) -> int:
+        """That a token passes without Python."""
+        places, mixture = self.tools.store.places(layer), self.plan[layer].mixture
+        experts = 0 if places is None or mixture is None else mixture.used
         with self.tools.store.layer(layer) as weights:
-            return sum(matrix.n_bytes for matrix in weights.matrices.values())
-
-
-def _at_once(cancelled: Cancel, rows: int) -> Cut:
-    def cut(decide: Decide) -> None:
-        decide(cancelled, rows)
-
-    return cut
+            dense = sum(matrix.n_bytes for matrix in weights.matrices.values())
+        return dense + (experts * sum(matrix.n_bytes for matrix in places.first.matrices) if places else 0)
 
 
 def _go_on(cancelled: Cancel, rows: int) -> None:

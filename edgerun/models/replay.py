@@ -16,10 +16,10 @@ import numpy as np
 from edgerun.kernels.interface import F32
 from edgerun.kernels.program import Program
 from edgerun.kernels.recorded_rows import RecordedLayer, RecordedRows
-from edgerun.kernels.recording import Recording
+from edgerun.kernels.recording import NOT_ALL, Recording
 from edgerun.kernels.states import I64
 from edgerun.kv import KvSequence
-from edgerun.models.blocks.base import Cancel, Decide
+from edgerun.models.blocks.base import Cancel, Decide, Recorded, at_once
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
 
@@ -27,15 +27,25 @@ Row = tuple[KvSequence, int]  # a sequence and a position of it
 
 
 @dataclass(frozen=True, eq=False)
+class _Stop:
+    """Where Python decides: after `at` launches, and the program goes on with launch `after`. instead: the launches in
+    between do the same, unless the last before them stops the program; None: it always stops."""
+
+    at: int
+    after: int
+    decide: Decide
+    instead: Recorded | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Recorded:
     """A whole step. It is there only once all of it is, so that no error and no interrupt can leave half of one.
 
-    cuts: the number of launches before it, what decides.
     body: launches before those of the logits.
     first_layers: of each group of layers, whose pages are found through one table."""
 
     program: Program
-    cuts: tuple[tuple[int, Decide], ...]
+    stops: tuple[_Stop, ...]
     body: int
     attention: RecordedRows | None
     first_layers: tuple[int, ...]
@@ -68,9 +78,7 @@ class DecodeReplay:
         somebody = len(rows)
         if self._eager:
             fed = None if self._inputs is None else self._inputs[:, :somebody]
-            self._layers.record(
-                self._x[:somebody], _places(rows), lambda decide: decide(cancelled, somebody), inputs=fed
-            )
+            self._layers.record(self._x[:somebody], _places(rows), at_once(cancelled, somebody), inputs=fed)
             if logits:
                 self._logits()
             return
@@ -90,24 +98,45 @@ class DecodeReplay:
             if recorded.attention is not None:
                 tables = [[sequence.pages(layer).address for sequence, _ in rows] for layer in recorded.first_layers]
                 recorded.attention.place(positions, tables, idle)
-            start = 0
-            for end, decide in recorded.cuts:
-                if end > start:
-                    self._recording.run_program(recorded.program, start, end)
-                decide(cancelled, somebody)
-                start = end
-            self._recording.run_program(recorded.program, start, None if logits else recorded.body)
+            self._run(recorded, cancelled, somebody, recorded.program.count if logits else recorded.body)
+
+    def _run(self, recorded: _Recorded, cancelled: Cancel, somebody: int, end: int) -> None:
+        """All launches before `end`, and what Python decides between them."""
+        found, at, passed = self._layers.tools.found, 0, list[int]()
+        ends = [stop.at for stop in recorded.stops if stop.instead is None]
+        for stop in recorded.stops:
+            if at < stop.at:
+                ends = [each for each in ends if each >= stop.at]
+                at = self._recording.run_program(recorded.program, at, ends[0] if ends else end)
+            if stop.instead is not None and at > stop.at:
+                passed.append(stop.instead.layer)
+                continue
+            if stop.instead is not None and found.what(stop.instead.layer) != NOT_ALL:
+                found.passed([*passed, stop.instead.layer])
+                stop.instead.announce()
+            else:
+                found.passed(passed)
+                stop.decide(cancelled, somebody)
+                at = stop.after
+            passed.clear()
+        found.passed(passed)
+        if at < end:
+            self._recording.run_program(recorded.program, at, end)
 
     def _fill_up(self, somebody: int) -> None:
         """Nobody's rows are copies of the last: while a step is recorded they write what it writes."""
         self._x[somebody:] = self._x[somebody - 1]
 
     def _record(self, rows: Sequence[Row], somebody: int, cancelled: Cancel) -> None:
-        cuts: list[tuple[int, Decide]] = []
+        stops: list[_Stop] = []
         with self._recording.record() as recorder:
 
-            def cut(decide: Decide) -> None:
-                cuts.append((len(recorder), decide))
+            def cut(decide: Decide, instead: Recorded | None = None) -> None:
+                at = len(recorder)
+                if instead is not None and instead.lay_out(self._recording):
+                    stops.append(_Stop(at + 1, len(recorder), decide, instead))
+                else:
+                    stops.append(_Stop(at, at, decide, None))
                 with recorder.paused():
                     decide(cancelled, somebody)
                     self._fill_up(somebody)
@@ -136,7 +165,7 @@ class DecodeReplay:
                 seen = kv.window, group, kv.chunked, writes, kv.kept_first
                 recorded.append(RecordedLayer(pages.layout, mixer.heads, *seen))
         attention = RecordedRows(self._recording, program, recorded, len(rows)) if recorded else None
-        self._recorded = _Recorded(program, tuple(cuts), body, attention, tuple(first_layers.values()))
+        self._recorded = _Recorded(program, tuple(stops), body, attention, tuple(first_layers.values()))
 
 
 def _places(rows: Sequence[Row], rotations: Rotations | None = None, states: I64 | None = None) -> Places:

@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import numpy as np
+
 from edgerun.device import give_back_free_memory
 from edgerun.errors import UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import I32, Expert
+from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.catalog import Catalog
 from edgerun.weights.eviction import Eviction
 from edgerun.weights.expert_slots import CacheStats, Entry, ExpertSlots
@@ -58,6 +61,8 @@ class ExpertCache:
         self._lease: _Lease | None = None
         self._news: SimpleQueue[None] | None = None  # of whoever waits
         self._trust = HintTrust(len(catalog.layers))
+        self._wanted = np.zeros(len(catalog.layers), np.int64)
+        self._passed: tuple[int, list[int]] = 0, []  # the layer that launches have come to, and whom they use of it
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -100,6 +105,7 @@ class ExpertCache:
             if self._lease is not None:
                 raise UsageError(f"experts of layer {self._lease.layer} are in use: give them back first")
             self._torn = True
+            self._passed = 0, []
             self._lease, self._news = lease, lease.news
             self._eviction.used(layer, ids, uses, tokens)
             table = self._held.table[layer]
@@ -110,11 +116,7 @@ class ExpertCache:
                     continue
                 entry.used = True
                 self._held.locked[entry.slot] = True
-                if entry.hinted:
-                    entry.hinted = False
-                    self._waiting_predicted -= len(entry.missing)
-                    self.stats.predicted_used += 1
-                    self._trust.was_used(layer)
+                self._was_wanted(entry)
                 (lease.pending if entry.missing else lease.ready).append(entry)
             self._end_expectations(layer, set(wanted))
             self.stats.hits += len(lease.ready)
@@ -125,6 +127,46 @@ class ExpertCache:
             self._claim_for(lease)
             self._torn = False
         return lease
+
+    def passed(self, layer: int, ids: I32) -> None:
+        """Launches found these (unique ids) where `places` say, and used them for one token."""
+        wanted = ids.tolist()
+        with self._lock:
+            self._settle()
+            self._torn = True
+            self._eviction.used(layer, ids, np.ones(len(wanted), np.int32), 1)
+            if self._expected[layer]:
+                entries = [entry for i in wanted if (entry := self._held.table[layer][i]) is not None]
+                for entry in entries:
+                    self._was_wanted(entry)
+                self._end_expectations(layer, set(wanted))
+                for entry in entries:
+                    self._held.locked[entry.slot] = self._held.must_stay(entry)
+            self.stats.hits += len(wanted)
+            self._torn = False
+            self._passed = layer, wanted
+
+    def places(self, layer: int) -> ExpertPlaces:
+        """See `WeightStore.places`."""
+        first = self._held.expert_at(layer, 0)
+        strides = (self.slot_bytes,) * len(first.matrices)
+        return ExpertPlaces(self._held.places[layer], first, strides, self._wanted[layer : layer + 1])
+
+    def stop_for(self, wanted: Sequence[int]) -> None:
+        """At which guesses launches that find experts stop in each layer (`ExpertPlaces.wanted`)."""
+        self._wanted[:] = wanted
+
+    def hints_worth(self) -> list[bool]:
+        """Of each layer."""
+        return self._trust.are_worth()
+
+    def _was_wanted(self, entry: Entry) -> None:
+        """Asked for, whether a hint had it read or not."""
+        if entry.hinted:
+            entry.hinted = False
+            self._waiting_predicted -= len(entry.missing)
+            self.stats.predicted_used += 1
+            self._trust.was_used(entry.layer)
 
     def _deliver(self, lease: _Lease, cancelled: Callable[[], bool]) -> Iterator[list[Expert]]:
         """`ready` first, `pending` as they land, `later` when slots become free."""
@@ -195,7 +237,7 @@ class ExpertCache:
                     entry.expected = True
                     self._held.locked[entry.slot] = True
                     self._expected[layer].append(entry)
-            for entry in self._held.claim(layer, missing):
+            for entry in self._claim_beside_passed(layer, missing):
                 entry.expected = entry.hinted = True
                 self._expected[layer].append(entry)
                 self.stats.predicted += 1
@@ -291,6 +333,17 @@ class ExpertCache:
         self._lease = self._news = None
         self._torn = False
 
+    def _claim_beside_passed(self, layer: int, ids: Sequence[int]) -> list[Entry]:
+        """`ExpertSlots.claim`, while launches wait that use what they have found."""
+        passed, used = self._passed
+        entries = [entry for i in used if (entry := self._held.table[passed][i]) is not None]
+        for entry in entries:
+            self._held.locked[entry.slot] = True
+        claimed = self._held.claim(layer, ids)
+        for entry in entries:
+            self._held.locked[entry.slot] = self._held.must_stay(entry)
+        return claimed
+
     def _claim_for(self, lease: _Lease) -> None:
         """Begin reading as many of `later` as there are slots; those are taken off the list."""
         if not lease.later:
@@ -381,9 +434,9 @@ class ExpertCache:
             if entry.expected:
                 self._expected[entry.layer].remove(entry)
                 entry.expected = False
-            if self._held.table[entry.layer][entry.expert.id] is entry:
-                self._held.table[entry.layer][entry.expert.id] = None
+            self._held.forget(entry)
             if not entry.used:
                 self._held.drop(entry)
-        elif not entry.expected and not entry.used:
-            self._held.locked[entry.slot] = False
+        else:
+            self._held.show(entry)
+            self._held.locked[entry.slot] = entry.expected or entry.used

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.kernels.interface import Expert, Matrix, make_expert
+from edgerun.kernels.recording import NOWHERE, ON_ITS_WAY
 from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import block_bytes, slot_blocks
 from edgerun.weights.catalog import Catalog
@@ -85,6 +86,9 @@ class ExpertSlots:
         self._owners: list[Entry | None] = [None] * count  # of each slot
         self.lent: set[int] = set()  # slots
         self.table: list[list[Entry | None]] = [[None] * self._n_experts for _ in catalog.layers]
+        # Read by launches while Python does not look: a slot is said last when an expert comes, and taken back first
+        # when it leaves. (layers, experts): see `kernels.recording.ExpertPlaces`
+        self.places = np.full((len(catalog.layers), self._n_experts), NOWHERE, np.int64)
         self.free = list(range(count - 1, -1, -1))
         self._keys = np.zeros(count, np.int64)  # of the expert in each slot
         self.locked = np.ones(count, bool)  # may not be evicted: in use, on its way, expected or empty
@@ -109,6 +113,7 @@ class ExpertSlots:
             self._keys[slot] = layer * self._n_experts + i
             self.locked[slot] = True
             self.table[layer][i] = entry
+            self.places[layer, i] = ON_ITS_WAY
             entries.append(entry)
         return entries
 
@@ -130,11 +135,29 @@ class ExpertSlots:
 
     def drop(self, entry: Entry) -> None:
         """Its slot is free."""
-        if self.table[entry.layer][entry.expert.id] is entry:
-            self.table[entry.layer][entry.expert.id] = None
+        self.forget(entry)
         self._owners[entry.slot] = None
         self.locked[entry.slot] = True
         self.free.append(entry.slot)
+
+    def must_stay(self, entry: Entry) -> bool:
+        """Whether its slot is locked."""
+        return bool(entry.missing or entry.expected or entry.used or entry.doomed)
+
+    def forget(self, entry: Entry) -> None:
+        """Nobody finds it any more."""
+        if self.table[entry.layer][entry.expert.id] is entry:
+            self.places[entry.layer, entry.expert.id] = NOWHERE
+            self.table[entry.layer][entry.expert.id] = None
+
+    def show(self, entry: Entry) -> None:
+        """It is complete: launches find it."""
+        if self.table[entry.layer][entry.expert.id] is entry:
+            self.places[entry.layer, entry.expert.id] = entry.slot
+
+    def expert_at(self, layer: int, slot: int) -> Expert:
+        """Of a layer, as it would lie there."""
+        return make_expert(slot, self._slot_matrices(layer, slot))
 
     def lend(self, count: int) -> list[int]:
         """So many of the free slots (all, if there are fewer), for something else than experts."""
@@ -157,6 +180,7 @@ class ExpertSlots:
 
     def derive(self) -> None:
         """Everything anew from which entry has which slot and which slots are lent; nobody uses or expects any."""
+        self.places[:] = NOWHERE
         for table in self.table:
             table[:] = [None] * self._n_experts
         self.locked[:] = True
@@ -172,6 +196,7 @@ class ExpertSlots:
                     table[owner.expert.id] = owner
                     self._keys[slot] = owner.layer * self._n_experts + owner.expert.id
                     self.locked[slot] = False
+                    self.show(owner)
             if owner is None and slot not in self.lent:
                 free.append(slot)
         self.free = free
@@ -184,6 +209,10 @@ class ExpertSlots:
             assert self._owners[entry.slot] is entry and not entry.used
             assert entry.doomed or self.table[entry.layer][entry.expert.id] is entry
             assert self.locked[entry.slot] == bool(entry.missing or entry.expected or entry.doomed)
+            if not entry.doomed:
+                place = self.places[entry.layer, entry.expert.id]
+                assert place == (ON_ITS_WAY if entry.missing else entry.slot)
+        assert np.count_nonzero(self.places != NOWHERE) == sum(not entry.doomed for entry in taken)
         assert all(self.locked[slot] for slot in self.free)
         in_table = sum(entry is not None for table in self.table for entry in table)
         assert in_table == sum(not entry.doomed for entry in taken)

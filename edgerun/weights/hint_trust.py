@@ -22,6 +22,10 @@ class HintTrust:
         """The layer passed without asking for what a hint had read."""
         self._precision[layer] -= self._precision[layer] / _MEMORY
 
+    def are_worth(self) -> list[bool]:
+        """Of each layer, whether hints have been worth their reads."""
+        return [precision >= _LEAST_PRECISION for precision in self._precision]
+
     def allows(self, layer: int) -> bool:
         """Whether hints for this layer have been worth their reads; now and then they may show that they are again."""
         if self._precision[layer] >= _LEAST_PRECISION:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from edgerun.errors import UsageError
 from edgerun.events import never
 from edgerun.kernels.interface import F32, I32, Matrix
+from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.store import ExpertLease, LayerLease, LayerWeights, NeuronLease
 
 
@@ -53,6 +54,12 @@ class LastingWeights:
         raise UsageError("this model's neurons are not lent one by one")
 
     def routed(self, layer: int, ids: I32) -> None:
+        """There is nothing to learn."""
+
+    def places(self, layer: int) -> ExpertPlaces | None:
+        return None
+
+    def passed(self, layer: int, lists: I32) -> None:
         """There is nothing to learn."""
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:

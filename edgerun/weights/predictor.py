@@ -11,6 +11,8 @@ Every guess is compared with what comes, followed or not, and for each layer the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,6 +101,20 @@ class ExpertPredictor:
             likely = self._after[after, ids[0]].sum(axis=0)
             if likely.any():
                 self._guesses[after][AFFINITY] = np.argsort(-likely, kind="stable")[: ids.shape[1]].astype(np.int32)
+
+    def wanted(self, later: Sequence[Sequence[int]], trusted: Sequence[bool]) -> list[int]:
+        """At each layer, of how many of those after it (`later`) the routers' guesses are worth a read; -1: of the
+        first somebody else's is better, which is not known before this layer has chosen."""
+        routers = self.accuracy[:TOKEN].max(axis=0).tolist()
+        affinity = self.accuracy[AFFINITY].tolist()
+        found = []
+        for layers in later:
+            count = 0
+            while count < len(layers) and trusted[layers[count]] and routers[layers[count]] >= _LEAST_ACCURACY:
+                count += 1
+            best = max(routers[layers[0]], _LEAST_ACCURACY) if layers else np.inf
+            found.append(-1 if layers and affinity[layers[0]] > best else count)
+        return found
 
     def _is_sure(self, layer: int) -> bool:
         """Whether a layer's router is so good that this token need not be compared with it."""

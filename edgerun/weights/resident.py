@@ -14,6 +14,7 @@ from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons, make_expert
+from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.arena import Arena
 from edgerun.weights.catalog import LAYER_EMBEDDING, NEURON_PARTS, Catalog, LayerTensors, make_catalog
 from edgerun.weights.lasting import LastingWeights
@@ -86,6 +87,15 @@ class ResidentStore(LastingWeights):
     ) -> ExpertLease:
         mine = self._experts[layer]
         return contextlib.nullcontext(iter([[mine[i] for i in ids]]))
+
+    def places(self, layer: int) -> ExpertPlaces | None:
+        mine = self._experts[layer]
+        if not mine:
+            return None
+        last, apart = mine[-1].matrices, max(1, len(mine) - 1)
+        pairs = zip(mine[0].matrices, last, strict=True)
+        strides = tuple((last.address - first.address) // apart for first, last in pairs)
+        return ExpertPlaces(np.arange(len(mine)), mine[0], strides, np.zeros(1, np.int64))
 
     def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         mine = self._neurons[layer]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgerun.errors import UsageError
 from edgerun.events import SpanSink, never
 from edgerun.kernels.interface import F32, I32, Expert, Matrix, Neurons
+from edgerun.kernels.recording import ExpertPlaces
 
 Mode = Literal["resident", "experts", "layers"]
 
@@ -143,6 +144,15 @@ class WeightStore(Protocol):
 
     def routed(self, layer: int, ids: I32) -> None:
         """What a layer's router chose for each token, (T, used), to learn from; `experts` is called next."""
+        ...
+
+    def places(self, layer: int) -> ExpertPlaces | None:
+        """Where the layer's experts lie, for launches that find them there; None: only `experts` lends them."""
+        ...
+
+    def passed(self, layer: int, lists: I32) -> None:
+        """A token found the layer's experts by `places`: lists (1 + guesses, used), whom its router chose, then whom
+        those of the next layers would have chosen."""
         ...
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:

@@ -15,6 +15,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.events import EventSink, SpanSink, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels
+from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.catalog import LAYER_EMBEDDING, make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
@@ -68,6 +69,9 @@ class StreamedExpertStore(LastingWeights):
             loader.run(events)
             self._predictor: ExpertPredictor | None = None
             self.cache = ExpertCache(catalog, self._reader, self._eviction, slots)
+            self._places = [self.cache.places(i) if layer.experts else None for i, layer in enumerate(catalog.layers)]
+            mixtures = [i for i, each in enumerate(self._places) if each is not None]
+            self._later = [[each for each in mixtures if each > i][:MOST_AHEAD] for i in range(len(self._places))]
             if scores is not None:
                 order = np.argsort(-scores.reshape(-1), kind="stable")
                 hot = order[: min(slots, int(np.count_nonzero(scores)))]
@@ -84,6 +88,8 @@ class StreamedExpertStore(LastingWeights):
         if self._predictor is not None:
             for layer, expected in self._predictor.begin(ids):
                 self.cache.expect(layer, expected.tolist())
+            if len(ids) == 1:
+                self.cache.stop_for(self._predictor.wanted(self._later, self.cache.hints_worth()))
         return self._reader.rows(self._catalog.embedding, ids)
 
     def layer_embedding(self, ids: NDArray[np.int32]) -> F32:
@@ -113,6 +119,16 @@ class StreamedExpertStore(LastingWeights):
             self._predictor = ExpertPredictor(layers, self._catalog.n_experts, vocab)
         if self._predictor is not None:
             self._predictor.chosen(layer, ids)
+
+    def places(self, layer: int) -> ExpertPlaces | None:
+        return self._places[layer]
+
+    def passed(self, layer: int, lists: I32) -> None:
+        self.cache.passed(layer, lists[0])
+        self.routed(layer, lists[:1])
+        if self._predictor is not None:
+            for distance, (each, ids) in enumerate(zip(self._later[layer], lists[1:], strict=False), 1):
+                self._predictor.hear(each, ids, ROUTERS[min(distance, len(ROUTERS)) - 1])
 
     def expect(self, layer: int, ids: I32, distance: int = 1) -> None:
         if self._predictor is None or distance == 0:

@@ -12,7 +12,7 @@ from edgerun.models import passes as passes_module
 from edgerun.weights import StreamedLayerStore
 from edgerun.weights.eviction import DecayedFrequency, LeastRecentlyUsed
 from edgerun.weights.streamed_layers import spread
-from tests.models.instances import INSTANCES, PLAIN, QUANTISED
+from tests.models.instances import INSTANCES, PLAIN, QUANTISED, tokens_of
 from tests.weights.faulty_disk import slow_reads
 from tests.weights.streaming import SPARSE_MODELS, check_whole, patience, run, streamed
 
@@ -49,6 +49,33 @@ def test_experts(models, kernels, name, data):
             stats = store.statistics()
             assert stats["hits"] + stats["late"] + stats["misses"] > 0
             assert np.array_equal(run(decoder, name), expected), "and again with what is cached"
+
+
+@pytest.mark.parametrize("slots", [0, 6])
+def test_python_computes_only_the_experts_of_layers_where_one_is_missing(models, kernels, monkeypatch, slots):
+    """slots: how many are lacking."""
+    if kernels.recording is None:
+        pytest.skip("nothing is recorded")
+    name = "olmoe-Q8_0"
+    _, spec, _ = models(name)
+    tokens, every = tokens_of(INSTANCES[name]), spec.n_layers * spec.n_experts
+
+    def decode():
+        cache = decoder.new_cache(128)
+        return [decoder.forward([token], cache).tolist() for token in tokens]
+
+    with streamed(models, name, kernels, slots=every - slots, wave_tokens=256) as (decoder, store, _):
+        asked, experts, told = [], store.experts, []
+        monkeypatch.setattr(store, "experts", lambda layer, *more: (asked.append(layer), experts(layer, *more))[1])
+        decoder.on_routing = lambda layer, ids: told.append((layer, ids.tolist()))
+        before, uses, first = decode(), store.cache.stats.uses, list(told)
+        asked.clear()
+        told.clear()
+        assert decode() == before
+        assert sorted(told) == sorted(first), "whoever wants to know is told of all choices"
+        assert store.cache.stats.uses == 2 * uses, "and all are counted"
+        assert not asked if not slots else 0 < len(asked) < len(told)
+        check_whole(store)
 
 
 @pytest.mark.parametrize("name", DENSE_MODELS)

@@ -15,8 +15,10 @@ import numpy as np
 
 from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
+from edgerun.kernels.recording import Recording
 from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
+from edgerun.models.found_experts import FoundExperts
 from edgerun.models.places import Places
 from edgerun.models.ranks import Ranks
 from edgerun.models.rope import RopeTable
@@ -27,7 +29,24 @@ from edgerun.weights import LayerWeights, WeightStore
 Cancel = Callable[[], bool]  # whether the caller wants to stop
 Decide = Callable[[Cancel, int], None]
 """What Python does between two recorded pieces, of the first so many rows: others are nobody's. Raises Cancelled."""
-Cut = Callable[[Decide], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Launches in place of what Python decides, of a single row. lay_out: records them, of which the first may stop the
+    recording for Python to do it after all; False: there are none. announce: what Python does where all is there, but
+    not all that later layers will ask for."""
+
+    layer: int
+    lay_out: Callable[[Recording], bool]
+    announce: Callable[[], None]
+
+
+class Cut(Protocol):
+    """Takes what only Python can decide, or launches in its place."""
+
+    def __call__(self, decide: Decide, instead: Recorded | None = None) -> None: ...
+
 
 Watch = Callable[[int, ProductName, F32, dict[str, F32]], None]
 """Told of each product: layer, name, its input after the norm (T, cols), its parts' results before factors and biases
@@ -49,7 +68,8 @@ def check(cancelled: Cancel) -> None:
 @dataclass(frozen=True, eq=False)
 class Tools:
     """What blocks of one decoder compute with. `scratch`: buffers for so many rows; `routed` is told each mixture's
-    choices, (T, used) ids; `ranks`: those who have the rest of each layer, None where the model is whole."""
+    choices, (T, used) ids; `found`: what recorded launches find of experts; `ranks`: those who have the rest of each
+    layer, None where the model is whole."""
 
     kernels: Kernels
     store: WeightStore
@@ -57,6 +77,7 @@ class Tools:
     ropes: Mapping[Rotation, RopeTable]
     scratch: Callable[[int], Scratch]
     routed: Callable[[int, I32], None]
+    found: FoundExperts
     ranks: Ranks | None = None
 
 
@@ -78,12 +99,21 @@ class Here:
 
     def within(self, cancelled: Cancel, rows: int) -> Here:
         """For what is computed by what was given to `cut`: there is nothing to cut there."""
-        return replace(self, cut=lambda decide: decide(cancelled, rows))
+        return replace(self, cut=at_once(cancelled, rows))
 
     @property
     def vectors(self) -> dict[str, F32]:
         """The layer's norms, biases and scales."""
         return self.weights.vectors
+
+
+def at_once(cancelled: Cancel, rows: int) -> Cut:
+    """Decides now."""
+
+    def cut(decide: Decide, instead: Recorded | None = None) -> None:
+        decide(cancelled, rows)
+
+    return cut
 
 
 class Block(Protocol):

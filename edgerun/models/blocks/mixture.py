@@ -12,7 +12,8 @@ from functools import cached_property, partial
 import numpy as np
 
 from edgerun.kernels.interface import F32, I32, Activation, Expert, ExpertVectors
-from edgerun.models.blocks.base import Cancel, Here, check
+from edgerun.kernels.recording import ExpertPlaces, Guess, Recording, TokenExperts
+from edgerun.models.blocks.base import Cancel, Here, Recorded, check
 from edgerun.models.blocks.declared import Part, Product, Tensor, norm_tensors
 from edgerun.models.blocks.dense import Dense
 from edgerun.models.blocks.norms import apply_norm
@@ -168,7 +169,7 @@ class Mixture:
             here.cut(partial(self._others, here, x))
             return
         self._ask(here, x, b)
-        here.cut(partial(self._experts, here, x, b))
+        here.cut(partial(self._experts, here, x, b), self._recorded(here, b))
         if self._adds_at_once(here):
             if self._sum_is_plain:
                 self._add_parts(here, b.parts, b.ids, b.weights, x)
@@ -346,6 +347,36 @@ class Mixture:
             b.parts[rows * self.used :] = np.tile(
                 b.parts[(rows - 1) * self.used : rows * self.used], (len(x) - rows, 1)
             )
+
+    def _recorded(self, here: Here, b: Choices) -> Recorded | None:
+        """Launches in place of `_experts`, for one row whose results are summed as they are."""
+        whole = len(self.held) == self.experts and self.slices == 1
+        where = here.tools.store.places(here.layer)
+        if where is None or len(b.ids) != 1 or not (whole and self._sum_is_plain and self._adds_at_once(here)):
+            return None
+        guesses = self.router.ahead(here, 1)
+
+        def lay_out(recording: Recording) -> bool:
+            return recording.lay_out_experts(self._token_experts(here, where, guesses, b))
+
+        return Recorded(here.layer, lay_out, partial(self._expect, here, guesses, b))
+
+    def _token_experts(self, here: Here, where: ExpertPlaces, later: tuple[int, ...], b: Choices) -> TokenExperts:
+        """What a recording does for one row."""
+        guesses = []
+        for layer, (_, ids) in zip(later, b.ahead, strict=False):
+            theirs = here.tools.store.places(layer)
+            assert theirs is not None  # a store that has places has those of all layers
+            guesses.append(Guess(ids[0], theirs.places))
+        room = here.tools.found.room(here.layer, self.used, len(guesses))
+        return TokenExperts(
+            where, b.ids[0], room, b.inner, b.parts, self.activation, tuple(guesses), self._vectors(here)
+        )
+
+    def _expect(self, here: Here, later: tuple[int, ...], b: Choices) -> None:
+        """Hints of what the routers of later layers say."""
+        for distance, (layer, (_, ids)) in enumerate(zip(later, b.ahead, strict=False), 1):
+            here.tools.store.expect(layer, self._of_held(likeliest(ids)), distance)
 
     def _vectors(self, here: Here) -> ExpertVectors:
         """What a file may have beside the experts' first matrices."""
