@@ -83,7 +83,7 @@ def why_unsupported(spec: ModelSpec) -> str:
     if any(layer.latent is not None for layer in spec.layers):
         return "there are no graphs for latent attention"
     if any(layer.recurrence is not None or layer.conv_taps for layer in spec.layers):
-        return "there are no graphs for recurrent layers"
+        return "there are no graphs for recurrent layers or short convolutions"
     attentions = [plan.mixer for plan in plans if isinstance(plan.mixer, Attention)]
     if len(attentions) < len(plans):
         return "there are no graphs for layers with more, or less, than attention and a feed-forward"

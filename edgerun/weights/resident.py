@@ -16,7 +16,7 @@ from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, Expert, Kernels, Matrix, Neurons, make_expert
 from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.arena import Arena
-from edgerun.weights.catalog import LAYER_EMBEDDING, NEURON_PARTS, Catalog, LayerTensors, make_catalog
+from edgerun.weights.catalog import LAYER_EMBEDDING, NEURON_PARTS, Catalog, LayerTensors, TensorRows, make_catalog
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.store import ExpertLease, LayerWeights, NeuronBatch, NeuronLease
 
@@ -58,12 +58,14 @@ class ResidentStore(LastingWeights):
         self._outside = {name: self._floats(info) for name, info in catalog.outside.items()}
         self._layers: list[LayerWeights] = []
         self._experts: list[list[Expert]] = []
+        self._strides: list[tuple[int, ...]] = []  # of each layer: bytes from expert to expert of its matrices
         self._neurons = [self._take_neurons(layer) for layer in catalog.layers]
         if any(self._neurons):
             kernels.prepare_neurons(catalog.neuron_types())
         for layer in catalog.layers:
             self._layers.append(self._take(layer))
             self._experts.append(self._take_experts(layer))
+            self._strides.append(tuple(_packed_rows(each, kernels) for each in layer.expert_rows))
         self._head = self._pack(catalog.head)
         self._further = catalog.further
         self._outer = {name: self._pack(info) for name, info in catalog.multiplied_outside.items()}
@@ -92,10 +94,7 @@ class ResidentStore(LastingWeights):
         mine = self._experts[layer]
         if not mine:
             return None
-        last, apart = mine[-1].matrices, max(1, len(mine) - 1)
-        pairs = zip(mine[0].matrices, last, strict=True)
-        strides = tuple((last.address - first.address) // apart for first, last in pairs)
-        return ExpertPlaces(np.arange(len(mine)), mine[0], strides, np.zeros(1, np.int64))
+        return ExpertPlaces(np.arange(len(mine)), mine[0], self._strides[layer], np.zeros(1, np.int64))
 
     def neurons(self, layer: int, ids: I32, cancelled: Callable[[], bool] = never) -> NeuronLease:
         mine = self._neurons[layer]
@@ -177,9 +176,13 @@ def _packed_bytes(catalog: Catalog, kernels: Kernels) -> int:
     total = sum(_whole_lines(kernels.packed_bytes(info.type, *info.shape)) for info in infos)
     for layer in catalog.layers:
         for each in layer.expert_rows:
-            packed = kernels.packed_bytes(each.info.type, each.rows, each.info.shape[-1])
-            total += each.info.shape[0] * _whole_lines(packed)
+            total += each.info.shape[0] * _packed_rows(each, kernels)
     return total
+
+
+def _packed_rows(of: TensorRows, kernels: Kernels) -> int:
+    """Bytes from one expert's matrix to the next one's."""
+    return _whole_lines(kernels.packed_bytes(of.info.type, of.rows, of.info.shape[-1]))
 
 
 def _whole_lines(n_bytes: int) -> int:

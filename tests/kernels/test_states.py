@@ -229,8 +229,8 @@ def test_what_is_no_number_stays_in_its_head(teams):
     v[1, 2] = np.inf
     for kernels in teams:
         for rule in ("delta", "sum"):
-            out, end = np.zeros((3, 4, 32), np.float32), block(layout)
-            states = rows_of(layout, (block(layout), end), (end, end), (end, end))
+            out, begin, end = np.zeros((3, 4, 32), np.float32), block(layout), block(layout)
+            states = rows_of(layout, (begin, end), (end, end), (end, end))
             kernels.scan(q, k, v, half, half, states, out, rule=rule, tiled=True)
             assert np.isfinite(out[:, [0, 1, 3]]).all() and np.isfinite(out[0]).all()
             assert not np.isfinite(out[1:, 2]).any()

@@ -198,7 +198,7 @@ def test_streamed_in_short_waves(models, tmp_path, kernels):
     ("name", "why"),
     [
         ("relu", "sparse feed-forward"),
-        ("lfm2", "layers without attention"),
+        ("lfm2", "recurrent layers or short convolutions"),
         ("phi2", "LayerNorms or norms with biases"),
         ("granite", "scaled residuals"),
         ("arcee", "feed-forwards without gates"),

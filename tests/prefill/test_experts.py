@@ -172,7 +172,7 @@ def test_with_and_without_are_two_folders(models, tmp_path):
 
 
 def test_a_dense_model_has_none(models, tmp_path):
-    with pytest.raises(UnsupportedError, match="has no experts"):
+    with pytest.raises(UnsupportedError, match="it has none; leave out :experts"):
         build(models("llama"), tmp_path, experts=True)
 
 
