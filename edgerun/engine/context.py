@@ -62,6 +62,7 @@ class Context:
         self.read_ahead: ReadAhead | None = None  # what a model that guesses has read of it
         self._draft: Draft | None = None  # whose guesses the sequence has after the tokens, right or wrong
         self._user = 0
+        self._entered = 0  # the last ticket
         self._closed = False
 
     @property
@@ -78,6 +79,7 @@ class Context:
         """A ticket for a new user. Every older one is void, for its tokens may be gone."""
         self._check_open()
         self._user += 1
+        self._entered = self._user
         return self._user
 
     def begin(self, ids: Sequence[int], ticket: int, most: int) -> int:
@@ -103,6 +105,11 @@ class Context:
     def is_valid(self, ticket: int | None) -> bool:
         """Whether nobody else has entered since."""
         return ticket == self._user and not self._closed
+
+    def can_lose_pages(self, ticket: int | None) -> bool:
+        """Whether the pages are the ticket's, or were and nobody would miss them: between the end of a request and
+        `park`, which waits for the step that asks, they are not spare yet."""
+        return self.is_valid(ticket) or (ticket == self._entered and (self.is_transient or self._closed))
 
     def check(self, ticket: int) -> None:
         """UsageError when the ticket is void."""

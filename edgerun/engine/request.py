@@ -105,7 +105,7 @@ class Request(ABC, Generic[T]):
     def holds_pages(self) -> bool:
         """Whether its context's pages are its own, and could be taken away; those of one that is over, too, until its
         reader has left."""
-        return (self.has_begun or len(self.context) > 0) and not self.taker and self.context.is_valid(self.ticket)
+        return (self.has_begun or len(self.context) > 0) and not self.taker and self.context.can_lose_pages(self.ticket)
 
     def read_by(self, stream: Generator[T, None, None]) -> None:
         """Whoever has `stream` gets the results."""

@@ -106,13 +106,13 @@ class Scheduler:
                 return item
             wait_s = _POLL_S
             if self._is_alone(request):
-                if request.taker is None and (self._steps.make(self._requests, request) or not mailbox.is_empty):
+                if request.taker is None and (self._steps.make(self._all, request) or not mailbox.is_empty):
                     wait_s = 0.0
             elif threading.current_thread() is self._thread:  # a caller's function again
-                if self._steps.make(self._requests):
+                if self._steps.make(self._all):
                     wait_s = 0.0
             elif not self._call_thread():
-                self._steps.make(self._requests, request)
+                self._steps.make(self._all, request)
                 wait_s = 0.0
 
     def _is_alone(self, request: AnyRequest) -> bool:
@@ -142,6 +142,9 @@ class Scheduler:
             request.context.park()  # before nobody knows any more that it has pages
         with self._mutex:
             self._keep(lambda each: each is not request)
+
+    def _all(self) -> tuple[AnyRequest, ...]:
+        return self._requests
 
     def _keep(self, keeps: Callable[[AnyRequest], bool]) -> None:
         kept = tuple(request for request in self._requests if keeps(request))
@@ -191,7 +194,7 @@ class Scheduler:
     def _make_for_all(self) -> None:
         """A step; what is no error of a request (the model was closed), is one of all."""
         try:
-            if not self._steps.make(self._requests):
+            if not self._steps.make(self._all):
                 time.sleep(_IDLE_S)
         except BaseException as error:  # noqa: BLE001 - there is nobody else to tell
             self._fail_all(error)

@@ -59,12 +59,13 @@ class Steps:
         self.n_ended = 0  # requests so far: there may be room for those whose pages were taken away
         self.is_closing = False  # a step that is being computed shall end
 
-    def make(self, requests: Sequence[AnyRequest], only: AnyRequest | None = None) -> bool:
-        """One step for those of `requests` (all that there are, by arrival) that can go on, or for one of them, or some
-        layers of one. False when there was nothing to do. What fails, fails in its request: whoever reads it is told.
-        Raises UsageError when the model was closed.
+    def make(self, everybody: Callable[[], Sequence[AnyRequest]], only: AnyRequest | None = None) -> bool:
+        """One step for those of `everybody` (all that there are, by arrival) that can go on, or for one of them, or
+        some layers of one. False when there was nothing to do. What fails, fails in its request: whoever reads it is
+        told. Raises UsageError when the model was closed.
         """
         with self._lock.held():
+            requests = everybody()  # only now: others may have got pages while this thread waited for the lock
             started = self._clock()
             nexts, prompts = self._asking(requests, requests if only is None else (only,))
             self._waves.keep(prompts)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 from edgerun.device import give_back_free_memory
+from edgerun.device.forks import call_after_fork
 from edgerun.errors import DoesNotFitError
 from edgerun.units import format_size
 
@@ -52,6 +53,11 @@ class KvLedger:
         self._holders: WeakSet[Holder] = WeakSet()
         self._granted: WeakSet[Grant] = WeakSet()
         self._lock = threading.RLock()  # a collection may run finalisers that close a session
+        call_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have had the lock, which is not there any more. See `device.forks`."""
+        self._lock = threading.RLock()
 
     @property
     def held_bytes(self) -> int:

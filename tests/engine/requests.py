@@ -77,7 +77,7 @@ class House:
 
     def step(self) -> bool:
         """One step; whoever is over leaves after it."""
-        made = self.steps.make(self.requests)
+        made = self.steps.make(lambda: self.requests)
         self.decoder.pages.check_integrity()
         for talk in [each for each in self.requests if each.is_over]:
             self.requests.remove(talk)

@@ -254,7 +254,7 @@ def test_a_wave_does_not_outlive_the_reader(when: str) -> None:
     else:
         house.decoder.on_wave = lambda rows: long.results.end()  # type: ignore[method-assign]
         while not long.is_over:
-            house.steps.make(house.requests)
+            house.steps.make(lambda: house.requests)
     assert not house.steps._waves.parts and house.steps._waves._wave is None
 
 
@@ -406,3 +406,35 @@ def test_an_error_of_one_is_told_to_that_one() -> None:
         read(signal)
     house.run()
     assert good.ids[5:] == expected(prompt(5, 0), 10)
+
+
+def test_who_takes_part_is_asked_when_the_step_begins() -> None:
+    """Those who got pages while a thread waited for its step have some to give: without them the step would refuse."""
+    house, asked = House(), threading.Event()
+
+    def everybody() -> list[Talk]:
+        asked.set()
+        return house.requests
+
+    with house.lock.held():
+        thread = threading.Thread(target=house.steps.make, args=(everybody,))
+        thread.start()
+        assert not asked.wait(0.05)
+    thread.join()
+    assert asked.is_set()
+
+
+@pytest.mark.parametrize("end", ["leave", "park", "close"])
+def test_pages_can_be_had_until_they_are_spare(end: str) -> None:
+    """A thread that is done waits for the step before it gives its pages back: that step, which needs them, may."""
+    house = House()
+    (talk,) = talking(house, 1)
+    talk.context.is_transient = True
+    with house.lock.held():
+        thread = threading.Thread(target=getattr(talk.context, end))
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive() and talk.holds_pages
+    thread.join()
+    talk.context.is_transient = False  # a session's, which goes on with them
+    assert not talk.holds_pages or end == "close"

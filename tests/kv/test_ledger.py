@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from edgerun.errors import DoesNotFitError
@@ -50,3 +53,27 @@ def test_a_copy_of_nothing_takes_nothing():
     assert sequence.copy(0).n_bytes == 0
     with pytest.raises(DoesNotFitError):
         sequence.reserve(1)
+
+
+def test_sequences_are_made_while_others_are_counted():
+    """What a step counts for a page may be a new session's moment."""
+    pool, stop, errors = new_pool(None), threading.Event(), []
+
+    def count() -> None:
+        try:
+            while not stop.is_set():
+                assert pool.n_bytes == 0
+        except BaseException as error:  # noqa: BLE001 - a thread's errors are looked at below
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=count)
+    try:
+        thread.start()
+        kept = [KvSequence(pool, CAPACITY) for _ in range(400)]
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not errors and len(kept) == 400
