@@ -61,6 +61,7 @@ def main() -> None:
                 for rate in given.rates.split(","):
                     here.tell(f"delay {float(delay_ms) / 1000}")
                     here.tell(f"rate {float(rate) * 1e6}")
+                    homes[0].cables.clear()  # the next ones are others
                     links = _settled(head, given)
                     for way in WAY_NAMES:
                         model = predict_s(way, links, given.ranks, given.bytes)

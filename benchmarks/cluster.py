@@ -128,6 +128,8 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
     of its plan."""
     names = [f"device{i}of{count}" for i in range(count)]
     homes = acquainted(folder, *names)
+    if given.keep is None:
+        homes[0].cables.clear()  # they may be others than last time
     limits = Limits(given.cores, parse_size_bytes(given.memory), parse_size_bytes(given.disk), given.model)
     log = folder / f"head-of-{count}.log"  # what it said, for when something goes wrong
     common = [str(given.model.resolve()), f"--kernels={given.kernels}", f"--memory={given.memory}"]

@@ -27,6 +27,11 @@ class Assembly(Protocol):
         """Of the same, for people."""
         ...
 
+    def regain(self, wait_s: float) -> None:
+        """Before the next group, when there is none: those that were lost in the last one may be there again within
+        `wait_s` (a cable that was loose) and take part in it then, as if nothing had been."""
+        ...
+
     def has_news(self) -> bool:
         """Whether there is a device that could take part and does not. Asked before every prompt: quick."""
         ...

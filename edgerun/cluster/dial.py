@@ -13,7 +13,7 @@ from edgerun.cluster.tls import secured
 from edgerun.errors import NetworkError, UsageError
 
 PORT = 8627
-_CONNECT_S = 3.0
+CONNECT_S = 3.0
 _ADDRESS = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<bare>[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)|(?P<host>[^\s:\[\]]{1,253}))"
     r"(?(bare)|(?::(?P<port>[0-9]{1,5}))?)"
@@ -39,17 +39,19 @@ def dial_host(address: str) -> Channel:
     return Channel(connection, MOST_BYTES)
 
 
-def dial(home: Home, fingerprint: str, address: str, kind: bytes) -> socket.socket:
-    """A connection to the device of that fingerprint, sealed. NetworkError when it is not there, or not the one."""
-    secure, _ = secured(_connected(address, kind), home.identity, home.roster, server=False, wanted=fingerprint)
+def dial(home: Home, fingerprint: str, address: str, kind: bytes, connect_s: float = CONNECT_S) -> socket.socket:
+    """A connection to the device of that fingerprint, sealed. NetworkError when it is not there (after `connect_s`, or
+    because of a ConnectionRefusedError where its system is), or not the one."""
+    connection = _connected(address, kind, connect_s)
+    secure, _ = secured(connection, home.identity, home.roster, server=False, wanted=fingerprint)
     return secure
 
 
-def _connected(address: str, kind: bytes) -> socket.socket:
+def _connected(address: str, kind: bytes, connect_s: float = CONNECT_S) -> socket.socket:
     if not address:
         raise NetworkError("nobody knows where the device is: start `edgerun cluster up` there, or give --peer")
     try:
-        connection = socket.create_connection(parse_address(address), timeout=_CONNECT_S)
+        connection = socket.create_connection(parse_address(address), timeout=connect_s)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(PREAMBLE + kind)
     except OSError as error:

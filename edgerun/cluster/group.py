@@ -30,7 +30,7 @@ from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, all_edges, divide, solve
 from edgerun.cluster.slow import Judge
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, heard_limits, limits_of
-from edgerun.errors import EdgerunError, LostPeerError, PagesLostError, UnsupportedError
+from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, PagesLostError, UnsupportedError
 from edgerun.events import EventSink, Notice, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
@@ -42,6 +42,7 @@ from edgerun.models.spec import ModelSpec
 
 _MOST_TRIES = 64  # to form a group while devices go
 _CHEAP = 1.15  # times the largest share that units may make it
+_REGAIN_S = 1.0  # to have lost devices back, where a cut would take longer
 _IDLE_S = 0.5  # after a step the head is still taken to be at work
 
 
@@ -141,9 +142,18 @@ def sources_of(model: Whole, shares: Sequence[Share]) -> list[ShardSource]:
 
 
 def _alone(model: Whole, events: EventSink) -> Formed:
-    """With units the head is a group of one, which sums up as any other."""
+    """With units the head is a group of one, which sums up as any other. It needs a file of its own then: in the
+    model's, columns of different units lie side by side in every row of the matrices before a sum, and what reads
+    weights reads whole rows."""
     if model.in_units:
-        return _divided(model, (), _Nobody(), events)
+        try:
+            model.shards.own(sources_of(model, shares_of(model, ()))[0], beside_own=True)
+        except DoesNotFitError as error:
+            events(
+                Notice(f"this device goes on alone from the model's file, and the last bits of sums differ: {error}")
+            )
+        else:
+            return _divided(model, (), _Nobody(), events)
     with ExitStack() as stack:
         opened = stack.enter_context(model.open_with(model.gguf, model.spec, model.own_options, events))
         return Formed(model.spec, opened, None, opened.store.wave_tokens, stack.pop_all().close)
@@ -299,12 +309,14 @@ class GroupDecoder(Decoder):
         self._thread.close()
         self._assembly.close()
 
-    def divide_anew(self, why: str) -> None:
-        """Among who is there now. All sequences are empty then, of all ranks."""
+    def divide_anew(self, why: str, *, is_lost: bool = False) -> None:
+        """Among who is there now. All sequences are empty then, of all ranks. is_lost: it is because of a loss."""
         self._events(Notice(f"the model is divided anew: {why}"))
         formed, self._formed = self._formed, None
         if formed is not None:
             formed.close()
+        if is_lost and self._must_cut():
+            self._assembly.regain(_REGAIN_S)
         self._model, formed = form(self._model, self._assembly, self._events)
         self._formed = formed
         opened, spec = formed.opened, formed.spec
@@ -314,7 +326,7 @@ class GroupDecoder(Decoder):
         self._follow(formed)
 
     def _lost(self, why: str) -> PagesLostError:
-        self.divide_anew(why)
+        self.divide_anew(why, is_lost=True)
         return PagesLostError(f"the model was divided anew ({why}); what was held is computed again")
 
     def _follow(self, formed: Formed) -> None:
@@ -333,6 +345,13 @@ class GroupDecoder(Decoder):
         sources = sources_of(self._model, shares_of(self._model, left))
         self._model.shards.own(sources[0], spare=True, pace=pace)
         return sources[1:]
+
+    def _must_cut(self) -> bool:
+        """Whether this device has not what it needs to go on with those who are left: a shard, or, alone, the model."""
+        left, model = self._assembly.abilities(), self._model
+        if not left and not model.in_units:
+            return True
+        return not model.shards.has_own(sources_of(model, shares_of(model, left)[:1])[0])
 
     def _fits_without(self, rank: int) -> bool:
         """Whether the others have the memory for the model."""

@@ -50,6 +50,11 @@ class Head:
         """Those that are not lost, in the order of ranks 1, 2, ... of the next group."""
         return tuple(remote for remote in self._remotes if not remote.why_lost)
 
+    @property
+    def job(self) -> bytes:
+        """Of the group, or of the last one; empty before the first."""
+        return self._job
+
     def add(self, remotes: Sequence[Remote]) -> None:
         """More devices for the next group; it takes the connections over. Those that are lost are hung up."""
         for remote in self._remotes:

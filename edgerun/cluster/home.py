@@ -1,4 +1,5 @@
-"""What a device keeps of the cluster: who it is, whom it knows, and shards that it was given.
+"""What a device keeps of the cluster: who it is, whom it knows, what it measured of the way to them, and shards that
+it was given.
 
 Several processes of one device share it. The identity lies among the user's data, shards in the cache."""
 
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from edgerun.cluster.cables import Cables
 from edgerun.cluster.identity import Identity, checked_name, forget_identity, own_identity
 from edgerun.cluster.roster import Member, Roster, forget_roster, read_roster, write_roster
 from edgerun.cluster.shards import ShardStore
@@ -25,6 +27,7 @@ class Home:
         self.identity: Identity = own_identity(folder, name)
         self.shards = ShardStore(cache / "shards")
         self.offers = cache / "offers"  # of shards that this device cut for others
+        self.cables = Cables(cache / "cables")
         self._lock = threading.Lock()
 
     @property
@@ -69,6 +72,7 @@ class Home:
         forget_roster(self.folder)
         forget_identity(self.folder)
         self.shards.clear()
+        self.cables.clear()
 
     def _change(self, change: Callable[[Roster], Roster]) -> Roster:
         with self._lock, one_at_a_time(self.folder / "roster", lambda: None, wait_s=_LOCK_S):

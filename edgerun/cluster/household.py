@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import msgspec
 
@@ -27,6 +28,7 @@ from edgerun.paths import read_kept, write_kept
 
 UNMEASURED_CORE = 8e9  # bytes of weights a second of a core whose device does not say: a small one
 _LOOK_S = 2.0  # between looks for devices that do not take part
+_REDIAL_S = 0.25  # what is sent while a cable is out is lost, and systems send it again after a second only
 
 
 def rate_of(device: Device) -> float:
@@ -44,6 +46,7 @@ class Household:
         self._wire = wire
         self._head = Head(home, [], events)
         self._found: list[Remote] = []
+        self._group: list[Remote] = []  # that the last one was made of, lost since or not
         self._left_out: set[str] = set()  # fingerprints
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
@@ -56,12 +59,23 @@ class Household:
         """See `Assembly`. Devices that came meanwhile take part from here on."""
         with self._lock:
             found, self._found = self._found, []
-        self._head.add(found)
+            self._head.add(found)
         devices = [remote.device for remote in self._head.remotes]
         return [Ability(rate_of(device), int(FOR_MODEL * device.memory_bytes)) for device in devices]
 
     def names(self) -> list[str]:
         return [remote.name for remote in self._head.remotes]
+
+    def regain(self, wait_s: float) -> None:
+        """See `Assembly`. It ends earlier where nobody is to be waited for: the system of a device whose process died
+        says at once that nobody listens there."""
+        end, there = monotonic() + wait_s, {remote.member.fingerprint for remote in self._head.remotes}
+        lost = [each for each in self._group if each.member.fingerprint not in there | self._left_out]
+        threads = [threading.Thread(target=self._redial, args=(each, end), name="redial", daemon=True) for each in lost]
+        for thread in threads:
+            thread.start()
+        for thread in threads:  # who answers too late takes part from the next prompt on
+            thread.join(max(0.0, end - monotonic()))
 
     def has_news(self) -> bool:
         with self._lock:
@@ -71,6 +85,7 @@ class Household:
         with ThreadPoolExecutor(len(shards)) as threads:
             offers = threads.map(lambda source: self._offer(source, source.read), shards)
             offered = [Shard(offer, source.read) for offer, source in zip(offers, shards, strict=True)]
+        self._group = list(self._head.remotes)
         return self._head.begin(offered, self._way, self._wire, details)
 
     def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
@@ -146,9 +161,33 @@ class Household:
         if remote.device.job:  # another head's, or the one that it was lost from: it is asked again when that is over
             remote.close()
             return
+        self._take(remote)
+
+    def _redial(self, lost: Remote, end: float) -> None:
+        """Call a device that was lost, until it answers or its time is over."""
+        while monotonic() < end:
+            try:
+                remote = Remote(self._home, lost.member, lost.address, connect_s=_REDIAL_S)
+            except EdgerunError as error:
+                if isinstance(error.__cause__, ConnectionRefusedError) or self._is_closed.wait(_REDIAL_S / 5):
+                    return
+                continue
+            remote.end(self._head.job)  # it may not have heard yet that this is over
+            remote.device = lost.device  # its memory, when the job was not in it: it gets the same shard
+            self._take(remote)
+            return
+
+    def _take(self, remote: Remote) -> None:
+        """A connection to a device for the next group, unless there is one."""
         with self._lock:
-            self._found.append(remote)
-        self._events(Notice(f"{remote.name} is there"))
+            known = {each.member.fingerprint for each in (*self._found, *self._head.remotes)}
+            is_wanted = remote.member.fingerprint not in known and not remote.why_lost and not self._is_closed.is_set()
+            if is_wanted:
+                self._found.append(remote)
+        if is_wanted:
+            self._events(Notice(f"{remote.name} is there"))
+        else:
+            remote.close()
 
     def _stop_spares(self) -> None:
         if self._spares is not None:

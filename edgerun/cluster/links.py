@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
+from edgerun.cluster.cables import Cable, Cables
 from edgerun.cluster.collective import F32, HEAD
+from edgerun.cluster.control import Seat
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import FOLDING, WAY_NAMES, WayName, star
 from edgerun.cluster.wire_format import EXACT, WireFormat, wire_format
@@ -73,33 +75,55 @@ def choose_wire(links: Links) -> WireFormat:
     return eighths if saved * 4 * links.byte_s > _ROUNDING_S else EXACT
 
 
-def settle(peers: Peers, numbers: int) -> tuple[WayName, Links]:
+def settle(peers: Peers, numbers: int, seats: Sequence[Seat], cables: Cables) -> tuple[WayName, Links]:
     """All ranks together: measure the links, and agree on the star or the mesh for sums of so many numbers (the others,
     which add in orders of their own, are for whoever names them). Half a second at most on links that are worth using.
-    LostPeerError."""
-    measured = measure(peers)
+    seats, cables: as of `measure`. LostPeerError."""
+    measured = measure(peers, seats, cables)
     chosen = WAY_NAMES.index(choose_way(measured, peers.size, peers.wire.n_bytes(numbers), FOLDING))
     told = np.array([chosen, measured.hop_s, measured.byte_s, measured.message_s, measured.is_duplex], np.float32)
     _tell(peers, told)
     return WAY_NAMES[int(told[0])], Links(float(told[1]), float(told[2]), float(told[3]), bool(told[4]))
 
 
-def measure(peers: Peers) -> Links:
-    """All ranks together; only the head's is of all links."""
+def measure(peers: Peers, seats: Sequence[Seat], cables: Cables) -> Links:
+    """All ranks together; only the head's is of all links. seats: of all ranks; cables: what the head knows of its own
+    already, where only small messages are sent then, and keeps what it measures."""
     pairs = combinations(range(peers.size), 2)
-    hops = [_ping_pong(peers, low, high, _SMALL, _ROUNDS) for low, high in pairs]
-    hop = _largest_of_all(peers, max((each for each in hops if each), default=0.0))
-    one_way, both_ways = 0.0, 0.0
-    for other in range(1, peers.size):
-        large = _ping_pong(peers, HEAD, other, _LARGE, 3)
-        at_once = _both(peers, HEAD, other, _LARGE, 3)
-        if large > one_way:
-            one_way, both_ways = large, at_once
-    wire = max(0.0, one_way - hop)
+    hops = {pair: _ping_pong(peers, *pair, _SMALL, _ROUNDS) for pair in pairs}
+    hop = _largest_of_all(peers, max((each for each in hops.values() if each), default=0.0))
+    hosts = [seat.address.rpartition(":")[0] for seat in seats]
+    known: dict[int, Cable] = {}
+    if peers.rank == HEAD:
+        found = {
+            other: cables.find(seats[other].fingerprint, hosts[other], hops[HEAD, other]) for other in peers.others
+        }
+        known = {other: cable for other, cable in found.items() if cable is not None}
+    for other in _unknown(peers, known):
+        own_hop = hops[HEAD, other]
+        wire = max(0.0, _ping_pong(peers, HEAD, other, _LARGE, 3) - own_hop)
+        both = _both(peers, HEAD, other, _LARGE, 3) - own_hop
+        if peers.rank == HEAD:
+            is_duplex = both < _SHARED * max(wire, own_hop / 10)
+            known[other] = Cable(hosts[other], time.time(), own_hop, wire / (4 * _LARGE), is_duplex)
+            cables.keep(seats[other].fingerprint, known[other])
     all_s = _timed(lambda: star(np.zeros(_SMALL, np.float32), peers), _ROUNDS)
     more = max(1, 2 * (peers.size - 2))
     message = max(0.0, all_s - 2 * hop) / more if peers.size > 2 else 0.0
-    return Links(hop, wire / (4 * _LARGE), message, both_ways - hop < _SHARED * max(wire, hop / 10))
+    slowest = max(known.values(), key=lambda cable: cable.byte_s, default=None)
+    return Links(hop, 0.0, message, True) if slowest is None else Links(hop, slowest.byte_s, message, slowest.is_duplex)
+
+
+def _unknown(peers: Peers, known: Collection[int]) -> list[int]:
+    """The ranks to whom the head measures its cable, since it is not `known`; of another rank: itself, or nobody."""
+    if peers.rank == HEAD:
+        asked = {rank: peers.write(np.array([rank not in known], np.float32), EXACT, rank) for rank in peers.others}
+        peers.swap(asked, {}, EXACT)
+        return [rank for rank in peers.others if rank not in known]
+    is_asked = np.empty(1, np.float32)
+    peers.swap({}, {HEAD: 1}, EXACT)
+    peers.read(HEAD, is_asked, EXACT)
+    return [peers.rank] if is_asked[0] else []
 
 
 def _ping_pong(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:

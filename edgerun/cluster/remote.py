@@ -29,7 +29,7 @@ from edgerun.cluster.control import (
     ask,
     say,
 )
-from edgerun.cluster.dial import dial
+from edgerun.cluster.dial import CONNECT_S, dial
 from edgerun.cluster.heartbeat import PATIENCE_S, Heartbeat
 from edgerun.cluster.home import Home
 from edgerun.cluster.roster import Member, checked_roster
@@ -45,11 +45,19 @@ _LOOK_THROUGH_S = 600.0  # a device hashes what it has of a shard
 class Remote:
     """A connection to one device. One thread at a time asks; any may `close`."""
 
-    def __init__(self, home: Home, member: Member, address: str = "", *, own_address: str = "") -> None:
+    def __init__(
+        self,
+        home: Home,
+        member: Member,
+        address: str = "",
+        *,
+        own_address: str = "",
+        connect_s: float = CONNECT_S,
+    ) -> None:
         self.member = member
         self.address = address or member.address
         self._home = home
-        self._channel = Channel(dial(home, member.fingerprint, self.address, CONTROL))
+        self._channel = Channel(dial(home, member.fingerprint, self.address, CONTROL, connect_s))
         self._heartbeat: Heartbeat | None = None
         self._why = ""
         self.loads: tuple[Load, ...] = ()  # of the group's devices, which it is told with the next heartbeat

@@ -96,7 +96,7 @@ class Seat:
         peers = Peers(begin.rank, len(begin.seats), links, wire, lambda: self._why)
         way = begin.way
         if is_measured:
-            settled, self.links = settle(peers, begin.numbers)
+            settled, self.links = settle(peers, begin.numbers, begin.seats, self._home.cables)
             way = settled if way == "auto" else way
             if begin.wire == "auto":
                 peers.wires = EXACT, choose_wire(self.links)

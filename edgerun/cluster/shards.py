@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class ShardStore:
         self._filling: dict[str, Offer] = {}
         self._missing: dict[str, set[int]] = {}  # pieces of those that are being filled
         self._begun: set[str] = set()  # whole ones that were filled by this process
+        self._own: set[Path] = set()  # that this process got by `own`
 
     def made(self) -> Path:
         """The folder, made when it is missing. OSError, UntrustedError."""
@@ -67,7 +68,7 @@ class ShardStore:
             if offer.shard in self._begun or not self._mark(offer.shard).exists():
                 return ()
             whole.replace(part)
-        self._make_room(offer.n_bytes, part, offer.spare)
+        self._make_room(offer.n_bytes, part, self._paths() if offer.spare else ())
         present = _pieces_of(part, offer) if part.is_file() else set()
         with part.open("ab") as file:
             os.truncate(file.fileno(), offer.n_bytes)
@@ -77,31 +78,56 @@ class ShardStore:
         self._missing[offer.shard] = set(missing)
         return missing
 
-    def own(self, source: ShardSource, *, spare: bool = False, pace: Callable[[], None] = never_waits) -> Path:
-        """The shard that this device computes, made where it is not there yet. spare: only where there is room;
-        `pace` is called between pieces. DoesNotFitError, OSError."""
-        path = self.made() / f"{source.digest}.gguf"
+    def own(
+        self,
+        source: ShardSource,
+        *,
+        spare: bool = False,
+        beside_own: bool = False,
+        pace: Callable[[], None] = never_waits,
+    ) -> Path:
+        """The shard that this device computes, made where it is not there yet. Those that it was given by this before
+        stay until the new one is whole, if the disk has room for both. spare: only where there is room without removing
+        any; beside_own: without removing those. `pace` is called between pieces. DoesNotFitError, OSError."""
+        path = self._own_place(source)
+        self.made()
         if path.is_file():
             _use(path)
         else:
-            self._make_room(source.n_bytes, path, spare)
+            strict = spare or beside_own
+            self._make_room(source.n_bytes, path, self._paths() if spare else self._own, strict=strict)
+            if shutil.disk_usage(self.folder).free < source.n_bytes:  # never where that was strict
+                self._make_room(source.n_bytes, path)
             source.write(path, pace)
+            with suppress(DoesNotFitError):  # where others filled the disk meanwhile
+                self._make_room(source.n_bytes, path)
+        self._own.add(path)
         return path
 
-    def _make_room(self, n_bytes: int, place: Path, spare: bool) -> None:
-        """For a file of so many bytes in that place."""
+    def has_own(self, source: ShardSource) -> bool:
+        """Whether `own` would make nothing."""
+        return self._own_place(source).is_file()
+
+    def _own_place(self, source: ShardSource) -> Path:
+        return self.folder / f"{source.digest}.gguf"
+
+    def _make_room(self, n_bytes: int, place: Path, keeping: Collection[Path] = (), *, strict: bool = True) -> None:
+        """For a file of so many bytes in that place, without removing those of `keeping`; where that is not enough,
+        DoesNotFitError if `strict`."""
         found = sorted((status.st_atime, path, _room(status)) for path, status in self._files())
         others = [(path, room) for _, path, room in found if path != place]
         kept = sum(room for _, _, room in found)
         limit = (shutil.disk_usage(self.folder).free + kept) // 2
         if n_bytes > limit:
             raise DoesNotFitError(f"a shard of {n_bytes} bytes, and at most {limit} of this disk are for shards")
+        if strict and n_bytes + sum(room for path, room in others if path in keeping) > limit:
+            raise DoesNotFitError("there is no room for this shard beside those that must be kept")
         taken = n_bytes + sum(room for _, room in others)
-        if spare and taken > limit:
-            raise DoesNotFitError("there is no room for shards that are not needed now")
         for path, room in others:
             if taken <= limit:
                 return
+            if path in keeping:
+                continue
             taken -= room
             with suppress(OSError):  # where the system keeps what is open
                 path.unlink(missing_ok=True)
@@ -145,8 +171,11 @@ class ShardStore:
 
     def clear(self) -> None:
         """Remove them all."""
-        for path, _ in self._files():
+        for path in self._paths():
             path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return [path for path, _ in self._files()]
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """Another thread may rename or remove some at any moment."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgerun.cluster.cables import Cable, Cables, is_still
 from edgerun.cluster.head import Head, Shard, connect
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.links import Links, choose_way, choose_wire, predict_s
@@ -37,6 +39,26 @@ def test_wires_want_a_mesh_and_shared_air_a_star() -> None:
         assert predict_s(way, WIRED, 4, 8196) > predict_s(way, WIRED, 2, 8196) > 0
     assert predict_s("star", WIRED, 2, 1000) == pytest.approx(2 * 0.0003 + 2 * 8e-6)
     assert predict_s("mesh", AIR, 3, 1000) == pytest.approx(0.002 + 6 * 4e-5 + 2e-5)
+
+
+def test_what_was_measured_holds_for_a_day_where_nothing_seems_changed(tmp_path: Path) -> None:
+    now = time.time()
+    cable = Cable("10.0.0.2", now - 3600, 0.002, 8e-8, False)
+    assert is_still(cable, "10.0.0.2", 0.001, now) and is_still(cable, "10.0.0.2", 0.004, now)
+    assert not is_still(cable, "10.0.0.3", 0.002, now)  # another network
+    for hop_s in (0.0002, 0.006):  # a cable now; worse air
+        assert not is_still(cable, "10.0.0.2", hop_s, now)
+    for later_s in (24 * 3600, -2 * 3600):  # a clock that was set back does not make it last
+        assert not is_still(cable, "10.0.0.2", 0.002, now + later_s)
+    cables = Cables(tmp_path / "cables")
+    assert cables.find("attic", "10.0.0.2", 0.002) is None
+    cables.keep("attic", cable)
+    assert cables.find("attic", "10.0.0.2", 0.002) == cable
+    assert cables.find("attic", "10.0.0.2", 0.02) is None and cables.find("shed", "10.0.0.2", 0.002) is None
+    cables.clear()
+    assert cables.find("attic", "10.0.0.2", 0.002) is None
+    (tmp_path / "cables" / "attic").write_bytes(b"nonsense")
+    assert cables.find("attic", "10.0.0.2", 0.002) is None
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgerun.api.cluster import load_clustered
 from edgerun.api.llm import LLM
+from edgerun.cluster.group import shares_of, sources_of
 from edgerun.cluster.head import Head, Shard, connect
 from edgerun.cluster.household import Household
 from edgerun.cluster.linked import LinkedCollective
@@ -22,7 +24,7 @@ from edgerun.cluster.server import Server
 from edgerun.cluster.shards import ShardStore, make_offer
 from edgerun.cluster.worker import OpenedShard
 from edgerun.errors import DoesNotFitError, LostPeerError, NetworkError
-from edgerun.events import ignore
+from edgerun.events import Notice, ignore
 from edgerun.options import load_options
 from tests.cluster.homes import acquainted
 from tests.cluster.in_threads import one_thread, resident
@@ -77,6 +79,47 @@ def test_a_second_event_while_a_loss_is_handled_costs_not_a_token(what, model, w
         assert llm.complete(PROMPT, **OPTIONS).text == wanted
 
 
+def vanish(assembly: ThreadAssembly) -> None:
+    """All three others in one moment."""
+    assembly.lose(2, after_calls=3)
+    assembly.lose(1)
+    assembly.lose(0)
+
+
+def test_all_others_vanish_and_are_back_before_anything_is_cut(model, wanted, tmp_path):
+    with clustered(model, [1, 1, 1], tmp_path) as (llm, assembly):
+        kept = set(tmp_path.glob("*.gguf"))
+        text = ""
+        for chunk in llm.stream(PROMPT, **OPTIONS):
+            text += chunk.text
+            if len(text) > 12 and not assembly.events and assembly.groups == 1:
+                assembly.events[2, "regained"] = lambda: [assembly.come(1.0) for _ in range(3)]
+                vanish(assembly)
+        assert text == wanted and not assembly.events and llm.engine.decoder.size == 4
+        assert assembly.begun[1] == assembly.begun[0] and set(tmp_path.glob("*.gguf")) == kept
+
+
+def test_who_is_alone_reads_the_model_where_its_own_cut_has_no_room(model, wanted, tmp_path, monkeypatch):
+    said = []
+    with clustered(model, [1, 1, 1], tmp_path, events=said.append) as (llm, assembly):
+        kept = set(tmp_path.glob("*.gguf"))
+        usage = SimpleNamespace(free=sum(path.stat().st_size for path in kept) + 1000)
+        text = ""
+        for chunk in llm.stream(PROMPT, **OPTIONS):
+            text += chunk.text
+            if len(text) > 12 and len(assembly.names()) == 3:
+                assert llm.engine.decoder._model.in_units
+                monkeypatch.setattr("edgerun.cluster.shards.shutil.disk_usage", lambda _: usage)
+                vanish(assembly)
+        assert text == wanted and llm.engine.decoder.size == 1
+        assert any("alone from the model's file" in each.text for each in said if isinstance(each, Notice))
+        assert kept <= set(tmp_path.glob("*.gguf"))
+        for _ in range(3):
+            assembly.come(1.0)
+        assert llm.complete(PROMPT, **OPTIONS).text == wanted
+        assert llm.engine.decoder.size == 4 and assembly.begun[1] == assembly.begun[0]
+
+
 def test_an_interrupt_while_a_loss_is_handled_leaves_what_can_go_on(model, wanted, tmp_path):
     with clustered(model, [1, 1], tmp_path) as (llm, assembly):
         for moment in ("given", "begun"):
@@ -122,6 +165,21 @@ def test_a_second_device_that_dies_while_the_group_is_made_anew(moment, model, w
                 left.append(servers[1])
                 servers.pop().close()
         assert text == wanted and not left and llm.engine.decoder.size == 2
+
+
+def test_devices_whose_cables_were_loose_for_a_moment_take_part_again(model, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerun.cluster.group._REGAIN_S", 20.0)  # on a busy machine; it ends when all are back
+    with devices(tmp_path, 2) as (desk, _), llm_of(model, desk) as llm:
+        decoder, text = llm.engine.decoder, ""
+        formed = decoder._formed
+        for chunk in llm.stream(PROMPT, **OPTIONS):
+            text += chunk.text
+            if len(text) > 12 and decoder._formed is formed:
+                for remote in decoder._assembly._head.remotes:
+                    remote._heartbeat._lost("silence")
+        assert text == wanted and decoder.size == 3 and decoder._formed is not formed
+        whole = sources_of(decoder._model, shares_of(decoder._model, ()))[0]
+        assert not desk.shards.has_own(whole)
 
 
 def test_a_device_that_works_for_another_head_is_asked_again_later(tmp_path):

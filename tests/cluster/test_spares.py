@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from edgerun.api.cluster import load_clustered
 from edgerun.api.llm import LLM
+from edgerun.cluster.channel import Channel
 from edgerun.cluster.control import Offer
 from edgerun.cluster.home import Home
 from edgerun.cluster.household import Household
@@ -23,6 +25,7 @@ from edgerun.cluster.server import Server
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shards import make_offer
 from edgerun.cluster.shares import divide
+from edgerun.cluster.wire import Link
 from edgerun.cluster.worker import work
 from edgerun.errors import DoesNotFitError
 from edgerun.formats.gguf import open_gguf
@@ -34,6 +37,7 @@ from tests.tiny_model import make_tiny_model
 
 OPTIONS = {"max_tokens": 30, "temperature": 0.0, "ignore_eos": True}
 PROMPT = "the cat sat on the mat"
+PROBE_BYTES = 8 * 4 * 2**15  # in each direction of a link that is measured: two exchanges, four times
 
 
 @contextmanager
@@ -76,7 +80,36 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_a_loss_and_a_second_start_send_nearly_nothing(tmp_path: Path, sent: list[int]) -> None:
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Bytes that all devices have sent so far, before encryption: messages, shards in them, and numbers."""
+    messages: list[int] = []
+    links: list[Link] = []
+    send, link = Channel.send, Link.__init__
+
+    def counted(self: Channel, message: bytes, *rest: float) -> None:
+        messages.append(len(message))
+        send(self, message, *rest)
+
+    def noted(self: Link, connection: socket.socket, peer: int) -> None:
+        links.append(self)
+        link(self, connection, peer)
+
+    monkeypatch.setattr(Channel, "send", counted)
+    monkeypatch.setattr(Link, "__init__", noted)
+    return lambda: sum(messages) + sum(link.sent_bytes for link in links)
+
+
+def wait_for_spares() -> None:
+    end = time.monotonic() + 60
+    while any(each.name == "spare shards" for each in threading.enumerate()) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def test_a_loss_and_a_second_start_send_nearly_nothing(
+    tmp_path: Path, sent: list[int], moved: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgerun.cluster.cables._MORE_S", 1.0)  # a busy machine answers late; see test_links.py
     model = make_tiny_model(tmp_path / "tiny.gguf", layers=3)
     with LLM(model, threads=1) as llm:
         wanted = llm.complete(PROMPT, **OPTIONS).text
@@ -84,9 +117,7 @@ def test_a_loss_and_a_second_start_send_nearly_nothing(tmp_path: Path, sent: lis
         with running(model, desk) as llm:
             assert llm.complete(PROMPT, **OPTIONS).text == wanted
             first = sum(sent[:3])
-            end = time.monotonic() + 60
-            while any(each.name == "spare shards" for each in threading.enumerate()) and time.monotonic() < end:
-                time.sleep(0.02)
+            wait_for_spares()
             assert len(sent) == 3 + 3 * 2  # each of three lost, for two that are left
             sent.clear()
             text = ""
@@ -96,10 +127,15 @@ def test_a_loss_and_a_second_start_send_nearly_nothing(tmp_path: Path, sent: lis
                     servers.pop(1).close()
             assert text == wanted and llm.engine.decoder.size == 3
             assert sum(sent[:2]) < first / 100
+            wait_for_spares()  # the next start would go on with them
         sent.clear()
+        before = moved()
+        assert before > 6 * PROBE_BYTES  # of three links, in both directions
         with running(model, desk) as llm:
             assert llm.complete(PROMPT, **OPTIONS).text == wanted
+            assert llm.engine.decoder.size == 3
         assert 0 < sum(sent) < first / 100
+        assert moved() - before < 1_000_000
 
 
 def test_spares_remove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +146,35 @@ def test_spares_remove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "edgerun.cluster.shards.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1500 - store.kept_bytes()})
     )
     (store.made() / "old.gguf").write_bytes(bytes(500))
-    with pytest.raises(DoesNotFitError, match="not needed now"):
+    with pytest.raises(DoesNotFitError, match="beside those that must be kept"):
         store.missing(msgspec.structs.replace(offer, spare=True))
     assert (store.folder / "old.gguf").exists()
     assert store.missing(offer) == (0,)
     assert not (store.folder / "old.gguf").exists()
+
+
+def test_a_shard_that_may_be_needed_again_stays_until_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, store = make_tiny_model(tmp_path / "tiny.gguf", layers=1), home_of(tmp_path, "attic").shards
+    with open_gguf(model) as gguf:
+        spec = load_spec(gguf)
+        half, whole = (ShardSource(gguf, spec, divide(spec, spec.tensors, parts)[0]) for parts in ([1.0, 1.0], [1.0]))
+        disk_bytes = 2 * whole.n_bytes + half.n_bytes  # half of it is for shards: for each of the two, not for both
+        monkeypatch.setattr("edgerun.cluster.shards._room", lambda status: status.st_size)
+        monkeypatch.setattr(
+            "edgerun.cluster.shards.shutil.disk_usage",
+            lambda path: type("Usage", (), {"free": disk_bytes - store.kept_bytes()}),
+        )
+        (store.made() / "old.gguf").write_bytes(bytes(1000))
+        first = store.own(half)
+        with pytest.raises(DoesNotFitError, match="beside those that must be kept"):
+            store.own(whole, beside_own=True)
+        assert first.exists() and not store.has_own(whole)
+        there: list[bool] = []
+        second = store.own(whole, pace=lambda: there.append(first.exists()))
+        assert there and all(there)
+        assert list(store.folder.iterdir()) == [second] and store.has_own(whole)
 
 
 def test_a_shard_that_is_asked_for_again_is_not_changed(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ class ThreadAssembly:
         self.begun: list[list[str]] = []  # and of those of each group
         self.times: list[Sequence[RankTimes]] = []
         self.errors: list[BaseException] = []
-        # What happens in a group's first moments, by its number (from 1): "asked" who is there, "given" shards, "begun"
+        # What happens in a group's first moments, by its number (from 1): "asked" who is there, "regained" who was lost
+        # (only where the head would have to cut), "given" shards, "begun"
         self.events: dict[tuple[int, str], Callable[[], None]] = {}
         self._threads: list[threading.Thread] = []
 
@@ -92,6 +93,9 @@ class ThreadAssembly:
 
     def names(self) -> list[str]:
         return [f"device {each}" for each in self._there]
+
+    def regain(self, wait_s: float) -> None:
+        self._now("regained", self.groups + 1)
 
     def has_news(self) -> bool:
         return bool(set(self._there) - set(self._in_group))

@@ -1,0 +1,66 @@
+"""What was measured of the way between this device and each other, kept for a day: to measure it takes a megabyte in
+each direction, and a start that sends nothing else shall be small.
+
+What is kept is used while the other device is where it was and answers about as fast as then; a change from cable to
+air changes one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import msgspec
+
+from edgerun.cluster.control import Amount, Text
+from edgerun.errors import FormatError
+from edgerun.paths import read_kept, write_kept
+from edgerun.trust import open_folder
+
+_KEPT_S = 24 * 3600.0
+_TIMES = 2.0  # that an answer may be slower or faster than it was,
+_MORE_S = 3e-4  # and what a busy processor adds to it
+
+
+class Cable(msgspec.Struct, frozen=True):
+    """Between the head and one other device. host: where that was; measured_s: since 1970; hop_s: from a small
+    message's sending to its arrival; byte_s: for each byte more; is_duplex: not longer in both directions at once."""
+
+    host: Text
+    measured_s: Amount
+    hop_s: Amount
+    byte_s: Amount
+    is_duplex: bool
+
+
+def is_still(cable: Cable, host: str, hop_s: float, now_s: float) -> bool:
+    """Whether what was measured holds for a device that is at `host` now and answers in `hop_s`."""
+    quick, slow = sorted((cable.hop_s, hop_s))
+    return cable.host == host and 0 <= now_s - cable.measured_s < _KEPT_S and slow <= _TIMES * quick + _MORE_S
+
+
+class Cables:
+    """The folder of them, each under the other device's fingerprint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, fingerprint: str, host: str, hop_s: float) -> Cable | None:
+        """What is known of the way to a device, if it still holds."""
+        with contextlib.suppress(OSError, FormatError, msgspec.DecodeError):
+            cable = msgspec.msgpack.decode(read_kept(self._folder / fingerprint), type=Cable)
+            if is_still(cable, host, hop_s, time.time()):
+                return cable
+        return None
+
+    def keep(self, fingerprint: str, cable: Cable) -> None:
+        """For the next start."""
+        with contextlib.suppress(OSError):  # measured again then
+            write_kept(self._folder / fingerprint, [msgspec.msgpack.encode(cable)])
+
+    def clear(self) -> None:
+        """Forget them all. OSError, UntrustedError."""
+        with open_folder(self._folder, make=True) as folder:
+            for path in self._folder.iterdir():
+                folder.remove(path.name)
