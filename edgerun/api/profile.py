@@ -286,9 +286,7 @@ def _with_more(llm: LLM, path: Path, plan: MemoryPlan, rates: Rates) -> list[tup
             )
         except DoesNotFitError:
             continue
-        speed = predict_speed(
-            catalog, decoder.spec, larger, sizes, rates, packed=bool(getattr(decoder.store, "packed", False))
-        )
+        speed = predict_speed(catalog, decoder.spec, larger, sizes, rates, packed=_is_packed(decoder))
         found.append((budget, speed.decode_tok_s))
         if larger.mode == "resident":
             break
