@@ -18,6 +18,7 @@ from time import monotonic
 import msgspec
 
 from edgerun.cluster.assembly import Assembly
+from edgerun.cluster.at_once import Stop
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.cuts import cuts_of
@@ -163,8 +164,9 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobo
     parts, shares = parts_of(model, others), shares_of(model, others)
     sources, edges, names = sources_of(model, shares), all_edges(shares[0], parts), assembly.names()
     with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(1))
-        own = threads.submit(model.shards.own, sources[0])
+        threads, stop = stack.enter_context(ThreadPoolExecutor(1)), Stop()
+        stack.callback(stop.set)
+        own = threads.submit(model.shards.own, sources[0], pace=stop.check)
         stack.callback(assembly.end)
         options = msgspec.structs.replace(model.options, edges=edges)
         collective = assembly.begin(sources[1:], msgspec.msgpack.encode(options))

@@ -11,7 +11,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+from edgerun.cluster.at_once import all_at_once
 from edgerun.cluster.control import Begin, Offer
 from edgerun.cluster.control import Seat as SeatOf
 from edgerun.cluster.home import Home
@@ -102,8 +104,8 @@ class Head:
                 raise NetworkError(str(error)) from error
 
         try:
-            self._each(remotes, give)
-            self._each(remotes, take_seat)
+            self._each(remotes, seat, give)
+            self._each(remotes, seat, take_seat)
             return seat.connect()
         except BaseException:
             self.end()
@@ -143,8 +145,9 @@ class Head:
         for remote in self._remotes:
             remote.close()
 
-    def _each(self, remotes: Sequence[Remote], act: Callable[[int], None]) -> None:
-        """For all of them at once, by their places; LostPeerError when one is lost by it, or meanwhile."""
+    def _each(self, remotes: Sequence[Remote], seat: Seat, act: Callable[[int], None]) -> None:
+        """For all of them at once, by their places; LostPeerError when one is lost by it, or meanwhile. An interrupt of
+        this thread ends the job, so that nobody waits for the rest."""
 
         def guarded(i: int) -> str:
             try:
@@ -156,8 +159,8 @@ class Head:
                 return f"{remotes[i].name}: {error}"
             return ""
 
-        with ThreadPoolExecutor(len(remotes)) as threads:
-            lost = list(dict.fromkeys(why for why in threads.map(guarded, range(len(remotes))) if why))
+        acts = [partial(guarded, i) for i in range(len(remotes))]
+        lost = list(dict.fromkeys(filter(None, all_at_once(acts, lambda: seat.end("this device ended the job")))))
         if lost:
             self._events(Notice("; ".join(lost)))
             raise LostPeerError("; ".join(lost))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 
 import msgspec
 
 from edgerun.cluster.assembly import CutWithout
+from edgerun.cluster.at_once import Stop, all_at_once
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.control import Device, Load, Offer
 from edgerun.cluster.head import Head, Shard
@@ -82,9 +83,16 @@ class Household:
             return bool(self._found)
 
     def begin(self, shards: Sequence[ShardSource], details: bytes) -> Collective:
-        with ThreadPoolExecutor(len(shards)) as threads:
-            offers = threads.map(lambda source: self._offer(source, source.read), shards)
-            offered = [Shard(offer, source.read) for offer, source in zip(offers, shards, strict=True)]
+        stop = Stop()
+
+        def offer(source: ShardSource) -> Shard:
+            def read(at: int, count: int) -> bytes:
+                stop.check()
+                return source.read(at, count)
+
+            return Shard(self._offer(source, read), source.read)
+
+        offered = all_at_once([partial(offer, source) for source in shards], stop.set)
         self._group = list(self._head.remotes)
         return self._head.begin(offered, self._way, self._wire, details)
 
