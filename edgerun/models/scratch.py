@@ -9,7 +9,7 @@ import numpy as np
 
 from edgerun.kernels.interface import F32
 
-Role = Literal["mixer", "recurrence", "feed_forward", "choices", "streams"]
+Role = Literal["mixer", "recurrence", "feed_forward", "choices", "sums", "streams"]
 Take = Callable[[int], F32]
 """Columns -> a buffer (rows, cols) f32."""
 

@@ -51,12 +51,13 @@ def test_experts(models, kernels, name, data):
             assert np.array_equal(run(decoder, name), expected), "and again with what is cached"
 
 
-@pytest.mark.parametrize("slots", [0, 6])
-def test_python_computes_only_the_experts_of_layers_where_one_is_missing(models, kernels, monkeypatch, slots):
-    """slots: how many are lacking."""
+@pytest.mark.parametrize(
+    ("name", "slots"), [("olmoe-Q8_0", 0), ("olmoe-Q8_0", 6), ("gemma4-moe", 0), ("nemotron_h_moe-latent", 0)]
+)
+def test_python_computes_only_the_experts_of_layers_where_one_is_missing(models, kernels, monkeypatch, name, slots):
+    """slots: how many are lacking. The first sums them as they are, the others do something with the sum before."""
     if kernels.recording is None:
         pytest.skip("nothing is recorded")
-    name = "olmoe-Q8_0"
     _, spec, _ = models(name)
     tokens, every = tokens_of(INSTANCES[name]), spec.n_layers * spec.n_experts
 

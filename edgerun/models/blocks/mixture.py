@@ -13,9 +13,10 @@ import numpy as np
 
 from edgerun.kernels.interface import F32, I32, Activation, Expert, ExpertVectors
 from edgerun.kernels.recording import ExpertPlaces, Guess, Recording, TokenExperts
-from edgerun.models.blocks.base import Cancel, Here, Recorded, check
+from edgerun.models.blocks.base import Cancel, Here, Recorded, check, ones
 from edgerun.models.blocks.declared import Part, Product, Tensor, norm_tensors
 from edgerun.models.blocks.dense import Dense
+from edgerun.models.blocks.expert_sums import RowsResults, Sums, SumsLayout
 from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.blocks.products import scale_and_bias
 from edgerun.models.blocks.router import Choices, ChoicesLayout, Router
@@ -137,7 +138,7 @@ class Mixture:
     @property
     def floats(self) -> int:
         shared = self.shared.floats if self.shared is not None else 0
-        return max(shared, self.beside.dense.floats if self.beside is not None else 0)
+        return sum(self.sums.widths) + max(shared, self.beside.dense.floats if self.beside is not None else 0)
 
     def wave_floats(self, tokens: int) -> int:
         """Beside `floats`, of all rows of a wave together, at most."""
@@ -151,10 +152,15 @@ class Mixture:
         """Of its buffers."""
         return ChoicesLayout(self.d_model, self.experts, self.used, self.width, self.router.rescaled, self.slices)
 
+    @cached_property
+    def sums(self) -> SumsLayout:
+        """Of the buffers for results' sums."""
+        return SumsLayout(self.d_model, self.latent)
+
     @property
     def layouts(self) -> tuple[Layout[object], ...]:
         shared = self.shared.layouts if self.shared is not None else ()
-        return (self.layout, *shared, *(self.beside.dense.layouts if self.beside is not None else ()))
+        return (self.layout, self.sums, *shared, *(self.beside.dense.layouts if self.beside is not None else ()))
 
     def begin(self, here: Here, x: F32, b: Choices) -> None:
         """To be called before the mixer: an early router chooses, and its experts can be read meanwhile."""
@@ -170,10 +176,8 @@ class Mixture:
             return
         self._ask(here, x, b)
         here.cut(partial(self._experts, here, x, b), self._recorded(here, b))
-        if self._adds_at_once(here):
-            if self._sum_is_plain:
-                self._add_parts(here, b.parts, b.ids, b.weights, x)
-            self._add_shared(here, x, b.h)
+        if here.tools.ranks is None:
+            self._combine_alone(here, RowsResults(b.parts, b.ids, b.weights, b.h), x)
 
     # -- in three steps, for those who compute some experts themselves -------------------------------------------
 
@@ -216,40 +220,55 @@ class Mixture:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _adds_at_once(self, here: Here) -> bool:
-        """Whether experts, and then the shared one, are added to x itself: nothing is done with their sum before."""
-        alone = here.tools.ranks is None
-        return alone and not self.post_norm and self.beside is None and self.factor == 1.0
-
-    @property
-    def _sum_is_plain(self) -> bool:
-        """Whether results and weights are summed as they are, so that a recording of it needs no memory of its own."""
-        return not self.latent and not self.weighted_inputs
-
-    def _add_shared(self, here: Here, out: F32, h: F32) -> None:
-        """out (T, d) += the shared expert of h (T, d), if there is one."""
-        if self.shared is not None:
-            for part in chunks(len(out), CHUNK):
-                self.shared.forward(here, out[part], h[part])
-
     def _combine(self, here: Here, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts, and the shared one."""
         if self.units is not None:
             self._combine_units(here, self.units, routed, x)
             return
-        if self._adds_at_once(here):
-            self._add_parts(here, routed.parts, routed.ids, routed.weights, x)
-            self._add_shared(here, x, routed.normed)
+        results = RowsResults(routed.parts, routed.ids, routed.weights, routed.normed)
+        if here.tools.ranks is None:
+            self._combine_alone(here, results, x)
             return
-        out = np.zeros_like(x)
-        self._add_parts(here, routed.parts, routed.ids, routed.weights, out)
+        out = np.empty_like(x)
+        for part in chunks(len(x), CHUNK):
+            self._sum(here, results.of_rows(part), x[part], out[part])
+        self._add(here, out, x)
+
+    def _combine_alone(self, here: Here, results: RowsResults, x: F32) -> None:
+        """The same for a rank that has all of it, by launches alone."""
+        is_added_at_once = not self.post_norm and self.beside is None and self.factor == 1.0
+        for part in chunks(len(x), CHUNK):
+            if is_added_at_once:
+                self._sum(here, results.of_rows(part), x[part], x[part], add=True)
+                continue
+            out = here.tools.scratch(len(x[part])).of(self.sums).total
+            self._sum(here, results.of_rows(part), x[part], out)
+            self._finish(here, out, x[part])
+
+    def _sum(self, here: Here, results: RowsResults, x: F32, out: F32, *, add: bool = False) -> None:
+        """out (T, d) = or += a chunk's experts, the shared one, and what stands beside them, of x (T, d)."""
+        s = here.tools.scratch(len(x))
+        self._sum_experts(here, results, s.of(self.sums), out, add=add)
         if self.beside is not None:
             apply_norm(here.kernels, here.vectors, self.beside.experts_norm, "rms", self.eps, out, out)
-        self._add_shared(here, out, routed.normed)
+        if self.shared is not None:
+            self.shared.forward(here, out, results.normed)
         if self.beside is not None:
-            for part in chunks(len(x), CHUNK):
-                self.beside.dense.add(here, x[part], out[part], here.tools.scratch(len(x[part])))
-        self._add(here, out, x)
+            self.beside.dense.add(here, x, out, s)
+
+    def _sum_experts(self, here: Here, results: RowsResults, b: Sums, out: F32, *, add: bool) -> None:
+        """out (T, d) = or += the sum of each row's experts."""
+        kernels, weights = here.kernels, self._shares(results.weights)
+        self._finish_parts(here, results.parts, results.ids)
+        if not self.latent:
+            kernels.combine(results.parts, weights, out, add=add)
+            return
+        wide = b.wide if add else out
+        kernels.combine(results.parts, weights, b.inner)
+        kernels.matmul(here.weights.matrices["ffn_latent_up"], kernels.activations(b.inner), wide)
+        scale_and_bias(here, "ffn_latent_up", wide)
+        if add:
+            kernels.add(out, wide)
 
     def _combine_units(self, here: Here, units: Units, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts and the shared one, unit by unit."""
@@ -264,23 +283,9 @@ class Mixture:
         here.tools.ranks.add_units(list(sums), units, out)
         self._finish(here, out, x)
 
-    def _add_parts(self, here: Here, parts: F32, ids: I32, weights: F32, out: F32) -> None:
-        """out (T, d) += the sum of each row's experts, whose results are `parts` (T * used, width)."""
-        kernels = here.kernels
-        self._finish_parts(here, parts, ids)
-        weights = self._shares(weights)
-        if not self.latent:
-            kernels.combine(parts, weights, out, add=True)
-            return
-        inner, sums = np.empty((len(out), self.latent), np.float32), np.empty_like(out)
-        kernels.combine(parts, weights, inner)
-        kernels.matmul(here.weights.matrices["ffn_latent_up"], kernels.activations(inner), sums)
-        scale_and_bias(here, "ffn_latent_up", sums)
-        kernels.add(out, sums)
-
     def _shares(self, weights: F32) -> F32:
         """What results are multiplied by, of weights (T, used), which may have multiplied the inputs already."""
-        return np.ones_like(weights) if self.weighted_inputs else weights
+        return ones(weights.size).reshape(weights.shape) if self.weighted_inputs else weights
 
     def _ask(self, here: Here, x: F32, b: Choices) -> None:
         """b.h, what experts are fed, and what the routers say of it."""
@@ -339,20 +344,17 @@ class Mixture:
         here = here.within(cancelled, rows)
         routed = self._routed(here, b, rows)
         self.compute(here, routed, routed.chosen, cancelled)
-        if not self._adds_at_once(here):
+        if here.tools.ranks is not None:
             self._combine(here, routed, x[:rows])
-        elif not self._sum_is_plain:
-            self._add_parts(here, routed.parts, routed.ids, routed.weights, x[:rows])
         elif rows < len(x):  # nobody's rows are the last one's copies, see `models.replay`
             b.parts[rows * self.used :] = np.tile(
                 b.parts[(rows - 1) * self.used : rows * self.used], (len(x) - rows, 1)
             )
 
     def _recorded(self, here: Here, b: Choices) -> Recorded | None:
-        """Launches in place of `_experts`, for one row whose results are summed as they are."""
-        whole = len(self.held) == self.experts and self.slices == 1
+        """Launches in place of `_experts`, for one row of a model that is whole."""
         where = here.tools.store.places(here.layer)
-        if where is None or len(b.ids) != 1 or not (whole and self._sum_is_plain and self._adds_at_once(here)):
+        if where is None or len(b.ids) != 1 or here.tools.ranks is not None or self.weighted_inputs:
             return None
         guesses = self.router.ahead(here, 1)
 
