@@ -15,7 +15,7 @@ from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.group import GroupDecoder, Whole
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import FOR_MODEL, Ability
+from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability
 from edgerun.cluster.worker import OpenedShard, RankOptions, work
 from edgerun.device import memory_limits
 from edgerun.engine import Engine
@@ -80,14 +80,15 @@ def load_clustered(
     assembly: Assembly,
     *,
     own_rate: float,
+    own_disk_rate: float = UNMEASURED_DISK,
     shards: ShardStore,
     draft: MakeDrafter | None = None,
     same_tokens: bool | None = None,
 ) -> tuple[Engine, Path, Callable[[], None]]:
     """As `loading.load_engine`, for a model that this device and those of the assembly compute together.
 
-    own_rate: what this device computes, as `Ability.rate` of the others; shards: where this device's shards are kept;
-    same_tokens: as `Whole.in_units`.
+    own_rate, own_disk_rate: what this device computes and reads, as `Ability.rate` and `disk_rate` of the others;
+    shards: where this device's shards are kept; same_tokens: as `Whole.in_units`.
     UnsupportedError for a model that cannot be divided. UsageError for a prompt backend: each device computes its part
     of a prompt with its kernels.
     """
@@ -122,7 +123,7 @@ def load_clustered(
             kv=options.kv,
             prefetch=options.prefetch,
         )
-        own, kept = Ability(own_rate, int(FOR_MODEL * budget)), kv_bytes(spec, n_context, kv=kv)
+        own, kept = Ability(own_rate, int(FOR_MODEL * budget), own_disk_rate), kv_bytes(spec, n_context, kv=kv)
         whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens, kept)
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)

@@ -11,6 +11,7 @@ from edgerun.api.drafting import LOOKUP
 from edgerun.api.llm import LLM
 from edgerun.api.loading import find_model
 from edgerun.cluster.household import Household
+from edgerun.cluster.shares import UNMEASURED_DISK
 from edgerun.cluster.ways import FOLDING
 from edgerun.engine.lookup import lookup
 from edgerun.errors import UsageError
@@ -44,11 +45,13 @@ def load_in_household(
     household = Household(home, options.events, way=allreduce, wire=wire)
     if not household.has_news():
         options.events(Notice("no other device answers: this one computes alone"))
+    rates = device_rates(options.kernels, options.n_threads, options.events)
     engine, path, release = load_clustered(
         path,
         options,
         household,
-        own_rate=device_rates(options.kernels, options.n_threads, options.events).weights_bytes_per_s,
+        own_rate=rates.weights_bytes_per_s,
+        own_disk_rate=rates.disk_bytes_per_s or UNMEASURED_DISK,
         shards=home.shards,
         draft=None if options.draft is None else lookup,
         same_tokens=same_tokens if can_be_same else False,

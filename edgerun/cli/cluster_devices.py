@@ -32,6 +32,7 @@ def command(as_json: bool) -> None:
                         "cores": None if each.device is None else each.device.cores,
                         "weights_bytes_per_s": None if each.device is None else each.device.weights_bytes_per_s,
                         "prompt_ops_per_s": None if each.device is None else each.device.prompt_ops_per_s,
+                        "disk_bytes_per_s": None if each.device is None else each.device.disk_bytes_per_s,
                         "memory_bytes": None if each.device is None else each.device.memory_bytes,
                         "does": None if each.device is None else each.device.job,
                     }
@@ -44,11 +45,12 @@ def command(as_json: bool) -> None:
     for each in found:
         device = each.device
         if device is None:
-            rows.append([each.member.name, each.address or "?", "", "", "", "", f"does not answer: {each.why}"])
+            rows.append([each.member.name, each.address or "?", "", "", "", "", "", f"does not answer: {each.why}"])
             continue
         answered = f"{1e3 * each.round_trip_s:.1f} ms"
         rate = f"{device.weights_bytes_per_s / 1e9:.1f} GB/s" if device.weights_bytes_per_s else "?"
-        rows.append([each.member.name, each.address, answered, str(device.cores), rate])
+        disk = f"{device.disk_bytes_per_s / 1e9:.2f} GB/s" if device.disk_bytes_per_s else "?"
+        rows.append([each.member.name, each.address, answered, str(device.cores), rate, disk])
         rows[-1] += [format_size(device.memory_bytes), device.job or "idle"]
-    heads = ("name", "address", "answers in", "cores", "weights", "memory", "does")
-    print_table(heads, rows, right=("answers in", "cores", "weights"))
+    heads = ("name", "address", "answers in", "cores", "weights", "disk", "memory", "does")
+    print_table(heads, rows, right=("answers in", "cores", "weights", "disk"))

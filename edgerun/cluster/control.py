@@ -55,6 +55,7 @@ class Device(msgspec.Struct, frozen=True):
     job: Text  # what it is doing; "" for nothing
     weights_bytes_per_s: Amount = 0.0
     prompt_ops_per_s: Amount = 0.0
+    disk_bytes_per_s: Amount = 0.0
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shards import checked_offer, make_offer
-from edgerun.cluster.shares import FOR_MODEL, Ability
+from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability
 from edgerun.cluster.spares import Read, Spares
 from edgerun.errors import EdgerunError, FormatError
 from edgerun.events import DeviceLoad, EventSink, GroupWorked, Notice
@@ -32,9 +32,13 @@ _LOOK_S = 2.0  # between looks for devices that do not take part
 _REDIAL_S = 0.25  # what is sent while a cable is out is lost, and systems send it again after a second only
 
 
-def rate_of(device: Device) -> float:
-    """As `Ability.rate`: bytes of weights a second."""
-    return device.weights_bytes_per_s or UNMEASURED_CORE * device.cores
+def ability_of(device: Device) -> Ability:
+    """What a device can do, its rate in bytes of weights a second."""
+    return Ability(
+        device.weights_bytes_per_s or UNMEASURED_CORE * device.cores,
+        int(FOR_MODEL * device.memory_bytes),
+        device.disk_bytes_per_s or UNMEASURED_DISK,
+    )
 
 
 class Household:
@@ -61,8 +65,7 @@ class Household:
         with self._lock:
             found, self._found = self._found, []
             self._head.add(found)
-        devices = [remote.device for remote in self._head.remotes]
-        return [Ability(rate_of(device), int(FOR_MODEL * device.memory_bytes)) for device in devices]
+        return [ability_of(remote.device) for remote in self._head.remotes]
 
     def names(self) -> list[str]:
         return [remote.name for remote in self._head.remotes]

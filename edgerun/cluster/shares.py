@@ -21,6 +21,7 @@ from edgerun.weights.catalog import tensor_name
 
 MOST_RANKS = 64
 FOR_MODEL = 0.8  # of a device's free memory; the rest is for the program
+UNMEASURED_DISK = 1e8  # bytes a second of a disk whose device does not say: a card
 _COLUMNS = 32  # of a feed-forward at least, where blocks are smaller: less is not worth a launch
 _VOCABULARY_ROWS = 16
 _UNITS, _MOST_UNITS = 8, 64  # of a sum: the first divides evenly among 2, 4 and 8 devices

@@ -304,14 +304,14 @@ def measure_disk(path: Path, piece_bytes: int) -> float:
 
 
 @contextlib.contextmanager
-def probe_file(folder: Path) -> Iterator[Path]:
-    """A file of 384 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
+def probe_file(folder: Path, n_bytes: int = _PROBE_BYTES) -> Iterator[Path]:
+    """A file of whole pieces of 4 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     block = np.random.default_rng(0).bytes(PIECE_BYTES)
     with temporary_folder(folder) as own:
         path = own / "probe"
         with path.open("wb") as file:
-            for _ in range(_PROBE_BYTES // PIECE_BYTES):
+            for _ in range(n_bytes // PIECE_BYTES):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())

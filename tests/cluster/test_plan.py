@@ -11,12 +11,13 @@ from click.testing import CliRunner
 
 from edgerun.cli.main import cli
 from edgerun.cluster.links import Links, predict_s
-from edgerun.cluster.plan import Model, choices, chosen
+from edgerun.cluster.plan import Choice, Model, choices, chosen
 from edgerun.cluster.profiles import SUM_S, PlannedDevice, Profiles, read_profiles
 from edgerun.errors import DoesNotFitError, FormatError, UsageError
 from edgerun.kernels import load_sizes
 from edgerun.models.reductions import reductions
 from tests.models.instances import open_instance
+from tests.planning.test_memory import LLAMA_7B, SIZES
 
 GIB = 1 << 30
 WIRE = Links(0.0003, 8e-9, 2e-5, True)
@@ -94,6 +95,18 @@ def test_sums_take_what_the_formula_says(way, model):
         assert choice.wire_s == pytest.approx(sums + around)
         assert choice.token_s > choice.wire_s
         assert len(list(reductions(spec, 1))) == 2 * spec.n_layers
+
+
+def test_who_has_the_quicker_disk_streams_more():
+    model = Model(LLAMA_7B[1], SIZES, 512)
+
+    def together(*disks: float) -> Choice:
+        devices = tuple(PlannedDevice(str(i), GIB, 2e10, 3e11, disk) for i, disk in enumerate(disks))
+        return next(each for each in choices(model, Profiles(devices, WIRE)) if len(each.parts) == 2 and each.way)
+
+    even, uneven = together(3e8, 3e8), together(9e8, 3e8)
+    assert even.parts == (0.5, 0.5) and uneven.parts[0] > 0.6
+    assert uneven.token_s < 0.7 * even.token_s
 
 
 def test_what_fits_nowhere_is_refused(model):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
+from edgerun.cluster.control import Device
 from edgerun.cluster.group import Whole, parts_of
+from edgerun.cluster.household import ability_of
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import Ability, divide, ranges, solve
+from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability, divide, ranges, solve
 from edgerun.cluster.worker import RankOptions
 from edgerun.errors import FormatError, UnsupportedError, UsageError
 from edgerun.formats.gguf import GgufWriter
@@ -44,6 +47,18 @@ def test_keys_and_values_take_memory_where_the_weights_are(directory):
     assert parts_of(model, [other]) == pytest.approx((0.5, 0.5), rel=1e-3)
     # of twice as much the second has room for a quarter, and half of what fits nowhere
     assert parts_of(replace(model, kv_bytes=weights_bytes), [other]) == pytest.approx((0.625, 0.375), rel=1e-3)
+
+
+def test_what_fits_nowhere_goes_by_the_disks_that_devices_tell_of(directory):
+    gguf, spec = open_instance("llama", directory)
+    with gguf:
+        weights_bytes = sum(info.n_bytes for info in spec.tensors.values())
+        told = Device("attic", 2, int(weights_bytes / FOR_MODEL / 4), "auto", "", 3.0, 0.0, 3e8)
+        quick, unmeasured = ability_of(told), ability_of(msgspec.structs.replace(told, disk_bytes_per_s=0.0))
+        assert quick.disk_rate == 3e8 and unmeasured.disk_rate == UNMEASURED_DISK == 1e8
+        model = Whole(gguf, spec, quick, ShardStore(directory), resident(one_thread), RankOptions(256))
+    # a quarter fits each; of the half that is read from disks the first has three quarters
+    assert parts_of(model, [unmeasured]) == pytest.approx((0.625, 0.375), rel=1e-3)
 
 
 def test_the_slowest_ends_as_early_as_it_can():

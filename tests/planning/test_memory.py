@@ -56,7 +56,7 @@ def header(arch, layers, d, ff, heads, kv, vocab, experts=0, used=0, type=GgmlTy
     every = family.window_pattern
     windows = [window if every and layer % every != every - 1 else 0 for layer in range(layers)]
     spec = ModelSpec(arch, family, tuple(replace(numbers, window=each) for each in windows), d, vocab, 4096, 1e-5)
-    return make_catalog(tensors, layers), spec
+    return make_catalog(tensors, layers), replace(spec, tensors=tensors)
 
 
 OLMOE = header("olmoe", 16, 2048, 1024, 16, 16, 50304, experts=64, used=8)
