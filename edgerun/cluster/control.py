@@ -14,7 +14,7 @@ from edgerun.cluster.channel import Channel
 from edgerun.cluster.roster import Roster
 from edgerun.errors import EdgerunError, FormatError
 
-VERSION = 1
+VERSION = 2
 PREAMBLE = b"edgerun\x01"  # before anything else on a new connection, then one letter:
 PAIRING, CONTROL, NUMBERS, HEARTBEAT = b"P", b"C", b"N", b"H"
 
@@ -25,6 +25,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Amount = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
 Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Shards = Annotated[tuple[Digest, ...], msgspec.Meta(max_length=64)]
 Token = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -75,7 +76,7 @@ class Missing(msgspec.Struct, frozen=True, tag=True):
 
 
 class Piece(msgspec.Struct, frozen=True, tag=True):
-    """One of the pieces; it is answered by Done when it is kept."""
+    """One of the pieces; as a request it is answered by Done when it is kept."""
 
     shard: Digest
     number: Count
@@ -87,6 +88,34 @@ class Seat(msgspec.Struct, frozen=True):
 
     fingerprint: Digest
     address: Text
+
+
+class Fetch(msgspec.Struct, frozen=True, tag=True):
+    """Have a piece of an offered shard from another device, which has the shard; answered by Missing, with its number
+    where that did not give it."""
+
+    shard: Digest
+    number: Count
+    source: Seat
+
+
+class Want(msgspec.Struct, frozen=True, tag=True):
+    """Give this device a piece of a shard; answered by Piece."""
+
+    shard: Digest
+    number: Count
+
+
+class Have(msgspec.Struct, frozen=True, tag=True):
+    """Which of these shards are there?"""
+
+    shards: Shards
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """The answer: those that the device has whole, and would give to others."""
+
+    shards: Shards
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -164,8 +193,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     why: Text
 
 
-Request = Hello | Offer | Piece | Begin | End | Leave | Look
-Answer = Welcome | Missing | Done | Failed | Seen
+Request = Hello | Offer | Piece | Fetch | Want | Have | Begin | End | Leave | Look
+Answer = Welcome | Missing | Piece | Held | Done | Failed | Seen
 Message = Request | Answer | Knock | Ping
 
 _DECODER = msgspec.msgpack.Decoder(Message)

@@ -16,6 +16,7 @@ from functools import partial
 from edgerun.cluster.at_once import all_at_once
 from edgerun.cluster.control import Begin, Offer
 from edgerun.cluster.control import Seat as SeatOf
+from edgerun.cluster.holders import Holders
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.links import Links
@@ -44,6 +45,7 @@ class Head:
         self._home = home
         self._remotes = list(remotes)
         self._events = events
+        self.holders = Holders()
         self._seat: Seat | None = None
         self._job = b""
 
@@ -69,16 +71,17 @@ class Head:
         self, shards: Sequence[Shard], way: str, wire: str, details: bytes = b"", *, numbers: int = 2048
     ) -> LinkedCollective:
         """A group of this device and all that are left, each with its shard (in the order of `remotes`). Whoever has
-        its shard already gets nothing. `way`: one of `ways`, or "auto": what is fastest on these links for sums of so
-        many `numbers`. `wire`: one of `wire_format`, or "auto": exact numbers for tokens, for prompts what is fastest.
-        LostPeerError when one is lost meanwhile: try again with who is left."""
+        its shard already gets nothing, and what others have it may get from there. `way`: one of `ways`, or "auto":
+        what is fastest on these links for sums of so many `numbers`. `wire`: one of `wire_format`, or "auto": exact
+        numbers for tokens, for prompts what is fastest. LostPeerError when one is lost meanwhile: try again with who is
+        left."""
         self.end()
         remotes = self.remotes
         if len(shards) != len(remotes) or not remotes:
             raise LostPeerError(f"{len(shards)} shards for {len(remotes)} devices")
         job = secrets.token_bytes(16)
         mine = SeatOf(self._home.identity.fingerprint, "")
-        seats = (mine, *(SeatOf(remote.member.fingerprint, remote.address) for remote in remotes))
+        seats = (mine, *(remote.seat for remote in remotes))
         begins = [
             Begin(job, rank, seats, shard.offer.shard, way, wire, numbers, details)
             for rank, shard in enumerate([shards[0], *shards])
@@ -86,24 +89,28 @@ class Head:
         seat = self._seat = Seat(begins[0], self._home)
         self._job = job
 
-        def give(i: int) -> None:
-            def read(at: int, count: int) -> bytes:
-                if seat.why:
-                    raise _Over(seat.why)
-                return shards[i].read(at, count)
+        names = sorted({shard.offer.shard for shard in shards})
 
-            remotes[i].watch(job, seat.end)
-            remotes[i].give(shards[i].offer, read, self._events)
-
-        def take_seat(i: int) -> None:
+        def go_on() -> None:
             if seat.why:
                 raise _Over(seat.why)
+
+        def look(i: int) -> None:
+            remotes[i].watch(job, seat.end)
+            self.holders.add(remotes[i].held(names), remotes[i].seat)
+
+        def give(i: int) -> None:
+            remotes[i].give(shards[i].offer, shards[i].read, self._events, self.holders, go_on)
+
+        def take_seat(i: int) -> None:
+            go_on()
             try:
                 remotes[i].begin(begins[i + 1])
             except EdgerunError as error:  # also one that is there, and works for another head
                 raise NetworkError(str(error)) from error
 
         try:
+            self._each(remotes, seat, look)
             self._each(remotes, seat, give)
             self._each(remotes, seat, take_seat)
             return seat.connect()

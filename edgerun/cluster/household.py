@@ -102,7 +102,7 @@ class Household:
     def prepare(self, cut: CutWithout, is_busy: Callable[[], bool]) -> None:
         self._stop_spares()
         places = [Member(remote.member.certificate, remote.address) for remote in self._head.remotes]
-        self._spares = Spares(self._home, places, cut, self._offer, is_busy)
+        self._spares = Spares(self._home, places, cut, self._offer, is_busy, self._head.holders)
 
     def worked(self, times: Sequence[RankTimes]) -> None:
         remotes = self._head.remotes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgerun.cluster.channel import Channel
 from edgerun.cluster.control import (
@@ -16,6 +16,9 @@ from edgerun.cluster.control import (
     Device,
     Done,
     End,
+    Fetch,
+    Have,
+    Held,
     Hello,
     Knock,
     Leave,
@@ -24,20 +27,26 @@ from edgerun.cluster.control import (
     Missing,
     Offer,
     Piece,
+    Seat,
     Seen,
+    Want,
     Welcome,
     ask,
     say,
 )
 from edgerun.cluster.dial import CONNECT_S, dial
 from edgerun.cluster.heartbeat import PATIENCE_S, Heartbeat
+from edgerun.cluster.holders import HEAD, Holders
 from edgerun.cluster.home import Home
 from edgerun.cluster.roster import Member, checked_roster
+from edgerun.cluster.shard_file import never_waits
 from edgerun.errors import EdgerunError, FormatError, NetworkError
 from edgerun.events import EventSink, Progress
 
 _ANSWER_S = 10.0
 _KEEP_S = 120.0  # a piece, on a slow disk; who is not there any more is noticed otherwise
+_WANT_S = 2.5  # for a piece from another device, of which the head may not know yet that it is gone
+_FETCH_S = _KEEP_S + 30.0  # to call that, have the piece, and keep it
 _LAST_WORD_S = 5.0
 _LOOK_THROUGH_S = 600.0  # a device hashes what it has of a shard
 
@@ -99,20 +108,60 @@ class Remote:
         say(channel, Knock(job, 0))
         self._heartbeat = Heartbeat(channel, self.name, note, patience_s, lambda: self.loads)
 
-    def give(self, offer: Offer, read: Callable[[int, int], bytes], events: EventSink) -> int:
-        """Have it keep a shard; `read(offset, count)` gives its bytes. The bytes that had to be sent. FormatError when
-        it wants what there is not; EdgerunError when it gets what was not offered: the file was changed."""
+    @property
+    def seat(self) -> Seat:
+        """Who it is, and where."""
+        return Seat(self.member.fingerprint, self.address)
+
+    def held(self, shards: Sequence[str]) -> tuple[str, ...]:
+        """Which of these it has."""
+        return ask(self._channel, Have(tuple(shards)), Held, _ANSWER_S).shards
+
+    def give(
+        self,
+        offer: Offer,
+        read: Callable[[int, int], bytes],
+        events: EventSink,
+        holders: Holders,
+        pace: Callable[[], None] = never_waits,
+    ) -> int:
+        """Have it keep a shard; `read(offset, count)` gives its bytes, unless it gets them from one of the holders. The
+        bytes that had to be sent. `pace` is called between pieces. FormatError when it wants what there is not;
+        EdgerunError when it gets what was not offered: the file was changed."""
         missing = ask(self._channel, offer, Missing, _LOOK_THROUGH_S).pieces
         sent = 0
         for i, number in enumerate(missing):
             if number >= len(offer.pieces):
                 raise FormatError(f"{self.name} wants a piece that there is not")
-            at = number * PIECE_BYTES
-            data = read(at, min(PIECE_BYTES, offer.n_bytes - at))
-            ask(self._channel, Piece(offer.shard, number, data), Done, _KEEP_S)
-            sent += len(data)
+            if not self._fetched(offer, number, holders, pace):
+                pace()
+                sent += self._sent(offer, number, read, holders)
             events(Progress(f"to {self.name}", i + 1, len(missing), "pieces"))
+        holders.add([offer.shard], self.seat)
         return sent
+
+    def _fetched(self, offer: Offer, number: int, holders: Holders, pace: Callable[[], None]) -> bool:
+        """Whether it got a piece from another device."""
+        receiver = self.member.fingerprint
+        while (source := holders.source_for(offer.shard, receiver)) is not None:
+            pace()
+            began = time.monotonic()
+            if not ask(self._channel, Fetch(offer.shard, number, source), Missing, _FETCH_S).pieces:
+                holders.note(source.fingerprint, receiver, _piece_bytes(offer, number), time.monotonic() - began)
+                return True
+            holders.remove(offer.shard, source)
+        return False
+
+    def _sent(self, offer: Offer, number: int, read: Callable[[int, int], bytes], holders: Holders) -> int:
+        began = time.monotonic()
+        data = read(number * PIECE_BYTES, _piece_bytes(offer, number))
+        ask(self._channel, Piece(offer.shard, number, data), Done, _KEEP_S)
+        holders.note(HEAD, self.member.fingerprint, len(data), time.monotonic() - began)
+        return len(data)
+
+    def want(self, shard: str, number: int) -> Piece:
+        """A piece of a shard that it has. EdgerunError."""
+        return ask(self._channel, Want(shard, number), Piece, _WANT_S)
 
     def begin(self, begin: Begin) -> None:
         """Have it take its seat in a job."""
@@ -153,6 +202,10 @@ class Remote:
         """A job that it does for this device ends. Harmless when repeated."""
         self.unwatch()
         self._channel.close()
+
+
+def _piece_bytes(offer: Offer, number: int) -> int:
+    return min(PIECE_BYTES, offer.n_bytes - number * PIECE_BYTES)
 
 
 def tell_all(home: Home) -> None:

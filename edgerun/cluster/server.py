@@ -29,6 +29,9 @@ from edgerun.cluster.control import (
     Done,
     End,
     Failed,
+    Fetch,
+    Have,
+    Held,
     Hello,
     Knock,
     Leave,
@@ -39,11 +42,13 @@ from edgerun.cluster.control import (
     Offer,
     Piece,
     Seen,
+    Want,
     Welcome,
     hear,
     say,
 )
 from edgerun.cluster.dial import format_address
+from edgerun.cluster.fetching import Fetcher
 from edgerun.cluster.heartbeat import answer_heartbeats
 from edgerun.cluster.home import Home
 from edgerun.cluster.pairing import MOST_BYTES, Code, invite_guest
@@ -186,23 +191,25 @@ class Server:
     def _control(self, secure: socket.socket, member: Member) -> None:
         channel, place = Channel(secure), secure.getpeername()[0]
         begun: list[Seat] = []
+        fetcher = Fetcher(self._home, self._events)
         try:
             while True:
                 request = hear(channel, _IDLE_S)
                 if self._home.roster.find(member.fingerprint) is None:
                     raise NetworkError(f"{member.name} was put out")
                 try:
-                    answer: Answer = self._answer(request, member, place, begun)
+                    answer: Answer = self._answer(request, member, place, begun, fetcher)
                 except (EdgerunError, OSError) as error:
                     answer = Failed(str(error)[:400])
                 say(channel, answer)
         except LostPeerError:
             return  # that is how it ends
         finally:
+            fetcher.close()
             for seat in begun:
                 seat.end("the head went away")
 
-    def _answer(self, request: Message, member: Member, place: str, begun: list[Seat]) -> Answer:
+    def _answer(self, request: Message, member: Member, place: str, begun: list[Seat], fetcher: Fetcher) -> Answer:
         match request:
             case Hello(roster, address, version):
                 if version != VERSION:
@@ -215,6 +222,12 @@ class Server:
                 return Missing(self._home.shards.missing(request))
             case Piece():
                 self._home.shards.keep(request)
+            case Fetch():
+                return fetcher.fetch(request)
+            case Want(shard, number):
+                return self._home.shards.piece(shard, number)
+            case Have(shards):
+                return Held(self._home.shards.held(shards))
             case Begin():
                 begun.append(self._begin(request, member))
             case End(job):

@@ -73,9 +73,9 @@ class ShardStore:
         with part.open("ab") as file:
             os.truncate(file.fileno(), offer.n_bytes)
         part.chmod(0o600)
-        self._filling[offer.shard] = offer
         missing = tuple(number for number in range(len(offer.pieces)) if number not in present)
         self._missing[offer.shard] = set(missing)
+        self._filling[offer.shard] = offer
         return missing
 
     def own(
@@ -143,6 +143,28 @@ class ShardStore:
             file.seek(piece.number * PIECE_BYTES)
             file.write(piece.data)
         self._missing[piece.shard].discard(piece.number)
+
+    def held(self, shards: Sequence[str]) -> tuple[str, ...]:
+        """Those of these that are here, whole."""
+        return tuple(shard for shard in shards if self._readable(shard) is not None)
+
+    def piece(self, shard: str, number: int) -> Piece:
+        """A piece of a shard that is here, whole, for another device, which checks it by its hash. NotFoundError."""
+        path = self._readable(shard)
+        if path is None:
+            raise NotFoundError("this device has no such shard")
+        with path.open("rb") as file:
+            file.seek(number * PIECE_BYTES)
+            data = file.read(PIECE_BYTES)
+        if not data:
+            raise NotFoundError("the shard has no such piece")
+        return Piece(shard, number, data)
+
+    def _readable(self, shard: str) -> Path | None:
+        """Where a whole shard lies: one that no job needed yet is a part, of which nothing is missing."""
+        if shard in self._filling:
+            return self._part(shard) if self._missing.get(shard) == set() else None
+        return self._whole(shard) if self._whole(shard).is_file() else None
 
     def finish(self, shard: str) -> Path:
         """Where the shard lies, once all of its pieces are here. NotFoundError as long as they are not.

@@ -15,6 +15,7 @@ import msgspec
 
 from edgerun.cluster.assembly import CutWithout
 from edgerun.cluster.control import Offer
+from edgerun.cluster.holders import Holders
 from edgerun.cluster.home import Home
 from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
@@ -42,7 +43,9 @@ class Spares:
         cut: CutWithout,
         offer: Callable[[ShardSource, Read], Offer],
         is_busy: Callable[[], bool],
+        holders: Holders,
     ) -> None:
+        self._holders = holders
         self._home = home
         self._devices = list(devices)
         self._cut = cut
@@ -95,7 +98,7 @@ class Spares:
             with self._lock:
                 self._remote = remote
             self._pace()
-            remote.give(offer, read, ignore)
+            remote.give(offer, source.read, ignore, self._holders, self._pace)
         finally:
             with self._lock:
                 self._remote = None

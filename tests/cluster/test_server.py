@@ -28,6 +28,7 @@ from edgerun.cluster.control import (
     Offer,
     Piece,
     Seat,
+    Want,
     Welcome,
     ask,
     hear,
@@ -35,6 +36,7 @@ from edgerun.cluster.control import (
 )
 from edgerun.cluster.dial import dial, dial_host, format_address, parse_address
 from edgerun.cluster.head import Head, Shard, connect
+from edgerun.cluster.holders import Holders
 from edgerun.cluster.home import Home
 from edgerun.cluster.pairing import join_host
 from edgerun.cluster.roster import Member
@@ -136,17 +138,17 @@ def test_shards_are_sent_once_and_resumed(tmp_path: Path, closing: ExitStack) ->
         return read(at, count)
 
     with pytest.raises(KeyboardInterrupt):
-        remote.give(offer, breaks, Heard())
+        remote.give(offer, breaks, Heard(), Holders())
     assert homes[1].shards.kept_bytes() == len(data)  # of which a third is there
-    assert remote.give(offer, read, Heard()) == len(data) - PIECE_BYTES
+    assert remote.give(offer, read, Heard(), Holders()) == len(data) - PIECE_BYTES
     assert homes[1].shards.finish(offer.shard).read_bytes() == data
-    assert remote.give(offer, read, Heard()) == 0
+    assert remote.give(offer, read, Heard(), Holders()) == 0
     homes[1].shards.finish(offer.shard).with_suffix(".mark").touch()  # the power failed before the disk had it
     again = home_of(tmp_path, "worker1").shards
     assert again.missing(offer) == () and again.finish(offer.shard).read_bytes() == data
     other = make_offer(8, lambda at, count: b"12345678")
     with pytest.raises(EdgerunError, match="not what was offered"):
-        remote.give(other, lambda at, count: b"87654321", Heard())
+        remote.give(other, lambda at, count: b"87654321", Heard(), Holders())
 
 
 def test_what_was_not_offered_is_not_kept(tmp_path: Path, closing: ExitStack) -> None:
@@ -162,6 +164,7 @@ def test_what_was_not_offered_is_not_kept(tmp_path: Path, closing: ExitStack) ->
         (Offer(offer.shard, 2 << 40, offer.pieces), "not those of its shard"),
         (Begin(bytes(16), 1, seats, digest, "star", "f32", 8, b""), "no such shard"),
         (Begin(bytes(16), 0, seats, digest, "star", "f32", 8, b""), "no seat"),
+        (Want(digest, 0), "no such shard"),
         (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", 8, b""), "another head"),
     ]
     for request, why in refused:

@@ -119,6 +119,7 @@ def test_a_loss_and_a_second_start_send_nearly_nothing(
             first = sum(sent[:3])
             wait_for_spares()
             assert len(sent) == 3 + 3 * 2  # each of three lost, for two that are left
+            assert sum(n_bytes > 1000 for n_bytes in sent[3:]) == 2  # of the same two shards: others gave the rest
             sent.clear()
             text = ""
             for chunk in llm.stream(PROMPT, **OPTIONS):
