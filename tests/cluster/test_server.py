@@ -214,6 +214,9 @@ def test_a_device_joins_by_code_and_is_known_to_all(tmp_path: Path, closing: Exi
         with pytest.raises(NetworkError, match="code is wrong"):
             join_host(dial_host(server.address), "000000" if server.code.digits != "000000" else "1" * 6, guest.me())
         guest.learn(join_host(dial_host(server.address), server.code.digits, guest.me(":99"))[0])
+    end = time.monotonic() + 5
+    while "shed joined" not in events.text and time.monotonic() < end:  # it says so when it has answered
+        time.sleep(0.02)
     assert "kitchen joined" in events.text and "shed joined" in events.text
     assert [member.name for member in shed.others()] == ["attic", "kitchen"]
     assert shed.others()[1].address == "127.0.0.1:99"
