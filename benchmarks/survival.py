@@ -1,6 +1,7 @@
 """How long an answer pauses when a device is lost in the middle of it, and whether it stays the same.
 
-    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--seed 1] [--unprepared] [--overlap]
+    python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--prompt 0] [--seed 1]
+        [--unprepared] [--overlap]
 
 Devices are processes in network namespaces (needs root), with TLS, pairing, shards and all. Each event is a `kill -9`
 of a worker, or its cable pulled, at a random moment of a greedy answer; then the worker comes back for the next one.
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=0, help="tokens before the answer, about; 0: a short sentence")
     parser.add_argument("--unprepared", action="store_true")
     parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--serve", nargs=3, metavar=("FOLDER", "NAME", "HOST"))
@@ -65,8 +67,10 @@ def main() -> None:
         raise SystemExit("this needs root, `ip` and /dev/net/tun")
     rng = random.Random(given.seed)
     asked = {"max_tokens": given.tokens, "temperature": 0.0, "ignore_eos": True}
-    prompts = [f"{number}. {PROMPT}" for number in range(given.events)]
-    with LLM(given.model, context=512) as llm:
+    context = 512 + given.prompt
+    with LLM(given.model, context=context) as llm:
+        many = -(-given.prompt // len(llm.engine.encode(f" {PROMPT}")))
+        prompts = [f"{number}. {PROMPT}" + f" {PROMPT}" * many for number in range(given.events)]
         alone = [list(llm.complete(prompt, **asked).token_ids) for prompt in prompts]
     losses = []
     with ExitStack() as stack:
@@ -78,7 +82,7 @@ def main() -> None:
         if given.unprepared:
             Household.prepare = lambda *_: None  # type: ignore[method-assign]
         answers = _Answers()
-        llm = stack.enter_context(load_in_household(given.model, workers.desk, context=512, events=answers))
+        llm = stack.enter_context(load_in_household(given.model, workers.desk, context=context, events=answers))
         for number, prompt in enumerate(prompts):
             _rest()
             victims = rng.sample(range(1, given.devices), 2 if given.overlap else 1)

@@ -23,7 +23,7 @@ from itertools import combinations
 
 import numpy as np
 
-from edgerun.cluster.cables import Cable, Cables
+from edgerun.cluster.cables import PROBE_BYTES, Cable, Cables
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.control import Seat
 from edgerun.cluster.peers import Peers
@@ -92,12 +92,15 @@ def measure(peers: Peers, seats: Sequence[Seat], cables: Cables) -> Links:
     pairs = combinations(range(peers.size), 2)
     hops = {pair: _ping_pong(peers, *pair, _SMALL, _ROUNDS) for pair in pairs}
     hop = _largest_of_all(peers, max((each for each in hops.values() if each), default=0.0))
+    probes = {other: _one_way(peers, other, PROBE_BYTES // 4) for other in range(1, peers.size)}
     hosts = [seat.address.rpartition(":")[0] for seat in seats]
     known: dict[int, Cable] = {}
     if peers.rank == HEAD:
-        found = {
-            other: cables.find(seats[other].fingerprint, hosts[other], hops[HEAD, other]) for other in peers.others
-        }
+        found = {}
+        for other in peers.others:
+            hop_s = hops[HEAD, other]
+            probe_s = max(0.0, probes[other] - 2 * hop_s)
+            found[other] = cables.find(seats[other].fingerprint, hosts[other], hop_s, probe_s)
         known = {other: cable for other, cable in found.items() if cable is not None}
     for other in _unknown(peers, known):
         own_hop = hops[HEAD, other]
@@ -141,6 +144,23 @@ def _ping_pong(peers: Peers, low: int, high: int, count: int, rounds: int) -> fl
             peers.swap({low: peers.write(x, EXACT)}, {}, EXACT)
 
     return _timed(once, rounds) / 2
+
+
+def _one_way(peers: Peers, other: int, count: int) -> float:
+    """So many numbers from the head to another rank, and a small answer; 0 for all others."""
+    if peers.rank not in (HEAD, other):
+        return 0.0
+    x, answer = np.zeros(count, np.float32), np.zeros(_SMALL, np.float32)
+
+    def once() -> None:
+        if peers.rank == HEAD:
+            peers.swap({other: peers.write(x, EXACT)}, {}, EXACT)
+            peers.swap({}, {other: _SMALL}, EXACT)
+        else:
+            peers.swap({}, {HEAD: count}, EXACT)
+            peers.swap({HEAD: peers.write(answer, EXACT)}, {}, EXACT)
+
+    return _timed(once, 2)
 
 
 def _both(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:

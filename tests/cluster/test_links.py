@@ -44,21 +44,27 @@ def test_wires_want_a_mesh_and_shared_air_a_star() -> None:
 def test_what_was_measured_holds_for_a_day_where_nothing_seems_changed(tmp_path: Path) -> None:
     now = time.time()
     cable = Cable("10.0.0.2", now - 3600, 0.002, 8e-8, False)
-    assert is_still(cable, "10.0.0.2", 0.001, now) and is_still(cable, "10.0.0.2", 0.004, now)
-    assert not is_still(cable, "10.0.0.3", 0.002, now)  # another network
+    as_then = 0.0026  # for 32 KiB
+    assert is_still(cable, "10.0.0.2", 0.001, as_then, now) and is_still(cable, "10.0.0.2", 0.004, as_then, now)
+    assert not is_still(cable, "10.0.0.3", 0.002, as_then, now)  # another network
     for hop_s in (0.0002, 0.006):  # a cable now; worse air
-        assert not is_still(cable, "10.0.0.2", hop_s, now)
+        assert not is_still(cable, "10.0.0.2", hop_s, as_then, now)
+    for probe_s in (0.0003, 0.01):  # as quick to answer, but a gigabit now, or 25 megabits
+        assert not is_still(cable, "10.0.0.2", 0.002, probe_s, now)
     for later_s in (24 * 3600, -2 * 3600):  # a clock that was set back does not make it last
-        assert not is_still(cable, "10.0.0.2", 0.002, now + later_s)
+        assert not is_still(cable, "10.0.0.2", 0.002, as_then, now + later_s)
     cables = Cables(tmp_path / "cables")
-    assert cables.find("attic", "10.0.0.2", 0.002) is None
+    assert cables.find("attic", "10.0.0.2", 0.002, as_then) is None
     cables.keep("attic", cable)
-    assert cables.find("attic", "10.0.0.2", 0.002) == cable
-    assert cables.find("attic", "10.0.0.2", 0.02) is None and cables.find("shed", "10.0.0.2", 0.002) is None
+    assert cables.find("attic", "10.0.0.2", 0.002, as_then) == cable
+    assert (
+        cables.find("attic", "10.0.0.2", 0.02, as_then) is None
+        and cables.find("shed", "10.0.0.2", 0.002, as_then) is None
+    )
     cables.clear()
-    assert cables.find("attic", "10.0.0.2", 0.002) is None
+    assert cables.find("attic", "10.0.0.2", 0.002, as_then) is None
     (tmp_path / "cables" / "attic").write_bytes(b"nonsense")
-    assert cables.find("attic", "10.0.0.2", 0.002) is None
+    assert cables.find("attic", "10.0.0.2", 0.002, as_then) is None
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,20 @@ def test_links_are_measured_and_sums_take_as_long_as_predicted(three: Three) -> 
         group = begin(head, way)
         assert emulated * 0.85 < rounds(group, 12) < emulated * 4
         group.announce(b"")
+
+
+@pytest.mark.skipif(not can_emulate(), reason="rates are changed in network namespaces, which only root may make")
+def test_a_cable_of_another_rate_is_measured_again(three: Three) -> None:
+    here, head, _ = three
+    rates = []
+    for bits_per_s in (1e8, 2e7):
+        here.tell(f"rate {bits_per_s:.0f}")
+        group = begin(head, "auto")
+        assert head.links is not None
+        rates.append(8 / head.links.byte_s)
+        group.announce(b"")
+    here.tell("rate 100000000")
+    assert rates[1] < 0.4 * rates[0]
 
 
 def test_a_pulled_cable_is_noticed_within_a_second(three: Three) -> None:
