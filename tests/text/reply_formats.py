@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from edgerun.text.replies import known_tools
 from edgerun.text.replies.formats import _CALLS, _MESSAGES, _REASONING
-from edgerun.text.replies.tags import TagFormat
+from edgerun.text.replies.tags import Reasoning, TagFormat
 
 TOOLS = known_tools(
     [
@@ -37,6 +37,7 @@ FORMATS = {
     **{each.name: with_reasoning(mark, THINK) for mark, each in _CALLS.items()},
     "gemma4": with_reasoning("<|tool_call>", GEMMA),
     "mistral": with_reasoning("[TOOL_CALLS]", MISTRAL),
+    "minimax3": with_reasoning("]<]minimax[>[", Reasoning("<mm:think>", "</mm:think>")),
     "reasoning": TagFormat("reasoning", THINK),
 }
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from edgerun.text.replies import find_reply_format
+from edgerun.text.replies import find_reply_format, known_tools
 from edgerun.text.replies.tags import TagFormat
 from tests.text.reply_formats import (
     ARGS,
@@ -22,6 +22,7 @@ from tests.text.reply_formats import (
     read,
     taken_apart,
 )
+from tests.text.written_calls import M3
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,38 @@ from tests.text.reply_formats import (
             "hm",
             [("now", {})],
         ),
+        (
+            "minimax3",
+            f'<mm:think>hm</mm:think>Look.{M3}<tool_call>\n{M3}<invoke name="weather">{M3}<city>Köln{M3}</city>'
+            f'{M3}<days>2{M3}</days>{M3}</invoke>\n{M3}<invoke name="now">{M3}</invoke>\n{M3}</tool_call>',
+            "Look.",
+            "hm",
+            [KOELN, ("now", {})],
+        ),
+        (
+            "minimax3",
+            f'</mm:think>{M3}<tool_call>{M3}<invoke name="f">{M3}<a>{M3}<item>x{M3}</item>{M3}<item>2{M3}</item>'
+            f"{M3}</a>{M3}<b>{M3}<b>-1.5{M3}</b>{M3}<c>{M3}<item>{M3}<b>true{M3}</b>{M3}</item>{M3}</c>{M3}</b>{M3}</invoke>{M3}"
+            "</tool_call>",
+            "",
+            "",
+            [("f", {"a": ["x", 2], "b": {"b": -1.5, "c": [{"b": True}]}})],
+        ),
+        (
+            "gigachat3",
+            f"Look.<|message_sep|>\n\nfunction call<|role_sep|>\n{JSON}<|message_sep|>\n\n",
+            "Look.",
+            "",
+            [KOELN],
+        ),
+        ("gigachat3", "A function call.<|message_sep|>\n\n", "A function call.", "", []),
+        (
+            "recipient",
+            '>>>all\nLook: >>> 1\n>>>weather\n{"city": "Köln", "days": 2}>>>now\n{}',
+            "Look: >>> 1",
+            "",
+            [KOELN, ("now", {})],
+        ),
         ("llama3", '<|python_tag|>{"name": "now", "parameters": {}}', "", "", [("now", {})]),
         ("llama3", '{"name": "now"}; and {"name": "now"}', '; and {"name": "now"}', "", [("now", {})]),
         ("llama3", '{"name": "now"} ; {"a": 1}', '; {"a": 1}', "", [("now", {})]),
@@ -185,6 +218,10 @@ def test_ids_that_models_give():
         ("harmony", "<|start|>assistant<|channel|>final<|message|>", "Hi.<|return|>", "Hi.", ""),
         ("harmony", "<|start|>assistant<|channel|>analysis<|message|>", "hm<|end|>", "", "hm"),
         ("harmony", "x", "<|channel|>" + "y" * 300 + "<|message|>", "<|channel|>" + "y" * 300 + "<|message|>", ""),
+        ("minimax3", "]~b]ai\n<mm:think>", "hm</mm:think>Hi.", "Hi.", "hm"),
+        ("minimax3", "]~b]ai\n</mm:think>", "Hi.", "Hi.", ""),
+        ("recipient", "<|end_header_id|>\n\n>>>", "all\nHi. >>> 1", "Hi. >>> 1", ""),
+        ("recipient", "<|end_header_id|>\n\n>>>", "Hi.", "Hi.", ""),
         ("muse", "<|start|>assistant", " to=user<|message|>Hi.<|eot|>", "Hi.", ""),
         ("muse", "<|start|>assistant", " tomorrow", " tomorrow", ""),
     ],
@@ -218,6 +255,9 @@ BROKEN = [
     ("deepseek", "<｜tool▁call▁begin｜>f<｜tool▁sep｜>no json<｜tool▁call▁end｜>"),
     ("minimax", '<minimax:tool_call><invoke name="f">text</invoke></minimax:tool_call>'),
     ("llama3", '{"name": "now", '),
+    ("minimax3", f'{M3}<tool_call>{M3}<invoke name="f">text{M3}</invoke>{M3}</tool_call>'),
+    ("gigachat3", "function call<|role_sep|>\nnow"),
+    ("recipient", ">>>now\nand then"),
 ]
 
 
@@ -288,6 +328,12 @@ def test_pythons_values(text, value):
         ("<|tool_call:begin|> <|think|>", (), "solar", "<|think|>"),
         ("'<|open|>' + tag <|close|> <|end_of_msg|>", (), "kimi3", "<|open|>think<|sep|>"),
         ("'<function=' + name + '>'", (), "functionary", None),
+        ("set t = ']<]minimax[>[' '<tool_call>' '</mm:think>'", (), "minimax3", "<mm:think>"),
+        ("'<|role_sep|>' 'function call'", (), "gigachat3", None),
+        ("'<|role_sep|>' '<|function_call|>'", (), "gigachat", None),
+        ("Respond in this format:\n>>>${recipient}", (), "recipient", None),
+        ("formatted as functools[{...}, ...]", (), "functools", None),
+        (r"'\nAction:\n```json\n[\n'", (), "action", None),
         ('<function name="x"><param name="y"> </think>', (), "minicpm", "<think>"),
     ],
 )
@@ -298,6 +344,31 @@ def test_which_format_a_model_has(template, tokens, format, reasoning):
         assert (found.reasoning and found.reasoning.begin) == reasoning
 
 
+def test_a_recipient_stands_in_the_prompt_in_part():
+    reply = 'weather\n{"city": "Köln >>>all\\n", "days": 2}>>>now\n{}'
+    given = {"city": "Köln >>>all\n", "days": 2}
+    assert taken_apart("recipient", reply, "\n\n>>>") == ("", "", [("weather", given), ("now", {})])
+    for n in range(len(reply) + 1):
+        assert "".join(part.raw for part in read("recipient", [reply[:n], reply[n:]], "\n\n>>>")) == reply
+
+
+def test_schemas_of_elements():
+    properties = {
+        "no": {"type": "array", "items": {"type": "integer"}},
+        "may": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "one": {"oneOf": [{"type": "object", "properties": {"max": {"type": "string"}}}, {"type": "number"}]},
+    }
+    tools = known_tools([{"name": "f", "parameters": {"properties": properties}}])
+    reply = (
+        f'{M3}<tool_call>{M3}<invoke name="f">{M3}<no>{M3}</no>{M3}<may>12{M3}</may>{M3}<one>'
+        f"{M3}<max>7{M3}</max>{M3}</one>{M3}</invoke>{M3}</tool_call>"
+    )
+    assert taken_apart("minimax3", reply, tools=tools)[2] == [("f", {"no": [], "may": "12", "one": {"max": "7"}})]
+    as_qwen = "<tool_call><function=f><parameter=may>12</parameter></function></tool_call>"
+    assert taken_apart("tool_call", as_qwen, tools=tools)[2] == [("f", {"may": "12"})]
+
+
 def test_marks_are_texts_that_tokens_may_have():
-    for format in FORMATS.values():
-        assert all(isinstance(mark, str) and mark and not re.search(r"\s", mark) for mark in format.marks)
+    for name, format in FORMATS.items():
+        for mark in format.marks:
+            assert mark and (not re.search(r"\s", mark) or name in ("gigachat3", "recipient", "action"))

@@ -70,6 +70,18 @@ def opened(name, given):
     return f'<|open|>call tool="{name}" index="1"<|sep|>{each}<|close|>call<|sep|>'
 
 
+M3 = "]<]minimax[>["
+
+
+def elements(value):
+    """A value as MiniMax M3 writes it."""
+    if isinstance(value, dict):
+        return "".join(f"{M3}<{key}>{elements(each)}{M3}</{key}>" for key, each in value.items())
+    if isinstance(value, list):
+        return "".join(elements({"item": each}) for each in value)
+    return bare(value)
+
+
 _ATEM_CALL = tagged("", lambda n, a: f"<atem:function_calls>\n{_ATEM(n, a)}</atem:function_calls>", "")
 
 # format -> what writes several calls. Of UNTYPED values are told apart by their function's schema alone.
@@ -130,9 +142,20 @@ WRITERS = {
         "<|calls|>",
     ),
     "kimi3": tagged("<|open|>tools<|sep|>", opened, "<|close|>tools<|sep|><|close|>message<|sep|>"),
+    "minimax3": tagged(
+        f"{M3}<tool_call>\n",
+        lambda n, a: f'{M3}<invoke name="{n}">{elements(a)}{M3}</invoke>\n',
+        f"{M3}</tool_call>",
+    ),
+    "gigachat3": tagged(
+        "", lambda n, a: f"<|message_sep|>\n\nfunction call<|role_sep|>\n{named([(n, a)])[1:-1]}", "<|message_sep|>\n\n"
+    ),
+    "recipient": tagged("", lambda n, a: f">>>{n}\n{as_json(a)}", ""),
+    "functools": lambda calls: f" functools{named(calls)}",
+    "action": lambda calls: f"Action:\n```json\n{named(calls, 'tool_name', 'parameters')}\n```",
     "llama3": lambda calls: "; ".join(named([call], arguments="parameters")[1:-1] for call in calls),
 }
-UNTYPED = ("tool_call qwen", "tool_call glm", "seed", "minimax", "muse", "minicpm", "hy3", "kimi3")
+UNTYPED = ("tool_call qwen", "tool_call glm", "seed", "minimax", "muse", "minicpm", "hy3", "kimi3", "minimax3")
 WHOLE = (
     "lfm2 json",
     "mistral json",
@@ -140,6 +163,8 @@ WHOLE = (
     "toolcall",
     "tool_call|",
     "llama3",
+    "functools",
+    "action",
     "apertus",
     "tool_calls",
     "tool_calls lines",
@@ -149,4 +174,5 @@ ENDS = (
     *("</tool_call>", "<tool_call>", "</seed:tool_call>", "</minimax:tool_call>", f"</{_DSML}function_calls>"),
     *("</atem:function_calls>", "<|tool_call_end|>", "<tool_call|>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁call▁end｜>"),
     *("<|END_ACTION|>", "</TOOLCALL>", "; {", "</parameter", "</arg_value", "</think>", "<function=f>"),
+    *(f"{M3}</tool_call>", f"{M3}</", f"{M3}<item>", "<|message_sep|>", ">>>now\n", ">>>all\n"),
 )

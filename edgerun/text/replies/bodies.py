@@ -12,6 +12,7 @@ from typing import Any
 
 from edgerun.text.replies.literals import NoLiteral, Scanner, as_json, read_json
 from edgerun.text.replies.parts import Call, Tools
+from edgerun.text.replies.schemas import kinds_of
 
 Body = Callable[[str, Tools], list[Call] | None]
 
@@ -256,8 +257,8 @@ def _after_space(text: str, at: int) -> int:
 
 def typed(value: str, schema: Any) -> Any:
     """A value that was written without quotes, as its schema has it: a text is taken as it is, other JSON is read."""
-    kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind == "string" or (isinstance(kind, list) and "string" in kind and value not in ("null", "None")):
+    kinds = kinds_of(schema)
+    if "string" in kinds and not ("null" in kinds and value in ("null", "None")):
         return value
     text = value.strip()
     if text in _WORDS:

@@ -17,6 +17,7 @@ from edgerun.text.replies.literal_stream import LiteralStream, json_text
 from edgerun.text.replies.literals import JsonEnd, NoLiteral, as_json
 from edgerun.text.replies.marks import overlap
 from edgerun.text.replies.parts import Call, Part, Tools
+from edgerun.text.replies.schemas import kinds_of
 
 HEADER_CHARS = 400  # in which a call's first argument must begin
 _SPACE = re.compile(r"\s*")
@@ -147,7 +148,11 @@ class TaggedStyle:
         if found is None or found["name"].strip() not in tools:
             return None
         begun = text[found.end() : HEADER_CHARS]
-        return TaggedStream(self, tools) if self.parameter.match(begun[_space(begun) :]) else None
+        return self.begin(tools) if self.parameter.match(begun[_space(begun) :]) else None
+
+    def begin(self, tools: Tools) -> CallStream:
+        """For calls of any functions."""
+        return TaggedStream(self, tools)
 
 
 class TaggedStream:
@@ -198,7 +203,7 @@ class TaggedStream:
         if found is not None:
             key, is_text = found["key"].strip(), found.groupdict().get("text")
             self._schema = _SAID.get(is_text or "", self._tools.get(self._name, {}).get(key))
-            self._is_text = isinstance(self._schema, dict) and self._schema.get("type") == "string"
+            self._is_text = kinds_of(self._schema) == {"string"}
             self._has_begun, self._looked, self._state = False, 0, "value"
             before = ", " if self._n_arguments else "{"
             self._n_arguments += 1
@@ -257,11 +262,11 @@ _QUOTE = '"'
 _SAID: dict[str, Any] = {"true": {"type": "string"}, "string": {"type": "string"}, "false": {}}
 
 
-def body_of(style: TaggedStyle) -> Body:
-    """Calls of such a style as a body: whole, of any function."""
+def body_of(begin: Callable[[Tools], CallStream]) -> Body:
+    """Calls of such a stream as a body: whole, of any function."""
 
     def read(body: str, tools: Tools) -> list[Call] | None:
-        stream = TaggedStream(style, tools)
+        stream = begin(tools)
         parts, n = stream.take(body, True)
         if stream.is_broken or not stream.can_end or body[n:].strip():
             return None

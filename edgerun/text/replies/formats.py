@@ -23,6 +23,7 @@ from edgerun.text.replies.bodies import (
 from edgerun.text.replies.call_stream import CallStream, MappingStyle, OpenStream, TaggedStyle, body_of
 from edgerun.text.replies.ends import in_gemmas_quotes, in_json, in_parameter, in_python, in_tagged
 from edgerun.text.replies.messages import MessageFormat, harmony_addressee, muse_addressee
+from edgerun.text.replies.nested_stream import NestedStyle
 from edgerun.text.replies.parts import Tools
 from edgerun.text.replies.tags import CallMarks, Reasoning, TagFormat
 
@@ -116,6 +117,7 @@ _REASONING = (  # by what stands in a template
     Reasoning("<|channel>thought", "<channel|>", anywhere=True),
     Reasoning("[THINK]", "[/THINK]"),
     Reasoning("<seed:think>", "</seed:think>"),
+    Reasoning("<mm:think>", "</mm:think>"),
     Reasoning("<|START_THINKING|>", "<|END_THINKING|>"),
     Reasoning("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     _THINK,
@@ -129,6 +131,8 @@ _MUSE_CALLS = CallMarks(
 )
 _DSML = "｜DSML｜"
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>")
+_M3 = "]<]minimax[>["
+_ELEMENTS = NestedStyle(_M3)
 _KIMI = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_argument_begin|>")
 
 _MESSAGES: Mapping[str, MessageFormat] = {
@@ -176,7 +180,7 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     "HYTK = ':opensource'": TagFormat(
         "hy3",
         Reasoning("<think:opensource>", "</think:opensource>"),
-        (CallMarks("<tool_call:opensource>", "</tool_call:opensource>", body_of(_HY3), stream=_HY3.open),),
+        (CallMarks("<tool_call:opensource>", "</tool_call:opensource>", body_of(_HY3.begin), stream=_HY3.open),),
         ("<tool_calls:opensource>", "</tool_calls:opensource>"),
     ),
     "<|tool_call:begin|>": TagFormat(
@@ -197,7 +201,7 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     "<|end_of_msg|>": TagFormat(
         "kimi3",
         Reasoning("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-        (CallMarks("<|open|>call", "<|close|>call<|sep|>", body_of(_OPENED), stream=_OPENED.open),),
+        (CallMarks("<|open|>call", "<|close|>call<|sep|>", body_of(_OPENED.begin), stream=_OPENED.open),),
         (
             *(f"<|{way}|>{what}<|sep|>" for way in ("open", "close") for what in ("response", "tools")),
             *("<|close|>message<|sep|>", "<|end_of_msg|>"),
@@ -259,8 +263,34 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     "<|function_call|>": TagFormat(
         "gigachat", calls=(CallMarks("<|function_call|>", "", json_body, stream=_OBJECT.open),)
     ),
+    "<|role_sep|>": TagFormat(  # of 3.0: a call is a message of its own
+        "gigachat3",
+        calls=(CallMarks("function call<|role_sep|>", "", json_body, stream=_OBJECT.open),),
+        around=("<|message_sep|>",),
+        inside=("<|role_sep|>",),
+    ),
     "<|tool_call|>": TagFormat(  # Granite 3, Phi 4 mini
         "tool_call|", calls=(CallMarks("<|tool_call|>", "", json_body),), around=("<|/tool_call|>",)
+    ),
+    _M3: TagFormat(
+        "minimax3",
+        calls=(CallMarks(f"{_M3}<tool_call>", f"{_M3}</tool_call>", body_of(_ELEMENTS.begin), stream=_ELEMENTS.open),),
+        around=("</mm:think>",),  # a reply without reasoning begins so
+        inside=(_M3, "<tool_call>", "</tool_call>"),
+    ),
+    ">>>${recipient}": TagFormat(  # Functionary 3.2
+        "recipient",
+        around=(">>>all\n",),
+        called=lambda name: CallMarks(
+            f">>>{name}\n", "", divided_body("\n"), n_kept=len(name) + 1, stream=_divided("\n")
+        ),
+        begun=">>>",
+    ),
+    "functools[": TagFormat(  # Firefunction 2
+        "functools", calls=(CallMarks("functools[", "", json_body, n_kept=1),)
+    ),
+    r"Action:\n```json": TagFormat(  # Command R+
+        "action", calls=(CallMarks("Action:\n```json", "```", json_body, is_within=in_json),)
     ),
     "<tool_call>": TagFormat(
         "tool_call",
@@ -275,10 +305,12 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
         calls=(CallMarks("<function=", "</function>", divided_body(">"), is_within=in_json, stream=_divided(">")),),
     ),
     '<function name="': TagFormat(  # MiniCPM 5
-        "minicpm", calls=(CallMarks("<function", "</function>", body_of(_PARAM), stream=_PARAM.open),)
+        "minicpm", calls=(CallMarks("<function", "</function>", body_of(_PARAM.begin), stream=_PARAM.open),)
     ),
     '{"name": function name, "parameters"': TagFormat(
-        "llama3", calls=(CallMarks("{", "", bare_json_body, first=True, between=";"),), around=("<|python_tag|>",)
+        "llama3",
+        calls=(CallMarks("{", "", bare_json_body, n_kept=1, first=True, between=";"),),
+        around=("<|python_tag|>",),
     ),
 }
 

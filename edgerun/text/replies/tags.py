@@ -30,14 +30,15 @@ class Reasoning:
 
 @dataclass(frozen=True)
 class CallMarks:
-    """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. first: only
-    before anything is answered, or right after another call, from which `between` may part it. is_within: whether a
-    body breaks off within a value, so that its end may be none. stream: takes calls of known functions apart while they
-    come; None: they come whole."""
+    """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. n_kept: so
+    many characters at the end of `begin` belong to the body too. first: only before anything is answered, or right
+    after another call, from which `between` may part it. is_within: whether a body breaks off within a value, so that
+    its end may be none. stream: takes calls of known functions apart while they come; None: they come whole."""
 
     begin: str
     end: str
     body: Body
+    n_kept: int = 0
     first: bool = False
     between: str = ""
     is_within: Callable[[str], bool] = never
@@ -47,13 +48,16 @@ class CallMarks:
 @dataclass(frozen=True)
 class TagFormat:
     """reasoning: its marks, if there is any; calls: those of calls; around: marks that mean nothing by themselves;
-    inside: tokens that marks and calls are made of."""
+    inside: tokens that marks and calls are made of; called: the marks of a call of this function, where its name is
+    part of them; begun: what of a reply's first mark the prompt ends with."""
 
     name: str
     reasoning: Reasoning | None = None
     calls: tuple[CallMarks, ...] = ()
     around: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    called: Callable[[str], CallMarks] | None = None
+    begun: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -64,7 +68,8 @@ class TagFormat:
 
     def reader(self, prompt: str, tools: Tools) -> TagReader:
         """For one reply. prompt: what the reply continues, or the end of it; tools: without any, nothing is a call."""
-        return TagReader(self, prompt, tools)
+        named = () if self.called is None else tuple(map(self.called, tools))
+        return TagReader(replace(self, calls=(*self.calls, *named)), prompt, tools)
 
 
 class TagReader:
@@ -76,7 +81,8 @@ class TagReader:
         self._thinking = format.reasoning
         is_open = self._thinking is not None and prompt.rstrip().endswith(self._thinking.begin)
         self._state: Literal["text", "reasoning", "call"] = "reasoning" if is_open else "text"
-        self._held = ""  # of which nothing can be said yet
+        self._n_before = len(format.begun) if prompt.endswith(format.begun) else 0  # characters of `held` not replied
+        self._held = format.begun[: self._n_before]  # of which nothing can be said yet
         self._swallows = is_open  # space comes after a mark
         self._may_think = not is_open
         self._has_answered = False
@@ -91,11 +97,20 @@ class TagReader:
     def push(self, text: str) -> list[Part]:
         """See `ReplyReader`."""
         self._held += text
-        return self._read(is_over=False)
+        return self._replied(self._read(is_over=False))
 
     def finish(self) -> list[Part]:
         """See `ReplyReader`."""
-        return self._read(is_over=True)
+        return self._replied(self._read(is_over=True))
+
+    def _replied(self, parts: list[Part]) -> list[Part]:
+        """Parts without what the prompt ended with."""
+        for i, part in enumerate(parts):
+            n = min(self._n_before, len(part.raw))
+            self._n_before -= n
+            if n:
+                parts[i] = replace(part, raw=part.raw[n:], text=part.text[n:] if part.kind == "text" else part.text)
+        return parts
 
     def _read(self, is_over: bool) -> list[Part]:
         parts: list[Part] = []
@@ -129,8 +144,8 @@ class TagReader:
             parts.append(Part("mark", "", raw))
         else:
             call = next(call for call in self._format.calls if call.begin == mark)
-            if mark == "{":  # where the call itself begins
-                raw, self._held = raw[:-1], mark + self._held
+            n = len(raw) - call.n_kept
+            raw, self._held = raw[:n], raw[n:] + self._held
             self._begin_call(call, raw)
         return True
 
