@@ -11,6 +11,7 @@ THINK = Choice(("on", "off", "none", "minimal", "low", "medium", "high", "max"))
 
 def thinking_variables(word: str) -> dict[str, Any]:
     """The template variables for a word of `THINK`: templates look at one of them or at none."""
-    if word in ("on", "off", "none"):
-        return {"enable_thinking": word == "on", **({"reasoning_effort": "none"} if word == "none" else {})}
-    return {"enable_thinking": True, "reasoning_effort": word}
+    thinks = word not in ("off", "none")
+    named = {} if word in ("on", "off") else {"reasoning_effort": word}
+    switches = {"enable_thinking": thinks, "thinking": thinks, "thinking_mode": "enabled" if thinks else "disabled"}
+    return {**switches, **named, **({} if thinks else {"thinking_budget": 0})}

@@ -16,6 +16,7 @@ Conversation = list[dict[str, Any]]
 
 _SYSTEM = ("system", "developer")
 _REASONING = ("thinking", "reasoning")  # as some templates call what is `reasoning_content` for most
+_THOUGHTS = ("reasoning_content", *_REASONING)
 
 
 def checked_conversation(messages: Any) -> Conversation:
@@ -27,18 +28,16 @@ def checked_conversation(messages: Any) -> Conversation:
 
 
 def other_ways(conversation: Conversation) -> Iterator[Conversation]:
-    """The same in other ways, for a template that cannot write it as it is."""
-    with_texts = arguments_as_text(conversation)
-    if with_texts != conversation:
-        yield with_texts
-    thoughts_alone = [_without_content(message) for message in conversation]
-    if thoughts_alone != conversation:
-        yield thoughts_alone
-    merged = merged_system(conversation)
-    if merged != conversation:
-        yield merged
-        if with_texts != conversation:
-            yield arguments_as_text(merged)
+    """The same in other ways, for a template that cannot write it as it is: each change alone, then several."""
+    ways = (arguments_as_text, _thoughts_alone, gathered_system, merged_system, one_call_each, _filled, _merged_turns)
+    seen = [conversation]
+    for first, last in [*((i, i + 1) for i in range(len(ways))), *((i, len(ways)) for i in range(len(ways)))]:
+        way = conversation
+        for n in range(first, last):
+            way = ways[n](way)
+            if way not in seen:
+                seen.append(way)
+                yield way
 
 
 def arguments_as_text(conversation: Conversation) -> Conversation:
@@ -46,12 +45,60 @@ def arguments_as_text(conversation: Conversation) -> Conversation:
     return [_with_arguments(message, _as_text) for message in conversation]
 
 
+def in_order(conversation: Conversation) -> Conversation:
+    """Results of functions in the order of their calls, for most templates write no ids."""
+    found: Conversation = []
+    for message, results in _with_results(conversation):
+        found += [message, *(result for own in results for result in own)]
+    return found
+
+
+def one_call_each(conversation: Conversation) -> Conversation:
+    """A message that calls several functions as several messages, each with the result of its own."""
+    found: Conversation = []
+    for message, results in _with_results(conversation):
+        calls = calls_of(message)
+        if len(calls) < 2:
+            found += [message, *(result for own in results for result in own)]
+            continue
+        for i, call in enumerate(calls):
+            found += [{**(_silent(message) if i else message), "tool_calls": [call]}, *results[i]]
+    return found
+
+
+def gathered_system(conversation: Conversation) -> Conversation:
+    """All that the system says at the beginning as one message, and what it says later as the beginning of what the
+    user says next."""
+    n = next((i for i, message in enumerate(conversation) if message["role"] not in _SYSTEM), len(conversation))
+    found = [{**conversation[0], "content": _joined(conversation[:n])}] if n else []
+    told: Conversation = []
+    for message in conversation[n:]:
+        if message["role"] in _SYSTEM:
+            told.append(message)
+        elif message["role"] == "user" and told:
+            found.append({**message, "content": _joined([*told, message])})
+            told = []
+        else:
+            found.append(message)
+    return [*found, {"role": "user", "content": _joined(told)}] if told else found
+
+
+def as_system(conversation: Conversation) -> Conversation:
+    """What OpenAI calls a developer's messages as the system's, which is what most templates know."""
+    return [{**message, "role": "system"} if message["role"] == "developer" else message for message in conversation]
+
+
+def lacks_system(text: str, conversation: Conversation) -> bool:
+    """Whether a template left out what the system says."""
+    return any(message["content"].strip() not in text for message in conversation if message["role"] in _SYSTEM)
+
+
 def merged_system(conversation: Conversation) -> Conversation:
     """What the system says at the beginning, as the beginning of the user's first message."""
     n = next((i for i, message in enumerate(conversation) if message["role"] not in _SYSTEM), len(conversation))
     if not n:
         return conversation
-    told = "\n\n".join(message["content"] for message in conversation[:n])
+    told = _joined(conversation[:n])
     rest = conversation[n:]
     if rest and rest[0]["role"] == "user":
         return [{**rest[0], "content": f"{told}\n\n{rest[0]['content']}"}, *rest[1:]]
@@ -94,9 +141,64 @@ def _checked(index: int, message: Any) -> dict[str, Any]:
     raise TemplateError(f"{where}.content must be text or a list of parts, got {type(content).__name__}")
 
 
+def _thoughts_alone(conversation: Conversation) -> Conversation:
+    """Messages that call functions without what they say beside their reasoning: gpt-oss takes one of the two."""
+    return [_without_content(message) for message in conversation]
+
+
+def _filled(conversation: Conversation) -> Conversation:
+    """An assistant's message that says nothing, as one that was cancelled, says a space."""
+    return [
+        {**message, "content": " "}
+        if message["role"] == "assistant" and not message["content"] and not calls_of(message)
+        else message
+        for message in conversation
+    ]
+
+
+def _merged_turns(conversation: Conversation) -> Conversation:
+    """What one says in several messages, in one."""
+    found: Conversation = []
+    for message in conversation:
+        before = found[-1] if found else message
+        texts = isinstance(before["content"], str) and isinstance(message["content"], str)
+        if found and message["role"] == before["role"] == "user" and texts:
+            found[-1] = {**before, "content": _joined([before, message])}
+        else:
+            found.append(message)
+    return found
+
+
+def _joined(messages: Conversation) -> str:
+    return "\n\n".join(message["content"] for message in messages if message["content"])
+
+
+def _with_results(conversation: Conversation) -> Iterator[tuple[dict[str, Any], list[Conversation]]]:
+    """Each message, and of one that calls functions the results of each call, which follow it. A result without a
+    call's id belongs to the call of its place."""
+    at = 0
+    while at < len(conversation):
+        message = conversation[at]
+        calls = calls_of(message)
+        at += 1
+        ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
+        results: list[Conversation] = [[] for _ in calls]
+        n = 0
+        while calls and at < len(conversation) and conversation[at]["role"] == "tool":
+            wanted = conversation[at].get("tool_call_id")
+            owner = ids.index(wanted) if wanted is not None and wanted in ids else min(n, len(calls) - 1)
+            results[owner].append(conversation[at])
+            n, at = n + 1, at + 1
+        yield message, results
+
+
+def _silent(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without what it says and thinks."""
+    return {key: value for key, value in message.items() if key not in _THOUGHTS} | {"content": ""}
+
+
 def _without_content(message: dict[str, Any]) -> dict[str, Any]:
-    """A message that calls functions without what it says beside its reasoning: gpt-oss takes one of the two."""
-    return {**message, "content": ""} if _calls(message) and message.get("thinking") else message
+    return {**message, "content": ""} if calls_of(message) and message.get("thinking") else message
 
 
 def _part_text(where: str, part: Any) -> str:
@@ -110,13 +212,14 @@ def _part_text(where: str, part: Any) -> str:
     return text
 
 
-def _calls(message: Mapping[str, Any]) -> list[Any]:
+def calls_of(message: Mapping[str, Any]) -> list[Any]:
+    """The calls of functions that a message holds."""
     calls = message.get("tool_calls")
     return list(calls) if isinstance(calls, Sequence) and not isinstance(calls, str | bytes) else []
 
 
 def _arguments(message: Mapping[str, Any]) -> Iterator[Any]:
-    for call in _calls(message):
+    for call in calls_of(message):
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
             yield function.get("arguments")
@@ -125,7 +228,7 @@ def _arguments(message: Mapping[str, Any]) -> Iterator[Any]:
 def _with_arguments(message: dict[str, Any], write: Any) -> dict[str, Any]:
     """The message with each call's arguments as `write` has them. What is no call stays as it is: the template will
     say so."""
-    calls = _calls(message)
+    calls = calls_of(message)
     if not calls:
         return message
     written = []

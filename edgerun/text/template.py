@@ -6,8 +6,10 @@ are bounded (see `template_process`), and within it in jinja2's sandbox.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from itertools import product
 from time import monotonic
 from typing import Any, Protocol
@@ -16,10 +18,14 @@ from edgerun.errors import TemplateError, UsageError
 from edgerun.text.conversation import (
     Conversation,
     arguments_as_text,
+    as_system,
     checked_conversation,
+    gathered_system,
+    lacks_system,
     other_ways,
     shows_mappings,
 )
+from edgerun.text.dialects import completed_tools, in_dialect
 from edgerun.text.fallbacks import fallback_template
 from edgerun.text.template_process import TemplateProcess, TemplateRefusal
 
@@ -107,7 +113,7 @@ class ChatTemplate:
             **given,
             **({"tools": list(tools)} if tools else {}),
         }
-        conversation = checked_conversation(messages)
+        conversation = in_dialect(self.source, checked_conversation(messages))
         until = monotonic() + self._process.limits.cpu_s
 
         def written(way: Conversation, **more: Any) -> str:
@@ -116,16 +122,25 @@ class ChatTemplate:
         try:
             text = written(conversation)
         except TemplateRefusal as first:
-            nothing = {} if tools else {"tools": None}
-            for way, more in product([conversation, *other_ways(conversation)], [{}, nothing] if nothing else [{}]):
-                if (way is not conversation or more) and monotonic() < until:
+            if not conversation:
+                raise TemplateError(f"{self.label} needs a message: there is none") from first
+            schemas = completed_tools(tools or ())
+            as_text = {"functions": json.dumps(schemas, indent=2) if schemas else "", "datetime": str(date.today())}
+            more = {"tools": schemas or None, **as_text}  # Firefunction knows tools as a text
+            for way, given in product([conversation, *other_ways(conversation)], [{}, more]):
+                if (way is not conversation or given) and monotonic() < until:
                     with suppress(TemplateRefusal):
-                        return written(way, **more)
+                        return written(way, **given)
             raise first
-        if shows_mappings(text, conversation):
-            with suppress(TemplateRefusal):
-                other = written(arguments_as_text(conversation))
-                return text if shows_mappings(other, conversation) else other
+        for lacks, other_way in (
+            (shows_mappings, arguments_as_text),
+            (lacks_system, as_system),
+            (lacks_system, gathered_system),
+        ):
+            if lacks(text, conversation):
+                with suppress(TemplateRefusal):
+                    other = written(other_way(conversation))
+                    text = text if lacks(other, conversation) else other
         return text
 
 

@@ -35,6 +35,7 @@ def with_reasoning(mark, reasoning):
 FORMATS = {
     **_MESSAGES,
     **{each.name: with_reasoning(mark, THINK) for mark, each in _CALLS.items()},
+    "tool_call": with_reasoning("<parameter=example_parameter", THINK),
     "gemma4": with_reasoning("<|tool_call>", GEMMA),
     "mistral": with_reasoning("[TOOL_CALLS]", MISTRAL),
     "minimax3": with_reasoning("]<]minimax[>[", Reasoning("<mm:think>", "</mm:think>")),
@@ -80,6 +81,10 @@ DSML = (
     '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Köln'
     '</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
     "</｜DSML｜function_calls>"
+)
+KIMI = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+    '{"city": "Köln", "days": 2}<|tool_call_end|><|tool_calls_section_end|>'
 )
 TAGGED = "<think>\nhm\n</think>\n\nLook.\n\n<tool_call>\n{}\n</tool_call>\n<tool_call>\n{}\n</tool_call>"
 TWICE = [KOELN, KOELN]

@@ -14,6 +14,7 @@ from tests.text.reply_formats import (
     HARMONY_CALL,
     INVOKE,
     JSON,
+    KIMI,
     KOELN,
     TAGGED,
     TOOLS,
@@ -34,6 +35,33 @@ from tests.text.written_calls import M3
         ("tool_call", f"<tool_call>[{JSON}, {JSON}]</tool_call> ok", "ok", "", TWICE),
         ("tool_call", '<tool_call>{"name": "f", "parameters": "{\\"a\\": 1}"}</tool_call>', "", "", [("f", {"a": 1})]),
         ("tool_call", "<tool_call>now</tool_call>", "", "", [("now", {})]),
+        ("tool_call", f"Look.\n{XML}\n</tool_call>\n<tool_call>\n{XML}\n</tool_call>", "Look.", "", TWICE),
+        ("tool_call", "<function=now>\n</function>\n", "", "", [("now", {})]),
+        ("tool_call", f"<think>\nhm <tool_call>\n<tool_call>\n{XML}\n</tool_call>", "", "hm <tool_call>", [KOELN]),
+        ("tool_call", f"<think>hm<tool_call>{XML}</tool_call>so</think>Hi.", "soHi.", "hm", [KOELN]),
+        ("tool_call", "<think>a <tool_call>f</think>Hi.<function=f>", "Hi.<function=f>", "a <tool_call>f", []),
+        ("kimi", f"<think>hm{KIMI}", "", "hm", [KOELN]),
+        ("dsml", f"<think>hm\n\n{DSML}", "", "hm", [KOELN]),
+        ("kimi3", "<|open|>think<|sep|>hm<|open|>response<|sep|>Hi.<|close|>response<|sep|>", "Hi.", "hm", []),
+        ("gemma4", "<|channel>thought\nhm<channel|>Hi.<channel|>", "Hi.", "hm", []),
+        ("command", "<|START_RESPONSE|>Hi.<|END_RESPONSE|>", "Hi.", "", []),
+        ("command", "<|START_TEXT|>Hi.<|END_TEXT|>", "Hi.", "", []),
+        (
+            "harmony",
+            "<|channel|>commentary to=assistant<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+            "<|channel|>final<|message|>Hi.",
+            "Hi.",
+            "hm",
+            [],
+        ),
+        (
+            "minicpm",
+            '<function name="weather"><param name="city"><![CDATA[a</param>]]></param>'
+            '<param name="days">2</param></function>',
+            "",
+            "",
+            [("weather", {"city": "a</param>", "days": 2})],
+        ),
         ("seed", "<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>", "", "", [("now", {})]),
         ("minimax", f"<think>hm</think><minimax:tool_call>\n{INVOKE}\n{INVOKE}\n</minimax:tool_call>", "", "hm", TWICE),
         ("dsml", f"Look.\n\n{DSML}", "Look.", "", [KOELN]),
@@ -223,10 +251,14 @@ def test_ids_that_models_give():
         ("recipient", "<|end_header_id|>\n\n>>>", "all\nHi. >>> 1", "Hi. >>> 1", ""),
         ("recipient", "<|end_header_id|>\n\n>>>", "Hi.", "Hi.", ""),
         ("muse", "<|start|>assistant", " to=user<|message|>Hi.<|eot|>", "Hi.", ""),
+        ("harmony", "x", "<|channel|>commentary to=python code<|message|>1<|end|>", "", None),
         ("muse", "<|start|>assistant", " tomorrow", " tomorrow", ""),
     ],
 )
 def test_where_reasoning_begins_and_ends(format, prompt, reply, text, reasoning):
+    if reasoning is None:  # of a call, where nothing can be called
+        assert taken_apart(format, reply, prompt, {}) == (text, "1", [])
+        return
     for tools in (TOOLS, {}):
         if "y" in reply and format == "harmony":
             text = taken_apart(format, reply, prompt, tools)[0]
@@ -332,6 +364,8 @@ def test_pythons_values(text, value):
         ("'<|role_sep|>' 'function call'", (), "gigachat3", None),
         ("'<|role_sep|>' '<|function_call|>'", (), "gigachat", None),
         ("Respond in this format:\n>>>${recipient}", (), "recipient", None),
+        ("<tool_call></tool_call> <tool_calls>[{", (), "tool_calls", None),
+        ("<function=example_function_name>{...}</function>", (), "functionary", None),
         ("formatted as functools[{...}, ...]", (), "functools", None),
         (r"'\nAction:\n```json\n[\n'", (), "action", None),
         ('<function name="x"><param name="y"> </think>', (), "minicpm", "<think>"),
@@ -356,6 +390,7 @@ def test_schemas_of_elements():
     properties = {
         "no": {"type": "array", "items": {"type": "integer"}},
         "may": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "many": {"type": ["string", "integer"]},
         "one": {"oneOf": [{"type": "object", "properties": {"max": {"type": "string"}}}, {"type": "number"}]},
     }
     tools = known_tools([{"name": "f", "parameters": {"properties": properties}}])
@@ -364,8 +399,14 @@ def test_schemas_of_elements():
         f"{M3}<max>7{M3}</max>{M3}</one>{M3}</invoke>{M3}</tool_call>"
     )
     assert taken_apart("minimax3", reply, tools=tools)[2] == [("f", {"no": [], "may": "12", "one": {"max": "7"}})]
-    as_qwen = "<tool_call><function=f><parameter=may>12</parameter></function></tool_call>"
-    assert taken_apart("tool_call", as_qwen, tools=tools)[2] == [("f", {"may": "12"})]
+    for key, text, value in (
+        ("may", "12", "12"),
+        ("may", "null", None),
+        ("many", "12", 12),
+        ("many", "12 or so", "12 or so"),
+    ):
+        as_qwen = f"<tool_call><function=f><parameter={key}>{text}</parameter></function></tool_call>"
+        assert taken_apart("tool_call", as_qwen, tools=tools)[2] == [("f", {key: value})]
 
 
 def test_marks_are_texts_that_tokens_may_have():

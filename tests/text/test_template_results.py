@@ -131,7 +131,9 @@ def plain(source, values):
 
 
 def merged(chat):
-    """What the system says put before what the user does, for templates that refuse a system."""
+    """What the system says put before what the user does, for templates that refuse a system; two users as one."""
+    if [message["role"] for message in chat] == ["user", "user"]:
+        return [{"role": "user", "content": "\n\n".join(m["content"] for m in chat if m["content"])}]
     if chat[0]["role"] != "system":
         return chat
     return [{"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}, *chat[2:]]

@@ -144,4 +144,5 @@ def test_hostile_templates_are_stopped_and_the_next_rendering_works(source, proc
     assert ChatTemplate("{{ messages[0].content }}", process=process).render(MESSAGES) == "hi"
     assert peak_bytes(resource.RUSAGE_SELF) - before[resource.RUSAGE_SELF] < 50 << 20
     allowed = AT_REST_BYTES + LIMITS.memory(len(source) + 200)
-    assert peak_bytes(resource.RUSAGE_CHILDREN) <= max(before[resource.RUSAGE_CHILDREN], allowed)
+    begun = peak_bytes(resource.RUSAGE_SELF)  # a child counts what its parent held when it was started
+    assert peak_bytes(resource.RUSAGE_CHILDREN) <= max(before[resource.RUSAGE_CHILDREN], allowed, begun)

@@ -174,7 +174,7 @@ def test_llama3():
 def test_mistral_and_its_refusal():
     assert template(MISTRAL).render(CHAT[1:]) == "<s>[INST]  Hi  [/INST]Hello.</s>[INST] Bye [/INST]"
     with pytest.raises(TemplateError, match="roles must alternate"):
-        template(MISTRAL).render([*CHAT[1:], CHAT[-1]])
+        template(MISTRAL).render([CHAT[2], *CHAT[1:]])
 
 
 def test_gemma_whose_system_speaks_through_the_user():

@@ -23,6 +23,15 @@ _NAME = re.compile(r"[\w.:/-]+")
 _MISTRAL = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]([\w-]+))?\s*(?:\[ARGS\])?")
 _SPACE = re.compile(r"\s*")
 _FENCED = re.compile(r"\s*```(?:json)?\n(.*?)\n?```\s*\Z", re.DOTALL)
+_JSON_KINDS: dict[type, set[str]] = {
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    str: set(),
+    list: {"array"},
+    dict: {"object"},
+    type(None): {"null"},
+}
 _WORDS = {"True": True, "False": False, "None": None}
 
 
@@ -256,14 +265,14 @@ def _after_space(text: str, at: int) -> int:
 
 
 def typed(value: str, schema: Any) -> Any:
-    """A value that was written without quotes, as its schema has it: a text is taken as it is, other JSON is read."""
+    """A value that was written without quotes, as its schema has it. What can be nothing but a text is taken as it is;
+    of what may be one, other JSON is read where it is of a kind that it may be; else all JSON is."""
     kinds = kinds_of(schema)
-    if "string" in kinds and not ("null" in kinds and value in ("null", "None")):
+    if kinds == {"string"}:
         return value
     text = value.strip()
-    if text in _WORDS:
-        return _WORDS[text]
     try:
-        return read_json(text)
+        found = _WORDS[text] if text in _WORDS else read_json(text)
     except NoLiteral:
         return value
+    return value if "string" in kinds and not kinds & _JSON_KINDS[type(found)] else found

@@ -132,8 +132,8 @@ class MappingStream:
 class TaggedStyle:
     """Calls whose arguments stand between tags of their own. call: what begins one, `name` in it; parameter: what
     begins an argument, `key` in it and perhaps `text`, whether it is one; value_end, call_end: what ends them; call_end
-    "": nothing does. by_line: a value has lines of its own. begins: with what calls and
-    parameters begin; "": there is one call."""
+    "": nothing does. by_line: a value has lines of its own. begins: with what calls and parameters begin; "": there is
+    one call. quotes: what may stand around a value, so that it may hold its end."""
 
     call: re.Pattern[str]
     parameter: re.Pattern[str]
@@ -141,6 +141,7 @@ class TaggedStyle:
     call_end: str
     begins: tuple[str, str]
     by_line: bool = False
+    quotes: tuple[str, str] = ("", "")
 
     def open(self, text: str, tools: Tools) -> CallStream | None:
         """See `OpenStream`."""
@@ -161,10 +162,11 @@ class TaggedStream:
     def __init__(self, style: TaggedStyle, tools: Tools) -> None:
         self._style = style
         self._tools = tools
-        self._state: Literal["call", "parameters", "value"] = "call"
+        self._state: Literal["call", "parameters", "quote", "value"] = "call"
         self._name = ""
         self._n_arguments = 0
         self._schema: Any = None
+        self._value_end = style.value_end
         self._is_text = False  # the value is one, which is told as it comes
         self._has_begun = False  # something of it was taken
         self._looked = 0  # characters in which its end was looked for
@@ -175,7 +177,7 @@ class TaggedStream:
         parts: list[Part] = []
         at = 0
         self.can_end = False
-        steps = {"call": self._call, "parameters": self._parameters, "value": self._value}
+        steps = {"call": self._call, "parameters": self._parameters, "quote": self._quote, "value": self._value}
         while not self.is_broken:
             n = steps[self._state](parts, text[at:], is_last)
             if n is None:
@@ -204,7 +206,7 @@ class TaggedStream:
             key, is_text = found["key"].strip(), found.groupdict().get("text")
             self._schema = _SAID.get(is_text or "", self._tools.get(self._name, {}).get(key))
             self._is_text = kinds_of(self._schema) == {"string"}
-            self._has_begun, self._looked, self._state = False, 0, "value"
+            self._has_begun, self._looked, self._state = False, 0, "quote"
             before = ", " if self._n_arguments else "{"
             self._n_arguments += 1
             parts.append(Part("arguments", f"{before}{as_json(key)}: {_QUOTE * self._is_text}", ""))
@@ -219,8 +221,17 @@ class TaggedStream:
         self._state = "call"
         return n + len(end) if has_end else 0
 
+    def _quote(self, parts: list[Part], text: str, is_last: bool) -> int | None:
+        begin, end = self._style.quotes
+        if len(text) < len(begin) and begin.startswith(text) and not is_last:
+            return None
+        is_quoted = text.startswith(begin)
+        self._value_end = (end if is_quoted else "") + self._style.value_end
+        self._state = "value"
+        return len(begin) if is_quoted else 0
+
     def _value(self, parts: list[Part], text: str, is_last: bool) -> int | None:
-        mark = self._style.value_end
+        mark = self._value_end
         end = text.find(mark, self._looked)
         if self._is_text:
             return self._text(parts, text, end, is_last)
@@ -243,7 +254,7 @@ class TaggedStream:
         first = int(self._style.by_line and not self._has_begun and text[0] == "\n")
         self._has_begun = True
         if end < 0:
-            stop = len(text) if is_last else len(text) - overlap(text, (self._style.value_end,))
+            stop = len(text) if is_last else len(text) - overlap(text, (self._value_end,))
             if self._style.by_line and not is_last and stop > first and text[stop - 1] == "\n":
                 stop -= 1
         else:
@@ -254,7 +265,7 @@ class TaggedStream:
             parts.append(Part("arguments", said, ""))
         if end >= 0:
             self._state = "parameters"
-            return end + len(self._style.value_end)
+            return end + len(self._value_end)
         return max(first, stop) or None
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from edgerun.text.replies.bodies import (
     bare_json_body,
     divided_body,
+    function_body,
     gemma_body,
     identified_body,
     invoke_body,
@@ -72,6 +73,7 @@ _PARAM = TaggedStyle(
     "</param>",
     "",
     ("", "<param "),
+    quotes=("<![CDATA[", "]]>"),
 )
 _HY3 = TaggedStyle(
     re.compile(r"\s*(?P<name>[\w.:/-]+)<tool_sep:opensource>"),
@@ -139,10 +141,19 @@ _MESSAGES: Mapping[str, MessageFormat] = {
     "harmony": MessageFormat("harmony", ("<|end|>", "<|call|>", "<|return|>"), harmony_addressee),
     "muse": MessageFormat("muse", ("<|eom|>", "<|eot|>"), muse_addressee, TagFormat("muse", calls=(_MUSE_CALLS,))),
 }
+_TOOL_CALL = TagFormat(
+    "tool_call",
+    calls=(CallMarks("<tool_call>", "</tool_call>", tagged_body, is_within=in_tagged, stream=_tagged_stream),),
+    inside=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+_TOOL_CALLS = TagFormat(
+    "tool_calls", calls=(CallMarks("<tool_calls>", "</tool_calls>", lines_body, is_within=in_json),)
+)
 _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> the calls that it means
     "<|tool_call>": TagFormat(
         "gemma4",
         calls=(CallMarks("<|tool_call>", "<tool_call|>", gemma_body, is_within=in_gemmas_quotes, stream=_GEMMA.open),),
+        around=("<channel|>",),  # some end once more what they thought
         inside=('<|"|>', "<|channel>"),
     ),
     "<|tool_call_start|>": TagFormat(
@@ -171,6 +182,7 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
             for block in ("function_calls", "tool_calls")
         ),
         inside=(_DSML,),
+        calls_end=True,
     ),
     "<|tools_prefix|>": TagFormat(
         "apertus",
@@ -207,6 +219,7 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
             *("<|close|>message<|sep|>", "<|end_of_msg|>"),
         ),
         ("<|open|>", "<|close|>", "<|sep|>"),
+        unclosed=("<|open|>response<|sep|>", "<|open|>tools<|sep|>"),
     ),
     "<｜tool▁call▁begin｜>": TagFormat(
         "deepseek",
@@ -235,6 +248,8 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
         ),
         around=_KIMI[:2],
         inside=_KIMI[2:],
+        unclosed=_KIMI[:1],
+        calls_end=True,
     ),
     "<minimax:tool_call>": TagFormat(
         "minimax",
@@ -255,7 +270,9 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
         ),
     ),
     "<|START_ACTION|>": TagFormat(
-        "command", calls=(CallMarks("<|START_ACTION|>", "<|END_ACTION|>", json_body, is_within=in_json),)
+        "command",
+        calls=(CallMarks("<|START_ACTION|>", "<|END_ACTION|>", json_body, is_within=in_json),),
+        around=tuple(f"<|{way}_{what}|>" for way in ("START", "END") for what in ("RESPONSE", "TEXT")),
     ),
     "<TOOLCALL>": TagFormat(  # Nemotron Nano 2
         "toolcall", calls=(CallMarks("<TOOLCALL>", "</TOOLCALL>", json_body, is_within=in_json),)
@@ -292,14 +309,26 @@ _CALLS: Mapping[str, TagFormat] = {  # what a template or vocabulary shows -> th
     r"Action:\n```json": TagFormat(  # Command R+
         "action", calls=(CallMarks("Action:\n```json", "```", json_body, is_within=in_json),)
     ),
-    "<tool_call>": TagFormat(
-        "tool_call",
-        calls=(CallMarks("<tool_call>", "</tool_call>", tagged_body, is_within=in_tagged, stream=_tagged_stream),),
-        inside=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "<tool_calls>[": _TOOL_CALLS,  # Apriel, which names <tool_call> too
+    "<role>ASSISTANT</role>": replace(_TOOL_CALL, calls_end=True),  # Ling 3
+    "<parameter=example_parameter": replace(  # Qwen3-Coder and 3.5, Nemotron 3: some leave <tool_call> out
+        _TOOL_CALL,
+        calls_end=True,
+        calls=(
+            *_TOOL_CALL.calls,
+            CallMarks(
+                "<function=",
+                "</tool_call>",
+                function_body,
+                n_kept=len("<function="),
+                known=True,
+                is_within=in_tagged,
+                stream=_FUNCTION_BY_LINE.open,
+            ),
+        ),
     ),
-    "<tool_calls>": TagFormat(  # Apriel 1.6, MiniMax M1
-        "tool_calls", calls=(CallMarks("<tool_calls>", "</tool_calls>", lines_body, is_within=in_json),)
-    ),
+    "<tool_call>": _TOOL_CALL,
+    "<tool_calls>": _TOOL_CALLS,  # MiniMax M1
     "<function=": TagFormat(  # Functionary 3.1: its arguments are JSON
         "functionary",
         calls=(CallMarks("<function=", "</function>", divided_body(">"), is_within=in_json, stream=_divided(">")),),

@@ -51,10 +51,10 @@ class MessageFormat:
 def harmony_addressee(header: str) -> Addressee:
     """`assistant<|channel|>analysis`, `...commentary to=functions.NAME <|constrain|>json`, `...final`."""
     recipient = _RECIPIENT.search(header)
-    if recipient is not None and recipient.group(1) != "user":
+    if recipient is not None and recipient.group(1) not in ("user", "assistant"):
         return Addressee("call", recipient.group(1).removeprefix("functions."))
-    channel = _CHANNEL.search(header)
-    return Addressee("reasoning" if channel is not None and channel.group(1) == "analysis" else "text")
+    channels = _CHANNEL.findall(header)
+    return Addressee("reasoning" if channels and channels[-1] == "analysis" else "text")
 
 
 def muse_addressee(header: str) -> Addressee:
@@ -114,7 +114,10 @@ class MessageReader:
         raw = self._held[: end + len(MESSAGE)]
         header = self._held[:end]
         self._held = self._held[len(raw) :]
-        self._begin(self._format.addressee(header if START in header else self._header + header))
+        addressee = self._format.addressee(header if START in header else self._header + header)
+        if addressee.kind == "call" and not self._tools and self._format.content is None:
+            addressee = Addressee("reasoning")  # to nobody that there is, and no answer
+        self._begin(addressee)
         if self._addressee.kind == "call" and self._format.content is None:
             parts.append(Part("call", self._addressee.name, raw))
             parts.append(Part("arguments", "", ""))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgerun.text.replies.bodies import Body
-from edgerun.text.replies.call_stream import CallStream, OpenStream
+from edgerun.text.replies.call_stream import HEADER_CHARS, CallStream, OpenStream
 from edgerun.text.replies.ends import never
 from edgerun.text.replies.literals import JsonEnd, NoLiteral
 from edgerun.text.replies.marks import any_of, n_certain
@@ -31,14 +31,16 @@ class Reasoning:
 @dataclass(frozen=True)
 class CallMarks:
     """The marks around a call, and how to read what stands between. end: "" where it is over with its JSON. n_kept: so
-    many characters at the end of `begin` belong to the body too. first: only before anything is answered, or right
-    after another call, from which `between` may part it. is_within: whether a body breaks off within a value, so that
-    its end may be none. stream: takes calls of known functions apart while they come; None: they come whole."""
+    many characters at the end of `begin` belong to the body too. known: only of functions that there are, for `begin`
+    may stand in any text. first: only before anything is answered, or right after another call, from which `between`
+    may part it. is_within: whether a body breaks off within a value, so that its end may be none. stream: takes calls
+    of known functions apart while they come; None: they come whole."""
 
     begin: str
     end: str
     body: Body
     n_kept: int = 0
+    known: bool = False
     first: bool = False
     between: str = ""
     is_within: Callable[[str], bool] = never
@@ -48,14 +50,17 @@ class CallMarks:
 @dataclass(frozen=True)
 class TagFormat:
     """reasoning: its marks, if there is any; calls: those of calls; around: marks that mean nothing by themselves;
-    inside: tokens that marks and calls are made of; called: the marks of a call of this function, where its name is
-    part of them; begun: what of a reply's first mark the prompt ends with."""
+    inside: tokens that marks and calls are made of; unclosed: marks that end reasoning which did not end by itself;
+    calls_end: whether calls end it, too, or stand in it as other text does; called: the marks of a call of this
+    function, where its name is part of them; begun: what of a reply's first mark the prompt ends with."""
 
     name: str
     reasoning: Reasoning | None = None
     calls: tuple[CallMarks, ...] = ()
     around: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
+    unclosed: tuple[str, ...] = ()
+    calls_end: bool = False
     called: Callable[[str], CallMarks] | None = None
     begun: str = ""
 
@@ -85,6 +90,7 @@ class TagReader:
         self._held = format.begun[: self._n_before]  # of which nothing can be said yet
         self._swallows = is_open  # space comes after a mark
         self._may_think = not is_open
+        self._is_unclosed = False  # reasoning ended without its mark, which may still come
         self._has_answered = False
         self._call = CallMarks("", "", _no_call)  # the one that is being read
         self._begun = ""  # what stood before its body
@@ -134,19 +140,22 @@ class TagReader:
         if n:  # an answer: some marks mean nothing after it
             self._say(parts, n)
             return True
-        mark, raw = found.group(), self._held[: found.end()]
-        self._held = self._held[found.end() :]
+        mark = found.group()
+        call = next((call for call in self._format.calls if call.begin == mark), None)
+        if call is not None and call.known:
+            is_call = self._is_known_call(call, found.end(), "", is_over)
+            if not is_call:
+                self._say(parts, 0 if is_call is None else found.end())
+                return is_call is not None
+        n = found.end() - (0 if call is None else call.n_kept)
+        raw, self._held = self._held[:n], self._held[n:]
         self._swallows = True
-        if self._thinking is not None and mark == self._thinking.begin:
-            parts.append(Part("mark", "", raw))
-            self._state = "reasoning"
-        elif mark in self._format.around:
-            parts.append(Part("mark", "", raw))
-        else:
-            call = next(call for call in self._format.calls if call.begin == mark)
-            n = len(raw) - call.n_kept
-            raw, self._held = raw[:n], raw[n:] + self._held
+        if call is not None:
             self._begin_call(call, raw)
+            return True
+        parts.append(Part("mark", "", raw))
+        if self._thinking is not None and mark == self._thinking.begin:
+            self._state = "reasoning"
         return True
 
     def _read_between(self, parts: list[Part], call: CallMarks, is_over: bool) -> bool:
@@ -171,17 +180,43 @@ class TagReader:
         assert self._thinking is not None
         self._swallow(parts)
         end = self._thinking.end
-        start = self._held.find(end)
-        if start < 0:
-            n = len(self._held.rstrip()) if is_over else n_certain(self._held, (end,))
+        calls = self._format.calls if self._format.calls_end and self._tools else ()
+        endings = (end, *self._format.unclosed, *(call.begin for call in calls))
+        found = any_of(endings).search(self._held)
+        if found is None:
+            n = len(self._held.rstrip()) if is_over else n_certain(self._held, endings)
             self._take(parts, "reasoning", n)
             if is_over:
                 self._take(parts, "mark", len(self._held))
             return False
-        self._take(parts, "reasoning", len(self._held[:start].rstrip()))
-        self._take(parts, "mark", self._held.index(end) + len(end))
+        call = next((call for call in calls if call.begin == found.group()), None)
+        is_call = None if call is None else self._is_known_call(call, found.end(), end, is_over)
+        if is_call is False:
+            self._take(parts, "reasoning", found.end())
+            return True
+        self._take(parts, "reasoning", len(self._held[: found.start()].rstrip()))
+        if call is not None and is_call is None:
+            return False
+        self._is_unclosed = found.group() != end
+        if not self._is_unclosed:
+            self._take(parts, "mark", self._held.index(end) + len(end))
         self._state, self._swallows, self._may_think = "text", True, self._thinking.anywhere
         return True
+
+    def _is_known_call(self, call: CallMarks, at: int, until: str, is_over: bool) -> bool | None:
+        """Whether a call of a function that there is begins before `at`; `until`: which mark it cannot hold. None:
+        that cannot be said yet."""
+        most = HEADER_CHARS + len(call.end)
+        body = self._held[at - call.n_kept :][:most]
+        stops = bool(until) and until in body
+        body = body.partition(until)[0] if stops else body
+        if call.stream is not None and call.stream(body, self._tools) is not None:
+            return True
+        end = body.find(call.end, 0, most) if call.end else -1
+        if end >= 0 or (is_over and not stops and len(body) < most):
+            calls = _read_body(call.body, body[:end] if end >= 0 else body, self._tools)
+            return calls is not None and all(each.name in self._tools for each in calls)
+        return False if stops or len(body) >= most else None
 
     def _read_call(self, parts: list[Part], is_over: bool) -> bool:
         call = self._call
@@ -260,7 +295,8 @@ class TagReader:
         """Marks that mean something now."""
         thinking = (self._thinking.begin,) if self._thinking is not None and self._may_think else ()
         calls = [call.begin for call in self._format.calls if not (call.first and self._has_answered)]
-        return (*thinking, *self._format.around, *(calls if self._tools else ()))
+        late = (self._thinking.end,) if self._thinking is not None and self._is_unclosed else ()
+        return (*thinking, *late, *self._format.around, *(calls if self._tools else ()))
 
     def _swallow(self, parts: list[Part]) -> None:
         """Space after a mark."""
