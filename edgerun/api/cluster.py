@@ -14,6 +14,7 @@ from edgerun.api.weights import kv_options, load_kernels_for, open_store, plan_w
 from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.group import GroupDecoder, Whole
+from edgerun.cluster.shard_view import NotResidentError, ShardView
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability
 from edgerun.cluster.worker import OpenedShard, RankOptions, work
@@ -58,7 +59,7 @@ def open_share(
     gguf: GgufFile, spec: ModelSpec, options: RankOptions, events: EventSink, kernels: Kernels | None = None
 ) -> Iterator[OpenedShard]:
     """A shard (or a whole model) in this process, streamed where it does not fit. kernels: those that are loaded, with
-    all that the model needs."""
+    all that the model needs. NotResidentError for a view of one that does not fit."""
     kv = kv_options(options.kv)
     with ExitStack() as stack:
         if kernels is None:
@@ -67,6 +68,8 @@ def open_share(
         plan = plan_weights(
             gguf, spec, context=options.context, memory_bytes=options.memory_bytes, kernels=kernels, kv=kv
         )
+        if isinstance(gguf, ShardView) and plan.mode != "resident":
+            raise NotResidentError("it does not fit in memory, and what is streamed needs a shard of its own")
         store, close_store = open_store(gguf, spec, kernels, plan, prefetch=options.prefetch, events=events)
         stack.callback(close_store)
         events(ShareOpened(plan.expected_bytes, plan.cached_share))

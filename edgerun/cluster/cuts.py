@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import UnsupportedError
-from edgerun.formats.gguf import GgufFile, TensorInfo
+from edgerun.formats.gguf import TensorInfo
 from edgerun.models.shapes import known_tensors
 from edgerun.models.share import LayerShare, Share, kv_heads_of, spec_of_share, units_of
 from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec
@@ -21,6 +22,14 @@ from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 U8 = NDArray[np.uint8]
 
 _ROWS_AT_ONCE_BYTES = 8 << 20
+
+
+class HasRows(Protocol):
+    """Of `GgufFile`."""
+
+    def rows(self, name: str, first: int, last: int, /) -> U8:
+        """See `GgufFile.rows`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Cut:
         height, turns = prod(self.info.shape[1:-1]) if len(self.info.shape) == 3 else 0, range(len(self._turns))
         return [(t, m * height + rows.start, len(rows)) for m in self.matrices for t in turns for rows in self.rows]
 
-    def pieces(self, gguf: GgufFile, first_byte: int = 0) -> Iterator[U8]:
+    def pieces(self, gguf: HasRows, first_byte: int = 0) -> Iterator[U8]:
         """The stored bytes from `first_byte` on, flat."""
         skip, step = first_byte, max(1, _ROWS_AT_ONCE_BYTES // self.info.row_bytes)
         columns_of = [self._column_bytes(turn) for turn in self._turns]

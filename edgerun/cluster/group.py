@@ -27,6 +27,7 @@ from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.own_thread import OwnThread
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
+from edgerun.cluster.shard_view import NotResidentError, ShardView
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, all_edges, divide, solve
 from edgerun.cluster.slow import Judge
@@ -143,10 +144,13 @@ def sources_of(model: Whole, shares: Sequence[Share]) -> list[ShardSource]:
 
 
 def _alone(model: Whole, events: EventSink) -> Formed:
-    """With units the head is a group of one, which sums up as any other. It needs a file of its own then: in the
-    model's, columns of different units lie side by side in every row of the matrices before a sum, and what reads
-    weights reads whole rows."""
+    """With units the head is a group of one, which sums up as any other. In the model's file, columns of different
+    units lie side by side in every row of the matrices before a sum. Where all fits in memory they are taken apart as
+    they are read; what streams reads whole rows, and needs a file of its own."""
     if model.in_units:
+        if _is_read_apart(model):
+            with contextlib.suppress(NotResidentError):
+                return _divided(model, (), _Nobody(), events, has_file=False)
         try:
             model.shards.own(sources_of(model, shares_of(model, ()))[0], beside_own=True)
         except DoesNotFitError as error:
@@ -160,18 +164,31 @@ def _alone(model: Whole, events: EventSink) -> Formed:
         return Formed(model.spec, opened, None, opened.store.wave_tokens, stack.pop_all().close)
 
 
-def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobody, events: EventSink) -> Formed:
+def _is_read_apart(model: Whole) -> bool:
+    """Whether a head that is alone is to read the model's own file, and needs no cut of it."""
+    return _needed_bytes(model) <= model.own.memory_bytes
+
+
+def _divided(
+    model: Whole,
+    others: Sequence[Ability],
+    assembly: Assembly | _Nobody,
+    events: EventSink,
+    *,
+    has_file: bool = True,
+) -> Formed:
+    """has_file: the head's shard is, or is made, a file; else NotResidentError where it does not fit in memory."""
     parts, shares = parts_of(model, others), shares_of(model, others)
     sources, edges, names = sources_of(model, shares), all_edges(shares[0], parts), assembly.names()
     with ExitStack() as stack:
         threads, stop = stack.enter_context(ThreadPoolExecutor(1)), Stop()
         stack.callback(stop.set)
-        own = threads.submit(model.shards.own, sources[0], pace=stop.check)
+        own = threads.submit(model.shards.own, sources[0], pace=stop.check) if has_file else None
         stack.callback(assembly.end)
         options = msgspec.structs.replace(model.options, edges=edges)
         collective = assembly.begin(sources[1:], msgspec.msgpack.encode(options))
         stack.callback(collective.close)
-        gguf, shard = open_shard(own.result())
+        gguf, shard = _viewed(model, shares[0]) if own is None else open_shard(own.result())
         stack.enter_context(gguf)
         opened = stack.enter_context(model.open_with(gguf, shard, model.own_options, events))
         judge = Judge(parts)
@@ -191,6 +208,11 @@ def _divided(model: Whole, others: Sequence[Ability], assembly: Assembly | _Nobo
         return Formed(
             shard, opened, conductor, wave_tokens, stack.pop_all().close, tuple(others), judge if others else None
         )
+
+
+def _viewed(model: Whole, share: Share) -> tuple[GgufFile, ModelSpec]:
+    view = ShardView(model.gguf, model.spec, share)
+    return view, view.spec
 
 
 def _limits(told: Sequence[F32], names: Sequence[str]) -> list[tuple[int, int]]:
@@ -345,13 +367,14 @@ class GroupDecoder(Decoder):
         """See `CutWithout`."""
         left = [each for place, each in enumerate(formed.others) if place != lost]
         sources = sources_of(self._model, shares_of(self._model, left))
-        self._model.shards.own(sources[0], spare=True, pace=pace)
+        if left or not _is_read_apart(self._model):
+            self._model.shards.own(sources[0], spare=True, pace=pace)
         return sources[1:]
 
     def _must_cut(self) -> bool:
         """Whether this device has not what it needs to go on with those who are left: a shard, or, alone, the model."""
         left, model = self._assembly.abilities(), self._model
-        if not left and not model.in_units:
+        if not left and (not model.in_units or _is_read_apart(model)):
             return True
         return not model.shards.has_own(sources_of(model, shares_of(model, left)[:1])[0])
 

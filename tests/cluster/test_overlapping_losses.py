@@ -99,8 +99,12 @@ def test_all_others_vanish_and_are_back_before_anything_is_cut(model, wanted, tm
         assert assembly.begun[1] == assembly.begun[0] and set(tmp_path.glob("*.gguf")) == kept
 
 
-def test_who_is_alone_reads_the_model_where_its_own_cut_has_no_room(model, wanted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fits", [True, False])
+def test_who_is_alone_cuts_nothing_where_the_model_fits_or_a_cut_has_no_room(
+    fits, model, wanted, tmp_path, monkeypatch
+):
     said = []
+    monkeypatch.setattr("edgerun.cluster.group._is_read_apart", lambda _: fits)
     with clustered(model, [1, 1, 1], tmp_path, events=said.append) as (llm, assembly):
         kept = set(tmp_path.glob("*.gguf"))
         usage = SimpleNamespace(free=sum(path.stat().st_size for path in kept) + 1000)
@@ -112,8 +116,9 @@ def test_who_is_alone_reads_the_model_where_its_own_cut_has_no_room(model, wante
                 monkeypatch.setattr("edgerun.cluster.shards.shutil.disk_usage", lambda _: usage)
                 vanish(assembly)
         assert text == wanted and llm.engine.decoder.size == 1
-        assert any("alone from the model's file" in each.text for each in said if isinstance(each, Notice))
-        assert kept <= set(tmp_path.glob("*.gguf"))
+        told = any("alone from the model's file" in each.text for each in said if isinstance(each, Notice))
+        assert told == (not fits)  # then the last bits of sums differ
+        assert set(tmp_path.glob("*.gguf")) == kept
         for _ in range(3):
             assembly.come(1.0)
         assert llm.complete(PROMPT, **OPTIONS).text == wanted

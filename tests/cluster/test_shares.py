@@ -12,6 +12,7 @@ from edgerun.cluster.control import Device
 from edgerun.cluster.group import Whole, parts_of
 from edgerun.cluster.household import ability_of
 from edgerun.cluster.shard_file import ShardSource, open_shard
+from edgerun.cluster.shard_view import ShardView
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability, divide, ranges, solve
 from edgerun.cluster.worker import RankOptions
@@ -106,7 +107,16 @@ def test_shards_together_are_the_model(name, directory):
             for first in (0, 1, 5000, len(content) // 2, len(content) - 1, len(content)):  # gone on with after a break
                 assert b"".join(piece.tobytes() for piece in source.pieces(first)) == content[first:]
             shard, mine = open_shard(path)
+            view = ShardView(gguf, spec, share)
+            assert {each.name: each.shape for each in view.tensors.values()} == {
+                each.name: each.shape for each in shard.tensors.values()
+            }
             with shard:
+                for info in shard.tensors.values():  # what has no file is what the file has
+                    assert np.array_equal(view.raw(info.name), shard.raw(info.name))
+                    rows = info.n_bytes // info.row_bytes
+                    some = rows // 3, rows - rows // 4
+                    assert np.array_equal(view.rows(info.name, *some), shard.rows(info.name, *some))
                 assert ("token_embd.weight" in shard.tensors) == share.text
                 assert not [key for key in shard.metadata if key.startswith("tokenizer")]
                 info = shard.tensors.get(f"blk.1.{ffn}.weight")
@@ -118,15 +128,25 @@ def test_shards_together_are_the_model(name, directory):
         assert np.array_equal(np.concatenate(found, axis=axis), dequantize(gguf.raw(info.name), info.type))
 
 
-def test_rows_are_read_once_for_all_units_of_a_shard(directory, monkeypatch):
+def test_rows_are_read_once_for_all_units_of_a_shard(directory, tmp_path, monkeypatch):
     gguf, spec = open_instance("olmoe", directory)
     share = divide(spec, spec.tensors, [1, 1], in_units=True)[1]  # of whose experts each unit is one of its own
+    ShardSource(gguf, spec, share).write(tmp_path / "shard.gguf")
     asked = []
     monkeypatch.setattr(gguf, "rows", lambda *what, rows=gguf.rows: asked.append(what) or rows(*what))
     with gguf:
         for _ in ShardSource(gguf, spec, share).pieces():
             pass
-    assert len(asked) == len(set(asked))
+        assert len(asked) == len(set(asked))
+        asked.clear()
+        view, (shard, _) = ShardView(gguf, spec, share), open_shard(tmp_path / "shard.gguf")
+        with shard:
+            for name, info in shard.tensors.items():
+                matrices, height = (info.shape[0], info.shape[1]) if len(info.shape) == 3 else (1, info.raw_shape[0])
+                for first in range(0, matrices * height, height) if len(info.shape) > 1 else ():  # expert by expert
+                    mine = view.rows(name, first, first + height)
+                    assert np.array_equal(mine, shard.rows(name, first, first + height))
+        assert len(asked) == len(set(asked))
 
 
 def test_what_is_no_shard_is_refused(directory, tmp_path):
