@@ -1,7 +1,7 @@
 """How long an answer pauses when a device is lost in the middle of it, and whether it stays the same.
 
     python -m benchmarks.survival MODEL [--devices 4] [--events 20] [--tokens 120] [--prompt 0] [--seed 1]
-        [--unprepared] [--overlap]
+        [--wire f32] [--unprepared] [--overlap]
 
 Devices are processes in network namespaces (needs root), with TLS, pairing, shards and all. Each event is a `kill -9`
 of a worker, or its cable pulled, at a random moment of a greedy answer; then the worker comes back for the next one.
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=0, help="tokens before the answer, about; 0: a short sentence")
+    parser.add_argument("--wire", default="f32")
     parser.add_argument("--unprepared", action="store_true")
     parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--serve", nargs=3, metavar=("FOLDER", "NAME", "HOST"))
@@ -82,7 +83,9 @@ def main() -> None:
         if given.unprepared:
             Household.prepare = lambda *_: None  # type: ignore[method-assign]
         answers = _Answers()
-        llm = stack.enter_context(load_in_household(given.model, workers.desk, context=context, events=answers))
+        llm = stack.enter_context(
+            load_in_household(given.model, workers.desk, context=context, wire=given.wire, events=answers)
+        )
         for number, prompt in enumerate(prompts):
             _rest()
             victims = rng.sample(range(1, given.devices), 2 if given.overlap else 1)

@@ -89,6 +89,7 @@ class Head:
         seat = self._seat = Seat(begins[0], self._home)
         self._job = job
 
+        self.holders.keep([seat_of.fingerprint for seat_of in seats])
         names = sorted({shard.offer.shard for shard in shards})
 
         def go_on() -> None:

@@ -8,7 +8,7 @@ the head, whose one cable (and file, and cutting) all others share.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from edgerun.cluster.control import Seat
@@ -51,6 +51,13 @@ class Holders:
         """It does not give what it should have."""
         with self._lock:
             self._seats.get(shard, {}).pop(seat.fingerprint, None)
+
+    def keep(self, fingerprints: Collection[str]) -> None:
+        """Only these devices are there: nobody shall wait for another one."""
+        with self._lock:
+            for seats in self._seats.values():
+                for gone in seats.keys() - set(fingerprints):
+                    del seats[gone]
 
     def note(self, source: str, receiver: str, n_bytes: int, took_s: float) -> None:
         """A piece came so fast, all that was to be done for it counted in. source: HEAD or a fingerprint."""

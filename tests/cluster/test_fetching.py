@@ -147,6 +147,9 @@ def test_the_faster_source_is_taken() -> None:
     for _ in range(4):
         holders.note(HEAD, "c", 9000, 1.0)  # nobody else uses its cable any more
     assert holders.source_for("shard", "c") is None
-    holders.remove("shard", shed)
     holders.remove("other", shed)
+    assert holders.source_for("shard", "d") is not None
+    holders.remove("shard", shed)
+    holders.keep([shed.fingerprint, "d"])  # the attic is lost
+    assert holders.source_for("shard", "d") is None
     assert holders.source_for("shard", "c") is None
