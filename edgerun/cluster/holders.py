@@ -62,11 +62,14 @@ class Holders:
     def note(self, source: str, receiver: str, n_bytes: int, took_s: float) -> None:
         """A piece came so fast, all that was to be done for it counted in. source: HEAD or a fingerprint."""
         with self._lock:
-            self._rates.setdefault((source, receiver), _Rate()).note(n_bytes, took_s)
+            if (source, receiver) in self._rates or source == HEAD:
+                self._rates.setdefault((source, receiver), _Rate()).note(n_bytes, took_s)
+            else:  # for the first one it also called that device
+                self._rates[source, receiver] = _Rate()
 
     def source_for(self, shard: str, receiver: str) -> Seat | None:
         """Whom a device should have the next piece of a shard from; None for the head. Whoever was not measured yet is
-        tried with a piece, others first."""
+        tried with a piece or two, others first."""
         with self._lock:
             seats = [seat for key, seat in self._seats.get(shard, {}).items() if key != receiver]
             rates = {seat.fingerprint: self._rates.get((seat.fingerprint, receiver)) for seat in seats}
@@ -74,7 +77,7 @@ class Holders:
         best: tuple[float, Seat | None] = (0.0 if head is None else _AS_FAST * head.bytes_per_s, None)
         for seat in seats:
             rate = rates[seat.fingerprint]
-            if rate is None:
+            if rate is None or not rate.n_bytes:
                 return seat
             if head is not None and rate.bytes_per_s > best[0]:
                 best = rate.bytes_per_s, seat

@@ -154,11 +154,10 @@ class ShardStore:
         if path is None:
             raise NotFoundError("this device has no such shard")
         with path.open("rb") as file:
+            if number * PIECE_BYTES >= os.fstat(file.fileno()).st_size:
+                raise NotFoundError("the shard has no such piece")
             file.seek(number * PIECE_BYTES)
-            data = file.read(PIECE_BYTES)
-        if not data:
-            raise NotFoundError("the shard has no such piece")
-        return Piece(shard, number, data)
+            return Piece(shard, number, file.read(PIECE_BYTES))
 
     def _readable(self, shard: str) -> Path | None:
         """Where a whole shard lies: one that no job needed yet is a part, of which nothing is missing."""

@@ -119,7 +119,8 @@ def test_only_what_was_offered_is_fetched_and_only_from_members(
     fetcher = Fetcher(homes[2], heard)
     assert fetcher.fetch(Fetch(offer.shard, 0, attic.seat)) == Missing((0,))  # it was not offered to the shed
     homes[2].shards.missing(offer)
-    assert fetcher.fetch(Fetch(offer.shard, N_PIECES, attic.seat)) == Missing((N_PIECES,))
+    for number in (N_PIECES, (1 << 53) - 1):
+        assert fetcher.fetch(Fetch(offer.shard, number, attic.seat)) == Missing((number,))
     assert fetcher.fetch(Fetch(offer.shard, 0, Seat("0" * 64, attic.address))) == Missing((0,))
     assert "not offered" in heard.text and "no such piece" in heard.text and "not known here" in heard.text
     homes[2].put_out("attic")
@@ -136,13 +137,16 @@ def test_the_faster_source_is_taken() -> None:
     assert holders.source_for("shard", "c") is None
     holders.add(["shard"], attic)
     assert holders.source_for("shard", "c") == attic and holders.source_for("shard", attic.fingerprint) is None
+    holders.note(attic.fingerprint, "c", 1000, 60.0)
+    assert holders.source_for("shard", "c") == attic  # which had to be called first
     holders.note(attic.fingerprint, "c", 1000, 1.0)
     assert holders.source_for("shard", "c") is None  # which is measured next
     holders.note(HEAD, "c", 1000, 1.0)
     assert holders.source_for("shard", "c") == attic  # as fast, and the head has more to do
     holders.add(["shard"], shed)
     assert holders.source_for("shard", "c") == shed
-    holders.note(shed.fingerprint, "c", 3000, 1.0)
+    for _ in range(2):
+        holders.note(shed.fingerprint, "c", 3000, 1.0)
     assert holders.source_for("shard", "c") == shed
     for _ in range(4):
         holders.note(HEAD, "c", 9000, 1.0)  # nobody else uses its cable any more
