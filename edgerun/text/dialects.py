@@ -8,15 +8,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgerun.text.conversation import Conversation, as_system, calls_of, in_order, one_call_each
+from edgerun.text.conversation import Conversation, as_system, calls_of, gathered_system, in_order, one_call_each
 
 _THINKS_IN_PARTS = re.compile(r"\['type'\] == 'thinking'")
+_DEEPSEEK_CALL = "<｜tool▁call▁begin｜>"
 _FIRST_CALL = re.compile(r"tool_calls\s*\[0\]")
 _EACH_CALL = re.compile(r"for\s+\w+\s+in\s+[^%]*tool_calls")
 
 
-def in_dialect(source: str, conversation: Conversation) -> Conversation:
-    """The conversation as a template with this source says most of it."""
+def in_dialect(source: str, conversation: Conversation, tools: Sequence[Any] = ()) -> Conversation:
+    """The conversation as a template with this source says most of it. tools: functions that may be called."""
     conversation = in_order(conversation)
     if "developer" not in source:
         conversation = as_system(conversation)
@@ -24,6 +25,10 @@ def in_dialect(source: str, conversation: Conversation) -> Conversation:
         conversation = [_with_thoughts(message) for message in conversation]
     if "<｜tool▁calls▁begin｜>" in source and "['content'] is none" in source:  # DeepSeek V3, R1
         conversation = [_calls_alone(message) for message in conversation]
+    if tools and _DEEPSEEK_CALL in source and "tools" not in source and "```json" not in source:  # DeepSeek V3.1
+        n = next((i for i, message in enumerate(conversation) if message["role"] != "system"), len(conversation))
+        told = {"role": "system", "content": _told(tools)}
+        conversation = gathered_system([*conversation[:n], told, *conversation[n:]])
     if _FIRST_CALL.search(source) and not _EACH_CALL.search(source):
         conversation = one_call_each(conversation)
     if "tool_calls" not in source:
@@ -36,6 +41,23 @@ def in_dialect(source: str, conversation: Conversation) -> Conversation:
 def completed_tools(tools: Sequence[Any]) -> list[Any]:
     """Functions with what OpenAI lets one leave out: descriptions and parameters."""
     return [_completed(tool) for tool in tools]
+
+
+def _told(tools: Sequence[Any]) -> str:
+    """Functions and how they are called, in the words that DeepSeek gives its V3.1, whose template does not."""
+    functions = [each.get("function", each) for each in completed_tools(tools) if isinstance(each, Mapping)]
+    each = "".join(
+        f"### {function.get('name')}\nDescription: {function.get('description')}\n\n"
+        f"Parameters: {json.dumps(function.get('parameters'), ensure_ascii=False)}\n\n"
+        for function in functions
+        if isinstance(function, Mapping)
+    )
+    call = f"{_DEEPSEEK_CALL}NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>"
+    return (
+        f"## Tools\nYou have access to the following tools:\n\n{each}To call them, write exactly "
+        f"<｜tool▁calls▁begin｜>{call}<｜tool▁calls▁end｜>, the arguments as JSON that follows the tool's parameters; "
+        "several calls stand one after the other between the outer marks, with nothing between them."
+    )
 
 
 def _calls_alone(message: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class ChatTemplate:
             **given,
             **({"tools": list(tools)} if tools else {}),
         }
-        conversation = in_dialect(self.source, checked_conversation(messages))
+        conversation = in_dialect(self.source, checked_conversation(messages), tools or ())
         until = monotonic() + self._process.limits.cpu_s
 
         def written(way: Conversation, **more: Any) -> str:

@@ -125,6 +125,18 @@ def test_tools_without_what_may_be_left_out(render):
     assert '"name": "f"' in render("{{ functions + datetime }}", [USER], tools=[city])
 
 
+def test_deepseek_is_told_of_functions_that_its_template_does_not_know(render):
+    tools = [{"type": "function", "function": {"name": "now", "description": "Tells the time."}}]
+    source = TURNS + "{{ '<｜tool▁call▁begin｜>' }}"
+    told = render(source, [{"role": "system", "content": "Be brief."}, USER], tools=tools)
+    assert told.startswith(
+        "[system: Be brief.\n\n## Tools\nYou have access to the following tools:\n\n### now\nDescription:"
+    )
+    assert "][user: Weather?]" in told
+    assert "now" not in render(source, [USER])
+    assert "now" not in render(TURNS, [USER], tools=tools)
+
+
 @pytest.mark.parametrize("word", ["off", "none", "on", "low"])
 def test_thinking_by_every_name(render, word):
     names = ("enable_thinking", "thinking", "thinking_mode", "thinking_budget is defined", "reasoning_effort")
