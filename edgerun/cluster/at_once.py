@@ -34,8 +34,8 @@ def all_at_once(acts: Sequence[Callable[[], T]], stop: Callable[[], None]) -> li
     """What they return, each called by a thread of its own. When one raises, or this thread is interrupted, `stop` is
     called, and the error raised once all have ended."""
     with ThreadPoolExecutor(max(1, len(acts))) as threads:
-        asked = [threads.submit(act) for act in acts]
         try:
+            asked = [threads.submit(act) for act in acts]  # an interrupt may come while the first of them is at work
             return [each.result() for each in asked]
         except BaseException:
             stop()

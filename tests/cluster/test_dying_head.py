@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgerun.api.llm import LLM
+from edgerun.cluster.at_once import Stop, all_at_once
 from tests.cluster.dying_head import PIECE_BYTES
 from tests.cluster.lab import line_with
 from tests.cluster.lab import running as alive
@@ -32,6 +34,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(model: Path) -> str:
     with LLM(model, threads=1) as llm:
         return llm.complete(PROMPT, **OPTIONS).text
+
+
+class InterruptedActs(list[Callable[[], None]]):
+    """The interrupt comes when the first is at work, and the next is not."""
+
+    def __iter__(self) -> Iterator[Callable[[], None]]:
+        yield self[0]
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_threads_are_started_stops_those_that_are() -> None:
+    stop, began = Stop(), time.monotonic()
+
+    def works() -> None:
+        while time.monotonic() < began + 20:
+            stop.check()
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        all_at_once(InterruptedActs([works, works]), stop.set)
+    assert time.monotonic() < began + 10
 
 
 def jobs() -> list[threading.Thread]:
