@@ -55,7 +55,7 @@ def set_scales(blocks: U8, type: GgmlType, scale: float) -> None:
         blocks[:, 0], blocks[:, 1] = bits & 255, bits >> 8
 
 
-def write_model(path: Path, type: GgmlType, layers: int) -> None:
+def write_model(path: Path, type: GgmlType, layers: int, vocab: int = VOCAB) -> None:
     """All matrices of one type."""
     rng = np.random.default_rng(0)
     with GgufWriter(path, "llama") as w:
@@ -68,7 +68,7 @@ def write_model(path: Path, type: GgmlType, layers: int) -> None:
             "attention.head_count": HEADS,
             "attention.head_count_kv": KV_HEADS,
             "attention.layer_norm_rms_epsilon": 1e-5,
-            "vocab_size": VOCAB,
+            "vocab_size": vocab,
         }.items():
             w.add(f"llama.{key}", value)
         w.add("tokenizer.ggml.model", "none")
@@ -79,9 +79,9 @@ def write_model(path: Path, type: GgmlType, layers: int) -> None:
         def norm(name: str) -> None:
             w.add_tensor(f"{name}.weight", np.ones(D, np.float32), GgmlType.F32)
 
-        matrix("token_embd", VOCAB, D, 1.0)
+        matrix("token_embd", vocab, D, 1.0)
         norm("output_norm")
-        matrix("output", VOCAB, D, D**-0.5)
+        matrix("output", vocab, D, D**-0.5)
         for layer in range(layers):
             for name in ("attn_norm", "ffn_norm"):
                 norm(f"blk.{layer}.{name}")

@@ -7,7 +7,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+LINE = 64  # bytes of a cache's line
 _from_buffer, _addressof = ctypes.c_char.from_buffer, ctypes.addressof
 
 
@@ -17,6 +19,14 @@ def address(array: Any) -> int:
         return _addressof(_from_buffer(array))
     except (TypeError, ValueError):  # read-only, or empty
         return int(array.__array_interface__["data"][0])
+
+
+def memory_at_line(n_bytes: int) -> NDArray[np.uint8]:
+    """(n_bytes,) u8 that begin a line of the cache, holding anything. Numpy gives memory that is 16 bytes off, and then
+    every row of a tile is read from two lines."""
+    memory = np.empty(n_bytes + LINE, np.uint8)
+    start = -address(memory) % LINE
+    return memory[start : start + n_bytes]
 
 
 @cache  # never dropped: kernels hold the addresses

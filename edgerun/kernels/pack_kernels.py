@@ -2,10 +2,14 @@
 
 Arguments (int64 slots): 0 rows' first byte, 1 row bytes, 2 rows, 3 out, 4 blocks in a row, 5 the rows' numbers (i32; 0:
 they follow each other). An item is a group of lanes rows; rows that do not exist become zeros.
+
+Whole groups go past the caches (`_store_past`) where the packed bytes begin at a line of memory, as models' do: what
+nobody reads in this moment then neither is read from memory before it is written nor drives out what computes.
 """
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 from llvmlite import ir
@@ -14,9 +18,23 @@ from numba import int64, njit, types, uint8
 from edgerun.kernels.formats.base import Field, Format, Plain, swap_masks
 from edgerun.kernels.isa import Isa
 from edgerun.kernels.matmul_driver import kernel_signature
-from edgerun.kernels.simd import I8, I16, I32, I64, function, load_i64, load_u32, store_u8, transposed, vector_of
+from edgerun.kernels.simd import (
+    I8,
+    I16,
+    I32,
+    I64,
+    function,
+    load_i64,
+    load_u32,
+    shuffle,
+    store_u8,
+    transposed,
+    vector_of,
+)
 
 _UNITS = {1: I8, 2: I16, 4: I32}
+_LINE = 64  # bytes of memory that are written together
+_LEAST_PAST = 16  # bytes of a store past the caches
 
 
 @njit(forceinline=True)
@@ -41,19 +59,21 @@ def build_pack(isa: Isa, format: Format) -> Any:
                 for i in range(blocks * block_bytes * lanes):
                     store_u8(int64(target + i), uint8(0))
             pack_group(source, row_bytes, chosen, group * lanes, valid, blocks, target)
+        _settle()
 
     return pack, kernel_signature()
 
 
 def _group(isa: Isa, format: Format) -> Any:
     """(source, row bytes, chosen, the first row, how many there are of it and the next, blocks, target) -> None."""
-    lanes, block_bytes = isa.lanes, format.bytes
-    move, turn, move_all = _mover(format, lanes), _turner(format, lanes), _group_mover(format, lanes)
+    lanes, block_bytes, grain = isa.lanes, format.bytes, _grain(isa, format)
+    move, turn, move_all = _mover(format, lanes), _turner(format, lanes), _group_mover(format, lanes, grain)
 
     @njit(forceinline=True)
     def pack_group(source: int, row_bytes: int, chosen: int, first: int, valid: int, blocks: int, target: int) -> None:
+        at_once = valid == lanes and not chosen and target % grain == 0
         for b in range(blocks):
-            if valid == lanes and not chosen:
+            if at_once:
                 at = source + first * row_bytes + b * block_bytes
                 move_all(int64(at), int64(row_bytes), int64(target))
             else:
@@ -67,18 +87,19 @@ def _group(isa: Isa, format: Format) -> Any:
 
 
 def _float_group(isa: Isa, format: Plain) -> Any:
-    """As `_group`, of single weights: `lanes` columns of a whole group at once."""
-    lanes, weight_bytes = isa.lanes, format.bytes
-    move, transpose = _mover(format, lanes), _transposer(format, lanes)
+    """As `_group`, of single weights: as many columns of a whole group at once as `lanes` words have."""
+    lanes, weight_bytes, grain = isa.lanes, format.bytes, _grain(isa, format)
+    together = lanes * 4 // weight_bytes
+    move, transpose = _mover(format, lanes), _transposer(format, lanes, grain)
 
     @njit(forceinline=True)
     def pack_group(source: int, row_bytes: int, chosen: int, first: int, valid: int, cols: int, target: int) -> None:
         col = 0
-        if valid == lanes and not chosen:
-            while col + lanes <= cols:
+        if valid == lanes and not chosen and target % grain == 0:
+            while col + together <= cols:
                 at = source + first * row_bytes + col * weight_bytes
                 transpose(int64(at), int64(row_bytes), int64(target + col * weight_bytes * lanes))
-                col += lanes
+                col += together
         while col < cols:
             at = col * weight_bytes
             for r in range(valid):
@@ -87,6 +108,11 @@ def _float_group(isa: Isa, format: Plain) -> Any:
             col += 1
 
     return pack_group
+
+
+def _grain(isa: Isa, format: Format) -> int:
+    """Bytes that the address of every packed block is a multiple of, where that of the first begins a line."""
+    return gcd(_LINE, format.bytes * isa.lanes)
 
 
 def _mover(format: Format, lanes: int) -> Any:
@@ -125,7 +151,7 @@ def _swapped(b: Any, word: Any, field: Field) -> Any:
     return word
 
 
-def _group_mover(format: Format, lanes: int) -> Any:
+def _group_mover(format: Format, lanes: int, grain: int) -> Any:
     """(source, row bytes, out): the blocks of a whole group of rows, words as vectors that are turned: one by one they
     take three times as long."""
 
@@ -142,24 +168,26 @@ def _group_mover(format: Format, lanes: int) -> Any:
                 found = [_load(b, b.add(row, at), kind) for row in rows]
                 columns = transposed(b, found) if width > 1 else [vector_of(b, found)]
                 for column, value in enumerate(columns):
-                    target = b.add(out, ir.Constant(I64, (start + field.unit * (t + column)) * lanes))
-                    _store(b, _swapped(b, value, field), target)
+                    place = (start + field.unit * (t + column)) * lanes
+                    _store_past(b, _swapped(b, value, field), out, place, grain)
                 t += width
 
     return function((types.int64,) * 3, types.void, emit)
 
 
-def _transposer(format: Plain, lanes: int) -> Any:
-    """(source, row bytes, out): `lanes` rows of as many weights, turned."""
-    kind = ir.VectorType(_UNITS[format.bytes], lanes)
+def _transposer(format: Plain, lanes: int, grain: int) -> Any:
+    """(source, row bytes, out): `lanes` rows of as many words, turned; a word is one column or two."""
+    kind, columns = ir.VectorType(I32, lanes), 4 // format.bytes
 
     def emit(b: Any, source: Any, row_bytes: Any, out: Any) -> None:
         rows = []
         for _ in range(lanes):
             rows.append(_load(b, source, kind))
             source = b.add(source, row_bytes)
-        for column, value in enumerate(transposed(b, rows)):
-            _store(b, value, b.add(out, ir.Constant(I64, column * lanes * format.bytes)))
+        for number, words in enumerate(transposed(b, rows)):
+            units = b.bitcast(words, ir.VectorType(_UNITS[format.bytes], columns * lanes))
+            apart = [at for column in range(columns) for at in range(column, columns * lanes, columns)]
+            _store_past(b, shuffle(b, units, units, apart), out, 4 * number * lanes, grain)
 
     return function((types.int64,) * 3, types.void, emit)
 
@@ -170,5 +198,19 @@ def _load(b: Any, address: Any, kind: Any) -> Any:
     return value
 
 
-def _store(b: Any, value: Any, address: Any) -> None:
-    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1
+def _store(b: Any, value: Any, address: Any) -> Any:
+    stored = b.store(value, b.inttoptr(address, value.type.as_pointer()))
+    stored.align = 1
+    return stored
+
+
+def _store_past(b: Any, value: Any, out: Any, place: int, grain: int) -> None:
+    """Store a vector at a place of `out`, a multiple of `grain`: past the caches where a processor can do that."""
+    stored = _store(b, value, b.add(out, ir.Constant(I64, place)))
+    stored.align = gcd(grain, place)
+    if stored.align >= _LEAST_PAST:
+        stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))
+
+
+# What was stored past the caches comes before whatever the thread stores next.
+_settle = function((), types.void, lambda b: b.fence("seq_cst"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from edgerun.errors import UsageError
@@ -11,7 +13,7 @@ from edgerun.kernels.abi import Pack
 from edgerun.kernels.interface import I32, U8, Matrix
 from edgerun.kernels.kernel_names import MATRIX_KERNELS
 from edgerun.kernels.launcher import Launcher
-from edgerun.kernels.memory import address
+from edgerun.kernels.memory import address, memory_at_line
 from edgerun.kernels.reference import ReferenceKernels
 
 
@@ -34,7 +36,7 @@ class Packer:
         rows, blocks = raw.shape[0], cols // type.block_size
         groups = -(-rows // self.lanes)
         shape = (groups, blocks, type.block_bytes * self.lanes)
-        out = np.empty(shape, np.uint8) if memory is None else memory.reshape(shape)
+        out = (memory_at_line(prod(shape)) if memory is None else memory).reshape(shape)
         raw = np.ascontiguousarray(raw)
         arguments = Pack(address(raw), raw.shape[1], rows, address(out), blocks)
         self._launcher.launch(MATRIX_KERNELS[type].pack, arguments, groups, max(1, 64 // self.lanes))

@@ -13,10 +13,9 @@ from edgerun.kernels.formats.activations import FORMS, WIDE_ROWS, parts_row_byte
 from edgerun.kernels.interface import F32, U8
 from edgerun.kernels.kernel_names import QUANTIZE
 from edgerun.kernels.launcher import Launcher
-from edgerun.kernels.memory import address
+from edgerun.kernels.memory import address, memory_at_line
 
 QUANTIZE_GRAIN = 8  # rows
-_LINE = 64  # bytes of a cache's line
 
 
 class Form(NamedTuple):
@@ -77,7 +76,8 @@ def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
     if kind == "parts":
         return _in_parts(x)
     scales_at, sums_at, size, scales_bytes, sums_bytes = _offsets(kind, tokens, cols)
-    memory, base = _lines(size)
+    memory = memory_at_line(size)
+    base = address(memory)
     form = Form(base, cols, base + scales_at, scales_bytes, base + sums_at, sums_bytes)
     return form, memory, Quantize(address(x), cols, base, base + scales_at, base + sums_at)
 
@@ -85,16 +85,10 @@ def quantised(x: F32, kind: str) -> tuple[Form, U8, Quantize]:
 def _in_parts(x: F32) -> tuple[Form, U8, Quantize]:
     tokens, cols = x.shape
     row_bytes, wide_bytes = parts_row_bytes(cols), wide_row_bytes(cols) if len(x) <= WIDE_ROWS else 0
-    memory, base = _lines(tokens * (row_bytes + wide_bytes))
+    memory = memory_at_line(tokens * (row_bytes + wide_bytes))
+    base = address(memory)
     wide = base + tokens * row_bytes if wide_bytes else 0
     return Form(base, row_bytes, wide, wide_bytes, 0, 0), memory, Quantize(address(x), cols, base, wide, 0)
-
-
-def _lines(size: int) -> tuple[U8, int]:
-    """Memory, and where in it `size` bytes begin that fill whole lines of a cache: numpy gives memory that is 16 bytes
-    off, and then every row of a tile would be read from two lines."""
-    memory = np.empty(size + _LINE, np.uint8)
-    return memory, -(-address(memory) // _LINE) * _LINE
 
 
 @lru_cache(maxsize=256)

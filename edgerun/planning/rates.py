@@ -234,7 +234,8 @@ def filled_matrix(kernels: Kernels, type: GgmlType, cols: int, n_bytes: int) -> 
     """A packed matrix to measure with, of some `n_bytes` and at least one group of rows."""
     group = kernels.row_group
     rows = group * max(1, n_bytes // kernels.packed_bytes(type, group, cols))
-    matrix = kernels.matrix_in(np.empty(kernels.packed_bytes(type, rows, cols), np.uint8), type, rows, cols)
+    size = kernels.packed_bytes(type, rows, cols)
+    matrix = kernels.matrix_in(Arena(size, large_pages=True).bytes[:size], type, rows, cols)
     some = np.full((min(rows, group * max(1, 512 // group)), type.row_bytes(cols)), _FILL, np.uint8)
     for first in range(0, rows, len(some)):
         kernels.pack_rows(some[: rows - first], matrix, first)

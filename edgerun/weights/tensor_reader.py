@@ -15,6 +15,7 @@ from edgerun.formats.gguf import GgufFile, TensorInfo
 from edgerun.formats.packfile import PackHeader
 from edgerun.formats.quants import dequantize
 from edgerun.kernels.interface import F32, I32, U8, Kernels, Matrix
+from edgerun.weights.arena import Arena
 from edgerun.weights.blocks import BlockLayout
 from edgerun.weights.catalog import Catalog, LayerTensors
 from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Landed, Piece, Reading
@@ -218,7 +219,7 @@ class DenseLoader:
 
     def _matrix(self, info: TensorInfo) -> Matrix:
         kernels, (rows, cols) = self._reader.kernels, info.shape
-        memory = np.empty(kernels.packed_bytes(info.type, rows, cols), np.uint8)
-        matrix = kernels.matrix_in(memory, info.type, rows, cols)
+        n_bytes = kernels.packed_bytes(info.type, rows, cols)
+        matrix = kernels.matrix_in(Arena(n_bytes, large_pages=True).bytes[:n_bytes], info.type, rows, cols)
         self._wanted.append((info, matrix))
         return matrix

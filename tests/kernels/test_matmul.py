@@ -172,6 +172,9 @@ def test_packing_equals_numpy(simd, type, rows):
     want = layout.pack(raw, type, cols, simd.row_group)
     assert np.array_equal(packed.data.reshape(want.shape), want)
     assert packed.n_bytes == layout.packed_bytes(type, rows, cols, simd.row_group)
+    memory = np.empty(packed.n_bytes + 8, np.uint8)
+    assert memory.ctypes.data % 16 == 0  # so eight bytes on no vector is where stores past the caches want it
+    assert np.array_equal(simd.pack(raw, type, cols, memory[8:]).data.reshape(want.shape), want)
 
 
 def test_zero_rows_give_zero(simd):

@@ -292,7 +292,8 @@ class WordOps:
 
     def _unknown(self, a: Value) -> Value:
         """The same bytes, but LLVM does not know which are alike or have bits that are zero. No instruction."""
-        kind = ir.VectorType(FLOAT, a.type.count * a.type.element.width // 32)
+        is_float = isinstance(a.type.element, ir.FloatType)
+        kind = a.type if is_float else ir.VectorType(FLOAT, a.type.count * a.type.element.width // 32)
         call = simd.declare(self.b, f"llvm.arithmetic.fence.v{kind.count}f32", kind, [kind])
         return self.b.bitcast(self.b.call(call, [self.b.bitcast(a, kind)]), a.type)
 
