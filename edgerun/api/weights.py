@@ -49,6 +49,7 @@ def plan_weights(
             "recurrent": catalog.recurrent,
             "streams": catalog.streams,
             "mixture": bool(catalog.n_experts),
+            "ranks": spec.shard is not None,
         }
         compiles = kernels_missing(kernels, catalog.types(), catalog.neuron_types(), formats, **kinds)
         runtime_bytes = loaded_bytes(state, gguf.metadata, compiles=compiles)
@@ -88,6 +89,7 @@ def load_kernels_for(
         recurrent=catalog.recurrent,
         streams=catalog.streams,
         mixture=bool(catalog.n_experts),
+        ranks=spec.shard is not None,
     )
 
 

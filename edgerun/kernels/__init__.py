@@ -48,14 +48,16 @@ def load_kernels(
     recurrent: bool = False,
     streams: bool = False,
     mixture: bool = False,
+    ranks: bool = False,
 ) -> Kernels:
     """The kernels called `name`; "auto" takes the fastest that this processor runs.
 
     threads: how many work on each operation (default: the physical cores that this process may use).
     events: receives `Progress("compile kernels", ...)` when something must be compiled.
     types, neuron_types: of matrices and neurons that will come, kv: the formats of keys and values, recurrent: whether
-    there will be recurrent layers, streams: whether several streams side by side, mixture: whether experts: their
-    kernels are made ready at once, which takes less time than later one by one.
+    there will be recurrent layers, streams: whether several streams side by side, mixture: whether experts, ranks:
+    whether it is a part of a model in a group: their kernels are made ready at once, which takes less time than later
+    one by one.
     Raises UsageError for an unknown name or one that this processor cannot run.
     """
     _check(name)
@@ -68,7 +70,7 @@ def load_kernels(
     from edgerun.kernels.simd_kernels import SimdKernels
 
     names = (
-        SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture)
+        SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture, ranks=ranks)
         if types
         else ()
     )
@@ -93,17 +95,19 @@ def kernels_missing(
     recurrent: bool = False,
     streams: bool = False,
     mixture: bool = False,
+    ranks: bool = False,
 ) -> bool:
     """Whether the kernels called `name` for matrices and neurons of these types, for keys and values in these formats,
-    for recurrent layers, several streams, and a mixture of experts, must be compiled before they can be used.
-    UsageError as `load_kernels`."""
+    for recurrent layers, several streams, a mixture of experts, and a part of a model in a group, must be compiled
+    before they can be used. UsageError as `load_kernels`."""
     _check(name)
     if name == "reference":
         return False
     from edgerun.kernels.simd_kernels import SimdKernels
 
     return SimdKernels.missing(
-        name, SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture)
+        name,
+        SimdKernels.names(types, neuron_types, kv, recurrent=recurrent, streams=streams, mixture=mixture, ranks=ranks),
     )
 
 

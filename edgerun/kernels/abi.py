@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple, get_type_hints
 from edgerun.kernels.attention_abi import AttentionDecode, AttentionMerge, AttentionPrompt, AttentionRow, MergedRow
 from edgerun.kernels.state_abi import CausalConv, GatedNorm, Scan, ScanSteps, UnitHeads
 from edgerun.kernels.stream_abi import AboveMean, CorrectStreams, MatchNorms, MixStreams
+from edgerun.kernels.sum_abi import SumRanks
 
 Arguments = tuple[int, ...]  # any of the classes below
 
@@ -333,6 +334,7 @@ _OF_KERNEL = {
     "route": Route,
     "weigh": Weigh,
     "find_experts": FindExperts,
+    "sum_ranks": SumRanks,
     "causal_conv": CausalConv,
     "scan": Scan,
     "unit_heads": UnitHeads,

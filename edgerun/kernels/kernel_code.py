@@ -37,6 +37,7 @@ SOURCES = {
     "add": "layer_kernels",
     **dict.fromkeys(("route", "weigh"), "route_kernels"),
     "find_experts": "find_kernels",
+    "sum_ranks": "sum_kernels",
     "causal_conv": "state_kernels",
     "scan": "state_kernels",
     "unit_heads": "gate_kernels",

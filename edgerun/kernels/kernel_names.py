@@ -68,6 +68,8 @@ RECURRENT = ("causal_conv", "scan", "unit_heads", "scan_steps", "gated_norm")  #
 
 MIXTURE = ("route", "weigh", "find_experts")  # what mixtures of experts do
 
+RANKS = ("sum_ranks",)  # what ranks of a group do together
+
 STREAMS = ("mix_streams", "correct_streams", "match_norms", "above_mean")  # what models of several streams do
 
 

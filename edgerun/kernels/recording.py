@@ -70,6 +70,11 @@ class Recording(Protocol):
         those of the products. False, and nothing, where experts like these cannot be recorded."""
         ...
 
+    def lay_out_sum(self, steps: I64, state: I64, numbers: int) -> None:
+        """Record a sum over ranks without making it: a launch of these steps, for the rank with this `state`
+        (`sum_abi`), of so many numbers. It stops the program where Python must go on."""
+        ...
+
     def trace(self) -> AbstractContextManager[LaunchTrace]:
         """Within, it is noted when each thread worked on each launch. UsageError within another trace,
         UnsupportedError where there is no clock."""

@@ -43,12 +43,13 @@ from edgerun.kernels.neuron_launch import NeuronLaunch
 from edgerun.kernels.packer import Packer
 from edgerun.kernels.pages import LayerLayout, Span
 from edgerun.kernels.product_launch import ProductLaunch
-from edgerun.kernels.program import Program, Recorder
+from edgerun.kernels.program import I64, Program, Recorder
 from edgerun.kernels.recording import Recording, TokenExperts
 from edgerun.kernels.routing import Routing
 from edgerun.kernels.rows import Rows
 from edgerun.kernels.states import StateRows
 from edgerun.kernels.stream_weights import StreamWeights
+from edgerun.kernels.sum_launch import lay_out_sum
 
 
 class SimdKernels:
@@ -101,6 +102,7 @@ class SimdKernels:
         recurrent: bool,
         streams: bool,
         mixture: bool,
+        ranks: bool,
     ) -> list[str]:
         """What a model needs beside the kernels that are always needed."""
         wanted = [
@@ -109,6 +111,7 @@ class SimdKernels:
             *kernel_names.for_keys_and_values(*kv),
         ]
         wanted += kernel_names.RECURRENT * recurrent + kernel_names.STREAMS * streams + kernel_names.MIXTURE * mixture
+        wanted += kernel_names.RANKS * ranks
         return wanted
 
     def prepare(self, types: Sequence[GgmlType]) -> None:
@@ -145,6 +148,10 @@ class SimdKernels:
     def lay_out_experts(self, task: TokenExperts) -> bool:
         """See `ExpertLaunch.lay_out`."""
         return self._experts.lay_out(task)
+
+    def lay_out_sum(self, steps: I64, state: I64, numbers: int) -> None:
+        """See `sum_launch`."""
+        lay_out_sum(self._launcher, steps, state, numbers)
 
     def trace(self) -> AbstractContextManager[LaunchTrace]:
         """See `Launcher.trace`."""
