@@ -1,7 +1,10 @@
 """Activations to int8, blocks of 32 ("q8") or of 256 ("q8k"), or to parts in bf16. `formats.activations` draws them.
 
 Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
-Rounding is to nearest even, the scale is max |x| / 127 in f32.
+Codes are rounded to nearest even, with 127 / max |x| in f32. A scale is max |x| / 127. A block of 32 has its scale, and
+its sum times the scale before, rounded to 11 significant bits, which are those of the f16 that llama.cpp has there: else
+a code of a later layer is rounded the other way now and then, and a recurrent model's answers part from llama.cpp's by
+percents. What is too small or too large for f16 has 11 bits all the same.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ def build_quantize_q8(ops: Ops) -> Any:
                 block = x + at * 128
                 top = peak(block, 32)
                 inverse = float32(127.0) / top if top > float32(0.0) else float32(0.0)
-                scale = top / float32(127.0)
+                exact = top / float32(127.0)
+                scale = short(exact)
                 first = write(block, quants + at * 32, 16, inverse)
                 second = write(block + 64, quants + at * 32 + 16, 16, inverse)
                 total, to = first + second, sums + at * Q8_SUMS_BYTES
@@ -74,7 +78,7 @@ def build_quantize_q8(ops: Ops) -> Any:
                 store_i32(int64(to), int32(-8 * total))
                 store_i32(int64(to + 4), int32(-16 * total))
                 store_i32(int64(to + 8), int32(-128 * total))
-                store_f32(int64(to + 12), float32(total) * scale)
+                store_f32(int64(to + 12), short(float32(total) * exact))
                 store_i32(int64(to + 16), int32(-16 * first))
                 store_i32(int64(to + 20), int32(-16 * second))
 
@@ -149,6 +153,16 @@ def _split(lanes: int, wide: bool) -> Any:
             b.store(value, b.inttoptr(at, value.type.as_pointer())).align = 2
 
     return function((types.int64,) * 3, types.void, emit)
+
+
+def _emit_short(b: Any, x: Any) -> Any:
+    bits = b.bitcast(x, I32)
+    odd = b.and_(b.lshr(bits, ir.Constant(I32, 13)), ir.Constant(I32, 1))
+    return b.bitcast(b.and_(b.add(bits, b.add(odd, ir.Constant(I32, 0xFFF))), ir.Constant(I32, -0x2000)), x.type)
+
+
+short = function((types.float32,), types.float32, _emit_short)
+"""An f32 -> the nearest with 11 significant bits, ties to even."""
 
 
 @njit(forceinline=True)

@@ -25,10 +25,33 @@ def as_quantised(x: np.ndarray, type: GgmlType) -> np.ndarray:
     """What int8 activations keep of x; float formats keep all."""
     if type not in QUANTISED:
         return x.astype(np.float64)
+    codes, scale = codes_of(x, type)
+    return (codes * (short(scale) if scale.shape[1] * 32 == x.shape[1] else scale)).reshape(x.shape)
+
+
+def codes_of(x: np.ndarray, type: GgmlType) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (tokens, blocks, cols) and f32 scales (tokens, blocks, 1) before they are rounded."""
     blocks = x.reshape(x.shape[0], -1, FORMS[FORMATS[type].form][0])
     top = np.abs(blocks).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
-    return (np.rint(blocks * inverse) * (top / np.float32(127)).astype(np.float64)).reshape(x.shape)
+    return np.rint(blocks * inverse), top / np.float32(127)
+
+
+def short(x: np.ndarray) -> np.ndarray:
+    """f32 to the nearest with 11 significant bits, ties to even -> f64."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa.astype(np.float64) * 2048), exponent - 11)
+
+
+def of_rounded_sums(x: np.ndarray, raw: np.ndarray, type: GgmlType) -> np.ndarray | float:
+    """What it adds to products (tokens, rows) that a block's smallest value meets a rounded sum of activations."""
+    if type not in (GgmlType.Q4_1, GgmlType.Q5_1):
+        return 0.0
+    codes, scale = codes_of(x, type)
+    sums = codes.sum(-1, dtype=np.float32)
+    added = short(sums * scale[..., 0]) - sums * short(scale[..., 0])
+    smallest = raw.reshape(len(raw), -1, type.block_bytes)[..., 2:4].copy().view(np.float16)[..., 0]
+    return np.asarray(added @ smallest.astype(np.float64).T)
 
 
 @pytest.mark.parametrize("type", NATIVE, ids=lambda t: t.name)
@@ -42,7 +65,7 @@ def test_native_formats(simd, type, rows, tokens):
     out = np.full((tokens, rows), np.nan, np.float32)
     simd.matmul(w, simd.activations(x), out)
     dense = dequantize(raw, type).astype(np.float64)
-    want = as_quantised(x, type) @ dense.T
+    want = as_quantised(x, type) @ dense.T + of_rounded_sums(x, raw, type)
     # Where F16 goes by tiles of bf16 three of its six products are made: `formats.floats`.
     left_out = (2**-15 + 2**-17) * (np.abs(x) @ np.abs(dense).T) if (simd.name, type) == ("amx", GgmlType.F16) else 0
     assert (np.abs(out - want) <= 2e-6 * np.abs(want).max() + left_out).all()
@@ -54,6 +77,18 @@ def test_native_formats(simd, type, rows, tokens):
     twice = out.copy()
     simd.matmul(w, simd.activations(x), twice, add=True)
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_numbers_beyond_f16(simd, size):
+    """Activations whose scale f16 does not have are kept as well as others."""
+    rng = np.random.default_rng(2)
+    raw = random_blocks(rng, 16, 64, GgmlType.Q8_0)
+    x = (size * rng.standard_normal((2, 64))).astype(np.float32)
+    out = np.empty((2, 16), np.float32)
+    simd.matmul(simd.pack(raw, GgmlType.Q8_0, 64), simd.activations(x), out)
+    want = as_quantised(x, GgmlType.Q8_0) @ dequantize(raw, GgmlType.Q8_0).astype(np.float64).T
+    np.testing.assert_allclose(out, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
 def test_every_type_has_kernels():
@@ -81,8 +116,8 @@ def test_extremes_do_not_saturate(simd, type, value):
     raw = filled_blocks(np.random.default_rng(3), 32, 512, type, value)
     w = simd.pack(raw, type, 512)
     dense = dequantize(raw, type).astype(np.float64)
-    signs = np.ones((7, 512), np.float32)
-    signs[1], signs[2, ::2], signs[3, 1::2], signs[4, :256], signs[5, ::16] = -1, -1, -1, -1, -1
+    signs = np.full((7, 512), 127 / 128, np.float32)  # whose scale is one of f16
+    signs[1], signs[2, ::2], signs[3, 1::2], signs[4, :256], signs[5, ::16] = (-127 / 128,) * 5
     signs = np.tile(signs, (4, 1))  # as many as go by tiles, where there are some
     out = np.empty((28, 32), np.float32)
     simd.matmul(w, simd.activations(signs), out)

@@ -6,7 +6,7 @@ which stands here ready, negative, so that a chain of products can start from it
 "q8", of a block of 32 columns, 24 bytes:
 
     0   -8 S    4  -16 S    8  -128 S    i32, S = sum of 32 quants
-    12  scale * S    f32
+    12  scale * S    f32, of the scale before it was rounded (`quantize_kernels`)
     16  -16 S0    20  -16 S1    i32, of the first and the last 16 quants
 
 "q8k", of a block of 256 columns, 148 bytes:
