@@ -263,6 +263,24 @@ class Weigh(NamedTuple):
     cols: Annotated[int, "columns"]
 
 
+class RoundEighths(NamedTuple):
+    """Numbers as the wire takes them (`eighths.py`). An item is a block of 32."""
+
+    x: Annotated[int, "address of (numbers,) f32"]
+    numbers: Annotated[int, "how many"]
+    out: Annotated[int, "address of a scale, f32, for each block, then (numbers,) i8; bytes after are overwritten"]
+
+
+class SumEighths(NamedTuple):
+    """The sum of such numbers of several senders, added in their order. An item is a block of 32."""
+
+    parts: Annotated[int, "address of the addresses, int64, of what each sent"]
+    senders: Annotated[int, "senders"]
+    numbers: Annotated[int, "of each"]
+    out: Annotated[int, "address of (numbers,) f32: the sum, or what is read of it when it was rounded"]
+    rounded: Annotated[int, "address of where the sum is written rounded; 0: nowhere"]
+
+
 class Add(NamedTuple):
     """x += y. An item is a row."""
 
@@ -331,6 +349,8 @@ _OF_KERNEL = {
     "gated": Gated,
     "combine": Combine,
     "add": Add,
+    "round_eighths": RoundEighths,
+    "sum_eighths": SumEighths,
     "route": Route,
     "weigh": Weigh,
     "find_experts": FindExperts,

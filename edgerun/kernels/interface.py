@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf.types import GgmlType
+from edgerun.kernels.eighths import Rounding
 from edgerun.kernels.far import Far
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import layout_bytes
@@ -180,7 +181,7 @@ def check_neurons(what: str, type: GgmlType, cols: int) -> None:
         )
 
 
-class Kernels(Protocol):
+class Kernels(Rounding, Protocol):
     """All that a decoder needs from the processor."""
 
     name: str
@@ -416,6 +417,10 @@ class Kernels(Protocol):
 
     def weigh(self, x: F32, weight: F32, out: F32) -> None:
         """out (T, 1) = x (T, d) . weight (d,)."""
+        ...
+
+    def prepare_eighths(self) -> None:
+        """As `prepare`, for rounding and adding (`eighths.Rounding`)."""
         ...
 
     @property

@@ -38,6 +38,7 @@ SOURCES = {
     **dict.fromkeys(("route", "weigh"), "route_kernels"),
     "find_experts": "find_kernels",
     "sum_ranks": "sum_kernels",
+    **dict.fromkeys(("round_eighths", "sum_eighths"), "eighths_kernels"),
     "causal_conv": "state_kernels",
     "scan": "state_kernels",
     "unit_heads": "gate_kernels",

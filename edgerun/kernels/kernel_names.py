@@ -70,6 +70,8 @@ MIXTURE = ("route", "weigh", "find_experts")  # what mixtures of experts do
 
 RANKS = ("sum_ranks",)  # what ranks of a group do together
 
+EIGHTHS = ("round_eighths", "sum_eighths")  # what sums over devices do
+
 STREAMS = ("mix_streams", "correct_streams", "match_norms", "above_mean")  # what models of several streams do
 
 

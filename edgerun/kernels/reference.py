@@ -15,6 +15,7 @@ from edgerun.formats.gguf.types import GgmlType
 from edgerun.formats.quants import dequantize
 from edgerun.kernels import state_reference, stream_reference
 from edgerun.kernels.attention_layout import seen_apart
+from edgerun.kernels.eighths import PlainRounding
 from edgerun.kernels.far import Far
 from edgerun.kernels.interface import (
     F32,
@@ -49,7 +50,7 @@ class PlainActivations:
     x: F32
 
 
-class ReferenceKernels:
+class ReferenceKernels(PlainRounding):
     """The numpy implementation of `interface.Kernels`."""
 
     name = "reference"
@@ -311,6 +312,9 @@ class ReferenceKernels:
 
     def weigh(self, x: F32, weight: F32, out: F32) -> None:
         out[:, 0] = (x * weight).sum(axis=1)  # row by row: no BLAS
+
+    def prepare_eighths(self) -> None:
+        """Nothing to prepare."""
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -12,7 +12,7 @@ from edgerun.device.forks import call_after_fork
 from edgerun.errors import UsageError
 from edgerun.events import EventSink
 from edgerun.formats.gguf.types import GgmlType
-from edgerun.kernels import kernel_names, layer_launch, route_launch, state_launch, stream_launch
+from edgerun.kernels import eighths_launch, kernel_names, layer_launch, route_launch, state_launch, stream_launch
 from edgerun.kernels.attention_launch import AttentionLaunch, Scores
 from edgerun.kernels.choice import choose
 from edgerun.kernels.compile import KernelCache
@@ -323,6 +323,17 @@ class SimdKernels:
 
     def weigh(self, x: F32, weight: F32, out: F32) -> None:
         route_launch.weigh(self._launcher, x, weight, out)
+
+    # -- for other devices --------------------------------------------------------------------------------------
+
+    def prepare_eighths(self) -> None:
+        self._cache.prepare(kernel_names.EIGHTHS)
+
+    def round_eighths(self, x: F32, out: U8) -> None:
+        eighths_launch.round_eighths(self._launcher, x, out)
+
+    def sum_eighths(self, parts: Sequence[U8], out: F32, rounded: U8 | None = None) -> None:
+        eighths_launch.sum_eighths(self._launcher, parts, out, rounded)
 
 
 def _rows(x: Activations) -> Rows:
