@@ -2,13 +2,13 @@
 
 python benchmarks/packing.py FOLDER [--types Q4_0,F16] [--turns 4] [--seconds 0.4] [-t 2] [--products] [--json]
 
-Writes a file a type into FOLDER, four layers of llama-1b's shape, and keeps it for the next run. Layers pass through two
-buffers as in `edgerun run --memory`: three threads read past the page cache, and each packs what it has read. In turn
-with that, in the same process, they only read: `kept` is the rate with packing over the rate without, so 1 - kept is what
-packing costs a miss in wall time where reading never pauses. `of readers` is packing's share of the seconds that readers
-are busy. `alone` is an expert of three matrices of 1024 x 2048 that is read while nothing else is under way: one thread
-reads it and then packs it, and packing's share of the time until it has landed is all visible. --products: each layer
-is multiplied with one row while the next ones are read, as in decoding.
+Writes a file a type into FOLDER, four layers of llama-1b's shape, and keeps it for the next run. Layers pass through
+two buffers as in `edgerun run --memory`: three threads read past the page cache, and each packs what it has read. In
+turn with that, in the same process, they only read: `kept` is the rate with packing over the rate without, so 1 - kept
+is what packing costs a miss in wall time where reading never pauses. `of readers` is packing's share of the seconds
+that readers are busy. `alone` is an expert of three matrices of 1024 x 2048 that is read while nothing else is under
+way: small ones are read by one thread, which then packs them, and all of that is waited for. --products: each layer is
+multiplied with one row while the next ones are read, as in decoding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgerun.weights.streamed_layers import StreamedLayerStore
 from edgerun.weights.tensor_reader import TensorReader, joined
 
 LAYERS, VOCAB = 4, 512
-EXPERT = (("ffn_gate", 1024), ("ffn_up", 1024), ("attn_q", 1024))  # parts of these make an expert; rows of 2,048 weights
+EXPERT = (("ffn_gate", 1024), ("ffn_up", 1024), ("attn_q", 1024))  # so many rows of 2,048 weights of each
 EXPERTS = 40
 
 
@@ -157,7 +157,8 @@ def alone(gguf: GgufFile, kernels: PackingWatched) -> dict[str, float]:
                 size = kernels.packed_bytes(info.type, rows, info.shape[-1])
                 target = kernels.matrix_in(Arena(size).bytes[:size], info.type, rows, info.shape[-1])
                 target.data[:] = 0  # the cache's slots are there, too
-                pieces += reader.pieces(info, rows * (number // LAYERS % (info.shape[0] // rows)), target, reading.landed)
+                first = rows * (number // LAYERS % (info.shape[0] // rows))
+                pieces += reader.pieces(info, first, target, reading.landed)
             began = time.perf_counter()
             reading.begin(joined(pieces), DEMAND)
             reading.wait()
@@ -168,10 +169,11 @@ def alone(gguf: GgufFile, kernels: PackingWatched) -> dict[str, float]:
 
 def line(type: GgmlType, found: dict[str, float]) -> str:
     """Of the table."""
+    disk, packing, thread = (found[f"{key}_bytes_per_s"] / 1e9 for key in ("disk", "packing", "pack"))
     return (
-        f"{type.name:8s} disk {found['disk_bytes_per_s'] / 1e9:5.2f} GB/s, packing {found['packing_bytes_per_s'] / 1e9:5.2f}"
-        f"  kept {found['kept']:5.2f}  of readers {found['of_readers']:5.1%}  a thread packs"
-        f" {found['pack_bytes_per_s'] / 1e9:5.1f} GB/s  alone {1e3 * found['alone_s']:6.2f} ms, {found['alone_share']:5.1%}"
+        f"{type.name:8s} disk {disk:5.2f} GB/s, packing {packing:5.2f}  kept {found['kept']:5.2f}"
+        f"  of readers {found['of_readers']:5.1%}  a thread packs {thread:5.1f} GB/s"
+        f"  alone {1e3 * found['alone_s']:6.2f} ms, {found['alone_share']:5.1%}"
     )
 
 
