@@ -3,8 +3,8 @@
 Arguments (int64 slots): 0 x f32, 1 cols, 2 quants, 3 scales, 4 sums. An item is a row; rows are contiguous.
 Codes are rounded to nearest even, with 127 / max |x| in f32. A scale is max |x| / 127. A block of 32 has its scale,
 and its sum times the scale before, rounded to 11 significant bits, which are those of the f16 that llama.cpp has there:
-else a code of a later layer is rounded the other way now and then, and a recurrent model's answers part from llama.cpp's
-by percents. What is too small or too large for f16 has 11 bits all the same.
+else a code of a later layer is rounded the other way now and then, and a recurrent model's answers part from
+llama.cpp's by percents. What is too small or too large for f16 has 11 bits all the same.
 """
 
 from __future__ import annotations
