@@ -27,9 +27,10 @@ import numpy as np
 from all_types import write_model
 
 from edgerun.events import Span
-from edgerun.formats.gguf import GgmlType, GgufFile, TensorInfo, open_gguf
+from edgerun.formats.gguf import GgmlType, GgufFile, open_gguf
 from edgerun.formats.quants import DEQUANTIZERS
 from edgerun.kernels import load_kernels
+from edgerun.kernels.memory import LINE
 from edgerun.models import load_spec
 from edgerun.weights.arena import Arena
 from edgerun.weights.flash import DEMAND, FlashReader, Reading
@@ -39,6 +40,7 @@ from edgerun.weights.tensor_reader import TensorReader, joined
 LAYERS, VOCAB = 4, 512
 EXPERT = (("ffn_gate", 1024), ("ffn_up", 1024), ("attn_q", 1024))  # so many rows of 2,048 weights of each
 EXPERTS = 40
+SLOTS_BYTES = 256 << 20  # of memory for experts: what is written now was not touched for long
 
 
 class PackingWatched:
@@ -143,6 +145,12 @@ def pass_layer(store: StreamedLayerStore, kernels: PackingWatched, layer: int, p
 
 def alone(gguf: GgufFile, kernels: PackingWatched) -> dict[str, float]:
     """An expert at a time, nothing else under way: seconds until it has landed, and packing's share of them."""
+    infos = [[gguf.tensors[f"blk.{layer}.{part}.weight"] for part, _ in EXPERT] for layer in range(LAYERS)]
+    sizes = [
+        kernels.packed_bytes(info.type, rows, info.shape[-1]) for info, (_, rows) in zip(infos[0], EXPERT, strict=True)
+    ]
+    slots, slot_bytes = Arena(SLOTS_BYTES).bytes, sum(-(-size // LINE) * LINE for size in sizes)
+    slots[:] = 0
     flash = FlashReader(gguf.paths, threads=3)
     reader = TensorReader(gguf, kernels, flash)  # type: ignore[arg-type]
     kernels.packs = True
@@ -150,13 +158,11 @@ def alone(gguf: GgufFile, kernels: PackingWatched) -> dict[str, float]:
     with closing(flash):
         for number in range(EXPERTS):
             kernels.pieces.clear()
-            reading = Reading(flash)
-            pieces = []
-            for part, rows in EXPERT:
-                info: TensorInfo = gguf.tensors[f"blk.{number % LAYERS}.{part}.weight"]
-                size = kernels.packed_bytes(info.type, rows, info.shape[-1])
-                target = kernels.matrix_in(Arena(size).bytes[:size], info.type, rows, info.shape[-1])
-                target.data[:] = 0  # the cache's slots are there, too
+            reading, pieces = Reading(flash), []
+            at = number % (SLOTS_BYTES // slot_bytes) * slot_bytes
+            for info, size, (_, rows) in zip(infos[number % LAYERS], sizes, EXPERT, strict=True):
+                target = kernels.matrix_in(slots[at : at + size], info.type, rows, info.shape[-1])
+                at += -(-size // LINE) * LINE
                 first = rows * (number // LAYERS % (info.shape[0] // rows))
                 pieces += reader.pieces(info, first, target, reading.landed)
             began = time.perf_counter()
