@@ -87,7 +87,7 @@ def load_engine(
             events(Notice(notice))
         store, close_store = open_store(gguf, spec, impl, plan, prefetch=options.prefetch, events=events)
         stack.callback(close_store)
-        ledger = KvLedger(plan.kv_limit_bytes)
+        ledger = KvLedger(plan.kv_limit_bytes, store.others_hold)
         stack.callback(ledger.release_all)
         farthest = n_context if options.window is None else min(n_context, options.window + options.sinks)
         decoder = Decoder(spec, store, impl, context=farthest, kv_ledger=ledger, kv=kv)

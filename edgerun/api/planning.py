@@ -166,7 +166,7 @@ def plan_model(
             rates, taken = device.rates(catalog, piece)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
-        hits = None if routed is None or plan.mode != "experts" else replayed(routed, plan.slots, spec)
+        hits = None if routed is None or plan.mode != "experts" else replayed(routed, plan.early_slots, spec)
         packed = device is None and not download_bytes and _is_packed(gguf, given.kernels)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits, packed=packed)
         request = predict_request(

@@ -126,6 +126,7 @@ def open_store(
             scores=load_scores(profile, spec.n_layers, catalog.n_experts, events),
             predict=prefetch,
             reader_threads=threads,
+            spare_bytes=plan.kv_limit_bytes,
             events=events,
         )
     with ExitStack() as stack:

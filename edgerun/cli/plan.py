@@ -85,8 +85,8 @@ def _lines(made: Any) -> dict[str, str]:
     plan, speed = made.memory, made.speed
     how = {
         "resident": "all in memory",
-        "experts": f"{plan.slots} of {plan.all_experts} experts cached ({100 * plan.cached_share:.0f} %), "
-        "the others streamed",
+        "experts": f"{plan.early_slots} of {plan.all_experts} experts cached ({100 * plan.cached_share:.0f} %), "
+        f"{plan.slots} where a session grows long, the others streamed",
         "layers": f"{plan.pinned} of {plan.layers} layers kept, the others streamed",
     }[plan.mode]
     lines = {"model": made.name, "how": how, "context": f"{made.context} tokens"}

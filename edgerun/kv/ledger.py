@@ -45,10 +45,12 @@ P = TypeVar("P", bound=Grant)
 
 class KvLedger:
     """`limit_bytes` for all who ask; None: nobody counts. Thread-safe; holders make room in the thread that asks, which
-    therefore must be the one that may use the model now."""
+    therefore must be the one that may use the model now. about_to_hold: told, before there are more grants, how much
+    all will have together, so that others can use what is left of the limit."""
 
-    def __init__(self, limit_bytes: int | None) -> None:
+    def __init__(self, limit_bytes: int | None, about_to_hold: Callable[[int], None] | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self._about_to_hold = about_to_hold
         self.hurries = False  # whoever asks has others to turn to: refuse without a collection, which takes long
         self._holders: WeakSet[Holder] = WeakSet()
         self._granted: WeakSet[Grant] = WeakSet()
@@ -88,7 +90,10 @@ class KvLedger:
                 if make_room is not None:
                     make_room()
                     give_back_free_memory()
-                if limit is None or self.held_bytes + n_bytes <= limit:
+                held_bytes = self.held_bytes + n_bytes
+                if limit is None or held_bytes <= limit:
+                    if self._about_to_hold is not None:
+                        self._about_to_hold(held_bytes)
                     made = make()
                     self._granted.update(made)
                     return made

@@ -34,6 +34,7 @@ _LENT_SHARE = 0.35  # of the expert cache that a wave may borrow
 _LEAST_NEURONS = 16  # of so many, one must have a slot
 _SMALLEST_CONTEXT = 256  # not worth advising less
 _SYSTEM_PAGE = 4096
+EARLY_POSITIONS = 512  # of a session, until it has taken more of the memory for keys and values
 
 
 class Sizes(Protocol):
@@ -44,7 +45,8 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `pinned`: layers that stay;
+    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `lent_slots`: more of them, in
+    the memory for keys and values, while one session has no more than `EARLY_POSITIONS`; `pinned`: layers that stay;
     `wave_tokens`: of a prompt that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at
     this context."""
 
@@ -60,6 +62,7 @@ class MemoryPlan:
     floor_bytes: int
     wave_tokens: int
     slots: int = 0
+    lent_slots: int = 0
     slot_bytes: int = 0
     all_experts: int = 0
     pinned: int = 0
@@ -94,10 +97,15 @@ class MemoryPlan:
 
     @property
     def cached_share(self) -> float:
-        """Of the experts or layers, those that stay in memory."""
+        """Of the experts or layers, those that stay in memory, beside a session that is not long yet."""
         if self.mode == "experts":
-            return self.slots / self.all_experts
+            return self.early_slots / self.all_experts
         return self.pinned / self.layers if self.mode == "layers" else 1.0
+
+    @property
+    def early_slots(self) -> int:
+        """Experts that are cached while a session is not long yet."""
+        return self.slots + self.lent_slots
 
     def accounts(self) -> list[tuple[str, int]]:
         """(name, bytes) of every use."""
@@ -188,6 +196,8 @@ def plan_memory(
         if rest - more < 2 * smallest:
             more = 0
         slots = min((rest - more) // slot, catalog.n_all_experts)
+        positions = min(context, EARLY_POSITIONS)
+        early = holdings.kv_bytes(spec, positions, CHUNK, kv) + holdings.state_bytes(spec, positions)
         wave = _wave_tokens(
             spec, context, kv, min(int(_LENT_SHARE * slots * slot), slots * slot - smallest), kv_bytes + more
         )
@@ -202,6 +212,7 @@ def plan_memory(
             floor_bytes=floor,
             wave_tokens=wave,
             slots=slots,
+            lent_slots=max(0, min((kv_bytes + more + state_bytes - early) // slot, catalog.n_all_experts - slots)),
             slot_bytes=slot,
             all_experts=catalog.n_all_experts,
             layers=len(layer_bytes),

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import numpy as np
@@ -23,6 +22,7 @@ from edgerun.kernels.interface import I32, Expert
 from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.catalog import Catalog
 from edgerun.weights.eviction import Eviction
+from edgerun.weights.expert_lease import Lease
 from edgerun.weights.expert_slots import CacheStats, Entry, ExpertSlots
 from edgerun.weights.flash import BACKGROUND, DEMAND, PREDICTED, Piece
 from edgerun.weights.hint_trust import HintTrust
@@ -32,37 +32,34 @@ _FEW_WAITING = 8  # pieces: beyond that a far guess would only be cancelled when
 _MOST_PREDICTED = 48  # pieces that may wait at once: more would only be cancelled
 
 
-@dataclass(eq=False)
-class _Lease:
-    """What a layer's experts are asked for by: pinned while it lasts."""
-
-    layer: int
-    ready: list[Entry] = field(default_factory=list)
-    pending: list[Entry] = field(default_factory=list)  # on their way
-    later: list[int] = field(default_factory=list)  # ids that have no slot yet
-    news: SimpleQueue[None] = field(default_factory=SimpleQueue)  # something landed, or a slot may have become free
-
-
 class ExpertCache:
-    """`slots` experts of a model. One thread asks, reader threads deliver."""
+    """`slots` experts of a model, and more while `others_hold` less than `spare_bytes`. One thread asks, reader threads
+    deliver."""
 
-    def __init__(self, catalog: Catalog, reader: TensorReader, eviction: Eviction, slots: int) -> None:
+    def __init__(
+        self, catalog: Catalog, reader: TensorReader, eviction: Eviction, slots: int, spare_bytes: int = 0
+    ) -> None:
         self.stats = CacheStats()
-        self.slots = slots
+        self._least_slots, self._spare_bytes = slots, spare_bytes
         self._reader = reader
         self._eviction = eviction
         self._n_experts = catalog.n_experts
         self._lock = threading.Lock()
         self._torn = False
-        self._held = ExpertSlots(catalog, reader, eviction, slots, self.stats, self._landed)
+        self._held = ExpertSlots(catalog, reader, eviction, slots, self.stats, self._landed, spare_bytes)
         self.slot_bytes = self._held.slot_bytes
         self._expected: list[list[Entry]] = [[] for _ in catalog.layers]
         self._waiting_predicted = 0  # pieces
-        self._lease: _Lease | None = None
+        self._lease: Lease | None = None
         self._news: SimpleQueue[None] | None = None  # of whoever waits
         self._trust = HintTrust(len(catalog.layers))
         self._wanted = np.zeros(len(catalog.layers), np.int64)
         self._passed: tuple[int, list[int]] = 0, []  # the layer that launches have come to, and whom they use of it
+
+    @property
+    def slots(self) -> int:
+        """That experts may have now."""
+        return self._held.usable
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -75,6 +72,20 @@ class ExpertCache:
                 self._held.lent.clear()
                 self._settle()
                 self._torn = False
+
+    def others_hold(self, n_bytes: int) -> None:
+        """See `WeightStore.others_hold`."""
+        slots = self._least_slots + max(0, self._spare_bytes - n_bytes) // self.slot_bytes
+        if slots > self.slots:
+            give_back_free_memory()  # of those whose memory it was
+        with self._lock:
+            self._settle()
+            self._torn = True
+            self._held.resize(slots)
+            if self.slots > slots:  # some are only expected, or read because nothing better is known
+                self._make_room()
+                self._held.resize(slots)
+            self._torn = False
 
     def after_fork(self) -> None:
         """See `device.forks`."""
@@ -93,13 +104,13 @@ class ExpertCache:
         finally:
             self._end(lease)
 
-    def _ask(self, layer: int, ids: I32, uses: I32, tokens: int) -> _Lease:
+    def _ask(self, layer: int, ids: I32, uses: I32, tokens: int) -> Lease:
         wanted = ids.tolist()
         if len(set(wanted)) != len(wanted) or not all(0 <= i < self._n_experts for i in wanted):
             raise UsageError(
                 f"experts are asked for by different numbers from 0 to {self._n_experts - 1}, got {wanted}"
             )
-        lease = _Lease(layer)
+        lease = Lease(layer)
         with self._lock:
             self._settle()
             if self._lease is not None:
@@ -168,7 +179,7 @@ class ExpertCache:
             self.stats.predicted_used += 1
             self._trust.was_used(entry.layer)
 
-    def _deliver(self, lease: _Lease, cancelled: Callable[[], bool]) -> Iterator[list[Expert]]:
+    def _deliver(self, lease: Lease, cancelled: Callable[[], bool]) -> Iterator[list[Expert]]:
         """`ready` first, `pending` as they land, `later` when slots become free."""
         held = lease.ready
         while True:
@@ -184,7 +195,7 @@ class ExpertCache:
                     lease.news.get()
                 self.stats.stall_s += time.perf_counter() - began
 
-    def _next(self, lease: _Lease, done: Sequence[Entry]) -> list[Entry]:
+    def _next(self, lease: Lease, done: Sequence[Entry]) -> list[Entry]:
         """`done` with some, take those that have landed meanwhile; raises what reading one of them raised."""
         with self._lock:
             self._settle()
@@ -206,7 +217,7 @@ class ExpertCache:
                 raise entry.error
         return landed
 
-    def _end(self, lease: _Lease) -> None:
+    def _end(self, lease: Lease) -> None:
         """All of it is done with, whether it came or not."""
         with self._lock:
             if self._lease is lease and not self._torn:
@@ -222,7 +233,7 @@ class ExpertCache:
             return
         with self._lock:
             self._settle()
-            most = (self.slots - len(self._held.lent)) // 2  # the others must find slots too
+            most = self.slots // 2  # the others must find slots too
             room = most - sum(map(len, self._expected))
             if self._waiting_predicted > _MOST_PREDICTED or room <= 0 or not self._trust.allows(layer):
                 return
@@ -237,7 +248,7 @@ class ExpertCache:
                     entry.expected = True
                     self._held.locked[entry.slot] = True
                     self._expected[layer].append(entry)
-            for entry in self._claim_beside_passed(layer, missing):
+            for entry in self._held.claim(layer, missing, self._passed):
                 entry.expected = entry.hinted = True
                 self._expected[layer].append(entry)
                 self.stats.predicted += 1
@@ -282,7 +293,7 @@ class ExpertCache:
                 self._settle()
                 self._torn = True
                 self._news = news
-                count = min(count, self.slots - len(self._held.lent) - 2)
+                count = min(count, self.slots - 2)
                 self._make_room()
                 self._held.evict_for(count)
                 if len(self._held.free) >= count or not any(each.missing for each in self._held.entries()):
@@ -333,18 +344,7 @@ class ExpertCache:
         self._lease = self._news = None
         self._torn = False
 
-    def _claim_beside_passed(self, layer: int, ids: Sequence[int]) -> list[Entry]:
-        """`ExpertSlots.claim`, while launches wait that use what they have found."""
-        passed, used = self._passed
-        entries = [entry for i in used if (entry := self._held.table[passed][i]) is not None]
-        for entry in entries:
-            self._held.locked[entry.slot] = True
-        claimed = self._held.claim(layer, ids)
-        for entry in entries:
-            self._held.locked[entry.slot] = self._held.must_stay(entry)
-        return claimed
-
-    def _claim_for(self, lease: _Lease) -> None:
+    def _claim_for(self, lease: Lease) -> None:
         """Begin reading as many of `later` as there are slots; those are taken off the list."""
         if not lease.later:
             return

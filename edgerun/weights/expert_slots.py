@@ -61,7 +61,8 @@ class Entry:
 
 
 class ExpertSlots:
-    """`count` experts of a model. `landed` hears of every piece of theirs that is in its place, or will never be."""
+    """`count` experts of a model, and for now as many more as `spare_bytes` hold (`resize`). `landed` hears of every
+    piece of theirs that is in its place, or will never be."""
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class ExpertSlots:
         count: int,
         stats: CacheStats,
         landed: Callable[[Entry, Piece, Exception | None], None],
+        spare_bytes: int = 0,
     ) -> None:
-        self._count = count
         self._reader = reader
         self._eviction = eviction
         self._stats = stats
@@ -80,11 +81,13 @@ class ExpertSlots:
         self._n_experts = catalog.n_experts
         self._layouts = slot_blocks(catalog, reader.kernels)
         self.slot_bytes = block_bytes(self._layouts)
+        self._count = count = max(count, min(count + spare_bytes // self.slot_bytes, catalog.n_all_experts))
         self._arena = Arena(count * self.slot_bytes)
         self._matrices: dict[tuple[int, int], tuple[Matrix, ...]] = {}
-        # From these two all the rest follows:
+        # From these three all the rest follows:
         self._owners: list[Entry | None] = [None] * count  # of each slot
         self.lent: set[int] = set()  # slots
+        self._away: set[int] = set()  # slots whose memory is somebody else's until `resize` takes them back
         self.table: list[list[Entry | None]] = [[None] * self._n_experts for _ in catalog.layers]
         # Read by launches while Python does not look: a slot is said last when an expert comes, and taken back first
         # when it leaves. (layers, experts): see `kernels.recording.ExpertPlaces`
@@ -93,15 +96,26 @@ class ExpertSlots:
         self._keys = np.zeros(count, np.int64)  # of the expert in each slot
         self.locked = np.ones(count, bool)  # may not be evicted: in use, on its way, expected or empty
 
+    @property
+    def usable(self) -> int:
+        """Slots that experts may have now."""
+        return self._count - len(self.lent) - len(self._away)
+
     def entries(self) -> list[Entry]:
         """Those that have a slot, whether they are there or on their way."""
         return [entry for entry in self._owners if entry is not None]
 
-    def claim(self, layer: int, ids: Sequence[int]) -> list[Entry]:
-        """Slots for the first of `ids`, as far as there are free ones or some to evict; nothing is submitted."""
+    def claim(self, layer: int, ids: Sequence[int], passed: tuple[int, Sequence[int]] = (0, ())) -> list[Entry]:
+        """Slots for the first of `ids`, as far as there are free ones or some to evict; nothing is submitted. passed: a
+        layer and its experts that stay, since launches that wait use them."""
         if not ids:
             return []
+        used = [entry for i in passed[1] if (entry := self.table[passed[0]][i]) is not None]
+        for entry in used:
+            self.locked[entry.slot] = True
         self.evict_for(len(ids))
+        for entry in used:
+            self.locked[entry.slot] = self.must_stay(entry)
         entries = []
         for i in ids:
             if not self.free:
@@ -178,8 +192,22 @@ class ExpertSlots:
                 self.lent.discard(slot)
                 self.free.append(slot)
 
+    def resize(self, count: int) -> None:
+        """Have so many slots, as far as there are experts that may leave; the memory of the others is the system's."""
+        missing = len(self._away) - max(0, self._count - count)
+        if missing >= 0:
+            for slot in sorted(self._away)[:missing]:
+                self._away.discard(slot)
+                self.free.append(slot)
+            return
+        self.evict_for(-missing)
+        gone = self.free[missing:]
+        self.give_back_memory(gone)
+        self._away.update(gone)
+        del self.free[missing:]
+
     def derive(self) -> None:
-        """Everything anew from which entry has which slot and which slots are lent; nobody uses or expects any."""
+        """Everything anew from which entry has which slot and which are lent or away; nobody uses or expects any."""
         self.places[:] = NOWHERE
         for table in self.table:
             table[:] = [None] * self._n_experts
@@ -197,14 +225,14 @@ class ExpertSlots:
                     self._keys[slot] = owner.layer * self._n_experts + owner.expert.id
                     self.locked[slot] = False
                     self.show(owner)
-            if owner is None and slot not in self.lent:
+            if owner is None and slot not in self.lent and slot not in self._away:
                 free.append(slot)
         self.free = free
 
     def check(self) -> None:
         """Assert that the bookkeeping agrees with itself, for tests: with nothing lent or in use."""
         taken = self.entries()
-        assert sorted([*self.free, *(entry.slot for entry in taken)]) == list(range(self._count))
+        assert sorted([*self.free, *self._away, *(entry.slot for entry in taken)]) == list(range(self._count))
         for entry in taken:
             assert self._owners[entry.slot] is entry and not entry.used
             assert entry.doomed or self.table[entry.layer][entry.expert.id] is entry

@@ -68,3 +68,6 @@ class LastingWeights:
     def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         """Memory for activations was set aside."""
         return contextlib.nullcontext()
+
+    def others_hold(self, n_bytes: int) -> None:
+        """None of it was used."""

@@ -165,6 +165,11 @@ class WeightStore(Protocol):
         of cached weights. As much of it as there is; a plan sees to it that it suffices."""
         ...
 
+    def others_hold(self, n_bytes: int) -> None:
+        """So much of the memory that is set aside for keys and values is in use, or will be at once: the rest may hold
+        weights meanwhile. Nothing is lent now."""
+        ...
+
     def watch(self, watcher: SpanSink | None) -> None:
         """Tell somebody (None: nobody any more) of every read, of waits, and of what is read ahead."""
         ...

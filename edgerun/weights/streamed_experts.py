@@ -30,9 +30,10 @@ from edgerun.weights.tensor_reader import DenseLoader
 class StreamedExpertStore(LastingWeights):
     """`WeightStore` over a GGUF file whose experts do not all fit.
 
-    slots: experts that are kept. wave_tokens: of a prompt that pass a layer together. scores: an earlier run's
-    `scores`, to begin with the experts that were hot then. predict: whether hints begin reads. reader_threads: reads
-    in flight. Output does not depend on any of these. Raises ReadError when the file cannot be read.
+    slots: experts that are kept; spare_bytes: memory in which more are kept as long as `others_hold` less of it.
+    wave_tokens: of a prompt that pass a layer together. scores: an earlier run's `scores`, to begin with the experts
+    that were hot then. predict: whether hints begin reads. reader_threads: reads in flight. Output does not depend on
+    any of these. Raises ReadError when the file cannot be read.
     """
 
     mode: Literal["experts"] = "experts"
@@ -50,6 +51,7 @@ class StreamedExpertStore(LastingWeights):
         scores: F32 | None = None,
         predict: bool = True,
         reader_threads: int = 3,
+        spare_bytes: int = 0,
         direct: bool = True,
         events: EventSink = ignore,
     ) -> None:
@@ -68,13 +70,13 @@ class StreamedExpertStore(LastingWeights):
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
             self._predictor: ExpertPredictor | None = None
-            self.cache = ExpertCache(catalog, self._reader, self._eviction, slots)
+            self.cache = ExpertCache(catalog, self._reader, self._eviction, slots, spare_bytes)
             self._places = [self.cache.places(i) if layer.experts else None for i, layer in enumerate(catalog.layers)]
             mixtures = [i for i, each in enumerate(self._places) if each is not None]
             self._later = [[each for each in mixtures if each > i][:MOST_AHEAD] for i in range(len(self._places))]
             if scores is not None:
                 order = np.argsort(-scores.reshape(-1), kind="stable")
-                hot = order[: min(slots, int(np.count_nonzero(scores)))]
+                hot = order[: min(self.cache.slots, int(np.count_nonzero(scores)))]
                 self.cache.fill(sorted(hot.tolist()))
             self._close = stack.pop_all()
         call_after_fork(self)
@@ -152,6 +154,9 @@ class StreamedExpertStore(LastingWeights):
 
     def lend(self, n_bytes: int, cancelled: Callable[[], bool] = never) -> AbstractContextManager[None]:
         return self.cache.lend(n_bytes, cancelled)
+
+    def others_hold(self, n_bytes: int) -> None:
+        self.cache.others_hold(n_bytes)
 
     def watch(self, watcher: SpanSink | None) -> None:
         self.flash.watch(watcher)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from edgerun.errors import DoesNotFitError
-from edgerun.kv import KvSequence
+from edgerun.kv import KvLedger, KvSequence, PagePool
 from tests.kv.holding import GROUPS, new_pool, write
 
 CAPACITY = 512
@@ -53,6 +53,15 @@ def test_a_copy_of_nothing_takes_nothing():
     assert sequence.copy(0).n_bytes == 0
     with pytest.raises(DoesNotFitError):
         sequence.reserve(1)
+
+
+def test_who_uses_what_nobody_holds_is_told_before():
+    told: list[tuple[int, int]] = []
+    ledger = KvLedger(WHOLE, lambda n_bytes: told.append((ledger.held_bytes, n_bytes)))
+    sequence = KvSequence(PagePool(GROUPS, ledger), CAPACITY)
+    sequence.reserve(1)
+    sequence.reserve(CAPACITY)
+    assert told == [(0, WHOLE // 2), (WHOLE // 2, WHOLE)]
 
 
 def test_sequences_are_made_while_others_are_counted():

@@ -40,6 +40,7 @@ def test_experts(models, kernels, name, data):
         "predict": data.draw(st.booleans(), "predict"),
         "reader_threads": data.draw(st.integers(1, 4), "threads"),
         "direct": data.draw(st.booleans(), "direct"),
+        "spare_bytes": data.draw(st.sampled_from([0, 1 << 17, 1 << 20]), "spare"),
         "eviction": POLICIES[data.draw(st.sampled_from(list(POLICIES)), "policy")](spec),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -48,6 +49,7 @@ def test_experts(models, kernels, name, data):
             assert np.array_equal(run(decoder, name), expected)
             stats = store.statistics()
             assert stats["hits"] + stats["late"] + stats["misses"] > 0
+            store.others_hold(data.draw(st.integers(0, 1 << 20), "held"))
             assert np.array_equal(run(decoder, name), expected), "and again with what is cached"
 
 
@@ -242,6 +244,29 @@ def test_the_wrong_way_to_stream(models, kernels):
     gguf, spec, _ = models("llama")
     with pytest.raises(UsageError, match="two buffers"):
         StreamedLayerStore(gguf, spec, kernels, pinned=[], wave_tokens=256, buffers=1)
+
+
+def test_memory_that_others_do_not_hold_yet_keeps_experts(models, kernels):
+    name, more = "olmoe-Q8_0", 5
+    _, spec, _ = models(name)
+    with streamed(models, name, kernels, slots=8, wave_tokens=256) as (_, store, _):
+        slot_bytes = store.cache.slot_bytes
+    with streamed(models, name, kernels, slots=8, wave_tokens=256, spare_bytes=more * slot_bytes) as (
+        decoder,
+        store,
+        expected,
+    ):
+        for held, slots in [(0, 13), (1, 12), (more * slot_bytes, 8), (2 * slot_bytes, 11), (99 * slot_bytes, 8)]:
+            store.others_hold(held)
+            assert store.cache.slots == slots
+            assert np.array_equal(run(decoder, name), expected)
+            assert len(store.cache.resident()) <= slots
+            check_whole(store)
+        store.cache._torn = True  # whoever was interrupted leaves it to the next one
+        store.cache.fill([])
+        assert store.cache.slots == 8, "what is others' stays theirs"
+        arena = store.cache._held._arena.bytes[: 13 * slot_bytes].reshape(13, slot_bytes)
+        assert np.count_nonzero(arena.any(axis=1)) <= 8, "and its memory is the system's"
 
 
 def test_lent_memory_is_free_meanwhile_and_used_again(models, kernels, monkeypatch):
