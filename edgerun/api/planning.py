@@ -49,7 +49,7 @@ from edgerun.planning.rates import (
 )
 from edgerun.planning.request import RequestPrediction, predict_request
 from edgerun.planning.slow_types import slow_types, slow_types_notice
-from edgerun.planning.speed import Speed, predict_speed
+from edgerun.planning.speed import Speed, assumed_routing, predict_speed
 from edgerun.units import format_size
 from edgerun.weights import Catalog
 
@@ -79,6 +79,9 @@ class ModelPlan:
     prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
     slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
     slow_notice: str = ""
+    assumed_routing: str = (
+        ""  # the model whose expert choices stand for this one's, where they matter and are not known
+    )
     windows: str = ""  # which layers keep a part of the context only
     request: RequestPrediction | None = None
     refused: Refusals = field(default_factory=Refusals)
@@ -99,6 +102,7 @@ class ModelPlan:
             "slow_types": self.slow,
             "advice": self.advice,
             "prefill": self.prefill,
+            "assumed_routing": self.assumed_routing,
             "windows": self.windows,
             "refused": self.refused.as_dict(),
             "request": None if self.request is None else asdict(self.request),
@@ -191,6 +195,7 @@ def plan_model(
         prefill = ""
         if taken:
             advice += f"{'; ' if advice else ''}{device.name} has no rates of {', '.join(taken)}: those of a like type"
+    assumed = assumed_routing(spec) if plan.mode == "experts" and routed is None else ""
     return ModelPlan(
         path.stem,
         n_context,
@@ -202,6 +207,7 @@ def plan_model(
         prefill,
         slow,
         notice,
+        assumed,
         windows,
         request,
         refused_to(whole),

@@ -102,6 +102,8 @@ def _lines(made: Any) -> dict[str, str]:
     }
     if plan.mode != "resident":
         lines["expected hits"] = f"{100 * speed.hit_rate:.0f} %, {speed.read_bytes_per_token / 1e6:.0f} MB read a token"
+        if made.assumed_routing:
+            lines["expected hits"] += f"; if experts are chosen as {made.assumed_routing}'s are (--routing FILE knows)"
     lines["decode"] = f"about {speed.decode_tok_s:.1f} tokens/s"
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
     request = made.request

@@ -45,8 +45,8 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `lent_slots`: more of them, in
-    the memory for keys and values, while one session has no more than `EARLY_POSITIONS`; `pinned`: layers that stay;
+    """The ledger: what every byte of the budget is for. `slots`: experts that are cached; `lent_slots`: more of them,
+    in the memory for keys and values, while one session has no more than `EARLY_POSITIONS`; `pinned`: layers that stay;
     `wave_tokens`: of a prompt that pass a layer together. `floor_bytes`: the smallest budget that the model runs in at
     this context."""
 

@@ -165,10 +165,12 @@ def test_routing_is_recorded_and_replayed_in_a_plan(
     expected = json.loads(program(*plan).stdout)
     assert expected["mode"] == "experts"
     assert 0 < expected["speed"]["hit_rate"] < 1
+    assert expected["assumed_routing"] == "OLMoE"
     cycle = [[[(4 * token + i) % 48 for i in range(4)]] * LAYERS for token in range(30)]  # the worst for any cache
     trace.write_text(json.dumps(cycle))
     replayed = json.loads(program(*plan, "--routing", trace).stdout)
     assert replayed["speed"]["hit_rate"] < expected["speed"]["hit_rate"]
+    assert not replayed["assumed_routing"]
     assert program("bench", dense, "-p", 4, "-n", 0, "--record-routing", trace).returncode == 2
     for wrong in ("[", "[]", '[[["a"]]]', json.dumps([routing[0], routing[0][1:]])):
         trace.write_text(wrong)
