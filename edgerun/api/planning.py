@@ -79,9 +79,7 @@ class ModelPlan:
     prefill: str = ""  # what prompts run on and why, where `edgerun calibrate` was asked
     slow: dict[str, float] = field(default_factory=dict)  # types without kernels here -> their share of the weights
     slow_notice: str = ""
-    assumed_routing: str = (
-        ""  # the model whose expert choices stand for this one's, where they matter and are not known
-    )
+    assumed_routing: str = ""  # the model whose choices of experts stand for this one's, where they matter
     windows: str = ""  # which layers keep a part of the context only
     request: RequestPrediction | None = None
     refused: Refusals = field(default_factory=Refusals)
