@@ -47,14 +47,23 @@ def load_cards(directory: Path | None = None) -> dict[str, Card]:
 
 
 def find_card(alias: str, directory: Path | None = None) -> Card | None:
-    """The card of an alias; the others are read only where no file has its name. FormatError as of `load_cards`."""
+    """The card of an alias, also as others write it (`GPT-OSS:20b`, `gpt-oss-20b`, `qwen3.6:latest`); the others are
+    read only where no file has its name. FormatError as of `load_cards`."""
     directory = directory or cards_dir()
+    wanted = _written_plainly(alias)
     for path in directory.glob("*.yaml"):
-        if path.stem == alias:
+        if path.stem in (alias, wanted):
             card = _read(path)
-            if card.alias == alias:
+            if card.alias == alias or _written_plainly(card.alias) == wanted:
                 return card
-    return load_cards(directory).get(alias)
+    cards = load_cards(directory)
+    others = {_written_plainly(name): card for name, card in cards.items()}
+    return cards.get(alias) or others.get(wanted)
+
+
+def _written_plainly(alias: str) -> str:
+    """What is the same of all ways to write a name."""
+    return alias.lower().removesuffix(":latest").replace(":", "-")
 
 
 def embedded_model(directory: Path | None = None) -> Path | None:

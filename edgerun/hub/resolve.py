@@ -53,7 +53,8 @@ def locate(name: str | Path) -> Path | RepoName:
     repo = parse_repo_name(name)
     looks_like_path = name.lower().endswith(".gguf") and ":" not in name
     if repo is None or looks_like_path or name.startswith((".", "/", "~")):
-        known = ", ".join(sorted(load_cards()))
+        aliases = sorted(load_cards())
+        known = ", ".join([alias for alias in aliases if alias.startswith(name.lower())] or aliases)
         raise NotFoundError(
             f"{name[:300]}: no such file, and no alias of that name; "
             f"give the path of a GGUF file, org/repo:quant, or one of: {known}"

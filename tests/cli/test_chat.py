@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Program, load
+from cli.conftest import Program, Run, load
 from cli.terminal import Terminal
 from edgerun import LLM
 from edgerun.api import CancelToken
@@ -196,7 +196,7 @@ def test_ctrl_d_leaves(terminal: Terminal) -> None:
     assert terminal.process.wait(20) == 0
 
 
-def test_lines_from_a_pipe_are_messages(program: Program, chat_model: Path, chat: Chat) -> None:
+def test_lines_from_a_pipe_are_messages(run: Run, program: Program, chat_model: Path, chat: Chat) -> None:
     """Each is answered within the chat; where one goes wrong the others are answered, and the exit code is 1. `run`
     takes all of it as one."""
     lines = 'hello\n\n"""more\nof it"""\n/nope\n/system\nthe end'
@@ -212,7 +212,7 @@ def test_lines_from_a_pipe_are_messages(program: Program, chat_model: Path, chat
         expected += chat.messages[-1]["content"] + "\n"
     assert piped.stdout == expected
     assert piped.returncode == 1 and "no command /nope" in piped.stderr
-    assert program("chat", chat_model, *arguments, stdin="hello\n").returncode == 0
-    assert program("run", chat_model, *arguments, stdin="hello\nmore").stdout.count("\n") == 1
+    assert run("chat", chat_model, *arguments, stdin="hello\n").exit_code == 0
+    assert run("run", chat_model, *arguments, stdin="hello\nmore").stdout.count("\n") == 1
     not_text = program("chat", chat_model, *arguments, stdin="hello\n\udcff\n", errors="surrogateescape")
     assert not_text.returncode == 2 and "not UTF-8" in not_text.stderr

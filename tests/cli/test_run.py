@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -50,14 +49,14 @@ def test_stdin_is_appended_to_the_prompt(run: Run, chat_model: Path) -> None:
     assert run("run", chat_model, *SHORT, stdin="say\n\nhello").stdout == whole.stdout
 
 
-def test_a_dash_waits_for_stdin(program: Program, chat_model: Path) -> None:
+def test_a_dash_waits_for_stdin(run: Run, chat_model: Path) -> None:
     command = [sys.executable, "-m", "edgerun", "run", str(chat_model), "-", *SHORT]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(3)
+        time.sleep(1.5)
         assert process.poll() is None
         out, _ = process.communicate("hello\n", timeout=60)
     assert process.returncode == 0
-    assert out == program("run", chat_model, *SHORT, stdin="hello").stdout
+    assert out == run("run", chat_model, *SHORT, stdin="hello").stdout
 
 
 def test_text_that_is_not_utf8(chat_model: Path) -> None:
@@ -128,9 +127,9 @@ def test_files_that_are_no_models(run: Run, tmp_path: Path) -> None:
     assert run("run", tmp_path / "absent.gguf", "hi").exit_code == 3
 
 
-def test_kernels_come_from_the_environment(chat_model: Path, program: Program) -> None:
-    env = {**os.environ, "EDGERUN_KERNELS": "reference"}
-    done = program("bench", chat_model, "-p", "4", "-n", "3", "-r", "1", "--json", env=env)
+def test_kernels_come_from_the_environment(chat_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGERUN_KERNELS", "reference")
+    done = run("bench", chat_model, "-p", "4", "-n", "3", "-r", "1", "--json")
     assert json.loads(done.stdout)["kernels"] == "reference", done.stderr
 
 
@@ -190,9 +189,9 @@ def test_asked_nothing_the_embedded_model_tells_a_story_and_not_the_request(run:
         assert not result.stdout.startswith(("user", "Tell me", "assistant"))
 
 
-def test_text_that_no_context_holds_is_refused_without_reading_all_of_it(program: Program, chat_model: Path) -> None:
-    done = program("run", chat_model, *SHORT, stdin="x" * (4 << 20))
-    assert done.returncode == 4
+def test_text_that_no_context_holds_is_refused_without_reading_all_of_it(run: Run, chat_model: Path) -> None:
+    done = run("run", chat_model, *SHORT, stdin="x" * (4 << 20))
+    assert done.exit_code == 4
     assert "the prompt has at least" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 from edgerun.errors import FormatError, NotFoundError
 from edgerun.hub.cards import embedded_model, find_card, load_cards, packaged_file
 from edgerun.hub.names import parse_repo_name
+from edgerun.hub.resolve import locate
 from edgerun.models.families import FAMILIES
 
 CARD = "alias: default\nfile: model.gguf\nsummary: ours\nlicence: Apache-2.0\n"
@@ -46,6 +47,19 @@ def test_a_card_whose_file_has_another_name(tmp_path: Path) -> None:
         card = find_card(alias, tmp_path)
         assert card is not None and card.alias == alias
     assert find_card("../ours", tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["gpt-oss:20b", "gpt-oss-20b", "GPT-OSS-20B", "gpt-oss:20b:latest"])
+def test_an_alias_as_others_write_it(name: str) -> None:
+    card = find_card(name)
+    assert card is not None and card.alias == "gpt-oss:20b"
+    plain = find_card("Qwen3:4B")
+    assert plain is not None and plain.alias == "qwen3-4b"
+
+
+def test_a_family_alone_names_its_models() -> None:
+    with pytest.raises(NotFoundError, match="one of: gemma4:e2b, gemma4:e4b$"):
+        locate("Gemma4")
 
 
 @pytest.mark.parametrize(
