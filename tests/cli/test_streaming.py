@@ -170,12 +170,8 @@ def test_routing_is_recorded_and_replayed_in_a_plan(
     trace.write_text(json.dumps(cycle))
     replayed = json.loads(program(*plan, "--routing", trace).stdout)
     assert replayed["speed"]["hit_rate"] < expected["speed"]["hit_rate"]
-<<<<<<< HEAD
     assert not replayed["assumed_routing"]
-    assert program("bench", dense, "-p", 4, "-n", 0, "--record-routing", trace).returncode == 2
-=======
     assert run("bench", dense, "-p", 4, "-n", 0, "--record-routing", trace).exit_code == 2
->>>>>>> b8b6605 (Names of models as others write them; tests of commands that are not about the process run in this one)
     for wrong in ("[", "[]", '[[["a"]]]', json.dumps([routing[0], routing[0][1:]])):
         trace.write_text(wrong)
         assert run(*plan, "--routing", trace).exit_code == 1
