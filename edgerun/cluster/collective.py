@@ -7,12 +7,15 @@ rank ends with the same bits, whatever the way that the numbers took.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.cluster.units import Folding
+
+if TYPE_CHECKING:  # it is made of what is here
+    from edgerun.cluster.sum_scripts import RecordedSums
 
 F32 = NDArray[np.float32]
 
@@ -32,6 +35,10 @@ class Collective(Protocol):
     @property
     def size(self) -> int:
         """How many ranks there are."""
+
+    @property
+    def recorded(self) -> RecordedSums | None:
+        """Its sums as launches of a recording; None: only Python can make them."""
 
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' `x` (of one shape, C-contiguous) in its place."""

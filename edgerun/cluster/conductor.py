@@ -12,6 +12,7 @@ from edgerun.cluster.rank_times import RankTimes
 from edgerun.events import SpanSink
 from edgerun.kv import PagePool
 from edgerun.models.places import Pass
+from edgerun.models.ranks import RecordedSum
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec, Units
 from edgerun.weights import WeightStore
@@ -56,6 +57,10 @@ class Conductor:
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`."""
         self.lockstep.all_reduce(x)
+
+    def recorded(self, parts: Sequence[F32], units: Units | None, out: F32) -> RecordedSum:
+        """As `Ranks.recorded`."""
+        return self.lockstep.recorded(parts, units, out)
 
     def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
         """As `Ranks.add_units`."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES
 from edgerun.cluster.peers import Peers
+from edgerun.cluster.sum_scripts import RecordedSums
 from edgerun.cluster.units import Folding
-from edgerun.cluster.ways import Way
+from edgerun.cluster.ways import FOLDING, Way
 from edgerun.cluster.wire import BYTES
 from edgerun.cluster.wire_format import EXACT
 from edgerun.errors import LostPeerError, UsageError
@@ -26,6 +27,8 @@ class LinkedCollective:
     def __init__(self, peers: Peers, way: Way) -> None:
         self.peers = peers
         self._way = way
+        can_record = peers.size > 1 and way.name in FOLDING
+        self.recorded = RecordedSums(peers, is_star=way.name == "star") if can_record else None
 
     @property
     def rank(self) -> int:

@@ -27,6 +27,8 @@ def local_group(size: int) -> Sequence[Collective]:
 class LocalCollective:
     """One rank: see `collective.Collective`."""
 
+    recorded = None
+
     def __init__(self, rank: int, ways: list[list[_Way]]) -> None:
         self._rank = rank
         self._ways = ways

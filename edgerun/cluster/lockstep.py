@@ -12,9 +12,13 @@ import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
 from edgerun.cluster.rank_times import NUMBERS, RankTimes, Stopwatch, heard
-from edgerun.cluster.units import Folding, RankUnits, rank_units
+from edgerun.cluster.sum_scripts import SumScript
+from edgerun.cluster.units import Folding, RankUnits, in_order, rank_units
 from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, ReadError
 from edgerun.events import Span, SpanSink
+from edgerun.kernels.recording import Recording
+from edgerun.kernels.sum_abi import SPANS
+from edgerun.models.ranks import RecordedSum
 from edgerun.models.reductions import Reduction
 from edgerun.models.spec import Units
 from edgerun.weights import WeightStore
@@ -67,15 +71,61 @@ class Lockstep:
         self._buffers: dict[int, tuple[F32, F32, F32]] = {}
         self._long = np.empty(0, np.float32)
         self._kept_nodes: dict[tuple[int, tuple[int, ...]], tuple[RankUnits, _Nodes]] = {}
+        self._may = 0  # numbers of the sums that launches may make in this pass
 
     def all_reduce(self, x: F32) -> None:
         """As `Ranks.all_reduce`. PassEnded when another rank cannot go on."""
+        self._catch_up()
         expected = self._left.popleft()
         assert expected == (x.size, 0), f"{x.size} numbers are reduced where {expected} was expected"
         self._end_if(self._reduced(x, 0.0))
+        self._go_on()
+
+    def recorded(self, parts: Sequence[F32], units: Units | None, out: F32) -> RecordedSum:
+        """As `Ranks.recorded`."""
+        return _RecordedSum(self, parts, units, out)
+
+    def script(self, parts: Sequence[F32], units: Units | None, out: F32) -> SumScript | None:
+        """A sum for a kernel; None where it must be Python that sums."""
+        sums, size = self.collective.recorded, self.collective.size
+        if sums is None:
+            return None
+        mine = RankUnits((), ((0, None),), in_order(size)) if units is None else self._units[units.count]
+        return sums.script(parts, mine, out)
+
+    def is_left(self) -> bool:
+        """Whether a launch did not make its sum, or that ends the pass."""
+        sums = self.collective.recorded
+        return sums is not None and sums.stopped() is not None
+
+    def finish(self, script: SumScript) -> bool:
+        """As `RecordedSum.finish`."""
+        sums = self.collective.recorded
+        assert sums is not None  # script
+        done = sums.finish(script, perf_counter)
+        self._catch_up()
+        if done:
+            self._end_if(bool(script.flag[0] > 0))
+        sums.begin(self._may)
+        return done
+
+    def _catch_up(self) -> None:
+        """Count the sums that launches made; none may be made by them until `begin`."""
+        sums = self.collective.recorded
+        made = [] if sums is None else sums.made()
+        for began, ended in made:
+            expected = self._left.popleft()
+            nodes = 1 if not expected.units else self._units[expected.units].folding.counts[self.collective.rank]
+            self._took(began, ended, expected.numbers, 4 * nodes * (expected.numbers + 1))
+
+    def _go_on(self) -> None:
+        """Launches may make sums again."""
+        if self.collective.recorded is not None:
+            self.collective.recorded.begin(self._may)
 
     def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
         """As `Ranks.add_units`. PassEnded when another rank cannot go on."""
+        self._catch_up()
         expected = self._left.popleft()
         assert expected == (out.size, units.count), f"{out.size} numbers are reduced where {expected} was expected"
         mine, nodes = self._nodes(units.count, out.shape)
@@ -89,6 +139,7 @@ class Lockstep:
             else:
                 np.add(parts[into], parts[last], node)
         self._end_if(self._folded(nodes, mine.folding, out, 0.0))
+        self._go_on()
 
     def _end_if(self, is_over: bool) -> None:
         if is_over:
@@ -103,9 +154,12 @@ class Lockstep:
         ranks are ready for the next pass. LostPeerError, an interrupt, or an error after the last reduction: the group
         is over."""
         self._left = deque(sums)
+        self._may = max((each.numbers for each in self._left), default=0) if len(self._left) <= SPANS else 0
         self._began = perf_counter()
+        self._go_on()
         try:
             mine = compute()
+            self._catch_up()
             assert not self._left, "reductions are missing"
         except LostPeerError:
             raise
@@ -113,6 +167,7 @@ class Lockstep:
             self._tell("", ended)
             raise
         except BaseException as error:
+            self._catch_up()
             if not self._left or not isinstance(error, Exception):  # the others cannot be told: the group is over
                 self.collective.close()
                 raise
@@ -138,7 +193,7 @@ class Lockstep:
         end[0] = ends
         began = perf_counter()
         self.collective.all_reduce(buffer)
-        self._took(began, n, buffer.nbytes)
+        self._took(began, perf_counter(), n, buffer.nbytes)
         flat[...] = front
         return bool(end[0] > 0)
 
@@ -149,13 +204,12 @@ class Lockstep:
         nodes.ends[0] = ends
         began = perf_counter()
         self.collective.fold(nodes.all, folding, nodes.all[0])
-        self._took(began, out.size, nodes.all.nbytes)
+        self._took(began, perf_counter(), out.size, nodes.all.nbytes)
         out[...] = nodes.fronts[0]
         return bool(nodes.ends[0] > 0)
 
-    def _took(self, began: float, numbers: int, n_bytes: int) -> None:
-        """A sum of so many numbers ended now, of which this rank gave `n_bytes`."""
-        ended = perf_counter()
+    def _took(self, began: float, ended: float, numbers: int, n_bytes: int) -> None:
+        """Of a sum of so many numbers, of which this rank gave `n_bytes`."""
         if self.watcher is not None:
             self.watcher(Span("cluster", f"sum of {numbers} numbers", began, ended, n_bytes))
         self.waited_s += ended - began
@@ -233,3 +287,26 @@ class Lockstep:
             if rank != HEAD and said and isinstance(error, PassEnded):
                 name, _, why = said.partition(" ")
                 raise _KINDS.get(name, EdgerunError)(f"device {rank} of the group: {why}") from None
+
+
+class _RecordedSum:
+    """See `models.ranks.RecordedSum`."""
+
+    def __init__(self, lockstep: Lockstep, parts: Sequence[F32], units: Units | None, out: F32) -> None:
+        self._lockstep, self._parts, self._units, self._out = lockstep, parts, units, out
+        self._script: SumScript | None = None
+
+    def lay_out(self, recording: Recording) -> bool:
+        script = self._script = self._lockstep.script(self._parts, self._units, self._out)
+        sums = self._lockstep.collective.recorded
+        if script is None or sums is None:
+            return False
+        recording.lay_out_sum(script.slots, sums.state, script.numbers)
+        return True
+
+    def is_left(self) -> bool:
+        return self._lockstep.is_left()
+
+    def finish(self) -> bool:
+        assert self._script is not None  # lay_out
+        return self._lockstep.finish(self._script)

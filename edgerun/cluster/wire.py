@@ -12,6 +12,7 @@ body is read; of a short frame its header before more of it is waited for.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -22,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from edgerun.cluster.bare_calls import bare_calls, holds_some
 from edgerun.cluster.wire_format import U8
 from edgerun.errors import LostPeerError
+from edgerun.kernels.sum_abi import IS_CLOSED
 
 HEADER = struct.Struct("<2sBBII")
 CALL_AT = 8  # where it stands in the header
@@ -31,6 +34,9 @@ BYTES = 0  # a frame whose body is no numbers; numbers have their format's code
 MAGIC = b"eR"
 VERSION = 1
 _LOOK_S = 0.1  # how long a wait goes on before somebody asks whether the other one is still there
+_LOOK = struct.pack("ll", 0, int(1e6 * _LOOK_S))  # the same for the system
+_PATIENT_S = None if os.name == "posix" else _LOOK_S  # for Python: it waits as long as the system does
+_NOT_NOW = ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError
 _ONE_READ_BYTES = 1 << 20
 
 IsLost = Callable[[], str]  # why a rank of the group is taken for dead; "" as long as none is
@@ -74,6 +80,7 @@ class Link:
         self.is_closed = False  # ask before `read` and `write`: a descriptor's number is soon another's
         self._socket = connection
         self._pending = connection.pending if isinstance(connection, ssl.SSLSocket) else None
+        self.slots = bare_calls(connection)  # as kernels use it; None: they cannot
         self.write, self.read = _calls(connection)
         self._inbox: U8 = np.empty(1 << 14, np.uint8)
         self._inbox_view = self._inbox.data
@@ -82,6 +89,9 @@ class Link:
         self._expected: tuple[int, int, int, bool] = (BYTES, 0, 0, True)
         with contextlib.suppress(OSError):  # a pair of Unix sockets has no such option
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if os.name == "posix":  # it waits within the system's call, and not for a word that this can be made
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                connection.setsockopt(socket.SOL_SOCKET, option, _LOOK)
         connection.setblocking(False)
 
     def fileno(self) -> int:
@@ -130,7 +140,7 @@ class Link:
 
     def held_up(self, error: Exception, is_lost: IsLost) -> int:
         """After a call of a patient link that failed: no bytes moved, and the call may be made again. LostPeerError."""
-        if not isinstance(error, TimeoutError):
+        if not isinstance(error, (TimeoutError, *_NOT_NOW)):
             raise self._lost(error) from error
         _give_up_if(is_lost)
         return 0
@@ -143,7 +153,7 @@ class Link:
     def be_patient(self, patient: bool) -> None:
         """Whether `read` and `write` wait for `_LOOK_S` (then TimeoutError) or not at all."""
         try:
-            self._socket.settimeout(_LOOK_S if patient else 0.0)
+            self._socket.settimeout(_PATIENT_S if patient else 0.0)
         except OSError as error:
             raise self._lost(error) from error
 
@@ -155,7 +165,7 @@ class Link:
                 sent = self.write(data)  # of TLS one record at a time
                 self.sent_bytes += sent
                 data = data[sent:]
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+        except _NOT_NOW:
             pass  # until it can be written to again
         except (OSError, ValueError) as error:
             raise self._lost(error) from error
@@ -169,7 +179,7 @@ class Link:
             self.check_open()
             try:
                 got = self.read(end - self._filled, self._inbox_view[self._filled : end])
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+            except _NOT_NOW:
                 return
             except (OSError, ValueError) as error:
                 raise self._lost(error) from error
@@ -183,6 +193,8 @@ class Link:
     @property
     def holds_some(self) -> bool:
         """Whether something has come that was read from the socket already: no wait would tell."""
+        if self.slots is not None:
+            return holds_some(self.slots)
         return self._pending is not None and self._pending() > 0
 
     @property
@@ -192,6 +204,8 @@ class Link:
     def close(self) -> None:
         """Harmless when repeated, and while another thread waits for the connection: its wait ends."""
         self.is_closed = True
+        if self.slots is not None:
+            self.slots[IS_CLOSED] = 1
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -126,8 +126,8 @@ def _blocks(count: int) -> int:
     return -(-count // BLOCK)
 
 
-EXACT = Exact()
-_FORMATS: dict[WireName, WireFormat] = {"f32": EXACT, "f16": Halves(), "q8": Eighths()}
+EXACT, HALF = Exact(), Halves()
+_FORMATS: dict[WireName, WireFormat] = {"f32": EXACT, "f16": HALF, "q8": Eighths()}
 WIRE_NAMES: tuple[WireName, ...] = tuple(_FORMATS)
 
 

@@ -25,6 +25,7 @@ from edgerun.weights import LayerWeights, WeightStore
 Chunks = list[tuple[slice, Places]]  # of a wave's rows, so many as pass attention and dense products together
 RECORDED_ROWS = (1, 2, 4, 8)  # of recordings: buffers for so many stay
 _UNASKED_BYTES = 32 << 20  # of weights that a token passes between two looks at `cancelled`: one or two milliseconds
+_UNASKED_OF_RANKS = 256 << 20  # where ranks wait for each other, each look costs all of them
 
 
 class Layers:
@@ -79,10 +80,11 @@ class Layers:
         """The same for the few rows x, for a recorder: `cut` is called where Python must decide (experts, neurons,
         whether to go on), `began` with every layer. Addresses are remembered beyond the leases: `store.fixed`."""
         unasked_bytes, chunks = 0, places.cut(CHUNK)
+        most_bytes = _UNASKED_BYTES if self.tools.ranks is None else _UNASKED_OF_RANKS
         for layer in range(self.spec.n_layers):
             began(layer)
             unasked_bytes += self._bytes(layer)
-            if unasked_bytes > _UNASKED_BYTES:
+            if unasked_bytes > most_bytes:
                 cut(_go_on)
                 unasked_bytes = 0
             self._layer(layer, x, chunks, cut, never, inputs)

@@ -7,8 +7,25 @@ from typing import Protocol
 
 from edgerun.events import SpanSink
 from edgerun.kernels.interface import F32
+from edgerun.kernels.recording import Recording
 from edgerun.models.places import Pass
 from edgerun.models.spec import Units
+
+
+class RecordedSum(Protocol):
+    """A sum that a launch makes in place of Python."""
+
+    def lay_out(self, recording: Recording) -> bool:
+        """Record it without making it, as one launch; False, and nothing, where it must be Python that sums."""
+        ...
+
+    def is_left(self) -> bool:
+        """Whether the program stopped because this sum is not made, or ends the pass."""
+        ...
+
+    def finish(self) -> bool:
+        """Make what is left of it; False: it had not begun, and was not made. Raises as `Ranks.all_reduce`."""
+        ...
 
 
 class Ranks(Protocol):
@@ -17,6 +34,11 @@ class Ranks(Protocol):
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' x (of one shape, C-contiguous) in its place: the same bits on every rank. Raises
         what ends the pass on all of them (Cancelled, a rank's error), LostPeerError when one is gone."""
+        ...
+
+    def recorded(self, parts: Sequence[F32], units: Units | None, out: F32) -> RecordedSum:
+        """The same as `add_units` of these arrays, or, without units, as `all_reduce` of `out`, which is the one part
+        then: for a recording."""
         ...
 
     def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:

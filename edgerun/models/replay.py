@@ -22,6 +22,7 @@ from edgerun.kv import KvSequence
 from edgerun.models.blocks.base import Cancel, Decide, Recorded, at_once
 from edgerun.models.layers import Layers
 from edgerun.models.places import Places, Rotations, Run
+from edgerun.models.ranks import RecordedSum
 
 Row = tuple[KvSequence, int]  # a sequence and a position of it
 
@@ -29,12 +30,13 @@ Row = tuple[KvSequence, int]  # a sequence and a position of it
 @dataclass(frozen=True, eq=False)
 class _Stop:
     """Where Python decides: after `at` launches, and the program goes on with launch `after`. instead: the launches in
-    between do the same, unless the last before them stops the program; None: it always stops."""
+    between do the same, unless the last before them stops the program (of a sum over ranks there is one, which says
+    whether it did); None: it always stops."""
 
     at: int
     after: int
     decide: Decide
-    instead: Recorded | None
+    instead: Recorded | RecordedSum | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +110,13 @@ class DecodeReplay:
             if at < stop.at:
                 ends = [each for each in ends if each >= stop.at]
                 at = self._recording.run_program(recorded.program, at, ends[0] if ends else end)
+            if stop.instead is not None and not isinstance(stop.instead, Recorded):
+                if at == stop.at and stop.instead.is_left():
+                    found.passed(passed)
+                    passed.clear()
+                    if not stop.instead.finish():
+                        stop.decide(cancelled, somebody)
+                continue
             if stop.instead is not None and at > stop.at:
                 passed.append(stop.instead.layer)
                 continue
@@ -131,7 +140,7 @@ class DecodeReplay:
         stops: list[_Stop] = []
         with self._recording.record() as recorder:
 
-            def cut(decide: Decide, instead: Recorded | None = None) -> None:
+            def cut(decide: Decide, instead: Recorded | RecordedSum | None = None) -> None:
                 at = len(recorder)
                 if instead is not None and instead.lay_out(self._recording):
                     stops.append(_Stop(at + 1, len(recorder), decide, instead))

@@ -20,7 +20,7 @@ from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.found_experts import FoundExperts
 from edgerun.models.places import Places
-from edgerun.models.ranks import Ranks
+from edgerun.models.ranks import Ranks, RecordedSum
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import Rotation
@@ -45,7 +45,7 @@ class Recorded:
 class Cut(Protocol):
     """Takes what only Python can decide, or launches in its place."""
 
-    def __call__(self, decide: Decide, instead: Recorded | None = None) -> None: ...
+    def __call__(self, decide: Decide, instead: Recorded | RecordedSum | None = None) -> None: ...
 
 
 Watch = Callable[[int, ProductName, F32, dict[str, F32]], None]
@@ -110,7 +110,7 @@ class Here:
 def at_once(cancelled: Cancel, rows: int) -> Cut:
     """Decides now."""
 
-    def cut(decide: Decide, instead: Recorded | None = None) -> None:
+    def cut(decide: Decide, instead: Recorded | RecordedSum | None = None) -> None:
         decide(cancelled, rows)
 
     return cut

@@ -50,7 +50,7 @@ def sum_of_units(here: Here, units: Units, parts: Sequence[F32], t: F32) -> None
     """t (T, d) = the sum of all ranks' units, of which this one's results are `parts`, (T, d) each."""
     ranks = here.tools.ranks
     assert ranks is not None  # whoever is alone with units adds them, too
-    here.cut(partial(add_units, ranks, units, parts, t))
+    here.cut(partial(add_units, ranks, units, parts, t), ranks.recorded(parts, units, t))
 
 
 def add_units(ranks: Ranks, units: Units, parts: Sequence[F32], t: F32, cancelled: Cancel, rows: int) -> None:
@@ -66,7 +66,7 @@ def sum_over_ranks(here: Here, t: F32) -> None:
     """t (T, d), a part of the result on each rank, becomes all of it."""
     ranks = here.tools.ranks
     if ranks is not None:
-        here.cut(partial(add_up, ranks, t))
+        here.cut(partial(add_up, ranks, t), ranks.recorded([t], None, t))
 
 
 def add_up(ranks: Ranks, t: F32, cancelled: Cancel, rows: int) -> None:
