@@ -52,6 +52,7 @@ def read_hf_tokenizer(directory: Path, architecture: str, config: Mapping[str, A
     _note_special(vocabulary, settings, config)
     _set_flags(vocabulary, tokenizer, settings)
     vocabulary.templates.update(_templates(root, settings))
+    vocabulary.suppressed = _suppressed(root / "generation_config.json", len(vocabulary.tokens))
     return vocabulary
 
 
@@ -212,6 +213,16 @@ def _prepends_space(tokenizer: Mapping[str, Any]) -> bool:
         return False
     scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
     return bool(scheme != "never")
+
+
+def _suppressed(path: Path, count: int) -> list[int]:
+    """`suppress_tokens` of a generation_config.json (Gemma 4: images and sounds), without ids that no token has."""
+    given = _optional_json(path).get("suppress_tokens")
+    if given is None:
+        return []
+    if not isinstance(given, list) or any(type(token_id) is not int for token_id in given):
+        raise FormatError(f"{path}: suppress_tokens is not a list of ids of tokens")
+    return sorted({token_id for token_id in given if 0 <= token_id < count})
 
 
 def _templates(root: Path, settings: Mapping[str, Any]) -> dict[str, str]:

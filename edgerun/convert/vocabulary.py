@@ -33,7 +33,7 @@ class Vocabulary:
 
     `model` is "llama" (SentencePiece: scores) or "gpt2" (byte-level BPE: merges). `special` maps "bos",
     "eos", "unknown", "padding", "eot" ... to ids. `templates` maps names to chat templates, "" to the
-    default one.
+    default one. `suppressed`: ids that the model must never choose.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Vocabulary:
     add_eos: bool = False
     add_space_prefix: bool | None = None
     templates: dict[str, str] = field(default_factory=dict)
+    suppressed: list[int] = field(default_factory=list)
 
     def resize(self, n_tokens: int) -> list[str]:
         """Bring the vocabulary to the rows of the embedding: pad with unused tokens, or drop tokens added
@@ -65,6 +66,7 @@ class Vocabulary:
         if self.scores is not None:
             self.scores = (self.scores + [-1000.0] * n_tokens)[:n_tokens]
         self.special = {name: token_id for name, token_id in self.special.items() if token_id < n_tokens}
+        self.suppressed = [token_id for token_id in self.suppressed if token_id < n_tokens]
         return dropped
 
     def write(self, writer: GgufWriter) -> None:
@@ -88,6 +90,8 @@ class Vocabulary:
         writer.add("tokenizer.ggml.add_eos_token", self.add_eos)
         if self.add_space_prefix is not None:
             writer.add("tokenizer.ggml.add_space_prefix", self.add_space_prefix)
+        if self.suppressed:
+            writer.add("tokenizer.ggml.suppress_tokens", np.asarray(self.suppressed, np.int32))
         named = {name: text for name, text in self.templates.items() if name}
         if named:
             writer.add("tokenizer.chat_templates", list(named), ValueKind.STRING)

@@ -19,6 +19,7 @@ from edgerun.convert.sentencepiece import read_sentencepiece
 from edgerun.convert.vocabulary import TokenType
 from edgerun.errors import EdgerunError, FormatError, NotFoundError, UnsupportedError
 from edgerun.formats.gguf import open_gguf
+from edgerun.text import load_tokenizer
 from tests.convert.hf_checkpoint import write_checkpoint
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -181,6 +182,24 @@ def test_half_a_character_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(FormatError, match="no Unicode"):
         convert_checkpoint(tmp_path / "model", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_tokens_that_must_never_be_chosen(tmp_path: Path) -> None:
+    """As the file says it that transformers generates by, and as the engine reads them."""
+    folder = tmp_path / "model"
+    write_checkpoint(folder, "qwen3")
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps({"suppress_tokens": [7, 5, 100_000]}))
+    convert_checkpoint(folder, tmp_path / "m.gguf")
+    with open_gguf(tmp_path / "m.gguf") as gguf:
+        kept = gguf.metadata["tokenizer.ggml.suppress_tokens"]
+        assert (kept.dtype, kept.tolist()) == (np.int32, [5, 7])
+        assert load_tokenizer(gguf).suppressed_ids == {5, 7}
+    settings.write_text(json.dumps({"suppress_tokens": None}))
+    assert not read_hf_tokenizer(folder, "qwen3", {}).suppressed
+    settings.write_text(json.dumps({"suppress_tokens": ["5"]}))
+    with pytest.raises(FormatError, match="suppress_tokens"):
+        read_hf_tokenizer(folder, "qwen3", {})
 
 
 def test_more_tokens_than_rows(tmp_path: Path) -> None:
