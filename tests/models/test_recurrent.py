@@ -10,7 +10,8 @@ import pytest
 
 from edgerun.errors import FormatError, UnsupportedError
 from edgerun.formats.gguf import open_gguf
-from edgerun.models import Decoder, load_spec
+from edgerun.kv import KvLedger
+from edgerun.models import Decoder, holdings, load_spec
 from edgerun.models.share import LayerShare, Share, spec_of_share
 from edgerun.weights import ResidentStore
 from tests.kv.holding import restore
@@ -69,6 +70,28 @@ def test_impossible_numbers(key, value, text, tmp_path):
     path = write(dataclasses.replace(INSTANCES["qwen35"], lies={key: value}), tmp_path / "m.gguf")
     with open_gguf(path) as gguf, pytest.raises(FormatError, match=text):
         load_spec(gguf)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "llama", "gemma3"])
+def test_a_sequence_holds_what_was_planned(name, directory, kernels):
+    """Within 3 %, and states no more of a longer text."""
+    gguf, spec = open_instance(name, directory)
+    with gguf:
+        ledger = KvLedger(None)
+        decoder = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, kv_ledger=ledger)
+        grown = []
+        for positions in (1 << 14, 1 << 15):
+            cache, most = decoder.new_cache(positions), 0
+            while cache.length < positions:
+                cache.reserve(256)
+                cache.advance(256)
+                most = max(most, ledger.held_bytes)
+            planned = holdings.kv_bytes(spec, positions, 256) + holdings.state_bytes(spec, positions)
+            assert most == pytest.approx(planned, rel=0.03)
+            grown.append(most - holdings.kv_bytes(spec, positions, 256))
+            cache.release()
+        assert (grown[0] > 0) == (name in ("qwen35", "nemotron_h"))
+        assert grown[0] == pytest.approx(grown[1], rel=0.03)
 
 
 def test_a_state_is_not_divided_among_devices(directory):
