@@ -128,6 +128,14 @@ def varied(base: Any, rng: np.random.Generator) -> Any:
     return i
 
 
+def retyped(base: Any, rng: np.random.Generator) -> Any:
+    """`base` with another type of weights, or several, where its columns are whole blocks."""
+    from edgerun.formats.gguf import GgmlType
+
+    mixed = tuple(GgmlType[str(name)] for name in rng.choice(MIXED, 4, replace=False))
+    return replace(base, name=f"{base.name}~{rng.integers(1 << 30)}", type=GgmlType.Q8_0, mixed=(GgmlType.Q8_0, *mixed))
+
+
 def _recurrence(base: Any, rng: np.random.Generator) -> dict[str, int]:
     """Metadata of a recurrence with other numbers of heads and dimensions."""
     from edgerun.models import FAMILIES

@@ -44,6 +44,9 @@ def _ways(decoder: Any, gguf: Any, ids: list[int], rng: np.random.Generator) -> 
     singles = list(range(1, n + 1))
     yield f"in chunks {cuts}", _rows(decoder, new(), ids, [*cuts, n])
     yield "token by token", _rows(decoder, new(), ids, singles)
+    eager = Decoder(decoder.spec, decoder.store, decoder.kernels)
+    eager.passes.recording = None
+    yield "not recorded", _rows(eager, eager.new_cache(_ROOM), ids, singles)
     yield "with strangers", _with_strangers(decoder, ids, rng)
     cut = int(rng.integers(n // 2, n - 1))
     other = [*ids[:cut], *rng.integers(0, decoder.spec.vocab_size, 5).tolist()]
