@@ -89,7 +89,7 @@ def test_of_the_reference(name, directory):
         "llama4",
         "erniemoe",
         "bailingmoe2",
-        "deepseek-leading-Q8_0",
+        "deepseek-leading-small-Q8_0",
         "lfm2moe",
         "gemma3n",
     ],

@@ -23,11 +23,11 @@ TIE = 0.25  # of a logit; a smaller lead may be turned over by rounding, the mor
 # Of the 24 recorded prompts, those with the largest leads whose 100 tokens came out equal. The others part at a tie.
 AGREED = {
     "tales-moe": (
+        "a small mouse found",
         "about a fox and a lantern",
         "a boat, a girl and a fish",
         "about a train",
-        "a princess and a dragon",
-        "a frog and a pond",
+        "The wolf came to the door",
     ),
     "tales-draft": (
         "about a fox and a lantern",

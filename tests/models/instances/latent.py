@@ -126,7 +126,7 @@ LATENT = [
         **_MOE,
     ),
     Instance(
-        "mistral4-Q8_0",
+        "mistral4-all-Q8_0",
         "mistral4",
         GgmlType.Q8_0,
         heads=3,

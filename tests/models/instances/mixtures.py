@@ -50,7 +50,7 @@ MIXTURES = [
     ),
     Instance("deepseek", "deepseek", metadata=_DEEP, **_MOE),
     Instance(
-        "deepseek-leading-Q8_0",
+        "deepseek-leading-small-Q8_0",
         "deepseek",
         GgmlType.Q8_0,
         layers=4,
@@ -166,7 +166,7 @@ MIXTURES = [
         **_MOE,
     ),
     Instance(
-        "llama4-of-128-few-Q8_0",
+        "llama4-of-128-tiny-Q8_0",
         "llama4",
         GgmlType.Q8_0,
         layers=4,

@@ -133,7 +133,7 @@ RECURRENT = [
         **_WIDE,
     ),
     _recurrent(
-        "qwen35moe-Q8_0",
+        "qwen35moe-all-Q8_0",
         "qwen35moe",
         (1, 0, 1),
         Recurrence(4, 4, 2, 32, 32),
