@@ -1,6 +1,6 @@
 """Vary the tiny instances of tests/models at random and hold edgerun to llama.cpp's logits, live.
 
-    python tools/vary_families.py --cases 200 --seed 1 --llamacpp-python VENV/bin/python [--only ARCH ...]
+    python tools/vary_families.py --cases 200 --seed 1 --llamacpp-python VENV/bin/python [--only ARCH ...] [--every]
 
 Every case is an instance with other numbers: widths, heads, layers, experts, windows, types of weights (also several in
 one file), metadata more and less, a longer text; where one of the engines does not run it, another is tried. edgerun
@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from tools.varied_instances import described, retyped, varied  # noqa: E402
 from tools.varied_llama import Llama, Refused  # noqa: E402
 
 _EXACT, _FLOAT, _QUANTISED = 1e-3, 1e-2, 2e-2  # relative errors that need no reason, by types
@@ -241,28 +242,31 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=70)
     parser.add_argument("--llamacpp-python", required=True)
     parser.add_argument("--only", nargs="*", default=[], help="architectures, or names of instances")
+    parser.add_argument(
+        "--every", action="store_true", help="each architecture with F32 and with several types instead"
+    )
     parser.add_argument("--logits-only", action="store_true", help="compute no case in other ways: quicker")
     a = parser.parse_args()
     from tests.models.instances import BY_LAYER, INSTANCES, SPARSE
-    from tools.varied_instances import described, retyped, varied
 
     unknown = {each.name for each in (*SPARSE, *BY_LAYER)}
     bases = [i for i in INSTANCES.values() if i.name not in unknown and (not a.only or {i.arch, i.name} & set(a.only))]
     rng = np.random.default_rng(a.seed)
     outcomes: list[tuple[Any, Outcome]] = []
-    with tempfile.TemporaryDirectory() as directory, Llama(a.llamacpp_python) as llama:
-        for case in range(a.cases):
-            base = bases[(case + a.seed) % len(bases)]
-            for attempt in range(_ATTEMPTS):
-                i = varied(base, rng) if attempt + 1 < _ATTEMPTS else retyped(base, rng)
+    cases = every(bases, rng) if a.every else searched(bases, rng, a.cases, a.seed)
+    # An interrupt ends the search, and what was found until then is told all the same.
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as directory, Llama(a.llamacpp_python) as llama:
+        for case, tries in enumerate(cases):
+            for i in tries:
                 seed = int(rng.integers(1 << 30))
                 outcome = compare(i, Path(directory) / "case.gguf", llama, a.tokens, seed, not a.logits_only)
                 if outcome.kind != "skipped":
                     break
             outcomes.append((i, outcome))
             if outcome.said:
+                base = INSTANCES[i.name.partition("~")[0]]
                 print(f"{case} {base.name} {described(i, base)}: {outcome.kind}: {outcome.said}", flush=True)
-    print(f"{a.cases} cases: {Counter(outcome.kind for _, outcome in outcomes)}")
+    print(f"{len(outcomes)} cases: {Counter(outcome.kind for _, outcome in outcomes)}")
     for kind in sorted({kind_of(i) for i, _ in outcomes}):
         errors = [each.error for i, each in outcomes if kind_of(i) == kind and each.error is not None]
         if errors:
@@ -271,6 +275,26 @@ def main() -> None:
     if missing:
         print(f"architectures of which no case was compared: {', '.join(sorted(missing))}")
     tell_of_exact(outcomes)
+
+
+Tries = Iterator[Any]  # instances made of those of tests/models, until both engines run one
+
+
+def searched(bases: list[Any], rng: np.random.Generator, cases: int, seed: int) -> Iterator[Tries]:
+    """One base after the other, with other numbers; at last with nothing but other types of weights."""
+    for case in range(cases):
+        base = bases[(case + seed) % len(bases)]
+        yield (varied(base, rng) if left else retyped(base, rng) for left in reversed(range(_ATTEMPTS)))
+
+
+def every(bases: list[Any], rng: np.random.Generator) -> Iterator[Tries]:
+    """Each architecture as it is with F32 weights, then with several types of weights."""
+    from edgerun.formats.gguf import GgmlType
+
+    for arch in sorted({base.arch for base in bases}):
+        mine = [base for base in bases if base.arch == arch]
+        yield (replace(base, type=GgmlType.F32, mixed=()) for base in mine)
+        yield (retyped(base, rng) for base in mine)
 
 
 def tell_of_exact(outcomes: list[tuple[Any, Outcome]]) -> None:

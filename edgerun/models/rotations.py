@@ -31,6 +31,8 @@ def rotations_of(n: Numbers, family: Family, head_dim: int, local_dim: int) -> t
         _check_sections(n, dim)
     scaling = _rope_scaling(n, family, n.integer("context_length", 4096))
     plain = Rotation(dim, base, scaling)
+    if family.window_everywhere:  # all layers that attend turn alike, whatever the file says of those with a window
+        return plain, plain
     if family.local_rope_plain:
         factor = 1.0 if family.plain_local_factor else scaling.attention_factor
         return plain, Rotation(few, local_base, RopeScaling(attention_factor=factor), from_file=False)
