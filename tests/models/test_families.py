@@ -47,8 +47,8 @@ def test_logits_are_llama_cpps(name, directory, kernels):
 
 @pytest.mark.parametrize("name", ["nemotron_h-Q8_0", "qwen3next-Q8_0"])
 def test_nothing_rounds_otherwise_before_attention(name, directory, kernels):
-    """Codes and scales of activations have llama.cpp's bits. Of models whose attention comes late that makes answers two
-    and three times as near to llama.cpp's as rounding leaves them elsewhere."""
+    """Codes and scales of activations have llama.cpp's bits. Where attention comes late, answers are two or three
+    times as near to llama.cpp's as rounding leaves them elsewhere."""
     if kernels.name == "reference":
         pytest.skip("the reference does not round activations")
     want = np.load(GOLDEN / f"{name}.npy", allow_pickle=False)
