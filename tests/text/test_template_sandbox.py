@@ -9,7 +9,7 @@ from edgerun.text import ChatTemplate
 from edgerun.text.template_process import AT_REST_BYTES, Limits, TemplateProcess
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-LIMITS = Limits(wall_s=0.3, text_chars=1 << 20)
+LIMITS = Limits(wall_s=0.2, text_chars=1 << 20)
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x | length }}"
 BIG = "{% set b = 'x' * 4000000 %}"
 KEEP = (
