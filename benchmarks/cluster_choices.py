@@ -102,7 +102,7 @@ class _Known:
 
 def _sum_s(model: Model, alone: dict[str, float], group: dict[str, float], count: int) -> float:
     """What software needs for a sum in a token of so many devices, in s of a device (which has a part of a core)."""
-    sums = len(list(reductions(model.spec, 1)))
+    sums = len(list(reductions(model.spec, 1, 2)))
     more_cpu_ms = group["cpu_ms"] - alone["cpu_ms"] / count
     return max(1e-6, more_cpu_ms / sums / (alone["cpu_ms"] * alone["tok_s"]))
 

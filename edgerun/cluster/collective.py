@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.cluster.units import Folding
+from edgerun.kernels.eighths import Rounding
 
 if TYPE_CHECKING:  # it is made of what is here
     from edgerun.cluster.sum_scripts import RecordedSums
@@ -42,6 +43,12 @@ class Collective(Protocol):
 
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' `x` (of one shape, C-contiguous) in its place."""
+
+    def reduce_long(self, x: F32, ends: bool) -> bool:
+        """As `all_reduce`, of x of so many numbers as a prompt's sums have; and whether any rank `ends`."""
+
+    def round_with(self, rounding: Rounding) -> None:
+        """Who rounds and adds long arrays from now on, where the wire is not exact: to the same bits as before."""
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         """out (n,) = what all ranks' partial sums make together, by the additions that `folding` says; nodes (its count

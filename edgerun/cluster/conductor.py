@@ -66,12 +66,16 @@ class Conductor:
         """As `Ranks.add_units`."""
         self.lockstep.add_units(parts, units, out)
 
+    def overlapped(self, compute: Callable[[], float]) -> None:
+        """As `Ranks.overlapped`."""
+        self.lockstep.overlapped(compute)
+
     def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
         """As `HeadRanks.run`."""
         assert self._teller is not None  # follow
         self._collective.announce(self._teller.said(task))
         self._collective.broadcast(x)
-        logits = self.lockstep.run(reductions(self._spec, task.rows), compute)
+        logits = self.lockstep.run(reductions(self._spec, task.rows, self.size), compute)
         assert logits is not None  # this is the head
         if len(logits):
             self._note(self.lockstep.times)

@@ -12,7 +12,8 @@ import numpy as np
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.units import Folding
-from edgerun.cluster.wire_format import BLOCK, EXACT
+from edgerun.cluster.wire_format import EXACT
+from edgerun.kernels.eighths import BLOCK
 
 
 def fold_by_star(nodes: F32, folding: Folding, out: F32, peers: Peers) -> None:

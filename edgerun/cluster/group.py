@@ -197,6 +197,8 @@ def _divided(
             assembly.worked(times)
             judge.hear(times)
 
+        opened.kernels.prepare_eighths()
+        collective.round_with(opened.kernels)
         conductor = Conductor(collective, shard, opened.store, worked, edges)
         limits = _limits(collective.gather(limits_of(shard, opened)), names)
         waves = [wave for wave, _ in limits if wave > 0]

@@ -16,6 +16,7 @@ from edgerun.cluster.ways import FOLDING, Way
 from edgerun.cluster.wire import BYTES
 from edgerun.cluster.wire_format import EXACT
 from edgerun.errors import LostPeerError, UsageError
+from edgerun.kernels.eighths import Rounding
 
 _F32 = np.dtype(np.float32)
 MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many rows
@@ -48,6 +49,14 @@ class LinkedCollective:
         peers.next_sum(x.size)
         if peers.size > 1:
             self._way.all_reduce(_flat(x), peers)
+
+    def reduce_long(self, x: F32, ends: bool) -> bool:
+        peers = self.peers
+        peers.next_sum(x.size)
+        return self._way.reduce_long(_flat(x), ends, peers) if peers.size > 1 else ends
+
+    def round_with(self, rounding: Rounding) -> None:
+        self.peers.rounding = rounding
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         peers = self.peers

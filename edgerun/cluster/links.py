@@ -33,7 +33,7 @@ from edgerun.cluster.wire_format import EXACT, WireFormat, wire_format
 _ROUNDS = 9
 _SMALL = 64  # numbers: latency alone
 _LARGE = 1 << 15  # 128 KiB: what a slow link needs 10 ms for
-_ROUNDING_S = 5e-9  # of a number, there and back, more than exact ones take: of a core of an Emerald Rapids, twice over
+_ROUNDING_S = 1e-9  # of a number, there and back, more than exact ones take: of a core of an Emerald Rapids, twice over
 _SHARED = 1.6  # times as long in both directions at once: the two take turns
 
 

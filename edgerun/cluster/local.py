@@ -10,6 +10,7 @@ import numpy as np
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES, Collective
 from edgerun.cluster.units import Folding
 from edgerun.errors import LostPeerError, UsageError
+from edgerun.kernels.eighths import Rounding
 
 _PATIENCE_S = 60.0  # with a rank that never comes, so that no mistake waits for ever
 
@@ -50,6 +51,15 @@ class LocalCollective:
             part = mine if rank == self._rank else self._receive(rank)
             total = _floats(part, x.size) if rank == 0 else total + _floats(part, x.size)
         x[...] = total.reshape(x.shape)
+
+    def reduce_long(self, x: F32, ends: bool) -> bool:
+        with_end = np.append(x, np.float32(ends))
+        self.all_reduce(with_end)
+        x[...] = with_end[:-1].reshape(x.shape)
+        return bool(with_end[-1] > 0)
+
+    def round_with(self, rounding: Rounding) -> None:
+        """Nothing is rounded here."""
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         self._send(nodes.tobytes(), range(self.size))

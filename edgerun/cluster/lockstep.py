@@ -11,6 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, Collective
+from edgerun.cluster.peers import is_long
 from edgerun.cluster.rank_times import NUMBERS, RankTimes, Stopwatch, heard
 from edgerun.cluster.sum_scripts import SumScript
 from edgerun.cluster.units import Folding, RankUnits, in_order, rank_units
@@ -69,7 +70,6 @@ class Lockstep:
         self.waited_s = 0.0
         self._left: deque[Reduction] = deque()  # that are still to come in this pass
         self._buffers: dict[int, tuple[F32, F32, F32]] = {}
-        self._long = np.empty(0, np.float32)
         self._kept_nodes: dict[tuple[int, tuple[int, ...]], tuple[RankUnits, _Nodes]] = {}
         self._may = 0  # numbers of the sums that launches may make in this pass
 
@@ -141,6 +141,17 @@ class Lockstep:
         self._end_if(self._folded(nodes, mine.folding, out, 0.0))
         self._go_on()
 
+    @property
+    def size(self) -> int:
+        """As `Ranks.size`."""
+        return self.collective.size
+
+    def overlapped(self, compute: Callable[[], float]) -> None:
+        """As `Ranks.overlapped`."""
+        before, told_before = self.waited_s, self._stopwatch.waited_s
+        waited_s = compute()
+        self.waited_s, self._stopwatch.waited_s = before + waited_s, told_before + waited_s
+
     def _end_if(self, is_over: bool) -> None:
         if is_over:
             self._left.clear()
@@ -188,6 +199,11 @@ class Lockstep:
         """x becomes the sum of all ranks'; whether one of them ends the pass."""
         flat = x.reshape(-1)
         n = flat.size
+        if is_long(n):
+            began = perf_counter()
+            is_over = self.collective.reduce_long(flat, ends > 0)
+            self._took(began, perf_counter(), n, flat.nbytes + 4)
+            return is_over
         buffer, front, end = self._buffers.get(n) or self._make_buffers(n)
         front[...] = flat
         end[0] = ends
@@ -231,13 +247,8 @@ class Lockstep:
         return found
 
     def _make_buffers(self, n: int) -> tuple[F32, F32, F32]:
-        """For n numbers and whether it ends, and views of the two. Of short arrays they are kept: a model has few
-        lengths of them."""
-        if n > _KEPT_NUMBERS:
-            if len(self._long) < n + 1:
-                self._long = np.empty(n + 1, np.float32)
-            buffer = self._long[: n + 1]
-            return buffer, buffer[:n], buffer[n:]
+        """For n numbers and whether it ends, and views of the two. They are kept: a model has few lengths of short
+        arrays."""
         if len(self._buffers) >= _MOST_KEPT:
             self._buffers.clear()
         buffer = np.empty(n + 1, np.float32)

@@ -11,8 +11,14 @@ from edgerun.cluster.units import in_order
 from edgerun.cluster.wire import BYTES, Frame, IsLost, Link, exchange
 from edgerun.cluster.wire_format import WireFormat
 from edgerun.errors import LostPeerError, UsageError
+from edgerun.kernels.eighths import PlainRounding, Rounding
 
 FEW_NUMBERS = 1 << 14  # of a token's sums, where latency counts; a prompt's have more, and bytes count
+
+
+def is_long(count: int) -> bool:
+    """Whether a sum has so many numbers that bytes count."""
+    return count > FEW_NUMBERS
 
 
 class Peers:
@@ -34,6 +40,7 @@ class Peers:
         self._frames: dict[int, Frame] = {}
         self._scratch = np.empty(0, np.float32)
         self.in_order = in_order(size)
+        self.rounding: Rounding = PlainRounding()
 
     def next_call(self) -> None:
         """The group does something together. All exchanges of it carry its number."""
@@ -42,7 +49,7 @@ class Peers:
     def next_sum(self, count: int) -> None:
         """The same for a sum of so many numbers."""
         self.next_call()
-        self.wire = self.wires[count > FEW_NUMBERS]
+        self.wire = self.wires[is_long(count)]
 
     def be_patient(self, patient: bool) -> None:
         """Of all links."""
@@ -79,14 +86,24 @@ class Peers:
         """Send frames to ranks and receive as many numbers from ranks as `receives` says."""
         for rank, count in receives.items():
             self.links[rank].expect(wire.code, self.call, wire.n_bytes(count), exactly=True)
-        self._exchange(sends, receives)
+        self.trade(((rank, frame.whole) for rank, frame in sends.items()), receives)
 
     def receive_up_to(self, ranks: Iterable[int], code: int, most_bytes: int) -> None:
         """One frame from each of the ranks, of whatever length."""
         ranks = list(ranks)
         for rank in ranks:
             self.links[rank].expect(code, self.call, most_bytes, exactly=False)
-        self._exchange({}, ranks)
+        self.trade((), ranks)
+
+    def trade(self, sends: Iterable[tuple[int, memoryview]], receives: Iterable[int]) -> None:
+        """Send frames to ranks, each as soon as it is there, and receive from ranks what their links expect."""
+        if self.is_patient:
+            self.be_patient(False)
+        sending = ((self.links[rank], frame) for rank, frame in sends)
+        try:
+            exchange(sending, [self.links[rank] for rank in receives], self.is_lost)
+        except LostPeerError as error:
+            raise self.explained(error) from error
 
     def read(self, rank: int, out: F32, wire: WireFormat) -> None:
         """What came from a rank, into `out` (flat)."""
@@ -109,12 +126,3 @@ class Peers:
         if count > self._scratch.size:
             self._scratch = np.empty(count, np.float32)
         return self._scratch[:count]
-
-    def _exchange(self, sends: Mapping[int, Frame], receives: Iterable[int]) -> None:
-        if self.is_patient:
-            self.be_patient(False)
-        sending = [(self.links[rank], frame.whole) for rank, frame in sends.items()]
-        try:
-            exchange(sending, [self.links[rank] for rank in receives], self.is_lost)
-        except LostPeerError as error:
-            raise self.explained(error) from error

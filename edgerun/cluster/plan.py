@@ -136,7 +136,7 @@ def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Ite
     for way in _STEPS:
 
         def summed(rows: int, way: WayName = way) -> float:
-            sums = [predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows)]
+            sums = [predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows, n)]
             return sum(sums) + len(sums) * software_s
 
         wire_s = summed(1) + around

@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.folds import fold_by_mesh, fold_by_star, parts_of
-from edgerun.cluster.peers import FEW_NUMBERS, Peers
+from edgerun.cluster.long import Long, long_parts
+from edgerun.cluster.peers import Peers, is_long
 from edgerun.cluster.short import MOST_BYTES, Short
 from edgerun.cluster.units import Folding
 from edgerun.cluster.wire import Frame
-from edgerun.cluster.wire_format import EXACT, WireFormat
+from edgerun.cluster.wire_format import EXACT, WireFormat, wire_format
 from edgerun.errors import UsageError
 
 WayName = Literal["star", "mesh", "ring", "tree"]
@@ -29,6 +32,8 @@ _Long = Callable[[F32, Peers], None]  # puts the sum of all ranks' x (flat, cont
 _LongFold = Callable[[F32, Folding, F32, Peers], None]  # as `Way.fold`
 
 _MOST_KEPT = 16  # lengths that buffers are kept for: a model has few
+_MOST_LONG = 4  # the same of long arrays: whole chunks of a prompt, and a rest
+_EIGHTHS = wire_format("q8")
 
 
 def star(x: F32, peers: Peers) -> None:
@@ -47,7 +52,7 @@ def star(x: F32, peers: Peers) -> None:
 
 def mesh(x: F32, peers: Peers) -> None:
     """Everybody adds up everything, or a part of it."""
-    if x.size > FEW_NUMBERS:
+    if is_long(x.size):
         _mesh_in_parts(x, peers)
         return
     frame = peers.write(x, peers.wire)
@@ -108,11 +113,15 @@ class Way:
             raise UsageError(f"no allreduce is called {name!r}; there are {', '.join(WAY_NAMES)}")
         self.name: WayName = found
         self._kept: dict[tuple[int, Folding, int], Short] = {}  # by the count of numbers, the folding and the wire
+        self._kept_long: dict[int, Long] = {}  # by the count of numbers
+        self._with_end = np.empty(0, np.float32)
 
     def all_reduce(self, x: F32, peers: Peers) -> None:
         """Put the sum of all ranks' x (flat, contiguous) in its place."""
         short = self._short(peers, x.size, peers.in_order, peers.wire)
-        if short is None:
+        if short is None and (long := self._long(peers, x.size)) is not None:
+            long(x, ends=False)
+        elif short is None:
             _WAYS[self.name](x, peers)
         else:
             short(x, x)
@@ -130,6 +139,30 @@ class Way:
             raise UsageError(
                 f"a {self.name} adds in an order of its own; sums that shall be the same need a star or a mesh"
             )
+
+    def reduce_long(self, x: F32, ends: bool, peers: Peers) -> bool:
+        """As `Collective.reduce_long`, of x flat and contiguous."""
+        long = self._long(peers, x.size)
+        if long is not None:
+            return long(x, ends=ends)
+        if len(self._with_end) <= x.size:
+            self._with_end = np.empty(x.size + 1, np.float32)
+        given = self._with_end[: x.size + 1]
+        given[:-1], given[-1] = x, ends
+        _WAYS[self.name](given, peers)
+        x[...] = given[:-1]
+        return bool(given[-1] > 0)
+
+    def _long(self, peers: Peers, count: int) -> Long | None:
+        """For a long sum that is rounded to eighths; a model has few kinds of them."""
+        if peers.wire != _EIGHTHS or self.name not in FOLDING or not is_long(count):
+            return None
+        kept = self._kept_long.get(count)
+        if kept is None and long_parts(count, peers.size)[-1] != slice(count, count):
+            if len(self._kept_long) >= _MOST_LONG:
+                self._kept_long.clear()
+            kept = self._kept_long[count] = Long(peers, count, is_star=self.name == "star")
+        return kept
 
     def _short(self, peers: Peers, count: int, folding: Folding, wire: WireFormat) -> Short | None:
         """For a sum that is short enough; a model has few kinds of them."""

@@ -17,8 +17,9 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,14 @@ _LOOK = struct.pack("ll", 0, int(1e6 * _LOOK_S))  # the same for the system
 _PATIENT_S = None if os.name == "posix" else _LOOK_S  # for Python: it waits as long as the system does
 _NOT_NOW = ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError
 _ONE_READ_BYTES = 1 << 20
+_RECORD_BYTES = 17_000  # of TLS, at most
+_CAN_WAIT_FOR_MORE = sys.platform == "linux"
 
 IsLost = Callable[[], str]  # why a rank of the group is taken for dead; "" as long as none is
 
 
 Write = Callable[[memoryview], int]  # how many bytes went
+Wait = Callable[[], Sequence[int]]  # descriptors that something can be done with; none after a while
 Read = Callable[[int, memoryview], int]  # at most so many bytes, into there: how many came
 
 
@@ -84,6 +88,7 @@ class Link:
         self.write, self.read = _calls(connection)
         self._inbox: U8 = np.empty(1 << 14, np.uint8)
         self._inbox_view = self._inbox.data
+        self._wakes_at = 1
         self._filled = 0  # bytes of the frame that is coming
         self._wanted = HEADER.size
         self._expected: tuple[int, int, int, bool] = (BYTES, 0, 0, True)
@@ -108,6 +113,21 @@ class Link:
         self._filled = 0
         self._wanted = HEADER.size + (n_bytes if exactly else 0)
         self._make_room(HEADER.size + n_bytes if exactly else self._inbox.size)
+
+    def expect_in(self, buffer: U8, code: int, call: int, n_bytes: int) -> None:
+        """As `expect`, of exactly so many bytes, which shall lie in `buffer`, behind the header."""
+        self._inbox, self._inbox_view = buffer, buffer.data
+        self.expect(code, call, n_bytes, exactly=True)
+        self._wake_at(n_bytes - _RECORD_BYTES)
+
+    def _wake_at(self, n_bytes: int) -> None:
+        """Waits end when so many bytes are there, where the system can do that: it saves most of them. Of an encrypted
+        frame all are there then but what was read of a record before."""
+        n_bytes = max(1, n_bytes)
+        if _CAN_WAIT_FOR_MORE and n_bytes != self._wakes_at:
+            with contextlib.suppress(OSError):  # no TCP, or closed: `read` tells
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, n_bytes)
+                self._wakes_at = n_bytes
 
     def put(self, data: memoryview, is_lost: IsLost) -> None:
         """Send the rest of a short frame, which its reader needs not read for it. The link is patient."""
@@ -180,6 +200,8 @@ class Link:
             try:
                 got = self.read(end - self._filled, self._inbox_view[self._filled : end])
             except _NOT_NOW:
+                if self._wakes_at > 1:
+                    self._wake_at(self._wanted - self._filled - _RECORD_BYTES)
                 return
             except (OSError, ValueError) as error:
                 raise self._lost(error) from error
@@ -189,6 +211,7 @@ class Link:
             self.received_bytes += got
             if before < HEADER.size <= self._filled:
                 self._check_header()
+        self._wake_at(1)
 
     @property
     def holds_some(self) -> bool:
@@ -257,42 +280,51 @@ def exchange(sends: Iterable[tuple[Link, memoryview]], receives: Iterable[Link],
             link.receive_all()
         if not link.is_whole:
             receiving[link.fileno()] = link
+    wait: Wait | None = None  # for what is in both
     while sending or receiving:
-        for number in _ready(sending, receiving, is_lost):
+        wait = wait or _waiting(sending, receiving)
+        for number in _ready(wait, is_lost):
             if number in receiving:
                 receiving[number].receive_all()
                 if receiving[number].is_whole:
                     del receiving[number]
+                    wait = None
             if number in sending:
                 link, data = sending.pop(number)
                 left = link.send_most(data)
                 if left:
                     sending[number] = link, left
+                else:
+                    wait = None
 
 
-def _ready(
-    sending: Mapping[int, tuple[Link, memoryview]], receiving: Mapping[int, Link], is_lost: IsLost
-) -> Sequence[int]:
+def _ready(wait: Wait, is_lost: IsLost) -> Sequence[int]:
     """Descriptors that can be read or written, once there are some."""
-    if -1 in sending or -1 in receiving:
-        raise LostPeerError("a connection was closed")
     while True:
-        found = _poll(sending, receiving)
+        found = wait()
         if found:
             return found
         _give_up_if(is_lost)
 
 
-def _poll(sending: Collection[int], receiving: Collection[int]) -> list[int]:
+def _waiting(sending: Collection[int], receiving: Collection[int]) -> Wait:
+    """What waits for one of these descriptors. LostPeerError for one that was closed."""
+    if -1 in sending or -1 in receiving:
+        raise LostPeerError("a connection was closed")
     if not hasattr(select, "poll"):
-        readable, writable, _ = select.select(list(receiving), list(sending), [], _LOOK_S)
-        return [*readable, *writable]
+        reads, writes = list(receiving), list(sending)
+
+        def look() -> list[int]:
+            readable, writable, _ = select.select(reads, writes, [], _LOOK_S)
+            return [*readable, *writable]
+
+        return look
     poll: Any = select.poll()
     for number in receiving:
         poll.register(number, select.POLLIN)
     for number in sending:
         poll.register(number, select.POLLOUT | (select.POLLIN if number in receiving else 0))
-    return [number for number, _ in poll.poll(1000 * _LOOK_S)]
+    return lambda: [number for number, _ in poll.poll(1000 * _LOOK_S)]
 
 
 def _calls(connection: socket.socket) -> tuple[Write, Read]:

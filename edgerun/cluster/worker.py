@@ -71,6 +71,8 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
         except EdgerunError as error:
             collective.gather(told_reason(error))
             raise
+        opened.kernels.prepare_eighths()
+        collective.round_with(opened.kernels)
         lockstep = Lockstep(
             collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
         )
@@ -138,7 +140,7 @@ def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: 
     collective.broadcast(x)
     passes.store.begin()
     try:
-        lockstep.run(reductions(spec, rows), lambda: passes.run(follower.task(said), x, never))
+        lockstep.run(reductions(spec, rows, collective.size), lambda: passes.run(follower.task(said), x, never))
     except LostPeerError:
         raise
     except PassEnded:

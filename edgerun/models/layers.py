@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.router import Choices
 from edgerun.models.chunks import CHUNK
 from edgerun.models.found_experts import FoundExperts
+from edgerun.models.halves import HalfSums, Turns, are_halved, both, pieces
 from edgerun.models.places import Places
 from edgerun.models.plan import LayerPlan, plan_of
 from edgerun.models.ranks import Ranks
@@ -43,7 +46,8 @@ class Layers:
         self.spec = spec
         self.plan: tuple[LayerPlan, ...] = plan_of(spec)
         self._layouts: frozenset[Layout[Any]] = frozenset(each for layer in self.plan for each in layer.layouts)
-        self._scratch: dict[int, Scratch] = {}
+        self._scratch: dict[tuple[int, int], Scratch] = {}  # by rows, and whose of two halves they are
+        self._ranks = ranks
         found = FoundExperts(spec.n_layers, store, routed)
         self.tools = Tools(kernels, store, spec.n_layers, ropes, self.scratch, routed, found, ranks)
 
@@ -61,6 +65,9 @@ class Layers:
         """All layers from `first` on over x (T, width), in place, each over all rows before the next: its weights are
         needed once. Returns how many x has passed then: all, or, after one at least, those before `pause()` was true.
         inputs: what layers are fed beside (`LayerInputs`), (layers, T, width)."""
+        if self._ranks is not None and are_halved(self.spec, len(x), self._ranks.size):
+            self._in_halves(self._ranks, x, places, cancelled)
+            return self.spec.n_layers
         cut, chunks = at_once(cancelled, len(x)), places.cut(CHUNK)
         for layer in range(first, self.spec.n_layers):
             if layer > first and pause():
@@ -68,6 +75,37 @@ class Layers:
             check(cancelled)
             self._layer(layer, x, chunks, cut, cancelled, inputs)
         return self.spec.n_layers
+
+    def _in_halves(self, ranks: Ranks, x: F32, places: Places, cancelled: Cancel) -> None:
+        """All layers over x by turns (`halves.py`). Where weights are always there a half goes on to the next layer by
+        itself; else both need a layer's before the next ones are read."""
+        parts, turns = [(part, places.part(part)) for part in pieces(len(x))], Turns()
+        cuts = [at_once(cancelled, piece.rows) for _, piece in parts[:2]]  # `dense` has others for further pieces
+        tools = [
+            replace(self.tools, ranks=HalfSums(ranks, turns, half), scratch=partial(self.scratch, half=half))
+            for half in range(2)
+        ]
+
+        def through(layer: int, weights: LayerWeights, half: int) -> None:
+            self.dense(Here(tools[half], layer, weights, cuts[half]), x, parts[half::2], cancelled)
+
+        def all_layers(half: int) -> None:
+            for layer in range(self.spec.n_layers):
+                check(cancelled)
+                with self.tools.store.layer(layer, cancelled) as weights:
+                    through(layer, weights, half)
+
+        def compute() -> float:
+            if self.tools.store.fixed:
+                both(turns, all_layers)
+                return turns.idle_s
+            for layer in range(self.spec.n_layers):
+                check(cancelled)
+                with self.tools.store.layer(layer, cancelled) as weights:
+                    both(turns, partial(through, layer, weights))
+            return turns.idle_s
+
+        ranks.overlapped(compute)
 
     def record(
         self,
@@ -121,7 +159,9 @@ class Layers:
         for index, (part, places) in enumerate(chunks):
             if index:
                 check(cancelled)
-            s = self.scratch(places.rows)
+            s = here.tools.scratch(places.rows)
+            if len(chunks) > 1:  # nothing is recorded then
+                here = here.within(cancelled, places.rows)
             mine = x[part] if plan.streams is None else plan.streams.open(here, x[part], s)
             plan.mixer.forward(here, mine, places, s)
             if not isinstance(plan.feed_forward, Mixture):
@@ -139,18 +179,18 @@ class Layers:
 
     # -- buffers -------------------------------------------------------------------------------------------------
 
-    def scratch(self, rows: int) -> Scratch:
-        """Buffers for so many rows."""
-        found = self._scratch.get(rows)
+    def scratch(self, rows: int, half: int = 0) -> Scratch:
+        """Buffers for so many rows; of two halves that take turns each has its own."""
+        found = self._scratch.get((rows, half))
         if found is None:
-            if sum(known not in RECORDED_ROWS for known in self._scratch) > 1:  # a wave has whole chunks and a rest
+            if sum(known not in RECORDED_ROWS for known, _ in self._scratch) > 2:  # halves or chunks, and a rest
                 self.drop_scratch()
-            found = self._scratch[rows] = Scratch(self.spec.d_model, rows, self._layouts)
+            found = self._scratch[rows, half] = Scratch(self.spec.d_model, rows, self._layouts)
         return found
 
     def drop_scratch(self) -> None:
         """Where memory is short: those of many rows. Of few they stay, since they may be recorded."""
-        self._scratch = {rows: each for rows, each in self._scratch.items() if rows in RECORDED_ROWS}
+        self._scratch = {key: each for key, each in self._scratch.items() if key[0] in RECORDED_ROWS}
 
     def _bytes(self, layer: int) -> int:
         """That a token passes without Python."""

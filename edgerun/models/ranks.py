@@ -28,8 +28,8 @@ class RecordedSum(Protocol):
         ...
 
 
-class Ranks(Protocol):
-    """The other ranks that compute the same rows of the same layers at the same time."""
+class Sums(Protocol):
+    """What the other ranks are for who computes a block."""
 
     def all_reduce(self, x: F32) -> None:
         """Put the sum of all ranks' x (of one shape, C-contiguous) in its place: the same bits on every rank. Raises
@@ -44,6 +44,20 @@ class Ranks(Protocol):
     def add_units(self, parts: Sequence[F32], units: Units, out: F32) -> None:
         """out (rows, d) = the sum of all ranks' units, the same bits whoever has which of them. parts: this rank's
         results, (rows, d) each, in the order of `units.held`; they are overwritten. Raises as `all_reduce`."""
+        ...
+
+
+class Ranks(Sums, Protocol):
+    """The other ranks that compute the same rows of the same layers at the same time."""
+
+    @property
+    def size(self) -> int:
+        """How many there are, this one counted."""
+        ...
+
+    def overlapped(self, compute: Callable[[], float]) -> None:
+        """`compute`, beside which sums are made; it returns for how many seconds nothing was computed: that is what was
+        waited for them."""
         ...
 
 

@@ -20,6 +20,7 @@ from edgerun.cluster.ways import WAY_NAMES, Way
 from edgerun.cluster.wire import HEADER, MAGIC, VERSION, Link, patience
 from edgerun.cluster.wire_format import EXACT, WIRE_NAMES, wire_format
 from edgerun.errors import LostPeerError, UsageError
+from edgerun.kernels import load_kernels
 from tests.cluster.groups import linked_group, on_all
 
 Make = Callable[[int], Sequence[Collective]]
@@ -105,6 +106,29 @@ def test_long_sums_may_travel_otherwise_than_short_ones() -> None:
         np.testing.assert_allclose(sums[0], expected, rtol=0, atol=off * largest)
         for each in sums:
             np.testing.assert_array_equal(each, sums[0])
+
+
+def test_long_rounded_sums_are_the_same_by_star_and_mesh_and_say_who_ends() -> None:
+    """With kernels that round, or numpy; of whole blocks and of odd numbers. Sums that no rank ends go on."""
+    kernels = load_kernels("auto", threads=1)
+    for n in (FEW_NUMBERS + 1, 3 * FEW_NUMBERS):
+        found = []
+        for way, rounding in (("star", None), ("mesh", None), ("mesh", kernels)):
+            group = linked_group(3, way, "q8")
+            for each in group if rounding is not None else ():
+                each.round_with(kernels)
+            for ending in (None, 0, 2):
+                told = on_all(group, lambda each, n=n, ending=ending: _reduced(each, n, ending == each.rank))
+                assert [ends for _, ends in told] == [ending is not None] * 3
+                found += [x for x, _ in told]
+        for x in found[1:]:
+            np.testing.assert_array_equal(x, found[0])
+    kernels.close()
+
+
+def _reduced(each: Collective, n: int, ends: bool) -> tuple[np.ndarray, bool]:
+    x = _numbers(each.rank, (n,))
+    return x, each.reduce_long(x, ends)
 
 
 def _summed(each: Collective, n: int) -> np.ndarray:

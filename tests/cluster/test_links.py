@@ -31,7 +31,7 @@ AIR = Links(0.002, 4e-8, 2e-5, False)
 def test_wires_want_a_mesh_and_shared_air_a_star() -> None:
     assert choose_way(WIRED, 4, 8196) == "mesh"
     assert choose_wire(Links(1e-4, 8e-9, 1e-5, True)).code == wire_format("q8").code  # a gigabit
-    assert choose_wire(Links(1e-4, 8e-10, 1e-5, True)) is EXACT  # ten
+    assert choose_wire(Links(1e-4, 8e-11, 1e-5, True)) is EXACT  # a hundred
     assert choose_way(AIR, 8, 8196) == "star"
     assert choose_way(Links(1e-6, 1e-7, 1e-6, True), 8, 1 << 24) == "ring"  # only bytes count
     for way in WAY_NAMES:

@@ -16,6 +16,7 @@ from edgerun.cluster.shares import Ability
 from edgerun.cluster.units import Folding
 from edgerun.cluster.worker import OpenShard, work
 from edgerun.errors import LostPeerError
+from edgerun.kernels.eighths import Rounding
 
 
 class Mortal:
@@ -39,6 +40,13 @@ class Mortal:
     def all_reduce(self, x: F32) -> None:
         self._live()
         self._inner.all_reduce(x)
+
+    def reduce_long(self, x: F32, ends: bool) -> bool:
+        self._live()
+        return self._inner.reduce_long(x, ends)
+
+    def round_with(self, rounding: Rounding) -> None:
+        self._inner.round_with(rounding)
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         self._live()

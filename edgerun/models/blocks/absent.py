@@ -14,7 +14,7 @@ from edgerun.models.blocks.declared import Product, Tensor
 from edgerun.models.blocks.products import add_result, scale_and_bias
 from edgerun.models.blocks.sums import add_units, add_up
 from edgerun.models.places import Places
-from edgerun.models.ranks import Ranks
+from edgerun.models.ranks import Sums
 from edgerun.models.scratch import Layout, Scratch
 
 
@@ -58,7 +58,7 @@ class Absent:
         add_result(here.kernels, here.vectors, self.output, t, x)
 
 
-def _take_part(ranks: Ranks, absent: Absent, t: F32, cancelled: Cancel, rows: int) -> None:
+def _take_part(ranks: Sums, absent: Absent, t: F32, cancelled: Cancel, rows: int) -> None:
     units = absent.output.units
     for count in absent.squares:
         squares = np.zeros((rows, count), np.float32)

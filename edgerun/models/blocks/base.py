@@ -20,7 +20,7 @@ from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.declared import Product, ProductName, Tensor
 from edgerun.models.found_experts import FoundExperts
 from edgerun.models.places import Places
-from edgerun.models.ranks import Ranks, RecordedSum
+from edgerun.models.ranks import RecordedSum, Sums
 from edgerun.models.rope import RopeTable
 from edgerun.models.scratch import Layout, Scratch
 from edgerun.models.spec import Rotation
@@ -78,7 +78,7 @@ class Tools:
     scratch: Callable[[int], Scratch]
     routed: Callable[[int, I32], None]
     found: FoundExperts
-    ranks: Ranks | None = None
+    ranks: Sums | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.kernels.interface import F32
 from edgerun.models.blocks.base import Cancel, Here
-from edgerun.models.ranks import Ranks
+from edgerun.models.ranks import Sums
 from edgerun.models.spec import Units
 
 Normed = tuple[F32, F32, int]
@@ -28,9 +28,7 @@ def norm_over_ranks(here: Here, inputs: Sequence[Normed], eps: float, units: Uni
         here.cut(partial(_norm, ranks, inputs, eps, units))
 
 
-def _norm(
-    ranks: Ranks, inputs: Sequence[Normed], eps: float, units: Units | None, cancelled: Cancel, rows: int
-) -> None:
+def _norm(ranks: Sums, inputs: Sequence[Normed], eps: float, units: Units | None, cancelled: Cancel, rows: int) -> None:
     squares = np.empty((rows, len(inputs)), np.float32)
     if units is None:
         for index, (x, _, _) in enumerate(inputs):
@@ -53,7 +51,7 @@ def sum_of_units(here: Here, units: Units, parts: Sequence[F32], t: F32) -> None
     here.cut(partial(add_units, ranks, units, parts, t), ranks.recorded(parts, units, t))
 
 
-def add_units(ranks: Ranks, units: Units, parts: Sequence[F32], t: F32, cancelled: Cancel, rows: int) -> None:
+def add_units(ranks: Sums, units: Units, parts: Sequence[F32], t: F32, cancelled: Cancel, rows: int) -> None:
     """The same, now: of the first so many rows."""
     if rows == len(t):
         ranks.add_units(parts, units, t)
@@ -69,7 +67,7 @@ def sum_over_ranks(here: Here, t: F32) -> None:
         here.cut(partial(add_up, ranks, t), ranks.recorded([t], None, t))
 
 
-def add_up(ranks: Ranks, t: F32, cancelled: Cancel, rows: int) -> None:
+def add_up(ranks: Sums, t: F32, cancelled: Cancel, rows: int) -> None:
     """The same, now: of the first so many rows."""
     if rows == len(t):
         ranks.all_reduce(t)
