@@ -18,7 +18,7 @@ from tests.text.vocabularies import sentencepiece
 CONTEXT = 128
 REFUSED = "refuse this"  # a message that the template does not like
 TEMPLATE = (
-    "{% for m in messages %}{% if m.content == '" + REFUSED + "' %}{{ raise_exception('refused') }}{% endif %}"
+    "{% for m in messages %}{% if '" + REFUSED + "' in m.content %}{{ raise_exception('refused') }}{% endif %}"
     "<|user|>{{ m.role }} {{ m.content }}{% endfor %}"
 )
 
