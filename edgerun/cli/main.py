@@ -66,13 +66,14 @@ class Program(LazyGroup):
         except click.ClickException as error:
             with contextlib.suppress(OSError):  # nobody to tell: the code tells
                 error.show()
+            _drop_unwritten()
             sys.exit(error.exit_code)
         except Terminated as error:
             _leave(str(error), 128 + error.number, debug)
         except (KeyboardInterrupt, click.Abort):
             _leave("interrupted", _INTERRUPTED, debug)
         except BrokenPipeError:
-            _drop_stdout()
+            _drop_unwritten()
             sys.exit(1)
         except EdgerunError as error:
             _leave(str(error), error.exit_code, debug)
@@ -132,11 +133,9 @@ def _open_closed_streams() -> bool:
 def _leave(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    try:
+    with contextlib.suppress(OSError):  # the reader went away, or the terminal did
         note(f"edgerun: {message}")
-        _flush()
-    except OSError:  # the reader went away, or the terminal did
-        _drop_stdout()
+    _drop_unwritten()
     sys.exit(code)
 
 
@@ -145,12 +144,15 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _drop_stdout() -> None:
-    """The reader went away: what is still buffered must not raise again while Python shuts down."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        return  # not a real file: nothing is written at exit
+def _drop_unwritten() -> None:
+    """What cannot be written, since the reader or the terminal went away or the disk is full, must not fail once more
+    while Python shuts down: it would end with 120 then, whatever the code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # not a real file: nothing is written at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.command(

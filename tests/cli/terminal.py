@@ -16,6 +16,7 @@ class Terminal:
     def __init__(self, *command: str, **environment: str) -> None:
         self._fd, theirs = pty.openpty()
         env = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment}
+        env.pop("PYTHONUNBUFFERED", None)  # which nobody at a terminal has
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
         )

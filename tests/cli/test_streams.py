@@ -18,6 +18,7 @@ EDGERUN = f"{shlex.quote(sys.executable)} -m edgerun"
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
+    env.pop("PYTHONUNBUFFERED", None)  # which nobody has: what cannot be written waits until the end
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=env)
 
 

@@ -66,15 +66,26 @@ def test_the_same_tokens_on_any_number_of_ranks(parts, name, directory, kernels)
         alone = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT)
         ids = tokens_of(INSTANCES[name])
         wanted = alone.forward(ids, alone.new_cache(100), logits="all")
-        tokens = greedy(alone, ids, NEW)
         with together(gguf, spec, parts, directory, resident(one_thread)) as group:
             got = group.decoder.forward(ids, group.decoder.new_cache(100), logits="all")
             off = np.abs(got - wanted).max(axis=1) / np.abs(wanted).max()  # of each position
             # A sum's last bit may round an activation otherwise, where activations are rounded.
             most = 1e-4 if INSTANCES[name].type == GgmlType.F32 else 2e-2
             assert np.median(off) < most and off.max() < 5e-2
-            assert greedy(group.decoder, ids, NEW) == tokens
+            check_tokens(group.decoder, alone, ids, 5e-2)
         assert not group.errors
+
+
+def check_tokens(several: Decoder, alone: Decoder, ids: list[int], most: float) -> None:
+    """The tokens of one device, and what several say of each: the same, but where two are nearer than they differ,
+    and logits off by at most so much of the largest."""
+    caches = several.new_cache(len(ids) + NEW), alone.new_cache(len(ids) + NEW)
+    for _ in range(NEW):
+        got, wanted = several.forward(ids, caches[0])[0].copy(), alone.forward(ids, caches[1])[0]
+        off, token = np.abs(got - wanted).max(), int(wanted.argmax())
+        assert off < most * np.abs(wanted).max()
+        assert int(got.argmax()) == token or wanted[token] - np.partition(wanted, -2)[-2] <= 2 * off
+        ids = [token]
 
 
 GROUPS: list[tuple[list[int], str]] = [
