@@ -136,5 +136,6 @@ def test_while_a_model_is_loaded(opened, kernels, name):
 
 
 def open_files() -> int:
+    gc.collect()  # what other tests left shall not go in between
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
