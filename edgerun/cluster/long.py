@@ -34,8 +34,6 @@ class Long:
             self._given[peers.rank] if rank == peers.rank else _Letter(mine.stop - mine.start) for rank in ranks
         ]
         self._sums = [_Letter(part.stop - part.start) for part in self._parts]  # that each hands out
-        # Each rank begins with the one after it: no cable has all letters at once.
-        self._turn = sorted(peers.others, key=lambda rank: (rank - peers.rank) % peers.size)
 
     def __call__(self, x: F32, *, ends: bool) -> bool:
         """Put the sum of all ranks' x (count,) in its place; whether one of them `ends`."""
@@ -47,14 +45,14 @@ class Long:
         rank, others = self._peers.rank, self._peers.others
 
         def given() -> Iterator[tuple[int, memoryview]]:
-            for other in self._turn:  # the first is on its way while the next is rounded
+            for other in self._peers.in_turn:  # the first is on its way while the next is rounded
                 yield other, self._rounded(x[self._parts[other]], self._given[other], ends)
             self._rounded(x[self._parts[rank]], self._given[rank], ends)
 
         self._swap(given(), {other: self._got[other] for other in others})
         is_over = self._added(x[self._parts[rank]])
         mine = self._sums[rank].whole
-        self._swap(((other, mine) for other in self._turn), {other: self._sums[other] for other in others})
+        self._swap(((other, mine) for other in self._peers.in_turn), {other: self._sums[other] for other in others})
         for other in others:
             self._read(self._sums[other], x[self._parts[other]])
         return is_over
@@ -64,7 +62,7 @@ class Long:
         self._swap((), {other: self._got[other] for other in self._peers.others})
         is_over = self._added(x)
         down = self._sums[HEAD].whole
-        self._swap(((other, down) for other in self._turn), {})
+        self._swap(((other, down) for other in self._peers.in_turn), {})
         return is_over
 
     def _by_head(self, x: F32, ends: bool) -> bool:

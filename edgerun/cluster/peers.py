@@ -34,6 +34,8 @@ class Peers:
         self.wire = wire  # of the sum that is being made
         self.wires = wire, wire  # of sums of few numbers, and of many
         self.others = [other for other in range(size) if other != rank]
+        # Each rank begins with the one after it: no cable has all frames at once.
+        self.in_turn = [(rank + step) % size for step in range(1, size)]
         self.is_lost = is_lost
         self.call = 0  # what the group does together, counted
         self.is_patient = False  # whether links wait: `Link.be_patient`

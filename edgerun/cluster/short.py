@@ -48,10 +48,8 @@ class Short:
         self._rows = [row for each, nodes in each_of for row in each[: nodes * count].reshape(nodes, count)]
         *self._steps, (_, self._last) = folding.steps  # the last makes the first the sum
         self._is_plain = folding == in_order(peers.size)
-        # Each rank begins with the one after it: no cable has all frames at once.
-        partners = [HEAD] if self._is_star and not self._is_head else peers.others
-        turn = sorted(partners, key=lambda rank: (rank - peers.rank) % peers.size)
-        self._sends = [(peers.links[rank], peers.links[rank].write) for rank in turn]
+        partners = [HEAD] if self._is_star and not self._is_head else peers.in_turn
+        self._sends = [(peers.links[rank], peers.links[rank].write) for rank in partners]
         self._headers = {sizes[peers.rank]: self._frame[: HEADER.size]}  # what frames of each size begin with
         down = np.empty(HEADER.size + wire.n_bytes(count), np.uint8)  # what a star's head hands out
         self._down_frame, self._down_body = _begun(down, wire, down.size - HEADER.size)
@@ -59,7 +57,7 @@ class Short:
         if self._is_star and not self._is_head:
             self._inboxes = [self._inbox(HEAD, down, self._down_body.size, self._down)]
         else:
-            self._inboxes = [self._inbox(rank, frames[rank], sizes[rank], numbers[rank]) for rank in partners]
+            self._inboxes = [self._inbox(rank, frames[rank], sizes[rank], numbers[rank]) for rank in sorted(partners)]
         self._expected = list(self._headers.values())
 
     def __call__(self, nodes: F32, out: F32) -> None:

@@ -283,19 +283,19 @@ class _Writer:
             steps += [self._receive(HEAD, self._down), *self._read(self._sum, self._down), _Add(out, self._sum[:n])]
         else:
             receives: list[Step] = []
-            for each in self._turn():
+            for each in self._peers.in_turn:
                 there = self._frames[each]
                 receives += [self._receive(each, there), *self._read(self._nodes[each], there)]
             *adds, (into, last) = self._mine.folding.steps
             added: list[Step] = [_Add(rows[to], rows[to], rows[other]) for to, other in adds]
             if is_star:
                 added += [_Add(self._sum, rows[into], rows[last]), *self._written(self._down, self._sum)]
-                sends = [self._send(each, self._down) for each in self._turn()]
+                sends = [self._send(each, self._down) for each in self._peers.in_turn]
                 steps = [*receives, *own, *added, *sends, *self._read(self._sum, self._down), _Add(out, self._sum[:n])]
             else:
                 flag = rows[0][n:]
                 added += [_Add(out, rows[into][:n], rows[last][:n]), _Add(flag, rows[into][n:], rows[last][n:])]
-                sends = [self._send(each, frame) for each in self._turn()]
+                sends = [self._send(each, frame) for each in self._peers.in_turn]
                 written = [*self._written(frame, self._nodes[rank]), *self._read(self._nodes[rank], frame)]
                 steps = [*own, *written, *sends, *receives, *added]
         numbers = [self._frames[rank][: HEADER.size], self._down[: HEADER.size], *self._headers.values()]
@@ -322,11 +322,6 @@ class _Writer:
     def _read(self, numbers: F32, frame: U8) -> list[Step]:
         """Numbers out of a frame."""
         return [] if self._wire.is_exact else [_Float(numbers, frame[HEADER.size :])]
-
-    def _turn(self) -> list[int]:
-        """Each rank begins with the one after it: no cable has all frames at once."""
-        peers = self._peers
-        return sorted(peers.others, key=lambda rank: (rank - peers.rank) % peers.size)
 
     def _send(self, rank: int, frame: U8) -> Step:
         link = self._peers.links[rank]
