@@ -3,10 +3,12 @@
     python -m benchmarks.cluster_choices MODEL [--delays 0.1,0.3,1,2,5] [--rates 100,1000] [--devices 2,4]
         [--results FILE] [options of benchmarks.cluster]
 
-One device alone is measured once, and gives the devices' rate; the first group's processor time, less its part of that
-of one alone, gives what a sum costs a device; each setting's links are what its group measured. In
-every setting the planner chooses among one device and groups of these sizes; the choice is right when it is the
-fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
+One device alone is measured once, and gives the devices' rate; the processor time of groups (the smallest ones, lower
+quartile of all settings), less their part of that of one alone, gives what a sum costs a device; each setting's links
+are what its group measured. Of devices that are a part
+of a core (--cores) the planner knows that as their `quota`, as long as each has a core to pause on; where several share
+one, none is idle while another waits. In every setting the planner chooses among one device and groups of these sizes;
+the choice is right when it is the fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
 
 --results: what was measured is kept there, a line a measurement, and what is there is not measured again.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from dataclasses import replace
@@ -28,6 +31,8 @@ from edgerun.formats.gguf import open_gguf
 from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
 from edgerun.models.reductions import reductions
+from edgerun.planning.process import elsewhere_bytes
+from edgerun.text import text_bytes
 from edgerun.units import parse_size_bytes
 
 _CLOSE = 1.05
@@ -45,39 +50,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, open_gguf(own.model) as gguf:
         folder = Path(name)
         given = arguments(str(own.model), "--prompt=64", "--tokens=10", *others)
-        model = Model(load_spec(gguf), load_sizes(given.kernels), 1024)
+        process_bytes = elsewhere_bytes(gguf.metadata) + text_bytes(gguf.metadata)
+        model = Model(load_spec(gguf), load_sizes(given.kernels), given.context, process_bytes=process_bytes)
         known = _Known(own.results)
         alone_s = 1 / known.measured(folder, 1, given)["tok_s"]
         memory_bytes = parse_size_bytes(given.memory)
         at_first = PlannedDevice("", memory_bytes, 1e10, 2e11, 1e9)
         rate = 1e10 * _planned(model, at_first, 1, Links(1, 1, 1, True))[0].token_s / alone_s
         settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
-        given.delay, given.rate = (float(each) for each in settings[0])
-        sum_s = _sum_s(model, *(known.measured(folder, count, given) for count in (1, counts[0])), counts[0])
+        said = [{count: known.at(folder, count, given, *each) for count in counts} for each in settings]
+        alone = known.measured(folder, 1, given)
+        sums_s = sorted(_sum_s(model, alone, each[counts[0]], counts[0]) for each in said)
+        sum_s = sums_s[len(sums_s) // 4]  # what is more was disturbed
         device = PlannedDevice("", memory_bytes, rate, 20 * rate, 1e9, sum_s)
         print(f"one device: {1e3 * alone_s:.1f} ms a token, {rate / 1e9:.1f} GB/s; a sum: {1e3 * sum_s:.2f} ms\n")
         print(
             "| delay ms | Mb/s | " + " | ".join(f"{n}: predicted, measured ms" for n in counts) + " | chosen | best |"
         )
         print("|---|---|" + "---|" * len(counts) + "---|---|")
-        right, off = 0, []
-        for delay, speed in settings:
-            given.delay, given.rate = float(delay), float(speed)
-            took, cells, last = {1: alone_s}, [], Links(1, 1, 1, True)
-            for count in counts:
-                said = known.measured(folder, count, given)
-                took[count] = 1 / said["tok_s"]
-                last = Links(said["hop_s"], said["byte_s"], said["message_s"], bool(said["is_duplex"]))
-                group = [each for each in _planned(model, device, count, last) if _size(each) == count]
-                predicted_s = min(each.token_s for each in group)
-                off.append(abs(predicted_s / took[count] - 1))
-                cells.append(f"{1e3 * predicted_s:.1f}, {1e3 * took[count]:.1f}")
-            able = [each for each in _planned(model, device, max(counts), last) if _size(each) in took]
+        right, off, cores = 0, [], len(os.sched_getaffinity(0))
+        for (delay, speed), groups in zip(settings, said, strict=True):
+            took, cells = {1: alone_s}, []
+            able = _planned(model, device, 1, Links(1, 1, 1, True))
+            for count, group in groups.items():
+                took[count] = 1 / group["tok_s"]
+                links = Links(group["hop_s"], group["byte_s"], group["message_s"], bool(group["is_duplex"]))
+                quota = given.cores if given.cores and count <= cores else 1.0
+                planned = _planned(model, replace(device, quota=quota), count, links)
+                able.append(min((each for each in planned if _size(each) == count), key=lambda choice: choice.token_s))
+                off.append(abs(able[-1].token_s / took[count] - 1))
+                cells.append(f"{1e3 * able[-1].token_s:.1f}, {1e3 * took[count]:.1f}")
             choice, best = _size(chosen(able)), min(took, key=lambda count: took[count])
             right += took[choice] <= _CLOSE * took[best]
-            print(f"| {delay} | {speed} | {' | '.join(cells)} | {choice} | {best} |", flush=True)
+            print(f"| {delay} | {speed} | {' | '.join(cells)} | {choice} | {best} |")
     print(
-        f"\n{right} of {len(settings)} choices right; predictions off by {100 * statistics.median(off):.0f} % (median)"
+        f"\n{right} of {len(settings)} choices right; predictions off by {100 * statistics.median(off):.0f} % "
+        f"(median), {100 * max(off):.0f} % at most"
     )
 
 
@@ -88,6 +96,11 @@ class _Known:
         self._path = path
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
         self._found: dict[str, dict[str, float]] = dict(json.loads(line) for line in lines)
+
+    def at(self, folder: Path, count: int, given: argparse.Namespace, delay: str, speed: str) -> dict[str, float]:
+        """As `measured`, on links of that delay and rate."""
+        given.delay, given.rate = float(delay), float(speed)
+        return self.measured(folder, count, given)
 
     def measured(self, folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
         """As `cluster.measured`. Links do not matter to one device alone."""

@@ -2,8 +2,8 @@
 every layer (tensor parallel), and on several that divide the layers (pipeline).
 
 Computing and reading are predicted as `edgerun plan` does, of each device's share; sums over ranks as `links` does, and
-what their software costs the slowest device, between products, comes on top of each. A
-step of several ranks takes as long as that of the slowest, since all wait for each other twice a layer.
+what their software costs each device, between products, comes on top of that. A step of several ranks takes as long
+as that of the slowest, since all wait for each other twice a layer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgerun.models.holdings import kv_bytes
 from edgerun.models.reductions import reductions
 from edgerun.models.share import spec_of_share, why_whole
 from edgerun.planning.memory import plan_memory
+from edgerun.planning.process import LIBRARIES_BYTES
 from edgerun.planning.rates import ProductRates, Rates
 from edgerun.planning.speed import Speed, TypeSizes, predict_speed
 from edgerun.weights.catalog import EMBEDDING, HEAD, make_catalog
@@ -33,7 +34,6 @@ from edgerun.weights.catalog import EMBEDDING, HEAD, make_catalog
 Kind = Literal["alone", "tensor", "pipeline"]
 
 PROMPT_TOKENS = 256  # of the prompt that is compared
-_RUNTIME_BYTES = 160 << 20  # of a process: libraries, kernels, vocabulary
 _WORTH = 0.95  # of the time of one device alone: with less gain several are not worth the trouble
 _STEPS: tuple[WayName, ...] = ("star", "mesh")
 
@@ -60,12 +60,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """What is planned: a spec with its tensors, for sequences of `context` positions."""
+    """What is planned: a spec with its tensors, for sequences of `context` positions. process_bytes: of each device's
+    process before it has weights, as `edgerun plan` counts it."""
 
     spec: ModelSpec
     sizes: TypeSizes
     context: int
     kv: KvOptions | None = None
+    process_bytes: int = LIBRARIES_BYTES
 
 
 def choices(model: Model, profiles: Profiles) -> list[Choice]:
@@ -115,11 +117,9 @@ def _groups(devices: Sequence[PlannedDevice]) -> Iterator[tuple[PlannedDevice, .
 
 def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Iterator[Choice]:
     spec, n = model.spec, len(devices)
-    kept = kv_bytes(spec, model.context, kv=model.kv) // n
+    taken = model.process_bytes + kv_bytes(spec, model.context, kv=model.kv) // n
     abilities = [
-        Ability(
-            device.weights_bytes_per_s, max(0, device.memory_bytes - _RUNTIME_BYTES - kept), device.disk_bytes_per_s
-        )
+        Ability(device.weights_bytes_per_s, max(0, device.memory_bytes - taken), device.disk_bytes_per_s)
         for device in devices
     ]
     parts = solve(abilities, sum(info.n_bytes for info in spec.tensors.values()))
@@ -130,18 +130,24 @@ def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Ite
             for cut in cuts_of(spec, share)
         }
         speeds.append(_speed(model, spec_of_share(spec, share), tensors, device))
-    token_s, prompt_s = max(1 / each.decode_tok_s for each in speeds), max(each.first_token_s for each in speeds)
-    software_s = max(device.sum_s for device in devices)
+    token_s, prompt_s = [1 / each.decode_tok_s for each in speeds], [each.first_token_s for each in speeds]
     around = 2 * links.hop_s + 4 * (spec.d_model + spec.vocab_size) * links.byte_s  # x goes out, logits come back
     for way in _STEPS:
 
-        def summed(rows: int, way: WayName = way) -> float:
+        def step_s(rows: int, own_s: Sequence[float], more_s: float, way: WayName = way) -> float:
             sums = [predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows, n)]
-            return sum(sums) + len(sums) * software_s
+            wire_s = sum(sums) + more_s
+            busy_s = [took_s + len(sums) * device.sum_s for took_s, device in zip(own_s, devices, strict=True)]
+            return max(_with_wire_s(each, wire_s, device) for each, device in zip(busy_s, devices, strict=True))
 
-        wire_s = summed(1) + around
-        prompt_wire_s = summed(PROMPT_TOKENS) + around + 4 * PROMPT_TOKENS * spec.d_model * links.byte_s
-        yield Choice("tensor", _names(devices), way, parts, token_s + wire_s, prompt_s + prompt_wire_s, wire_s)
+        whole_s = step_s(1, token_s, around)
+        whole_prompt_s = step_s(PROMPT_TOKENS, prompt_s, around + 4 * PROMPT_TOKENS * spec.d_model * links.byte_s)
+        yield Choice("tensor", _names(devices), way, parts, whole_s, whole_prompt_s, whole_s - max(token_s))
+
+
+def _with_wire_s(busy_s: float, wire_s: float, device: PlannedDevice) -> float:
+    """Of a device that is busy for so long, pauses included, in which it waits for the wire as long as they last."""
+    return max(busy_s, device.quota * busy_s + wire_s)
 
 
 def _pipeline(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Iterator[Choice]:
@@ -194,7 +200,7 @@ def _speed(model: Model, spec: ModelSpec, tensors: Mapping[str, TensorInfo], dev
         model.sizes,
         context=model.context,
         budget_bytes=device.memory_bytes,
-        runtime_bytes=_RUNTIME_BYTES,
+        runtime_bytes=model.process_bytes,
         kv=model.kv,
     )
     one = ProductRates(device.weights_bytes_per_s, device.prompt_ops_per_s)

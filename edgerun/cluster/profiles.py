@@ -8,8 +8,10 @@
 
 `weights_gb_s`: bytes of weights that decoding passes in a second; `prompt_gop_s`: multiplications and additions of a
 prompt's products (`edgerun plan MODEL --json` says both of this machine, in its rates). `sum_ms`: what a sum costs the
-device besides the wire (default: what a core of an Emerald Rapids needs). `latency_ms`: from sending a small message to
-its arrival, one way.
+device besides the wire (default: what a core of an Emerald Rapids needs). `quota`: the part of its processor that a
+limit, as of a container, leaves it (default 1: all). Such a device computes at full speed and must pause then, so that
+links' time passes within its pauses; its rates are what it does with the pauses. `latency_ms`: from sending a small
+message to its arrival, one way.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ from edgerun.errors import FormatError, UsageError
 from edgerun.units import parse_size_bytes
 
 _MOST_FILE_BYTES = 1 << 20
-SUM_S = 0.3e-3  # of an Emerald Rapids' core, between products, where code and buffers are in no cache any more
+SUM_S = 0.2e-3  # of an Emerald Rapids' core, between products, where code and buffers are in no cache any more
 
-_DEVICE = {"name", "memory", "weights_gb_s", "prompt_gop_s", "disk_gb_s", "sum_ms"}
+_DEVICE = {"name", "memory", "weights_gb_s", "prompt_gop_s", "disk_gb_s", "sum_ms", "quota"}
 
 
 @dataclass(frozen=True)
 class PlannedDevice:
     """A device. memory_bytes: what edgerun may take there; sum_s: what software needs for a sum there, beside sending
-    it, between products."""
+    it, between products; quota: the part of its processor that it may use."""
 
     name: str
     memory_bytes: int
@@ -41,6 +43,7 @@ class PlannedDevice:
     prompt_ops_per_s: float
     disk_bytes_per_s: float
     sum_s: float = SUM_S
+    quota: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ def _device(path: Path, said: Any) -> PlannedDevice:
         memory_bytes = parse_size_bytes(str(memory))
     except UsageError as error:
         raise FormatError(f"{path}: {name}: {error}") from None
+    quota = _number(path, fields, "quota", name, 1.0)
+    if quota > 1:
+        raise FormatError(f"{path}: {name}: quota is {quota}, more than its whole processor")
     return PlannedDevice(
         name,
         memory_bytes,
@@ -101,6 +107,7 @@ def _device(path: Path, said: Any) -> PlannedDevice:
         1e9 * _number(path, fields, "prompt_gop_s", name),
         1e9 * _number(path, fields, "disk_gb_s", name, 0.5),
         1e-3 * _number(path, fields, "sum_ms", name, 1e3 * SUM_S),
+        quota,
     )
 
 

@@ -14,7 +14,7 @@ from edgerun.device import process_memory
 from edgerun.formats.gguf.metadata import Metadata
 from edgerun.text import vocabulary_bytes
 
-_TYPICAL_BYTES = 100 << 20  # of a process with all libraries and kernels loaded
+LIBRARIES_BYTES = 100 << 20  # of a process with all libraries and kernels loaded
 _LIBRARY_BYTES = {"llvmlite": 40 << 20, "tokenizers": 4 << 20}  # whose code is large, once imported
 _KERNELS_BYTES = 8 << 20  # compiled ones, and their threads
 _COMPILER_BYTES = 144 << 20  # Numba and LLVM at work: they stay
@@ -38,5 +38,10 @@ def process_state() -> ProcessState:
 
 def loaded_bytes(state: ProcessState, metadata: Metadata, *, compiles: bool) -> int:
     """Once everything but weights is loaded. compiles: whether kernels are missing that must be compiled first."""
-    libraries = max(_TYPICAL_BYTES, state.resident_bytes + state.missing_libraries_bytes + _KERNELS_BYTES)
+    libraries = max(LIBRARIES_BYTES, state.resident_bytes + state.missing_libraries_bytes + _KERNELS_BYTES)
     return libraries + vocabulary_bytes(metadata).loaded + (_COMPILER_BYTES if compiles else 0)
+
+
+def elsewhere_bytes(metadata: Metadata) -> int:
+    """Of a process on another device, once everything but weights is loaded."""
+    return LIBRARIES_BYTES + vocabulary_bytes(metadata).loaded

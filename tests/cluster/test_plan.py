@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgerun.api.cluster_plan import plan_cluster
 from edgerun.cli.main import cli
 from edgerun.cluster.links import Links, predict_s
 from edgerun.cluster.plan import Choice, Model, choices, chosen
@@ -97,6 +98,31 @@ def test_sums_take_what_the_formula_says(way, model):
         assert len(list(reductions(spec, 1, 2))) == 2 * spec.n_layers
 
 
+def test_what_a_quota_leaves_of_a_processor_hides_the_wire(model):
+    whole = [replace(device(str(i), 1e7), sum_s=1e-3) for i in range(2)]
+    halves = [replace(each, quota=0.5) for each in whole]
+
+    def token_s(devices: list[PlannedDevice], hop_s: float) -> float:
+        links = Links(hop_s, 1e-12, 0.0, True)
+        return min(each.token_s for each in choices(model, Profiles(tuple(devices), links)) if each.kind == "tensor")
+
+    busy_s = token_s(whole, 1e-9)
+    assert token_s(halves, 1e-9) == pytest.approx(busy_s, rel=1e-3)
+    near, far = (busy_s * part / len(list(reductions(model.spec, 1, 2))) for part in (0.2, 2.0))
+    assert token_s(halves, near) == pytest.approx(busy_s, rel=1e-3)
+    assert token_s(whole, near) > 1.15 * busy_s
+    assert token_s(halves, far) == pytest.approx(token_s(whole, far) - 0.5 * busy_s, rel=1e-3)
+
+
+def test_a_process_is_as_large_as_plan_takes_it_for(directory, model):
+    """It was taken for larger, so that models were planned as streamed, or refused, that are all in memory."""
+    path = directory / "llama-Q4_0.gguf"
+    fits = replace(device("a", 1e7), memory_bytes=150 << 20)
+    made = plan_cluster(path, Profiles((fits,), WIRE), context=128)
+    larger = plan_cluster(path, Profiles((replace(fits, memory_bytes=GIB),), WIRE), context=128)
+    assert made.best.token_s == pytest.approx(larger.best.token_s)
+
+
 def test_who_has_the_quicker_disk_streams_more():
     model = Model(LLAMA_7B[1], SIZES, 512)
 
@@ -147,6 +173,7 @@ def test_the_command(model, directory, tmp_path):
         ("latency_ms: 0.5", "latency_ms: .nan"),
         ("latency_ms", "delay"),
         ("duplex: false", "duplex: 3"),
+        ("memory: 2G,", "memory: 2G, quota: 1.5,"),
         ("memory: 2G", "memory: much"),
         ("memory: 2G", "memory: [2]"),
         ("name: a", "name: b"),
