@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +27,16 @@ LIKELIEST = 10
 AT_ONCE = 32  # rows of logits: a vocabulary can be wide
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Of some tokens that were predicted. nats: -log p, summed. divergence: from what another has saved, its sum over
+    p log (p / q), in nats, 0 without it. likeliest: the ids that were thought the likeliest, one a token."""
+
+    nats: float
+    divergence: float
+    likeliest: list[int]
+
+
 class Engine:
     """A model in another process. Ends with this one."""
 
@@ -36,13 +47,9 @@ class Engine:
         command = [python, __file__, name, str(model), kernels, str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def score(
-        self, ids: list[int], first: int, *, save: Path | None = None, against: Path | None = None
-    ) -> tuple[float, float]:
-        """Of each token after `first` (those up to there are only read), from position 0, summed: -log p, and the
-        divergence from what another has saved: its sum over p log (p / q), in nats, 0 without `against`."""
-        nats, divergence = self._ask("score", ids, first, save and str(save), against and str(against))
-        return float(nats), float(divergence)
+    def score(self, ids: list[int], first: int, *, save: Path | None = None, against: Path | None = None) -> Scores:
+        """Of each token after `first`: those up to there are only read."""
+        return Scores(*self._ask("score", ids, first, save and str(save), against and str(against)))
 
     def greedy(self, ids: list[int], count: int) -> list[dict[int, float]]:
         """The logits of the likeliest tokens, falling, at each of `count` steps after `ids`. The likeliest is fed."""
@@ -129,19 +136,21 @@ class LlamaCppModel:
         yield from np.ctypeslib.as_array(c.llama_get_logits(self._context), shape=(wanted, self._vocab))
 
 
-def score(model: Model, ids: list[int], first: int, save: str | None, against: str | None) -> tuple[float, float]:
+def score(model: Model, ids: list[int], first: int, save: str | None, against: str | None) -> Scores:
     """See `Engine.score`."""
     rows = model.feed(ids[:-1], len(ids) - 1 - first, anew=True)
     nats = divergence = 0.0
+    likeliest: list[int] = []
     for i, (row, token) in enumerate(zip(rows, ids[first + 1 :], strict=True)):
         q = log_probabilities(row)
         nats -= float(q[token])
+        likeliest.append(int(q.argmax()))
         if save:
             shared(save, len(ids), len(q))[i] = q
         if against:
             p = shared(against, len(ids), len(q))[i]
             divergence += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
-    return nats, divergence
+    return Scores(nats, divergence, likeliest)
 
 
 @cache
@@ -176,7 +185,7 @@ def main() -> None:
     model: Model = EdgerunModel(path, kernels, int(threads)) if name == "edgerun" else LlamaCppModel(path, int(threads))
     for line in sys.stdin:
         what, *given = json.loads(line)
-        print(json.dumps(score(model, *given) if what == "score" else greedy(model, *given)), flush=True)
+        print(json.dumps(astuple(score(model, *given)) if what == "score" else greedy(model, *given)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python benchmarks/perplexity.py MODEL.gguf TEXT.txt [--llamacpp-python VENV/bin/
 Windows are llama-perplexity's: 512 tokens that follow each other, the first replaced by the begin-of-text token if the
 model wants one, and the second half scored. They are taken in an order in which any number of them is spread over the
 whole text. --exact adds what edgerun says with the same weights as F32 (`edgerun quantize MODEL F32.gguf --type F32`),
-where no activation is rounded, and how far the others' probabilities are from its. --results keeps what was computed,
+where no activation is rounded, how far the others' probabilities are from its, and, where two others think different
+tokens the likeliest, how often it sides with each. --results keeps what was computed,
 and goes on from there.
 """
 
@@ -15,11 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import astuple
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from engines import Engine
+from engines import Engine, Scores
 
 from edgerun.text import load_tokenizer
 
@@ -68,29 +71,42 @@ def main() -> None:
                 continue
             for name, engine in engines.items():
                 files = {"save": saved} if name == EXACT else {"against": saved} if a.exact else {}
-                scores = found[name, window] = engine.score(windows[window], READ, **files)
-                keep(a.results, [a.model.name, name, window, *scores])
+                found[name, window] = scores = engine.score(windows[window], READ, **files)
+                keep(a.results, [a.model.name, name, window, *astuple(scores)])
     print(f"{a.model.name}: {len(order)} of {len(windows)} windows, {len(order) * SCORED} tokens scored")
-    mean = {name: np.array([found[name, window] for window in order]) / SCORED for name in engines}  # a token
-    for name, each in mean.items():
-        nats, divergence = each.mean(axis=0)
+    scores_of = {name: [found[name, window] for window in order] for name in engines}
+    for name, each in scores_of.items():
+        nats, divergence = np.mean([[scores.nats, scores.divergence] for scores in each], axis=0) / SCORED
         line = f"{name:10s} {np.exp(nats):10.4f}"
         print(line if name == EXACT or not a.exact else f"{line}  divergence from {EXACT} {divergence:.5f}")
-    for one, other in combinations(mean, 2):
-        apart = mean[one][:, 0] - mean[other][:, 0]  # window by window: what is hard for one is hard for the other
+    for one, other in combinations(engines, 2):
+        both = zip(scores_of[one], scores_of[other], strict=True)
+        apart = np.array([mine.nats - theirs.nats for mine, theirs in both]) / SCORED  # what is hard is so for both
         error = apart.std(ddof=1) / len(order) ** 0.5 if len(order) > 1 else float("nan")
-        print(f"{one} against {other}: {100 * np.expm1(apart.mean()):+.3f} % (standard error {100 * error:.3f})")
+        line = f"{one} against {other}: {100 * np.expm1(apart.mean()):+.3f} % (standard error {100 * error:.3f})"
+        if EXACT in engines and EXACT not in (one, other):
+            line += f"; {sides(scores_of, one, other)}"
+        print(line)
 
 
-def kept(results: Path | None, model: str) -> dict[tuple[str, int], tuple[float, float]]:
+def sides(scores_of: dict[str, list[Scores]], one: str, other: str) -> str:
+    """With whom the exact model sides where two think different tokens the likeliest."""
+    likeliest = [np.concatenate([scores.likeliest for scores in scores_of[name]]) for name in (one, other, EXACT)]
+    mine, theirs, exact = likeliest
+    differ = mine != theirs
+    with_one, with_other = int((differ & (mine == exact)).sum()), int((differ & (theirs == exact)).sum())
+    return f"other tokens at {differ.sum()} of {len(differ)}: {EXACT} with {one} {with_one}, with {other} {with_other}"
+
+
+def kept(results: Path | None, model: str) -> dict[tuple[str, int], Scores]:
     """What earlier runs have found: (engine, window) -> scores."""
     if results is None or not results.exists():
         return {}
     lines = map(json.loads, results.read_text().splitlines())
-    return {(name, window): (nats, divergence) for file, name, window, nats, divergence in lines if file == model}
+    return {(name, window): Scores(*scores) for file, name, window, *scores in lines if file == model}
 
 
-def keep(results: Path | None, found: list[str | int | float]) -> None:
+def keep(results: Path | None, found: list[Any]) -> None:
     """Append a line, at once: what was computed stays."""
     if results is not None:
         with results.open("a") as file:
