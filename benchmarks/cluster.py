@@ -75,6 +75,7 @@ def arguments(*words: str) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--in-turn", action="store_true", help="tokens 0, 1, 2, ... instead of random ones")
+    parser.add_argument("--threads", type=int, default=1, help="of each device, which has as many cores then")
     parser.add_argument("--context", type=int, default=1024, help="positions of a sequence that there is memory for")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kernels", default="auto")
@@ -132,7 +133,12 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
         homes[0].cables.clear()  # they may be others than last time
     limits = Limits(given.cores, parse_size_bytes(given.memory), parse_size_bytes(given.disk), given.model)
     log = folder / f"head-of-{count}.log"  # what it said, for when something goes wrong
-    common = [str(given.model.resolve()), f"--kernels={given.kernels}", f"--memory={given.memory}"]
+    common = [
+        str(given.model.resolve()),
+        f"--kernels={given.kernels}",
+        f"--memory={given.memory}",
+        f"--threads={given.threads}",
+    ]
     with ExitStack() as stack:
         here = stack.enter_context(lab(folder / "lab", count, delay_s=given.delay / 1e3, bits_per_s=given.rate * 1e6))
         groups = [stack.enter_context(limited(name, limits)) for name in names]
@@ -143,7 +149,7 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
             device, name = here.devices[number], names[number]
             own = ["--part=device", f"--home={folder}", f"--name={name}", f"--host={device.address}"]
             process = stack.enter_context(running(device.start("-m", "benchmarks.cluster", *common, *own)))
-            groups[number].enter(process.pid, number)
+            groups[number].enter(process.pid, number, given.threads)
             address = line_with(process, "listening").split()[1]
             workers.append((process.pid, heard_from(process)))
             known = next(home for home in homes if home.identity.name == name)
@@ -157,7 +163,7 @@ def measured(folder: Path, count: int, given: argparse.Namespace) -> dict[str, f
             f"--context={given.context}",
         ]
         head = stack.enter_context(running(here.devices[0].start("-m", "benchmarks.cluster", *common, *own)))
-        groups[0].enter(head.pid, 0)
+        groups[0].enter(head.pid, 0, given.threads)
         said: dict[str, float] = json.loads(line_with(head, "tok_s", _HEAD_S, stack.enter_context(log.open("w"))))
         peaks = [(process_peak_bytes(pid), _planned_bytes(lines)) for pid, lines in workers]
         if peaks:
@@ -181,7 +187,7 @@ def _say(event: Event) -> None:
 
 def _device(given: argparse.Namespace) -> None:
     memory_bytes = parse_size_bytes(given.memory)
-    work = share_worker(_say, kernels=given.kernels, threads=1, memory_bytes=memory_bytes)
+    work = share_worker(_say, kernels=given.kernels, threads=given.threads, memory_bytes=memory_bytes)
     device = Device(given.name, 1, memory_bytes, given.kernels, "", _RATE)
     server = Server(home_of(given.home, given.name), (given.host, 0), work, lambda job: device, _say)
     print(f"listening {server.address}", flush=True)
@@ -189,10 +195,12 @@ def _device(given: argparse.Namespace) -> None:
 
 
 def _head(given: argparse.Namespace) -> None:
-    options = LoadOptions(threads=1, kernels=given.kernels, memory=given.memory, context=given.context)
+    options = LoadOptions(threads=given.threads, kernels=given.kernels, memory=given.memory, context=given.context)
     began = time.monotonic()
     if int(given.devices) == 1:
-        with LLM(given.model, threads=1, kernels=given.kernels, memory=given.memory, context=given.context) as llm:
+        with LLM(
+            given.model, threads=given.threads, kernels=given.kernels, memory=given.memory, context=given.context
+        ) as llm:
             said = {"ready_s": time.monotonic() - began, "sent_mb": 0.0, **_times(llm.engine.decoder, given)}
             said |= {"plan_mib": llm.engine.plan.expected_bytes / _MIB, "peak_mib": peak_bytes() / _MIB}
             print(json.dumps(said), flush=True)

@@ -33,11 +33,12 @@ class LimitedGroup:
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
 
-    def enter(self, process: int, number: int) -> None:
-        """Hold a process to the limits. number: of the device. Devices take turns among cores, each on one: the quota
-        is kept core by core, and a process that moves loses of it what it leaves behind (a tenth of it here)."""
+    def enter(self, process: int, number: int, threads: int = 1) -> None:
+        """Hold a process to the limits. number: of the device. Devices take turns among cores, each on as many as it
+        has threads: the quota is kept core by core, and a process that moves loses of it what it leaves behind (a tenth
+        of it here)."""
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(process, {cores[number % len(cores)]})
+        os.sched_setaffinity(process, {cores[(number + i) % len(cores)] for i in range(threads)})
         for folder in self._folders:
             (folder / "cgroup.procs").write_text(str(process))
 

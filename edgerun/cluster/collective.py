@@ -50,6 +50,9 @@ class Collective(Protocol):
     def round_with(self, rounding: Rounding) -> None:
         """Who rounds and adds long arrays from now on, where the wire is not exact: to the same bits as before."""
 
+    def wait_with(self, threads: int) -> None:
+        """So many threads of this rank compute, and wait for sums, from now on."""
+
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         """out (n,) = what all ranks' partial sums make together, by the additions that `folding` says; nodes (its count
         of this rank, n), which may be overwritten: this rank's. Exactly, whatever the wire."""

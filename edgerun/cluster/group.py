@@ -199,6 +199,7 @@ def _divided(
 
         opened.kernels.prepare_eighths()
         collective.round_with(opened.kernels)
+        collective.wait_with(opened.kernels.threads)
         conductor = Conductor(collective, shard, opened.store, worked, edges)
         limits = _limits(collective.gather(limits_of(shard, opened)), names)
         waves = [wave for wave, _ in limits if wave > 0]

@@ -18,6 +18,7 @@ from edgerun.cluster.wire_format import EXACT
 from edgerun.errors import LostPeerError, UsageError
 from edgerun.kernels.eighths import Rounding
 
+_FAR_S = 2e-3  # from here on Python's sums are as fast as launches, beside the way there and back
 _F32 = np.dtype(np.float32)
 MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many rows
 
@@ -25,8 +26,10 @@ MOST_GATHERED_BYTES = 1 << 26  # from one rank: a vocabulary's logits for many r
 class LinkedCollective:
     """One rank: see `collective.Collective`. It takes the links over."""
 
-    def __init__(self, peers: Peers, way: Way) -> None:
+    def __init__(self, peers: Peers, way: Way, hop_s: float = 0.0) -> None:
+        """hop_s: what was measured of its links (`links.Links`), if it was."""
         self.peers = peers
+        self._hop_s = hop_s
         self._way = way
         can_record = peers.size > 1 and way.name in FOLDING
         self.recorded = RecordedSums(peers, is_star=way.name == "star") if can_record else None
@@ -57,6 +60,11 @@ class LinkedCollective:
 
     def round_with(self, rounding: Rounding) -> None:
         self.peers.rounding = rounding
+
+    def wait_with(self, threads: int) -> None:
+        """Threads that help look for work while a launch waits for a sum, and sleep while Python does."""
+        if threads > 1 and self._hop_s > _FAR_S:
+            self.recorded = None
 
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         peers = self.peers

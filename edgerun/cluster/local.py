@@ -61,6 +61,9 @@ class LocalCollective:
     def round_with(self, rounding: Rounding) -> None:
         """Nothing is rounded here."""
 
+    def wait_with(self, threads: int) -> None:
+        """Nothing is recorded here."""
+
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         self._send(nodes.tobytes(), range(self.size))
         rows: list[F32] = []

@@ -94,14 +94,14 @@ class Seat:
             self.end(self._why)
         wire = EXACT if begin.wire == "auto" else wire_format(begin.wire)
         peers = Peers(begin.rank, len(begin.seats), links, wire, lambda: self._why)
-        way = begin.way
+        way, hop_s = begin.way, 0.0
         if is_measured:
             settled, self.links = settle(peers, begin.numbers, begin.seats, self._home.cables)
-            way = settled if way == "auto" else way
+            way, hop_s = settled if way == "auto" else way, self.links.hop_s
             if begin.wire == "auto":
                 peers.wires = EXACT, choose_wire(self.links)
         self.way = way
-        return LinkedCollective(peers, Way(way))
+        return LinkedCollective(peers, Way(way), hop_s)
 
     def end(self, why: str) -> None:
         """Whoever waits in the group stops waiting. Harmless when repeated."""

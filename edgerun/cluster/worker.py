@@ -73,6 +73,7 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
             raise
         opened.kernels.prepare_eighths()
         collective.round_with(opened.kernels)
+        collective.wait_with(opened.kernels.threads)
         lockstep = Lockstep(
             collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
         )

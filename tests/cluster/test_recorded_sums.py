@@ -211,6 +211,17 @@ def test_nobody_is_waited_for_who_is_known_to_be_lost():
     group.close()
 
 
+def test_helpers_may_sleep_while_a_sum_comes_from_far():
+    def is_recorded(threads: int, hop_s: float) -> bool:
+        ours, theirs = socket.socketpair()
+        group = LinkedCollective(Peers(0, 2, {1: Link(ours, 1)}, EXACT, str), Way("mesh"), hop_s)
+        group.wait_with(threads)
+        with theirs, contextlib.closing(group):
+            return group.recorded is not None
+
+    assert is_recorded(1, 5e-3) and is_recorded(2, 5e-4) and not is_recorded(2, 5e-3)
+
+
 def test_whoever_cannot_go_on_says_so_in_a_sum(rank):
     """The pass ends after it, on all ranks, and the next one begins."""
     here, other = rank

@@ -48,6 +48,9 @@ class Mortal:
     def round_with(self, rounding: Rounding) -> None:
         self._inner.round_with(rounding)
 
+    def wait_with(self, threads: int) -> None:
+        self._inner.wait_with(threads)
+
     def fold(self, nodes: F32, folding: Folding, out: F32) -> None:
         self._live()
         self._inner.fold(nodes, folding, out)
