@@ -47,7 +47,8 @@ class FairLock:
 
     `threading.Lock` lets a thread that releases it and asks again go first: one generation would starve the others. A
     thread must not ask while it holds the lock. A thread that Ctrl-C kept from giving it back has not got it any more:
-    neither for itself, when it asks again, nor for others, who see that it has left the block.
+    neither for itself, when it asks again, nor for others, who see that it has left the block. (So the block is part of
+    a function that runs until it ends, not of a generator that stops within.)
     """
 
     def __init__(self) -> None:
@@ -112,9 +113,8 @@ class FairLock:
             while not turn.gate.acquire(timeout=_POLL_S):
                 if cancelled():
                     raise Cancelled("cancelled while waiting for another generation's step")
-                with self._mutex:  # whoever should have told us may have been interrupted
-                    if self._owner is None or not self._owner.is_inside():
-                        self._pass_on()
+                with self._mutex:
+                    self._look_after_owner()
                     if self._owner is turn:
                         break
         finally:
@@ -127,13 +127,25 @@ class FairLock:
             if self._owner is turn:  # else waiting was given up
                 self._pass_on()
 
+    def _look_after_owner(self) -> None:
+        """Whoever should have passed the lock on may have been interrupted."""
+        owner = self._owner
+        if (owner is None or not owner.is_inside()) and self._owner is owner:
+            self._pass_on()
+
     def _pass_on(self) -> None:
+        before = self._owner
         while self._waiting:
-            self._owner = self._waiting[0]
-            self._waiting.popleft()
-            if self._owner.is_inside():
-                self._owner.gate.release()
+            turn = self._waiting[0]
+            if turn.is_inside():
+                self._owner = turn
+                self._waiting.popleft()
+                turn.gate.release()
                 return
+            if self._owner is not before:
+                return  # what a block held until now came here when it went, and has passed the lock on
+            if turn in self._waiting:
+                self._waiting.remove(turn)
         self._owner = None
 
 
@@ -147,10 +159,16 @@ class _Turn:
         self._block: FrameType | None = block
 
     def is_inside(self) -> bool:
-        """Whether the thread still runs what it ran when it asked."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None:
-            if frame is self._block:
+        """Whether the block's function still runs: then its frame cannot be cleared. What a frame holds that has ended
+        is missed by nobody.
+
+        Asking for the frames of all threads (`sys._current_frames`) would do as well, but up to Python 3.11.8 a garbage
+        collection within that runs Python can lock up the whole process: https://github.com/python/cpython/issues/106883
+        """
+        if self._block is not None:
+            try:
+                self._block.clear()
+            except RuntimeError:
                 return True
-            frame = frame.f_back
+            self._block = None
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -162,3 +164,37 @@ def test_an_interrupt_before_any_line_leaves_the_lock_to_others() -> None:
         thread.join(5)
         assert held == ["held"], f"interrupted before line {at} of {most}"
         assert hold(lock, 0) > 0
+
+
+BUSY = """
+import gc, sys, threading, time
+from edgerun.engine.cancel import FairLock
+
+class Garbage:
+    def __init__(self): self.cycle = self
+    def __del__(self): time.sleep(0)  # another thread goes on meanwhile
+
+def hold():
+    for _ in range(300):
+        Garbage()
+        with lock.held():
+            time.sleep(0)
+
+def begin_and_end():
+    while any(thread.is_alive() for thread in holders):
+        threading.Thread(target=Garbage).start()
+        time.sleep(0.0005)
+
+lock = FairLock()
+gc.set_threshold(5)
+holders = [threading.Thread(target=hold, daemon=True) for _ in range(4)]
+for thread in holders: thread.start()
+begin_and_end()
+print("ended")
+"""
+
+
+def test_a_collection_while_the_lock_is_passed_on_stops_nobody():
+    """Where the interpreter is asked for all threads' frames meanwhile, Python 3.11.7 stands still for good."""
+    ran = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "ended\n", ran.stderr
