@@ -33,6 +33,7 @@ from edgerun.options import (
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.device_profile import DeviceProfile
+from edgerun.planning.missing_reads import MissingReads, missing_reads
 from edgerun.planning.process import process_state
 from edgerun.planning.rates import (
     ProductRates,
@@ -157,19 +158,16 @@ def plan_model(
         planned()  # refuse before anything is measured
         catalog = make_catalog(spec.tensors, spec.n_layers)
         sizes = load_sizes(given.kernels) if device is None else sizes_of(device)
-        piece = min(
-            (info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()), default=0
-        )
-        piece = piece or (4 << 20)
+        packed = device is None and not download_bytes and _is_packed(gguf, given.kernels)
+        reads = missing_reads(gguf, catalog, packed=packed)
         taken: list[str] = []
         if device is None:
-            rates = _rates(None if download_bytes else path, piece, catalog, given, anew)
+            rates = _rates(reads, not download_bytes, catalog, given, anew)
         else:
-            rates, taken = device.rates(catalog, piece)
+            rates, taken = device.rates(catalog, reads.piece_bytes)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
         hits = None if routed is None or plan.mode != "experts" else replayed(routed, plan.early_slots, spec)
-        packed = device is None and not download_bytes and _is_packed(gguf, given.kernels)
         speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits, packed=packed)
         request = predict_request(
             catalog,
@@ -321,10 +319,10 @@ def _measured_prompt(speed: Speed, calibrated: Calibration) -> Speed:
     return replace(speed, prompt_tok_s=rate, first_token_s=speed.prompt_tokens / rate)
 
 
-def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
+def _rates(reads: MissingReads, here: bool, catalog: Catalog, options: LoadOptions, measure: bool) -> Rates:
     """Kept ones where they are; what is missing is measured: products of other types, or the disk for pieces of another
-    size, with the model's file or (None) one of its own. What was measured while others worked is measured again some
-    minutes later, when they may have ended, and the better of both counts."""
+    size, with the file that is read or, where the model is not here, one of its own. What was measured while others
+    worked is measured again some minutes later, when they may have ended, and the better of both counts."""
     from edgerun.profiling.noise import NoiseMeter
 
     kept = paths.cache_dir() / f"rates-{options.kernels}-{options.threads}.json"
@@ -332,7 +330,7 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
     again = earlier is not None and earlier.were_disturbed and time.time() - kept.stat().st_mtime > _DISTURBED_S
     known = None if measure or again else earlier
     noise = NoiseMeter()
-    rates = _completed(known, path, piece_bytes, kept.parent, catalog, options)
+    rates = _completed(known, reads, here, kept.parent, catalog, options)
     if rates != known:
         others = noise.end([]).others_share
         rates = replace(rates, others_share=max(others, 0.0 if known is None else known.others_share))
@@ -348,8 +346,8 @@ def _rates(path: Path | None, piece_bytes: int, catalog: Catalog, options: LoadO
 
 def _completed(
     known: Rates | None,
-    path: Path | None,
-    piece_bytes: int,
+    reads: MissingReads,
+    here: bool,
     folder: Path,
     catalog: Catalog,
     options: LoadOptions,
@@ -359,14 +357,15 @@ def _completed(
 
     cache_bytes = last_cache_bytes()
     products = _products({} if known is None else known.products, catalog, options)
+    piece_bytes = reads.piece_bytes
     if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
         disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
-    elif path is None:
+    elif not here:
         with probe_file(folder) as probe:
-            disk = measure_disk(probe, piece_bytes)
+            disk = measure_disk(probe, piece_bytes, reads.threads)
     else:
-        piece_bytes = min(piece_bytes, path.stat().st_size // 4)
-        disk = measure_disk(path, piece_bytes)
+        piece_bytes = min(piece_bytes, reads.path.stat().st_size // 4)
+        disk = measure_disk(reads.path, piece_bytes, reads.threads)
     if known is not None and known.attention is not None:
         attention, launch_s = known.attention, known.launch_s
     else:

@@ -54,8 +54,10 @@ def profile_model(
     """The report (`profiling.report`) of a loaded model, and the trace that its operations were timed by.
     UsageError for fewer than six tokens to decode or no prompt."""
     from edgerun.device import peak_bytes
+    from edgerun.formats.gguf import open_gguf
     from edgerun.hub import show
     from edgerun.kernels import load_sizes
+    from edgerun.planning.missing_reads import missing_reads
     from edgerun.planning.request import predict_request
     from edgerun.profiling.advice import Facts, advise
     from edgerun.profiling.beside import RatesBeside
@@ -75,7 +77,9 @@ def profile_model(
     info, sizes = show(path), load_sizes(decoder.kernels.name)
     catalog = make_catalog(decoder.spec.tensors, decoder.spec.n_layers)
     seen: list[Rates] = []
-    beside = RatesBeside(path, catalog, kernels=decoder.kernels.name, threads=decoder.kernels.threads)
+    with open_gguf(path) as gguf:
+        reads = missing_reads(gguf, catalog, packed=_is_packed(decoder))
+    beside = RatesBeside(reads, catalog, kernels=decoder.kernels.name, threads=decoder.kernels.threads)
     with contextlib.closing(beside):
         (measured,) = run_session(
             [DecoderEngine(decoder, llm.vocab_size, meter=meter)],

@@ -47,7 +47,6 @@ _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by com
 _ATTENDED = 2048  # positions
 MEASURED_TOKENS = 256  # of a prompt, as a decoder takes it at a time
 _PROBE_BYTES = 384 << 20
-_READERS = 3
 MOST_OTHERS = 0.10  # of the processors, that others may take while something is measured
 TYPICAL_LAUNCH_S = 4e-6  # where it was not measured
 _FILL = 0x11  # every byte of the weights: as a number of any type it is small, and no denormal
@@ -284,15 +283,15 @@ def _typical_s(once: Callable[[], None], turns: int) -> float:
     return sorted(took)[len(took) // 3]
 
 
-def measure_disk(path: Path, piece_bytes: int) -> float:
-    """Bytes/s of random reads of a file in pieces of this size, several in flight; at most 384 MiB are read."""
+def measure_disk(path: Path, piece_bytes: int, threads: int = 3) -> float:
+    """Bytes/s of random reads of a file in pieces of this size, `threads` at once; at most 384 MiB are read."""
     piece_bytes = max(4096, min(piece_bytes, PIECE_BYTES))
     size = path.stat().st_size
     if size < 2 * piece_bytes:
         raise FormatError(f"{path}: too small to measure the disk with")
     count = max(4, min(_PROBE_BYTES, size) // piece_bytes)
     places = np.random.default_rng().integers(0, (size - piece_bytes) // 4096 + 1, count) * 4096
-    reader = FlashReader([path], threads=_READERS)
+    reader = FlashReader([path], threads=threads)
     try:
         reading = Reading(reader)
         pieces = [Piece(0, int(at), piece_bytes, "the probe", lambda view: None, reading.landed) for at in places]

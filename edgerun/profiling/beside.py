@@ -20,6 +20,7 @@ from edgerun.device import last_cache_bytes
 from edgerun.errors import EdgerunError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import load_kernels, load_sizes
+from edgerun.planning.missing_reads import MissingReads
 from edgerun.planning.rates import (
     Rates,
     as_kept,
@@ -45,8 +46,8 @@ _MOST_LINE = 1 << 20
 class RatesBeside:
     """`measure` as often as wanted; `close` ends the process."""
 
-    def __init__(self, path: Path, catalog: Catalog, *, kernels: str, threads: int) -> None:
-        """Of what the model at `path` needs."""
+    def __init__(self, reads: MissingReads, catalog: Catalog, *, kernels: str, threads: int) -> None:
+        """Of what a model of this catalog needs."""
         sizes = load_sizes(kernels)
         products = {product_name(each.type, each.shape[-1], sizes): each for each in catalog.multiplied()}
         asked = {
@@ -54,8 +55,9 @@ class RatesBeside:
             "threads": threads,
             "products": [(each.type.name, each.shape[-1]) for each in products.values()],
             "weights_bytes": catalog.n_bytes,
-            "path": str(path),
-            "piece_bytes": min(_piece_bytes(catalog), path.stat().st_size // 4),
+            "path": str(reads.path),
+            "piece_bytes": min(reads.piece_bytes, reads.path.stat().st_size // 4),
+            "readers": reads.threads,
         }
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
@@ -117,7 +119,7 @@ def _measured(asked: dict[str, Any], types: list[tuple[GgmlType, int]]) -> Rates
         }
         memory = memory_bytes_per_s(kernels, sizes, cache_bytes, weights_bytes=asked["weights_bytes"])
         attention, launch_s = measure_attention(kernels), measure_launch(kernels)
-    disk = measure_disk(Path(asked["path"]), piece_bytes)
+    disk = measure_disk(Path(asked["path"]), piece_bytes, asked["readers"])
     return Rates(products, disk, piece_bytes, attention, launch_s, 0, memory, noise.end([]).others_share)
 
 
@@ -125,9 +127,3 @@ def _lines() -> Iterator[str]:
     """Not ahead of their time, as iterating over a file would read them."""
     while line := sys.stdin.readline():
         yield line
-
-
-def _piece_bytes(catalog: Catalog) -> int:
-    """Of reads: an expert's matrix, or as much as layers are read by."""
-    experts = [info.n_bytes // info.shape[0] for each in catalog.layers for info in each.experts.values()]
-    return min(experts, default=4 << 20)

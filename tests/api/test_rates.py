@@ -11,6 +11,7 @@ from edgerun import paths
 from edgerun.api import planning
 from edgerun.events import Notice
 from edgerun.options import PLAN_NAMES, load_options
+from edgerun.planning.missing_reads import MissingReads
 from edgerun.planning.rates import ProductRates, Rates
 from edgerun.profiling.noise import Noise
 from tests.planning.test_memory import OLMOE
@@ -41,7 +42,7 @@ def test_what_was_disturbed_is_said_and_measured_again_later(user_home: Path, mo
     def plan() -> float:
         events.clear()
         options = load_options({"events": events.append}, PLAN_NAMES)
-        found = planning._rates(None, 1 << 20, OLMOE[0], options, False)
+        found = planning._rates(MissingReads(Path("none"), 1 << 20, 3), False, OLMOE[0], options, False)
         return found.products["Q4_0"].decode_bytes_per_s
 
     def some_minutes_later() -> None:

@@ -19,6 +19,7 @@ from edgerun.events import Notice
 from edgerun.formats.gguf import open_gguf
 from edgerun.formats.packfile import PAGE, PackHeader, decode_header, pack_path, part_path, read_header
 from edgerun.models import Decoder, load_spec
+from edgerun.planning.missing_reads import missing_reads
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, packing
 from edgerun.weights.catalog import make_catalog
 from edgerun.weights.identity import ContentDigest, file_stamp
@@ -50,6 +51,18 @@ def test_streamed_from_a_pack_is_the_same(model, kernels):
         with closing(store_of(name, gguf, spec, kernels)) as store:
             assert store.packed
             assert np.array_equal(run(Decoder(spec, store, kernels), name), expected)
+
+
+def test_the_probe_reads_as_the_run_will(kernels, tmp_path):
+    """Of an expert its mean matrix from the model's file, all of its matrices at once from the pack file."""
+    with open_gguf(write(INSTANCES["olmoe-Q8_0"], tmp_path / "model.gguf")) as gguf:
+        spec = load_spec(gguf)
+        catalog = make_catalog(spec.tensors, spec.n_layers)
+        plain = missing_reads(gguf, catalog, packed=False)
+        out, header = write_pack(gguf, spec, kernels)
+        packed = missing_reads(gguf, catalog, packed=True)
+    assert (plain.path, packed.path) == (gguf.path, out)
+    assert packed.piece_bytes == header.block_bytes >= 3 * plain.piece_bytes > 0
 
 
 class Killed(BaseException):
