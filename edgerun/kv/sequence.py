@@ -153,7 +153,10 @@ class KvSequence:
             if not group.keeps(index, self.length) or (index >= end and group.window):
                 in_hand += [page] if self._pool.may_write(self, page, 0) else []
             elif offset >= KEYS_PER_PAGE or self._pool.may_write(self, page, offset):
-                kept[index] = page
+                if index > end and index - 1 not in kept:  # beyond a gap: `_room` reaches to where pages end
+                    in_hand.append(page)
+                else:
+                    kept[index] = page
             elif offset:
                 copied = page
         wanted = sum(index not in kept for index in range(start, end))

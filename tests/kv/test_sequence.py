@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edgerun.errors import ContextLengthError, DoesNotFitError, UsageError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
-from edgerun.kv import KvSequence
+from edgerun.kv import KvSequence, PagePool, layer_groups
 from edgerun.kv.groups import SLACK
 from tests.interrupts import interrupts
-from tests.kv.holding import CAPACITY, GROUPS, WINDOW, check, new_pool, write
+from tests.kv.holding import CAPACITY, GROUPS, LAYERS, REMEMBERED, WINDOW, check, new_pool, write
 
 ACTIONS = st.tuples(
     st.sampled_from(
@@ -122,6 +122,25 @@ def test_growth_that_is_interrupted(forked):
             check(twin, tokens)
         pool.check_integrity()
     raise AssertionError("it never ends")
+
+
+def test_every_position_has_a_page_after_a_cut_to_what_is_remembered():
+    """Pages that the tree holds go, the last is the sequence's own: it must not count as room beyond the gap. (A group
+    with a window would look after the others, since its pages end sooner.)"""
+    pool = PagePool(layer_groups(LAYERS[:1]))
+    pool.prefixes.limit_bytes = REMEMBERED
+    sequence = KvSequence(pool, CAPACITY)
+    sequence.reserve(700)
+    sequence.advance(700)
+    sequence.remember(range(700))
+    sequence.reserve(200)
+    sequence.advance(200)
+    sequence.truncate(100)
+    for _ in range(200):
+        sequence.reserve(1)
+        sequence.check_integrity()
+        sequence.advance(1)
+    assert sequence.n_bytes == 2 * pool.groups[0].page_bytes
 
 
 def test_no_memory_for_a_page(monkeypatch):
