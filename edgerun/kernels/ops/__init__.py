@@ -15,6 +15,7 @@ from edgerun.kernels.ops.avx512 import Avx512
 from edgerun.kernels.ops.emitter import Emitter
 from edgerun.kernels.ops.i8mm import MatrixProduct
 from edgerun.kernels.ops.neon import DotProduct, Neon
+from edgerun.kernels.ops.plain import Plain
 from edgerun.kernels.ops.vbmi import Avx512Vbmi
 from edgerun.kernels.ops.vectors import Ops
 from edgerun.kernels.ops.vnni import Avx512Vnni, AvxVnni
@@ -22,7 +23,7 @@ from edgerun.kernels.ops.vnni import Avx512Vnni, AvxVnni
 __all__ = ["Emitter", "Ops", "emitter_of"]
 
 _EMITTERS: dict[str, type[Emitter]] = {
-    "llvm": Emitter,
+    "llvm": Plain,
     "avx2": Avx2,
     "avxvnni": AvxVnni,
     "avx512": Avx512,
