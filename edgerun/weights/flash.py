@@ -91,7 +91,7 @@ class FlashReader:
         self._n_threads = threads
         self._threads: list[threading.Thread] = []
         self._started = False
-        self._finalizer = weakref.finalize(self, _shut, self._shared, self._threads)
+        self._finalizer = weakref.finalize(self, _shut_at_last, self._shared, self._threads)
         try:
             for path in paths:
                 self._shared.files.append(WeightFile(path, direct))
@@ -338,6 +338,16 @@ def _shut(shared: _Shared, threads: list[threading.Thread]) -> None:
             thread.join()
     for file in shared.files:
         file.close()
+
+
+def _shut_at_last(shared: _Shared, threads: list[threading.Thread]) -> None:
+    """`_shut` of a reader that nobody has any more. Ctrl-C within a collection is dropped by Python, and nobody comes a
+    second time: so what is left is done here."""
+    try:
+        _shut(shared, threads)
+    except BaseException:
+        _shut(shared, threads)
+        raise
 
 
 class Reading:
