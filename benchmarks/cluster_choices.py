@@ -32,7 +32,6 @@ from edgerun.kernels import load_sizes
 from edgerun.models import load_spec
 from edgerun.models.reductions import reductions
 from edgerun.planning.process import elsewhere_bytes
-from edgerun.text import text_bytes
 from edgerun.units import parse_size_bytes
 
 _CLOSE = 1.05
@@ -50,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, open_gguf(own.model) as gguf:
         folder = Path(name)
         given = arguments(str(own.model), "--prompt=64", "--tokens=10", *others)
-        process_bytes = elsewhere_bytes(gguf.metadata) + text_bytes(gguf.metadata)
+        process_bytes = elsewhere_bytes(gguf.metadata)
         model = Model(load_spec(gguf), load_sizes(given.kernels), given.context, process_bytes=process_bytes)
         known = _Known(own.results)
         alone_s = 1 / known.measured(folder, 1, given)["tok_s"]

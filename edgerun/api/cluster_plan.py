@@ -17,7 +17,6 @@ from edgerun.models import load_spec
 from edgerun.models.share import why_whole
 from edgerun.options import PLAN_NAMES, PlanKeywords, load_options
 from edgerun.planning.process import elsewhere_bytes
-from edgerun.text import text_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def plan_cluster(model: str | Path, profiles: Profiles, **options: Unpack[PlanKe
     with model_header(model, given.events) as (path, _), open_gguf(path) as gguf:
         spec = load_spec(gguf)
         n_context = choose_context(given.context, spec, gguf.metadata)
-        process_bytes = elsewhere_bytes(gguf.metadata) + text_bytes(gguf.metadata)
+        process_bytes = elsewhere_bytes(gguf.metadata)
         wanted = Model(spec, load_sizes(given.kernels), n_context, kv_options(given.kv), process_bytes)
         found = choices(wanted, profiles)
         return ClusterPlan(path.stem, n_context, tuple(found), chosen(found), why_whole(spec))

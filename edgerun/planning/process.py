@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgerun.device import process_memory
 from edgerun.formats.gguf.metadata import Metadata
-from edgerun.text import vocabulary_bytes
+from edgerun.text import text_bytes, vocabulary_bytes
 
 LIBRARIES_BYTES = 100 << 20  # of a process with all libraries and kernels loaded
 _LIBRARY_BYTES = {"llvmlite": 40 << 20, "tokenizers": 4 << 20}  # whose code is large, once imported
@@ -43,5 +43,5 @@ def loaded_bytes(state: ProcessState, metadata: Metadata, *, compiles: bool) -> 
 
 
 def elsewhere_bytes(metadata: Metadata) -> int:
-    """Of a process on another device, once everything but weights is loaded."""
-    return LIBRARIES_BYTES + vocabulary_bytes(metadata).loaded
+    """Of a process on another device, once everything but weights is loaded, and what its text takes besides."""
+    return LIBRARIES_BYTES + vocabulary_bytes(metadata).loaded + text_bytes(metadata)
