@@ -33,8 +33,9 @@ from edgerun.options import (
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.device_profile import DeviceProfile
+from edgerun.planning.expert_hits import assumed_routing
 from edgerun.planning.missing_reads import MissingReads, missing_reads
-from edgerun.planning.process import process_state
+from edgerun.planning.process import elsewhere_bytes, process_state
 from edgerun.planning.rates import (
     ProductRates,
     Rates,
@@ -50,7 +51,7 @@ from edgerun.planning.rates import (
 )
 from edgerun.planning.request import RequestPrediction, predict_request
 from edgerun.planning.slow_types import slow_types, slow_types_notice
-from edgerun.planning.speed import Speed, assumed_routing, predict_speed
+from edgerun.planning.speed import Speed, predict_speed
 from edgerun.units import format_size
 from edgerun.weights import Catalog
 
@@ -62,13 +63,14 @@ if TYPE_CHECKING:
 
 _TOKENS = Whole(0, 1 << 20)
 _THEIR_SHARE = 0.85  # of another machine's memory that a process may have
-_TYPICAL_RUNTIME_BYTES = 160 << 20
 _DISTURBED_S = 600  # before what was measured while others worked is worth measuring again
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A memory plan with the speed to expect. `advice`: what would make it faster, or nothing."""
+    """A memory plan with the speed to expect: `speed` once caches are full, `request` of a first answer, which begins
+    with an empty expert cache or, `is_warm`, with what earlier runs kept. `advice`: what would make it faster, or
+    nothing."""
 
     name: str
     context: int
@@ -83,6 +85,7 @@ class ModelPlan:
     assumed_routing: str = ""  # the model whose choices of experts stand for this one's, where they matter
     windows: str = ""  # which layers keep a part of the context only
     request: RequestPrediction | None = None
+    is_warm: bool = False
     refused: Refusals = field(default_factory=Refusals)
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,6 +108,7 @@ class ModelPlan:
             "windows": self.windows,
             "refused": self.refused.as_dict(),
             "request": None if self.request is None else asdict(self.request),
+            "is_warm": self.is_warm,
         }
 
 
@@ -125,7 +129,7 @@ def plan_model(
     many tokens. Raises
     DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
     """
-    from edgerun.api.weights import kv_options, plan_weights
+    from edgerun.api.weights import hot_set_path, kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_sizes
     from edgerun.models import load_spec
@@ -167,8 +171,13 @@ def plan_model(
             rates, taken = device.rates(catalog, reads.piece_bytes)
         plan = planned()  # kernels are compiled now
         slow, notice = slow_types(spec.tensors, sizes), slow_types_notice(spec.tensors, sizes)
-        hits = None if routed is None or plan.mode != "experts" else replayed(routed, plan.early_slots, spec)
-        speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=hits, packed=packed)
+        warm = device is None and not download_bytes and plan.mode == "experts" and hot_set_path(gguf).is_file()
+        full, hits = None, None
+        if routed is not None and plan.mode == "experts":
+            full, hits = replayed(
+                routed, plan.early_slots, spec, prompt_tokens=n_prompt, decode_tokens=n_decode, warm=warm
+            )
+        speed = predict_speed(catalog, spec, plan, sizes, rates, hit_rate=full, packed=packed)
         request = predict_request(
             catalog,
             spec,
@@ -177,8 +186,9 @@ def plan_model(
             rates,
             prompt_tokens=n_prompt,
             decode_tokens=n_decode,
-            hit_rate=hits,
+            hits=hits,
             packed=packed,
+            warm=warm,
         )
         calibrated = None if download_bytes or device is not None else kept_calibration(gguf, plan.mode, given.events)
     prefill = ""
@@ -206,6 +216,7 @@ def plan_model(
         assumed,
         windows,
         request,
+        warm,
         refused_to(whole),
     )
 
@@ -235,7 +246,6 @@ def _elsewhere(
     """On another machine, of whose memory others have a part."""
     from edgerun.api.weights import kv_options
     from edgerun.planning import plan_memory
-    from edgerun.text import text_bytes
     from edgerun.weights import make_catalog
 
     return plan_memory(
@@ -245,7 +255,7 @@ def _elsewhere(
         sizes_of(device),
         context=context,
         budget_bytes=min(options.memory_bytes or device.memory_bytes, int(_THEIR_SHARE * device.memory_bytes)),
-        runtime_bytes=_TYPICAL_RUNTIME_BYTES + text_bytes(gguf.metadata),
+        runtime_bytes=elsewhere_bytes(gguf.metadata),
         limited=device.name,
         kv=kv_options(options.kv),
     )
@@ -364,7 +374,7 @@ def _completed(
         with probe_file(folder) as probe:
             disk = measure_disk(probe, piece_bytes, reads.threads)
     else:
-        piece_bytes = min(piece_bytes, reads.path.stat().st_size // 4)
+        piece_bytes = reads.probe_bytes
         disk = measure_disk(reads.path, piece_bytes, reads.threads)
     if known is not None and known.attention is not None:
         attention, launch_s = known.attention, known.launch_s

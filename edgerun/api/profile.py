@@ -57,6 +57,7 @@ def profile_model(
     from edgerun.formats.gguf import open_gguf
     from edgerun.hub import show
     from edgerun.kernels import load_sizes
+    from edgerun.planning.expert_hits import AnswerHits
     from edgerun.planning.missing_reads import missing_reads
     from edgerun.planning.request import predict_request
     from edgerun.profiling.advice import Facts, advise
@@ -140,7 +141,7 @@ def profile_model(
             rates,
             prompt_tokens=prompt_tokens,
             decode_tokens=decode_tokens,
-            hit_rate=streaming["hit_rate"] if plan.mode == "experts" else None,
+            hits=AnswerHits(streaming["hit_rate"], streaming["hit_rate"]) if plan.mode == "experts" else None,
             packed=_is_packed(decoder),
             warm=True,  # by the repetitions before
         ),

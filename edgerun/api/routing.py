@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from edgerun.errors import UsageError
 from edgerun.models import ModelSpec
 from edgerun.options import as_whole, items_of, refused
-from edgerun.weights.eviction import DecayedFrequency, hit_rate
+from edgerun.planning.expert_hits import AnswerHits, answer_hits
+from edgerun.weights.eviction import DecayedFrequency, hits_by_token, mean_hits
 
 
 def checked_routing(routing: object) -> list[list[list[int]]] | None:
@@ -32,8 +33,18 @@ def _expert_ids(layer: object) -> list[int] | None:
     return ids if items is not None and len(ids) == len(items) else None
 
 
-def replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: ModelSpec) -> float:
-    """Hits that a cache of so many experts has on this routing, after its first third."""
+def replayed(
+    routing: Sequence[Sequence[Sequence[int]]],
+    slots: int,
+    spec: ModelSpec,
+    *,
+    prompt_tokens: int,
+    decode_tokens: int,
+    warm: bool,
+) -> tuple[float, AnswerHits]:
+    """Hits that a cache of so many experts has on this routing: after its first third, and in the answer that its
+    beginning is, from an empty cache or, `warm`, one that earlier runs have filled. Beyond its end all goes on as
+    after its first third."""
     widest = max(i for token in routing for layer in token for i in layer)
     if len(routing[0]) != spec.n_layers or widest >= spec.n_experts:
         raise UsageError(
@@ -41,4 +52,7 @@ def replayed(routing: Sequence[Sequence[Sequence[int]]], slots: int, spec: Model
             f"the model has {spec.n_layers} layers of {spec.n_experts}"
         )
     policy = DecayedFrequency(spec.n_layers, spec.n_experts)
-    return hit_rate(policy, routing, slots, spec.n_experts, skip_tokens=len(routing) // 3)
+    tokens = hits_by_token(policy, routing, slots, spec.n_experts)
+    full = mean_hits(tokens[len(routing) // 3 :])
+    answer = [] if warm else [hits / uses for hits, uses in tokens[prompt_tokens:]]
+    return full, answer_hits(answer, full, decode_tokens)

@@ -24,6 +24,11 @@ class MissingReads:
     piece_bytes: int
     threads: int
 
+    @property
+    def probe_bytes(self) -> int:
+        """Of one read of a probe: a quarter of a small file, so that places differ."""
+        return min(self.piece_bytes, self.path.stat().st_size // 4)
+
 
 def missing_reads(gguf: GgufFile, catalog: Catalog, *, packed: bool) -> MissingReads:
     """Of what is missing in memory. packed: it comes from the pack file beside the model, which is whole. OSError,

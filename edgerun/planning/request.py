@@ -7,9 +7,10 @@ from typing import Literal
 
 from edgerun.models import ModelSpec
 from edgerun.planning.costs import pass_operations
+from edgerun.planning.expert_hits import AnswerHits, filling_hits
 from edgerun.planning.memory import MemoryPlan
 from edgerun.planning.rates import Rates
-from edgerun.planning.speed import TypeSizes, filling_hits, operation_s, predict_speed
+from edgerun.planning.speed import Speed, TypeSizes, operation_s, predict_speed
 from edgerun.weights.catalog import Catalog
 
 Bound = Literal["computing", "memory", "disk"]
@@ -17,7 +18,8 @@ Bound = Literal["computing", "memory", "disk"]
 
 @dataclass(frozen=True)
 class RequestPrediction:
-    """prompt_s: until the first token; token_s: of a token on average; bytes are a token's, of the middle one."""
+    """prompt_s: until the first token; token_s: of a token on average; bytes are a token's, of the middle one.
+    later_...: of the last two thirds of the tokens that are decoded, which `edgerun bench` counts."""
 
     prompt_tokens: int
     decode_tokens: int
@@ -28,6 +30,8 @@ class RequestPrediction:
     hit_rate: float
     prompt_bound: Bound
     decode_bound: Bound
+    later_token_s: float
+    later_disk_bytes_per_token: float
 
     @property
     def total_s(self) -> float:
@@ -44,6 +48,11 @@ class RequestPrediction:
         """Tokens a second once decoding goes on."""
         return 1 / self.token_s
 
+    @property
+    def later_tok_s(self) -> float:
+        """Of the last two thirds."""
+        return 1 / self.later_token_s
+
 
 def predict_request(
     catalog: Catalog,
@@ -55,28 +64,33 @@ def predict_request(
     prompt_tokens: int,
     decode_tokens: int,
     depth: int = 0,
-    hit_rate: float | None = None,
+    hits: AnswerHits | None = None,
     packed: bool = False,
     warm: bool = False,
 ) -> RequestPrediction:
     """What a token costs grows evenly with what stands before it, so the one in the middle is the average. depth:
-    tokens that are there already. hit_rate, rates, packed, warm: as of `predict_speed`; no hit_rate: of a cache that
-    was empty."""
-    if hit_rate is None and plan.mode == "experts":
-        hit_rate = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens)
-    middle = depth + prompt_tokens + decode_tokens // 2
-    speed = predict_speed(
-        catalog,
-        spec,
-        plan,
-        sizes,
-        rates,
-        hit_rate=hit_rate,
-        prompt_tokens=max(1, prompt_tokens),
-        position=middle,
-        packed=packed,
-        warm=warm,
-    )
+    tokens that are there already. hits: of the expert cache where they are known; None: what such a cache has with
+    other models, which is empty before the request or, `warm`, full. rates, packed, warm: as of `predict_speed`."""
+    if hits is None and plan.mode == "experts":
+        hits = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens, warm=warm)
+    first = depth + prompt_tokens
+
+    def decoding(hit_rate: float | None, position: int) -> Speed:
+        return predict_speed(
+            catalog,
+            spec,
+            plan,
+            sizes,
+            rates,
+            hit_rate=hit_rate,
+            prompt_tokens=max(1, prompt_tokens),
+            position=position,
+            packed=packed,
+            warm=warm,
+        )
+
+    speed = decoding(None if hits is None else hits.all, first + decode_tokens // 2)
+    later = decoding(None if hits is None else hits.later, first + 2 * decode_tokens // 3)
     reads = speed.read_s_per_token > speed.compute_s_per_token
     rows = min(256, max(1, prompt_tokens))
     chunk = pass_operations(catalog, spec, sizes, rows=rows)
@@ -92,4 +106,6 @@ def predict_request(
         speed.hit_rate,
         "disk" if waits and plan.mode != "resident" else "computing" if rows > 8 else "memory",
         "disk" if reads else "memory",
+        1 / later.decode_tok_s,
+        later.read_bytes_per_token,
     )

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from math import comb, pow
 from typing import Protocol
 
-import numpy as np
-
 from edgerun.models import ModelSpec
 from edgerun.models.blocks.neurons import FIRING
 from edgerun.models.chunks import CHUNK
 from edgerun.models.plan import plan_of
 from edgerun.planning.costs import Operation, pass_operations
+from edgerun.planning.expert_hits import ALIKE, full_hits
 from edgerun.planning.memory import MemoryPlan, Sizes
 from edgerun.planning.rates import MEASURED_COLS, MEASURED_TOKENS, Rates, product_name
 from edgerun.planning.slow_types import Types
@@ -49,20 +48,6 @@ _EXPERT_LAUNCHES, _STREAMED_LAUNCHES = 60, 60
 # byte, and keys and values that were in a cache; of a prompt's first rows, which see little beside what is masked
 _ATTENDED_BYTES, _ATTENDED_OPS, _PROMPT_ATTENTION = 0.74, 0.21, 0.77
 
-# Hits of decayed frequency against the share of experts that are cached, on recorded routing after a third of the
-# trace: OLMoE-1B-7B, and Qwen3-30B-A3B, whose short trace hides what is beyond 97 %. Nothing in a header tells how
-# unevenly a model chooses. Qwen balances its experts' load over whole batches from Qwen3 on, not over each text as
-# others do (Qiu et al. 2025), so that a text keeps to fewer of them
-_CACHED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.44, 0.57, 0.7, 0.85, 1.0)
-_HITS = {
-    "OLMoE": (0.0, 0.2, 0.315, 0.475, 0.6, 0.745, 0.855, 0.935, 0.985, 1.0),
-    "Qwen3": (0.0, 0.41, 0.61, 0.83, 0.94, 0.97, 0.975, 0.98, 0.99, 1.0),
-}
-_MOST_FILLING = 4096  # tokens after which a cache is as full as it gets
-
-# Tokens of one text choose alike: n of them need as many experts as n ** 0.6 would that chose by chance (the recorded
-# routing of OLMoE, 8 to 200 tokens, and of Qwen3-30B-A3B, 8 to 90, is like n ** 0.55 to n ** 0.75)
-_ALIKE = 0.6
 _KEPT_IN_WAVE = 0.65  # of a cache, while a prompt's activations borrow the rest
 _NEURON_COST = 2.0  # what reading a neuron costs, in bytes read at once
 
@@ -100,9 +85,9 @@ def predict_speed(
     warm: bool = False,
 ) -> Speed:
     """Of a prompt of so many tokens, and of a token that stands after `position` others (None: after the prompt).
-    `hit_rate`: of the expert cache where it was measured; None: what such a cache has with other models. `rates` must
-    have all products of the catalog. packed: what is missing comes from a pack file. warm: the cache
-    was filled before, by others like the prompt."""
+    `hit_rate`: of the expert cache where it is known; None: what such a cache, full, has with other models. `rates`
+    must have all products of the catalog. packed: what is missing comes from a pack file. warm: the cache was filled
+    before, by others like the prompt."""
     position = prompt_tokens if position is None else position
     rates = rates.for_weights(_token_weight_bytes(catalog, spec, sizes))
     token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
@@ -121,7 +106,7 @@ def predict_speed(
     wave = min(plan.wave_tokens or prompt_tokens, prompt_tokens)
     waves = -(-prompt_tokens // max(1, wave))
     if plan.mode == "experts":
-        hits = _hits(spec, plan.cached_share) if hit_rate is None else hit_rate
+        hits = full_hits(spec, plan.cached_share) if hit_rate is None else hit_rate
         missing = (1 - hits) * stored.token_experts
         kept = _KEPT_IN_WAVE * plan.cached_share
         prompt_missing = (waves * (1 - kept) + (0.0 if warm else kept)) * stored.touched_experts(wave)
@@ -148,29 +133,6 @@ def predict_speed(
         read_s_per_token=read,
         memory_bytes_per_token=sum(each.memory_bytes for each in token),
     )
-
-
-def filling_hits(spec: ModelSpec, cached_share: float, prompt_tokens: int, decode_tokens: int) -> float:
-    """Hits of the expert cache, on average over the tokens that are decoded after a prompt, when it was empty before:
-    what it holds grows by what misses, until it is full. A prompt fills it by all that it needs."""
-    used = spec.n_experts_used / spec.n_experts
-    share = min(cached_share, 1 - pow(1 - used, pow(prompt_tokens, _ALIKE)))
-    found = []
-    for _ in range(min(decode_tokens, _MOST_FILLING)):
-        found.append(_hits(spec, share))
-        share = min(cached_share, share + used * (1 - found[-1]))
-    later = max(0, decode_tokens - len(found)) if found else 1
-    return (sum(found) + later * _hits(spec, share)) / (len(found) + later)
-
-
-def _hits(spec: ModelSpec, cached_share: float) -> float:
-    """Of a cache that holds so much of the experts."""
-    return float(np.interp(cached_share, _CACHED, _HITS[assumed_routing(spec)]))
-
-
-def assumed_routing(spec: ModelSpec) -> str:
-    """The model whose recorded routing stands for that of this one, of which none is known."""
-    return "Qwen3" if spec.architecture.startswith("qwen3") else "OLMoE"
 
 
 def operation_s(operation: Operation, rows: int, rates: Rates, sizes: Types) -> float:
@@ -237,7 +199,7 @@ class StoredBytes:
 
     def touched_experts(self, rows: int) -> float:
         """That some of so many tokens needs each."""
-        return sum(n_bytes * (1 - pow(1 - times / count, pow(rows, _ALIKE))) for n_bytes, count, times in self.experts)
+        return sum(n_bytes * (1 - pow(1 - times / count, pow(rows, ALIKE))) for n_bytes, count, times in self.experts)
 
 
 def stored_bytes(catalog: Catalog, spec: ModelSpec) -> StoredBytes:

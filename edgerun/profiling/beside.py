@@ -56,7 +56,7 @@ class RatesBeside:
             "products": [(each.type.name, each.shape[-1]) for each in products.values()],
             "weights_bytes": catalog.n_bytes,
             "path": str(reads.path),
-            "piece_bytes": min(reads.piece_bytes, reads.path.stat().st_size // 4),
+            "piece_bytes": reads.probe_bytes,
             "readers": reads.threads,
         }
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`

@@ -105,17 +105,30 @@ def hit_rate(
 ) -> float:
     """Share of uses that a cache of `slots` experts would have had, beginning empty; the first `skip_tokens` tokens
     fill it and are not counted."""
+    return mean_hits(hits_by_token(policy, trace, slots, experts)[skip_tokens:])
+
+
+def mean_hits(tokens: Sequence[tuple[int, int]]) -> float:
+    """Of what `hits_by_token` gives: the share over all of them."""
+    hits, total = (sum(counts) for counts in zip(*tokens, strict=True)) if tokens else (0, 0)
+    return hits / total if total else 0.0
+
+
+def hits_by_token(
+    policy: Eviction, trace: Sequence[Sequence[Sequence[int]]], slots: int, experts: int
+) -> list[tuple[int, int]]:
+    """(hits, uses) of each token in a cache of `slots` experts that was empty before the first."""
     keys = np.full(slots, -1, np.int64)
     place: dict[int, int] = {}
-    hits = total = 0
-    for token, layers in enumerate(trace):
+    found = []
+    for layers in trace:
+        hits = total = 0
         for layer, chosen in enumerate(layers):
             ids = np.array(sorted(chosen), np.int32)
             wanted = (layer * experts + ids.astype(np.int64)).tolist()
             missing = [key for key in wanted if key not in place]
-            if token >= skip_tokens:
-                hits += len(wanted) - len(missing)
-                total += len(wanted)
+            hits += len(wanted) - len(missing)
+            total += len(wanted)
             policy.used(layer, ids, np.ones(len(ids), np.int32), 1)
             for key in missing:
                 held = np.isin(keys, wanted)
@@ -125,4 +138,5 @@ def hit_rate(
                 place.pop(int(keys[slot]), None)
                 keys[slot] = key
                 place[key] = slot
-    return hits / total if total else 0.0
+        found.append((hits, total))
+    return found

@@ -199,6 +199,9 @@ def test_plan_says_what_is_kept_where(run: Run, program: Program, dense: Path, m
     assert "expected hits" in shown.stdout
     report = json.loads(program(*plan, "--json").stdout)
     assert sum(report["accounts_bytes"].values()) <= report["memory"]["budget_bytes"]
+    assert ("from what earlier runs kept" if report["is_warm"] else "from an empty cache") in shown.stdout
+    assert program("bench", *plan[1:], "-p", 0, "-n", 2, "-r", 1, "--json").returncode == 0
+    assert json.loads(program(*plan, "--json").stdout)["is_warm"], "what was hot is kept"
     refused = run("plan", mixture, "--memory", "64M")
     assert (refused.exit_code, refused.stdout) == (4, "")
     assert "at least" in refused.stderr

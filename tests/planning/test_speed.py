@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgerun.api.routing import replayed
 from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import PackedSizes
 from edgerun.planning.costs import pass_operations
+from edgerun.planning.expert_hits import AnswerHits, answer_hits, filling_hits
 from edgerun.planning.rates import (
     AttentionRates,
     ProductRates,
@@ -24,7 +26,7 @@ from edgerun.planning.rates import (
     product_name,
     save_rates,
 )
-from edgerun.planning.speed import filling_hits, operation_s, predict_speed, token_s
+from edgerun.planning.speed import operation_s, predict_speed, token_s
 from tests.planning.test_memory import GIB, LLAMA_7B, OLMOE, SIZES, header, plan
 
 Q4_0 = ProductRates(25e9, 300e9)
@@ -83,10 +85,34 @@ def test_readers_pack_what_they_read():
 
 def test_a_cache_that_fills_misses_more_than_a_full_one():
     _, spec = OLMOE
-    full = filling_hits(spec, 0.5, 256, 60)
+    full = filling_hits(spec, 0.5, 256, 60).all
     assert full == pytest.approx(0.796, abs=1e-3), "a prompt has filled it"
-    assert filling_hits(spec, 0.5, 0, 10) < filling_hits(spec, 0.5, 0, 60) < filling_hits(spec, 0.5, 0, 6000) < full
-    assert filling_hits(spec, 0.5, 256, 0) == pytest.approx(full)
+    assert filling_hits(spec, 0.5, 0, 60, warm=True) == AnswerHits(full, full)
+    assert filling_hits(spec, 0.5, 256, 0).all == pytest.approx(full)
+    rising = [filling_hits(spec, 0.5, 0, tokens) for tokens in (10, 24, 6000)]
+    assert rising[0].all < rising[0].later < rising[1].all < rising[1].later < full, "later tokens find more"
+    assert rising[1].later < rising[2].all < rising[2].later == pytest.approx(full)
+
+
+def test_the_hits_of_an_answer_by_hand():
+    """The last two thirds are counted from token 2 of 6 on; what is not known is as in a full cache."""
+    assert answer_hits([0.0, 0.2, 0.4, 0.6], 1.0, 6) == AnswerHits(pytest.approx(3.2 / 6), pytest.approx(3.0 / 4))
+    assert answer_hits([0.0, 0.2, 0.4, 0.6], 1.0, 3) == AnswerHits(pytest.approx(0.2), pytest.approx(0.3))
+    assert answer_hits([], 0.5, 6) == answer_hits([0.1], 0.5, 0) == AnswerHits(0.5, 0.5)
+
+
+def test_recorded_routing_is_replayed_from_an_empty_cache():
+    """Eight experts of each layer again and again, which a cache has from the second token on; then eight others."""
+    _, spec = OLMOE
+    routing = [[list(range(low, low + 8))] * spec.n_layers for low in [0] * 8 + [8]]
+
+    def hits(slots=1000, prompt=0, decode=9, warm=False):
+        return replayed(routing, slots, spec, prompt_tokens=prompt, decode_tokens=decode, warm=warm)
+
+    assert hits() == (pytest.approx(5 / 6), AnswerHits(pytest.approx(7 / 9), pytest.approx(5 / 6)))
+    assert hits(decode=3)[1] == AnswerHits(pytest.approx(2 / 3), 1.0)
+    assert hits(prompt=2, decode=4)[1] == AnswerHits(1.0, 1.0), "the prompt has filled it"
+    assert hits(prompt=9)[1] == hits(warm=True)[1] == AnswerHits(pytest.approx(5 / 6), pytest.approx(5 / 6))
 
 
 def test_bytes_by_hand():
