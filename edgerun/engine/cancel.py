@@ -53,6 +53,7 @@ class FairLock:
 
     def __init__(self) -> None:
         self._mutex = threading.RLock()  # a collection within it may end a stream, which comes here
+        self._minder: int | None = None  # the thread that has the mutex and cannot wait for another's release meanwhile
         self._owner: _Turn | None = None
         self._later: deque[Callable[[], None]] = deque()
         self._closed = False
@@ -75,12 +76,16 @@ class FairLock:
                 self._release(turn)
         finally:
             self._release(turn)  # once more, for a Ctrl-C within the first
+            if self._later and self._owner is None:  # put off while nobody had the lock
+                with self.held(though_closed=True):
+                    pass
 
     def now_or_later(self, act: Callable[[], None], *, though_closed: bool = False) -> None:
-        """Do `act` under the lock. Where this thread has it already, when it gives it back: Python collects garbage in
-        the middle of whatever a thread does, and a stream that nobody had closed ends there."""
-        owner = self._owner
-        if owner is not None and owner.thread == threading.get_ident() and owner.is_inside():
+        """Do `act` under the lock. Where this thread has it already, or is about to ask for it, when it or whoever has
+        it gives it back: Python collects garbage in the middle of whatever a thread does, and a stream that nobody had
+        closed ends there."""
+        owner, thread = self._owner, threading.get_ident()
+        if self._minder == thread or (owner is not None and owner.thread == thread and owner.is_inside()):
             self._later.append(act)
             return
         with self.held(though_closed=though_closed):
@@ -99,12 +104,23 @@ class FairLock:
     def after_fork(self) -> None:
         """In a fork's child only the thread that forked is left. See `device.forks`."""
         self._mutex = threading.RLock()
+        self._minder = None
         self._waiting.clear()
         if self._owner is not None and self._owner.thread != threading.get_ident():
             self._owner = None
 
+    @contextmanager
+    def _minded(self) -> Iterator[None]:
+        """What is done with the mutex. (Ctrl-C cannot keep that locked; only who has it may then be said wrongly, until
+        the next one comes.)"""
+        self._minder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._minder = None
+
     def _acquire(self, turn: _Turn, cancelled: Callable[[], bool]) -> None:
-        with self._mutex:
+        with self._mutex, self._minded():
             if self._owner is None or self._owner.thread == turn.thread:
                 self._owner = turn
                 return
@@ -113,17 +129,17 @@ class FairLock:
             while not turn.gate.acquire(timeout=_POLL_S):
                 if cancelled():
                     raise Cancelled("cancelled while waiting for another generation's step")
-                with self._mutex:
+                with self._mutex, self._minded():
                     self._look_after_owner()
                     if self._owner is turn:
                         break
         finally:
-            with self._mutex:
+            with self._mutex, self._minded():
                 if turn in self._waiting:
                     self._waiting.remove(turn)
 
     def _release(self, turn: _Turn) -> None:
-        with self._mutex:
+        with self._mutex, self._minded():
             if self._owner is turn:  # else waiting was given up
                 self._pass_on()
 

@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 from edgerun.engine.arguments import Messages, Prompt, checked_cancel, checked_messages
 from edgerun.engine.cancel import CancelSignal
+from edgerun.engine.context import common_prefix
 from edgerun.engine.engine import Engine
 from edgerun.engine.generate import generate
 from edgerun.engine.params import SamplingOptions, SamplingParams
@@ -51,13 +52,14 @@ class Session:
         self._engine = engine
         self._turns = engine.new_turns() if shifts else None
         self._context = engine.new_context(is_transient=is_transient)
-        self._pending: list[int] = []  # chosen last, not yet through the model
+        self._ids: tuple[int, ...] | None = ()  # None: as many as the context has, while an answer grows
+        self._answering: object | None = None  # the stream whose answer will stand here when it ends
         self.messages: list[Message] = _begun(messages)
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All token ids so far, prompts and replies."""
-        return (*self._context.tokens, *self._pending)
+        return tuple(self._context.tokens) if self._ids is None else self._ids
 
     @property
     def cached_tokens(self) -> int:
@@ -102,7 +104,8 @@ class Session:
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """As `chat`, in chunks. A reply that is cancelled or whose iterator is closed is kept as far as it
-        came; after an error or Ctrl-C `messages` are as before."""
+        came; after an error or Ctrl-C `messages` are as before. One that a later call on the session (`rewind` and
+        `clear` too) has overtaken ends with a UsageError, or when it is closed, and is not kept."""
         turn = [*_begun(self.messages), *checked_messages(message)]
         merged = merge(params, options)
 
@@ -161,7 +164,8 @@ class Session:
         stays. EdgerunError when it cannot be written, UsageError for messages that JSON cannot hold."""
         held = self._context.fork()
         try:
-            ids = (*held.tokens, *self._pending)
+            ids = tuple(held.tokens) if self._ids is None else self._ids
+            held.truncate(common_prefix(ids, held.tokens))
             session = SavedSession(_begun(self.messages), self.left, ids, len(held), held.stepped)
             write_session(_checked_path(path), self._engine, held, session)
         finally:
@@ -182,7 +186,7 @@ class Session:
             session.close()
             raise
         session.messages = list(saved.messages)
-        session._pending = list(saved.ids[saved.cached :])
+        session._ids = tuple(saved.ids)
         if session._turns is not None:
             session._turns.resume(session.messages, saved.left)
         return session
@@ -193,9 +197,8 @@ class Session:
         count = as_whole(n)
         if count is None or not 0 <= count <= len(ids):
             raise UsageError(f"cannot rewind {shown(n)} tokens: the session holds {len(ids)}")
-        kept = ids[: len(ids) - count]
-        self._context.truncate(len(kept))
-        self._pending = list(kept[len(self._context) :])
+        self._answering, self._ids = None, ids[: len(ids) - count]
+        self._context.truncate(len(self._ids))
 
     def undo(self) -> Message:
         """Take back the user's last message with what follows it, and return it. UsageError without one."""
@@ -212,14 +215,15 @@ class Session:
         twin._engine = self._engine
         twin._turns = None if self._turns is None else self._turns.copy()
         twin._context = self._context.fork()
-        twin._pending = list(self._pending)
+        twin._answering = None
+        twin._ids = tuple(twin._context.tokens) if self._ids is None else self._ids
         twin.messages = list(self.messages)
         return twin
 
     def clear(self) -> None:
         """Forget everything, and free the cache's memory."""
         self.messages = []
-        self._pending = []
+        self._answering, self._ids = None, ()
         if self._turns is not None:
             self._turns.clear()
         self._context.release()
@@ -263,7 +267,8 @@ class Session:
         produced: list[int] = []
         shown = frozenset() if reply is None else self._engine.reply_marks
         chunks = generate(self._engine, self._context, prompt.ids, params, cancel, prompt.make_room, shown)
-        before, self._pending = self.ids, []
+        before, self._ids = self.ids, None
+        mine = self._answering = object()
 
         def message() -> Message:
             return {"role": "assistant", "content": "".join(said)} if reply is None else reply.message()
@@ -273,18 +278,20 @@ class Session:
                 said.append(chunk.text)
                 produced.extend(chunk.token_ids)
                 told = chunk if reply is None else reply.take(chunk)
-                if chunk.finish_reason is not None:
+                if chunk.finish_reason is not None and self._answering is mine:
                     self._end(prompt.ids, produced, message, keep)
                 if told is not None:
                     yield told
         except GeneratorExit:
             chunks.close()
-            self._end(prompt.ids, produced, message, keep)
+            if self._answering is mine:  # no later call has taken the session over
+                self._end(prompt.ids, produced, message, keep)
             raise
         except BaseException:  # what was chosen last is remembered too, as far as its beginning still stands
             chunks.close()
-            held = self._context.leave()
-            self._pending = list(before[len(held) :]) if before[: len(held)] == held else []
+            if self._answering is mine:
+                held = tuple(self._context.leave())
+                self._answering, self._ids = None, before if before[: len(held)] == held else held
             raise
 
     def _end(
@@ -294,16 +301,16 @@ class Session:
         message: Callable[[], Message],
         keep: Callable[[Message], None] | None,
     ) -> None:
-        whole = [*ids, *produced]
-        n = len(self._context.leave())
-        is_read = bool(produced) or n >= len(ids)
-        if n > len(whole):  # it was computed ahead of what was read
+        whole = (*ids, *produced)
+        held = tuple(self._context.leave())
+        is_read = bool(produced) or len(held) >= len(ids)
+        if len(held) > len(whole):  # it was computed ahead of what was read
             self._context.truncate(len(whole))
-            n = len(self._context)
         # Tokens beyond the cache are remembered, unless a prompt was cut short by cancellation.
-        self._pending = whole[n:] if is_read else []
+        self._ids = whole if is_read else held
         if keep is not None and is_read:
             keep(message())
+        self._answering = None
 
 
 def _checked_path(path: object) -> Path:

@@ -8,14 +8,12 @@ from the pages that still live, each once.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable
 from typing import Protocol, TypeVar
-from weakref import WeakSet
 
 from edgerun.device import give_back_free_memory
-from edgerun.device.forks import call_after_fork
 from edgerun.errors import DoesNotFitError
+from edgerun.kv.members import Members
 from edgerun.units import format_size
 
 
@@ -44,28 +42,21 @@ P = TypeVar("P", bound=Grant)
 
 
 class KvLedger:
-    """`limit_bytes` for all who ask; None: nobody counts. Thread-safe; holders make room in the thread that asks, which
-    therefore must be the one that may use the model now. about_to_hold: told, before there are more grants, how much
-    all will have together, so that others can use what is left of the limit."""
+    """`limit_bytes` for all who ask; None: nobody counts. Any thread may join and count; who asks for grants, and makes
+    others make room, must be the thread that may use the model now. about_to_hold: told, before there are more grants,
+    how much all will have together, so that others can use what is left of the limit."""
 
     def __init__(self, limit_bytes: int | None, about_to_hold: Callable[[int], None] | None = None) -> None:
         self.limit_bytes = limit_bytes
         self._about_to_hold = about_to_hold
         self.hurries = False  # whoever asks has others to turn to: refuse without a collection, which takes long
-        self._holders: WeakSet[Holder] = WeakSet()
-        self._granted: WeakSet[Grant] = WeakSet()
-        self._lock = threading.RLock()  # a collection may run finalisers that close a session
-        call_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have had the lock, which is not there any more. See `device.forks`."""
-        self._lock = threading.RLock()
+        self._holders: Members[Holder] = Members()
+        self._granted: Members[Grant] = Members()
 
     @property
     def held_bytes(self) -> int:
         """Of all grants that live."""
-        with self._lock:
-            return sum(each.n_bytes for each in self._granted)
+        return sum(each.n_bytes for each in self._granted.all())
 
     def has_room(self, n_bytes: int) -> bool:
         """Whether so much may be granted without anybody making room."""
@@ -73,8 +64,7 @@ class KvLedger:
 
     def join(self, holder: Holder) -> None:
         """From now on `holder` is asked to make room for others."""
-        with self._lock:
-            self._holders.add(holder)
+        self._holders.add(holder)
 
     def grant(self, holder: Holder, n_bytes: int, make: Callable[[], list[P]]) -> list[P]:
         """What `make` makes: grants of `n_bytes` together.
@@ -83,36 +73,35 @@ class KvLedger:
         any more. Raises DoesNotFitError, and `holder` keeps what it has.
         """
         limit = self.limit_bytes
-        with self._lock:
-            for make_room in (None, lambda: self._others_make_room(holder, n_bytes), gc.collect):
-                if make_room is gc.collect and self.hurries:
-                    break
-                if make_room is not None:
-                    make_room()
-                    give_back_free_memory()
-                held_bytes = self.held_bytes + n_bytes
-                if limit is None or held_bytes <= limit:
-                    if self._about_to_hold is not None:
-                        self._about_to_hold(held_bytes)
-                    made = make()
-                    self._granted.update(made)
-                    return made
-            assert limit is not None
-            others = sum(each is not holder and each.n_bytes > 0 for each in self._holders)
-            raise DoesNotFitError(
-                f"a session needs {format_size(holder.n_bytes + n_bytes)} for its keys and values, but of the "
-                f"{format_size(limit)} that all sessions of this model may take together {others} others "
-                f"hold {format_size(self.held_bytes - holder.n_bytes)}; close sessions that are no longer needed, "
-                "keep their texts shorter, or load the model with more memory"
-            )
+        for make_room in (None, lambda: self._others_make_room(holder, n_bytes), gc.collect):
+            if make_room is gc.collect and self.hurries:
+                break
+            if make_room is not None:
+                make_room()
+                give_back_free_memory()
+            held_bytes = self.held_bytes + n_bytes
+            if limit is None or held_bytes <= limit:
+                if self._about_to_hold is not None:
+                    self._about_to_hold(held_bytes)
+                made = make()
+                for each in made:
+                    self._granted.add(each)
+                return made
+        assert limit is not None
+        others = sum(each is not holder and each.n_bytes > 0 for each in self._holders.all())
+        raise DoesNotFitError(
+            f"a session needs {format_size(holder.n_bytes + n_bytes)} for its keys and values, but of the "
+            f"{format_size(limit)} that all sessions of this model may take together {others} others "
+            f"hold {format_size(self.held_bytes - holder.n_bytes)}; close sessions that are no longer needed, "
+            "keep their texts shorter, or load the model with more memory"
+        )
 
     def release_all(self) -> None:
         """Everybody lets go of everything: the model is closed."""
-        with self._lock:
-            for holder in list(self._holders):
-                holder.release()
+        for holder in self._holders.all():
+            holder.release()
 
     def _others_make_room(self, holder: Holder, n_bytes: int) -> None:
-        for each in list(self._holders):
+        for each in self._holders.all():
             if each is not holder:
                 each.make_room(n_bytes)

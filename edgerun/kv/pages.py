@@ -3,15 +3,13 @@ by."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from weakref import WeakSet
 
-from edgerun.device.forks import call_after_fork
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kernels.states import StateLayout
 from edgerun.kv.groups import Group
 from edgerun.kv.ledger import KvLedger
+from edgerun.kv.members import Members
 from edgerun.kv.page import Page, PageHolder
 from edgerun.kv.prefix_tree import PrefixTree
 from edgerun.kv.states import StateBlock, StateBlocks
@@ -37,34 +35,23 @@ class PagePool:
         self.ledger = ledger or KvLedger(None)
         self.states = StateBlocks(layouts, self.ledger) if layouts else None
         self.copied: Copied | None = None
-        self._holders: WeakSet[PageHolder] = WeakSet()
-        self._lock = threading.RLock()  # sequences are made while a step looks for pages
+        self._holders: Members[PageHolder] = Members()  # sequences are made while a step looks for pages
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
         state_bytes = 0 if self.states is None else self.states.n_bytes
         self.prefixes = PrefixTree(
             self.groups, most, lambda: self._held_by_others(self.prefixes), state_bytes=state_bytes
         )
         self.join(self.prefixes)
-        call_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have had the lock, which is not there any more. See `device.forks`."""
-        self._lock = threading.RLock()
 
     def join(self, holder: PageHolder) -> None:
         """From now on `holder` is asked to make room for others."""
-        with self._lock:
-            self._holders.add(holder)
+        self._holders.add(holder)
         self.ledger.join(holder)
-
-    def _everybody(self) -> list[PageHolder]:
-        with self._lock:
-            return list(self._holders)
 
     def lay_out(self, groups: Sequence[Group]) -> None:
         """Pages are of these groups from now on: all that was held is forgotten. Nobody may be using any."""
         self.groups = tuple(groups)
-        for holder in self._everybody():
+        for holder in self._holders.all():
             holder.lay_out(self.groups)
 
     def take(self, holder: PageHolder, groups: Sequence[int]) -> list[Page]:
@@ -83,20 +70,20 @@ class PagePool:
         return True
 
     def _held_by_others(self, holder: PageHolder) -> set[Page | StateBlock]:
-        return {each for other in self._everybody() if other is not holder for each in _held(other)}
+        return {each for other in self._holders.all() if other is not holder for each in _held(other)}
 
     @property
     def n_bytes(self) -> int:
         """Of all pages and state blocks that somebody holds, each counted once."""
-        return sum(each.n_bytes for each in {each for holder in self._everybody() for each in _held(holder)})
+        return sum(each.n_bytes for each in {each for holder in self._holders.all() for each in _held(holder)})
 
     def check_integrity(self) -> None:
         """AssertionError unless what is held, and what the ledger counts, fit together. For tests."""
         sizes = {group.page_bytes for group in self.groups}
-        held = {page for holder in self._everybody() for page in holder.held_pages()}
+        held = {page for holder in self._holders.all() for page in holder.held_pages()}
         assert all(page.n_bytes in sizes for page in held), "a page of no group"
         assert all(0 <= page.promised <= KEYS_PER_PAGE for page in held), "more promised than there is"
-        blocks = {block for holder in self._everybody() for block in holder.held_states()}
+        blocks = {block for holder in self._holders.all() for block in holder.held_states()}
         assert not blocks or (self.states is not None and all(b.n_bytes == self.states.n_bytes for b in blocks))
         places = sorted((each.address, each.n_bytes) for each in held | blocks)
         apart = all(at + size <= after for (at, size), (after, _) in zip(places, places[1:], strict=False))

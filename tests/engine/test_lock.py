@@ -198,3 +198,47 @@ def test_a_collection_while_the_lock_is_passed_on_stops_nobody():
     """Where the interpreter is asked for all threads' frames meanwhile, Python 3.11.7 stands still for good."""
     ran = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout == "ended\n", ran.stderr
+
+
+def test_a_stream_that_a_collection_ends_while_its_thread_asks_waits_for_nobody(monkeypatch):
+    """A collection may come at any bytecode (from Python 3.12 on), also while a thread that waits looks after the
+    owner: whoever has the lock needs what that thread holds then to give it back."""
+    lock, acts = FairLock(), []
+    is_inside = cancel._Turn.is_inside
+
+    def collected(turn: cancel._Turn) -> bool:
+        if threading.current_thread() is thread and not acts:
+            acts.append("ended")
+            lock.now_or_later(lambda: acts.append("left"))
+        return is_inside(turn)
+
+    def wait() -> None:
+        with lock.held():
+            acts.append("held")
+
+    monkeypatch.setattr(cancel._Turn, "is_inside", collected)
+    thread = threading.Thread(target=wait, daemon=True)
+    with lock.held():
+        thread.start()
+        while "ended" not in acts:
+            time.sleep(0.001)
+    thread.join(5)
+    assert sorted(acts) == ["ended", "held", "left"]
+
+
+def test_what_is_put_off_while_nobody_has_the_lock_is_done(monkeypatch):
+    """As a collection may end a stream while the lock is given back, after what was put off has been done."""
+    lock, acts = FairLock(), []
+    pass_on = FairLock._pass_on
+
+    def collected(lock: FairLock) -> None:
+        if not acts:
+            acts.append("ended")
+            lock.now_or_later(lambda: acts.append("left"))
+        pass_on(lock)
+
+    monkeypatch.setattr(FairLock, "_pass_on", collected)
+    with lock.held():
+        pass
+    assert acts == ["ended", "left"]
+    assert lock._owner is None

@@ -25,6 +25,14 @@ ASCII_ONLY = [*range(32), *range(127, VOCAB)]
 STEPS = "edgerun-steps"
 
 
+@pytest.fixture(autouse=True)
+def _no_other_engines_threads() -> None:
+    """Of tests before, whose engines nobody closed: they linger for a while."""
+    for thread in threading.enumerate():
+        if thread.name == STEPS:
+            thread.join(10)
+
+
 @pytest.fixture
 def decoder() -> FakeDecoder:
     return FakeDecoder(layer_s=0.0003, forbid=ASCII_ONLY)

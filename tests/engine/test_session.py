@@ -151,6 +151,30 @@ def test_a_later_call_voids_an_earlier_stream() -> None:
         list(stream)
 
 
+@pytest.mark.parametrize("later", ["chat", "unread", "clear", "rewind"])
+def test_a_stream_that_ends_after_a_later_call_changes_nothing(later: str) -> None:
+    session = Session(fake_engine())
+    stream = session.stream_chat("Once", GREEDY)
+    next(stream)
+    kept = []
+    if later == "chat":
+        session.chat("Twice", GREEDY)
+    elif later == "unread":
+        kept.append(session.stream_chat("Twice", GREEDY))
+        next(kept[0])
+    elif later == "clear":
+        session.clear()
+    else:
+        session.rewind(1)
+    before = (list(session.messages), session.ids, session.cached_tokens)
+    stream.close()  # type: ignore[attr-defined]
+    assert (session.messages, session.ids, session.cached_tokens) == before
+    for _ in kept[:1]:
+        said = "".join(chunk.text for chunk in kept[0])
+        assert session.messages[-1]["content"].endswith(said)
+        assert session.messages[0]["content"] == "Twice"
+
+
 class Interrupt:
     """Ctrl-C in the n-th layer that is computed."""
 
