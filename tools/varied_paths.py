@@ -48,7 +48,7 @@ def _ways(decoder: Any, gguf: Any, ids: list[int], rng: np.random.Generator) -> 
     eager.passes.recording = None
     yield "not recorded", _rows(eager, eager.new_cache(_ROOM), ids, singles)
     yield "with strangers", _with_strangers(decoder, ids, rng)
-    cut = int(rng.integers(n // 2, n - 1))
+    cut = int(rng.integers(n // 2, max(n - 1, n // 2 + 1)))
     other = [*ids[:cut], *rng.integers(0, decoder.spec.vocab_size, 5).tolist()]
     cache = new()
     _rows(decoder, cache, ids, [cut])

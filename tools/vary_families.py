@@ -109,10 +109,13 @@ def watched(kernels: Any, gaps: np.ndarray) -> Iterator[None]:
             scores = np.empty_like(weights)
             np.put_along_axis(scores, ids, weights, axis=1)
             biased = scores if bias is None else scores + bias
-            choices = [(biased, how.used)]
-            if how.groups > 1:  # as good as their two best
-                best = np.sort(biased.reshape(len(biased), how.groups, -1), axis=2)[:, :, -2:]
-                choices.append((best.sum(axis=2), how.groups_used))
+            choices = []
+            if how.groups > 1:  # as good as their two best; of the others none is chosen
+                best = np.sort(biased.reshape(len(biased), how.groups, -1), axis=2)[:, :, -2:].sum(axis=2)
+                choices.append((best, how.groups_used))
+                last = -np.sort(-best, axis=1)[:, how.groups_used - 1 : how.groups_used]
+                biased = np.where(np.repeat(best >= last, biased.shape[1] // how.groups, axis=1), biased, -np.inf)
+            choices.append((biased, how.used))
             for among, used in choices:
                 ranked = -np.sort(-among, axis=1)
                 if used < ranked.shape[1]:

@@ -85,8 +85,9 @@ def check_tensors(gguf: GgufFile, spec: ModelSpec) -> tuple[dict[str, TensorInfo
             if needed:
                 raise FormatError(f"{gguf.path}: the tensor {name} {shape} is missing; a {spec.architecture} needs it")
             continue
-        if tuple(info.shape) != shape:
+        if _rows_of(info.shape) != _rows_of(shape):
             raise FormatError(f"{gguf.path}: {name} is {tuple(info.shape)}; the metadata says {shape}")
+        tensors[name] = replace(info, shape=shape)
         if info.type in _NO_WEIGHTS:
             raise UnsupportedError(f"{gguf.path}: {name} holds {info.type.name}, not weights")
         if spec.sparse and name.endswith(_NEURON_ROWS):
@@ -98,6 +99,13 @@ def check_tensors(gguf: GgufFile, spec: ModelSpec) -> tuple[dict[str, TensorInfo
             f"this one has {', '.join(factors)}"
         )
     return tensors, unused
+
+
+def _rows_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without dimensions of one before the others: some converters write a vector as a matrix of one row, which for
+    llama.cpp is the same."""
+    ones = next((at for at, each in enumerate(shape[:-1]) if each != 1), len(shape) - 1)
+    return tuple(shape[ones:])
 
 
 def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tuple[str, ...]:

@@ -169,6 +169,8 @@ def logits(path, kernels):
         ("gemma3", "v.patch_embedding.weight", (4, 64)),
         ("gemma3", "mm.mm_input_projection.weight", (64, 64)),
         ("qwen3", "cls.output.weight", (2, 64)),
+        ("gemma4-fed", "blk.5.attn_k.weight", (32, 64)),  # as published: layer 5 reads what layer 3 keeps
+        ("gemma4-fed", "blk.5.attn_k_norm.weight", (16,)),
     ],
 )
 def test_harmless_ones_are_said_once_and_change_nothing(tmp_path, kernels, instance, name, shape):
@@ -180,6 +182,18 @@ def test_harmless_ones_are_said_once_and_change_nothing(tmp_path, kernels, insta
     assert name in notice
     assert not opened_spec(path).unused
     assert np.array_equal(logits(path, kernels), logits(more, kernels))
+
+
+@pytest.mark.parametrize(
+    ("instance", "part"), [("qwen35moe", "ffn_gate_inp_shexp.weight"), ("glm4moe", "exp_probs_b.bias")]
+)
+def test_a_vector_may_lie_as_a_matrix_of_one_row(tmp_path, kernels, instance, part):
+    """As llama.cpp's converter writes them since it squeezes no tensors any more."""
+    path = write(INSTANCES[instance], tmp_path / "m.gguf")
+    with open_gguf(path) as gguf:
+        rows = {n: np.array(gguf.raw(n)).view(np.float32)[None] for n in gguf.tensors if n.endswith(part)}
+    assert rows
+    assert np.array_equal(logits(path, kernels), logits(copy(path, tmp_path / "b.gguf", rows, without=rows), kernels))
 
 
 def test_layers_that_predict_further_tokens_are_harmless_where_the_file_declares_them(tmp_path, kernels):

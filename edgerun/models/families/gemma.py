@@ -3,7 +3,7 @@
 from edgerun.models.families.family import LOCAL_BASE, LOGIT_CAP, VISION, Family
 
 _SPARE = {
-    r"blk\.(0|[1-9][0-9]*)\.attn_(k|v|k_norm)\.weight": "keys and values of layers that read those of others",
+    r"blk\.(0|[1-9][0-9]*)\.attn_(k|v|k_norm)\.(weight|scale)": "keys and values of layers that read those of others",
 }
 
 FAMILIES = {
@@ -71,7 +71,7 @@ FAMILIES = {
         window_pattern=1,  # the file says which layers have one
         local_rope_base=10000.0,
         local_rope_plain=True,
-        unused=VISION,
+        unused={**VISION, **_SPARE},
         says=LOCAL_BASE | LOGIT_CAP,
     ),
 }
