@@ -1,29 +1,35 @@
 """What encryption costs a token: sums of 8 KiB among processes of this machine's loopback, with TLS 1.3 and without.
 
-    python -m benchmarks.tls_tax [--ranks 2,4] [--way star] [--layers 32] [--rounds 400]
+    python -m benchmarks.tls_tax [--ranks 2,4] [--way star] [--layers 32] [--rounds 1000] [--by launches|python]
 
-The two take turns, batch by batch; medians of batches. A token has two sums a layer.
+The two take turns, batch by batch; medians of batches. A token has two sums a layer. --by: who sums: launches of a
+recording, as a token's sums are made, or Python, which makes them where OpenSSL cannot be called by kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from edgerun.cluster.collective import F32
 from edgerun.cluster.home import Home
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.tls import secured
+from edgerun.cluster.units import RankUnits, in_order
 from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import Link
 from edgerun.cluster.wire_format import EXACT
+from edgerun.kernels import Kernels, load_kernels
 from tests.cluster.homes import acquainted
 
 _NUMBERS = 2049
@@ -35,7 +41,8 @@ def main() -> None:
     parser.add_argument("--ranks", default="2,4")
     parser.add_argument("--way", default="star")
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--by", choices=("launches", "python"), default="launches")
     given = parser.parse_args()
     print("| ranks | plain us a sum | TLS us a sum | ms a token |\n|---|---|---|---|")
     for ranks in map(int, given.ranks.split(",")):
@@ -57,23 +64,62 @@ def _measured(ranks: int, given: argparse.Namespace) -> tuple[float, float]:
                 break
             children.append(child)
         try:
-            pair = [_group(me, ranks, servers, homes, given.way, sealed) for sealed in (False, True)]
+            groups = [_group(me, ranks, servers, homes, given.way, sealed) for sealed in (False, True)]
             took: list[list[float]] = [[], []]
-            x = np.ones(_NUMBERS, np.float32)
-            for _ in range(_BATCHES):
-                for group, times in zip(pair, took, strict=True):
-                    began = time.perf_counter()
-                    for _ in range(given.rounds // _BATCHES):
-                        x[:] = 1
-                        group.all_reduce(x)
-                    times.append((time.perf_counter() - began) / (given.rounds // _BATCHES))
-            assert (x == ranks).all()
+            count = given.rounds // _BATCHES
+            with contextlib.closing(load_kernels(threads=1, types=[])) as kernels:
+                sums = _by_launches if given.by == "launches" else _by_python
+                batches = [sums(group, kernels, count) for group in groups]
+                for _ in range(_BATCHES):
+                    for batch, times in zip(batches, took, strict=True):
+                        began = time.perf_counter()
+                        summed = batch()
+                        times.append((time.perf_counter() - began) / count)
+                        assert (summed == ranks).all()
         finally:
             if me:
                 os._exit(0)
         for child in children:
             os.waitpid(child, 0)
     return statistics.median(took[0]), statistics.median(took[1])
+
+
+def _by_python(group: LinkedCollective, kernels: Kernels, count: int) -> Callable[[], F32]:
+    """So many sums."""
+    x = np.empty(_NUMBERS, np.float32)
+
+    def batch() -> F32:
+        for _ in range(count):
+            x[:] = 1
+            group.all_reduce(x)
+        return x
+
+    return batch
+
+
+def _by_launches(group: LinkedCollective, kernels: Kernels, count: int) -> Callable[[], F32]:
+    """The same, as a recording of a token makes them: one launch each."""
+    x, out = np.ones(_NUMBERS - 1, np.float32), np.empty(_NUMBERS - 1, np.float32)
+    sums, recording = group.recorded, kernels.recording
+    assert sums is not None
+    script = sums.script([x], RankUnits((), ((0, None),), in_order(group.size)), out)
+    assert script is not None
+    with recording.record() as recorder:
+        for _ in range(count):
+            recording.lay_out_sum(script.slots, sums.state, script.numbers)
+    program = recorder.program()
+
+    def batch() -> F32:
+        at = 0
+        while at < count:
+            sums.begin(script.numbers)
+            at = recording.run_program(program, at)
+            if sums.stopped() is not None:  # a rank was late
+                sums.finish(script, time.perf_counter)
+            sums.made()
+        return out
+
+    return batch
 
 
 def _group(
