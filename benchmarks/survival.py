@@ -84,7 +84,9 @@ def main() -> None:
             Household.prepare = lambda *_: None  # type: ignore[method-assign]
         answers = _Answers()
         llm = stack.enter_context(
-            load_in_household(given.model, workers.desk, context=context, wire=given.wire, events=answers)
+            load_in_household(
+                given.model, workers.desk, context=context, wire=given.wire, all_devices=True, events=answers
+            )
         )
         for number, prompt in enumerate(prompts):
             _rest()

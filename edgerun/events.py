@@ -67,6 +67,19 @@ class DeviceLoad:
 
 
 @dataclass(frozen=True)
+class DevicesChosen:
+    """Who computes a model, the head first, and who waits since it is expected to be slower with them. Of a token, by
+    the measured rates and links: token_s: so; alone_s: of the head alone, all_s: of all devices; None where the model
+    does not fit these."""
+
+    devices: tuple[str, ...]
+    waiting: tuple[str, ...]
+    token_s: float
+    alone_s: float | None
+    all_s: float | None
+
+
+@dataclass(frozen=True)
 class GroupWorked:
     """A group of devices computes, and did this since it was last said (twice a second). The head is the first device;
     slowest: whom the others wait for, "" for nobody."""
@@ -107,7 +120,17 @@ class Span(NamedTuple):
 
 
 SpanSink = Callable[[Span], None]
-Event = Progress | Notice | ShareOpened | GroupWorked | PromptProcessed | TokenGenerated | TokensDrafted | TurnsLeft
+Event = (
+    Progress
+    | Notice
+    | ShareOpened
+    | DevicesChosen
+    | GroupWorked
+    | PromptProcessed
+    | TokenGenerated
+    | TokensDrafted
+    | TurnsLeft
+)
 EventSink = Callable[[Event], None]
 
 

@@ -33,16 +33,17 @@ class ClusterChoice:
     allreduce: str
     wire: str
     same_tokens: bool | None
+    all_devices: bool
 
     @classmethod
     def of(
-        cls, wanted: bool, allreduce: str | None, wire: str | None, same_tokens: bool | None
+        cls, wanted: bool, allreduce: str | None, wire: str | None, same_tokens: bool | None, all_devices: bool
     ) -> ClusterChoice | None:
         """By the options of `cluster_options`; None for this device alone. UsageError for options without --cluster."""
         if wanted:
-            return cls(allreduce or "auto", wire or "f32", same_tokens)
-        if allreduce is not None or wire is not None or same_tokens is not None:
-            raise UsageError("--allreduce, --wire and --same-tokens are for --cluster")
+            return cls(allreduce or "auto", wire or "f32", same_tokens, all_devices)
+        if allreduce is not None or wire is not None or same_tokens is not None or all_devices:
+            raise UsageError("--allreduce, --wire, --same-tokens and --all-devices are for --cluster")
         return None
 
 
@@ -58,7 +59,13 @@ def load_model(path: Path, options: Mapping[str, Any], group: ClusterChoice | No
     from edgerun.api.household import load_in_household
 
     return load_in_household(
-        path, home, allreduce=group.allreduce, wire=group.wire, same_tokens=group.same_tokens, **options
+        path,
+        home,
+        allreduce=group.allreduce,
+        wire=group.wire,
+        same_tokens=group.same_tokens,
+        all_devices=group.all_devices,
+        **options,
     )
 
 

@@ -135,7 +135,7 @@ def prompt_options(function: F) -> F:
 
 
 def cluster_options(function: F) -> F:
-    """--cluster, --allreduce, --wire, --same-tokens."""
+    """--cluster, --all-devices, --allreduce, --wire, --same-tokens."""
     function = click.option(
         "--same-tokens/--no-same-tokens",
         "same_tokens",
@@ -152,8 +152,15 @@ def cluster_options(function: F) -> F:
         type=click.Choice(["auto", "star", "mesh", "ring", "tree"]),
         help="With --cluster: how sums over devices travel.  [default: auto, as measured]",
     )(function)
+    function = click.option(
+        "--all-devices",
+        is_flag=True,
+        help="With --cluster: all that answer take part, also where fewer, or this one alone, should be faster.",
+    )(function)
     return click.option(
-        "--cluster", is_flag=True, help="Share the model out among the devices of `edgerun cluster devices`."
+        "--cluster",
+        is_flag=True,
+        help="Share the model out among those devices of `edgerun cluster devices` with which it should be faster.",
     )(function)
 
 

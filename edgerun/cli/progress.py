@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgerun.cli.output import note, printable
-from edgerun.events import Event, Notice, Progress, ShareOpened
+from edgerun.events import DevicesChosen, Event, Notice, Progress, ShareOpened
 from edgerun.units import format_size
 
 _PATIENCE_S = 0.5  # a task shorter than this shows nothing
@@ -42,6 +42,8 @@ class ProgressBars:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
             note(event.text)
+        if isinstance(event, DevicesChosen) and event.waiting:
+            note(_choice(event))
         if isinstance(event, ShareOpened) and event.cached < 1:
             note(
                 f"this device's share of the model is streamed: {100 * event.cached:.0f} % of it stay in memory, "
@@ -126,6 +128,15 @@ def _new_bars() -> Any:
         TimeRemainingColumn(),
     )
     return Bars(*columns, console=Console(stderr=True), transient=True)
+
+
+def _choice(event: DevicesChosen) -> str:
+    *others, last = event.devices
+    who = f"{', '.join(others)} and {last} compute" if others else f"{last} computes alone"
+    both = f"a token is expected to take {1e3 * event.token_s:.1f} ms so"
+    if event.all_s is not None:
+        both += f", {1e3 * event.all_s:.1f} ms with {', '.join(event.waiting)}"
+    return f"{who}: {both} (--all-devices: with all nevertheless)"
 
 
 def _amount(event: Progress) -> str:

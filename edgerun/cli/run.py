@@ -75,6 +75,7 @@ def command(
     allreduce: str | None,
     wire: str | None,
     same_tokens: bool | None,
+    all_devices: bool,
     trace_path: Path | None,
     stats: bool,
     as_json: bool,
@@ -95,7 +96,7 @@ def command(
     stdin = Stdin(needed=prompt == "-" or (prompt is None and model is not None))
     given = "" if prompt is None or prompt == "-" else checked_text(prompt)
     options = sampling_from(loading_and_sampling)
-    group = ClusterChoice.of(cluster, allreduce, wire, same_tokens)
+    group = ClusterChoice.of(cluster, allreduce, wire, same_tokens, all_devices)
     with ProgressBars() as bars:
         path = find_model(DEFAULT_MODEL if model is None else model, bars)
         chats = not raw and _chats(path)

@@ -14,7 +14,7 @@ from edgerun.cluster.channel import Channel
 from edgerun.cluster.roster import Roster
 from edgerun.errors import EdgerunError, FormatError
 
-VERSION = 2
+VERSION = 3
 PREAMBLE = b"edgerun\x01"  # before anything else on a new connection, then one letter:
 PAIRING, CONTROL, NUMBERS, HEARTBEAT = b"P", b"C", b"N", b"H"
 
@@ -119,13 +119,14 @@ class Held(msgspec.Struct, frozen=True, tag=True):
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Take part in a job as `rank`, with a shard that is kept. `seats` are all ranks; `way` may be "auto", then it is
-    chosen for sums of so many `numbers`; `details` is for who computes."""
+    """Take part in a job as `rank`, with a shard that is kept; without one the links are measured, which is all of the
+    job. `seats` are all ranks; `way` may be "auto", then it is chosen for sums of so many `numbers`; `details` is for
+    who computes."""
 
     job: Token
     rank: Count
     seats: Annotated[tuple[Seat, ...], msgspec.Meta(min_length=2, max_length=64)]
-    shard: Digest
+    shard: Digest | None
     way: Text
     wire: Text
     numbers: Count

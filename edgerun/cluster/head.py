@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from edgerun.cluster.at_once import all_at_once
+from edgerun.cluster.collective import HEAD
 from edgerun.cluster.control import Begin, Offer
 from edgerun.cluster.control import Seat as SeatOf
 from edgerun.cluster.holders import Holders
@@ -75,49 +78,35 @@ class Head:
         what is fastest on these links for sums of so many `numbers`. `wire`: one of `wire_format`, or "auto": exact
         numbers for tokens, for prompts what is fastest. LostPeerError when one is lost meanwhile: try again with who is
         left."""
-        self.end()
-        remotes = self.remotes
-        if len(shards) != len(remotes) or not remotes:
-            raise LostPeerError(f"{len(shards)} shards for {len(remotes)} devices")
-        job = secrets.token_bytes(16)
-        mine = SeatOf(self._home.identity.fingerprint, "")
-        seats = (mine, *(remote.seat for remote in remotes))
-        begins = [
-            Begin(job, rank, seats, shard.offer.shard, way, wire, numbers, details)
-            for rank, shard in enumerate([shards[0], *shards])
-        ]
-        seat = self._seat = Seat(begins[0], self._home)
-        self._job = job
-
-        self.holders.keep([seat_of.fingerprint for seat_of in seats])
+        remotes, seat = self._new_job([shard.offer.shard for shard in shards], way, wire, details, numbers)
+        self.holders.keep([seat_of.fingerprint for seat_of in seat.begin.seats])
         names = sorted({shard.offer.shard for shard in shards})
 
-        def go_on() -> None:
-            if seat.why:
-                raise _Over(seat.why)
-
         def look(i: int) -> None:
-            remotes[i].watch(job, seat.end)
+            remotes[i].watch(seat.begin.job, seat.end)
             self.holders.add(remotes[i].held(names), remotes[i].seat)
 
         def give(i: int) -> None:
-            remotes[i].give(shards[i].offer, shards[i].read, self._events, self.holders, go_on)
-
-        def take_seat(i: int) -> None:
-            go_on()
-            try:
-                remotes[i].begin(begins[i + 1])
-            except EdgerunError as error:  # also one that is there, and works for another head
-                raise NetworkError(str(error)) from error
+            remotes[i].give(shards[i].offer, shards[i].read, self._events, self.holders, lambda: _go_on(seat))
 
         try:
             self._each(remotes, seat, look)
             self._each(remotes, seat, give)
-            self._each(remotes, seat, take_seat)
+            self._take_seats(remotes, seat, [shard.offer.shard for shard in shards])
             return seat.connect()
         except BaseException:
             self.end()
             raise
+
+    def measure(self) -> Links:
+        """The links of this device and all that are left, before they are given anything. LostPeerError as `begin`."""
+        remotes, seat = self._new_job([None] * len(self.remotes), "auto", "f32", b"", 1)
+        try:
+            self._each(remotes, seat, lambda i: remotes[i].watch(seat.begin.job, seat.end))
+            self._take_seats(remotes, seat, [None] * len(remotes))
+            return seat.measure()
+        finally:
+            self.end()
 
     @property
     def way(self) -> str:
@@ -153,6 +142,30 @@ class Head:
         for remote in self._remotes:
             remote.close()
 
+    def _new_job(
+        self, shards: Sequence[str | None], way: str, wire: str, details: bytes, numbers: int
+    ) -> tuple[tuple[Remote, ...], Seat]:
+        """Whom it is for, and this device's seat in it."""
+        self.end()
+        remotes = self.remotes
+        if len(shards) != len(remotes) or not remotes:
+            raise LostPeerError(f"{len(shards)} shards for {len(remotes)} devices")
+        mine = SeatOf(self._home.identity.fingerprint, "")
+        seats = (mine, *(remote.seat for remote in remotes))
+        self._job = secrets.token_bytes(16)
+        self._seat = Seat(Begin(self._job, HEAD, seats, shards[0], way, wire, numbers, details), self._home)
+        return remotes, self._seat
+
+    def _take_seats(self, remotes: Sequence[Remote], seat: Seat, shards: Sequence[str | None]) -> None:
+        def take_seat(i: int) -> None:
+            _go_on(seat)
+            try:
+                remotes[i].begin(msgspec.structs.replace(seat.begin, rank=i + 1, shard=shards[i]))
+            except EdgerunError as error:  # also one that is there, and works for another head
+                raise NetworkError(str(error)) from error
+
+        self._each(remotes, seat, take_seat)
+
     def _each(self, remotes: Sequence[Remote], seat: Seat, act: Callable[[int], None]) -> None:
         """For all of them at once, by their places; LostPeerError when one is lost by it, or meanwhile. An interrupt of
         this thread ends the job, so that nobody waits for the rest."""
@@ -172,6 +185,11 @@ class Head:
         if lost:
             self._events(Notice("; ".join(lost)))
             raise LostPeerError("; ".join(lost))
+
+
+def _go_on(seat: Seat) -> None:
+    if seat.why:
+        raise _Over(seat.why)
 
 
 def connect(home: Home, addresses: Sequence[tuple[str, str]], events: EventSink) -> list[Remote]:

@@ -21,13 +21,13 @@ from edgerun.cluster.remote import Remote
 from edgerun.cluster.roster import Member
 from edgerun.cluster.shard_file import ShardSource
 from edgerun.cluster.shards import checked_offer, make_offer
-from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_DISK, Ability
+from edgerun.cluster.shares import FOR_MODEL, UNMEASURED_CORE, UNMEASURED_DISK, Ability
 from edgerun.cluster.spares import Read, Spares
-from edgerun.errors import EdgerunError, FormatError
-from edgerun.events import DeviceLoad, EventSink, GroupWorked, Notice
+from edgerun.cluster.worth import Worth
+from edgerun.errors import EdgerunError, FormatError, LostPeerError
+from edgerun.events import DeviceLoad, DevicesChosen, EventSink, GroupWorked, Notice
 from edgerun.paths import read_kept, write_kept
 
-UNMEASURED_CORE = 8e9  # bytes of weights a second of a core whose device does not say: a small one
 _LOOK_S = 2.0  # between looks for devices that do not take part
 _REDIAL_S = 0.25  # what is sent while a cable is out is lost, and systems send it again after a second only
 
@@ -42,17 +42,27 @@ def ability_of(device: Device) -> Ability:
 
 
 class Household:
-    """The devices that answer. A thread looks for those that do not take part yet, or no more. `close` it."""
+    """The devices that answer. A thread looks for those that do not take part yet, or no more. `close` it.
 
-    def __init__(self, home: Home, events: EventSink, *, way: str = "auto", wire: str = "f32") -> None:
+    worth: says who of them shall take part; None: all do. Whoever shall not waits, and is asked for again when another
+    one comes or is lost."""
+
+    def __init__(
+        self, home: Home, events: EventSink, *, way: str = "auto", wire: str = "f32", worth: Worth | None = None
+    ) -> None:
         self._home = home
         self._events = events
         self._way = way
         self._wire = wire
+        self._worth = worth
         self._head = Head(home, [], events)
         self._found: list[Remote] = []
         self._group: list[Remote] = []  # that the last one was made of, lost since or not
         self._left_out: set[str] = set()  # fingerprints
+        self._waiting: set[str] = set()  # the same, of those with whom it would be slower
+        self._measured: set[str] = set()  # of those to whom `_links` are
+        self._links: Links | None = None
+        self._chosen: tuple[Remote, ...] = ()  # who shall take part, as it was said last
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
         self._spares: Spares | None = None
@@ -65,6 +75,8 @@ class Household:
         with self._lock:
             found, self._found = self._found, []
             self._head.add(found)
+        if self._worth is not None and self._chosen != self._head.remotes:
+            self._choose(self._worth)
         return [ability_of(remote.device) for remote in self._head.remotes]
 
     def names(self) -> list[str]:
@@ -74,7 +86,8 @@ class Household:
         """See `Assembly`. It ends earlier where nobody is to be waited for: the system of a device whose process died
         says at once that nobody listens there."""
         end, there = monotonic() + wait_s, {remote.member.fingerprint for remote in self._head.remotes}
-        lost = [each for each in self._group if each.member.fingerprint not in there | self._left_out]
+        not_lost = there | self._left_out | self._waiting
+        lost = [each for each in self._group if each.member.fingerprint not in not_lost]
         threads = [threading.Thread(target=self._redial, args=(each, end), name="redial", daemon=True) for each in lost]
         for thread in threads:
             thread.start()
@@ -156,13 +169,50 @@ class Household:
         while not self._is_closed.wait(_LOOK_S):
             self._look()
 
+    def _choose(self, worth: Worth) -> None:
+        """Let those wait with whom the others, who are there now, would be slower."""
+        remotes = self._head.remotes
+        there = {remote.member.fingerprint for remote in remotes}
+        with self._lock:
+            self._waiting.clear()
+            are_measured = there <= self._measured
+        if not remotes:
+            return
+        if self._links is None or not are_measured:
+            try:
+                self._links = self._head.measure()
+            except LostPeerError as error:
+                self._events(Notice(f"the links were not measured: {error}"))
+                if self._head.remotes != remotes:
+                    self._choose(worth)  # with who is left
+                return  # else all take part, if they can
+        verdict = worth([remote.device for remote in remotes], self._links)
+        waiting = [] if verdict is None else [each for i, each in enumerate(remotes) if i not in verdict.places]
+        with self._lock:
+            self._measured |= there
+            self._waiting = {remote.member.fingerprint for remote in waiting}
+        for remote in waiting:
+            remote.lose("it waits")
+            remote.close()
+        self._chosen = self._head.remotes
+        if verdict is not None:
+            names, without = (self._home.identity.name, *self.names()), tuple(remote.name for remote in waiting)
+            self._events(DevicesChosen(names, without, verdict.token_s, verdict.alone_s, verdict.all_s))
+
     def _look(self) -> None:
-        """Connect to members that are not connected."""
+        """Connect to members that are not connected; to those that wait when another one has come."""
         with self._lock:
             known = {remote.member.fingerprint for remote in (*self._found, *self._head.remotes)} | self._left_out
+            known |= self._waiting
         for member in self._home.others():
             if member.fingerprint not in known and not self._is_closed.is_set():
                 self._try(member)
+        with self._lock:
+            is_changed = bool(self._found and self._waiting)
+            if is_changed:
+                self._waiting.clear()
+        if is_changed:
+            self._look()
 
     def _try(self, member: Member) -> None:
         try:
@@ -172,6 +222,8 @@ class Household:
         if remote.device.job:  # another head's, or the one that it was lost from: it is asked again when that is over
             remote.close()
             return
+        with self._lock:
+            self._measured.discard(member.fingerprint)  # it may come by another cable
         self._take(remote)
 
     def _redial(self, lost: Remote, end: float) -> None:

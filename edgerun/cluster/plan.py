@@ -17,7 +17,8 @@ from edgerun.cluster.cuts import cuts_of
 from edgerun.cluster.links import Links, predict_s
 from edgerun.cluster.profiles import PlannedDevice, Profiles
 from edgerun.cluster.shares import Ability, divide, ranges, solve
-from edgerun.cluster.ways import WayName
+from edgerun.cluster.ways import FOLDING, WayName
+from edgerun.cluster.wire_format import EXACT, WireFormat
 from edgerun.errors import DoesNotFitError, UnsupportedError
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kv import KvOptions
@@ -35,7 +36,6 @@ Kind = Literal["alone", "tensor", "pipeline"]
 
 PROMPT_TOKENS = 256  # of the prompt that is compared
 _WORTH = 0.95  # of the time of one device alone: with less gain several are not worth the trouble
-_STEPS: tuple[WayName, ...] = ("star", "mesh")
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,16 @@ class Model:
     process_bytes: int = LIBRARIES_BYTES
 
 
-def choices(model: Model, profiles: Profiles) -> list[Choice]:
-    """All that would do, the fastest first. DoesNotFitError where nothing would."""
+def choices(
+    model: Model, profiles: Profiles, ways: Sequence[WayName] = FOLDING, wire: WireFormat = EXACT
+) -> list[Choice]:
+    """All that would do, the fastest first. ways: that several devices may sum by, in this format. DoesNotFitError
+    where nothing would."""
     found = [*_alone(model, profiles.devices)]
     why = why_whole(model.spec)
     for devices in () if why else _groups(profiles.devices):
         with suppress(DoesNotFitError, UnsupportedError):  # the second: of more devices than it has rows for
-            found += _tensor(model, devices, profiles.links)
+            found += _tensor(model, devices, profiles.links, ways, wire)
     if len(profiles.devices) > 1:
         found += _pipeline(model, profiles.devices, profiles.links)
     if not found:
@@ -115,7 +118,9 @@ def _groups(devices: Sequence[PlannedDevice]) -> Iterator[tuple[PlannedDevice, .
         yield (head, *others[:count])
 
 
-def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Iterator[Choice]:
+def _tensor(
+    model: Model, devices: Sequence[PlannedDevice], links: Links, ways: Sequence[WayName], wire: WireFormat
+) -> Iterator[Choice]:
     spec, n = model.spec, len(devices)
     taken = model.process_bytes + kv_bytes(spec, model.context, kv=model.kv) // n
     abilities = [
@@ -132,10 +137,10 @@ def _tensor(model: Model, devices: Sequence[PlannedDevice], links: Links) -> Ite
         speeds.append(_speed(model, spec_of_share(spec, share), tensors, device))
     token_s, prompt_s = [1 / each.decode_tok_s for each in speeds], [each.first_token_s for each in speeds]
     around = 2 * links.hop_s + 4 * (spec.d_model + spec.vocab_size) * links.byte_s  # x goes out, logits come back
-    for way in _STEPS:
+    for way in ways:
 
         def step_s(rows: int, own_s: Sequence[float], more_s: float, way: WayName = way) -> float:
-            sums = [predict_s(way, links, n, 4 * (each.numbers + 1)) for each in reductions(spec, rows, n)]
+            sums = [predict_s(way, links, n, wire.n_bytes(each.numbers + 1)) for each in reductions(spec, rows, n)]
             wire_s = sum(sums) + more_s
             busy_s = [took_s + len(sums) * device.sum_s for took_s, device in zip(own_s, devices, strict=True)]
             return max(_with_wire_s(each, wire_s, device) for each, device in zip(busy_s, devices, strict=True))

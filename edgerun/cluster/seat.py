@@ -66,6 +66,15 @@ class Seat:
         finally:
             self.end("its work is done")
 
+    def measure(self) -> Links:
+        """Connect, measure all links, and let go. LostPeerError."""
+        try:
+            self.connect()
+        finally:
+            self.end("its links are measured")
+        assert self.links is not None  # where the way is to be chosen
+        return self.links
+
     def connect(self) -> LinkedCollective:
         """The group, once every connection of this rank is there. LostPeerError when one does not come."""
         begin, end = self.begin, time.monotonic() + SETTLE_S

@@ -249,7 +249,9 @@ class Server:
             raise FormatError("a job in which this device has no seat")
         if seats[0].fingerprint != member.fingerprint:
             raise FormatError("a job of another head")
-        shard = self._home.shards.finish(begin.shard)
+        shard = None if begin.shard is None else self._home.shards.finish(begin.shard)
+        if shard is None and begin.way != "auto":
+            raise FormatError("a job in which there is nothing to do")
         seat = self._seats.take(begin)
 
         def work_alone(collective: Collective, shard: Path, details: bytes) -> None:
@@ -258,7 +260,10 @@ class Server:
 
         def run() -> None:
             try:
-                seat.work(work_alone, shard)
+                if shard is None:
+                    seat.measure()
+                else:
+                    seat.work(work_alone, shard)
             except (EdgerunError, OSError) as error:
                 self._events(Notice(f"the job of {member.name} ended: {error}"))
 

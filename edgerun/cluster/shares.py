@@ -21,6 +21,7 @@ from edgerun.weights.catalog import tensor_name
 
 MOST_RANKS = 64
 FOR_MODEL = 0.8  # of a device's free memory; the rest is for the program
+UNMEASURED_CORE = 8e9  # bytes of weights a second of a core whose device does not say: a small one
 UNMEASURED_DISK = 1e8  # bytes a second of a disk whose device does not say: a card
 _COLUMNS = 32  # of a feed-forward at least, where blocks are smaller: less is not worth a launch
 _VOCABULARY_ROWS = 16

@@ -82,11 +82,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def test_devices_answer_what_one_alone_does(house: House) -> None:
     text, _ = house.answer()
-    shared, besides = house.answer("--cluster")
+    shared, besides = house.answer("--cluster", "--all-devices")
     assert shared == text and len(text) > 60
     assert "attic is there" in besides and "shed is there" in besides
-    assert house.answer("--cluster", "--allreduce", "star")[0] == text
-    assert house.answer("--cluster", "--wire", "q8", tokens=5)[0]
+    assert house.answer("--cluster", "--all-devices", "--allreduce", "star")[0] == text
+    assert house.answer("--cluster", "--all-devices", "--wire", "q8", tokens=5)[0]
+    alone, why = house.answer("--cluster")  # of a tiny model a token takes less than a message
+    assert alone == text
+    assert re.search(r"desk computes alone: .* ms so, .* ms with attic, shed \(--all-devices: ", why)
 
 
 def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +100,7 @@ def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.Monkey
         idle = json.loads(CliRunner().invoke(cli, [*top, "--json"]).stdout)["devices"]
         found = [(each["name"], each["answers"], each["load"]) for each in idle]
         assert found == [("attic", True, None), ("shed", True, None)]
-        with running(house.run("--cluster", tokens=400)):
+        with running(house.run("--cluster", "--all-devices", tokens=400)):
             loads: list[dict[str, float]] = []
             while not loads:
                 assert time.monotonic() < end
@@ -114,7 +117,7 @@ def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
 def test_a_head_that_is_stopped_or_dies_frees_the_others(house: House, way: signal.Signals) -> None:
-    with running(house.run("--cluster", tokens=4000)) as process:
+    with running(house.run("--cluster", "--all-devices", tokens=4000)) as process:
         assert process.stdout is not None
         assert len(process.stdout.read(20)) == 20
         assert house.jobs() == ["a job", "a job"]
@@ -129,7 +132,7 @@ def test_a_head_that_is_stopped_or_dies_frees_the_others(house: House, way: sign
 
 def test_a_worker_that_is_killed_costs_no_token(house: House) -> None:
     text, _ = house.answer(tokens=400)
-    with running(house.run("--cluster", tokens=400)) as process:
+    with running(house.run("--cluster", "--all-devices", tokens=400)) as process:
         assert process.stdout is not None and process.stderr is not None
         start = process.stdout.read(100)
         os.killpg(house.workers[1].pid, signal.SIGKILL)

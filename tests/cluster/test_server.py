@@ -164,6 +164,7 @@ def test_what_was_not_offered_is_not_kept(tmp_path: Path, closing: ExitStack) ->
         (Offer(offer.shard, 2 << 40, offer.pieces), "not those of its shard"),
         (Begin(bytes(16), 1, seats, digest, "star", "f32", 8, b""), "no such shard"),
         (Begin(bytes(16), 0, seats, digest, "star", "f32", 8, b""), "no seat"),
+        (Begin(bytes(16), 1, seats, None, "star", "f32", 8, b""), "nothing to do"),
         (Want(digest, 0), "no such shard"),
         (Begin(bytes(16), 1, (seats[1], seats[1]), digest, "star", "f32", 8, b""), "another head"),
     ]
