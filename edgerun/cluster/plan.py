@@ -70,23 +70,29 @@ class Model:
     process_bytes: int = LIBRARIES_BYTES
 
 
-def choices(
-    model: Model, profiles: Profiles, ways: Sequence[WayName] = FOLDING, wire: WireFormat = EXACT
-) -> list[Choice]:
-    """All that would do, the fastest first. ways: that several devices may sum by, in this format. DoesNotFitError
-    where nothing would."""
-    found = [*_alone(model, profiles.devices)]
-    why = why_whole(model.spec)
-    for devices in () if why else _groups(profiles.devices):
-        with suppress(DoesNotFitError, UnsupportedError):  # the second: of more devices than it has rows for
-            found += _tensor(model, devices, profiles.links, ways, wire)
+def choices(model: Model, profiles: Profiles) -> list[Choice]:
+    """All that would do, the fastest first. DoesNotFitError where nothing would."""
+    found = choices_of_head(model, profiles) + [*_alone(model, profiles.devices[1:])]
     if len(profiles.devices) > 1:
         found += _pipeline(model, profiles.devices, profiles.links)
     if not found:
+        why = why_whole(model.spec)
         raise DoesNotFitError(
             "the model does not fit these devices, neither one of them nor all together" + (f"; {why}" if why else "")
         )
     return sorted(found, key=lambda choice: choice.token_s)
+
+
+def choices_of_head(
+    model: Model, profiles: Profiles, ways: Sequence[WayName] = FOLDING, wire: WireFormat = EXACT
+) -> list[Choice]:
+    """Those that edgerun can run while the head has the text: it alone, and groups that sum by one of `ways`, in this
+    format."""
+    found = [*_alone(model, profiles.devices[:1])]
+    for devices in () if why_whole(model.spec) else _groups(profiles.devices):
+        with suppress(DoesNotFitError, UnsupportedError):  # the second: of more devices than it has rows for
+            found += _tensor(model, devices, profiles.links, ways, wire)
+    return found
 
 
 def chosen(found: Sequence[Choice]) -> Choice:

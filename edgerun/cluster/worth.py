@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 
 from edgerun.cluster.control import Device
 from edgerun.cluster.links import Links
-from edgerun.cluster.plan import Model, choices, chosen
+from edgerun.cluster.plan import Model, choices_of_head, chosen
 from edgerun.cluster.profiles import PlannedDevice, Profiles
 from edgerun.cluster.shares import UNMEASURED_CORE, UNMEASURED_DISK
 from edgerun.cluster.ways import FOLDING, WayName
 from edgerun.cluster.wire_format import EXACT, WireFormat
-from edgerun.errors import DoesNotFitError
 
 _UNMEASURED_OPS = 20.0  # of a prompt, for each byte of weights; no choice depends on it
 
@@ -31,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Worth:
-    """Of a model whose head is this device. ways, wire: as of `plan.choices`."""
+    """Of a model whose head is this device. ways, wire: as of `plan.choices_of_head`."""
 
     model: Model
     head: PlannedDevice
@@ -42,16 +41,14 @@ class Worth:
         """None where the model fits neither the head nor any group: then loading it says why."""
         named = [replace(planned_device(each), name=str(place)) for place, each in enumerate(others)]
         head = replace(self.head, name="")
-        try:
-            found = choices(self.model, Profiles((head, *named), links), self.ways, self.wire)
-            # Another device alone has neither the file nor the text.
-            best = chosen([each for each in found if each.kind != "alone" or each.devices == (head.name,)])
-        except DoesNotFitError:
+        found = choices_of_head(self.model, Profiles((head, *named), links), self.ways, self.wire)
+        if not found:
             return None
-        took_s = {len(each.devices): each.token_s for each in reversed(found) if each.runs and each.devices[0] == ""}
-        return Verdict(
-            tuple(sorted(map(int, best.devices[1:]))), best.token_s, took_s.get(1), took_s.get(1 + len(others))
-        )
+        best, took_s = chosen(found), dict[int, float]()  # the second: by how many take part
+        for each in found:
+            took_s[len(each.devices)] = min(each.token_s, took_s.get(len(each.devices), each.token_s))
+        places = sorted(map(int, best.devices[1:]))
+        return Verdict(tuple(places), best.token_s, took_s.get(1), took_s.get(1 + len(others)))
 
 
 def planned_device(device: Device) -> PlannedDevice:
