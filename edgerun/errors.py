@@ -63,6 +63,10 @@ class LostPeerError(NetworkError):
     """Another device of the group went away, or has not answered in time."""
 
 
+class PutOutError(LostPeerError):
+    """Another device does not take this one for a member any more: it was put out there."""
+
+
 class PagesLostError(EdgerunError):
     """The keys and values of all sequences are gone, as a device that had a part of them is: the model was divided
     anew, and goes on once they are computed again."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from edgerun.cli.cluster import own_home
 from edgerun.cli.options import json_option
 from edgerun.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from edgerun.cluster.members import Standing
 
 
 @click.command(short_help="All devices, and whether they answer.")
@@ -45,7 +50,7 @@ def command(as_json: bool) -> None:
     for each in found:
         device = each.device
         if device is None:
-            rows.append([each.member.name, each.address or "?", "", "", "", "", "", f"does not answer: {each.why}"])
+            rows.append([each.member.name, each.address or "?", "", "", "", "", "", _why_not(each)])
             continue
         answered = f"{1e3 * each.round_trip_s:.1f} ms"
         rate = f"{device.weights_bytes_per_s / 1e9:.1f} GB/s" if device.weights_bytes_per_s else "?"
@@ -54,3 +59,7 @@ def command(as_json: bool) -> None:
         rows[-1] += [format_size(device.memory_bytes), device.job or "idle"]
     heads = ("name", "address", "answers in", "cores", "weights", "disk", "memory", "does")
     print_table(heads, rows, right=("answers in", "cores", "weights", "disk"))
+
+
+def _why_not(standing: Standing) -> str:
+    return "has put this device out" if standing.has_put_us_out else f"does not answer: {standing.why}"

@@ -20,8 +20,11 @@ def command(name: str, as_json: bool) -> None:
 
     gone, untold = forget(home, name)
     if as_json:
-        print_json({"name": gone.name, "fingerprint": gone.fingerprint, "untold": untold})
+        about = {"name": gone.name, "fingerprint": gone.fingerprint}
+        print_json({**about, "untold": untold.silent, "refused_by": untold.refusing})
         return
     note(f"{gone.name} is out")
-    if untold:
-        note(f"not told yet, since they do not answer: {', '.join(untold)}")
+    if untold.refusing:
+        note(f"not told, since they have put this device out: {', '.join(untold.refusing)}")
+    if untold.silent:
+        note(f"not told yet, since they do not answer: {', '.join(untold.silent)}")

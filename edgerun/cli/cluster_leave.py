@@ -18,8 +18,10 @@ def command(as_json: bool) -> None:
 
     untold = leave(home)
     if as_json:
-        print_json({"name": home.identity.name, "untold": untold})
+        print_json({"name": home.identity.name, "untold": untold.silent, "refused_by": untold.refusing})
         return
     note(f"{home.identity.name} has left")
-    if untold:
-        note(f"not told, since they do not answer: {', '.join(untold)}; say `edgerun cluster forget` there")
+    if untold.refusing:
+        note(f"not told, since it was put out there before: {', '.join(untold.refusing)}")
+    if untold.silent:
+        note(f"not told, since they do not answer: {', '.join(untold.silent)}; say `edgerun cluster forget` there")

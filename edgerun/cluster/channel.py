@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 
-from edgerun.errors import FormatError, LostPeerError
+from edgerun.errors import FormatError, LostPeerError, PutOutError
 
 _LENGTH = struct.Struct("<I")
 MOST_BYTES = 8 << 20  # of one message
@@ -84,6 +84,9 @@ class Channel:
                 self._socket.settimeout(left)
                 got = self._socket.recv_into(view[filled:])
             except (OSError, ValueError) as error:
+                # What a side of TLS 1.3 says to a certificate that it has not pinned, once the other's hands are shaken
+                if isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_UNKNOWN_CA":
+                    raise PutOutError("the other device does not know this one any more: it was put out") from error
                 raise LostPeerError(f"the other device went away: {error}") from error
             if got == 0:
                 raise LostPeerError("the other device closed the connection")

@@ -19,7 +19,7 @@ from edgerun.cluster.seat import Work
 from edgerun.cluster.server import Server
 from edgerun.device.cpu import default_threads
 from edgerun.device.memory import memory_limits
-from edgerun.errors import EdgerunError, NetworkError, NotFoundError
+from edgerun.errors import EdgerunError, NetworkError, NotFoundError, PutOutError
 from edgerun.events import EventSink, Notice
 from edgerun.planning.quick_rates import QuickRates
 
@@ -29,13 +29,23 @@ _FIND_S = 3.0
 
 @dataclass(frozen=True)
 class Standing:
-    """A device, as it is found now. `why`: it could not be reached, then there is no `device`."""
+    """A device, as it is found now. `why`: it could not be reached, then there is no `device`; has_put_us_out: it is
+    there, and knows this device no more."""
 
     member: Member
     address: str
     device: Device | None
     round_trip_s: float
     why: str
+    has_put_us_out: bool = False
+
+
+@dataclass(frozen=True)
+class Untold:
+    """Names of devices that could not be told: that did not answer, and that had put this device out."""
+
+    silent: tuple[str, ...] = ()
+    refusing: tuple[str, ...] = ()
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -130,24 +140,28 @@ def look_around(home: Home, *, own_address: str = "", find: bool = False) -> lis
     ]
 
 
-def leave(home: Home) -> list[str]:
-    """Put this device out everywhere, and forget everybody; names of those who could not be told."""
-    untold = []
+def leave(home: Home) -> Untold:
+    """Put this device out everywhere, and forget everybody."""
+    silent, refusing = [], []
     for member in home.others():
         try:
             remote = Remote(home, member)
             with contextlib.closing(remote):
                 remote.put_me_out()
+        except PutOutError:
+            refusing.append(member.name)
         except EdgerunError:
-            untold.append(member.name)
+            silent.append(member.name)
     home.leave()
-    return untold
+    return Untold(tuple(silent), tuple(refusing))
 
 
-def forget(home: Home, name: str) -> tuple[Member, list[str]]:
-    """Put a device out, and tell the others; names of those who will hear of it later. NotFoundError."""
+def forget(home: Home, name: str) -> tuple[Member, Untold]:
+    """Put a device out, and tell the others; those who do not answer hear of it later. NotFoundError."""
     gone = home.put_out(name)
-    return gone, [standing.member.name for standing in look_around(home) if standing.why]
+    untold = [standing for standing in look_around(home) if standing.why]
+    refusing = tuple(each.member.name for each in untold if each.has_put_us_out)
+    return gone, Untold(tuple(each.member.name for each in untold if not each.has_put_us_out), refusing)
 
 
 def _said_where() -> dict[str, str]:
@@ -160,6 +174,6 @@ def _standing(home: Home, member: Member, address: str, own_address: str) -> Sta
     try:
         remote = Remote(home, member, address, own_address=own_address)
     except EdgerunError as error:
-        return Standing(member, address, None, 0.0, str(error))
+        return Standing(member, address, None, 0.0, str(error), isinstance(error, PutOutError))
     with contextlib.closing(remote):
         return Standing(member, address, remote.device, remote.hello_s, "")

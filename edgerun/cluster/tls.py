@@ -5,6 +5,7 @@ There is no resumption and no early data, so what was recorded of one connection
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import ssl
@@ -14,6 +15,8 @@ from edgerun.cluster.roster import Member, Roster, pins
 from edgerun.errors import NetworkError
 
 HANDSHAKE_S = 5.0
+_LAST_WORD_S = 1.0
+_LAST_READS = 8  # of what a refused one says
 
 
 def secured(
@@ -23,7 +26,7 @@ def secured(
     `wanted`. NetworkError for anybody else; the connection is closed then."""
     others = [member for member in roster.members if member.fingerprint != identity.fingerprint]
     try:
-        if not others:
+        if not others and not server:  # a server refuses as one that knows others, so that it is seen why
             raise NetworkError("this device knows no other yet; pair it with `edgerun cluster join`")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -35,7 +38,12 @@ def secured(
         context.load_cert_chain(identity.path)
         context.load_verify_locations(cadata=pins(roster.members))  # itself, too: `cluster top` asks its own device
         connection.settimeout(HANDSHAKE_S)
-        secure = context.wrap_socket(connection, server_side=server)
+        connection = secure = context.wrap_socket(connection, server_side=server, do_handshake_on_connect=False)
+        try:
+            secure.do_handshake()
+        except ssl.SSLError:
+            _let_hear(secure)
+            raise
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError) and not isinstance(error, NetworkError):
@@ -47,3 +55,14 @@ def secured(
         secure.close()
         raise NetworkError("the other device is not the one that this one knows")
     return secure, member
+
+
+def _let_hear(refused: ssl.SSLSocket) -> None:
+    """The other side has what was said to it, as why it is refused, before the connection is closed: closed at once,
+    with something unread, it would be torn down. A stranger has a second for that."""
+    with contextlib.suppress(OSError):
+        refused.settimeout(_LAST_WORD_S)
+        socket.socket.shutdown(refused, socket.SHUT_WR)
+        for _ in range(_LAST_READS):
+            if not socket.socket.recv(refused, 1 << 12):  # what is read is not looked at
+                return

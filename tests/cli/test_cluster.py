@@ -9,15 +9,22 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Run
+from edgerun.cluster.home import Home
 from edgerun.cluster.server import Server
 from tests.cluster.homes import home_of, serving
 from tests.cluster.process import add_up
 
 
 @pytest.fixture
-def attic(tmp_path: Path) -> Iterator[Server]:
-    """A device that shows a code."""
-    server = serving(home_of(tmp_path / "elsewhere", "attic"), add_up)
+def its_home(tmp_path: Path) -> Home:
+    """Of the device that shows a code."""
+    return home_of(tmp_path / "elsewhere", "attic")
+
+
+@pytest.fixture
+def attic(its_home: Home) -> Iterator[Server]:
+    """The device."""
+    server = serving(its_home, add_up)
     server.code.open()
     yield server
     server.close()
@@ -37,7 +44,7 @@ def test_a_device_joins_looks_around_and_leaves(run: Run, attic: Server, user_ho
     assert device["answers"] and device["cores"] == 2 and device["does"] == "" and device["round_trip_s"] > 0
     assert "idle" in run("cluster", "devices").stdout
     left = json.loads(run("cluster", "leave", "--json").stdout)
-    assert left == {"name": alone["name"], "untold": []}
+    assert left == {"name": alone["name"], "untold": [], "refused_by": []}
     after = json.loads(run("cluster", "status", "--json").stdout)
     assert after["devices"] == [] and after["fingerprint"] != alone["fingerprint"]
     key = next(user_home.rglob("identity.pem"))
@@ -54,6 +61,21 @@ def test_a_device_is_put_out(run: Run, attic: Server) -> None:
     assert "no other device" in run("cluster", "status").stdout
     assert run("cluster", "forget", "attic").exit_code == 3
     assert json.loads(run("cluster", "devices", "--json").stdout) == {"devices": []}
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+def test_who_was_put_out_is_told_so(run: Run, attic: Server, its_home: Home, tmp_path: Path, has_others: bool) -> None:
+    """It was said that the others did not answer."""
+    name = json.loads(run("cluster", "status", "--json").stdout)["name"]
+    run("cluster", "join", attic.code.digits, "--peer", attic.address, "--only")
+    if has_others:
+        its_home.admit(home_of(tmp_path, "shed").me())
+    its_home.put_out(name)
+    assert "has put this device out" in run("cluster", "devices").stdout
+    (device,) = json.loads(run("cluster", "devices", "--json").stdout)["devices"]
+    assert not device["answers"] and "put out" in device["why_not"]
+    left = run("cluster", "leave")
+    assert "it was put out there before: attic" in left.stderr and "do not answer" not in left.stderr
 
 
 def test_what_goes_wrong_is_said(run: Run, attic: Server) -> None:
