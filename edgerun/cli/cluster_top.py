@@ -35,7 +35,8 @@ def command(count: int | None, address: str, as_json: bool) -> None:
     """Show what each device does with its time: computing, waiting for slower ones, for the wire, for its disk; what
     its process holds, how long it takes to answer, and whom the others wait for.
 
-    --json prints an object for each look.
+    --json prints an object for each look. The head of a group need not listen: then it does not answer, and what it
+    does is told by the others.
     """
     home = own_home()
     from edgerun.cluster.dial import PORT, format_address
@@ -64,6 +65,7 @@ def _as_dict(watched: Watched) -> dict[str, Any]:
     return {
         "name": watched.name,
         "answers": device is not None,
+        "is_head": load is not None and not load.round_trip_s,
         "is_slowest": watched.is_slowest,
         "cores": None if device is None else device.cores,
         "free_bytes": None if device is None else device.memory_bytes,

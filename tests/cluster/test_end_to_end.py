@@ -107,7 +107,8 @@ def test_top_says_what_each_device_does(house: House, monkeypatch: pytest.Monkey
                 seen = json.loads(CliRunner().invoke(cli, [*top, "--json"]).stdout)["devices"]
                 loads = [each["load"] for each in seen if each["load"]]
             shown = CliRunner().invoke(cli, top, env={"COLUMNS": "160"}).stdout
-    assert [each["name"] for each in seen] == ["desk", "attic", "shed"]
+    whole = [(each["name"], each["is_head"], each["answers"]) for each in seen]
+    assert whole == [("desk", True, False), ("attic", False, True), ("shed", False, True)]
     assert len({load["passes"] for load in loads}) == 1 and loads[0]["passes"] > 0  # the same tokens
     assert all(load["compute_s"] > 0 and load["memory_bytes"] > 10 << 20 for load in loads)
     assert min(load["wait_s"] for load in loads) == 0 < loads[0]["wire_s"] == loads[2]["wire_s"]
