@@ -129,12 +129,13 @@ def look_around(home: Home, *, own_address: str = "", find: bool = False) -> lis
         return []
     with ThreadPoolExecutor(min(16, len(members))) as threads:
         standings = list(threads.map(lambda member: _standing(home, member, member.address, own_address), members))
-    if not find or not any(standing.why for standing in standings):
+    lost = {each.member.fingerprint for each in standings if each.why and not each.has_put_us_out}
+    if not find or not lost:
         return standings
     said = _said_where()
     return [
         _standing(home, standing.member, said[standing.member.fingerprint], own_address)
-        if standing.why and standing.member.fingerprint in said
+        if standing.member.fingerprint in lost & set(said)
         else standing
         for standing in standings
     ]
