@@ -161,6 +161,8 @@ class _Answers:
         self._lost = time.monotonic()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice) and "were kept" in event.text:
+            print(f"   {event.text}", flush=True)
         if isinstance(event, Notice) and "divided anew" in event.text and self._lost and self.known_at is None:
             self.known_at = len(self.got)
             self.noticed_s = time.monotonic() - self._lost

@@ -7,6 +7,7 @@ rank ends with the same bits, whatever the way that the numbers took.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -59,6 +60,10 @@ class Collective(Protocol):
 
     def broadcast(self, x: F32) -> None:
         """Put the head's `x` (of one shape, C-contiguous) in place of all others'."""
+
+    def scatter(self, parts: Sequence[F32], out: F32) -> None:
+        """Put the head's `parts[rank]`, C-contiguous and of the size of that rank's `out`, in every other rank's `out`.
+        What others give is ignored. Exactly, whatever the wire."""
 
     def gather(self, x: F32) -> list[F32]:
         """On the head all ranks' `x`, flat and in the order of ranks, of whatever lengths; it is lent until the next

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from time import monotonic
+from time import monotonic, perf_counter
 
 from edgerun.cluster.collective import F32, Collective
+from edgerun.cluster.copies import Copies, Kept
+from edgerun.cluster.copying import Copier
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Teller
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.events import SpanSink
-from edgerun.kv import PagePool
+from edgerun.kv import Page, PagePool
+from edgerun.kv.blocks import Heads
 from edgerun.models.places import Pass
 from edgerun.models.ranks import RecordedSum
 from edgerun.models.reductions import reductions
@@ -40,15 +43,32 @@ class Conductor:
         self._since: list[RankTimes] = []
         self._told = monotonic()
         self._teller: Teller | None = None
+        self._copies: Copies | None = None
+        self._copier: Copier | None = None
 
     @property
     def size(self) -> int:
         """Ranks."""
         return self._collective.size
 
-    def follow(self, pool: PagePool) -> None:
-        """The others shall hold what this pool's sequences hold."""
-        self._teller = Teller(pool)
+    def follow(self, pool: PagePool, copies: Copies | None = None, heads: Sequence[Sequence[Heads]] = ()) -> None:
+        """The others shall hold what this pool's sequences hold. copies: of keys and values, of which all ranks have
+        these `heads` (`copying.heads_of`)."""
+        self._teller, self._copies = Teller(pool), copies
+        teller = self._teller
+        if copies is None:
+            return
+
+        def copied(group: int, to: Page, source: Page) -> None:
+            copies.forget(to)
+            teller.copied(group, to, source)
+
+        pool.copied = copied
+        self._copier = Copier(self._collective, copies, heads, pool, teller)
+
+    def give_back(self, kept: Sequence[Kept]) -> int:
+        """See `Copier.give_back`. Before the first pass."""
+        return 0 if self._copier is None else self._copier.give_back(kept)
 
     def watch(self, watcher: SpanSink | None) -> None:
         """As `HeadRanks.watch`."""
@@ -73,12 +93,17 @@ class Conductor:
     def run(self, task: Pass, x: F32, compute: Callable[[], F32]) -> F32:
         """As `HeadRanks.run`."""
         assert self._teller is not None  # follow
+        began = perf_counter()
+        if self._copies is not None:
+            self._copies.writes(task)
         self._collective.announce(self._teller.said(task))
         self._collective.broadcast(x)
         logits = self.lockstep.run(reductions(self._spec, task.rows, self.size), compute)
         assert logits is not None  # this is the head
         if len(logits):
             self._note(self.lockstep.times)
+        if self._copier is not None and self.size > 1:
+            self._copier.copy(task, perf_counter() - began)
         return logits
 
     def _note(self, times: list[RankTimes]) -> None:

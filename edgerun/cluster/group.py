@@ -1,8 +1,9 @@
 """A model that a group of devices computes, and goes on computing when one of them is gone.
 
 The head divides the model among those who are there. When a device is lost in a step, it divides it anew among who is
-left (itself at least): all keys and values are forgotten, the step raises PagesLostError, and whoever has the tokens
-has them computed again. A device that comes takes part from the next prompt on.
+left (itself at least): keys and values are forgotten but for what it has copies of (`copies.py`), the step raises
+PagesLostError, and whoever has the tokens has the others computed again. A device that comes takes part from the next
+prompt on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from edgerun.cluster.assembly import Assembly
 from edgerun.cluster.at_once import Stop
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.copies import Copies, Kept
+from edgerun.cluster.copying import heads_of, hold_alone
 from edgerun.cluster.cuts import cuts_of
 from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
@@ -51,7 +54,8 @@ _IDLE_S = 0.5  # after a step the head is still taken to be at work
 @dataclass(frozen=True)
 class Formed:
     """The head's part of a group. conductor: None where it is alone; wave_tokens: of a wave, that suits all ranks;
-    others: what ranks 1, 2, ... can do; judge: of them, where there are some."""
+    others: what ranks 1, 2, ... can do; judge: of them, where there are some. shares: of all ranks, none where the
+    head has the whole model; copies_bytes: as `Copies.limit_bytes`."""
 
     spec: ModelSpec
     opened: OpenedShard
@@ -60,6 +64,8 @@ class Formed:
     close: Callable[[], None]
     others: tuple[Ability, ...] = ()
     judge: Judge | None = None
+    shares: tuple[Share, ...] = ()
+    copies_bytes: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -202,15 +208,16 @@ def _divided(
         collective.wait_with(opened.kernels.threads)
         conductor = Conductor(collective, shard, opened.store, worked, edges)
         limits = _limits(collective.gather(limits_of(shard, opened)), names)
+        copies_bytes = 0 if opened.store.wave_tokens else opened.kv_limit_bytes  # what streams needs all memory
         waves = [wave for wave, _ in limits if wave > 0]
         pages = [page for _, page in limits if page >= 0]
         if pages:
             limit = min(pages) * sum(group.page_bytes for group in kv_groups(shard, opened.kv))
             opened = OpenedShard(opened.kernels, opened.store, opened.kv, limit)
         wave_tokens = min(waves, default=0)
-        return Formed(
-            shard, opened, conductor, wave_tokens, stack.pop_all().close, tuple(others), judge if others else None
-        )
+        judged = judge if others else None
+        close = stack.pop_all().close
+        return Formed(shard, opened, conductor, wave_tokens, close, tuple(others), judged, shares, copies_bytes)
 
 
 def _viewed(model: Whole, share: Share) -> tuple[GgufFile, ModelSpec]:
@@ -261,16 +268,17 @@ class GroupDecoder(Decoder):
         self._model, formed = form(model, assembly, events)
         self._formed = formed
         opened = formed.opened
+        self._copies = Copies(kv_groups(model.spec, opened.kv), formed.copies_bytes)
         super().__init__(
             formed.spec,
             opened.store,
             opened.kernels,
             context=model.options.context,
-            kv_ledger=KvLedger(opened.kv_limit_bytes),
+            kv_ledger=KvLedger(opened.kv_limit_bytes, self._copies.make_room),
             kv=opened.kv,
             ranks=formed.conductor,
         )
-        self._follow(formed)
+        self._follow(formed, ())
 
     @property
     def size(self) -> int:
@@ -289,7 +297,7 @@ class GroupDecoder(Decoder):
 
     def before_prompt(self) -> None:
         """As `Decoder.before_prompt`: devices that came take part from here on, and one that the others are faster
-        without does not. Then all sequences are empty."""
+        without does not. Then sequences have what there were copies of."""
         slow = None if self._formed is None or self._formed.judge is None else self._formed.judge.slow
         if slow is not None and self._fits_without(slow.rank):
             name = self._assembly.names()[slow.rank - 1]
@@ -302,7 +310,8 @@ class GroupDecoder(Decoder):
             self.divide_anew("a device has come")
 
     def step(self, batch: Batch, *, cancelled: Callable[[], bool] | None = None) -> list[F32 | None]:
-        """As `Decoder.step`. PagesLostError when the model had to be divided anew: every sequence is empty now."""
+        """As `Decoder.step`. PagesLostError when the model had to be divided anew: every sequence has what there were
+        copies of, or nothing."""
         if self._formed is None:
             raise self._lost("there was no group")
         lengths = [each.sequence.length for each in batch.stretches]
@@ -337,34 +346,63 @@ class GroupDecoder(Decoder):
         self._assembly.close()
 
     def divide_anew(self, why: str, *, is_lost: bool = False) -> None:
-        """Among who is there now. All sequences are empty then, of all ranks. is_lost: it is because of a loss."""
-        self._events(Notice(f"the model is divided anew: {why}"))
-        formed, self._formed = self._formed, None
-        if formed is not None:
-            formed.close()
-        if is_lost and self._must_cut():
-            self._assembly.regain(_REGAIN_S)
-        self._model, formed = form(self._model, self._assembly, self._events)
-        self._formed = formed
-        opened, spec = formed.opened, formed.spec
-        self.pages.ledger.limit_bytes = opened.kv_limit_bytes
-        self.pages.lay_out(kv_groups(spec, opened.kv))
-        self.use(spec, opened.store, opened.kernels, formed.conductor)
-        self._follow(formed)
+        """Among who is there now. Then sequences have what there were copies of, on all ranks. is_lost: it is because
+        of a loss."""
+        kept = self._copies.kept()
+        for _ in range(_MOST_TRIES):
+            self._events(Notice(f"the model is divided anew: {why}"))
+            formed, self._formed = self._formed, None
+            if formed is not None:
+                formed.close()
+            if is_lost and self._must_cut():
+                self._assembly.regain(_REGAIN_S)
+            self._model, formed = form(self._model, self._assembly, self._events)
+            self._formed = formed
+            opened, spec = formed.opened, formed.spec
+            self.pages.ledger.limit_bytes = opened.kv_limit_bytes
+            self._copies.clear()
+            self._copies.limit_bytes = formed.copies_bytes
+            self.pages.lay_out(kv_groups(spec, opened.kv))
+            self.use(spec, opened.store, opened.kernels, formed.conductor)
+            try:
+                self._follow(formed, kept)
+            except LostPeerError as error:  # while it was given what was kept, of which nothing is lost by that
+                why, is_lost = str(error), True
+            else:
+                return
+        raise LostPeerError("devices come and go: there is no group of them")
 
     def _lost(self, why: str) -> PagesLostError:
         self.divide_anew(why, is_lost=True)
         return PagesLostError(f"the model was divided anew ({why}); what was held is computed again")
 
-    def _follow(self, formed: Formed) -> None:
+    def _follow(self, formed: Formed, kept: Sequence[Kept]) -> None:
+        """Have all ranks hold what this one's sequences hold, and sequences what was kept of them. LostPeerError."""
         self.wave_tokens = formed.wave_tokens
-        if formed.conductor is None:
+        copies, conductor = self._copies, formed.conductor
+        if conductor is None:
             self.pages.copied = None
+            n_positions = hold_alone(kept, copies.groups, self.pages)
+        else:
+            heads = [heads_of(self._model.spec, share, copies.groups) for share in formed.shares]
+            conductor.follow(self.pages, copies, heads)
+            n_positions = self._given_back(conductor, kept) if kept else 0
+        if n_positions:
+            self._events(Notice(f"keys and values of {n_positions} positions were kept, and are not computed again"))
+        if self.size == 1:
+            copies.clear()
             return
-        formed.conductor.follow(self.pages)
         # A group of two, without the other, is this device, which needs no shard unless sums are made of units.
         if len(formed.others) > 1 or (formed.others and self._model.in_units):
             self._assembly.prepare(lambda lost, pace: self._cut_without(formed, lost, pace), self._is_busy)
+
+    def _given_back(self, conductor: Conductor, kept: Sequence[Kept]) -> int:
+        """By the head's own thread, as steps are."""
+        try:
+            return self._thread.call(lambda: conductor.give_back(kept))
+        except BaseException:
+            self._thread.wait()
+            raise
 
     def _cut_without(self, formed: Formed, lost: int, pace: Callable[[], None]) -> list[ShardSource]:
         """See `CutWithout`."""

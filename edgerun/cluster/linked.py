@@ -6,6 +6,8 @@ ways (`ways.py`) and a choice of format.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgerun.cluster.collective import F32, HEAD, MOST_MESSAGE_BYTES
@@ -82,6 +84,15 @@ class LinkedCollective:
         else:
             peers.swap({}, {HEAD: flat.size}, EXACT)
             peers.read(HEAD, flat, EXACT)
+
+    def scatter(self, parts: Sequence[F32], out: F32) -> None:
+        peers = self.peers
+        peers.next_call()
+        if peers.rank == HEAD:
+            peers.swap({rank: peers.write(_flat(parts[rank]), EXACT, rank) for rank in peers.others}, {}, EXACT)
+        else:
+            peers.swap({}, {HEAD: out.size}, EXACT)
+            peers.read(HEAD, _flat(out), EXACT)
 
     def gather(self, x: F32) -> list[F32]:
         peers, flat = self.peers, _flat(x)

@@ -82,6 +82,13 @@ class LocalCollective:
         else:
             x[...] = _floats(self._receive(HEAD), x.size).reshape(x.shape)
 
+    def scatter(self, parts: Sequence[F32], out: F32) -> None:
+        if self._rank == HEAD:
+            for rank in range(1, self.size):
+                self._send(parts[rank].tobytes(), [rank])
+        else:
+            out[...] = _floats(self._receive(HEAD), out.size).reshape(out.shape)
+
     def gather(self, x: F32) -> list[F32]:
         if self._rank != HEAD:
             self._send(x.tobytes(), [HEAD])

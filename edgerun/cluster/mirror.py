@@ -1,5 +1,5 @@
 """What the head tells the others of a pass: which positions of which sequences its rows are, and in what pages these
-lie. Neither text nor tokens.
+lie. Neither text nor tokens. Between passes it says of which blocks it wants copies, or gives them back (`copying.py`).
 
 All ranks hold a sequence's keys and values in pages of the same positions, each of its own heads. Who holds which page
 is decided on the head alone, by its `KvSequence`s; the others follow. So sequences that are cut, copied, begun with
@@ -8,18 +8,22 @@ what others had, or forgotten need nothing but the tables of those that take par
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import msgspec
+import numpy as np
 
 from edgerun.cluster.collective import MOST_MESSAGE_BYTES
 from edgerun.errors import FormatError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv import KvSequence, PagePool
+from edgerun.kv.blocks import BLOCKS, U8, block_bytes, read_block, write_block
 from edgerun.kv.page import Page
 from edgerun.models.places import Pass, Run
 
 _MOST_SEQUENCES = 1 << 12
+MOST_BLOCKS_BYTES = 1 << 26  # of one rank at once
 
 
 class SaidRun(msgspec.Struct, frozen=True, array_like=True):
@@ -46,7 +50,7 @@ class SaidCopy(msgspec.Struct, frozen=True, array_like=True):
     source: int
 
 
-class SaidPass(msgspec.Struct, frozen=True, array_like=True):
+class SaidPass(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """A pass. Copies come first, then tables; `ended` sequences are gone before both, `freed` pages after copies."""
 
     runs: list[SaidRun]
@@ -56,6 +60,29 @@ class SaidPass(msgspec.Struct, frozen=True, array_like=True):
     copies: list[SaidCopy]
     freed: list[int]
     ended: list[int]
+
+
+class SaidBlock(msgspec.Struct, frozen=True, array_like=True):
+    """A block of a page, by its number there (`kv.blocks`)."""
+
+    group: int
+    page: int
+    number: int
+
+
+class SaidWant(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The head wants these; each rank gives it its part of them, one after another."""
+
+    blocks: list[SaidBlock]
+
+
+class SaidBack(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Each rank gets its part of these, in pages that may be new to it, and says whether it has them."""
+
+    blocks: list[SaidBlock]
+
+
+Said = SaidPass | SaidWant | SaidBack
 
 
 class Teller:
@@ -69,7 +96,7 @@ class Teller:
         self._tables: WeakKeyDictionary[KvSequence, list[object]] = WeakKeyDictionary()  # lists as they were told
         self._copies: list[SaidCopy] = []
         self._next = 1
-        pool.copied = self._copied
+        pool.copied = self.copied
 
     def said(self, task: Pass) -> bytes:
         """A pass as a message."""
@@ -92,7 +119,14 @@ class Teller:
         self._told_pages, self._told_sequences = alive, here
         return message
 
-    def _copied(self, group: int, to: Page, source: Page) -> None:
+    def number_of(self, page: Page) -> int:
+        """Of a page that the others hear of with it."""
+        number = self._page_number(page)
+        self._told_pages.add(number)
+        return number
+
+    def copied(self, group: int, to: Page, source: Page) -> None:
+        """A page took over what is in another."""
         self._copies.append(SaidCopy(group, self._page_number(to), self._page_number(source)))
 
     def _page_number(self, page: Page) -> int:
@@ -184,6 +218,38 @@ class Follower:
             pages = [self._page(table.group, number) if number else None for number in table.pages]
             self._sequence(table.sequence).hold(table.group, pages, 0)
 
+    def check_blocks(self, blocks: Sequence[SaidBlock]) -> int:
+        """Bytes of these together, here. FormatError for such as no page has, or for more than go at once."""
+        sizes = [block_bytes(group) for group in self._pool.groups]
+        if any(not 0 <= block.group < len(sizes) or not 0 <= block.number < BLOCKS for block in blocks):
+            raise FormatError("blocks that no page has")
+        n_bytes = sum(sizes[block.group] for block in blocks)
+        if n_bytes > MOST_BLOCKS_BYTES:
+            raise FormatError(f"{n_bytes} bytes of blocks at once; at most {MOST_BLOCKS_BYTES} go")
+        return n_bytes
+
+    def read(self, blocks: Sequence[SaidBlock]) -> U8:
+        """What is in these, one after another. FormatError where a page is not known here."""
+        data = np.empty(self.check_blocks(blocks), np.uint8)
+        for block, part in self._parts(blocks, data):
+            group, page = self._pages.get(block.page, (-1, None))
+            if page is None or group != block.group:
+                raise FormatError(f"a block of page {block.page}, which its group does not hold")
+            part[...] = read_block(page, self._pool.groups[group], block.number)
+        return data
+
+    def write(self, blocks: Sequence[SaidBlock], data: U8) -> None:
+        """`read`'s way back, into pages that may be new. DoesNotFitError where there is no memory for one."""
+        for block, part in self._parts(blocks, data):
+            write_block(self._page(block.group, block.page), self._pool.groups[block.group], block.number, part)
+
+    def _parts(self, blocks: Sequence[SaidBlock], data: U8) -> Iterator[tuple[SaidBlock, U8]]:
+        at = 0
+        for block in blocks:
+            end = at + block_bytes(self._pool.groups[block.group])
+            yield block, data[at:end]
+            at = end
+
     def release(self) -> None:
         """Let go of everything."""
         self._sequences.clear()
@@ -208,11 +274,11 @@ class Follower:
         return known[1]
 
 
-def parsed(message: bytes) -> SaidPass:
+def parsed(message: bytes) -> Said:
     """A message of the head's. FormatError for one that no head says."""
     if len(message) > MOST_MESSAGE_BYTES:
         raise FormatError(f"a message of {len(message)} bytes")
     try:
-        return msgspec.msgpack.decode(message, type=SaidPass)
+        return msgspec.msgpack.decode(message, type=Said)
     except msgspec.DecodeError as error:
-        raise FormatError(f"not a pass: {error}") from None
+        raise FormatError(f"neither a pass nor blocks: {error}") from None

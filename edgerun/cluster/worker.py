@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 
 from edgerun.cluster.collective import Collective
+from edgerun.cluster.copying import give_blocks, take_blocks
 from edgerun.cluster.lockstep import Lockstep, PassEnded
-from edgerun.cluster.mirror import Follower, parsed
+from edgerun.cluster.mirror import Follower, SaidBack, SaidWant, parsed
 from edgerun.cluster.shard_file import open_shard
 from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, UnsupportedError
 from edgerun.events import EventSink, Notice, ignore, never
@@ -130,11 +131,17 @@ def heard_limits(each: F32) -> tuple[int, int]:
 
 
 def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: Follower, events: EventSink) -> bool:
-    """One pass; False: there are no more."""
+    """One pass, or blocks that go to the head or come from it; False: there are no more."""
     message = collective.announce(b"")
     if not message:
         return False
     said, spec = parsed(message), passes.spec
+    if isinstance(said, SaidWant):
+        give_blocks(said, follower, collective)
+        return True
+    if isinstance(said, SaidBack):
+        take_blocks(said, follower, collective)
+        return True
     rows = follower.check(said)
     is_few = said.few and rows <= len(passes.few.x)
     x = passes.few.x[:rows] if is_few else np.empty((rows, spec.d_model), np.float32)

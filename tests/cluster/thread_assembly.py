@@ -59,6 +59,10 @@ class Mortal:
         self._live()
         self._inner.broadcast(x)
 
+    def scatter(self, parts: Sequence[F32], out: F32) -> None:
+        self._live()
+        self._inner.scatter(parts, out)
+
     def gather(self, x: F32) -> list[F32]:
         self._live()
         return self._inner.gather(x)

@@ -1,0 +1,176 @@
+"""The head's copies of the keys and values of all ranks, so that a loss does not cost what a text's beginning took.
+
+A loss makes new shares, and each rank needs the keys and values of other heads than it had. So copies are kept in a
+form that knows no shares: blocks of `kernels.attention_layout.KEYS` positions with all heads (`kv.blocks`), as bytes as
+they lie in pages. All are at the head, without which the run is over anyway: so whoever else is lost, several at once
+or one while the others are given what they need, has nothing that is missing then. Copies belong to the head's pages,
+and so do right whichever sequences hold these, and go when nobody does any more.
+
+Only whole blocks are copied. What came after them is computed again from its tokens, as is everything of which there is
+no copy: where the head has no memory for it, or had no time yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from edgerun.cluster.mirror import MOST_BLOCKS_BYTES
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
+from edgerun.kv import Group, KvSequence, Page
+from edgerun.kv.blocks import BLOCKS, U8, block_bytes
+from edgerun.models.places import Pass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block: of a page of a group, by its number there."""
+
+    group: int
+    page: Page
+    number: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The longest beginning of a sequence of which there are copies of all that the next position sees. blocks: of each
+    group, those of the pages by their index."""
+
+    sequence: KvSequence
+    length: int
+    blocks: Sequence[dict[int, list[U8]]]
+
+
+class Copies:
+    """`groups`: of the whole model's layers. limit_bytes: of copies and of what the head's own pages take, together;
+    None: nobody counts. For one thread at a time."""
+
+    def __init__(self, groups: Sequence[Group], limit_bytes: int | None) -> None:
+        self.groups = tuple(groups)
+        self.limit_bytes = limit_bytes
+        self._sizes = [block_bytes(group) for group in groups]
+        self._blocks: WeakKeyDictionary[Page, tuple[int, list[U8]]] = (
+            WeakKeyDictionary()
+        )  # the group, and from its first
+        self._whole: WeakKeyDictionary[KvSequence, int] = WeakKeyDictionary()  # pages from the first that lack nothing
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all copies."""
+        return sum(self._sizes[group] * len(blocks) for group, blocks in self._blocks.values())
+
+    def writes(self, task: Pass) -> None:
+        """Before a pass: there is no copy any more of what it will write, whether it succeeds or not."""
+        for run in task.runs:
+            first, end = run.start // KEYS_PER_PAGE, -(-(run.start + run.rows) // KEYS_PER_PAGE)
+            self._whole[run.sequence] = min(self._whole.get(run.sequence, 0), first)
+            for pages in run.sequence.held():
+                for index, page in enumerate(pages[first:end], first):
+                    if page is not None:
+                        self._cut(page, max(0, run.start - index * KEYS_PER_PAGE) // KEYS)
+
+    def forget(self, page: Page) -> None:
+        """Something else is in the page now."""
+        self._cut(page, 0)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._blocks.clear()
+        self._whole.clear()
+
+    def missing(self, task: Pass, most_bytes: int) -> list[Place]:
+        """Blocks that are full after a pass of which there are no copies, the earliest first: of so many bytes, or
+        one."""
+        found: list[Place] = []
+        for run in task.runs:
+            end, held = run.start + run.rows, run.sequence.held()
+            for index in range(self._whole.get(run.sequence, 0), -(-end // KEYS_PER_PAGE)):
+                full = min(BLOCKS, end // KEYS - index * BLOCKS)
+                lacking = [
+                    Place(group, page, number)
+                    for group, page in enumerate(pages[index] if index < len(pages) else None for pages in held)
+                    if page is not None
+                    for number in range(self._count(page), full)
+                ]
+                if full == BLOCKS and not lacking and index == self._whole.get(run.sequence, 0):
+                    self._whole[run.sequence] = index + 1
+                for place in lacking:
+                    most_bytes -= self._sizes[place.group]
+                    if most_bytes < 0 and found:
+                        return found
+                    found.append(place)
+        return found
+
+    def add(self, place: Place, block: U8) -> None:
+        """The copy of the next block of a page."""
+        _, blocks = self._blocks.setdefault(place.page, (place.group, []))
+        assert len(blocks) == place.number and block.size == self._sizes[place.group]
+        blocks.append(block)
+
+    def restore(self, page: Page, group: int, blocks: Sequence[U8]) -> None:
+        """These are in a page now, from the first on."""
+        self._blocks[page] = group, list(blocks)
+
+    def empty_block(self, group: int) -> U8:
+        """To be filled, and added."""
+        return np.empty(self._sizes[group], np.uint8)
+
+    def has_room(self, places: Iterable[Place], held_bytes: int) -> bool:
+        """Whether copies of these may be added where the head's pages take so much."""
+        if max(self._sizes, default=0) > MOST_BLOCKS_BYTES:  # does not go at once
+            return False
+        more = sum(self._sizes[place.group] for place in places)
+        return self.limit_bytes is None or held_bytes + self.n_bytes + more <= self.limit_bytes
+
+    def make_room(self, held_bytes: int) -> None:
+        """The head's pages will take so much: the newest copies give way, without which the others are of use."""
+        if self.limit_bytes is None:
+            return
+        excess = self.n_bytes + held_bytes - self.limit_bytes
+        for page in reversed(list(self._blocks)):
+            if excess <= 0:
+                return
+            group, blocks = self._blocks.pop(page)
+            excess -= self._sizes[group] * len(blocks)
+            self._whole.update(dict.fromkeys(self._whole, 0))
+
+    def kept(self) -> list[Kept]:
+        """Of all sequences that somebody may go on with."""
+        found = []
+        for sequence in list(self._whole):
+            if not sequence.spare:
+                found += self._longest(sequence)
+        return found
+
+    def _longest(self, sequence: KvSequence) -> list[Kept]:
+        """Of one sequence; nothing where there is no copy of use."""
+        held = sequence.held()
+        for length in range(sequence.length // KEYS * KEYS, 0, -KEYS):
+            found = [self._copied(group, pages, length) for group, pages in zip(self.groups, held, strict=True)]
+            if all(blocks is not None for blocks in found):
+                return [Kept(sequence, length, [blocks for blocks in found if blocks is not None])]
+        return []
+
+    def _copied(self, group: Group, pages: Sequence[Page | None], length: int) -> dict[int, list[U8]] | None:
+        """Of one group's pages, by their index, the blocks of all that position `length` sees; None where one lacks."""
+        found: dict[int, list[U8]] = {}
+        for index in sorted({*group.seen_pages(length), (length - 1) // KEYS_PER_PAGE}, reverse=True):
+            page = pages[index] if index < len(pages) else None
+            needed = min(BLOCKS, length // KEYS - index * BLOCKS)
+            if page is None or self._count(page) < needed:
+                return None
+            found[index] = self._blocks[page][1][:needed]
+        return found
+
+    def _count(self, page: Page) -> int:
+        """Blocks of the page that there are copies of."""
+        known = self._blocks.get(page)
+        return 0 if known is None else len(known[1])
+
+    def _cut(self, page: Page, count: int) -> None:
+        known = self._blocks.get(page)
+        if known is not None:
+            del known[1][count:]

@@ -1,0 +1,192 @@
+"""How copies of keys and values come to the head (`copies.py`), and what all ranks get of them after a loss.
+
+Both happen in lockstep, between two passes and on the connections of sums: the head says of which blocks, then all
+ranks give it their parts, or it gives each its part. So nobody writes a block while it is copied. Copying takes a small
+part of the time that passes take, measured on the way: where it falls behind, as on slow links, more is computed again
+after a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from edgerun.cluster.collective import Collective
+from edgerun.cluster.copies import Copies, Kept, Place
+from edgerun.cluster.mirror import Follower, SaidBack, SaidBlock, SaidWant, Teller
+from edgerun.errors import DoesNotFitError, LostPeerError
+from edgerun.kernels.interface import F32
+from edgerun.kv import Group, PagePool
+from edgerun.kv.blocks import U8, Heads, part_bytes, pick_heads, put_heads, read_block, write_block
+from edgerun.kv.saved import page_form, page_name
+from edgerun.models.places import Pass
+from edgerun.models.share import Share, kv_heads_of
+from edgerun.models.spec import ModelSpec
+
+# Of the time of passes that copying may take: of tokens, and of prompts, of which 0.04 is enough by 1 Gb/s where a
+# position takes 5 ms.
+_OF_TOKENS, _OF_PROMPTS = 0.03, 0.06
+_MOST_ALLOWED_S = 1.0  # that it may take at once
+_ROUND_BYTES = 2 << 20  # of blocks with all heads that are copied, or given, before somebody looks at the time
+
+
+def heads_of(spec: ModelSpec, share: Share, groups: Sequence[Group]) -> list[Heads]:
+    """Of each group of the whole model's layers, the heads that a share has."""
+    return [[kv_heads_of(spec.layers[layer], share.layers[layer].heads) for layer in group.layers] for group in groups]
+
+
+class Copier:
+    """On the head, of one group. heads: of each rank, as of `heads_of`; pool, teller: of the head's own pages."""
+
+    def __init__(
+        self, collective: Collective, copies: Copies, heads: Sequence[Sequence[Heads]], pool: PagePool, teller: Teller
+    ) -> None:
+        self._collective = collective
+        self._copies = copies
+        self._heads = heads
+        self._pool = pool
+        self._teller = teller
+        self._allowed_s = 0.0
+
+    def copy(self, task: Pass, took_s: float) -> None:
+        """After a pass, which took so long: what of its sequences is not copied, as far as there is time for it, and
+        memory. LostPeerError."""
+        share = _OF_TOKENS if task.few else _OF_PROMPTS
+        self._allowed_s = min(self._allowed_s + share * took_s, _MOST_ALLOWED_S)
+        while self._allowed_s > 0:
+            places = self._copies.missing(task, _ROUND_BYTES)
+            if not places or not self._copies.has_room(places, self._pool.ledger.held_bytes):
+                return
+            began = perf_counter()
+            self._fetch(places)
+            self._allowed_s -= perf_counter() - began
+
+    def give_back(self, kept: Sequence[Kept]) -> int:
+        """After a loss: sequences hold again, on all ranks, what was kept of them; how many positions that are. What
+        somebody has no memory for stays forgotten. LostPeerError: then nothing is held."""
+        groups, heads = self._copies.groups, self._heads[0]
+        taken = [each for each in kept if _is_held(each, groups, self._pool, heads)]
+        is_held = all([self._give(places, blocks) for places, blocks in self._rounds(taken)])
+        for each in taken:
+            if not is_held:
+                each.sequence.release()
+                continue
+            each.sequence.restored(each.length)
+            for place, blocks in _pages(each):
+                self._copies.restore(place.page, place.group, blocks)
+        return sum(each.length for each in taken) if is_held else 0
+
+    def _fetch(self, places: Sequence[Place]) -> None:
+        self._announce(SaidWant, places)
+        groups, copies = self._pool.groups, self._copies
+        mine = [read_block(place.page, groups[place.group], place.number) for place in places]
+        parts = [part.view(np.uint8) for part in self._collective.gather(np.concatenate(mine).view(np.float32))]
+        at = [0] * len(parts)
+        blocks = []
+        for place in places:
+            group = copies.groups[place.group]
+            block = copies.empty_block(place.group)
+            for rank, heads in enumerate(self._heads):
+                end = at[rank] + part_bytes(group, heads[place.group])
+                if end > parts[rank].size:
+                    raise LostPeerError(f"rank {rank} gave less than its keys and values")
+                put_heads(parts[rank][at[rank] : end], block, group, heads[place.group])
+                at[rank] = end
+            blocks.append(block)
+        if at != [part.size for part in parts]:
+            raise LostPeerError("a rank gave more than its keys and values")
+        for place, block in zip(places, blocks, strict=True):
+            copies.add(place, block)
+
+    def _rounds(self, taken: Sequence[Kept]) -> Iterator[tuple[list[Place], list[U8]]]:
+        """All blocks that the others lack, so many at a time."""
+        places: list[Place] = []
+        found: list[U8] = []
+        n_bytes = 0
+        for page, blocks in (each for kept in taken for each in _pages(kept)):
+            for number, block in enumerate(blocks):
+                places.append(Place(page.group, page.page, number))
+                found.append(block)
+                n_bytes += block.size
+                if n_bytes >= _ROUND_BYTES:
+                    yield places, found
+                    places, found, n_bytes = [], [], 0
+        if places:
+            yield places, found
+
+    def _give(self, places: Sequence[Place], blocks: Sequence[U8]) -> bool:
+        """Each rank its part of these; whether all had room for it."""
+        if self._collective.size == 1:
+            return True
+        self._announce(SaidBack, places)
+        parts: list[F32] = []
+        for heads in self._heads:
+            picked = [
+                pick_heads(block, self._copies.groups[place.group], heads[place.group])
+                for place, block in zip(places, blocks, strict=True)
+            ]
+            parts.append(np.concatenate(picked).view(np.float32))
+        self._collective.scatter(parts, parts[0])
+        told = self._collective.gather(np.ones(1, np.float32))
+        return all(each.size == 1 and each[0] == 1 for each in told)
+
+    def _announce(self, kind: type[SaidWant] | type[SaidBack], places: Sequence[Place]) -> None:
+        said = [SaidBlock(place.group, self._teller.number_of(place.page), place.number) for place in places]
+        self._collective.announce(msgspec.msgpack.encode(kind(said)))
+
+
+def hold_alone(kept: Sequence[Kept], groups: Sequence[Group], pool: PagePool) -> int:
+    """`Copier.give_back` of a head that has the whole model."""
+    heads = [[range(each.kv_heads) for each in group.layouts] for group in groups]
+    taken = [each for each in kept if _is_held(each, groups, pool, heads)]
+    for each in taken:
+        each.sequence.restored(each.length)
+    return sum(each.length for each in taken)
+
+
+def _is_held(kept: Kept, groups: Sequence[Group], pool: PagePool, heads: Sequence[Heads]) -> bool:
+    """Whether the head has room for what was kept of a sequence; then its own part, of these heads, is in its pages."""
+    forms = {
+        page_name(number, index): page_form(pool.groups[number])
+        for number, blocks in enumerate(kept.blocks)
+        for index in blocks
+    }
+    try:
+        kept.sequence.make_ready(kept.length, forms)
+    except DoesNotFitError:
+        return False
+    for place, blocks in _pages(kept):
+        for number, block in enumerate(blocks):
+            part = pick_heads(block, groups[place.group], heads[place.group])
+            write_block(place.page, pool.groups[place.group], number, part)
+    return True
+
+
+def _pages(kept: Kept) -> Iterator[tuple[Place, list[U8]]]:
+    """The pages that a sequence has for what was kept of it, and their blocks."""
+    for number, (pages, blocks) in enumerate(zip(kept.sequence.held(), kept.blocks, strict=True)):
+        for index, some in sorted(blocks.items()):
+            page = pages[index]
+            assert page is not None  # make_ready
+            yield Place(number, page, 0), some
+
+
+def give_blocks(said: SaidWant, follower: Follower, collective: Collective) -> None:
+    """On another rank: its part of the blocks that the head wants. FormatError for what no head says."""
+    collective.gather(follower.read(said.blocks).view(np.float32))
+
+
+def take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> None:
+    """On another rank: hold its part of what the head gives, and say whether there was room. FormatError for what no
+    head says."""
+    data = np.empty(follower.check_blocks(said.blocks), np.uint8)
+    collective.scatter((), data.view(np.float32))
+    try:
+        follower.write(said.blocks, data)
+    except DoesNotFitError:
+        collective.gather(np.zeros(1, np.float32))
+    else:
+        collective.gather(np.ones(1, np.float32))

@@ -1,0 +1,173 @@
+"""Copies of keys and values: what a loss leaves of a text is what computing it again would give, to the bit, and is not
+computed again; what there is no copy of, or no room for, is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun.cluster import copying
+from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.copies import Copies
+from edgerun.cluster.copying import heads_of
+from edgerun.cluster.group import GroupDecoder, Whole
+from edgerun.cluster.mirror import Follower, SaidBack, SaidBlock
+from edgerun.cluster.shards import ShardStore
+from edgerun.cluster.shares import Ability, divide
+from edgerun.cluster.worker import OpenedShard, RankOptions
+from edgerun.errors import FormatError, PagesLostError, UnsupportedError
+from edgerun.events import ignore
+from edgerun.kernels import load_kernels
+from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
+from edgerun.kernels.kv_formats import F16, KV_FORMATS, Q4_0, Q8_0
+from edgerun.kernels.page_arrays import read_positions, write_positions
+from edgerun.kv import Group, KvLedger, KvOptions, KvSequence, Page, PagePool
+from edgerun.kv.blocks import BLOCKS, block_bytes, pick_heads, put_heads, read_block, write_block
+from edgerun.kv.groups import KvLayer, layer_groups
+from edgerun.models.holdings import kv_groups
+from edgerun.models.share import spec_of_share
+from edgerun.weights import ResidentStore
+from tests.cluster.in_threads import CONTEXT
+from tests.cluster.thread_assembly import ThreadAssembly
+from tests.models.instances import VOCAB, open_instance
+
+PARTS = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Where instances and their shards are kept, each written once."""
+    return tmp_path_factory.mktemp("copies")
+
+
+@pytest.mark.parametrize("format", [F16, Q8_0, Q4_0], ids=lambda format: format.name)
+def test_a_block_keeps_what_heads_were_written_as(format):
+    """Two ranks' heads, one of which both have, put together and picked apart for a third, which had others."""
+    kv, rng, sizes = KvOptions(format, format), np.random.default_rng(0), [(4, 32, 64), (3, 64, 32)]
+    numbers = [
+        [rng.standard_normal((KEYS_PER_PAGE, heads, dim)).astype(np.float32) for dim in dims] for heads, *dims in sizes
+    ]
+
+    def page_of(some: list[list[int]]) -> tuple[KvSequence, Page, Group]:
+        layers = [KvLayer(len(heads), *dims) for heads, (_, *dims) in zip(some, sizes, strict=True)]
+        parts = [(k[:, heads], v[:, heads]) for heads, (k, v) in zip(some, numbers, strict=True)]
+        pool = PagePool(layer_groups(layers, kv))
+        sequence = KvSequence(pool, KEYS_PER_PAGE)
+        sequence.reserve(KEYS_PER_PAGE)
+        with np.errstate(invalid="ignore"):  # blocks that are not written yet
+            for layer, (k, v) in enumerate(parts):
+                write_positions(sequence.pages(layer), 0, k, v)
+        return sequence, sequence.held()[0][0], pool.groups[0]
+
+    _, whole, group = page_of([[0, 1, 2, 3], [0, 1, 2]])
+    third, theirs, their_group = page_of([[3, 0], [0]])
+    wanted, _, _ = page_of([[1, 3], [2]])
+    for number in range(BLOCKS - 1):
+        block = np.zeros(block_bytes(group), np.uint8)
+        for some in ([[0, 1], [0]], [[1, 2, 3], [1, 2]]):
+            _, page, page_group = page_of(some)
+            put_heads(read_block(page, page_group, number), block, group, some)
+        np.testing.assert_array_equal(block, read_block(whole, group, number))
+        write_block(theirs, their_group, number, pick_heads(block, group, [[1, 3], [2]]))
+    for layer in range(2):
+        both = (read_positions(each.pages(layer), 0, KEYS_PER_PAGE) for each in (third, wanted))
+        for got, want in zip(*both, strict=True):
+            same = (got == want).all(axis=(0, 2))
+            assert same[: 3 * KEYS].all() and not same[3 * KEYS :].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["llama", "gemma3", "smallthinker"]), PARTS, PARTS, st.booleans())
+def test_whoever_is_lost_every_head_of_a_new_share_was_copied(directory, name, old, new, in_units):
+    """Of any shares and any others: the old ones' parts put together are all heads, of which each new one gets its."""
+    gguf, spec = open_instance(name, directory)
+    with gguf, contextlib.suppress(UnsupportedError):  # more ranks than can have something of it
+        before, after = (divide(spec, spec.tensors, parts, in_units=in_units) for parts in (old, new))
+        groups = kv_groups(spec)
+        for index, group in enumerate(groups):
+            block = np.random.default_rng(0).integers(0, 256, block_bytes(group)).astype(np.uint8)
+            copy = np.zeros_like(block)
+            for share in before:
+                heads = heads_of(spec, share, groups)[index]
+                put_heads(pick_heads(block, group, heads), copy, group, heads)
+            np.testing.assert_array_equal(copy, block)
+            for share in after:
+                part = pick_heads(copy, group, heads_of(spec, share, groups)[index])
+                assert part.size == block_bytes(kv_groups(spec_of_share(spec, share))[index])
+
+
+# -- groups that lose devices -----------------------------------------------------------------------------------------
+
+N = 300  # tokens before the first loss
+IDS = [int(each) for each in np.random.default_rng(1).integers(1, VOCAB, 400)]
+
+
+@contextlib.contextmanager
+def grouped(
+    name: str, others: int, folder, directory, *, kv: str = "f16", kv_bytes: int | None = None
+) -> Iterator[tuple[GroupDecoder, ThreadAssembly]]:
+    """A group of threads whose sums are made of units, so that whoever takes part computes the same bits. kv_bytes: of
+    keys and values that each rank has room for."""
+    options = KvOptions(KV_FORMATS[kv], KV_FORMATS[kv])
+
+    @contextlib.contextmanager
+    def opened(gguf, spec, _options, _events) -> Iterator[OpenedShard]:
+        with contextlib.closing(load_kernels("auto", threads=1, kv=(options.keys, options.values))) as kernels:
+            yield OpenedShard(kernels, ResidentStore(gguf, spec, kernels), options, kv_bytes)
+
+    gguf, spec = open_instance(name, directory)
+    with gguf:
+        assembly = ThreadAssembly([1.0] * others, folder, opened)
+        own, ranks = Ability(1.0, 1 << 40), RankOptions(CONTEXT, kv=kv)
+        whole = Whole(gguf, spec, own, ShardStore(folder), opened, ranks, in_units=True)
+        with contextlib.closing(GroupDecoder(whole, assembly, ignore)) as decoder:
+            yield decoder, assembly
+        assert not assembly.errors
+
+
+def logits_of(decoder: GroupDecoder, ids: Sequence[int], cache: KvSequence) -> np.ndarray:
+    """Of the rest of `ids`, 100 at a time."""
+    found = []
+    while cache.length < len(ids):
+        found.append(decoder.forward(ids[cache.length :][:100], cache, logits="all"))
+    return np.concatenate(found)
+
+
+@pytest.fixture
+def rows(monkeypatch) -> list[int]:
+    """Rows of all passes from now on; copying takes what time it needs."""
+    made: list[int] = []
+    run = Conductor.run
+
+    def counted(self, task, x, compute):
+        made.append(task.rows)
+        return run(self, task, x, compute)
+
+    monkeypatch.setattr(Conductor, "run", counted)
+    for each in ("_OF_TOKENS", "_OF_PROMPTS"):
+        monkeypatch.setattr(copying, each, 1e6)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "kv"), [("llama", "f16"), ("gemma3", "f16"), ("gemma2-silent", "q8_0"), ("gemma2-silent", "q4_0")]
+)
+def test_what_a_loss_leaves_is_what_would_be_computed_again(name, kv, directory, tmp_path, rows):
+    with grouped(name, 0, tmp_path, directory, kv=kv) as (alone, _):
+        wanted = logits_of(alone, IDS, alone.new_cache(CONTEXT))
+    with grouped(name, 3, tmp_path, directory, kv=kv) as (decoder, assembly):
+        cache = decoder.new_cache(CONTEXT)
+        np.testing.assert_array_equal(logits_of(decoder, IDS[:N], cache), wanted[:N])
+        assembly.lose(1, after_calls=5)
+        with pytest.raises(PagesLostError):
+            decoder.forward(IDS[N:], cache)
+        kept = N // KEYS * KEYS
+        assert decoder.size == 3 and cache.length == kept
+        rows.clear()
+        np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[kept:])
+        assert sum(rows) == len(IDS) - kept
