@@ -12,8 +12,9 @@ no copy: where the head has no memory for it, or had no time yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -118,12 +119,15 @@ class Copies:
         """To be filled, and added."""
         return np.empty(self._sizes[group], np.uint8)
 
-    def has_room(self, places: Iterable[Place], held_bytes: int) -> bool:
-        """Whether copies of these may be added where the head's pages take so much."""
-        if max(self._sizes, default=0) > MOST_BLOCKS_BYTES:  # does not go at once
-            return False
-        more = sum(self._sizes[place.group] for place in places)
-        return self.limit_bytes is None or held_bytes + self.n_bytes + more <= self.limit_bytes
+    def fitting(self, places: Sequence[Place], held_bytes: int) -> Sequence[Place]:
+        """The first of these, as far as copies of them have room where the head's pages take so much."""
+        sizes = [self._sizes[place.group] for place in places]
+        if max(sizes) > MOST_BLOCKS_BYTES:  # one does not go at once
+            return ()
+        if self.limit_bytes is None:
+            return places
+        room = self.limit_bytes - held_bytes - self.n_bytes
+        return [place for place, end in zip(places, accumulate(sizes), strict=True) if end <= room]
 
     def make_room(self, held_bytes: int) -> None:
         """The head's pages will take so much: the newest copies give way, without which the others are of use."""
@@ -133,8 +137,10 @@ class Copies:
         for page in reversed(list(self._blocks)):
             if excess <= 0:
                 return
-            group, blocks = self._blocks.pop(page)
-            excess -= self._sizes[group] * len(blocks)
+            group, blocks = self._blocks[page]
+            while blocks and excess > 0:
+                blocks.pop()
+                excess -= self._sizes[group]
             self._whole.update(dict.fromkeys(self._whole, 0))
 
     def kept(self) -> list[Kept]:

@@ -58,10 +58,11 @@ class Copier:
         self._allowed_s = min(self._allowed_s + share * took_s, _MOST_ALLOWED_S)
         while self._allowed_s > 0:
             places = self._copies.missing(task, _ROUND_BYTES)
-            if not places or not self._copies.has_room(places, self._pool.ledger.held_bytes):
+            some = self._copies.fitting(places, self._pool.ledger.held_bytes) if places else places
+            if not some:
                 return
             began = perf_counter()
-            self._fetch(places)
+            self._fetch(some)
             self._allowed_s -= perf_counter() - began
 
     def give_back(self, kept: Sequence[Kept]) -> int:

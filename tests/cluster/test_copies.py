@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from edgerun.cluster import copying
 from edgerun.cluster.conductor import Conductor
-from edgerun.cluster.copies import Copies
 from edgerun.cluster.copying import heads_of
 from edgerun.cluster.group import GroupDecoder, Whole
-from edgerun.cluster.mirror import Follower, SaidBack, SaidBlock
+from edgerun.cluster.local import local_group
+from edgerun.cluster.mirror import MOST_BLOCKS_BYTES, Follower, SaidBlock
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, divide
 from edgerun.cluster.worker import OpenedShard, RankOptions
-from edgerun.errors import FormatError, PagesLostError, UnsupportedError
+from edgerun.errors import DoesNotFitError, FormatError, PagesLostError, UnsupportedError
 from edgerun.events import ignore
 from edgerun.kernels import load_kernels
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
@@ -32,6 +32,7 @@ from edgerun.kv.groups import KvLayer, layer_groups
 from edgerun.models.holdings import kv_groups
 from edgerun.models.share import spec_of_share
 from edgerun.weights import ResidentStore
+from tests.cluster.groups import linked_group, on_all
 from tests.cluster.in_threads import CONTEXT
 from tests.cluster.thread_assembly import ThreadAssembly
 from tests.models.instances import VOCAB, open_instance
@@ -171,3 +172,127 @@ def test_what_a_loss_leaves_is_what_would_be_computed_again(name, kv, directory,
         rows.clear()
         np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[kept:])
         assert sum(rows) == len(IDS) - kept
+
+
+def test_losses_one_after_the_other_and_while_the_first_is_handled(directory, tmp_path, rows):
+    """Three others go: a second one while it is given what was kept, the last one later; forks and a sequence in the
+    same pages go on, too."""
+    with grouped("gemma3", 0, tmp_path, directory) as (alone, _):
+        wanted = logits_of(alone, IDS, alone.new_cache(CONTEXT))
+    with grouped("gemma3", 3, tmp_path, directory) as (decoder, assembly):
+        cache = decoder.new_cache(CONTEXT)
+        logits_of(decoder, IDS[:N], cache)
+        fork = cache.copy(N - 10)
+        np.testing.assert_array_equal(logits_of(decoder, IDS[:310], fork), wanted[N - 10 : 310])
+        assembly.events[2, "begun"] = lambda: assembly.lose(0, after_calls=3)
+        assembly.lose(2, after_calls=5)
+        with pytest.raises(PagesLostError):
+            decoder.forward(IDS[N:], cache)
+        assert decoder.size == 2 and assembly.groups == 3 and not assembly.events
+        assert (cache.length, fork.length) == (256, 256)
+        np.testing.assert_array_equal(logits_of(decoder, IDS, fork), wanted[256:])
+        cache.truncate(100)
+        np.testing.assert_array_equal(logits_of(decoder, IDS[:N], cache), wanted[100:N])
+        assembly.lose(0)
+        with pytest.raises(PagesLostError):
+            decoder.forward(IDS[N:], cache)
+        assert decoder.size == 1 and (cache.length, fork.length) == (256, 384)
+        np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[256:])
+        cache.check_integrity()
+
+
+@pytest.mark.parametrize(("n_blocks", "kept"), [(4, 0), (6, 128), (8, 256)])
+def test_without_room_for_copies_a_text_is_computed_again(n_blocks, kept, directory, tmp_path, rows):
+    """Two pages of the head's are as large as four blocks of all heads: with the second of them copies give way that
+    there was room for."""
+    with grouped("llama", 0, tmp_path, directory) as (alone, _):
+        wanted = logits_of(alone, IDS, alone.new_cache(CONTEXT))
+    with grouped("llama", 3, tmp_path, directory) as (decoder, assembly):
+        (group,) = decoder._copies.groups
+        assert 2 * decoder.pages.groups[0].page_bytes == 4 * block_bytes(group)
+        decoder._copies.limit_bytes = n_blocks * block_bytes(group)
+        cache = decoder.new_cache(CONTEXT)
+        logits_of(decoder, IDS[:200], cache)
+        assert decoder._copies.n_bytes == min(3, n_blocks - 2) * block_bytes(group)
+        logits_of(decoder, IDS[:N], cache)
+        assembly.lose(1, after_calls=5)
+        with pytest.raises(PagesLostError):
+            decoder.forward(IDS[N:], cache)
+        assert cache.length == kept
+        np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[kept:])
+
+
+@pytest.mark.parametrize("lacking", ["a device that takes part", "the head"])
+def test_who_has_no_room_for_what_was_kept_lets_all_compute_it_again(lacking, directory, tmp_path, rows, monkeypatch):
+    with grouped("llama", 0, tmp_path, directory) as (alone, _):
+        wanted = logits_of(alone, IDS, alone.new_cache(CONTEXT))
+    with grouped("llama", 2, tmp_path, directory) as (decoder, assembly):
+        cache = decoder.new_cache(CONTEXT)
+        logits_of(decoder, IDS[:N], cache)
+
+        def refuse(*_: object) -> None:
+            raise DoesNotFitError("no memory")
+
+        assembly.lose(0, after_calls=5)
+        with monkeypatch.context() as patched:
+            patched.setattr(*((Follower, "write") if "device" in lacking else (KvSequence, "make_ready")), refuse)
+            with pytest.raises(PagesLostError):
+                decoder.forward(IDS[N:], cache)
+        assert decoder.size == 2 and cache.length == 0 and cache.n_bytes == 0
+        np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted)
+
+
+# -- what no head says ------------------------------------------------------------------------------------------------
+
+
+def test_blocks_that_no_head_names_are_refused() -> None:
+    pool = PagePool(layer_groups([KvLayer(1, 32, 32), KvLayer(4, 32, 32, window=64)]), KvLedger(None))
+    follower = Follower(pool, 2 * KEYS_PER_PAGE)
+    first, second = map(block_bytes, pool.groups)
+    some = [SaidBlock(0, 1, 3), SaidBlock(1, 2, 0)]
+    data = np.random.default_rng(0).integers(0, 256, follower.check_blocks(some)).astype(np.uint8)
+    assert data.size == first + second
+    follower.write(some, data)
+    np.testing.assert_array_equal(follower.read(some[::-1]), np.concatenate([data[first:], data[:first]]))
+    wrong = [
+        [SaidBlock(2, 1, 0)],
+        [SaidBlock(-1, 1, 0)],
+        [SaidBlock(0, 1, BLOCKS)],
+        [SaidBlock(0, 1, -1)],
+        [SaidBlock(0, 1, 0)] * (MOST_BLOCKS_BYTES // first + 1),
+    ]
+    for blocks in wrong:
+        with pytest.raises(FormatError, match="blocks"):
+            follower.check_blocks(blocks)
+        with pytest.raises(FormatError, match="blocks"):
+            follower.read(blocks)
+    for unknown in ([SaidBlock(0, 3, 0)], [SaidBlock(1, 1, 0)]):
+        with pytest.raises(FormatError, match="does not hold"):
+            follower.read(unknown)
+    with pytest.raises(FormatError, match="in a table of"):
+        follower.write([SaidBlock(1, 1, 0)], data[first:])
+
+
+@pytest.mark.parametrize("more", [-4, 4])
+def test_a_rank_that_gives_more_or_less_than_its_part_is_lost(more, directory, tmp_path, rows, monkeypatch):
+    read = Follower.read
+    with grouped("llama", 1, tmp_path, directory) as (decoder, _):
+        monkeypatch.setattr(Follower, "read", lambda self, blocks: np.resize(read(self, blocks), 49152 + more))
+        with pytest.raises(PagesLostError, match="than its keys and values"):
+            logits_of(decoder, IDS, decoder.new_cache(CONTEXT))
+
+
+@pytest.mark.parametrize("group", [local_group(3), linked_group(3)], ids=["local", "linked"])
+def test_each_rank_gets_its_part_bit_for_bit(group) -> None:
+    bits = [np.arange(n, dtype=np.uint32) * 0x01010101 + 0x7F800001 for n in (2, 5, 70_000)]  # some are no numbers
+    parts = [each.view(np.float32) for each in bits]
+
+    def get(rank):
+        out = np.zeros_like(parts[rank.rank])
+        rank.scatter(parts if rank.rank == 0 else (), out)
+        return out
+
+    for rank, got in enumerate(on_all(group, get)):
+        np.testing.assert_array_equal(got.view(np.uint32), bits[rank] if rank else 0)
+    for each in group:
+        each.close()
