@@ -274,7 +274,7 @@ class GroupDecoder(Decoder):
             opened.store,
             opened.kernels,
             context=model.options.context,
-            kv_ledger=KvLedger(opened.kv_limit_bytes, self._copies.make_room),
+            kv_ledger=KvLedger(opened.kv_limit_bytes, self._about_to_hold),
             kv=opened.kv,
             ranks=formed.conductor,
         )
@@ -411,6 +411,11 @@ class GroupDecoder(Decoder):
         if left or not _is_read_apart(self._model):
             self._model.shards.own(sources[0], spare=True, pace=pace)
         return sources[1:]
+
+    def _about_to_hold(self, n_bytes: int) -> None:
+        """Of pages: others have what is left of the memory for them."""
+        self.store.others_hold(n_bytes)
+        self._copies.make_room(n_bytes)
 
     def _must_cut(self) -> bool:
         """Whether this device has not what it needs to go on with those who are left: a shard, or, alone, the model."""

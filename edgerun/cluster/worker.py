@@ -79,7 +79,7 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
             collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
         )
         passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
-        pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes))
+        pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes, opened.store.others_hold))
         follower = Follower(pool, options.context)
         collective.gather(limits_of(spec, opened))
         try:

@@ -110,16 +110,20 @@ IDS = [int(each) for each in np.random.default_rng(1).integers(1, VOCAB, 400)]
 
 @contextlib.contextmanager
 def grouped(
-    name: str, others: int, folder, directory, *, kv: str = "f16", kv_bytes: int | None = None
+    name: str, others: int, folder, directory, *, kv: str = "f16", told: dict[object, list[int]] | None = None
 ) -> Iterator[tuple[GroupDecoder, ThreadAssembly]]:
-    """A group of threads whose sums are made of units, so that whoever takes part computes the same bits. kv_bytes: of
-    keys and values that each rank has room for."""
+    """A group of threads whose sums are made of units, so that whoever takes part computes the same bits. told: of each
+    shard, what its store was told that others hold."""
     options = KvOptions(KV_FORMATS[kv], KV_FORMATS[kv])
+    told = {} if told is None else told
 
     @contextlib.contextmanager
     def opened(gguf, spec, _options, _events) -> Iterator[OpenedShard]:
         with contextlib.closing(load_kernels("auto", threads=1, kv=(options.keys, options.values))) as kernels:
-            yield OpenedShard(kernels, ResidentStore(gguf, spec, kernels), options, kv_bytes)
+            store = ResidentStore(gguf, spec, kernels)
+            told[spec] = heard = []
+            store.others_hold = heard.append
+            yield OpenedShard(kernels, store, options, None)
 
     gguf, spec = open_instance(name, directory)
     with gguf:
@@ -240,6 +244,14 @@ def test_who_has_no_room_for_what_was_kept_lets_all_compute_it_again(lacking, di
                 decoder.forward(IDS[N:], cache)
         assert decoder.size == 2 and cache.length == 0 and cache.n_bytes == 0
         np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted)
+
+
+def test_on_every_rank_weights_give_way_to_keys_and_values(directory, tmp_path):
+    told: dict[object, list[int]] = {}
+    with grouped("llama", 1, tmp_path, directory, told=told) as (decoder, _):
+        logits_of(decoder, IDS[:N], decoder.new_cache(CONTEXT))
+    pages = [sum(group.page_bytes for group in kv_groups(spec)) for spec in told]
+    assert [heard[-1] for heard in told.values()] == [2 * n_bytes for n_bytes in pages] and len(pages) == 2
 
 
 # -- what no head says ------------------------------------------------------------------------------------------------
