@@ -268,6 +268,7 @@ class Follower:
         known = self._pages.get(number)
         if known is None:
             (page,) = self._pool.take(self._holder, [group])
+            page.content[:] = 0  # a head may ask for what is in it (`read`), which must be nothing of others
             known = self._pages[number] = group, page
         if known[0] != group:
             raise FormatError(f"page {number} of group {known[0]} in a table of group {group}")

@@ -257,6 +257,22 @@ def test_on_every_rank_weights_give_way_to_keys_and_values(directory, tmp_path):
 # -- what no head says ------------------------------------------------------------------------------------------------
 
 
+def test_a_head_reads_nothing_that_lay_in_a_page_before(monkeypatch) -> None:
+    pool = PagePool(layer_groups([KvLayer(1, 32, 32)]), KvLedger(None))
+    take = pool.take
+
+    def used(holder, groups):
+        pages = take(holder, groups)
+        for page in pages:
+            page.content[:] = 7
+        return pages
+
+    monkeypatch.setattr(pool, "take", used)
+    follower, blocks = Follower(pool, KEYS_PER_PAGE), [SaidBlock(0, 1, number) for number in range(BLOCKS)]
+    follower.write(blocks[:1], np.ones(block_bytes(pool.groups[0]), np.uint8))
+    assert set(follower.read(blocks[1:])) == {0}
+
+
 def test_blocks_that_no_head_names_are_refused() -> None:
     pool = PagePool(layer_groups([KvLayer(1, 32, 32), KvLayer(4, 32, 32, window=64)]), KvLedger(None))
     follower = Follower(pool, 2 * KEYS_PER_PAGE)
