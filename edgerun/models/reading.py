@@ -109,6 +109,9 @@ def _fused(gguf: GgufFile) -> frozenset[str]:
 def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -> tuple[LayerNumbers, ...]:
     """Every layer's numbers but those of layers that guess further tokens (MTP): see shapes.check_tensors."""
     count = _layer_count(gguf, n)
+    if family.of_layers not in (0, count):
+        only = f"{family.of_layers} layers, not of {count}"
+        raise UnsupportedError(f"of {gguf.architecture} edgerun runs models of {only}")
     recurrences = recurrences_of(gguf, n, family, count)
     experts = n.integer("expert_count", 0, 0)
     experts = 0 if experts <= family.no_mixture_up_to else experts

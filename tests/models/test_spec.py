@@ -154,6 +154,12 @@ def test_layers_that_compute_with_another_stream_are_refused(tmp_path):
         load_spec(gguf)
 
 
+def test_a_baichuan_of_other_layers_is_refused(tmp_path):
+    other = dataclasses.replace(INSTANCES["baichuan"], lies={"block_count": 40})  # of 13B, which is not rotated
+    with open_gguf(write(other, tmp_path / "m.gguf")) as gguf, pytest.raises(UnsupportedError, match="32 layers"):
+        load_spec(gguf)
+
+
 @pytest.mark.parametrize(("name", "grows"), [("llama", False), ("hunyuanmoe", False), ("hunyuan", True)])
 def test_only_one_family_knows_alpha(tmp_path, name, grows):
     """As llama.cpp does it; others may carry the key."""

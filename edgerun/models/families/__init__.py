@@ -7,6 +7,7 @@ no declaration; tensors that are of no use to text are declared in `unused`, and
 
 from edgerun.models.families import (
     afmoe,
+    alike,
     bailing,
     bitnet,
     cohere,
@@ -66,4 +67,5 @@ FAMILIES: dict[str, Family] = {
     **smollm.FAMILIES,
     **nemotron.FAMILIES,
     **ungated.FAMILIES,
+    **alike.FAMILIES,
 }

@@ -1,8 +1,9 @@
-"""Command R7B and Command A."""
+"""Command R, Command R7B and Command A."""
 
 from edgerun.models.families.family import LOCAL_BASE, Family
 
 FAMILIES = {
+    "command-r": Family(rope="norm", norm="layer", parallel=True, logits="times"),
     "cohere2": Family(
         rope="norm",
         norm="layer",

@@ -1,8 +1,9 @@
-"""EXAONE 4, dense and with experts."""
+"""EXAONE 3 and 4, dense and with experts."""
 
 from edgerun.models.families.family import MIXTURE, Family
 
 FAMILIES = {
+    "exaone": Family(rope="neox"),
     "exaone4": Family(
         rope="neox",
         qk_norm="head",

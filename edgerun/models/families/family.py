@@ -83,6 +83,7 @@ class Family:
     windows_of_layers: int = 0  # only a model of so many layers has windows; 0: any
     chunks: int = 0  # windows are stretches of so many positions from 0 on, whatever the file says; 0: they slide
     fixed_window: int = 0  # how many positions windows see in a file that says any number of them; 0: what it says
+    of_layers: int = 0  # only models of so many layers are built so (Baichuan 13B tells positions by slopes); 0: any
     rotated: Literal["all", "windowed", "three_of_four", "fourths", "listed", "said", "none"] = "all"
     """Which layers are: windowed: all, if none has a window; three_of_four: all but the last of every four; fourths:
     where windows are usual all but one of every four, whichever layers have them; listed and said: by the file, for

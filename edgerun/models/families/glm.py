@@ -3,6 +3,7 @@
 from edgerun.models.families.family import MIXTURE, Family
 
 FAMILIES = {
+    "chatglm": Family(rope="norm", fused_gate_up=True),
     "glm4": Family(rope="norm", post_norms=True, fused_gate_up=True, sections="by_file"),
     "glm4moe": Family(
         rope="neox",

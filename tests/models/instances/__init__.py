@@ -8,6 +8,7 @@ from pathlib import Path
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.models import load_spec
 from edgerun.models.spec import ModelSpec
+from tests.models.instances.alike import ALIKE
 from tests.models.instances.attention import ATTENTION
 from tests.models.instances.dense import DENSE
 from tests.models.instances.instance import TOKENS, VOCAB, Instance
@@ -44,6 +45,7 @@ INSTANCES = {
     + RECURRENT
     + STREAMS
     + SAID
+    + ALIKE
     + QUANTISED
     + SPARSE
     + BY_LAYER
