@@ -19,7 +19,12 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
     if n.integer("attention.key_length", 0, 1) == 0 and d_model % heads[0]:
         raise FormatError(f"{d_model} dimensions cannot be divided among {heads[0]} heads")
     may_lack = family.short_convolutions or family.recurrence == "mamba"
-    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if may_lack else 1)
+    delta = family.recurrence == "delta"
+    kv_heads = n.by_layer("attention.head_count_kv", count, heads, 0 if may_lack or delta else 1)
+    if delta:  # Ollama's converter writes 0 of the layers that have none
+        if not any(kv_heads):
+            raise FormatError(f"{n.name('attention.head_count_kv')} is 0 of all layers")
+        kv_heads = [shared or max(kv_heads) for shared in kv_heads]
     taps = n.integer("shortconv.l_cache", None, 2) if family.short_convolutions else 0
     windows = _windows(n, family, count)
     dims = _head_dims(n, d_model // heads[0])

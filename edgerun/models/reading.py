@@ -130,7 +130,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
         numbers = replace(
             attention,
             d_ff=d_ff[layer],
-            fused_gate_up=family.fused_gate_up or "ffn_up" in fused,
+            fused_gate_up="ffn_up" in fused
+            or (family.fused_gate_up and f"blk.{layer}.ffn_gate.weight" not in gguf.tensors),
             recurrence=recurrences[layer],
             gate_deviations=deviations[layer],
         )

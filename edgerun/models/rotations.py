@@ -56,6 +56,8 @@ def _check_sections(n: Numbers, dim: int) -> None:
     turns, what columns and rows leave over turns by time, as where Qwen3-VL comes from.)"""
     key = "rope.dimension_sections"
     sections = n.raw(key)
+    if sections is None:  # Ollama's converter left them out, which text does not miss
+        return
     if not isinstance(sections, np.ndarray) or sections.dtype.kind not in "iu" or not 3 <= len(sections) <= 4:
         raise FormatError(f"{n.name(key)} must be three or four integers, got {sections!r}")
     if min(sections.tolist()) < 0:

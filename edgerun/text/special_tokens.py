@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import FormatError
-from edgerun.text.metadata_values import scalar
+from edgerun.text.metadata_values import all_numbers, scalar
 from edgerun.text.splitting import PreTokenizer
 
 UNSET_ID = 0xFFFFFFFF  # -1 as the unsigned number that converters write for "no such token"
@@ -83,6 +83,7 @@ _FIM_TEXTS = {  # key stem: texts; pad, rep and sep also end a generation
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
+_ENDS = "tokenizer.ggml.eos_token_ids"
 _FIM_OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")  # gpt-oss
 _NOT_RSTRIPPED = ("<unk>", "<s>", "<|endoftext|>")  # phi-3
@@ -132,8 +133,11 @@ def special_ids(
     return found
 
 
-def end_of_generation(ids: dict[str, int], attrs: NDArray[np.uint8], special: dict[str, int | None]) -> frozenset[int]:
-    """Ids after which a generation is over. Marks tokens known by their text as control tokens."""
+def end_of_generation(
+    metadata: Mapping[str, Any], ids: dict[str, int], attrs: NDArray[np.uint8], special: dict[str, int | None]
+) -> frozenset[int]:
+    """Ids after which a generation is over: also those that Ollama's converter lists. Marks tokens known by their text
+    as control tokens."""
 
     def by_text(texts: Sequence[str]) -> list[int]:
         return sorted(ids[text] for text in texts if text in ids)
@@ -144,6 +148,8 @@ def end_of_generation(ids: dict[str, int], attrs: NDArray[np.uint8], special: di
             attrs[known[0]] |= Attr.CONTROL
     eog = set(by_text(_EOG_TEXTS))
     attrs[list(eog)] |= np.uint8(Attr.CONTROL)
+    if metadata.get(_ENDS) is not None:
+        eog |= {int(each) for each in all_numbers(metadata, _ENDS, np.float64) if 0 <= each < len(attrs)}
     attrs[by_text(_ALWAYS_SHOWN)] = Attr.USER_DEFINED
     for stem in ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"):
         token_id = special[stem]

@@ -41,6 +41,8 @@ _LATER_MERGE_BYTES = 560
 _WIDEST = 4  # bytes of a character in a string with one beyond U+FFFF
 _WORDS_BYTES = 12 << 20  # words that are remembered with their ids (see merging)
 
+_LLAMA_3_TURN_END = 128_009
+
 _ATTR_OF_TYPE = np.array(  # tokenizer.ggml.token_type 0..6
     [
         Attr.UNDEFINED,
@@ -104,6 +106,10 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = strings(metadata, "tokenizer.ggml.tokens")
     if not tokens:
         raise FormatError("tokenizer.ggml.tokens is missing or empty: there is no vocabulary")
+    notices: list[str] = []
+    if pre is not None and pre.name == "default" and _is_llama_3(tokens):
+        pre = find_pretokenizer("llama-bpe")
+        notices.append("tokenizer.ggml.pre is missing, as in the first files of Llama 3: text is split as its is")
     ids = _index(tokens)
     scores = numbers(metadata, "tokenizer.ggml.scores", len(tokens), np.float32)
     if np.isnan(scores).any():
@@ -115,9 +121,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             raise FormatError("tokenizer.ggml.merges is missing: a BPE tokenizer cannot do without")
         merges = strings(metadata, "tokenizer.ggml.merges")
 
-    notices: list[str] = []
     special = special_ids(metadata, model, pre, len(tokens), notices)
-    eog_ids = end_of_generation(ids, attrs, special)
+    eog_ids = end_of_generation(metadata, ids, attrs, special)
     strip_rules(metadata, tokens, ids, attrs)
     add_bos = scalar(metadata, "tokenizer.ggml.add_bos_token", bool, pre is None or pre.add_bos)
     add_eos = scalar(metadata, "tokenizer.ggml.add_eos_token", bool, False)
@@ -198,6 +203,10 @@ def _suppressed(metadata: Mapping[str, Any], count: int) -> frozenset[int]:
         return frozenset()
     given = all_numbers(metadata, key, np.float64)
     return frozenset(int(token_id) for token_id in given if 0 <= token_id < count)
+
+
+def _is_llama_3(tokens: list[str]) -> bool:
+    return len(tokens) > _LLAMA_3_TURN_END and tokens[_LLAMA_3_TURN_END] == "<|eot_id|>"
 
 
 def _index(tokens: list[str]) -> dict[str, int]:

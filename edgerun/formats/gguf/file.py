@@ -15,7 +15,7 @@ from edgerun.errors import FormatError, NotFoundError
 from edgerun.formats.file_bytes import FileBytes
 from edgerun.formats.gguf.cursor import Cursor
 from edgerun.formats.gguf.header import Header, TensorInfo, read_header
-from edgerun.formats.gguf.metadata import Metadata
+from edgerun.formats.gguf.ollama import as_llama_cpp
 
 _LEADING_ZEROS = re.compile(r"(?<![^.])0+(?=[0-9]+(?![^.]))")  # of a number that stands between dots
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -44,7 +44,8 @@ class _Part:
 
 
 class GgufFile:
-    """A model in GGUF: metadata and tensors are read when they are asked for. Use `open_gguf`.
+    """A model in GGUF: metadata and tensors are read when they are asked for. Use `open_gguf`. What Ollama's converters
+    call otherwise than llama.cpp's has llama.cpp's names (see `ollama.py`).
 
     `tensors` maps names to TensorInfo in file order. `n_bytes` counts tensor data, `file_bytes` whole files.
     Thread-safe for reading. All reading raises ReadError when a file was cut or changed since it was opened.
@@ -55,7 +56,6 @@ class GgufFile:
         self.path = parts[0].path
         self.paths: tuple[Path, ...] = tuple(part.path for part in parts)
         self.version = parts[0].header.version
-        self.metadata: Metadata = parts[0].header.metadata
         tensors: dict[str, TensorInfo] = {}
         for part in parts:
             for name, info in part.header.tensors.items():
@@ -63,7 +63,8 @@ class GgufFile:
                     raise FormatError(f"{part.path}: the tensor {name!r} also stands in {tensors[name].path.name}")
                 tensors[name] = info
         _refuse_aliases(tensors)
-        self.tensors: Mapping[str, TensorInfo] = tensors
+        self.metadata, self.tensors = as_llama_cpp(parts[0].header.metadata, tensors)
+        self._metadata = self.metadata  # to be closed with the files
         self.n_bytes = sum(info.n_bytes for info in tensors.values())
         self.file_bytes = sum(part.file.size for part in parts)
 
@@ -129,6 +130,7 @@ class GgufFile:
 
     def close(self) -> None:
         """Let go of the files; no read may be under way. May be called twice."""
+        self._metadata.close()
         for part in self._parts:
             part.close()
 

@@ -15,7 +15,8 @@ from edgerun.formats.file_bytes import FileBytes
 from edgerun.formats.gguf.cursor import Cursor
 from edgerun.formats.gguf.types import SCALAR_DTYPES, ValueKind
 
-MetadataValue = bool | int | float | str | list[str] | NDArray[Any]
+Scalar = bool | int | float | str
+MetadataValue = Scalar | list[str] | NDArray[Any]
 
 _MAX_KEYS = 1 << 16
 _MAX_KEY_BYTES = (1 << 16) - 1
@@ -46,12 +47,25 @@ class Metadata(Mapping[str, MetadataValue]):
     Reading a value raises ReadError when the file was cut or changed since it was opened.
     """
 
-    def __init__(self, source: FileBytes, name: str, entries: dict[str, _Entry]) -> None:
+    def __init__(
+        self, source: FileBytes, name: str, entries: dict[str, _Entry], said: Mapping[str, Scalar] | None = None
+    ) -> None:
         self._source: FileBytes | None = source
         self._name = name
         self._entries = entries
+        self._said = said or {}  # of those entries that the file does not have so
+
+    def read_as(self, names: Mapping[str, str], said: Mapping[str, Scalar]) -> Metadata:
+        """What is read where keys have other `names` (-> the file's), and some values are `said`, not the file's."""
+        if self._source is None:
+            raise ValueError(f"{self._name} is closed")
+        entries = {key: self._entries[name] for key, name in names.items()}
+        entries |= {key: _Entry(_kind_of(value), 0, 0, 1) for key, value in said.items()}
+        return Metadata(self._source, self._name, entries, said)
 
     def __getitem__(self, key: str) -> MetadataValue:
+        if key in self._said:
+            return self._said[key]
         entry = self._entries[key]
         if self._source is None:
             raise ValueError(f"{self._name} is closed")
@@ -114,6 +128,15 @@ class Metadata(Mapping[str, MetadataValue]):
             position = start + read(data, position)[0]
             values.append(data[start:position].decode("utf-8", "surrogateescape"))
         return values
+
+
+def _kind_of(value: Scalar) -> ValueKind:
+    """That converters would write it as."""
+    if isinstance(value, bool):
+        return ValueKind.BOOL
+    if isinstance(value, int):
+        return ValueKind.UINT32
+    return ValueKind.STRING if isinstance(value, str) else ValueKind.FLOAT32
 
 
 def scan_metadata(cursor: Cursor, n_keys: int) -> Metadata:

@@ -70,7 +70,8 @@ _SIZES: dict[int, tuple[int, int]] = {
 
 # Types that no released llama.cpp reads any more, or that it never stores: named in errors only.
 UNSUPPORTED_TYPES: dict[int, str] = {
-    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    4: "Q4_2 (or MXFP4 as Ollama wrote it in 2025: pull the model again)",
+    5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
     36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
 }  # fmt: skip
 

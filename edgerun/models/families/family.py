@@ -109,10 +109,11 @@ class Family:
 
 _EVERYWHERE = {  # what converters add to files of any family
     r"blk\.(0|[1-9][0-9]*)\.[a-z0-9_]+\.input_scale": "scales of activations for 4- and 8-bit float units",
+    r"(v|a|s|mm|model\.vision_tower)\.[A-Za-z0-9_.]+": "the parts of the model that see images and hear",
+    r"mtp\.[A-Za-z0-9_.]+": "layers that guess further tokens",
 }
 
 RERANKER = {r"cls(\.output)?\.(weight|bias)": "the head with which a reranker scores texts"}
-VISION = {r"(v|mm)\.[a-z0-9_.]+": "the part of the model that sees images"}  # in the same file by some converters
 
 
 def unused_tensors(family: Family) -> dict[str, str]:

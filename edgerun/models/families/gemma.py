@@ -1,6 +1,6 @@
 """Gemma 1 to 4."""
 
-from edgerun.models.families.family import LOCAL_BASE, LOGIT_CAP, VISION, Family
+from edgerun.models.families.family import LOCAL_BASE, LOGIT_CAP, Family
 
 _SPARE = {
     r"blk\.(0|[1-9][0-9]*)\.attn_(k|v|k_norm)\.(weight|scale)": "keys and values of layers that read those of others",
@@ -30,7 +30,6 @@ FAMILIES = {
         local_rope_base=10000.0,
         local_rope_plain=True,
         wide_scale_layers=62,
-        unused=VISION,
         says=LOCAL_BASE | LOGIT_CAP,
     ),
     "gemma3n": Family(
@@ -52,7 +51,7 @@ FAMILIES = {
         window_pattern=5,
         local_rope_base=10000.0,
         local_rope_plain=True,
-        unused={**VISION, **_SPARE},
+        unused=_SPARE,
         says=LOCAL_BASE,
     ),
     "gemma4": Family(
@@ -71,7 +70,7 @@ FAMILIES = {
         window_pattern=1,  # the file says which layers have one
         local_rope_base=10000.0,
         local_rope_plain=True,
-        unused={**VISION, **_SPARE},
+        unused=_SPARE,
         says=LOCAL_BASE | LOGIT_CAP,
     ),
 }

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from edgerun.models.families.family import RERANKER, VISION, Family
+from edgerun.models.families.family import RERANKER, Family
 
 _DELTA = Family(
     rope="neox",
@@ -11,7 +11,6 @@ _DELTA = Family(
     ffn_norm="post_attention_norm",
     recurrence="delta",
     tiled_heads=True,
-    unused=VISION,
 )
 FAMILIES = {
     "qwen2": Family(rope="neox", unused=RERANKER),
