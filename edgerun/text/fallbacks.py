@@ -39,6 +39,32 @@ LLAMA2 = (
     "{% if loop.first and system.text %}{{ '<<SYS>>\\n' + system.text + '\\n<</SYS>>\\n\\n' }}{% endif %}"
     "{{ message.content | trim + ' [/INST]' }}{% endif %}{% endfor %}"
 )
+HARMONY = (  # gpt-oss
+    "{{ '<|start|>system<|message|>You are a helpful assistant.\\n\\nReasoning: medium\\n\\n# Valid channels: "
+    "analysis, commentary, final. Channel must be included for every message.<|end|>' }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}"
+    "{% elif message.role == 'system' %}"
+    "{{ '<|start|>developer<|message|># Instructions\\n\\n' + message.content + '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+GEMMA4 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}"
+    "{{ message.content | trim + '<turn|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\\n' }}{% endif %}"
+)
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content | trim }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+DEEPSEEK = (
+    "{{ bos_token }}" + _SYSTEM_FIRST + "{{ system.text }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{{ '<｜Assistant｜>' + message.content + eos_token }}"
+    "{% else %}{{ '<｜User｜>' + message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+)
 TRANSCRIPT = (
     "{% for message in messages %}{% if message.role == 'system' %}{{ message.content + '\\n\\n' }}{% else %}"
     "{{ message.role | capitalize + ': ' + message.content + '\\n' }}{% endif %}{% endfor %}"
@@ -50,6 +76,10 @@ _BY_TOKENS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), LLAMA3),
     (("<start_of_turn>", "<end_of_turn>"), GEMMA),
     (("<|user|>", "<|assistant|>", "<|end|>"), PHI3),
+    (("<|start|>", "<|message|>", "<|channel|>", "<|return|>"), HARMONY),
+    (("<|turn>", "<turn|>"), GEMMA4),
+    (("[gMASK]", "<sop>", "<|user|>", "<|assistant|>"), GLM),
+    (("<｜User｜>", "<｜Assistant｜>"), DEEPSEEK),
     (("[INST]", "[/INST]"), LLAMA2),
 )
 

@@ -64,11 +64,23 @@ def test_each_text_after_a_special_token_gets_its_space():
         ("<|tool_response> </s> <turn|> eos", {}, "<|tool_response> <turn|> eos"),
         ("<|plamo:eos|> </s> eos", {"eot_token_id": 256}, "<|plamo:eos|> eos"),
         ("<|eot|> <|eom|> eos", {}, "<|eot|> eos"),
+        ("one two eos", {"eos_token_ids": np.array([256, -1, 10**6], np.int32)}, "one eos"),  # Ollama's key
     ],
 )
 def test_tokens_that_end_a_reply(added, keys, expected):
     tokenizer = load_tokenizer(bpe((), dict.fromkeys(added.split(), CONTROL), **keys))
     assert {tokenizer.token_text(i) for i in tokenizer.eog_ids} == set(expected.split())
+
+
+def test_llama_3_without_a_pre_tokenizer_is_split_as_llama_3():
+    """As in its first files: their numbers are cut in threes."""
+    added = {f"<|{i}|>": CONTROL for i in range(128_009 - 258)} | {"<|eot_id|>": CONTROL}
+    metadata = bpe(("1 2", "12 3"), added, pre="default")
+    assert metadata["tokenizer.ggml.tokens"][128_009] == "<|eot_id|>"
+    tokenizer = load_tokenizer(metadata)
+    assert "llama-bpe" in repr(tokenizer)
+    assert any("Llama 3" in notice for notice in tokenizer.notices)
+    assert "default" in repr(load_tokenizer(bpe(pre="default")))
 
 
 def test_tokens_that_must_never_be_chosen():

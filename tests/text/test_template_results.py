@@ -85,10 +85,10 @@ EXPRESSIONS = (
     "{% if messages[0] is mapping and messages is sequence and 4 is divisibleby 2 and 'a' is lower %}yes{% endif %}"
 )
 
+FALLBACKS = ("CHATML", "LLAMA3", "GEMMA", "PHI3", "LLAMA2", "HARMONY", "GEMMA4", "GLM", "DEEPSEEK", "TRANSCRIPT")
 SOURCES = {
     **{name: getattr(test_templates, name) for name in ("QWEN", "LLAMA3", "MISTRAL", "GEMMA", "PHI3")},
-    **{f"fallback {name}": getattr(fallbacks, name) for name in ("CHATML", "LLAMA3", "GEMMA", "PHI3", "LLAMA2")},
-    "fallback TRANSCRIPT": fallbacks.TRANSCRIPT,
+    **{f"fallback {name}": getattr(fallbacks, name) for name in FALLBACKS},
     **{path.stem: path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("*.jinja"))},
     "TRAINING": TRAINING,
     "EXPRESSIONS": EXPRESSIONS,

@@ -301,6 +301,14 @@ FALLBACKS = {
     ),
     "<|user|> <|assistant|> <|end|>": "<|system|>\nBe brief.<|end|>\n<|user|>\n Hi <|end|>\n<|assistant|>\n",
     "[INST] [/INST]": "[/INST][INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]",
+    "<|start|> <|message|> <|channel|> <|return|>": (
+        "<|start|>system<|message|>You are a helpful assistant.\n\nReasoning: medium\n\n# Valid channels: analysis, "
+        "commentary, final. Channel must be included for every message.<|end|><|start|>developer<|message|>"
+        "# Instructions\n\nBe brief.<|end|><|start|>user<|message|> Hi <|end|><|start|>assistant"
+    ),
+    "<|turn> <turn|>": "<turn|><|turn>system\nBe brief.<turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\n",
+    "[gMASK] <sop> <|user|> <|assistant|>": ("[gMASK]<sop><|system|>\nBe brief.<|user|>\nHi<|assistant|>\n"),
+    "<｜User｜> <｜Assistant｜>": "<｜Assistant｜>Be brief.<｜User｜> Hi <｜Assistant｜>",
     "<|other|>": "Be brief.\n\nUser:  Hi \nAssistant:",
 }
 
