@@ -139,7 +139,13 @@ def predicted(model: Path, said: dict[str, Any], disk_bytes_per_s: float | None)
     used = spec.n_experts_used if said["mode"] == "experts" else 0
     reading = speed["read_bytes_per_token"] / disk_bytes_per_s
     return 1 / token_s(
-        speed["compute_s_per_token"], reading, speed["hit_rate"], spec.n_layers, used, layers_ahead(spec)
+        speed["compute_s_per_token"],
+        reading,
+        speed["hit_rate"],
+        spec.n_layers,
+        used,
+        layers_ahead(spec),
+        pack_s=speed["pack_s_per_token"],
     )
 
 

@@ -33,6 +33,7 @@ from edgerun.options import (
 from edgerun.paths import kind_of
 from edgerun.planning import MemoryPlan
 from edgerun.planning.device_profile import DeviceProfile
+from edgerun.planning.disk_probe import DiskProbe, probe_file
 from edgerun.planning.expert_hits import assumed_routing
 from edgerun.planning.missing_reads import MissingReads, missing_reads
 from edgerun.planning.process import elsewhere_bytes, process_state
@@ -42,10 +43,8 @@ from edgerun.planning.rates import (
     best_of,
     load_rates,
     measure_attention,
-    measure_disk,
     measure_launch,
     measure_products,
-    probe_file,
     product_name,
     save_rates,
 )
@@ -366,27 +365,30 @@ def _completed(
     from edgerun.device import last_cache_bytes
 
     cache_bytes = last_cache_bytes()
-    products = _products({} if known is None else known.products, catalog, options)
-    piece_bytes = reads.piece_bytes
-    if known is not None and 0.5 <= known.disk_piece_bytes / piece_bytes <= 2:
-        disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
-    elif not here:
-        with probe_file(folder) as probe:
-            disk = measure_disk(probe, piece_bytes, reads.threads)
-    else:
-        piece_bytes = reads.probe_bytes
-        disk = measure_disk(reads.path, piece_bytes, reads.threads)
-    if known is not None and known.attention is not None:
-        attention, launch_s = known.attention, known.launch_s
-    else:
-        with _kernels(options, []) as kernels:
-            attention, launch_s = measure_attention(kernels), measure_launch(kernels)
+    with contextlib.ExitStack() as stack:
+        probe = None
+        if known is not None and 0.5 <= known.disk_piece_bytes / reads.piece_bytes <= 2:
+            disk, piece_bytes = known.disk_bytes_per_s, known.disk_piece_bytes
+        else:
+            piece_bytes = reads.probe_bytes if here else reads.piece_bytes
+            path = reads.path if here else stack.enter_context(probe_file(folder))
+            probe = stack.enter_context(DiskProbe(path, piece_bytes, reads.threads))
+        products = _products({} if known is None else known.products, catalog, options, probe)
+        if known is not None and known.attention is not None:
+            attention, launch_s = known.attention, known.launch_s
+        else:
+            with _kernels(options, []) as kernels:
+                attention, launch_s = measure_attention(kernels), measure_launch(kernels)
+        if probe is not None:
+            disk = probe.bytes_per_s()
     others = 0.0 if known is None else known.others_share
     return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, others_share=others)
 
 
-def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions) -> dict[str, ProductRates]:
-    """The known rates with those that are missing."""
+def _products(
+    known: Mapping[str, ProductRates], catalog: Catalog, options: LoadOptions, probe: DiskProbe | None
+) -> dict[str, ProductRates]:
+    """The known rates with those that are missing, which are measured between the probe's bursts."""
     from edgerun.device import last_cache_bytes
     from edgerun.kernels import load_sizes
 
@@ -399,7 +401,10 @@ def _products(known: Mapping[str, ProductRates], catalog: Catalog, options: Load
     if wanted:
         cache_bytes = last_cache_bytes()
         with _kernels(options, [type for type, _ in wanted.values()]) as kernels:
-            products |= {name: measure_products(kernels, *each, sizes, cache_bytes) for name, each in wanted.items()}
+            for name, each in wanted.items():
+                products[name] = measure_products(kernels, *each, sizes, cache_bytes)
+                if probe is not None:
+                    probe.burst()
     return products
 
 

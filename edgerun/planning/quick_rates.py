@@ -18,7 +18,8 @@ from edgerun.errors import UntrustedError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.paths import read_kept, write_kept
-from edgerun.planning.rates import filled_matrix, measure_disk, probe_file
+from edgerun.planning.disk_probe import measure_disk, probe_file
+from edgerun.planning.rates import filled_matrix
 from edgerun.planning.slow_types import Types
 
 TYPE = GgmlType.Q4_0  # what most models at home are near to

@@ -10,12 +10,10 @@ as fast again, so both are measured.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,15 @@ from typing import Any
 import numpy as np
 
 from edgerun.device import memory_limits
-from edgerun.errors import FormatError, UntrustedError
+from edgerun.errors import UntrustedError
 from edgerun.events import EventSink, Notice, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import Kernels, Matrix
 from edgerun.kernels.pages import Span
 from edgerun.kv import KvLayer, KvSequence, PagePool, layer_groups
-from edgerun.new_files import temporary_folder
 from edgerun.paths import read_kept, write_kept
 from edgerun.planning.slow_types import Types
 from edgerun.weights.arena import Arena
-from edgerun.weights.flash import DEMAND, PIECE_BYTES, FlashReader, Piece, Reading
 
 PLAINEST = GgmlType.F16  # its products cost least beside reading: they tell the memory's own rate
 _COLS, MEASURED_COLS = 4096, 2048  # decoding, and in a prompt, whose results would fill the caches else
@@ -46,7 +42,6 @@ _MEMORY_SHARE = 0.25  # of what is available, that measuring may take
 _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing
 _ATTENDED = 2048  # positions
 MEASURED_TOKENS = 256  # of a prompt, as a decoder takes it at a time
-_PROBE_BYTES = 384 << 20
 MOST_OTHERS = 0.10  # of the processors, that others may take while something is measured
 TYPICAL_LAUNCH_S = 4e-6  # where it was not measured
 _FILL = 0x11  # every byte of the weights: as a number of any type it is small, and no denormal
@@ -281,41 +276,6 @@ def _typical_s(once: Callable[[], None], turns: int) -> float:
         once()
         took.append(time.perf_counter() - began)
     return sorted(took)[len(took) // 3]
-
-
-def measure_disk(path: Path, piece_bytes: int, threads: int = 3) -> float:
-    """Bytes/s of random reads of a file in pieces of this size, `threads` at once; at most 384 MiB are read."""
-    piece_bytes = max(4096, min(piece_bytes, PIECE_BYTES))
-    size = path.stat().st_size
-    if size < 2 * piece_bytes:
-        raise FormatError(f"{path}: too small to measure the disk with")
-    count = max(4, min(_PROBE_BYTES, size) // piece_bytes)
-    places = np.random.default_rng().integers(0, (size - piece_bytes) // 4096 + 1, count) * 4096
-    reader = FlashReader([path], threads=threads)
-    try:
-        reading = Reading(reader)
-        pieces = [Piece(0, int(at), piece_bytes, "the probe", lambda view: None, reading.landed) for at in places]
-        began = time.perf_counter()
-        reading.begin(pieces, DEMAND)
-        reading.wait()
-        return count * piece_bytes / (time.perf_counter() - began)
-    finally:
-        reader.close()
-
-
-@contextlib.contextmanager
-def probe_file(folder: Path, n_bytes: int = _PROBE_BYTES) -> Iterator[Path]:
-    """A file of whole pieces of 4 MiB to measure a disk with, removed afterwards. OSError when there is no room."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    block = np.random.default_rng(0).bytes(PIECE_BYTES)
-    with temporary_folder(folder) as own:
-        path = own / "probe"
-        with path.open("wb") as file:
-            for _ in range(n_bytes // PIECE_BYTES):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        yield path
 
 
 def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:

@@ -27,9 +27,10 @@ _PROMPT_TOKENS = 256
 # Of the shorter of computing and reading, what the longer does not hide: what comes last is yet to be computed
 _VISIBLE = 0.2
 _PROMPT_VISIBLE = 0.6  # where a layer's experts are all read while it computes, and packing them takes its cores
-# A reader's own work on what it has read (asking, packing it where it belongs), of the products' bytes/s; how many
-# there are: while one packs, the disk has fewer to read for
-_PACKING, _READERS = 0.033, 3
+# A reader's own work on what it has read (asking, packing it where it belongs) beside products, of their bytes/s; how
+# many readers there are: while one packs, the disk has fewer to read for. Of the seconds that packing takes a core,
+# those by which it makes computing longer, whose threads wait for each other
+_PACKING, _READERS, _PACKING_BESIDE = 0.048, 3, 0.5
 # Of the bare products' rates that they reach within whole models, decoding and for prompts
 _SHARES = 1.0, 0.95
 # A row of weights is unpacked once for all tokens, and a result scaled and stored once for all columns: each as much as
@@ -68,6 +69,7 @@ class Speed:
     read_bytes_per_token: float
     compute_s_per_token: float
     read_s_per_token: float
+    pack_s_per_token: float = 0.0  # of a reader, for experts that do not come from a pack file
     memory_bytes_per_token: float = 0.0  # weights, keys and values that a token reads from memory
 
 
@@ -118,12 +120,14 @@ def predict_speed(
             kept = plan.neuron_slots / plan.all_neurons
             missing += FIRING * _NEURON_COST * stored.neurons * (1 - kept) ** 2  # hot ones are kept
             prompt_missing += waves * stored.neurons * (1 - kept)
-    read = missing / (rates.disk_bytes_per_s if packed else _read_bytes_per_s(rates))
+    alone = packed or plan.mode == "experts"  # layers are read without a pause, and readers are at work all the time
+    read = missing / (rates.disk_bytes_per_s if alone else _read_bytes_per_s(rates))
+    pack = 0.0 if packed or plan.mode != "experts" else missing / _pack_bytes_per_s(rates)
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
     first = _overlapped(prompt_compute, prompt_read, _VISIBLE if packed else _PROMPT_VISIBLE)
     return Speed(
-        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used, layers_ahead(spec)),
+        decode_tok_s=1 / token_s(compute, read, hits, spec.n_layers, used, layers_ahead(spec), pack_s=pack),
         prompt_tok_s=prompt_tokens / first,
         first_token_s=first,
         prompt_tokens=prompt_tokens,
@@ -131,6 +135,7 @@ def predict_speed(
         read_bytes_per_token=missing,
         compute_s_per_token=compute,
         read_s_per_token=read,
+        pack_s_per_token=pack,
         memory_bytes_per_token=sum(each.memory_bytes for each in token),
     )
 
@@ -220,10 +225,15 @@ def _fastest(rates: Rates) -> float:
     return max(each.cached_bytes_per_s or each.decode_bytes_per_s for each in rates.products.values())
 
 
+def _pack_bytes_per_s(rates: Rates) -> float:
+    """Of one reader, beside products."""
+    return _PACKING * _fastest(rates)
+
+
 def _read_bytes_per_s(rates: Rates) -> float:
     """That readers read and pack: they queue at the disk, and pack by themselves (mean value analysis of so many
     customers of one server)."""
-    disk_s, pack_s = 1 / rates.disk_bytes_per_s, 1 / (_PACKING * _fastest(rates))
+    disk_s, pack_s = 1 / rates.disk_bytes_per_s, 1 / _pack_bytes_per_s(rates)
     waiting, rate = 0.0, 0.0  # readers at the disk, bytes/s of all
     for readers in range(1, _READERS + 1):
         there_s = disk_s * (1 + waiting)
@@ -238,8 +248,18 @@ def layers_ahead(spec: ModelSpec) -> int:
     return max((len(each.router.later) for each in mixtures if each is not None), default=0) or 1
 
 
-def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used: int, ahead: int = 1) -> float:
-    """Seconds a token when computing it takes `compute_s` and reading what is missing `read_s`, on average.
+def token_s(
+    compute_s: float,
+    read_s: float,
+    hit_rate: float,
+    layers: int,
+    used: int,
+    ahead: int = 1,
+    *,
+    pack_s: float = 0.0,
+) -> float:
+    """Seconds a token when computing it takes `compute_s`, reading what is missing `read_s` of the disk and packing it
+    `pack_s` of a reader, on average.
 
     used: experts of a layer, each there with a chance of `hit_rate`; 0: the same is read for every token, in order.
     ahead: layers that guesses reach: reading is even over so many.
@@ -247,13 +267,22 @@ def token_s(compute_s: float, read_s: float, hit_rate: float, layers: int, used:
     if not used or hit_rate >= 1:
         return _overlapped(compute_s, read_s, _VISIBLE)
     miss = 1 - hit_rate
-    expert_s = read_s / (layers * used * miss)
-    asked = used * ahead
-    chances = [comb(asked, count) * miss**count * hit_rate ** (asked - count) for count in range(asked + 1)]
-    return (layers / ahead) * sum(
-        chance * _overlapped(ahead * compute_s / layers, count * expert_s, _VISIBLE)
-        for count, chance in enumerate(chances)
-    )
+    missing, asked = layers * used * miss, used * ahead
+    disk_s, packing_s = read_s / missing, pack_s / missing  # an expert's
+    total_s = 0.0
+    for count in range(asked + 1):
+        chance = comb(asked, count) * miss**count * hit_rate ** (asked - count)
+        computing_s = ahead * compute_s / layers + _PACKING_BESIDE * count * packing_s
+        total_s += chance * _overlapped(computing_s, _reading_s(count, disk_s, packing_s), _VISIBLE)
+    return (layers / ahead) * total_s
+
+
+def _reading_s(count: int, disk_s: float, packing_s: float) -> float:
+    """Until so many experts are there: the disk gives one after the other, and the last one is yet to be packed; or
+    packing takes so long that the disk waits for readers."""
+    if not count:
+        return 0.0
+    return max(count * disk_s + packing_s, -(-count // _READERS) * (disk_s + packing_s))
 
 
 def _overlapped(a: float, b: float, visible: float) -> float:

@@ -20,13 +20,13 @@ from edgerun.device import last_cache_bytes
 from edgerun.errors import EdgerunError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import load_kernels, load_sizes
+from edgerun.planning.disk_probe import DiskProbe
 from edgerun.planning.missing_reads import MissingReads
 from edgerun.planning.rates import (
     Rates,
     as_kept,
     best_of,
     measure_attention,
-    measure_disk,
     measure_launch,
     measure_products,
     memory_bytes_per_s,
@@ -110,16 +110,16 @@ def _measured(asked: dict[str, Any], types: list[tuple[GgmlType, int]]) -> Rates
     sizes, cache_bytes, piece_bytes = load_sizes(asked["kernels"]), last_cache_bytes(), asked["piece_bytes"]
     noise = NoiseMeter()
     kernels = load_kernels(asked["kernels"], threads=asked["threads"], types=[type for type, _ in types])
-    with contextlib.closing(kernels):
-        products = {
-            product_name(type, cols, sizes): measure_products(
+    with contextlib.closing(kernels), DiskProbe(Path(asked["path"]), piece_bytes, asked["readers"]) as probe:
+        products = {}
+        for type, cols in types:
+            products[product_name(type, cols, sizes)] = measure_products(
                 kernels, type, cols, sizes, cache_bytes, weights_bytes=asked["weights_bytes"]
             )
-            for type, cols in types
-        }
+            probe.burst()
         memory = memory_bytes_per_s(kernels, sizes, cache_bytes, weights_bytes=asked["weights_bytes"])
         attention, launch_s = measure_attention(kernels), measure_launch(kernels)
-    disk = measure_disk(Path(asked["path"]), piece_bytes, asked["readers"])
+        disk = probe.bytes_per_s()
     return Rates(products, disk, piece_bytes, attention, launch_s, 0, memory, noise.end([]).others_share)
 
 

@@ -12,14 +12,13 @@ from edgerun.events import EventSink, Progress, ignore
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels import load_kernels, load_sizes
 from edgerun.planning.device_profile import DeviceProfile
+from edgerun.planning.disk_probe import measure_disk, probe_file
 from edgerun.planning.rates import (
     PLAINEST,
     measure_attention,
-    measure_disk,
     measure_launch,
     measure_products,
     memory_bytes_per_s,
-    probe_file,
 )
 from edgerun.profiling.energy import EnergyMeter
 

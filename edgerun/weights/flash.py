@@ -201,6 +201,7 @@ class _Shared:
         self.stopped: ReadError | None = None
         self.watcher: SpanSink | None = None
         self._order = 0
+        self._under_way = 0  # reads of files: what is delivered and packed is no longer read
         self._busy_since = 0.0
 
     def add(self, pieces: Sequence[Piece], priority: int) -> None:
@@ -249,8 +250,6 @@ class _Shared:
             if self.stopped is not None or not self.queue:
                 return None
             piece = heapq.heappop(self.queue)[2]
-            if not self.active:
-                self._busy_since = time.perf_counter()
             self.active[id(piece)] = piece
         return piece
 
@@ -261,6 +260,7 @@ class _Shared:
             for index in {part.file for part in (piece, *piece.also)}:
                 self.files[index].check()
             for part in (piece, *piece.also):
+                self._read_begins()
                 try:
                     view = self._view(part, staging if part.target is None else part.target)
                 finally:
@@ -302,13 +302,20 @@ class _Shared:
         """In a fork's child: no thread is here, and whoever held the lock is not either."""
         lost = [*self.active.values(), *(piece for _, _, piece in self.queue)]
         self.lock, self.news = threading.Lock(), SimpleQueue()
-        self.queue, self.active = [], {}
+        self.queue, self.active, self._under_way = [], {}, 0
         error = ReadError("the process was forked while weights were read; ask again")
         for piece in lost:
             piece.landed(piece, error)
 
+    def _read_begins(self) -> None:
+        with self.lock:
+            if not self._under_way:
+                self._busy_since = time.perf_counter()
+            self._under_way += 1
+
     def _read_ended(self) -> None:
         with self.lock:
+            self._under_way -= 1
             now = time.perf_counter()
             self.stats.busy_s += now - self._busy_since  # told at once: reading may never pause
             self._busy_since = now

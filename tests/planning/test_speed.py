@@ -13,7 +13,9 @@ from edgerun.errors import FormatError
 from edgerun.formats.gguf import GgmlType
 from edgerun.kernels.formats import FORMATS
 from edgerun.kernels.layout import PackedSizes
+from edgerun.planning import disk_probe
 from edgerun.planning.costs import pass_operations
+from edgerun.planning.disk_probe import DiskProbe, measure_disk
 from edgerun.planning.expert_hits import AnswerHits, answer_hits, filling_hits
 from edgerun.planning.rates import (
     AttentionRates,
@@ -21,7 +23,6 @@ from edgerun.planning.rates import (
     Rates,
     best_of,
     load_rates,
-    measure_disk,
     measure_products,
     product_name,
     save_rates,
@@ -47,7 +48,7 @@ def test_more_memory_is_never_slower(model):
 def test_the_law():
     small = speed(OLMOE, 2 * GIB)
     assert small.decode_tok_s < 1e9 / small.read_bytes_per_token, "reading binds"
-    assert speed(OLMOE, 2 * GIB, replace(RATES, disk_bytes_per_s=2e9)).decode_tok_s > 1.5 * small.decode_tok_s
+    assert speed(OLMOE, 2 * GIB, replace(RATES, disk_bytes_per_s=2e9)).decode_tok_s > 1.4 * small.decode_tok_s
     assert (
         speed(OLMOE, 2 * GIB, replace(RATES, products={"Q4_0": replace(Q4_0, decode_bytes_per_s=50e9)})).decode_tok_s
         < 1.2 * small.decode_tok_s
@@ -75,12 +76,23 @@ def test_misses_come_layer_by_layer():
 def test_readers_pack_what_they_read():
     def read_bytes_per_s(product_bytes_per_s):
         rates = replace(RATES, products={"Q4_0": replace(Q4_0, decode_bytes_per_s=product_bytes_per_s)})
-        found = speed(OLMOE, 2 * GIB, rates, hit_rate=0.5)
+        found = speed(LLAMA_7B, 2 * GIB, rates)
         return found.read_bytes_per_token / found.read_s_per_token
 
     assert read_bytes_per_s(1e15) == pytest.approx(RATES.disk_bytes_per_s), "the disk alone, where packing is for free"
-    assert 0.6e9 < read_bytes_per_s(25e9) < 0.95e9, "three readers, of which some pack"
-    assert read_bytes_per_s(25e6) == pytest.approx(3 * 0.033 * 25e6, rel=0.01), "and all of them, where it takes long"
+    assert 0.7e9 < read_bytes_per_s(25e9) < 0.97e9, "three readers, of which some pack"
+    assert read_bytes_per_s(25e6) == pytest.approx(3 * 0.048 * 25e6, rel=0.01), "and all of them, where it takes long"
+
+
+def test_the_last_expert_is_yet_to_be_packed():
+    """One layer of one expert that is missing every other time: 3 s of the disk, 1 s of packing; of 8 that all miss, by
+    three readers; and packing takes a part of the cores that compute."""
+    assert token_s(1.0, 1.5, 0.5, 1, 1, pack_s=0.5) == pytest.approx(0.5 * 1.0 + 0.5 * (4.0 + 0.2 * 1.5))
+    assert token_s(1.0, 16.0, 0.0, 1, 8, pack_s=8.0) == pytest.approx(17.0 + 0.2 * 5.0)
+    assert token_s(1.0, 8.0, 0.0, 1, 8, pack_s=80.0) == pytest.approx(41.0 + 0.2 * 33.0), "each reader has up to three"
+    plain, packed = (speed(OLMOE, 2 * GIB, hit_rate=0.9, packed=each) for each in (False, True))
+    assert packed.pack_s_per_token == 0 and plain.pack_s_per_token == plain.read_bytes_per_token / (0.048 * 25e9)
+    assert packed.decode_tok_s > 1.1 * plain.decode_tok_s
 
 
 def test_a_cache_that_fills_misses_more_than_a_full_one():
@@ -130,6 +142,23 @@ def test_measured_here(tmp_path, kernels):
     assert measure_disk(path, 1 << 16) > 1e5
     with pytest.raises(FormatError, match="too small"):
         measure_disk(path, 1 << 20)
+
+
+def test_a_disk_is_probed_in_bursts_that_lie_apart(tmp_path, monkeypatch):
+    """Those that nobody asked for are read at the end, after a pause each; of a slow disk no more."""
+    path, pauses = tmp_path / "file", []
+    path.write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(disk_probe.time, "sleep", pauses.append)
+    with DiskProbe(path, 1 << 16) as probe:
+        probe.burst()
+        probe.burst()
+        seen = probe.seen_bytes_per_s
+        assert probe.bytes_per_s() > 1e5 and probe.seen_bytes_per_s != seen
+        assert len(pauses) == disk_probe._BURSTS - 2 and probe.bytes_per_s() == probe.seen_bytes_per_s
+    monkeypatch.setattr(disk_probe, "_LONGEST_S", 0.0)
+    with DiskProbe(path, 1 << 16) as probe:
+        probe.read(1 << 18)
+        assert probe.bytes_per_s() == probe.seen_bytes_per_s and len(pauses) == disk_probe._BURSTS - 2
 
 
 @pytest.mark.parametrize("type", [GgmlType.Q4_0, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
@@ -227,7 +256,7 @@ def test_kept_rates(tmp_path):
 def test_a_pack_file_spares_the_packing():
     plain, packed = (speed(OLMOE, 2 * GIB, hit_rate=0.5, packed=each) for each in (False, True))
     assert packed.read_s_per_token == pytest.approx(packed.read_bytes_per_token / RATES.disk_bytes_per_s)
-    assert packed.read_s_per_token < plain.read_s_per_token and packed.first_token_s < plain.first_token_s
+    assert packed.decode_tok_s > plain.decode_tok_s and packed.first_token_s < plain.first_token_s
 
 
 def test_an_empty_cache_reads_all_that_a_prompt_needs():

@@ -170,7 +170,7 @@ def test_requests(model: tuple, budget: int) -> None:  # type: ignore[type-arg]
 
 def test_this_machine_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgerun.planning.rates._weight_bytes", lambda cache_bytes: 1 << 20)
-    monkeypatch.setattr("edgerun.planning.rates._PROBE_BYTES", 16 << 20)
+    monkeypatch.setattr("edgerun.planning.disk_probe._PROBE_BYTES", 16 << 20)
     found = measure_device(tmp_path / "disk", threads=1, types=["Q4_0"], meter=EnergyMeter(None, "none"))
     assert found.kind == "measured" and list(found.products) == ["Q4_0"] and list(found.memory_bandwidth) == [1]
     assert found.attention is not None and found.launch_s > 0 and found.idle_w is None and not found.energy

@@ -217,6 +217,17 @@ def test_busy_seconds_are_of_the_disk_not_of_each_thread(file, monkeypatch):
         assert 0.095 <= reader.stats.busy_s < 0.19
 
 
+def test_what_is_delivered_does_not_keep_the_disk_busy(file):
+    """A piece of two ranges, each of which takes 50 ms to be packed."""
+    with closing(FlashReader([file[0]], threads=1)) as reader:
+        reading = Reading(reader)
+        also = Piece(0, 4096, 100, "x", lambda view: time.sleep(0.05), reading.landed)
+        piece = Piece(0, 0, 100, "x", lambda view: time.sleep(0.05), reading.landed, also=(also,))
+        reading.begin([piece], DEMAND)
+        reading.wait()
+        assert reader.stats.busy_s < 0.04
+
+
 def reading_of(reader, offsets, deliver=lambda view: None):
     reading = Reading(reader)
     pieces = [Piece(0, offset, 100, f"piece {offset}", deliver, reading.landed) for offset in offsets]
