@@ -25,6 +25,7 @@ from edgerun.weights.catalog import (
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
+_OLD_EXPERT = re.compile(r"blk\.[0-9]+\.ffn_(gate|up|down)\.[0-9]+\.weight")
 _NEURON_ROWS = (".ffn_up.weight", ".ffn_down_t.weight")
 _NO_WEIGHTS = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
 
@@ -125,6 +126,11 @@ def _unused(gguf: GgufFile, spec: ModelSpec, known: Mapping[str, object]) -> tup
             strange.append(name)
         else:
             found.setdefault(what, []).append(name)
+    if any(_OLD_EXPERT.fullmatch(name) for name in strange):
+        raise UnsupportedError(
+            f"{gguf.path}: every expert is a tensor of its own ({_listed(strange)}), as converters wrote them until "
+            "April 2024; fetch a file that was made later"
+        )
     if strange and all(name.endswith(".scale") for name in strange):
         raise UnsupportedError(
             f"{gguf.path}: the file has factors for whole tensors ({_listed(strange)}) that edgerun applies to "

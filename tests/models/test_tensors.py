@@ -95,6 +95,20 @@ def test_neurons_by_another_name_are_refused(tmp_path, alias):
         opened_spec(path)
 
 
+def test_experts_one_by_one_are_refused_as_old(tmp_path):
+    names = {f"blk.0.ffn_{part}_exps.weight": f"blk.0.ffn_{part}.0.weight" for part in ("gate", "up", "down")}
+    path = copy(write(INSTANCES["mixtral"], tmp_path / "m.gguf"), tmp_path / "old.gguf", rename=names)
+    with pytest.raises(UnsupportedError, match="until April 2024"):
+        opened_spec(path)
+
+
+def test_halves_beside_the_whole_are_not_used(tmp_path):
+    """ik_llama.cpp's files of DeepSeek hold keys' and values' matrices together and apart, in shapes of its own."""
+    halves = {f"blk.0.attn_{half}_b.weight": np.ones((16, 128), np.float32) for half in "kv"}
+    path = copy(write(INSTANCES["deepseek2-before-2025"], tmp_path / "m.gguf"), tmp_path / "both.gguf", halves)
+    assert any("2: blk.0.attn_k_b.weight" in line for line in opened_spec(path).unused)
+
+
 @pytest.mark.parametrize("pair", [("x", "x.weight"), ("blk.0.x.bias", "blk.00.x.bias"), ("a.7.b", "a.07.b.weight")])
 def test_two_names_of_one_tensor_are_no_file(tmp_path, pair):
     """Before any model is known: converters and tools open files too."""

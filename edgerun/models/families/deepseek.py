@@ -11,6 +11,9 @@ _LATENT = Family(
     renormalise=False,
     sigmoid_sizes=((47, 154880), (48, 154880)),
     says=MIXTURE | LOG_MULTIPLIER,
+    unused={  # ik_llama.cpp's files have both forms
+        r"blk\.(0|[1-9][0-9]*)\.attn_(k|v)_b\.weight": "the halves of attn_kv_b, which is there whole",
+    },
 )
 
 FAMILIES = {
