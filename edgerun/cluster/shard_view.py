@@ -65,6 +65,9 @@ class ShardView(GgufFile):
             raise UnsupportedError(f"{name}: single rows of what is cut are not read")
         return self._gguf.gather(cut.info.name, ids)
 
+    def close(self) -> None:
+        """Nothing is this one's own: the model's file stays open."""
+
 
 class _LastRows:
     """Reads a file's rows, and has those that were read last: of an expert each unit wants the same, one by one."""
