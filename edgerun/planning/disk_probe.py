@@ -59,9 +59,14 @@ class DiskProbe:
 
     def burst(self) -> None:
         """Read a little, unless enough was read."""
-        if self._bursts < _BURSTS and self._spent_s < _LONGEST_S:
+        if not self._is_enough:
             self._bursts += 1
             self.read(_BURST_BYTES)
+
+    @property
+    def _is_enough(self) -> bool:
+        """All bursts, as much as a small file has, or what a slow disk gives in some seconds."""
+        return self._bursts >= _BURSTS or self._n_bytes >= self._file_bytes or self._spent_s >= _LONGEST_S
 
     @property
     def seen_bytes_per_s(self) -> float:
@@ -70,7 +75,7 @@ class DiskProbe:
 
     def bytes_per_s(self) -> float:
         """The same, once all bursts were read."""
-        while self._bursts < _BURSTS and self._spent_s < _LONGEST_S:
+        while not self._is_enough:
             time.sleep(_PAUSE_S)
             self.burst()
         return self.seen_bytes_per_s

@@ -145,20 +145,25 @@ def test_measured_here(tmp_path, kernels):
 
 
 def test_a_disk_is_probed_in_bursts_that_lie_apart(tmp_path, monkeypatch):
-    """Those that nobody asked for are read at the end, after a pause each; of a slow disk no more."""
+    """Those that nobody asked for are read at the end, after a pause each; no more of a slow disk, or a small file."""
     path, pauses = tmp_path / "file", []
     path.write_bytes(bytes(1 << 20))
     monkeypatch.setattr(disk_probe.time, "sleep", pauses.append)
+    monkeypatch.setattr(disk_probe, "_BURST_BYTES", 1 << 18)
+    monkeypatch.setattr(disk_probe, "_BURSTS", 3)
     with DiskProbe(path, 1 << 16) as probe:
         probe.burst()
         probe.burst()
         seen = probe.seen_bytes_per_s
         assert probe.bytes_per_s() > 1e5 and probe.seen_bytes_per_s != seen
-        assert len(pauses) == disk_probe._BURSTS - 2 and probe.bytes_per_s() == probe.seen_bytes_per_s
+        assert len(pauses) == 1 and probe.bytes_per_s() == probe.seen_bytes_per_s
+    monkeypatch.setattr(disk_probe, "_BURST_BYTES", 1 << 20)
+    with DiskProbe(path, 1 << 16) as probe:
+        assert probe.bytes_per_s() > 1e5 and len(pauses) == 2, "all of the file at once"
     monkeypatch.setattr(disk_probe, "_LONGEST_S", 0.0)
     with DiskProbe(path, 1 << 16) as probe:
         probe.read(1 << 18)
-        assert probe.bytes_per_s() == probe.seen_bytes_per_s and len(pauses) == disk_probe._BURSTS - 2
+        assert probe.bytes_per_s() == probe.seen_bytes_per_s and len(pauses) == 2
 
 
 @pytest.mark.parametrize("type", [GgmlType.Q4_0, GgmlType.Q5_0, GgmlType.Q2_K], ids=lambda type: type.name)
