@@ -94,9 +94,9 @@ def gemma4_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope.freq_base_swa": real_of(local, "rope_theta", 10000.0),
         "feed_forward_length": [_width(config, layer) for layer in range(len(kinds))],
         "embedding_length_per_layer_input": count_of(config, "hidden_size_per_layer_input"),
+        # Said even where there is none: of a file that says nothing it is 30.
+        "final_logit_softcapping": real_of(config, "final_logit_softcapping", 0.0),
     }
-    if config.get("final_logit_softcapping"):
-        values["final_logit_softcapping"] = real_of(config, "final_logit_softcapping", 0.0)
     return values
 
 

@@ -58,3 +58,12 @@ def test_logits_that_transformers_computed(tmp_path: Path, name: str) -> None:
     expected = np.load(Path(__file__).parent / "golden" / f"{name}.npy", allow_pickle=False)
     error = np.linalg.norm(logits[3::4] - expected) / np.linalg.norm(expected)
     assert error < 3e-3  # Gemma 3n's deviations are of n - 1 in llama.cpp and here, of n in transformers
+
+
+@pytest.mark.parametrize(("said", "cap"), [({"final_logit_softcapping": None}, 0.0), ({}, 30.0)])
+def test_gemma4_may_have_no_cap(tmp_path: Path, said: dict[str, Any], cap: float) -> None:
+    """Where its config says that there is none; a file that says nothing has one of 30."""
+    write_checkpoint(tmp_path, "gemma4_text", **said)
+    convert_checkpoint(tmp_path, tmp_path / "out.gguf")
+    with open_gguf(tmp_path / "out.gguf") as g:
+        assert load_spec(g).logit_softcap == cap
