@@ -1,7 +1,7 @@
 """Whether the planner chooses what is fastest: groups of emulated devices on links of many kinds, and predictions.
 
     python -m benchmarks.cluster_choices MODEL [--delays 0.1,0.3,1,2,5] [--rates 100,1000] [--devices 2,4]
-        [--results FILE] [options of benchmarks.cluster]
+        [--repeats 1] [--results FILE] [options of benchmarks.cluster]
 
 One device alone is measured once, and gives the devices' rate; the processor time of groups (the smallest ones, lower
 quartile of all settings), less their part of that of one alone, gives what a sum costs a device; each setting's links
@@ -10,7 +10,8 @@ of a core (--cores) the planner knows that as their `quota`, as long as each has
 one, none is idle while another waits. In every setting the planner chooses among one device and groups of these sizes;
 the choice is right when it is the fastest measured, or within 5 % of it. Needs root. Prints a table in Markdown.
 
---results: what was measured is kept there, a line a measurement, and what is there is not measured again.
+--repeats: all is measured so often, one round after the other, and of each setting the measurement in the middle
+counts. --results: what was measured is kept there, a line a measurement, and what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--delays", default="0.1,0.3,1,2,5", help="one way, in ms")
     parser.add_argument("--rates", default="100,1000", help="in Mb/s")
     parser.add_argument("--devices", default="2,4")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--results", type=Path)
     own, others = parser.parse_known_args()
     counts = [int(count) for count in own.devices.split(",")]
@@ -52,13 +54,22 @@ def main() -> None:
         process_bytes = elsewhere_bytes(gguf.metadata)
         model = Model(load_spec(gguf), load_sizes(given.kernels), given.context, process_bytes=process_bytes)
         known = _Known(own.results)
-        alone_s = 1 / known.measured(folder, 1, given)["tok_s"]
+        settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
+        for turn in range(1, own.repeats + 1):
+            known.measure(turn, folder, 1, given)
+            for delay, speed in settings:
+                given.delay, given.rate = float(delay), float(speed)
+                for count in counts:
+                    known.measure(turn, folder, count, given)
+        alone = known.middle(1, given)
+        alone_s = 1 / alone["tok_s"]
         memory_bytes = parse_size_bytes(given.memory)
         at_first = PlannedDevice("", memory_bytes, 1e10, 2e11, 1e9)
         rate = 1e10 * _planned(model, at_first, 1, Links(1, 1, 1, True))[0].token_s / alone_s
-        settings = [(delay, speed) for delay in own.delays.split(",") for speed in own.rates.split(",")]
-        said = [{count: known.at(folder, count, given, *each) for count in counts} for each in settings]
-        alone = known.measured(folder, 1, given)
+        said = []
+        for delay, speed in settings:
+            given.delay, given.rate = float(delay), float(speed)
+            said.append({count: known.middle(count, given) for count in counts})
         sums_s = sorted(_sum_s(model, alone, each[counts[0]], counts[0]) for each in said)
         sum_s = sums_s[len(sums_s) // 4]  # what is more was disturbed
         device = PlannedDevice("", memory_bytes, rate, 20 * rate, 1e9, sum_s)
@@ -93,23 +104,30 @@ class _Known:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        lines = path.read_text().splitlines() if path is not None and path.exists() else []
-        self._found: dict[str, dict[str, float]] = dict(json.loads(line) for line in lines)
+        self._found: dict[str, list[dict[str, float]]] = {}
+        for line in path.read_text().splitlines() if path is not None and path.exists() else []:
+            key, said = json.loads(line)
+            self._found.setdefault(key, []).append(said)
 
-    def at(self, folder: Path, count: int, given: argparse.Namespace, delay: str, speed: str) -> dict[str, float]:
-        """As `measured`, on links of that delay and rate."""
-        given.delay, given.rate = float(delay), float(speed)
-        return self.measured(folder, count, given)
+    def measure(self, turn: int, folder: Path, count: int, given: argparse.Namespace) -> None:
+        """As `cluster.measured`, unless there are so many measurements already."""
+        found = self._found.setdefault(_key(count, given), [])
+        if len(found) >= turn:
+            return
+        found.append(measured(folder, count, given))
+        if self._path is not None:
+            with self._path.open("a") as file:
+                print(json.dumps([_key(count, given), found[-1]]), file=file)
 
-    def measured(self, folder: Path, count: int, given: argparse.Namespace) -> dict[str, float]:
-        """As `cluster.measured`. Links do not matter to one device alone."""
-        key = f"{count} devices" if count == 1 else f"{count} devices, {given.delay} ms, {given.rate} Mb/s"
-        if key not in self._found:
-            self._found[key] = measured(folder, count, given)
-            if self._path is not None:
-                with self._path.open("a") as file:
-                    print(json.dumps([key, self._found[key]]), file=file)
-        return self._found[key]
+    def middle(self, count: int, given: argparse.Namespace) -> dict[str, float]:
+        """Of those that there are, by the speed."""
+        found = sorted(self._found[_key(count, given)], key=lambda said: said["tok_s"])
+        return found[len(found) // 2]
+
+
+def _key(count: int, given: argparse.Namespace) -> str:
+    """Links do not matter to one device alone."""
+    return f"{count} devices" if count == 1 else f"{count} devices, {given.delay} ms, {given.rate} Mb/s"
 
 
 def _sum_s(model: Model, alone: dict[str, float], group: dict[str, float], count: int) -> float:

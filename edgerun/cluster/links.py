@@ -27,8 +27,10 @@ from edgerun.cluster.cables import PROBE_BYTES, Cable, Cables
 from edgerun.cluster.collective import F32, HEAD
 from edgerun.cluster.control import Seat
 from edgerun.cluster.peers import Peers
-from edgerun.cluster.ways import FOLDING, WAY_NAMES, WayName, star
+from edgerun.cluster.ways import FOLDING, WAY_NAMES, Way, WayName
+from edgerun.cluster.wire import HEADER
 from edgerun.cluster.wire_format import EXACT, WireFormat, wire_format
+from edgerun.errors import LostPeerError
 
 _ROUNDS = 9
 _SMALL = 64  # numbers: latency alone
@@ -92,7 +94,7 @@ def measure(peers: Peers, seats: Sequence[Seat], cables: Cables) -> Links:
     pairs = combinations(range(peers.size), 2)
     hops = {pair: _ping_pong(peers, *pair, _SMALL, _ROUNDS) for pair in pairs}
     hop = _largest_of_all(peers, max((each for each in hops.values() if each), default=0.0))
-    probes = {other: _one_way(peers, other, PROBE_BYTES // 4) for other in range(1, peers.size)}
+    probes = {other: _round_trip(peers, HEAD, other, PROBE_BYTES // 4, _SMALL, 2) for other in range(1, peers.size)}
     hosts = [seat.address.rpartition(":")[0] for seat in seats]
     known: dict[int, Cable] = {}
     if peers.rank == HEAD:
@@ -105,12 +107,17 @@ def measure(peers: Peers, seats: Sequence[Seat], cables: Cables) -> Links:
     for other in _unknown(peers, known):
         own_hop = hops[HEAD, other]
         wire = max(0.0, _ping_pong(peers, HEAD, other, _LARGE, 3) - own_hop)
-        both = _both(peers, HEAD, other, _LARGE, 3) - own_hop
+        probe = max(0.0, _ping_pong(peers, HEAD, other, PROBE_BYTES // 4, 5) - own_hop)
+        both = _both(peers, HEAD, other, _LARGE, 3) - _both(peers, HEAD, other, _SMALL, 5)
         if peers.rank == HEAD:
             is_duplex = both < _SHARED * max(wire, own_hop / 10)
-            known[other] = Cable(hosts[other], time.time(), own_hop, wire / (4 * _LARGE), is_duplex)
+            # A token's messages are short. Of a long one on a far link TCP holds the end back until the beginning was
+            # acknowledged: that is no time of its bytes.
+            byte_s = min(wire / (4 * _LARGE), probe / PROBE_BYTES)
+            known[other] = Cable(hosts[other], time.time(), own_hop, byte_s, is_duplex)
             cables.keep(seats[other].fingerprint, known[other])
-    all_s = _timed(lambda: star(np.zeros(_SMALL, np.float32), peers), _ROUNDS)
+    sums, x = Way("star"), np.zeros(_SMALL, np.float32)
+    all_s = _timed(lambda: sums.all_reduce(x, peers), _ROUNDS)
     more = max(1, 2 * (peers.size - 2))
     message = max(0.0, all_s - 2 * hop) / more if peers.size > 2 else 0.0
     slowest = max(known.values(), key=lambda cable: cable.byte_s, default=None)
@@ -131,36 +138,34 @@ def _unknown(peers: Peers, known: Collection[int]) -> list[int]:
 
 def _ping_pong(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:
     """Half of a round trip between two ranks; 0 for all others."""
+    return _round_trip(peers, low, high, count, count, rounds) / 2
+
+
+def _round_trip(peers: Peers, low: int, high: int, there: int, back: int, rounds: int) -> float:
+    """So many numbers from one rank to another, and some back; 0 for all others. They travel as those of a token's sums
+    do (`short.py`): `swap`, which waits for several peers at once, takes longer."""
     if peers.rank not in (low, high):
         return 0.0
-    x = np.zeros(count, np.float32)
+    is_first = peers.rank == low
+    link = peers.links[high if is_first else low]
+    frames = [peers.write(np.zeros(each, np.float32), EXACT, slot).whole for slot, each in enumerate((there, back))]
+    mine, other = frames if is_first else frames[::-1]
+    arrived, header = memoryview(bytearray(len(other))), other[: HEADER.size]
+    if not peers.is_patient:
+        peers.be_patient(True)
 
     def once() -> None:
-        if peers.rank == low:
-            peers.swap({high: peers.write(x, EXACT)}, {}, EXACT)
-            peers.swap({}, {high: count}, EXACT)
-        else:
-            peers.swap({}, {low: count}, EXACT)
-            peers.swap({low: peers.write(x, EXACT)}, {}, EXACT)
+        if is_first:
+            link.put(mine, peers.is_lost)
+        link.take(arrived, header, 0, peers.is_lost)
+        link.received_bytes += len(arrived)
+        if not is_first:
+            link.put(mine, peers.is_lost)
 
-    return _timed(once, rounds) / 2
-
-
-def _one_way(peers: Peers, other: int, count: int) -> float:
-    """So many numbers from the head to another rank, and a small answer; 0 for all others."""
-    if peers.rank not in (HEAD, other):
-        return 0.0
-    x, answer = np.zeros(count, np.float32), np.zeros(_SMALL, np.float32)
-
-    def once() -> None:
-        if peers.rank == HEAD:
-            peers.swap({other: peers.write(x, EXACT)}, {}, EXACT)
-            peers.swap({}, {other: _SMALL}, EXACT)
-        else:
-            peers.swap({}, {HEAD: count}, EXACT)
-            peers.swap({HEAD: peers.write(answer, EXACT)}, {}, EXACT)
-
-    return _timed(once, 2)
+    try:
+        return _timed(once, rounds)
+    except LostPeerError as error:
+        raise peers.explained(error) from error
 
 
 def _both(peers: Peers, low: int, high: int, count: int, rounds: int) -> float:

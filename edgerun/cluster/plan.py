@@ -142,7 +142,8 @@ def _tensor(
         }
         speeds.append(_speed(model, spec_of_share(spec, share), tensors, device))
     token_s, prompt_s = [1 / each.decode_tok_s for each in speeds], [each.first_token_s for each in speeds]
-    around = 2 * links.hop_s + 4 * (spec.d_model + spec.vocab_size) * links.byte_s  # x goes out, logits come back
+    # x goes out to each, and logits come back, of the vocabulary that the others have
+    around = 2 * links.hop_s + 4 * ((n - 1) * spec.d_model + (1 - parts[0]) * spec.vocab_size) * links.byte_s
     for way in ways:
 
         def step_s(rows: int, own_s: Sequence[float], more_s: float, way: WayName = way) -> float:
@@ -152,7 +153,8 @@ def _tensor(
             return max(_with_wire_s(each, wire_s, device) for each, device in zip(busy_s, devices, strict=True))
 
         whole_s = step_s(1, token_s, around)
-        whole_prompt_s = step_s(PROMPT_TOKENS, prompt_s, around + 4 * PROMPT_TOKENS * spec.d_model * links.byte_s)
+        rows_s = 4 * (n - 1) * PROMPT_TOKENS * spec.d_model * links.byte_s
+        whole_prompt_s = step_s(PROMPT_TOKENS, prompt_s, around + rows_s)
         yield Choice("tensor", _names(devices), way, parts, whole_s, whole_prompt_s, whole_s - max(token_s))
 
 

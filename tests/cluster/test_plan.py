@@ -92,7 +92,8 @@ def test_sums_take_what_the_formula_says(way, model):
             continue
         n, spec = len(choice.devices), model.spec
         sums = sum(predict_s(way, WIRE, n, 4 * (each.numbers + 1)) + SUM_S for each in reductions(spec, 1, n))
-        around = 2 * WIRE.hop_s + 4 * (spec.d_model + spec.vocab_size) * WIRE.byte_s
+        others_logits = (1 - choice.parts[0]) * spec.vocab_size
+        around = 2 * WIRE.hop_s + 4 * ((n - 1) * spec.d_model + others_logits) * WIRE.byte_s
         assert choice.wire_s == pytest.approx(sums + around)
         assert choice.token_s > choice.wire_s
         assert len(list(reductions(spec, 1, 2))) == 2 * spec.n_layers
