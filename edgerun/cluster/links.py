@@ -112,10 +112,11 @@ def measure(peers: Peers, seats: Sequence[Seat], cables: Cables) -> Links:
         if peers.rank == HEAD:
             is_duplex = both < _SHARED * max(wire, own_hop / 10)
             # A token's messages are short. Of a long one on a far link TCP holds the end back until the beginning was
-            # acknowledged: that is no time of its bytes.
-            byte_s = min(wire / (4 * _LARGE), probe / PROBE_BYTES)
-            known[other] = Cable(hosts[other], time.time(), own_hop, byte_s, is_duplex)
-            cables.keep(seats[other].fingerprint, known[other])
+            # acknowledged: that is no time of its bytes. Zero says that the small ones met with a busy processor.
+            told = [each for each in (wire / (4 * _LARGE), probe / PROBE_BYTES) if each > 0]
+            known[other] = Cable(hosts[other], time.time(), own_hop, min(told, default=0.0), is_duplex)
+            if told:
+                cables.keep(seats[other].fingerprint, known[other])
     sums, x = Way("star"), np.zeros(_SMALL, np.float32)
     all_s = _timed(lambda: sums.all_reduce(x, peers), _ROUNDS)
     more = max(1, 2 * (peers.size - 2))

@@ -78,7 +78,7 @@ class Said:
         self.asked: list[int] = []
 
     def __call__(self, others: Sequence[Device], links: Links) -> Verdict:
-        assert links.hop_s > 0 and links.byte_s > 0
+        assert links.hop_s >= 0 and links.byte_s >= 0
         self.asked.append(len(others))
         return Verdict(self._places[len(others)], 0.01, 0.02, 0.03)
 
@@ -126,23 +126,24 @@ def test_who_is_not_worth_it_gets_nothing_and_takes_part_when_another_comes(
             assert decoder.size == 1 and llm.complete(PROMPT, **OPTIONS).text == wanted
             time.sleep(0.3)  # it is looked for others meanwhile, and who waits is not asked again
             assert llm.complete(PROMPT, **OPTIONS).text == wanted and worth.asked == [1] and not given
-            for member, count in zip(late, (2, 1), strict=True):  # with the first comes who waits
-                desk.admit(member)
-                wait_until(lambda: len(decoder._assembly._found) == count)  # noqa: B023
-                assert llm.complete(PROMPT, **OPTIONS).text == wanted
-            assert decoder.size == 3 and worth.asked == [1, 2, 3]
-            assert chosen(heard) == [
-                (("desk",), ("device0",)),
+            assert chosen(heard) == [(("desk",), ("device0",))]
+            wants = [  # with the first comes who waits
                 (("desk", "device0", "device1"), ()),
                 (("desk", "device0", "device2"), ("device1",)),
             ]
+            for member, want in zip(late, wants, strict=True):
+                desk.admit(member)
+                while chosen(heard)[-1] != want:  # on a busy machine they may come one by one
+                    wait_until(decoder._assembly.has_news)
+                    assert llm.complete(PROMPT, **OPTIONS).text == wanted
+                assert decoder.size == 3
             # One that takes part is lost: whoever waited is asked for again
             text = ""
             for chunk in llm.stream(PROMPT, **OPTIONS):
                 text += chunk.text
                 if len(text) > 20 and len(servers) == 3:
                     servers.pop().close()
-            assert text == wanted and worth.asked[3] < 3
+            assert text == wanted and worth.asked[-1] < 3
             while decoder.size < 3:  # those who are there come one by one
                 wait_until(decoder._assembly.has_news)
                 assert llm.complete(PROMPT, **OPTIONS).text == wanted

@@ -22,6 +22,7 @@ from edgerun.prefill.schemes import Scheme, scheme_named
 from edgerun.prefill.sessions import Sessions
 from edgerun.weights import ResidentStore
 from tests.models.instances import (
+    ALIKE,
     ATTENTION,
     DENSE,
     INSTANCES,
@@ -42,7 +43,7 @@ _LATER = {
     "mistral3",
     "qwen3vl",
 }  # of the families that came later, some of each kind
-_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT, *STREAMS, *SAID)} - _LATER
+_OTHERS = {i.name for i in (*DENSE, *MIXTURES, *RECURRENT, *ATTENTION, *LATENT, *STREAMS, *SAID, *ALIKE)} - _LATER
 _F32 = {
     n: i
     for n, i in INSTANCES.items()

@@ -24,6 +24,7 @@ class Dialect:
 
     architecture: str  # llama.cpp's name for it
     marks: tuple[str, ...] = ()  # keys, or beginnings of tensors' names, of which one is there; none: all files are so
+    model: str = ""  # only files whose tokenizer is said to be of this model; "": of any
     keys: Mapping[str, str] = field(default_factory=dict)  # llama.cpp's name -> the file's
     parts: Mapping[str, str] = field(default_factory=dict)  # the file's name, without .weight -> llama.cpp's
     sizes: Mapping[str, str] = field(default_factory=dict)  # a key that is missing or wrong -> the part with such rows
@@ -134,7 +135,10 @@ DIALECTS: dict[str, tuple[Dialect, ...]] = {  # the file's architecture -> its d
             cut="per_layer_token_embd.weight",
         ),
     ),
-    "gemma4": (replace(_GEMMA4, marks=("tokenizer.ggml.merges",), tokenizer={_MODEL: "gemma4"}), _GEMMA4),
+    "gemma4": (
+        replace(_GEMMA4, marks=("tokenizer.ggml.merges",), model="llama", tokenizer={_MODEL: "gemma4"}),
+        _GEMMA4,
+    ),
     "mistral3": (
         Dialect(
             "mistral3",
@@ -182,6 +186,8 @@ def as_llama_cpp(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> tuple
 
 def _is_written(dialect: Dialect, prefix: str, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> bool:
     marks = dialect.marks
+    if dialect.model not in ("", metadata.get(_MODEL)):
+        return False
     if not marks or any(mark in metadata or prefix + mark in metadata for mark in marks):
         return True
     return any(name.startswith(marks) for name in tensors)
