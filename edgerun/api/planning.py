@@ -293,7 +293,7 @@ def sequence_memory_of(path: Path) -> SequenceMemory | None:
         except (FormatError, UnsupportedError):
             return None
     pages = sum(group.page_bytes for group in kv_groups(spec))
-    return SequenceMemory(pages // KEYS_PER_PAGE, block_bytes(states_of(spec)))
+    return SequenceMemory(pages // KEYS_PER_PAGE, block_bytes(states_of(spec).layouts))
 
 
 @contextlib.contextmanager

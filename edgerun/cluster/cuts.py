@@ -6,17 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.cluster.divided import Divided, divided
 from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import TensorInfo
+from edgerun.models.plan import plan_of
 from edgerun.models.shapes import known_tensors
-from edgerun.models.share import LayerShare, Share, kv_heads_of, spec_of_share, units_of
-from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec
+from edgerun.models.share import Share, spec_of_share, units_of
+from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 U8 = NDArray[np.uint8]
@@ -37,7 +40,8 @@ class Cut:
     """A tensor of a shard, called `name` there: of each of `matrices` (experts; one for a matrix or a vector) the
     `rows`, range after range, and of these `cols`. A vector's numbers are its columns.
 
-    stacked: ranges of columns that lie one below the other, not side by side: all rows of the first, then of the next.
+    stacks: into so many equal parts the columns are divided that lie one below the other, not side by side: all rows of
+    the first, then of the next. 0: all lie side by side.
     slices: what the rows of each matrix are divided into, each a matrix of its own."""
 
     name: str
@@ -45,7 +49,7 @@ class Cut:
     matrices: range
     rows: tuple[range, ...]
     cols: tuple[range, ...]
-    stacked: bool = False
+    stacks: int = 0
     slices: int = 1
 
     @cached_property
@@ -61,7 +65,13 @@ class Cut:
     @cached_property
     def _turns(self) -> list[tuple[range, ...]]:
         """Columns that lie side by side in the shard, turn after turn."""
-        return [(cols,) for cols in self.cols] if self.stacked and self.cols else [self.cols]
+        if not self.stacks:
+            return [self.cols]
+        size, ends = sum(map(len, self.cols)) // self.stacks, accumulate(map(len, self.cols))
+        found: list[list[range]] = [[] for _ in range(self.stacks)]
+        for cols, end in zip(self.cols, ends, strict=True):
+            found[(end - 1) // size].append(cols)
+        return [tuple(each) for each in found]
 
     @cached_property
     def row_bytes(self) -> int:
@@ -111,6 +121,11 @@ def cuts_of(spec: ModelSpec, share: Share) -> list[Cut]:
 
     UnsupportedError for a model with tensors of which it is not known how they are cut."""
     found = []
+    held = [(1, 1)] * spec.n_layers
+    if share.units:
+        units = [units_of(*each) for each in zip(spec.layers, share.layers, share.units, strict=True)]
+        held = [(len(each.mixer.held), len(each.feed_forward.held)) for each in units]
+    layers = [divided(spec, layer, mine, held[layer]) for layer, mine in enumerate(share.layers)]
     parts = {tensor_name(layer, part): (layer, part) for layer, part in _layer_parts(spec, share)}
     for name, (shape, _) in known_tensors(spec_of_share(spec, share)).items():
         info = spec.tensors.get(name) if name != HEAD else spec.tensors.get(HEAD, spec.tensors[EMBEDDING])
@@ -121,9 +136,7 @@ def cuts_of(spec: ModelSpec, share: Share) -> list[Cut]:
             cut = replace(cut, rows=(share.vocabulary,))
         elif name in parts:
             layer, part = parts[name]
-            cut = _of_layer(cut, part, spec, spec.layers[layer], share.layers[layer])
-            if share.units:
-                cut = _in_units(cut, part, units_of(spec.layers[layer], share.layers[layer], share.units[layer]))
+            cut = _of_layer(cut, part, layers[layer], held[layer] if share.units else None)
         if cut.shape != shape:
             raise UnsupportedError(f"{name}: it is not known how this tensor is divided among devices")
         found.append(cut)
@@ -138,72 +151,24 @@ def whole(name: str, info: TensorInfo) -> Cut:
 
 
 def _layer_parts(spec: ModelSpec, share: Share) -> Iterator[tuple[int, str]]:
-    from edgerun.models.plan import plan_of
-
     for layer, plan in enumerate(plan_of(spec_of_share(spec, share))):
         for part in plan.tensors:
             yield layer, part
 
 
-def _of_layer(cut: Cut, part: str, spec: ModelSpec, numbers: LayerNumbers, share: LayerShare) -> Cut:
-    """The part of a layer's tensor that a share has: rows of what makes something, columns of what takes it."""
-    base, _, kind = part.partition(".")
+def _of_layer(cut: Cut, part: str, of: Divided, units: tuple[int, int] | None) -> Cut:
+    """The part of a layer's tensor that a share has. units: of the mixer and the feed-forward, if sums are made of
+    units: the columns of each lie apart then."""
+    name, _, kind = part.partition(".") if part.endswith((".bias", ".scale", ".")) else (part, "", "")
+    if name in of.matrices:
+        cut = replace(cut, matrices=of.matrices[name])
     if kind == "scale":
         return cut
-    heads, dim_k, dim_v = share.heads, numbers.head_dim_k, numbers.head_dim_v
-    keys, values = ([range(h * dim, (h + 1) * dim) for h in kv_heads_of(numbers, heads)] for dim in (dim_k, dim_v))
-    queries = range(heads.start * dim_k, heads.stop * dim_k)
-    shared = base.endswith("_shexp")
-    ff = share.shared if shared else share.ff
-    name = base.removesuffix("_exps").removesuffix("_shexp")
-    if base.endswith("_exps"):
-        cut = replace(cut, matrices=share.experts)
-    full = spec.family.qk_norm == "full"
-    made: dict[str, tuple[range, ...]] = {  # what comes out, that is divided: rows of a matrix, numbers of a vector
-        "attn_q": (queries,),
-        "attn_k": tuple(keys),
-        "attn_v": tuple(values),
-        "attn_qkv": _fused(numbers, queries, keys, values),
-        "ffn_gate": (ff,),
-        "ffn_up": (ff, _after(numbers.d_ff, ff)) if spec.family.fused_gate_up and not numbers.n_experts else (ff,),
-        "ffn_down_t": (ff,),
-    }
-    taken: dict[str, tuple[range, ...]] = {  # what goes in
-        "attn_output": (range(heads.start * dim_v, heads.stop * dim_v),),
-        "ffn_down": (ff,),
-    }
-    normed: dict[str, tuple[range, ...]] = {
-        "attn_sub_norm": taken["attn_output"],
-        "ffn_sub_norm": taken["ffn_down"],
-        **({"attn_q_norm": made["attn_q"], "attn_k_norm": made["attn_k"]} if full else {}),
-    }
-    if name in normed:
-        return replace(cut, cols=normed[name])
-    if name in made:
-        return replace(cut, cols=made[name]) if kind == "bias" else replace(cut, rows=made[name])
-    if name in taken and kind != "bias":
-        return replace(cut, cols=taken[name])
+    if name in of.made:
+        is_matrix = len(cut.info.shape) > 1
+        cut = replace(cut, rows=of.made[name]) if is_matrix else replace(cut, cols=of.made[name])
+        return replace(cut, slices=max(1, units[1])) if units is not None and name in of.slices else cut
+    if name in of.taken and kind != "bias":
+        held = 0 if units is None else units[name.startswith("ffn_")]
+        return replace(cut, cols=of.taken[name], stacks=held)
     return cut
-
-
-def _in_units(cut: Cut, part: str, units: LayerUnits) -> Cut:
-    """The same with the columns of each unit apart."""
-    base, _, kind = part.partition(".")
-    if kind or not (held := len((units.mixer if base == "attn_output" else units.feed_forward).held)):
-        return cut
-    if base in ("attn_output", "ffn_down", "ffn_down_shexp", "ffn_down_exps"):
-        (cols,) = cut.cols
-        unit = len(cols) // held
-        return replace(cut, cols=tuple(cols[low : low + unit] for low in range(0, len(cols), unit)), stacked=True)
-    return replace(cut, slices=held) if base in ("ffn_gate_exps", "ffn_up_exps") else cut
-
-
-def _fused(numbers: LayerNumbers, queries: range, keys: list[range], values: list[range]) -> tuple[range, ...]:
-    """Of queries, keys and values in one matrix."""
-    q = numbers.n_heads * numbers.head_dim_k
-    k = numbers.n_kv_heads * numbers.head_dim_k
-    return (queries, *(_after(q, each) for each in keys), *(_after(q + k, each) for each in values))
-
-
-def _after(first: int, part: range) -> range:
-    return range(first + part.start, first + part.stop)

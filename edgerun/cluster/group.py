@@ -32,7 +32,7 @@ from edgerun.cluster.rank_times import RankTimes
 from edgerun.cluster.shard_file import ShardSource, open_shard
 from edgerun.cluster.shard_view import NotResidentError, ShardView
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import Ability, all_edges, divide, solve
+from edgerun.cluster.shares import Ability, all_edges, divide, solve, with_states
 from edgerun.cluster.slow import Judge
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, heard_limits, limits_of
 from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, PagesLostError, UnsupportedError
@@ -41,7 +41,7 @@ from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32
 from edgerun.kv import KvLedger
 from edgerun.models import Batch, Decoder
-from edgerun.models.holdings import kv_groups
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.share import Share
 from edgerun.models.spec import ModelSpec
 
@@ -111,7 +111,7 @@ def form(model: Whole, assembly: Assembly, events: EventSink) -> tuple[Whole, Fo
 
 def parts_of(model: Whole, others: Sequence[Ability]) -> tuple[float, ...]:
     """What each device shall have of the model, rank by rank."""
-    return solve([model.own, *others], _needed_bytes(model))
+    return with_states(model.spec, solve([model.own, *others], _needed_bytes(model)))
 
 
 def _needed_bytes(model: Whole) -> int:
@@ -362,7 +362,7 @@ class GroupDecoder(Decoder):
             self.pages.ledger.limit_bytes = opened.kv_limit_bytes
             self._copies.clear()
             self._copies.limit_bytes = formed.copies_bytes
-            self.pages.lay_out(kv_groups(spec, opened.kv))
+            self.pages.lay_out(kv_groups(spec, opened.kv), states_of(spec))
             self.use(spec, opened.store, opened.kernels, formed.conductor)
             try:
                 self._follow(formed, kept)
@@ -385,7 +385,8 @@ class GroupDecoder(Decoder):
             n_positions = hold_alone(kept, copies.groups, self.pages)
         else:
             heads = [heads_of(self._model.spec, share, copies.groups) for share in formed.shares]
-            conductor.follow(self.pages, copies, heads)
+            # There are no copies of recurrent states, without which one cannot go on from those of keys and values.
+            conductor.follow(self.pages, copies if self.pages.states is None else None, heads)
             n_positions = self._given_back(conductor, kept) if kept else 0
         if n_positions:
             self._events(Notice(f"keys and values of {n_positions} positions were kept, and are not computed again"))

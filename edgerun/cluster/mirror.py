@@ -1,5 +1,6 @@
-"""What the head tells the others of a pass: which positions of which sequences its rows are, and in what pages these
-lie. Neither text nor tokens. Between passes it says of which blocks it wants copies, or gives them back (`copying.py`).
+"""What the head tells the others of a pass: which positions of which sequences its rows are, in what pages these lie
+and in what blocks their states. Neither text nor tokens. Between passes it says of which blocks of pages it wants
+copies, or gives them back (`copying.py`).
 
 All ranks hold a sequence's keys and values in pages of the same positions, each of its own heads. Who holds which page
 is decided on the head alone, by its `KvSequence`s; the others follow. So sequences that are cut, copied, begun with
@@ -20,6 +21,7 @@ from edgerun.kernels.attention_layout import KEYS_PER_PAGE
 from edgerun.kv import KvSequence, PagePool
 from edgerun.kv.blocks import BLOCKS, U8, block_bytes, read_block, write_block
 from edgerun.kv.page import Page
+from edgerun.kv.states import StateBlock
 from edgerun.models.places import Pass, Run
 
 _MOST_SEQUENCES = 1 << 12
@@ -50,8 +52,19 @@ class SaidCopy(msgspec.Struct, frozen=True, array_like=True):
     source: int
 
 
+class SaidStates(msgspec.Struct, frozen=True, array_like=True):
+    """The blocks of recurrent states that a pass reads and writes of a sequence, by their numbers, and the positions
+    that each comes after, ascending: where the rows begin, unless they go on in what the rows before have left off in,
+    perhaps some within, and one where they end or later."""
+
+    sequence: int
+    positions: list[int]
+    blocks: list[int]
+
+
 class SaidPass(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """A pass. Copies come first, then tables; `ended` sequences are gone before both, `freed` pages after copies."""
+    """A pass. Copies come first, then tables; `ended` sequences are gone before both, `freed` pages and blocks after
+    copies. states: of every run, of a model that has some."""
 
     runs: list[SaidRun]
     wanted: list[int]
@@ -60,6 +73,7 @@ class SaidPass(msgspec.Struct, frozen=True, array_like=True, tag=0):
     copies: list[SaidCopy]
     freed: list[int]
     ended: list[int]
+    states: list[SaidStates]
 
 
 class SaidBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -89,7 +103,8 @@ class Teller:
     """On the head: what passes are told as. `pool`: of its sequences, whose copies of pages it hears of."""
 
     def __init__(self, pool: PagePool) -> None:
-        self._pages: WeakKeyDictionary[Page, int] = WeakKeyDictionary()
+        self._pages: WeakKeyDictionary[Page | StateBlock, int] = WeakKeyDictionary()
+        self._has_states = pool.states is not None
         self._told_pages: set[int] = set()
         self._sequences: WeakKeyDictionary[KvSequence, int] = WeakKeyDictionary()
         self._told_sequences: set[int] = set()
@@ -100,7 +115,7 @@ class Teller:
 
     def said(self, task: Pass) -> bytes:
         """A pass as a message."""
-        runs, tables = [], []
+        runs, tables, states = [], [], []
         for run in task.runs:
             sequence = run.sequence
             number = self._sequence_number(sequence)
@@ -108,28 +123,32 @@ class Teller:
             held, told = sequence.held(), self._tables.get(sequence)
             for group, pages in enumerate(held):
                 if told is None or told[group] is not pages:
-                    numbers = [0 if page is None else self._page_number(page) for page in pages]
+                    numbers = [0 if page is None else self._number(page) for page in pages]
                     tables.append(SaidTable(number, group, numbers))
             self._tables[sequence] = list(held)
+            if self._has_states:
+                blocks = sorted(sequence.states.of_step(run.start, run.rows).items())
+                states.append(SaidStates(number, [n for n, _ in blocks], [self._number(each) for _, each in blocks]))
         copies, self._copies = self._copies, []
         self._told_pages.update(number for copy in copies for number in (copy.to, copy.source))
         alive, here = set(self._pages.values()), set(self._sequences.values())
         freed, ended = sorted(self._told_pages - alive), sorted(self._told_sequences - here)
-        message = msgspec.msgpack.encode(SaidPass(runs, list(task.wanted), task.few, tables, copies, freed, ended))
+        said = SaidPass(runs, list(task.wanted), task.few, tables, copies, freed, ended, states)
+        message = msgspec.msgpack.encode(said)
         self._told_pages, self._told_sequences = alive, here
         return message
 
     def number_of(self, page: Page) -> int:
         """Of a page that the others hear of with it."""
-        number = self._page_number(page)
+        number = self._number(page)
         self._told_pages.add(number)
         return number
 
     def copied(self, group: int, to: Page, source: Page) -> None:
         """A page took over what is in another."""
-        self._copies.append(SaidCopy(group, self._page_number(to), self._page_number(source)))
+        self._copies.append(SaidCopy(group, self._number(to), self._number(source)))
 
-    def _page_number(self, page: Page) -> int:
+    def _number(self, page: Page | StateBlock) -> int:
         number = self._pages.get(page)
         if number is None:
             number = self._pages[page] = self._next
@@ -154,6 +173,7 @@ class Follower:
         self._pool = pool
         self._capacity = capacity
         self._pages: dict[int, tuple[int, Page]] = {}  # its group, and it
+        self._blocks: dict[int, StateBlock] = {}
         self._sequences: dict[int, KvSequence] = {}
         self._waiting: list[SaidPass] = []  # whose pages could not be had yet
         self._holder = KvSequence(pool, capacity)  # asks for pages on behalf of all
@@ -169,6 +189,9 @@ class Follower:
         runs = tuple(Run(self._sequence(run.sequence), run.start, run.rows) for run in said.runs)
         for run in runs:
             self._check_held(run)
+        for states in said.states:
+            blocks = [self._block(number) for number in states.blocks]
+            self._sequence(states.sequence).states.hold(dict(zip(states.positions, blocks, strict=True)))
         return Pass(runs, said.wanted, said.few)
 
     def check(self, said: SaidPass) -> int:
@@ -187,7 +210,21 @@ class Follower:
         most = -(-self._capacity // KEYS_PER_PAGE)
         if any(len(table.pages) > most for table in said.tables):
             raise FormatError(f"a sequence of more than {most} pages")
+        self._check_states(said)
         return rows
+
+    def _check_states(self, said: SaidPass) -> None:
+        """Every row must find a block to go on from, and one to write."""
+        if len(said.states) != (0 if self._pool.states is None else len(said.runs)):
+            raise FormatError("a pass without the states of its sequences, or with some that the model has not")
+        for run, states in zip(said.runs, said.states, strict=False):
+            end, at = run.start + run.rows, states.positions
+            inner, last = range(max(1, run.start), end), range(end, self._capacity + 1)
+            fits = at == sorted(set(at)) and bool(at) and at[-1] in last and all(each in inner for each in at[:-1])
+            if run.sequence != states.sequence or not fits:
+                raise FormatError(f"a pass of {run.rows} rows after {run.start} with states after {at}")
+            if len(set(states.blocks)) != len(at) or len(states.blocks) != len(at):
+                raise FormatError("a pass that writes one block of states twice")
 
     def _check_held(self, run: Run) -> None:
         """Every position that the rows write, or see, must lie in a page."""
@@ -214,6 +251,7 @@ class Follower:
             self._page(copy.group, copy.to).copy_from(source)
         for number in said.freed:
             self._pages.pop(number, None)
+            self._blocks.pop(number, None)
         for table in said.tables:
             pages = [self._page(table.group, number) if number else None for number in table.pages]
             self._sequence(table.sequence).hold(table.group, pages, 0)
@@ -254,6 +292,7 @@ class Follower:
         """Let go of everything."""
         self._sequences.clear()
         self._pages.clear()
+        self._blocks.clear()
         self._waiting.clear()
 
     def _sequence(self, number: int) -> KvSequence:
@@ -262,6 +301,13 @@ class Follower:
             if len(self._sequences) >= _MOST_SEQUENCES:
                 raise FormatError(f"more than {_MOST_SEQUENCES} sequences")
             found = self._sequences[number] = KvSequence(self._pool, self._capacity)
+        return found
+
+    def _block(self, number: int) -> StateBlock:
+        found = self._blocks.get(number)
+        if found is None:
+            assert self._pool.states is not None  # _check_states
+            found = self._blocks[number] = self._pool.states.take(self._holder)
         return found
 
     def _page(self, group: int, number: int) -> Page:

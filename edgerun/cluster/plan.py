@@ -16,7 +16,7 @@ from typing import Literal
 from edgerun.cluster.cuts import cuts_of
 from edgerun.cluster.links import Links, predict_s
 from edgerun.cluster.profiles import PlannedDevice, Profiles
-from edgerun.cluster.shares import Ability, divide, ranges, solve
+from edgerun.cluster.shares import Ability, divide, ranges, solve, with_states
 from edgerun.cluster.ways import FOLDING, WayName
 from edgerun.cluster.wire_format import EXACT, WireFormat
 from edgerun.errors import DoesNotFitError, UnsupportedError
@@ -133,7 +133,7 @@ def _tensor(
         Ability(device.weights_bytes_per_s, max(0, device.memory_bytes - taken), device.disk_bytes_per_s)
         for device in devices
     ]
-    parts = solve(abilities, sum(info.n_bytes for info in spec.tensors.values()))
+    parts = with_states(spec, solve(abilities, sum(info.n_bytes for info in spec.tensors.values())))
     speeds = []
     for share, device in zip(divide(spec, spec.tensors, parts), devices, strict=True):
         tensors = {

@@ -22,7 +22,7 @@ from edgerun.formats.gguf.metadata import Metadata
 from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, ValueKind
 from edgerun.models.reading import WholeModel, read_spec
 from edgerun.models.shapes import check_tensors
-from edgerun.models.share import LayerShare, Share, spec_of_share
+from edgerun.models.share import LayerShare, Share, mixer_heads, spec_of_share
 from edgerun.models.spec import ModelSpec
 from edgerun.new_files import new_file
 from edgerun.weights.identity import file_stamp
@@ -142,7 +142,7 @@ def _read_share(metadata: Metadata, whole: ModelSpec, path: Path) -> Share:
     layers = whole.n_layers
     vocabulary = _read_ranges(metadata, "vocabulary", [whole.vocab_size], path)[0]
     most = {
-        "heads": [each.n_heads for each in whole.layers],
+        "heads": [mixer_heads(each) for each in whole.layers],
         "ff": [max(each.d_ff, each.d_ff_expert) for each in whole.layers],
         "experts": [each.n_experts for each in whole.layers],
         "shared": [each.d_ff_shared for each in whole.layers],

@@ -7,15 +7,16 @@ block of quantised weights holds together. So a rank may get none of something.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from math import gcd, lcm
 
 from edgerun.cluster.units import edges_of
 from edgerun.errors import UnsupportedError, UsageError
 from edgerun.formats.gguf import TensorInfo
-from edgerun.models.share import LayerShare, Share, check_dividable
+from edgerun.models.share import LayerShare, Share, check_dividable, mixer_heads
 from edgerun.models.spec import LayerNumbers, ModelSpec
 from edgerun.weights.catalog import tensor_name
 
@@ -65,6 +66,18 @@ def solve(abilities: Sequence[Ability], weights_bytes: int) -> tuple[float, ...]
     return tuple(mine / sum(part) for mine in part)
 
 
+def with_states(spec: ModelSpec, parts: Sequence[float]) -> tuple[float, ...]:
+    """`parts`, but that the head, rank 0, has enough to hold some recurrent states, of models that have them: it
+    decides which are kept."""
+    counts = [mixer_heads(each) for each in spec.layers if _has_states(each)]
+    least = max(1 / _UNITS, 0.5 / min(counts)) if counts else 0.0
+    total = sum(parts)
+    if parts[0] >= least * total:
+        return tuple(parts)
+    rest = (1 - least) / (total - parts[0])
+    return (least, *(part * rest for part in parts[1:]))
+
+
 def divide(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], parts: Sequence[float], *, in_units: bool = False
 ) -> tuple[Share, ...]:
@@ -83,6 +96,10 @@ def divide(
     else:
         grains = _Grains(spec, tensors, parts)
         layers = [grains.layer(layer) for layer in range(spec.n_layers)]
+    if any(_has_states(whole) and not each[0].heads for whole, each in zip(spec.layers, layers, strict=True)):
+        raise UnsupportedError(
+            "the head of a group decides which recurrent states are kept, and would have none itself"
+        )
     rows = _VOCABULARY_ROWS if spec.vocab_size >= _VOCABULARY_ROWS * n else 1
     vocabulary = ranges(spec.vocab_size, rows, parts, least=1)
     return tuple(Share(tuple(each[rank] for each in layers), vocabulary[rank], rank == 0, units) for rank in range(n))
@@ -99,12 +116,12 @@ def unit_counts(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[tup
         def block(part: str, layer: int = layer) -> int:
             return tensors[tensor_name(layer, part)].type.block_size
 
-        group = numbers.n_heads // numbers.n_kv_heads
-        least = block("attn_output") // gcd(block("attn_output"), numbers.head_dim_v)
+        size = mixer_heads(numbers)
+        least, group = _together(numbers, block)
         shared_keys = spec.family.qk_norm != "full"  # else a norm over all keys would count some twice
         heads = [
             each
-            for each in _divisors(numbers.n_heads)
+            for each in _divisors(size)
             if each % least == 0 and (each % group == 0 or (shared_keys and group % each == 0))
         ]
         cut = (
@@ -114,9 +131,7 @@ def unit_counts(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[tup
         )
         cut += [(numbers.d_ff_shared, block("ffn_down_shexp"))] if numbers.d_ff_shared else []
         columns = [{size // each for each in _divisors(size) if each % _columns(size, of) == 0} for size, of in cut]
-        found.append(
-            (_unit_count({numbers.n_heads // each for each in heads}), _unit_count(set.intersection(*columns)))
-        )
+        found.append((_unit_count({size // each for each in heads}), _unit_count(set.intersection(*columns))))
     return tuple(found)
 
 
@@ -145,7 +160,7 @@ def _by_units(numbers: LayerNumbers, counts: tuple[int, int], parts: Sequence[fl
         unit = size // edges[-1]
         return [range(low * unit, high * unit) for low, high in pairwise(edges)]
 
-    heads = dealt(numbers.n_heads, mixer)
+    heads = dealt(mixer_heads(numbers), mixer)
     if not numbers.n_experts:
         return [LayerShare(*each) for each in zip(heads, dealt(numbers.d_ff, feed_forward), strict=True)]
     columns = dealt(numbers.d_ff_expert, feed_forward)
@@ -190,7 +205,7 @@ class _Grains:
     def layer(self, layer: int) -> list[LayerShare]:
         """Of every rank."""
         numbers, parts = self._spec.layers[layer], self._parts
-        heads = ranges(numbers.n_heads, self._heads(layer, numbers), parts)
+        heads = ranges(mixer_heads(numbers), self._heads(layer, numbers), parts)
         if not numbers.n_experts:
             down = "ffn_down_t" if self._spec.sparse else "ffn_down"
             block = 1 if self._spec.sparse else self._block(layer, down)
@@ -204,14 +219,12 @@ class _Grains:
         return [LayerShare(*each) for each in zip(heads, ff, experts, shared, strict=True)]
 
     def _heads(self, layer: int, numbers: LayerNumbers) -> int:
-        """Queries in a grain: those of a KV head. Where there are fewer of these than ranks, single ones, whose KV head
-        several ranks hold; but not where a norm goes over all keys, which would count some twice."""
-        block, dim = self._block(layer, "attn_output"), numbers.head_dim_v
-        least = block // gcd(block, dim)
-        group = numbers.n_heads // numbers.n_kv_heads
-        if numbers.n_kv_heads < len(self._parts) and self._spec.family.qk_norm != "full":
+        """Heads in a grain: in attention those of a KV head. Where there are fewer of these than ranks, single ones,
+        whose KV head several ranks hold; but not where a norm goes over all keys, which would count some twice."""
+        least, group = _together(numbers, partial(self._block, layer))
+        if mixer_heads(numbers) // group < len(self._parts) and self._spec.family.qk_norm != "full":
             group = 1
-        return min(lcm(group, least), numbers.n_heads)
+        return min(lcm(group, least), mixer_heads(numbers))
 
     def _experts(self, numbers: LayerNumbers) -> tuple[list[range], list[range]]:
         """Columns of all experts, or whole experts: slices keep all ranks busy whatever is chosen, where they are
@@ -232,6 +245,24 @@ class _Grains:
     def _block(self, layer: int, part: str) -> int:
         """Columns that cannot be parted."""
         return self._tensors[tensor_name(layer, part)].type.block_size
+
+
+def _has_states(numbers: LayerNumbers) -> bool:
+    return numbers.recurrence is not None or numbers.conv_taps > 0
+
+
+def _together(numbers: LayerNumbers, block: Callable[[str], int]) -> tuple[int, int]:
+    """Heads of a layer's mixer that blocks of its output's weights hold together, and that share one of keys and
+    values. block: columns that cannot be parted, of a part of the layer."""
+    if numbers.conv_taps:
+        return _columns(numbers.conv_cols, block("shortconv.out_proj")), 1
+    of = numbers.recurrence
+    if of is None:
+        output = block("attn_output")
+        return output // gcd(output, numbers.head_dim_v), numbers.n_heads // numbers.n_kv_heads
+    output = block("ssm_out")
+    width = of.value_dim * (of.group if of.turn == 1 else 1)  # of what lies side by side of a head of keys
+    return output // gcd(output, width), 1
 
 
 def _columns(size: int, block: int) -> int:

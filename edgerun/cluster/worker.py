@@ -20,7 +20,7 @@ from edgerun.events import EventSink, Notice, ignore, never
 from edgerun.formats.gguf import GgufFile
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kv import KvLedger, KvOptions, PagePool
-from edgerun.models.holdings import kv_groups
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.passes import Passes
 from edgerun.models.reductions import reductions
 from edgerun.models.spec import ModelSpec
@@ -79,7 +79,8 @@ def work(collective: Collective, shard: Path, details: bytes, open_with: OpenSha
             collective, spec.vocab_size, opened.store, checked_edges(options.edges, spec, collective.rank)
         )
         passes = Passes(spec, opened.store, opened.kernels, context=options.context, routed=_untold, ranks=lockstep)
-        pool = PagePool(kv_groups(spec, opened.kv), KvLedger(opened.kv_limit_bytes, opened.store.others_hold))
+        ledger = KvLedger(opened.kv_limit_bytes, opened.store.others_hold)
+        pool = PagePool(kv_groups(spec, opened.kv), ledger, states_of(spec))
         follower = Follower(pool, options.context)
         collective.gather(limits_of(spec, opened))
         try:

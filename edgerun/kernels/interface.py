@@ -351,14 +351,14 @@ class Kernels(Rounding, Protocol):
         out: F32,  # (T, heads, value_dim)
         *,
         rule: ScanRule,
-        tiled: bool,
+        turn: int,
         scale: float = 1.0,
         skip: F32 | None = None,  # (heads,)
     ) -> None:
-        """Row by row, for every head j, whose key and query are those of key head j % key heads (tiled), or
-        j // (heads / key heads): M *= decay; r = (v - k @ M) * step with the rule delta, v * step with sum;
+        """Row by row, for every head j: M *= decay; r = (v - k @ M) * step with the rule delta, v * step with sum;
         M += outer(k, r); out = scale * q @ M + skip * v. delta: the gated delta rule (Yang et al. 2025); sum: the
-        recurrence of Mamba-2 (Dao and Gu 2024). Bits as of `causal_conv`; q, k, v may be columns of wider buffers."""
+        recurrence of Mamba-2 (Dao and Gu 2024). Of each turn * n heads, n = heads / key heads, `turn` key heads take
+        turns: with 1 neighbours share one. Bits as of `causal_conv`; q, k, v may be columns of wider buffers."""
         ...
 
     def unit_heads(self, x: F32, eps: float) -> None:

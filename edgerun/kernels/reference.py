@@ -270,11 +270,11 @@ class ReferenceKernels(PlainRounding):
         out: F32,
         *,
         rule: ScanRule,
-        tiled: bool,
+        turn: int,
         scale: float = 1.0,
         skip: F32 | None = None,
     ) -> None:
-        state_reference.scan(q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip)
+        state_reference.scan(q, k, v, decay, step, states, out, rule=rule, turn=turn, scale=scale, skip=skip)
 
     def unit_heads(self, x: F32, eps: float) -> None:
         state_reference.unit_heads(x, eps)

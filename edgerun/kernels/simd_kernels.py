@@ -269,12 +269,12 @@ class SimdKernels:
         out: F32,
         *,
         rule: ScanRule,
-        tiled: bool,
+        turn: int,
         scale: float = 1.0,
         skip: F32 | None = None,
     ) -> None:
         state_launch.scan(
-            self._launcher, q, k, v, decay, step, states, out, rule=rule, tiled=tiled, scale=scale, skip=skip
+            self._launcher, q, k, v, decay, step, states, out, rule=rule, turn=turn, scale=scale, skip=skip
         )
 
     def unit_heads(self, x: F32, eps: float) -> None:

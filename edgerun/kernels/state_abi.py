@@ -44,7 +44,7 @@ class Scan(NamedTuple):
     value_dim: Annotated[int, "dimensions of a value"]
     scale: Annotated[int, "address of an f32 that products with q are multiplied by"]
     delta: Annotated[int, "1: what the matrix says of the key is taken from v first"]
-    tiled: Annotated[int, "1: head j has key head j % key_heads; 0: j / (heads / key_heads)"]
+    turn: Annotated[int, "key heads that take turns: of turn * n heads, n = heads / key_heads, head j has j % turn"]
     table: Annotated[int, "address of (rows, 2) int64: addresses of the source's and the target's block of states"]
     states_at: Annotated[int, "bytes from a block's first to the matrices"]
 

@@ -29,6 +29,7 @@ def check_scan(
     states: StateRows,
     out: F32,
     rule: ScanRule,
+    turn: int,
     skip: F32 | None,
 ) -> None:
     """UsageError unless all fit each other."""
@@ -40,6 +41,8 @@ def check_scan(
     keys = (rows, k.shape[1], layout.key_dim)
     if q.shape != keys or k.shape != keys or k.shape[1] < 1 or layout.heads % k.shape[1]:
         raise UsageError(f"a scan of {q.shape} queries and {k.shape} keys for {v.shape} values")
+    if turn < 1 or k.shape[1] % turn:
+        raise UsageError(f"a scan in which {turn} of {k.shape[1]} key heads take turns")
     factors = (rows, layout.heads)
     if decay.shape != factors or step.shape != factors or (skip is not None and skip.shape != (layout.heads,)):
         raise UsageError(f"a scan of {v.shape} values with {decay.shape} decays and {step.shape} steps")

@@ -225,11 +225,11 @@ def build_scan(ops: Ops) -> Any:
     def scan(arguments: int, low: int, high: int) -> None:
         heads, key_heads = load_i64(int64(arguments + 88)), load_i64(int64(arguments + 96))
         key_dim, value_dim = load_i64(int64(arguments + 104)), load_i64(int64(arguments + 112))
-        tiled, states_at = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 152))
-        groups = (value_dim + SCAN_COLUMNS - 1) // SCAN_COLUMNS
+        turn, states_at = load_i64(int64(arguments + 136)), load_i64(int64(arguments + 152))
+        groups, together = (value_dim + SCAN_COLUMNS - 1) // SCAN_COLUMNS, turn * (heads // key_heads)
         for item in range(low, high):
             head, first = item // groups, item % groups * SCAN_COLUMNS
-            key_head = head % key_heads if tiled != 0 else head // (heads // key_heads)
+            key_head = head // together * turn + head % turn
             width = min(SCAN_COLUMNS, value_dim - first)
             at = states_at + 4 * key_dim * (head * value_dim + first)
             for i in range(0, width, lanes):

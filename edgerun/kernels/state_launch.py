@@ -53,12 +53,12 @@ def scan(
     out: F32,
     *,
     rule: ScanRule,
-    tiled: bool,
+    turn: int,
     scale: float,
     skip: F32 | None,
 ) -> None:
     """See `interface.Kernels.scan`."""
-    check_scan(q, k, v, decay, step, states, out, rule, skip)
+    check_scan(q, k, v, decay, step, states, out, rule, turn, skip)
     rows, heads, value_dim = v.shape
     key_heads, key_dim = k.shape[1:]
     launcher.keep(states.table)
@@ -80,7 +80,7 @@ def scan(
         value_dim=value_dim,
         scale=constants(scale),
         delta=int(rule == "delta"),
-        tiled=int(tiled),
+        turn=turn,
         table=states.address,
         states_at=states.layout.matrices_at,
     )

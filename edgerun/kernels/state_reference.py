@@ -37,15 +37,16 @@ def scan(
     out: F32,
     *,
     rule: ScanRule,
-    tiled: bool,
+    turn: int,
     scale: float,
     skip: F32 | None,
 ) -> None:
     """See `interface.Kernels.scan`."""
-    check_scan(q, k, v, decay, step, states, out, rule, skip)
+    check_scan(q, k, v, decay, step, states, out, rule, turn, skip)
     layout, (rows, heads, _), key_heads = states.layout, v.shape, k.shape[1]
     shape = heads * layout.key_dim, layout.value_dim
-    key_head = np.arange(heads) % key_heads if tiled else np.arange(heads) // (heads // key_heads)
+    head, together = np.arange(heads), turn * (heads // key_heads)
+    key_head = head // together * turn + head % turn
     for row in range(rows):
         source, target = states.table[row].tolist()
         if not target:

@@ -5,9 +5,10 @@ from edgerun.kv.ledger import KvLedger
 from edgerun.kv.page import Page
 from edgerun.kv.pages import PagePool
 from edgerun.kv.sequence import KvSequence
-from edgerun.kv.states import StateLayer, state_layouts
+from edgerun.kv.states import StateLayer, States, state_layouts
 
 __all__ = [
+    "States",
     "Group",
     "KvLayer",
     "KvLedger",

@@ -3,16 +3,15 @@ by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
-from edgerun.kernels.states import StateLayout
 from edgerun.kv.groups import Group
 from edgerun.kv.ledger import KvLedger
 from edgerun.kv.members import Members
 from edgerun.kv.page import Page, PageHolder
 from edgerun.kv.prefix_tree import PrefixTree
-from edgerun.kv.states import StateBlock, StateBlocks
+from edgerun.kv.states import StateBlock, StateBlocks, States
 
 _MOST_REMEMBERED_BYTES = 1 << 30  # of beginnings that sequences may have in common, and at most half of the ledger's
 
@@ -22,18 +21,18 @@ Copied = Callable[[int, Page, Page], None]
 
 
 class PagePool:
-    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page or block; layouts: of
-    those layers that have states; copied: told before a page takes over what is in another."""
+    """All pages of one decoder. `groups`: of its layers; ledger: asked before there is a new page or block; states: of
+    those layers that have some; copied: told before a page takes over what is in another."""
 
     def __init__(
         self,
         groups: Sequence[Group],
         ledger: KvLedger | None = None,
-        layouts: Mapping[int, StateLayout] | None = None,
+        states: States | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.ledger = ledger or KvLedger(None)
-        self.states = StateBlocks(layouts, self.ledger) if layouts else None
+        self.states = StateBlocks(states, self.ledger) if states is not None and states.layouts else None
         self.copied: Copied | None = None
         self._holders: Members[PageHolder] = Members()  # sequences are made while a step looks for pages
         most = min(self.ledger.limit_bytes // 2, _MOST_REMEMBERED_BYTES) if self.ledger.limit_bytes is not None else 0
@@ -48,9 +47,12 @@ class PagePool:
         self._holders.add(holder)
         self.ledger.join(holder)
 
-    def lay_out(self, groups: Sequence[Group]) -> None:
-        """Pages are of these groups from now on: all that was held is forgotten. Nobody may be using any."""
+    def lay_out(self, groups: Sequence[Group], states: States) -> None:
+        """Pages are of these groups, and blocks of these layers, from now on: all that was held is forgotten. Nobody
+        may be using any."""
         self.groups = tuple(groups)
+        if self.states is not None:
+            self.states.lay_out(states)
         for holder in self._holders.all():
             holder.lay_out(self.groups)
 

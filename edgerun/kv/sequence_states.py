@@ -7,7 +7,7 @@ closer. A few rows with guesses among them leave a block each, where these are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class SequenceStates:
     def __init__(self, blocks: StateBlocks, holder: Holder, capacity: int) -> None:
         self._blocks = blocks
         self._holder = holder
-        self._most_checkpoints = sequence_checkpoints(blocks.n_bytes, capacity)
+        self._most_checkpoints = sequence_checkpoints(blocks.model_bytes, capacity)
         self._kept: dict[int, StateBlock] = {}  # by the positions that it comes after
         self._in_hand: list[StateBlock] = []  # nobody's, to be written next
         self._marks: list[int] = []  # where checkpoints are wanted, the newest last
@@ -75,6 +75,17 @@ class SequenceStates:
                 break
             self._kept[position] = block
         del in_hand[_FEW_ROWS if guesses else 0 :]
+
+    def of_step(self, start: int, rows: int) -> dict[int, StateBlock]:
+        """What so many rows of a step, from position `start` on, read and write, by the positions that each comes
+        after: where the rows end within the step, they leave off in the block of what comes after them."""
+        end = min(each for each in self._kept if each >= start + rows)
+        return {n: block for n, block in self._kept.items() if start <= n <= end}
+
+    def hold(self, blocks: Mapping[int, StateBlock]) -> None:
+        """Hold these in place of what is held: a sequence of another rank is told what a step reads and writes."""
+        self.clear()
+        self._kept = dict(blocks)
 
     def mark(self, position: int) -> None:
         """A checkpoint is wanted after so many positions, when they come, or now that they are there."""
@@ -153,7 +164,7 @@ class SequenceStates:
     @property
     def keeps_rows(self) -> bool:
         """Whether those after each of a few rows are kept."""
-        return self._blocks.n_bytes <= SMALL_BYTES
+        return self._blocks.model_bytes <= SMALL_BYTES
 
     def make_ready(self, n: int) -> U8:
         """Hold states after `n` positions, and no others: (block_bytes,), where they shall be copied to.

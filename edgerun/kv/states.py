@@ -90,16 +90,30 @@ class StateBlock:
         return self._memory[first : first + self.n_bytes]
 
 
+@dataclass(frozen=True)
+class States:
+    """Of a model, or of the part that a rank of a group has of each layer. model_bytes: of a block of the whole model,
+    by which all ranks decide how many they keep."""
+
+    layouts: Mapping[int, StateLayout]
+    model_bytes: int
+
+
 class StateBlocks:
     """All state blocks of one decoder. zeros: what a sequence begins with, never written. every: so many positions a
-    prompt leaves a checkpoint."""
+    prompt leaves a checkpoint. model_bytes: as of `States`."""
 
-    def __init__(self, layouts: Mapping[int, StateLayout], ledger: KvLedger) -> None:
-        self.layouts = dict(layouts)
-        self.n_bytes = block_bytes(layouts)
-        self.zeros = StateBlock(self.n_bytes)
-        self.every = checkpoints_every(self.n_bytes)
+    def __init__(self, states: States, ledger: KvLedger) -> None:
+        self.lay_out(states)
+        self.model_bytes = states.model_bytes
+        self.every = checkpoints_every(states.model_bytes)
         self._ledger = ledger
+
+    def lay_out(self, states: States) -> None:
+        """Blocks are of these layers from now on. Nobody may hold any."""
+        self.layouts = dict(states.layouts)
+        self.n_bytes = block_bytes(states.layouts)
+        self.zeros = StateBlock(self.n_bytes)
 
     def take(self, holder: Holder) -> StateBlock:
         """A block; DoesNotFitError when the ledger has no room."""

@@ -63,6 +63,7 @@ def attention_layers(gguf: GgufFile, n: Numbers, family: Family, count: int) -> 
             temperature=temperature if warm else None,
             kv_source=sources[layer],
             conv_taps=0 if shared else taps,
+            conv_cols=0 if shared or not taps else d_model,
         )
         found.append(numbers)
     return found

@@ -99,7 +99,9 @@ class Decoder:
     def arithmetic(self) -> str:
         """What keys, values and states, and their bits, depend on beside the weights and the ids."""
         backend = "" if self.prompt_backend is None else f" {self.prompt_backend.name}"
-        lie = repr((self.pages.groups, sorted(states_of(self.spec).items())))  # how they lie in pages and blocks
+        lie = repr(
+            (self.pages.groups, sorted(states_of(self.spec).layouts.items()))
+        )  # how they lie in pages and blocks
         kept = hashlib.sha256(lie.encode()).hexdigest()[:16]
         return " ".join([self.kernels.name, sources_digest(), kept, *self.passes.rope_keys]) + backend
 

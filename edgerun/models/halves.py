@@ -29,9 +29,11 @@ _MULTIPLE = 16  # rows of a tile of products
 
 def are_halved(spec: ModelSpec, rows: int, ranks: int) -> bool:
     """Whether so many rows go through the layers of so many ranks in halves. (Experts take all rows of a pass at once,
-    and several streams are joined.)"""
+    and several streams, and what a layer ends with, are not in halves.)"""
     is_dense = all(numbers.n_experts == 0 for numbers in spec.whole)
-    return ranks == _RANKS and rows >= _LEAST_ROWS and is_dense and spec.streams == 1 and not spec.per_layer_width
+    return (
+        ranks == _RANKS and rows >= _LEAST_ROWS and is_dense and spec.streams == 1 and not spec.family.per_layer_inputs
+    )
 
 
 def pieces(rows: int) -> list[slice]:

@@ -3,10 +3,10 @@ states in blocks, which do not."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
-from edgerun.kernels.states import StateLayout
-from edgerun.kv import Group, KvOptions, layer_groups, sequence_bytes, state_layouts
+from edgerun.kv import Group, KvOptions, States, layer_groups, sequence_bytes, state_layouts
 from edgerun.kv.states import block_bytes, sequence_blocks
 from edgerun.models.plan import plan_of
 from edgerun.models.spec import ModelSpec
@@ -23,13 +23,18 @@ def kv_bytes(spec: ModelSpec, positions: int, at_once: int | None = None, kv: Kv
     return sequence_bytes(kv_groups(spec, kv), positions, positions if at_once is None else at_once)
 
 
-def states_of(spec: ModelSpec) -> dict[int, StateLayout]:
+@lru_cache(maxsize=16)
+def states_of(spec: ModelSpec) -> States:
     """Of each layer that has states, its place in a block."""
-    return state_layouts([layer.mixer.state for layer in plan_of(spec)])
+    layouts = state_layouts([layer.mixer.state for layer in plan_of(spec)])
+    whole = replace(spec, layers=spec.whole, shard=None)
+    model_bytes = block_bytes(layouts) if spec.shard is None or not layouts else states_of(whole).model_bytes
+    return States(layouts, model_bytes)
 
 
 def state_bytes(spec: ModelSpec, positions: int) -> int:
     """Memory for the states of a sequence with its checkpoints, of which a long one has no more than a few; 0 for a
     model without."""
-    n_bytes = block_bytes(states_of(spec))
-    return sequence_blocks(n_bytes, positions) * n_bytes if n_bytes else 0
+    states = states_of(spec)
+    n_bytes = block_bytes(states.layouts)
+    return sequence_blocks(states.model_bytes, positions) * n_bytes if n_bytes else 0

@@ -150,14 +150,16 @@ def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
     return mixer
 
 
-def _recurrent(spec: ModelSpec, layer: int) -> DeltaNet | Mamba | MixersBeside:
+def _recurrent(spec: ModelSpec, layer: int) -> DeltaNet | Mamba | MixersBeside | AbsentMixer:
     if spec.family.recurrence == "delta":
         from edgerun.models.blocks.delta_net import delta_net_of
 
         return delta_net_of(spec, layer)
-    from edgerun.models.blocks.mamba import mamba_of
+    from edgerun.models.blocks.mamba import Mamba, mamba_of
     from edgerun.models.blocks.mixers_beside import MixersBeside
 
     attention = attention_of(spec, layer) if spec.family.mixers_beside else None
     mamba = mamba_of(spec, layer)
-    return MixersBeside(attention, mamba) if isinstance(attention, Attention) else mamba
+    if isinstance(attention, Attention) and isinstance(mamba, Mamba):
+        return MixersBeside(attention, mamba)
+    return mamba

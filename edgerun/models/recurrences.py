@@ -29,7 +29,9 @@ def recurrences_of(gguf: GgufFile, n: Numbers, family: Family, layers: int) -> l
     packings = ("ssm_in", "ssm_ba") if family.recurrence == "delta" else ()
     for layer, recurrent in enumerate(_recurrent(n, family, layers)):
         tensors = {part for part in packings if f"blk.{layer}.{part}.weight" in gguf.tensors}
-        numbers = Recurrence(taps, heads, groups, size, inner // heads, "ssm_in" in tensors, "ssm_ba" in tensors)
+        packed = "ssm_in" in tensors, "ssm_ba" in tensors
+        turn = groups if family.tiled_heads else 1
+        numbers = Recurrence(taps, heads, groups, size, inner // heads, *packed, turn)
         found.append(numbers if recurrent else None)
     return found
 

@@ -1,20 +1,17 @@
-"""What the ranks of a group sum up in a pass: the same on all of them, however the model is divided."""
+"""What the ranks of a group sum up in a pass, as their layers' plans say: the same on all of them, however the model is
+divided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
+from edgerun.models.blocks.declared import Reduction
 from edgerun.models.chunks import CHUNK, chunks
 from edgerun.models.halves import are_halved, pieces
-from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.models.plan import plan_of
+from edgerun.models.spec import ModelSpec
 
-
-class Reduction(NamedTuple):
-    """One sum over ranks: of how many `numbers`, and of how many `units` it is made; 0: of none."""
-
-    numbers: int
-    units: int = 0
+__all__ = ["Reduction", "reductions"]
 
 
 def reductions(spec: ModelSpec, rows: int, ranks: int) -> Iterator[Reduction]:
@@ -23,24 +20,16 @@ def reductions(spec: ModelSpec, rows: int, ranks: int) -> Iterator[Reduction]:
     halved = are_halved(spec, rows, ranks)
     sizes = [part.stop - part.start for part in (pieces(rows) if halved else chunks(rows, CHUNK))]
     together = 2 if halved else 1  # pieces whose sums take turns
-    for layer, numbers in enumerate(spec.whole):
-        units = spec.units(layer)
-        mixer, feed_forward = (0, 0) if units is None else (units.mixer.count, units.feed_forward.count)
-        for low in range(0, len(sizes), together):
-            for width, unit_count in _sums(spec, numbers, mixer, feed_forward):
-                yield from (Reduction(width * size, unit_count) for size in sizes[low : low + together])
-        if numbers.n_experts:
-            yield Reduction(spec.d_model * rows, feed_forward)
+    for plan in plan_of(spec):
+        mixture = plan.mixture
+        yield from _of_chunks(plan.mixer.sums + (() if mixture else plan.feed_forward.sums), sizes, together)
+        if mixture is not None:
+            yield from (Reduction(each.numbers * rows, each.units) for each in mixture.wave_sums)
+            yield from _of_chunks(mixture.sums, sizes, together)
 
 
-def _sums(spec: ModelSpec, numbers: LayerNumbers, mixer: int, feed_forward: int) -> Iterator[Reduction]:
-    """Of one row in a layer, but those of experts. mixer, feed_forward: how many units each is made of."""
-    if spec.family.qk_norm == "full":
-        yield Reduction(2, mixer)
-    if spec.family.sub_norms:
-        yield Reduction(1, mixer)
-    yield Reduction(spec.d_model, mixer)
-    if not numbers.n_experts:
-        if spec.family.sub_norms:
-            yield Reduction(1, feed_forward)
-        yield Reduction(spec.d_model, feed_forward)
+def _of_chunks(sums: Sequence[Reduction], sizes: Sequence[int], together: int) -> Iterator[Reduction]:
+    """Those of a row for each of these numbers of rows, so many of which take turns."""
+    for low in range(0, len(sizes), together):
+        for each in sums:
+            yield from (Reduction(each.numbers * size, each.units) for size in sizes[low : low + together])

@@ -53,7 +53,7 @@ class Rotation:
 class Recurrence:
     """Of a layer whose positions see each other through a state: a convolution of so many taps over heads of queries,
     keys and values, then a matrix (key_dim, value_dim) for each head of values. packed_inner: all its products but
-    those of the steps are one matrix in the file; packed_steps: those are."""
+    those of the steps are one matrix in the file; packed_steps: those are. turn: as of `Kernels.scan`."""
 
     taps: int
     heads: int
@@ -62,11 +62,12 @@ class Recurrence:
     value_dim: int
     packed_inner: bool = False
     packed_steps: bool = False
+    turn: int = 1
 
     @property
     def group(self) -> int:
         """Heads that share a key head."""
-        return self.heads // self.key_heads
+        return self.heads // max(1, self.key_heads)
 
     @property
     def inner(self) -> int:
@@ -102,7 +103,7 @@ class LatentNumbers:
 @dataclass(frozen=True)
 class LayerNumbers:
     """What may differ from layer to layer. A mixture of experts has no feed-forward of `d_ff`; others no experts.
-    conv_taps: of a short convolution, that stands in place of attention; so may a recurrence."""
+    conv_taps: of a short convolution over conv_cols columns, that stands in place of attention; so may a recurrence."""
 
     n_heads: int
     n_kv_heads: int
@@ -124,6 +125,7 @@ class LayerNumbers:
     d_ff_expert: int = 0
     d_ff_shared: int = 0
     conv_taps: int = 0
+    conv_cols: int = 0
     recurrence: Recurrence | None = None
     latent: LatentNumbers | None = None
     fused_gate_up: bool = False  # ffn_up holds gate, then up

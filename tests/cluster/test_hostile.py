@@ -29,7 +29,7 @@ F32_CODE = wire_format("f32").code
 def said(**changes: object) -> SaidPass:
     """A pass of three positions, in pages of two groups, with changes."""
     tables = [SaidTable(1, 0, [1]), SaidTable(1, 1, [2])]
-    return msgspec.structs.replace(SaidPass([SaidRun(1, 0, 3)], [2], False, tables, [], [], []), **changes)
+    return msgspec.structs.replace(SaidPass([SaidRun(1, 0, 3)], [2], False, tables, [], [], [], []), **changes)
 
 
 def follower() -> Follower:

@@ -40,6 +40,12 @@ SURELY = {
     "smallthinker",
     "starcoder2",
     "bitnet",
+    "lfm2",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
+    "granitehybrid",
+    "afmoe",
 }
 DIVIDED = [([1, 1], "llama"), ([1, 1, 1, 1], "llama-Q4_0"), ([2, 1, 1, 1, 1], "llama"), ([1, 0, 1], "gemma3")]
 DIVIDED += [([1, 1, 1, 1], "olmoe"), ([1, 1], "qwen3moe-small-Q4_0"), ([1, 1, 1], "bitnet"), ([1, 0, 1], "qwen2moe")]
@@ -100,7 +106,11 @@ GROUPS: list[tuple[list[int], str]] = [
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-Q4_0", "llama-Q4_K", "gemma3", "bitnet", "olmoe", "qwen2moe", "qwen3moe-small-Q4_0"]
+    "name",
+    [
+        *("llama", "llama-Q4_0", "llama-Q4_K", "gemma3", "bitnet", "olmoe", "qwen2moe", "qwen3moe-small-Q4_0"),
+        *("lfm2", "qwen35", "qwen35-many", "qwen35moe", "qwen3next", "qwen3next-old", "granitehybrid", "afmoe"),
+    ],
 )
 def test_the_same_bits_on_any_number_of_ranks(name, directory):
     """Where sums are made of units: logits of a prompt to the bit, and the tokens after it."""

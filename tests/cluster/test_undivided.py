@@ -35,10 +35,8 @@ devices:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("qwen35", "recurrent states, gated attention"),
-        ("lfm2", "short convolutions"),
+        ("falcon-h1", "two mixers side by side"),
         ("deepseek2", "latent attention"),
-        ("afmoe", "gated attention"),
     ],
 )
 def test_it_is_said_why(name, why, tmp_path, monkeypatch):

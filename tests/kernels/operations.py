@@ -194,7 +194,7 @@ def _recurrence(tokens: int) -> Operation:
         q, k, v = (mixed[:, i : i + n].reshape(tokens, -1, m) for i, n, m in ((0, 7, 7), (7, 7, 7), (14, 120, 20)))
         kernels.unit_heads(mixed[:, :14].reshape(tokens, 2, 7), 1e-6)
         kernels.scan_steps(x, x, a, a, decay, step)
-        kernels.scan(q, k, v, decay, step, states, out, rule="delta", tiled=True)
+        kernels.scan(q, k, v, decay, step, states, out, rule="delta", turn=1)
         kernels.gated_norm(out, wide, eighth, 1e-5, out, gate_first=False)
         return out
 

@@ -114,8 +114,8 @@ def recurrence(q, k, v, decay, step, rule, heads_of, scale, skip):
 
 
 @pytest.mark.parametrize(("layout", "key_heads"), LAYOUTS, ids=str)
-@pytest.mark.parametrize(("rule", "tiled"), [("delta", True), ("delta", False), ("sum", False)])
-def test_scans(teams, layout, key_heads, rule, tiled):
+@pytest.mark.parametrize(("rule", "turns"), [("delta", "all"), ("delta", "none"), ("delta", "pairs"), ("sum", "none")])
+def test_scans(teams, layout, key_heads, rule, turns):
     rng = np.random.default_rng(2)
     heads, dim, value_dim = layout.heads, layout.key_dim, layout.value_dim
     wide = rng.standard_normal((ROWS, 2 * key_heads * dim + heads * value_dim + 3)).astype(np.float32)
@@ -124,14 +124,18 @@ def test_scans(teams, layout, key_heads, rule, tiled):
     k /= np.linalg.norm(k, axis=2, keepdims=True)
     decay, step = (rng.random((ROWS, heads)).astype(np.float32) for _ in range(2))
     skip = rng.standard_normal(heads).astype(np.float32) if rule == "sum" else None
-    heads_of = [j % key_heads if tiled else j // (heads // key_heads) for j in range(heads)]
+    turn = {"all": key_heads, "none": 1, "pairs": 2 - key_heads % 2}[turns]
+    each = heads // key_heads
+    heads_of = [first + i for first in range(0, key_heads, turn) for _ in range(each) for i in range(turn)]
+    if turns == "all":
+        assert heads_of == [j % key_heads for j in range(heads)]
     want = recurrence(q, k, v, decay, step, rule, heads_of, 0.7, skip)
     made = set()
     for kernels in teams:
 
         def scan(rows, states, out, kernels=kernels):
             each = q[rows], k[rows], v[rows], decay[rows], step[rows]
-            kernels.scan(*each, states, out, rule=rule, tiled=tiled, scale=0.7, skip=skip)
+            kernels.scan(*each, states, out, rule=rule, turn=turn, scale=0.7, skip=skip)
 
         for ends in CUTS:
             out = np.full(v.shape, np.nan, np.float32)
@@ -162,7 +166,7 @@ def test_rows_of_many_sequences(teams):
         mixed, out = np.full((n, 77), 7, np.float32), np.full((n, 6, 21), 7, np.float32)
         kernels.causal_conv(u[some], weight, None, states, mixed, "silu")
         step = decay[some] / 2
-        kernels.scan(q[some], k[some], v[some], decay[some], step, states, out, rule="delta", tiled=True)
+        kernels.scan(q[some], k[some], v[some], decay[some], step, states, out, rule="delta", turn=k.shape[1])
         return mixed, out, ends
 
     for kernels in teams:
@@ -231,7 +235,7 @@ def test_what_is_no_number_stays_in_its_head(teams):
         for rule in ("delta", "sum"):
             out, begin, end = np.zeros((3, 4, 32), np.float32), block(layout), block(layout)
             states = rows_of(layout, (begin, end), (end, end), (end, end))
-            kernels.scan(q, k, v, half, half, states, out, rule=rule, tiled=True)
+            kernels.scan(q, k, v, half, half, states, out, rule=rule, turn=4)
             assert np.isfinite(out[:, [0, 1, 3]]).all() and np.isfinite(out[0]).all()
             assert not np.isfinite(out[1:, 2]).any()
         soft, decay = np.array([[[np.nan, 1e30, -1e30]]], np.float32), np.empty((1, 3), np.float32)
@@ -253,9 +257,26 @@ def test_what_does_not_fit_is_refused(teams):
                 kernels.causal_conv(x, w, None, states, np.empty_like(x), kind)
         with pytest.raises(UsageError, match="are kept"):
             kernels.causal_conv(u, weight[:, :3], None, good, u, "none")
-        for change in ({"rule": "both"}, {"k": q[:, :2]}, {"step": half[:1]}, {"v": v[:, :5]}, {"states": gone}):
-            given = {"q": q, "k": q, "v": v, "decay": half, "step": half, "states": good, "rule": "sum"} | change
+        for change in (
+            {"rule": "both"},
+            {"turn": 2},
+            {"turn": 0},
+            {"k": q[:, :2]},
+            {"step": half[:1]},
+            {"v": v[:, :5]},
+            {"states": gone},
+        ):
+            given = {
+                "q": q,
+                "k": q,
+                "v": v,
+                "decay": half,
+                "step": half,
+                "states": good,
+                "rule": "sum",
+                "turn": 1,
+            } | change
             with pytest.raises(UsageError):
-                kernels.scan(**given, out=np.empty_like(v), tiled=True)
+                kernels.scan(**given, out=np.empty_like(v))
         with pytest.raises(UsageError, match="in one piece"):
             kernels.unit_heads(v[:, :, ::2], 0.1)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgerun.errors import DoesNotFitError, UnsupportedError, UsageError
-from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, StateLayer, layer_groups, state_layouts
+from edgerun.kv import KvLayer, KvLedger, KvSequence, PagePool, StateLayer, States, layer_groups, state_layouts
 from edgerun.kv.states import EVERY, sequence_blocks
 from tests.interrupts import interrupts
 from tests.kv.holding import restore
@@ -26,7 +26,7 @@ MODULUS = 1_000_003
 
 
 def new_pool(limit_bytes: int | None = None) -> PagePool:
-    pool = PagePool(GROUPS, KvLedger(limit_bytes), LAYOUTS)
+    pool = PagePool(GROUPS, KvLedger(limit_bytes), States(LAYOUTS, BLOCK))
     pool.prefixes.limit_bytes = 6 * (PAGE + BLOCK)
     return pool
 
@@ -169,7 +169,7 @@ def test_a_long_text_takes_what_was_planned():
     """States do not grow with the text; checkpoints give way to pages."""
     pages = 4
     planned = sequence_blocks(BLOCK, pages * EVERY) * BLOCK
-    pool = PagePool(GROUPS, KvLedger(pages * PAGE + planned), LAYOUTS)
+    pool = PagePool(GROUPS, KvLedger(pages * PAGE + planned), States(LAYOUTS, BLOCK))
     sequence = KvSequence(pool, pages * EVERY)
     tokens = [i % 500 for i in range(pages * EVERY)]
     sequence.mark(700)
@@ -273,7 +273,7 @@ def test_no_more_is_held_than_was_planned(columns, turns):
     there are as many checkpoints as a sequence may have."""
     layouts = state_layouts([StateLayer(1, columns), None, None])
     block = layouts[0].end
-    pool = PagePool(GROUPS, KvLedger(None), layouts)
+    pool = PagePool(GROUPS, KvLedger(None), States(layouts, max(each.end for each in layouts.values())))
     sequence = KvSequence(pool, sum(turns) + 60 * len(turns))
     most = 0
     for prompt in turns:

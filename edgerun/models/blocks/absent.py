@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from edgerun.kernels.interface import F32
-from edgerun.kv import KvLayer
+from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.base import Cancel, Here
-from edgerun.models.blocks.declared import Product, Tensor
+from edgerun.models.blocks.declared import Product, Reduction, Tensor
 from edgerun.models.blocks.products import add_result, scale_and_bias
 from edgerun.models.blocks.sums import add_units, add_up
 from edgerun.models.places import Places
@@ -40,6 +40,11 @@ class Absent:
     @property
     def products(self) -> tuple[Product, ...]:
         return ()
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        count = 0 if self.output.units is None else self.output.units.count
+        return (*(Reduction(squares, count) for squares in self.squares), Reduction(self.output.rows, count))
 
     @property
     def floats(self) -> int:
@@ -75,11 +80,11 @@ def _take_part(ranks: Sums, absent: Absent, t: F32, cancelled: Cancel, rows: int
 
 @dataclass(frozen=True)
 class AbsentMixer(Absent):
-    """`kv`: what the rank keeps of a position, which takes no memory."""
+    """`kv`, `state`: what the rank keeps of a position and of all together, which takes no memory; None: nobody keeps
+    such."""
 
-    kv: KvLayer
-
-    state = None
+    kv: KvLayer | None
+    state: StateLayer | None = None
 
     def forward(self, here: Here, x: F32, places: Places, s: Scratch) -> None:
         """As `Mixer.forward`."""

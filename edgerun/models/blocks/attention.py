@@ -13,7 +13,7 @@ from edgerun.kv import KvLayer
 from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.attention_buffers import AttentionBuffers, AttentionLayout
 from edgerun.models.blocks.base import Here, ones
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import add_product, multiply
 from edgerun.models.blocks.sums import norm_over_ranks
@@ -95,6 +95,12 @@ class Attention:
     @property
     def products(self) -> tuple[Product, ...]:
         return self.qkv, self.output
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        count = 0 if self.output.units is None else self.output.units.count
+        squares = (Reduction(2, count),) if self.norms.kind == "full" else ()
+        return squares + self.output.sums
 
     @property
     def floats(self) -> int:

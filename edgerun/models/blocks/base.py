@@ -17,7 +17,7 @@ from edgerun.errors import Cancelled
 from edgerun.kernels.interface import F32, I32, Kernels
 from edgerun.kernels.recording import Recording
 from edgerun.kv import KvLayer, StateLayer
-from edgerun.models.blocks.declared import Product, ProductName, Tensor
+from edgerun.models.blocks.declared import Product, ProductName, Reduction, Tensor
 from edgerun.models.found_experts import FoundExperts
 from edgerun.models.places import Places
 from edgerun.models.ranks import RecordedSum, Sums
@@ -127,6 +127,11 @@ class Block(Protocol):
     @property
     def products(self) -> tuple[Product, ...]:
         """What a prompt backend would have to compute, in order; none: it stays the decoder's."""
+        ...
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        """Over ranks, where several divided it: of a row, in order."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgerun.models.families import NormKind
 from edgerun.models.spec import Units
@@ -25,6 +25,13 @@ ProductName = Literal[
     "layer_in",
     "layer_out",
 ]
+
+
+class Reduction(NamedTuple):
+    """One sum over ranks: of how many `numbers`, and of how many `units` it is made; 0: of none."""
+
+    numbers: int
+    units: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,13 @@ class Product:
     def rows(self) -> int:
         """Of all parts together."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        """Over ranks that divided its columns, for a row: of the squares of a norm that goes over all of these, if
+        there is one, and of the result."""
+        count = 0 if self.units is None else self.units.count
+        return (*(Reduction(1, count) for _ in range(bool(self.norm))), Reduction(self.rows, count))
 
     @property
     def unit_floats(self) -> int:

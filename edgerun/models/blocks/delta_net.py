@@ -8,8 +8,9 @@ from functools import cached_property, partial
 
 from edgerun.kernels.interface import F32
 from edgerun.kv import StateLayer
+from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.base import Cancel, Here
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
@@ -64,10 +65,9 @@ class DeltaBuffers:
 @dataclass(frozen=True)
 class DeltaNet:
     """x += output(norm(scan(convolution(qkv(norm(x))))) * silu(gate(norm(x)))), heads of whose queries and keys have
-    length one. tiled: value head j has key head j % key_heads; else neighbours share one."""
+    length one."""
 
     heads: Recurrence
-    tiled: bool
     eps: float
     inner: Product
     output: Product
@@ -96,8 +96,12 @@ class DeltaNet:
         return ()
 
     @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.output.sums
+
+    @property
     def floats(self) -> int:
-        return 2 * self.inner.rows + 3 * self.output.cols
+        return 2 * self.inner.rows + 3 * self.output.cols + self.output.unit_floats
 
     @cached_property
     def layout(self) -> DeltaLayout:
@@ -118,8 +122,8 @@ class DeltaNet:
         kernels.causal_conv(b.qkv, weight, None, states, b.qkv, "silu")
         kernels.unit_heads(b.keys, self.eps)
         kernels.scan_steps(b.alpha, b.beta, vectors["ssm_dt.bias"], vectors["ssm_a."], b.decay, b.step)
-        scale, tiled = n.key_dim**-0.5, self.tiled
-        kernels.scan(b.q, b.k, b.v, b.decay, b.step, states, b.o, rule="delta", tiled=tiled, scale=scale)
+        scale = n.key_dim**-0.5
+        kernels.scan(b.q, b.k, b.v, b.decay, b.step, states, b.o, rule="delta", turn=n.turn, scale=scale)
         kernels.gated_norm(b.o, b.gate, vectors["ssm_norm"], self.eps, b.o, gate_first=False)
         add_product(here, self.output, b.o_rows, x, s)
 
@@ -135,10 +139,19 @@ def _take_apart(n: Recurrence, b: DeltaBuffers, cancelled: Cancel, rows: int) ->
     b.gate[:] = whole[:, :, low:].reshape(len(b.gate), -1)
 
 
-def delta_net_of(spec: ModelSpec, layer: int) -> DeltaNet:
+def delta_net_of(spec: ModelSpec, layer: int) -> DeltaNet | AbsentMixer:
     """A layer's delta net, as its family and numbers say."""
-    n, d = spec.layers[layer].recurrence, spec.d_model
+    n, d, units = spec.layers[layer].recurrence, spec.d_model, spec.units(layer)
     assert n is not None  # plan.py asks for one where there is
+    output = Product(
+        "mixer_out",
+        n.inner,
+        (Part("t", "ssm_out", 0, d),),
+        eps=spec.norm_eps,
+        units=None if units is None else units.mixer,
+    )
+    if not n.heads:
+        return AbsentMixer(output, (), None, StateLayer())
     if n.packed_inner:
         parts = [Part("whole", _PACKED, 0, n.conv_cols + n.inner)]
     else:
@@ -149,8 +162,7 @@ def delta_net_of(spec: ModelSpec, layer: int) -> DeltaNet:
         parts += [Part("beta", "ssm_beta", 0, n.heads), Part("alpha", "ssm_alpha", 0, n.heads)]
     return DeltaNet(
         heads=n,
-        tiled=spec.family.tiled_heads,
         eps=spec.norm_eps,
         inner=Product("mixer_in", d, tuple(parts), "attn_norm", eps=spec.norm_eps),
-        output=Product("mixer_out", n.inner, (Part("t", "ssm_out", 0, d),), eps=spec.norm_eps),
+        output=output,
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 from edgerun.kernels.interface import F32, Activation, Kernels
 from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.scratch import Role, Scratch, Take
@@ -49,6 +49,10 @@ class Dense:
     @property
     def products(self) -> tuple[Product, ...]:
         return self.gate_up, self.down
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.down.sums
 
     @property
     def floats(self) -> int:

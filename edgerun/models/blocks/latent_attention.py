@@ -17,7 +17,7 @@ from functools import cached_property
 from edgerun.kernels.interface import F32, RopeKind
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.products import add_product, scale_and_bias
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
@@ -133,6 +133,10 @@ class LatentAttention:
     def products(self) -> tuple[Product, ...]:
         """None that a prompt backend could compute."""
         return ()
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.output.sums
 
     @property
     def floats(self) -> int:

@@ -11,7 +11,7 @@ from edgerun.kernels.interface import F32
 from edgerun.kv import KvLayer
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Product, Tensor
+from edgerun.models.blocks.declared import Product, Reduction, Tensor
 from edgerun.models.places import Places
 from edgerun.models.scratch import Layout, Role, Scratch, Take
 
@@ -63,6 +63,10 @@ class Laurel:
     def products(self) -> tuple[Product, ...]:
         """None that a prompt backend could compute."""
         return ()
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.attention.sums
 
     @property
     def floats(self) -> int:

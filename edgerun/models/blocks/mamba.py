@@ -7,8 +7,9 @@ from functools import cached_property
 
 from edgerun.kernels.interface import F32
 from edgerun.kv import StateLayer
+from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.products import Results, add_product, multiply, widths_of
 from edgerun.models.places import Places
 from edgerun.models.scratch import Role, Scratch, Take
@@ -88,8 +89,12 @@ class Mamba:
         return ()
 
     @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.output.sums
+
+    @property
     def floats(self) -> int:
-        return 2 * self.inner.rows + 2 * self.output.cols
+        return 2 * self.inner.rows + 2 * self.output.cols + self.output.unit_floats
 
     @cached_property
     def layout(self) -> MambaLayout:
@@ -113,23 +118,31 @@ class Mamba:
         kernels.causal_conv(b.mixed, weight, vectors.get("ssm_conv1d.bias"), states, b.mixed, "silu")
         kernels.scan_steps(b.steps, None, vectors["ssm_dt.bias"], vectors["ssm_a."], b.decay, b.step)
         skip = vectors["ssm_d."]
-        kernels.scan(b.c, b.b, b.x, b.decay, b.step, states, b.o, rule="sum", tiled=False, skip=skip)
+        kernels.scan(b.c, b.b, b.x, b.decay, b.step, states, b.o, rule="sum", turn=n.turn, skip=skip)
         norm = vectors.get("ssm_norm")
         weights = None if norm is None else norm.reshape(n.key_heads, -1)
         kernels.gated_norm(b.o_groups, b.gate, weights, self.eps, b.o_groups, gate_first=True)
 
 
-def mamba_of(spec: ModelSpec, layer: int) -> Mamba:
+def mamba_of(spec: ModelSpec, layer: int) -> Mamba | AbsentMixer:
     """A layer's Mamba-2, as its family and numbers say."""
-    n, d = spec.layers[layer].recurrence, spec.d_model
+    n, d, units = spec.layers[layer].recurrence, spec.d_model, spec.units(layer)
     assert n is not None  # plan.py asks for one where there is
     rows = n.inner + n.conv_cols + n.heads
+    output = Product(
+        "mixer_out",
+        n.inner,
+        (Part("t", "ssm_out", 0, d),),
+        eps=spec.norm_eps,
+        factor=spec.residual_scale,
+        units=None if units is None else units.mixer,
+    )
+    if not n.heads:
+        return AbsentMixer(output, (), None, StateLayer())
     return Mamba(
         heads=n,
         normed=not spec.family.mixers_beside,
         eps=spec.norm_eps,
         inner=Product("mixer_in", d, (Part("whole", "ssm_in", 0, rows),), "attn_norm", eps=spec.norm_eps),
-        output=Product(
-            "mixer_out", n.inner, (Part("t", "ssm_out", 0, d),), eps=spec.norm_eps, factor=spec.residual_scale
-        ),
+        output=output,
     )

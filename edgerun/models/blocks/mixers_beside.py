@@ -10,7 +10,7 @@ from edgerun.kernels.interface import F32
 from edgerun.kv import KvLayer, StateLayer
 from edgerun.models.blocks.attention import Attention
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Product, Tensor
+from edgerun.models.blocks.declared import Product, Reduction, Tensor
 from edgerun.models.blocks.mamba import Mamba
 from edgerun.models.blocks.products import add_product, multiply
 from edgerun.models.places import Places
@@ -39,6 +39,10 @@ class MixersBeside:
     @property
     def products(self) -> tuple[Product, ...]:
         return ()
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return self.attention.sums + self.mamba.sums
 
     @property
     def floats(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from edgerun.kernels.interface import F32, I32, Activation, Expert, ExpertVectors
 from edgerun.kernels.recording import ExpertPlaces, Guess, Recording, TokenExperts
 from edgerun.models.blocks.base import Cancel, Here, Recorded, check, ones
-from edgerun.models.blocks.declared import Part, Product, Tensor, norm_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, norm_tensors
 from edgerun.models.blocks.dense import Dense
 from edgerun.models.blocks.expert_sums import RowsResults, Sums, SumsLayout
 from edgerun.models.blocks.norms import apply_norm
@@ -136,9 +136,18 @@ class Mixture:
         return Product("expert_in", d, gate_up), Product("expert_down", ff, (Part("t", "ffn_down_exps", 0, d),))
 
     @property
+    def wave_sums(self) -> tuple[Reduction, ...]:
+        """Of a row, of all rows of a wave together; those of single chunks come after them."""
+        return (Reduction(self.d_model, 0 if self.units is None else self.units.count),)
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return ()
+
+    @property
     def floats(self) -> int:
         shared = self.shared.floats if self.shared is not None else 0
-        return sum(self.sums.widths) + max(shared, self.beside.dense.floats if self.beside is not None else 0)
+        return sum(self.sums_layout.widths) + max(shared, self.beside.dense.floats if self.beside is not None else 0)
 
     def wave_floats(self, tokens: int) -> int:
         """Beside `floats`, of all rows of a wave together, at most."""
@@ -153,14 +162,14 @@ class Mixture:
         return ChoicesLayout(self.d_model, self.experts, self.used, self.width, self.router.rescaled, self.slices)
 
     @cached_property
-    def sums(self) -> SumsLayout:
+    def sums_layout(self) -> SumsLayout:
         """Of the buffers for results' sums."""
         return SumsLayout(self.d_model, self.latent)
 
     @property
     def layouts(self) -> tuple[Layout[object], ...]:
         shared = self.shared.layouts if self.shared is not None else ()
-        return (self.layout, self.sums, *shared, *(self.beside.dense.layouts if self.beside is not None else ()))
+        return (self.layout, self.sums_layout, *shared, *(self.beside.dense.layouts if self.beside is not None else ()))
 
     def begin(self, here: Here, x: F32, b: Choices) -> None:
         """To be called before the mixer: an early router chooses, and its experts can be read meanwhile."""
@@ -241,14 +250,14 @@ class Mixture:
             if is_added_at_once:
                 self._sum(here, results.of_rows(part), x[part], x[part], add=True)
                 continue
-            out = here.tools.scratch(len(x[part])).of(self.sums).total
+            out = here.tools.scratch(len(x[part])).of(self.sums_layout).total
             self._sum(here, results.of_rows(part), x[part], out)
             self._finish(here, out, x[part])
 
     def _sum(self, here: Here, results: RowsResults, x: F32, out: F32, *, add: bool = False) -> None:
         """out (T, d) = or += a chunk's experts, the shared one, and what stands beside them, of x (T, d)."""
         s = here.tools.scratch(len(x))
-        self._sum_experts(here, results, s.of(self.sums), out, add=add)
+        self._sum_experts(here, results, s.of(self.sums_layout), out, add=add)
         if self.beside is not None:
             apply_norm(here.kernels, here.vectors, self.beside.experts_norm, "rms", self.eps, out, out)
         if self.shared is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from edgerun.kernels.interface import F32, Activation
 from edgerun.models.blocks.absent import AbsentFeedForward
 from edgerun.models.blocks.base import Cancel, Here, check
-from edgerun.models.blocks.declared import Part, Product, Tensor, product_tensors
+from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.norms import product_input
 from edgerun.models.blocks.products import Results, multiply
 from edgerun.models.scratch import Role, Scratch, Take
@@ -59,6 +59,10 @@ class SparseNeurons:
     @property
     def products(self) -> tuple[Product, ...]:
         return ()
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return (Reduction(self.gate.cols),)
 
     @property
     def floats(self) -> int:

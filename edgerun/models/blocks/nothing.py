@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgerun.kernels.interface import F32
 from edgerun.models.blocks.base import Here
-from edgerun.models.blocks.declared import Product, Tensor
+from edgerun.models.blocks.declared import Product, Reduction, Tensor
 from edgerun.models.places import Places
 from edgerun.models.scratch import Layout, Scratch
 
@@ -16,6 +16,10 @@ class Nothing:
     """x stays as it is."""
 
     floats = 0
+
+    @property
+    def sums(self) -> tuple[Reduction, ...]:
+        return ()
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -1,0 +1,166 @@
+"""Along what a layer's tensors are divided among devices: rows of what makes something, columns of what takes it.
+
+What nobody names here every device has whole: norms of what goes through all of them, routers, what is added to a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from edgerun.models.share import LayerShare, kv_heads_of, value_heads_of
+from edgerun.models.spec import LayerNumbers, ModelSpec
+
+Ranges = tuple[range, ...]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """By tensors' names within a layer. made: rows of a matrix, numbers of a vector or of the bias of either, that a
+    share has. taken: columns of a matrix. Where these are in units, those of one unit after those of another.
+    matrices: of tensors that have several. slices: what the rows of each of them are cut into, unit by unit."""
+
+    made: dict[str, Ranges] = field(default_factory=dict)
+    taken: dict[str, Ranges] = field(default_factory=dict)
+    matrices: dict[str, range] = field(default_factory=dict)
+    slices: frozenset[str] = frozenset()
+
+    def __or__(self, other: Divided) -> Divided:
+        return Divided(
+            self.made | other.made,
+            self.taken | other.taken,
+            self.matrices | other.matrices,
+            self.slices | other.slices,
+        )
+
+
+def divided(spec: ModelSpec, layer: int, share: LayerShare, units: tuple[int, int]) -> Divided:
+    """What a share has of a layer of the whole model `spec`. units: how many of the mixer and of the feed-forward it
+    has; 1 where sums are not made of units."""
+    numbers, (mixer, feed_forward) = spec.layers[layer], units
+    if numbers.conv_taps:
+        found = _convolution(numbers, share.heads, mixer)
+    elif numbers.recurrence is None:
+        found = _attention(spec, numbers, share.heads, mixer)
+    elif spec.family.recurrence == "delta":
+        found = _delta_net(numbers, share.heads, mixer)
+    else:
+        found = _mamba(numbers, share.heads, mixer)
+    return found | _feed_forward(spec, numbers, share, feed_forward)
+
+
+def _attention(spec: ModelSpec, numbers: LayerNumbers, heads: range, units: int) -> Divided:
+    dim_k, dim_v, kv_heads = numbers.head_dim_k, numbers.head_dim_v, kv_heads_of(numbers, heads)
+    dim_q = dim_k + dim_v if spec.family.output_gate == "in_q" else dim_k  # each head's query with its gate
+    queries, keys, values = _of_heads(heads, dim_q), _of_heads(kv_heads, dim_k), _of_heads(kv_heads, dim_v)
+    results = _of_heads(heads, dim_v)
+    q, k = numbers.n_heads * dim_q, numbers.n_kv_heads * dim_k
+    made = {
+        "attn_q": queries,
+        "attn_k": keys,
+        "attn_v": values,
+        "attn_qkv": (*queries, *_after(q, keys), *_after(q + k, values)),
+        "attn_gate": _of_heads(heads, 1) if numbers.gate_per_head else results,
+        "attn_sinks": _of_heads(heads, 1),
+        "attn_sub_norm": results,
+    }
+    if spec.family.qk_norm == "full":
+        made |= {"attn_q_norm": queries, "attn_k_norm": keys}
+    return Divided(made, {"attn_output": _in_units(results, units)})
+
+
+def _convolution(numbers: LayerNumbers, cols: range, units: int) -> Divided:
+    parts = tuple(part for index in range(3) for part in _after(index * numbers.conv_cols, (cols,)))
+    made = {"shortconv.in_proj": parts, "shortconv.conv": (cols,)}
+    return Divided(made, {"shortconv.out_proj": _in_units((cols,), units)})
+
+
+def _delta_net(numbers: LayerNumbers, heads: range, units: int) -> Divided:
+    n = numbers.recurrence
+    assert n is not None  # divided
+    value_heads = value_heads_of(n, heads, units)
+    keys, values, each = _of_heads(heads, n.key_dim), _of_heads(value_heads, n.value_dim), _of_heads(value_heads, 1)
+    both = n.key_heads * n.key_dim
+    mixed = (*keys, *_after(both, keys), *_after(2 * both, values))
+    made = {
+        "attn_qkv": mixed,
+        "attn_gate": values,
+        "ssm_conv1d": mixed,
+        "ssm_beta": each,
+        "ssm_alpha": each,
+        "ssm_dt": each,
+        "ssm_a": each,
+        "ssm_in": _of_heads(heads, 2 * (n.key_dim + n.group * n.value_dim)),
+        "ssm_ba": _of_heads(heads, 2 * n.group),
+    }
+    return Divided(made, {"ssm_out": _in_units(values, units)})
+
+
+def _mamba(numbers: LayerNumbers, groups: range, units: int) -> Divided:
+    n = numbers.recurrence
+    assert n is not None  # divided
+    heads = range(groups.start * n.group, groups.stop * n.group)
+    values, keys, each = _of_heads(heads, n.value_dim), _of_heads(groups, n.key_dim), _of_heads(heads, 1)
+    all_keys = n.key_heads * n.key_dim
+    mixed = (*values, *_after(n.inner, keys), *_after(n.inner + all_keys, keys))
+    made = {
+        "ssm_in": (*values, *_after(n.inner, mixed), *_after(n.inner + n.conv_cols, each)),
+        "ssm_conv1d": mixed,
+        "ssm_dt": each,
+        "ssm_a": each,
+        "ssm_d": each,
+        "ssm_norm": (groups,),
+    }
+    return Divided(made, {"ssm_out": _in_units(values, units)})
+
+
+def _feed_forward(spec: ModelSpec, numbers: LayerNumbers, share: LayerShare, units: int) -> Divided:
+    ff, shared = (share.ff,), (share.shared,)
+    fused = spec.family.fused_gate_up and not numbers.n_experts
+    made = {
+        "ffn_gate": ff,
+        "ffn_up": (*ff, *_after(numbers.d_ff, ff)) if fused else ff,
+        "ffn_down_t": ff,
+        "ffn_sub_norm": ff,
+        "ffn_gate_shexp": shared,
+        "ffn_up_shexp": shared,
+        "ffn_gate_exps": ff,
+        "ffn_up_exps": ff,
+    }
+    taken = {
+        "ffn_down": _in_units(ff, units),
+        "ffn_down_shexp": _in_units(shared, units),
+        "ffn_down_exps": _in_units(ff, units),
+    }
+    matrices = {part: share.experts for part in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")}
+    return Divided(made, taken, matrices, frozenset(("ffn_gate_exps", "ffn_up_exps")))
+
+
+def _of_heads(heads: Iterable[int], dim: int) -> Ranges:
+    """What these heads have of what is `dim` for each: heads that follow each other in one range."""
+    found: list[range] = []
+    for head in heads:
+        low, high = head * dim, (head + 1) * dim
+        if found and found[-1].stop == low:
+            found[-1] = range(found[-1].start, high)
+        else:
+            found.append(range(low, high))
+    return tuple(found)
+
+
+def _in_units(ranges: Sequence[range], units: int) -> Ranges:
+    """The same, and no range goes beyond its unit."""
+    unit = sum(map(len, ranges)) // max(1, units)
+    found, left = [], unit
+    for each in ranges:
+        low = each.start
+        while low < each.stop:
+            high = min(each.stop, low + left)
+            found.append(range(low, high))
+            left = left - (high - low) or unit
+            low = high
+    return tuple(found) or tuple(ranges)
+
+
+def _after(first: int, parts: Sequence[range]) -> Ranges:
+    return tuple(range(first + part.start, first + part.stop) for part in parts)
