@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from edgerun.cluster.cuts import Cut, cuts_of
 from edgerun.errors import FormatError, UnsupportedError
-from edgerun.formats.gguf import GgufFile, GgufWriter, open_gguf
+from edgerun.formats.gguf import GgmlType, GgufFile, GgufWriter, TensorInfo, open_gguf
 from edgerun.formats.gguf.metadata import Metadata
 from edgerun.formats.gguf.types import DEFAULT_ALIGNMENT, ValueKind
-from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.reading import read_spec
 from edgerun.models.shapes import check_tensors
 from edgerun.models.share import LayerShare, Share, mixer_heads, spec_of_share
 from edgerun.models.spec import ModelSpec
@@ -29,8 +29,9 @@ from edgerun.weights.identity import file_stamp
 
 U8 = NDArray[np.uint8]
 
-_VERSION = 2
+_VERSION = 3
 _PREFIX = "edgerun.shard"
+_DIMS, _MOST_DIM = 3, 1 << 31  # of a tensor
 _RANGES = ("heads", "ff", "experts", "shared")  # of `LayerShare`
 
 
@@ -92,6 +93,29 @@ class ShardSource:
                 file.write(np.ascontiguousarray(piece).data)
 
 
+class WholeHeader(GgufFile):
+    """What a shard says of the model's own file: its metadata, and which tensors it has, of what shape. There are no
+    weights. FormatError."""
+
+    def __init__(self, shard: GgufFile) -> None:
+        self.path, self.paths, self.version, self.metadata = shard.path, shard.paths, shard.version, shard.metadata
+        names, dims = (self.metadata.get(f"{_PREFIX}.{key}") for key in ("tensors", "shapes"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FormatError(f"{self.path}: {_PREFIX}.tensors is no list of names")
+        if not isinstance(dims, np.ndarray) or dims.dtype.kind not in "iu" or dims.shape != (_DIMS * len(names),):
+            raise FormatError(f"{self.path}: {_PREFIX}.shapes are not of {len(names)} tensors")
+        if ((dims < 0) | (dims >= _MOST_DIM)).any():
+            raise FormatError(f"{self.path}: {_PREFIX}.shapes has impossible numbers")
+        shapes = [tuple(each for each in some if each) for some in dims.reshape(-1, _DIMS).tolist()]
+        self.tensors = {
+            name: TensorInfo(name, shape, GgmlType.F32, 0, self.path, 0)
+            for name, shape in zip(names, shapes, strict=True)
+        }
+
+    def close(self) -> None:
+        """Nothing is this one's own."""
+
+
 def open_shard(path: Path) -> tuple[GgufFile, ModelSpec]:
     """A shard's file, and its numbers with its tensors, checked like a model's. FormatError, UnsupportedError."""
     gguf = open_gguf(path)
@@ -102,10 +126,8 @@ def open_shard(path: Path) -> tuple[GgufFile, ModelSpec]:
             raise FormatError(f"{path}: not a shard of a model")
         if version != _VERSION:
             raise UnsupportedError(f"{path}: a shard of version {version!r}; this edgerun reads version {_VERSION}")
-        vocabulary, sparse = metadata.get(f"{_PREFIX}.vocabulary_size"), metadata.get(f"{_PREFIX}.sparse")
-        if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary < 1 << 31:
-            raise FormatError(f"{path}: a vocabulary of {vocabulary!r} tokens")
-        whole = read_spec(gguf, WholeModel(vocabulary, sparse is True))
+        file = WholeHeader(gguf)
+        whole = replace(read_spec(file), tensors=file.tensors)
         spec = spec_of_share(whole, _read_share(metadata, whole, path))
         tensors, _ = check_tensors(gguf, spec)
         return gguf, replace(spec, tensors=tensors)
@@ -120,8 +142,9 @@ def _header(gguf: GgufFile, spec: ModelSpec, share: Share, cuts: list[Cut]) -> b
         if key.startswith(f"{spec.architecture}."):
             writer.add(key, gguf.metadata[key], gguf.metadata.kind(key)[0])
     writer.add(f"{_PREFIX}.version", _VERSION)
-    writer.add(f"{_PREFIX}.vocabulary_size", spec.vocab_size)
-    writer.add(f"{_PREFIX}.sparse", spec.sparse)
+    writer.add(f"{_PREFIX}.tensors", list(spec.tensors))
+    shapes = [(*info.shape, *(0,) * (_DIMS - len(info.shape))) for info in spec.tensors.values()]
+    writer.add(f"{_PREFIX}.shapes", np.array(shapes, np.int64).reshape(-1), ValueKind.INT64)
     writer.add(f"{_PREFIX}.text", share.text)
     writer.add(f"{_PREFIX}.vocabulary", _edges([share.vocabulary]), ValueKind.INT32)
     for name in _RANGES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 from edgerun.errors import FormatError, UnsupportedError
@@ -22,27 +22,17 @@ from edgerun.models.unknown import unknown_architecture
 _USUALLY_SILENT = 0.95  # of gates that let only some through
 
 
-@dataclass(frozen=True)
-class WholeModel:
-    """What a model's tensors say of its numbers. sparse: as `ModelSpec`'s. fused: the tensors that hold gate and up."""
-
-    vocab_size: int
-    sparse: bool
-    fused: frozenset[str] = frozenset()
-
-
-def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
-    """Read the numbers. `whole`: where the file has only some of the model's tensors, what all of them say. Raises
-    UnsupportedError for unknown architectures, FormatError for impossible values."""
+def read_spec(gguf: GgufFile) -> ModelSpec:
+    """Read the numbers, some of which follow from which tensors there are, and of what shape. Raises UnsupportedError
+    for unknown architectures, FormatError for impossible values."""
     architecture = gguf.architecture
     if architecture not in FAMILIES:
         raise unknown_architecture(gguf)
     family = FAMILIES[architecture]
     n = Numbers(gguf.metadata, architecture, CHOICES - family.says)
     family = turned_by_sections(n, family)
-    whole = whole or _whole_model(gguf)
-    sparse = whole.sparse
-    layers = _layers(gguf, n, family, whole.fused)
+    vocab_size, sparse = _vocab_size(gguf), "blk.0.ffn_down_t.weight" in gguf.tensors
+    layers = _layers(gguf, n, family, _fused(gguf))
     if family.early_router and not layers[0].n_experts:
         raise FormatError(f"a {architecture} is a mixture of experts; the file lacks {architecture}.expert_count")
     eps = _norm_eps(n, family)
@@ -55,7 +45,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         family=family,
         layers=layers,
         d_model=n.integer("embedding_length"),
-        vocab_size=whole.vocab_size,
+        vocab_size=vocab_size,
         context_length=n.integer("context_length", 4096),
         norm_eps=eps,
         expert_scale=n.real("expert_weights_scale", 1.0) or 1.0,
@@ -72,7 +62,7 @@ def read_spec(gguf: GgufFile, whole: WholeModel | None = None) -> ModelSpec:
         attention_softcap=n.real("attn_logit_softcapping", family.softcaps[0]),
         logit_softcap=n.real("final_logit_softcapping", family.softcaps[1]),
         activation=_activation(n, family, sparse),
-        router=_router(n, family, whole.vocab_size),
+        router=_router(n, family, vocab_size),
         sparse=sparse,
     )
 
@@ -88,11 +78,11 @@ def _norm_eps(n: Numbers, family: Family) -> float:
     return eps
 
 
-def _whole_model(gguf: GgufFile) -> WholeModel:
+def _vocab_size(gguf: GgufFile) -> int:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError("the file has no matrix token_embd.weight: it holds no model")
-    return WholeModel(embedding.shape[0], "blk.0.ffn_down_t.weight" in gguf.tensors, _fused(gguf))
+    return embedding.shape[0]
 
 
 def _fused(gguf: GgufFile) -> frozenset[str]:

@@ -14,7 +14,7 @@ from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.formats.quants import dequantize, quantize
 from edgerun.models.families import FAMILIES
 from edgerun.models.plan import plan_of
-from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.reading import read_spec
 from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import tensor_name
 from tests.models.instances.instance import TOKENS, VOCAB, Instance
@@ -70,8 +70,19 @@ def spec_of(i: Instance) -> ModelSpec:
                     if (layer, part) in i.without:
                         continue
                     w.add_tensor(tensor_name(layer, part), np.zeros((rows, 1), np.float32), GgmlType.F32)
+            for name, rows in _telling(i).items():
+                w.add_tensor(name, np.zeros((rows, 1), np.float32), GgmlType.F32)
         with open_gguf(path) as gguf:
-            return read_spec(gguf, WholeModel(VOCAB, i.sparse, frozenset(i.fused)))
+            return read_spec(gguf)
+
+
+def _telling(i: Instance) -> dict[str, int]:
+    """Tensors from whose rows, of one column, follows what else the file is."""
+    found = {"token_embd.weight": VOCAB} | ({"blk.0.ffn_down_t.weight": 1} if i.sparse else {})
+    for part in i.fused:
+        down = {} if part == "ffn_gate_up_exps" else {tensor_name(0, part.replace("up", "down")): 1}
+        found |= {tensor_name(0, part): 2} | down
+    return found
 
 
 _ORDER = (  # in which a layer's tensors are made up: files from before must not change
