@@ -12,14 +12,15 @@ import pytest
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
-from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidTable, parsed
+from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidStates, SaidTable, parsed
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import HEADER, Link, patience
 from edgerun.cluster.wire_format import wire_format
-from edgerun.errors import EdgerunError, FormatError, LostPeerError
+from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError
 from edgerun.kernels.attention_layout import KEYS_PER_PAGE
-from edgerun.kv import KvLedger, PagePool
+from edgerun.kernels.states import StateLayout
+from edgerun.kv import KvLedger, PagePool, States
 from edgerun.kv.groups import KvLayer, layer_groups
 
 CAPACITY = 2 * KEYS_PER_PAGE
@@ -62,6 +63,46 @@ def test_no_pass_leads_kernels_out_of_the_pages_of_its_group() -> None:
         with pytest.raises(FormatError, match=why):
             follower().task(each)
     assert follower().task(said()).runs[0].rows == 3
+
+
+def test_no_pass_leads_kernels_out_of_blocks_of_states() -> None:
+    states = States({0: StateLayout(3, 8, 2, 4, 4, 0)}, 1 << 10)
+    groups = layer_groups([KvLayer(1, 32, 32), KvLayer(4, 32, 32, window=64)])
+
+    def told(positions: list[int], blocks: list[int], **changes: object) -> SaidPass:
+        return said(states=[SaidStates(1, positions, blocks)], **changes)
+
+    later = {"runs": [SaidRun(1, 100, 3)]}
+    wrong = [
+        (said(), "without the states"),
+        (said(states=[SaidStates(1, [3], [7])] * 2), "without the states"),
+        (said(states=[SaidStates(2, [3], [7])]), "with states after"),
+        (told([], []), "with states after"),
+        (told([2], [7]), "with states after"),  # the last row would find nothing to write
+        (told([0, 3], [7, 8]), "with states after"),
+        (told([-1, 3], [7, 8]), "with states after"),
+        (told([2, 1, 3], [7, 8, 9]), "with states after"),
+        (told([3, CAPACITY], [7, 8]), "with states after"),
+        (told([CAPACITY + 1], [7]), "with states after"),
+        (told([99, 103], [7, 8], **later), "with states after"),
+        (told([3], [7, 8]), "twice"),
+        (told([1, 3], [7, 7]), "twice"),
+    ]
+    for each, why in wrong:
+        with pytest.raises(FormatError, match=why):
+            Follower(PagePool(groups, KvLedger(None), states), CAPACITY).task(each)
+    with pytest.raises(FormatError, match="that the model has not"):
+        follower().task(told([3], [7]))
+    one = Follower(PagePool(groups, KvLedger(None), states), CAPACITY)
+    for each in (told([3], [7]), told([1, 2, 3], [7, 8, 9]), told([CAPACITY], [7]), told([100, 103], [7, 8], **later)):
+        task = one.task(each)
+        (run,) = task.runs
+        table = run.sequence.states.rows(run.start, run.rows)
+        assert table[:, 1].all(), "every row has a block to write"
+    with pytest.raises(DoesNotFitError):
+        Follower(PagePool(groups, KvLedger(10 << 20), States({0: StateLayout(3, 8, 2, 4, 1 << 20, 0)}, 1)), 64).task(
+            told([3], [7])
+        )
 
 
 def test_passes_that_are_none_are_refused() -> None:
