@@ -105,3 +105,10 @@ def test_devices_that_go_and_come_cost_not_a_token(name, directory, tmp_path):
         assembly.come(2.0)
         assert llm.complete(PROMPT, **OPTIONS).text == wanted
         assert llm.engine.decoder.size == 3
+
+
+def test_guesses_go_through_a_group_with_states(directory, tmp_path):
+    path = write(INSTANCES["qwen35"], directory / "qwen35-guesses.gguf", sentencepiece())
+    text = "the cat sat. the cat sat. the cat"
+    with LLM(path, threads=1) as plain, clustered(path, [1, 1], tmp_path, draft="lookup") as (llm, _):
+        assert llm.complete(text, **OPTIONS).text == plain.complete(text, **OPTIONS).text
