@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from edgerun.convert.tensors import choose_type
 from edgerun.formats.gguf import GgmlType, GgufWriter, open_gguf
 from edgerun.formats.quants import quantize
-from edgerun.models.reading import WholeModel, read_spec
+from edgerun.models.reading import read_spec
 from edgerun.models.shapes import known_tensors
 
 _BANK = 1 << 23  # random weights of a type and row length, of whose rows tensors are made
@@ -47,8 +47,16 @@ def shapes_of(shape: Shape, metadata: Mapping[str, Any]) -> dict[str, tuple[int,
         with GgufWriter(path, shape.architecture) as writer:
             for key, value in metadata.items():
                 writer.add(f"{shape.architecture}.{key}", value)
+            # Tensors of one column, from whose rows some of the numbers follow: an up of twice its down's columns has
+            # the gate as well.
+            telling = {"token_embd.weight": shape.vocabulary}
+            for part in shape.fused:
+                telling[f"blk.0.{part}.weight"] = 2
+                telling |= {} if part.endswith("_exps") else {f"blk.0.{part.replace('up', 'down')}.weight": 1}
+            for name, rows in telling.items():
+                writer.add_tensor(name, np.zeros((rows, 1), np.float32), GgmlType.F32)
         with open_gguf(path) as numbers:
-            spec = read_spec(numbers, WholeModel(shape.vocabulary, sparse=False, fused=frozenset(shape.fused)))
+            spec = read_spec(numbers)
     return {
         name: wanted
         for name, (wanted, needed) in known_tensors(spec).items()
