@@ -7,13 +7,12 @@ from time import monotonic, perf_counter
 
 from edgerun.cluster.collective import F32, Collective
 from edgerun.cluster.copies import Copies, Kept
-from edgerun.cluster.copying import Copier
+from edgerun.cluster.copying import Copier, RankPart
 from edgerun.cluster.lockstep import Lockstep
 from edgerun.cluster.mirror import Teller
 from edgerun.cluster.rank_times import RankTimes
 from edgerun.events import SpanSink
 from edgerun.kv import Page, PagePool
-from edgerun.kv.blocks import Heads
 from edgerun.models.places import Pass
 from edgerun.models.ranks import RecordedSum
 from edgerun.models.reductions import reductions
@@ -51,9 +50,9 @@ class Conductor:
         """Ranks."""
         return self._collective.size
 
-    def follow(self, pool: PagePool, copies: Copies | None = None, heads: Sequence[Sequence[Heads]] = ()) -> None:
-        """The others shall hold what this pool's sequences hold. copies: of keys and values, of which all ranks have
-        these `heads` (`copying.heads_of`)."""
+    def follow(self, pool: PagePool, copies: Copies | None = None, parts: Sequence[RankPart] = ()) -> None:
+        """The others shall hold what this pool's sequences hold. copies: of keys, values and states, of which all ranks
+        have these parts."""
         self._teller, self._copies = Teller(pool), copies
         teller = self._teller
         if copies is None:
@@ -64,7 +63,7 @@ class Conductor:
             teller.copied(group, to, source)
 
         pool.copied = copied
-        self._copier = Copier(self._collective, copies, heads, pool, teller)
+        self._copier = Copier(self._collective, copies, parts, pool, teller)
 
     def give_back(self, kept: Sequence[Kept]) -> int:
         """See `Copier.give_back`. Before the first pass."""

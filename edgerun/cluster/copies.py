@@ -7,7 +7,8 @@ or one while the others are given what they need, has nothing that is missing th
 and so do right whichever sequences hold these, and go when nobody does any more.
 
 Only whole blocks are copied. What came after them is computed again from its tokens, as is everything of which there is
-no copy: where the head has no memory for it, or had no time yet.
+no copy: where the head has no memory for it, or had no time yet. Of models with recurrent states these are copied, too,
+where a sequence has as many positions as whole blocks have (`state_parts.py`); without them one cannot go on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from edgerun.cluster.mirror import MOST_BLOCKS_BYTES
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
 from edgerun.kv import Group, KvSequence, Page
 from edgerun.kv.blocks import BLOCKS, U8, block_bytes
-from edgerun.models.places import Pass
+from edgerun.models.places import Pass, Run
+
+_STATES = 2  # of a sequence, of which there are copies: an answer may be taken back to before the last
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,23 @@ class Place:
 @dataclass(frozen=True)
 class Kept:
     """The longest beginning of a sequence of which there are copies of all that the next position sees. blocks: of each
-    group, those of the pages by their index."""
+    group, those of the pages by their index; states: a block of the model's after them, if it has recurrent states."""
 
     sequence: KvSequence
     length: int
     blocks: Sequence[dict[int, list[U8]]]
+    states: U8 | None = None
 
 
 class Copies:
     """`groups`: of the whole model's layers. limit_bytes: of copies and of what the head's own pages take, together;
-    None: nobody counts. For one thread at a time."""
+    None: nobody counts. state_bytes: of a block of the whole model's recurrent states; 0: it has none. For one thread
+    at a time."""
 
-    def __init__(self, groups: Sequence[Group], limit_bytes: int | None) -> None:
+    def __init__(self, groups: Sequence[Group], limit_bytes: int | None, state_bytes: int = 0) -> None:
         self.groups = tuple(groups)
+        self.state_bytes = state_bytes
+        self._states: WeakKeyDictionary[KvSequence, dict[int, U8]] = WeakKeyDictionary()  # by the positions before
         self.limit_bytes = limit_bytes
         self._sizes = [block_bytes(group) for group in groups]
         self._blocks: WeakKeyDictionary[Page, tuple[int, list[U8]]] = (
@@ -61,11 +68,14 @@ class Copies:
     @property
     def n_bytes(self) -> int:
         """Of all copies."""
-        return sum(self._sizes[group] * len(blocks) for group, blocks in self._blocks.values())
+        states = self.state_bytes * sum(map(len, self._states.values()))
+        return states + sum(self._sizes[group] * len(blocks) for group, blocks in self._blocks.values())
 
     def writes(self, task: Pass) -> None:
         """Before a pass: there is no copy any more of what it will write, whether it succeeds or not."""
         for run in task.runs:
+            for position in [each for each in self._states.get(run.sequence, ()) if each > run.start]:
+                del self._states[run.sequence][position]
             first, end = run.start // KEYS_PER_PAGE, -(-(run.start + run.rows) // KEYS_PER_PAGE)
             self._whole[run.sequence] = min(self._whole.get(run.sequence, 0), first)
             for pages in run.sequence.held():
@@ -81,6 +91,7 @@ class Copies:
         """Forget everything."""
         self._blocks.clear()
         self._whole.clear()
+        self._states.clear()
 
     def missing(self, task: Pass, most_bytes: int) -> list[Place]:
         """Blocks that are full after a pass of which there are no copies, the earliest first: of so many bytes, or
@@ -104,6 +115,27 @@ class Copies:
                         return found
                     found.append(place)
         return found
+
+    def lacking_states(self, run: Run) -> int:
+        """After how many positions, of those that a run computed, states should be copied now: the last ones that are
+        held, if there are copies of all that the next position would see and there is room; 0: none."""
+        held = run.sequence.states.of_step(run.start, run.rows)
+        known = max(self._states.get(run.sequence, ()), default=0)
+        for position in sorted(held, reverse=True):
+            if known < position <= run.start + run.rows and position % KEYS == 0:
+                return position if self._seen(run.sequence, position) is not None else 0
+        return 0
+
+    def has_room(self, n_bytes: int, held_bytes: int) -> bool:
+        """Whether so much more may be copied where the head's pages take `held_bytes`."""
+        return self.limit_bytes is None or self.n_bytes + n_bytes + held_bytes <= self.limit_bytes
+
+    def add_states(self, sequence: KvSequence, position: int, block: U8) -> None:
+        """The copy of the states after so many positions of a sequence: the last of them are kept."""
+        kept = self._states.setdefault(sequence, {})
+        kept[position] = block
+        for each in sorted(kept)[:-_STATES]:
+            del kept[each]
 
     def add(self, place: Place, block: U8) -> None:
         """The copy of the next block of a page."""
@@ -142,6 +174,8 @@ class Copies:
                 blocks.pop()
                 excess -= self._sizes[group]
             self._whole.update(dict.fromkeys(self._whole, 0))
+        if excess > 0:
+            self._states.clear()
 
     def kept(self) -> list[Kept]:
         """Of all sequences that somebody may go on with."""
@@ -153,12 +187,23 @@ class Copies:
 
     def _longest(self, sequence: KvSequence) -> list[Kept]:
         """Of one sequence; nothing where there is no copy of use."""
-        held = sequence.held()
-        for length in range(sequence.length // KEYS * KEYS, 0, -KEYS):
-            found = [self._copied(group, pages, length) for group, pages in zip(self.groups, held, strict=True)]
-            if all(blocks is not None for blocks in found):
-                return [Kept(sequence, length, [blocks for blocks in found if blocks is not None])]
+        if self.state_bytes:
+            states = self._states.get(sequence, {})
+            lengths = sorted((each for each in states if each <= sequence.length), reverse=True)
+        else:
+            states, lengths = {}, list(range(sequence.length // KEYS * KEYS, 0, -KEYS))
+        for length in lengths:
+            found = self._seen(sequence, length)
+            if found is not None:
+                return [Kept(sequence, length, found, states.get(length))]
         return []
+
+    def _seen(self, sequence: KvSequence, length: int) -> list[dict[int, list[U8]]] | None:
+        """Copies of all that position `length` sees, of each group by the index of the page; None where some lack."""
+        pairs = zip(self.groups, sequence.held(), strict=True)
+        found = [self._copied(group, pages, length) for group, pages in pairs]
+        seen = [blocks for blocks in found if blocks is not None]
+        return seen if len(seen) == len(found) else None
 
     def _copied(self, group: Group, pages: Sequence[Page | None], length: int) -> dict[int, list[U8]] | None:
         """Of one group's pages, by their index, the blocks of all that position `length` sees; None where one lacks."""

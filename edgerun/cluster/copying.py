@@ -9,6 +9,7 @@ after a loss.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import msgspec
@@ -16,12 +17,24 @@ import numpy as np
 
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.copies import Copies, Kept, Place
-from edgerun.cluster.mirror import Follower, SaidBack, SaidBlock, SaidWant, Teller
+from edgerun.cluster.mirror import (
+    Follower,
+    Said,
+    SaidBack,
+    SaidBackStates,
+    SaidBlock,
+    SaidWant,
+    SaidWantStates,
+    Teller,
+    state_pieces,
+)
+from edgerun.cluster.state_parts import StatePart, all_states
 from edgerun.errors import DoesNotFitError, LostPeerError
 from edgerun.kernels.interface import F32
 from edgerun.kv import Group, PagePool
 from edgerun.kv.blocks import U8, Heads, part_bytes, pick_heads, put_heads, read_block, write_block
-from edgerun.kv.saved import page_form, page_name
+from edgerun.kv.saved import STATES, page_form, page_name
+from edgerun.kv.states import StateBlock
 from edgerun.models.places import Pass
 from edgerun.models.share import Share, kv_heads_of
 from edgerun.models.spec import ModelSpec
@@ -38,15 +51,24 @@ def heads_of(spec: ModelSpec, share: Share, groups: Sequence[Group]) -> list[Hea
     return [[kv_heads_of(spec.layers[layer], share.layers[layer].heads) for layer in group.layers] for group in groups]
 
 
+@dataclass(frozen=True)
+class RankPart:
+    """What a rank has of what is kept: as of `heads_of` and `state_part`."""
+
+    heads: Sequence[Heads]
+    states: StatePart
+
+
 class Copier:
-    """On the head, of one group. heads: of each rank, as of `heads_of`; pool, teller: of the head's own pages."""
+    """On the head, of one group. parts: of each rank; pool, teller: of the head's own pages."""
 
     def __init__(
-        self, collective: Collective, copies: Copies, heads: Sequence[Sequence[Heads]], pool: PagePool, teller: Teller
+        self, collective: Collective, copies: Copies, parts: Sequence[RankPart], pool: PagePool, teller: Teller
     ) -> None:
         self._collective = collective
         self._copies = copies
-        self._heads = heads
+        self._heads = [part.heads for part in parts]
+        self._states = [part.states for part in parts]
         self._pool = pool
         self._teller = teller
         self._allowed_s = 0.0
@@ -60,17 +82,51 @@ class Copier:
             places = self._copies.missing(task, _ROUND_BYTES)
             some = self._copies.fitting(places, self._pool.ledger.held_bytes) if places else places
             if not some:
-                return
+                break
             began = perf_counter()
             self._fetch(some)
             self._allowed_s -= perf_counter() - began
+        if self._copies.state_bytes:
+            self._copy_states(task)
+
+    def _copy_states(self, task: Pass) -> None:
+        """After a pass: of each of its sequences the last states that it may be copied from, as `copy`."""
+        copies = self._copies
+        for run in task.runs:
+            has_room = copies.has_room(copies.state_bytes, self._pool.ledger.held_bytes)
+            position = copies.lacking_states(run) if self._allowed_s > 0 and has_room else 0
+            if not position:
+                continue
+            began = perf_counter()
+            block = run.sequence.states.of_step(run.start, run.rows)[position]
+            copies.add_states(run.sequence, position, self._fetched_states(block))
+            self._allowed_s -= perf_counter() - began
+
+    def _fetched_states(self, held: StateBlock) -> U8:
+        """All ranks' parts of a block, as one of the model."""
+        pieces = max(1, -(-self._copies.state_bytes // _ROUND_BYTES))
+        self._say(SaidWantStates(self._teller.number_of(held), pieces))
+        parts = [np.empty(part.n_bytes, np.uint8) for part in self._states]
+        slices = [state_pieces(part.size, pieces) for part in parts]
+        for index in range(pieces):
+            told = self._collective.gather(held.content[slices[0][index]].view(np.float32))
+            for rank, each in enumerate(told):
+                mine = parts[rank][slices[rank][index]]
+                if mine.size != each.nbytes:
+                    raise LostPeerError(f"rank {rank} gave other states than it has")
+                mine[...] = each.view(np.uint8)
+        block = np.zeros(self._copies.state_bytes, np.uint8)
+        for state, part in zip(self._states, parts, strict=True):
+            state.put(part, block)
+        return block
 
     def give_back(self, kept: Sequence[Kept]) -> int:
         """After a loss: sequences hold again, on all ranks, what was kept of them; how many positions that are. What
         somebody has no memory for stays forgotten. LostPeerError: then nothing is held."""
-        groups, heads = self._copies.groups, self._heads[0]
-        taken = [each for each in kept if _is_held(each, groups, self._pool, heads)]
+        groups, mine = self._copies.groups, RankPart(self._heads[0], self._states[0])
+        taken = [each for each in kept if _is_held(each, groups, self._pool, mine)]
         is_held = all([self._give(places, blocks) for places, blocks in self._rounds(taken)])
+        is_held = all([self._give_states(each) for each in taken]) and is_held
         for each in taken:
             if not is_held:
                 each.sequence.release()
@@ -78,6 +134,8 @@ class Copier:
             each.sequence.restored(each.length)
             for place, blocks in _pages(each):
                 self._copies.restore(place.page, place.group, blocks)
+            if each.states is not None:
+                self._copies.add_states(each.sequence, each.length, each.states)
         return sum(each.length for each in taken) if is_held else 0
 
     def _fetch(self, places: Sequence[Place]) -> None:
@@ -134,34 +192,55 @@ class Copier:
         told = self._collective.gather(np.ones(1, np.float32))
         return all(each.size == 1 and each[0] == 1 for each in told)
 
+    def _give_states(self, kept: Kept) -> bool:
+        """Each rank its part of what was kept of a sequence's states; whether all had room for it."""
+        if kept.states is None or self._collective.size == 1:
+            return True
+        held = kept.sequence.states.of_step(kept.length, 0)[kept.length]
+        parts = [state.pick(kept.states) for state in self._states]
+        pieces = max(1, -(-kept.states.size // _ROUND_BYTES))
+        self._say(SaidBackStates(self._teller.number_of(held), pieces))
+        slices = [state_pieces(part.size, pieces) for part in parts]
+        for index in range(pieces):
+            some = [part[each[index]].view(np.float32) for part, each in zip(parts, slices, strict=True)]
+            self._collective.scatter(some, some[0])
+        told = self._collective.gather(np.ones(1, np.float32))
+        return all(each.size == 1 and each[0] == 1 for each in told)
+
     def _announce(self, kind: type[SaidWant] | type[SaidBack], places: Sequence[Place]) -> None:
-        said = [SaidBlock(place.group, self._teller.number_of(place.page), place.number) for place in places]
-        self._collective.announce(msgspec.msgpack.encode(kind(said)))
+        self._say(kind([SaidBlock(each.group, self._teller.number_of(each.page), each.number) for each in places]))
+
+    def _say(self, said: Said) -> None:
+        self._collective.announce(msgspec.msgpack.encode(said))
 
 
-def hold_alone(kept: Sequence[Kept], groups: Sequence[Group], pool: PagePool) -> int:
+def hold_alone(kept: Sequence[Kept], groups: Sequence[Group], pool: PagePool, spec: ModelSpec) -> int:
     """`Copier.give_back` of a head that has the whole model."""
     heads = [[range(each.kv_heads) for each in group.layouts] for group in groups]
-    taken = [each for each in kept if _is_held(each, groups, pool, heads)]
+    taken = [each for each in kept if _is_held(each, groups, pool, RankPart(heads, all_states(spec)))]
     for each in taken:
         each.sequence.restored(each.length)
     return sum(each.length for each in taken)
 
 
-def _is_held(kept: Kept, groups: Sequence[Group], pool: PagePool, heads: Sequence[Heads]) -> bool:
-    """Whether the head has room for what was kept of a sequence; then its own part, of these heads, is in its pages."""
+def _is_held(kept: Kept, groups: Sequence[Group], pool: PagePool, mine: RankPart) -> bool:
+    """Whether the head has room for what was kept of a sequence; then its own part is in its pages and its block."""
     forms = {
         page_name(number, index): page_form(pool.groups[number])
         for number, blocks in enumerate(kept.blocks)
         for index in blocks
     }
+    if kept.states is not None:
+        forms[STATES] = kept.sequence.states.form
     try:
-        kept.sequence.make_ready(kept.length, forms)
+        room = kept.sequence.make_ready(kept.length, forms)
     except DoesNotFitError:
         return False
+    if kept.states is not None:
+        room[STATES][:] = mine.states.pick(kept.states)
     for place, blocks in _pages(kept):
         for number, block in enumerate(blocks):
-            part = pick_heads(block, groups[place.group], heads[place.group])
+            part = pick_heads(block, groups[place.group], mine.heads[place.group])
             write_block(place.page, pool.groups[place.group], number, part)
     return True
 
@@ -178,6 +257,28 @@ def _pages(kept: Kept) -> Iterator[tuple[Place, list[U8]]]:
 def give_blocks(said: SaidWant, follower: Follower, collective: Collective) -> None:
     """On another rank: its part of the blocks that the head wants. FormatError for what no head says."""
     collective.gather(follower.read(said.blocks).view(np.float32))
+
+
+def give_states(said: SaidWantStates, follower: Follower, collective: Collective) -> None:
+    """On another rank: its block of states. FormatError for what no head says."""
+    pieces, data = follower.state_pieces(said), follower.states(said.block)
+    for each in pieces:
+        collective.gather(data[each].view(np.float32))
+
+
+def take_states(said: SaidBackStates, follower: Follower, collective: Collective) -> None:
+    """On another rank: hold its part of a block of states, and say whether there was room. FormatError for what no head
+    says."""
+    pieces = follower.state_pieces(said)
+    data = np.empty(pieces[-1].stop, np.uint8)
+    for each in pieces:
+        collective.scatter((), data[each].view(np.float32))
+    try:
+        follower.write_states(said.block, data)
+    except DoesNotFitError:
+        collective.gather(np.zeros(1, np.float32))
+    else:
+        collective.gather(np.ones(1, np.float32))
 
 
 def take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> None:

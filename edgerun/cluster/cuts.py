@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.cluster.divided import Divided, divided
+from edgerun.cluster.divided import Divided, layers_divided, units_held
 from edgerun.errors import UnsupportedError
 from edgerun.formats.gguf import TensorInfo
 from edgerun.models.plan import plan_of
 from edgerun.models.shapes import known_tensors
-from edgerun.models.share import Share, spec_of_share, units_of
+from edgerun.models.share import Share, spec_of_share
 from edgerun.models.spec import ModelSpec
 from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
@@ -121,11 +121,7 @@ def cuts_of(spec: ModelSpec, share: Share) -> list[Cut]:
 
     UnsupportedError for a model with tensors of which it is not known how they are cut."""
     found = []
-    held = [(1, 1)] * spec.n_layers
-    if share.units:
-        units = [units_of(*each) for each in zip(spec.layers, share.layers, share.units, strict=True)]
-        held = [(len(each.mixer.held), len(each.feed_forward.held)) for each in units]
-    layers = [divided(spec, layer, mine, held[layer]) for layer, mine in enumerate(share.layers)]
+    held, layers = units_held(spec, share), layers_divided(spec, share)
     parts = {tensor_name(layer, part): (layer, part) for layer, part in _layer_parts(spec, share)}
     for name, (shape, _) in known_tensors(spec_of_share(spec, share)).items():
         info = spec.tensors.get(name) if name != HEAD else spec.tensors.get(HEAD, spec.tensors[EMBEDDING])

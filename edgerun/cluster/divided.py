@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edgerun.models.share import LayerShare, kv_heads_of, value_heads_of
+from edgerun.models.share import LayerShare, Share, kv_heads_of, units_of, value_heads_of
 from edgerun.models.spec import LayerNumbers, ModelSpec
 
 Ranges = tuple[range, ...]
@@ -34,9 +34,21 @@ class Divided:
         )
 
 
-def divided(spec: ModelSpec, layer: int, share: LayerShare, units: tuple[int, int]) -> Divided:
-    """What a share has of a layer of the whole model `spec`. units: how many of the mixer and of the feed-forward it
-    has; 1 where sums are not made of units."""
+def layers_divided(spec: ModelSpec, share: Share) -> list[Divided]:
+    """What a share has of each layer of the whole model `spec`."""
+    held = units_held(spec, share)
+    return [_divided(spec, layer, mine, held[layer]) for layer, mine in enumerate(share.layers)]
+
+
+def units_held(spec: ModelSpec, share: Share) -> list[tuple[int, int]]:
+    """How many units of each layer's mixer and feed-forward a share has; 1 where sums are not made of units."""
+    if not share.units:
+        return [(1, 1)] * spec.n_layers
+    units = [units_of(*each) for each in zip(spec.layers, share.layers, share.units, strict=True)]
+    return [(len(each.mixer.held), len(each.feed_forward.held)) for each in units]
+
+
+def _divided(spec: ModelSpec, layer: int, share: LayerShare, units: tuple[int, int]) -> Divided:
     numbers, (mixer, feed_forward) = spec.layers[layer], units
     if numbers.conv_taps:
         found = _convolution(numbers, share.heads, mixer)

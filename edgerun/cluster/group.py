@@ -23,7 +23,7 @@ from edgerun.cluster.at_once import Stop
 from edgerun.cluster.collective import Collective
 from edgerun.cluster.conductor import Conductor
 from edgerun.cluster.copies import Copies, Kept
-from edgerun.cluster.copying import heads_of, hold_alone
+from edgerun.cluster.copying import RankPart, heads_of, hold_alone
 from edgerun.cluster.cuts import cuts_of
 from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
@@ -34,10 +34,12 @@ from edgerun.cluster.shard_view import NotResidentError, ShardView
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, all_edges, divide, solve, with_states
 from edgerun.cluster.slow import Judge
+from edgerun.cluster.state_parts import state_part
 from edgerun.cluster.worker import OpenedShard, OpenShard, RankOptions, heard_limits, limits_of
 from edgerun.errors import DoesNotFitError, EdgerunError, LostPeerError, PagesLostError, UnsupportedError
 from edgerun.events import EventSink, Notice, never
 from edgerun.formats.gguf import GgufFile
+from edgerun.kernels.attention_layout import KEYS
 from edgerun.kernels.interface import F32
 from edgerun.kv import KvLedger
 from edgerun.models import Batch, Decoder
@@ -268,7 +270,8 @@ class GroupDecoder(Decoder):
         self._model, formed = form(model, assembly, events)
         self._formed = formed
         opened = formed.opened
-        self._copies = Copies(kv_groups(model.spec, opened.kv), formed.copies_bytes)
+        state_bytes = states_of(model.spec).model_bytes
+        self._copies = Copies(kv_groups(model.spec, opened.kv), formed.copies_bytes, state_bytes)
         super().__init__(
             formed.spec,
             opened.store,
@@ -315,6 +318,9 @@ class GroupDecoder(Decoder):
         if self._formed is None:
             raise self._lost("there was no group")
         lengths = [each.sequence.length for each in batch.stretches]
+        for each, length in zip(batch.stretches, lengths, strict=True):
+            if len(each.ids) > KEYS:  # of what a prompt leaves, states are copied where whole blocks of pages end
+                each.sequence.mark((length + len(each.ids)) // KEYS * KEYS)
         is_interrupted = False
 
         def stop() -> bool:
@@ -382,11 +388,11 @@ class GroupDecoder(Decoder):
         copies, conductor = self._copies, formed.conductor
         if conductor is None:
             self.pages.copied = None
-            n_positions = hold_alone(kept, copies.groups, self.pages)
+            n_positions = hold_alone(kept, copies.groups, self.pages, self._model.spec)
         else:
-            heads = [heads_of(self._model.spec, share, copies.groups) for share in formed.shares]
-            # There are no copies of recurrent states, without which one cannot go on from those of keys and values.
-            conductor.follow(self.pages, copies if self.pages.states is None else None, heads)
+            spec = self._model.spec
+            parts = [RankPart(heads_of(spec, each, copies.groups), state_part(spec, each)) for each in formed.shares]
+            conductor.follow(self.pages, copies, parts)
             n_positions = self._given_back(conductor, kept) if kept else 0
         if n_positions:
             self._events(Notice(f"keys and values of {n_positions} positions were kept, and are not computed again"))

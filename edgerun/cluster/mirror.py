@@ -10,6 +10,7 @@ what others had, or forgotten need nothing but the tables of those that take par
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -26,6 +27,7 @@ from edgerun.models.places import Pass, Run
 
 _MOST_SEQUENCES = 1 << 12
 MOST_BLOCKS_BYTES = 1 << 26  # of one rank at once
+_MOST_PIECES = 1 << 10  # of a block of states
 
 
 class SaidRun(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +98,21 @@ class SaidBack(msgspec.Struct, frozen=True, array_like=True, tag=2):
     blocks: list[SaidBlock]
 
 
-Said = SaidPass | SaidWant | SaidBack
+class SaidWantStates(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The head wants a block of states, by its number; each rank gives it its own in so many pieces."""
+
+    block: int
+    pieces: int
+
+
+class SaidBackStates(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Each rank gets its part of a block of states in so many pieces, and says whether it has it."""
+
+    block: int
+    pieces: int
+
+
+Said = SaidPass | SaidWant | SaidBack | SaidWantStates | SaidBackStates
 
 
 class Teller:
@@ -138,8 +154,8 @@ class Teller:
         self._told_pages, self._told_sequences = alive, here
         return message
 
-    def number_of(self, page: Page) -> int:
-        """Of a page that the others hear of with it."""
+    def number_of(self, page: Page | StateBlock) -> int:
+        """Of a page or a block that the others hear of with it."""
         number = self._number(page)
         self._told_pages.add(number)
         return number
@@ -281,6 +297,23 @@ class Follower:
         for block, part in self._parts(blocks, data):
             write_block(self._page(block.group, block.page), self._pool.groups[block.group], block.number, part)
 
+    def state_pieces(self, said: SaidWantStates | SaidBackStates) -> list[slice]:
+        """The bytes of each piece of a block of states here. FormatError for so many that no head says, or so large."""
+        n_bytes = 0 if self._pool.states is None else self._pool.states.n_bytes
+        if not 1 <= said.pieces <= _MOST_PIECES or n_bytes // said.pieces > MOST_BLOCKS_BYTES:
+            raise FormatError(f"a block of {n_bytes} bytes of states in {said.pieces} pieces")
+        return state_pieces(n_bytes, said.pieces)
+
+    def states(self, number: int) -> U8:
+        """What is in a block, not a copy. FormatError where it is not known here."""
+        if number not in self._blocks:
+            raise FormatError(f"block {number} of states, which nobody spoke of")
+        return self._blocks[number].content
+
+    def write_states(self, number: int, data: U8) -> None:
+        """A block that may be new holds these. DoesNotFitError where there is no memory for it."""
+        self._block(number).content[:] = data
+
     def _parts(self, blocks: Sequence[SaidBlock], data: U8) -> Iterator[tuple[SaidBlock, U8]]:
         at = 0
         for block in blocks:
@@ -319,6 +352,12 @@ class Follower:
         if known[0] != group:
             raise FormatError(f"page {number} of group {known[0]} in a table of group {group}")
         return known[1]
+
+
+def state_pieces(n_bytes: int, pieces: int) -> list[slice]:
+    """The bytes of each of so many pieces of a rank's block of states: whole numbers of four."""
+    edges = [n_bytes // 4 * index // pieces * 4 for index in range(pieces + 1)]
+    return [slice(low, high) for low, high in pairwise(edges)]
 
 
 def parsed(message: bytes) -> Said:

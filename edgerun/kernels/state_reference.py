@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import numpy as np
 
 from edgerun.kernels.interface import F32, ConvActivation, ScanRule
 from edgerun.kernels.state_checks import check_conv, check_gated_norm, check_heads, check_scan, check_steps
-from edgerun.kernels.states import StateRows
+from edgerun.kernels.states import SCAN_COLUMNS, StateLayout, StateRows
 
 
 def causal_conv(u: F32, weight: F32, bias: F32 | None, states: StateRows, out: F32, activation: ConvActivation) -> None:
@@ -52,9 +53,7 @@ def scan(
         if not target:
             out[row] = out[row - 1]
             continue
-        matrices = _floats(target + layout.matrices_at, *shape).reshape(heads, layout.key_dim, layout.value_dim)
-        if source != target:
-            matrices[:] = _floats(source + layout.matrices_at, *shape).reshape(matrices.shape)
+        matrices = _loaded(_floats(source + layout.matrices_at, *shape), layout)
         matrices *= decay[row][:, None, None]
         keys, change = k[row, key_head], v[row]
         with np.errstate(invalid="ignore"):
@@ -63,6 +62,7 @@ def scan(
             matrices += keys[:, :, None] * (change * step[row][:, None])[:, None, :]
             result = (q[row, key_head][:, :, None] * matrices).sum(axis=1) * np.float32(scale)
         out[row] = result if skip is None else result + skip[:, None] * v[row]
+        _store(matrices, _floats(target + layout.matrices_at, *shape), layout)
 
 
 def unit_heads(x: F32, eps: float) -> None:
@@ -90,6 +90,28 @@ def gated_norm(x: F32, gate: F32, weight: F32 | None, eps: float, out: F32, *, g
         mean_square = np.mean(np.square(result, dtype=np.float64), axis=2, keepdims=True)
         result = (result / np.sqrt(mean_square + eps)).astype(np.float32) * weight
     out[:] = result if gate_first else result * gates
+
+
+def _loaded(stored: F32, layout: StateLayout) -> F32:
+    """(heads, key_dim, value_dim), a copy, of matrices as they lie in a block: groups of columns one after another."""
+    matrices = np.empty((layout.heads, layout.key_dim, layout.value_dim), np.float32)
+    for cols, part in _groups(stored, layout):
+        matrices[:, :, cols] = part
+    return matrices
+
+
+def _store(matrices: F32, stored: F32, layout: StateLayout) -> None:
+    for cols, part in _groups(stored, layout):
+        part[...] = matrices[:, :, cols]
+
+
+def _groups(stored: F32, layout: StateLayout) -> Iterator[tuple[slice, F32]]:
+    """Columns of all heads' matrices, and where they lie: (heads, key_dim, columns), not a copy."""
+    by_head = stored.reshape(layout.heads, -1)
+    for low in range(0, layout.value_dim, SCAN_COLUMNS):
+        high = min(layout.value_dim, low + SCAN_COLUMNS)
+        part = by_head[:, layout.key_dim * low : layout.key_dim * high]
+        yield slice(low, high), part.reshape(layout.heads, layout.key_dim, high - low)
 
 
 def _silu(x: F32) -> F32:

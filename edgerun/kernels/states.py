@@ -18,14 +18,14 @@ from edgerun.errors import UsageError
 I64 = NDArray[np.int64]
 _LINE = 64  # bytes: both parts begin on a cache line
 CONV_COLUMNS = 64  # of a convolution that a thread does at once: a multiple of any set's lanes
-SCAN_COLUMNS = 16  # of a matrix that compiled kernels keep together: as many as the widest set has lanes
+SCAN_COLUMNS = 16  # of a matrix that lie together: as many as the widest set has lanes
 
 
 @dataclass(frozen=True)
 class StateLayout:
     """One layer's place in a block, f32: from `conv_at` bytes on (conv_rows, conv_cols), the last inputs of its
-    convolution, oldest first; from `matrices_at` on (heads, key_dim, value_dim) numbers, in the kernels' own order.
-    Either may be empty."""
+    convolution, oldest first; from `matrices_at` on the heads' matrices (key_dim, value_dim), each in groups of
+    SCAN_COLUMNS columns, (key_dim, columns), one after another. Either may be empty."""
 
     conv_rows: int
     conv_cols: int

@@ -18,7 +18,8 @@ from edgerun.cluster.group import GroupDecoder, Whole
 from edgerun.cluster.local import local_group
 from edgerun.cluster.mirror import MOST_BLOCKS_BYTES, Follower, SaidBlock
 from edgerun.cluster.shards import ShardStore
-from edgerun.cluster.shares import Ability, divide
+from edgerun.cluster.shares import Ability, divide, with_states
+from edgerun.cluster.state_parts import all_states, state_part
 from edgerun.cluster.worker import OpenedShard, RankOptions
 from edgerun.errors import DoesNotFitError, FormatError, PagesLostError, UnsupportedError
 from edgerun.events import ignore
@@ -29,7 +30,8 @@ from edgerun.kernels.page_arrays import read_positions, write_positions
 from edgerun.kv import Group, KvLedger, KvOptions, KvSequence, Page, PagePool
 from edgerun.kv.blocks import BLOCKS, block_bytes, pick_heads, put_heads, read_block, write_block
 from edgerun.kv.groups import KvLayer, layer_groups
-from edgerun.models.holdings import kv_groups
+from edgerun.kv.states import block_bytes as states_bytes
+from edgerun.models.holdings import kv_groups, states_of
 from edgerun.models.share import spec_of_share
 from edgerun.weights import ResidentStore
 from tests.cluster.groups import linked_group, on_all
@@ -102,6 +104,36 @@ def test_whoever_is_lost_every_head_of_a_new_share_was_copied(directory, name, o
                 assert part.size == block_bytes(kv_groups(spec_of_share(spec, share))[index])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["qwen35", "qwen3next", "lfm2", "granitehybrid"]), PARTS, PARTS, st.booleans())
+def test_whoever_is_lost_every_state_of_a_new_share_was_copied(directory, name, old, new, in_units):
+    """The same of states: each column of a convolution and each head's matrix, wherever a share has them."""
+    gguf, spec = open_instance(name, directory)
+    with gguf, contextlib.suppress(UnsupportedError):
+        before, after = (
+            divide(spec, spec.tensors, with_states(spec, parts), in_units=in_units) for parts in (old, new)
+        )
+        whole = all_states(spec)
+        block = whole.pick(np.random.default_rng(0).integers(0, 256, whole.n_bytes).astype(np.uint8))
+        copy = np.zeros_like(block)
+        for share in before:
+            part = state_part(spec, share)
+            part.put(part.pick(block), copy)
+        np.testing.assert_array_equal(copy, block)
+        for share in after:
+            part, shard = state_part(spec, share), spec_of_share(spec, share)
+            assert part.n_bytes == states_bytes(states_of(shard).layouts)
+            mine = part.pick(copy)
+            for layer, layout in part.mine.items():  # the order is that of the shard's tensors
+                cols, heads = part.cols[layer], part.heads[layer]
+                assert (layout.conv_cols, layout.heads) == (len(cols), len(heads))
+                for at, head in enumerate(heads):
+                    size = 4 * layout.key_dim * layout.value_dim
+                    theirs = whole.mine[layer].matrices_at + head * size
+                    low = layout.matrices_at + at * size
+                    np.testing.assert_array_equal(mine[low : low + size], block[theirs : theirs + size])
+
+
 # -- groups that lose devices -----------------------------------------------------------------------------------------
 
 N = 300  # tokens before the first loss
@@ -160,7 +192,11 @@ def rows(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kv"), [("llama", "f16"), ("gemma3", "f16"), ("gemma2-silent", "q8_0"), ("gemma2-silent", "q4_0")]
+    ("name", "kv"),
+    [
+        *(("llama", "f16"), ("gemma3", "f16"), ("gemma2-silent", "q8_0"), ("gemma2-silent", "q4_0")),
+        *(("qwen35", "f16"), ("qwen35-many", "f16"), ("lfm2", "f16"), ("granitehybrid", "f16"), ("qwen3next", "f16")),
+    ],
 )
 def test_what_a_loss_leaves_is_what_would_be_computed_again(name, kv, directory, tmp_path, rows):
     with grouped(name, 0, tmp_path, directory, kv=kv) as (alone, _):

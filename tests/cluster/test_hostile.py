@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from types import SimpleNamespace
 
@@ -12,7 +13,17 @@ import pytest
 from edgerun.cluster.linked import LinkedCollective
 from edgerun.cluster.local import local_group
 from edgerun.cluster.lockstep import Lockstep
-from edgerun.cluster.mirror import Follower, SaidCopy, SaidPass, SaidRun, SaidStates, SaidTable, parsed
+from edgerun.cluster.mirror import (
+    Follower,
+    SaidBackStates,
+    SaidCopy,
+    SaidPass,
+    SaidRun,
+    SaidStates,
+    SaidTable,
+    SaidWantStates,
+    parsed,
+)
 from edgerun.cluster.peers import Peers
 from edgerun.cluster.ways import Way
 from edgerun.cluster.wire import HEADER, Link, patience
@@ -103,6 +114,27 @@ def test_no_pass_leads_kernels_out_of_blocks_of_states() -> None:
         Follower(PagePool(groups, KvLedger(10 << 20), States({0: StateLayout(3, 8, 2, 4, 1 << 20, 0)}, 1)), 64).task(
             told([3], [7])
         )
+
+
+def test_no_head_reads_or_writes_states_beyond_a_block() -> None:
+    """A block that it spoke of is nothing until it is written, and has as many bytes as the shard's states."""
+    one = Follower(PagePool([], KvLedger(None), States({0: StateLayout(3, 8, 2, 4, 4, 0)}, 1 << 10)), CAPACITY)
+    n_bytes = one.state_pieces(SaidWantStates(7, 1))[0].stop
+    for pieces in (0, -1, 1 << 11):
+        with pytest.raises(FormatError, match="pieces"):
+            one.state_pieces(SaidWantStates(7, pieces))
+    with pytest.raises(FormatError, match="nobody spoke of"):
+        one.states(7)
+    one.task(SaidPass([SaidRun(1, 0, 3)], [2], False, [], [], [], [], [SaidStates(1, [3], [7])]))
+    assert not one.states(7).any() and one.states(7).size == n_bytes
+    edges = [(each.start, each.stop) for each in one.state_pieces(SaidBackStates(8, 5))]
+    assert edges[0][0] == 0 and edges[-1][1] == n_bytes
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(edges))
+    one.write_states(8, np.ones(n_bytes, np.uint8))
+    assert one.states(8).all() and not one.states(7).any()
+    large = Follower(PagePool([], KvLedger(None), States({0: StateLayout(0, 0, 1, 1 << 12, 1 << 13, 0)}, 1)), CAPACITY)
+    with pytest.raises(FormatError, match="pieces"):
+        large.state_pieces(SaidWantStates(7, 1))
 
 
 def test_passes_that_are_none_are_refused() -> None:
