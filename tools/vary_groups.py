@@ -76,7 +76,7 @@ def compare(path: Path, ids: list[int], rng: np.random.Generator) -> str:
 
 def main() -> None:
     """The command line's."""
-    from edgerun.errors import FormatError, UnsupportedError
+    from edgerun.errors import EdgerunError, FormatError, UnsupportedError
     from tests.models.instances import INSTANCES, write
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +92,7 @@ def main() -> None:
             try:
                 instance = varied(base, rng)
                 path = write(instance, Path(folder) / "model.gguf")
-            except (ValueError, FormatError, UnsupportedError, ZeroDivisionError):
+            except (EdgerunError, ValueError, KeyError, ZeroDivisionError):
                 counts["no model"] += 1
                 continue
             ids = rng.integers(0, 96, int(rng.integers(6, 80))).tolist()
