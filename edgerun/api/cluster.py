@@ -27,7 +27,7 @@ from edgerun.events import EventSink, Notice, ShareOpened, ignore
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.kernels import Kernels
 from edgerun.models import load_spec
-from edgerun.models.holdings import kv_bytes
+from edgerun.models.holdings import common_kv_bytes, kv_bytes
 from edgerun.models.share import check_dividable
 from edgerun.models.spec import ModelSpec
 from edgerun.options import LoadOptions
@@ -126,8 +126,11 @@ def load_clustered(
             kv=options.kv,
             prefetch=options.prefetch,
         )
-        own, kept = Ability(own_rate, int(FOR_MODEL * budget), own_disk_rate), kv_bytes(spec, n_context, kv=kv)
-        whole = Whole(gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens, kept)
+        own, common = Ability(own_rate, int(FOR_MODEL * budget), own_disk_rate), common_kv_bytes(spec, n_context, kv)
+        parted = kv_bytes(spec, n_context, kv=kv) - common
+        whole = Whole(
+            gguf, spec, own, shards, open_own, rank_options, options.memory_bytes, same_tokens, parted, common
+        )
         decoder = GroupDecoder(whole, assembly, events)
         stack.callback(decoder.close)
         stack.callback(decoder.pages.ledger.release_all)

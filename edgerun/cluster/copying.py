@@ -68,6 +68,10 @@ class Copier:
         self._collective = collective
         self._copies = copies
         self._heads = [part.heads for part in parts]
+        self._has_all = [
+            all(len(set(some)) == layout.kv_heads for some, layout in zip(heads, group.layouts, strict=True))
+            for heads, group in zip(self._heads[0], copies.groups, strict=True)
+        ]  # of each group, whether the head has every head itself
         self._states = [part.states for part in parts]
         self._pool = pool
         self._teller = teller
@@ -139,9 +143,22 @@ class Copier:
         return sum(each.length for each in taken) if is_held else 0
 
     def _fetch(self, places: Sequence[Place]) -> None:
+        lacking = [place for place in places if not self._has_all[place.group]]
+        if lacking:
+            self._ask_for(lacking)
+        for place in places:
+            if self._has_all[place.group]:
+                part, block = self._own_block(place), self._copies.empty_block(place.group)
+                put_heads(part, block, self._copies.groups[place.group], self._heads[0][place.group])
+                self._copies.add(place, block)
+
+    def _own_block(self, place: Place) -> U8:
+        return read_block(place.page, self._pool.groups[place.group], place.number)
+
+    def _ask_for(self, places: Sequence[Place]) -> None:
         self._announce(SaidWant, places)
-        groups, copies = self._pool.groups, self._copies
-        mine = [read_block(place.page, groups[place.group], place.number) for place in places]
+        copies = self._copies
+        mine = [self._own_block(place) for place in places]
         parts = [part.view(np.uint8) for part in self._collective.gather(np.concatenate(mine).view(np.float32))]
         at = [0] * len(parts)
         blocks = []

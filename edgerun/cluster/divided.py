@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from edgerun.models.share import LayerShare, Share, kv_heads_of, units_of, value_heads_of
-from edgerun.models.spec import LayerNumbers, ModelSpec
+from edgerun.models.spec import LatentNumbers, LayerNumbers, ModelSpec
 
 Ranges = tuple[range, ...]
 
@@ -52,6 +52,8 @@ def _divided(spec: ModelSpec, layer: int, share: LayerShare, units: tuple[int, i
     numbers, (mixer, feed_forward) = spec.layers[layer], units
     if numbers.conv_taps:
         found = _convolution(numbers, share.heads, mixer)
+    elif numbers.latent is not None:
+        found = _latent_attention(numbers.latent, share.heads, mixer)
     elif numbers.recurrence is None:
         found = _attention(spec, numbers, share.heads, mixer)
     elif spec.family.recurrence == "delta":
@@ -79,6 +81,16 @@ def _attention(spec: ModelSpec, numbers: LayerNumbers, heads: range, units: int)
     if spec.family.qk_norm == "full":
         made |= {"attn_q_norm": queries, "attn_k_norm": keys}
     return Divided(made, {"attn_output": _in_units(results, units)})
+
+
+def _latent_attention(of: LatentNumbers, heads: range, units: int) -> Divided:
+    made = {
+        "attn_q": _of_heads(heads, of.key_dim),
+        "attn_q_b": _of_heads(heads, of.key_dim),
+        "attn_kv_b": _of_heads(heads, of.plain_dim + of.value_dim),
+    }
+    taken = {"attn_output": _in_units(_of_heads(heads, of.value_dim), units)}
+    return Divided(made, taken, dict.fromkeys(("attn_k_b", "attn_v_b"), heads))
 
 
 def _convolution(numbers: LayerNumbers, cols: range, units: int) -> Divided:

@@ -74,8 +74,8 @@ class Formed:
 class Whole:
     """The model that is divided. own: what the head itself can do; shards: where its shards' files are kept; options:
     of all ranks, memory_bytes: of the head's process, None: what it may have; kv_bytes: of a whole context, all ranks
-    together. in_units: whether sums are made so that
-    tokens are the same whoever takes part (`units.py`); None: as the first group finds it cheap."""
+    together, common_kv_bytes: of each, beside its part of those. in_units: whether sums are made so that tokens are the
+    same whoever takes part (`units.py`); None: as the first group finds it cheap."""
 
     gguf: GgufFile
     spec: ModelSpec
@@ -86,6 +86,7 @@ class Whole:
     memory_bytes: int | None = None
     in_units: bool | None = None
     kv_bytes: int = 0
+    common_kv_bytes: int = 0
 
     @property
     def own_options(self) -> RankOptions:
@@ -113,11 +114,13 @@ def form(model: Whole, assembly: Assembly, events: EventSink) -> tuple[Whole, Fo
 
 def parts_of(model: Whole, others: Sequence[Ability]) -> tuple[float, ...]:
     """What each device shall have of the model, rank by rank."""
-    return with_states(model.spec, solve([model.own, *others], _needed_bytes(model)))
+    common = model.common_kv_bytes
+    abilities = [replace(each, memory_bytes=max(0, each.memory_bytes - common)) for each in (model.own, *others)]
+    return with_states(model.spec, solve(abilities, _needed_bytes(model)))
 
 
 def _needed_bytes(model: Whole) -> int:
-    """What all devices together hold: of keys and values each has about the part that it has of the weights."""
+    """What devices hold a part of each: of keys and values about the part that they have of the weights."""
     return sum(info.n_bytes for info in model.spec.tensors.values()) + model.kv_bytes
 
 
@@ -174,7 +177,7 @@ def _alone(model: Whole, events: EventSink) -> Formed:
 
 def _is_read_apart(model: Whole) -> bool:
     """Whether a head that is alone is to read the model's own file, and needs no cut of it."""
-    return _needed_bytes(model) <= model.own.memory_bytes
+    return _needed_bytes(model) + model.common_kv_bytes <= model.own.memory_bytes
 
 
 def _divided(

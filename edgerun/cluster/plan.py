@@ -23,7 +23,7 @@ from edgerun.errors import DoesNotFitError, UnsupportedError
 from edgerun.formats.gguf import TensorInfo
 from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
-from edgerun.models.holdings import kv_bytes
+from edgerun.models.holdings import common_kv_bytes, kv_bytes
 from edgerun.models.reductions import reductions
 from edgerun.models.share import spec_of_share, why_whole
 from edgerun.planning.memory import plan_memory
@@ -128,7 +128,8 @@ def _tensor(
     model: Model, devices: Sequence[PlannedDevice], links: Links, ways: Sequence[WayName], wire: WireFormat
 ) -> Iterator[Choice]:
     spec, n = model.spec, len(devices)
-    taken = model.process_bytes + kv_bytes(spec, model.context, kv=model.kv) // n
+    common = common_kv_bytes(spec, model.context, model.kv)
+    taken = model.process_bytes + common + (kv_bytes(spec, model.context, kv=model.kv) - common) // n
     abilities = [
         Ability(device.weights_bytes_per_s, max(0, device.memory_bytes - taken), device.disk_bytes_per_s)
         for device in devices

@@ -256,6 +256,9 @@ def _together(numbers: LayerNumbers, block: Callable[[str], int]) -> tuple[int, 
     values. block: columns that cannot be parted, of a part of the layer."""
     if numbers.conv_taps:
         return _columns(numbers.conv_cols, block("shortconv.out_proj")), 1
+    if numbers.latent is not None:  # all heads read one vector, or each its own: there is nothing that some share
+        output = block("attn_output")
+        return output // gcd(output, numbers.latent.value_dim), 1
     of = numbers.recurrence
     if of is None:
         output = block("attn_output")

@@ -23,6 +23,13 @@ def kv_bytes(spec: ModelSpec, positions: int, at_once: int | None = None, kv: Kv
     return sequence_bytes(kv_groups(spec, kv), positions, positions if at_once is None else at_once)
 
 
+def common_kv_bytes(spec: ModelSpec, positions: int, kv: KvOptions | None = None) -> int:
+    """Of `kv_bytes` what every device of a group needs all of: a position's one vector, which all heads read."""
+    kept = [layer.mixer.kv for layer in plan_of(spec)]
+    groups = layer_groups([each if each is not None and each.in_keys else None for each in kept], kv)
+    return sequence_bytes(groups, positions, positions)
+
+
 @lru_cache(maxsize=16)
 def states_of(spec: ModelSpec) -> States:
     """Of each layer that has states, its place in a block."""

@@ -140,8 +140,7 @@ def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
         from edgerun.models.blocks.expanded_attention import ExpandedAttention
         from edgerun.models.blocks.latent_attention import LatentAttention, latent_attention_of
 
-        kind = ExpandedAttention if numbers.latent.expanded else LatentAttention
-        return latent_attention_of(spec, layer, kind)
+        return latent_attention_of(spec, layer, ExpandedAttention if numbers.latent.expanded else LatentAttention)
     mixer = attention_of(spec, layer)
     if family.laurel_rank and isinstance(mixer, Attention):
         from edgerun.models.blocks.laurel import Laurel

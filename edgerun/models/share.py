@@ -46,10 +46,13 @@ def mixer_heads(numbers: LayerNumbers) -> int:
 
 def kv_heads_of(numbers: LayerNumbers, heads: range) -> list[int]:
     """The heads of keys and values that a share's queries look at, in the order that the shard holds them: as many
-    queries in a row for each, so that one that fewer queries share may stand there twice. None where a layer keeps
+    queries in a row for each, so that one that fewer queries share may stand there twice. Of latent attention the
+    one vector of a position, which every share with a query keeps, or each query's own. None where a layer keeps
     nothing of a position."""
     if numbers.conv_taps or numbers.recurrence is not None:
         return []
+    if numbers.latent is not None:
+        return list(heads) if numbers.latent.expanded else [0] * bool(heads)
     group = numbers.n_heads // max(1, numbers.n_kv_heads)
     seen = [head // group for head in heads]
     counts = [seen.count(each) for each in dict.fromkeys(seen)]
@@ -93,7 +96,6 @@ def why_whole(spec: ModelSpec) -> str:
     """Why a model cannot be divided among devices yet: what it has that is not divided; "" where it can be."""
     family, layers, plans = spec.family, spec.layers, plan_of(spec)
     has = {
-        "latent attention": any(layer.latent is not None for layer in layers),
         "keys that several layers share": any(layer.kv_source is not None for layer in layers),
         "values that are its keys": any(layer.v_from_k for layer in layers),
         "a narrow way around attention": bool(family.laurel_rank),

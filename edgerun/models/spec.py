@@ -157,7 +157,8 @@ class LayerNumbers:
         if self.latent is not None and self.latent.expanded:
             return KvLayer(self.n_heads, self.latent.key_dim, self.latent.value_dim)
         if self.latent is not None:
-            return KvLayer(1, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
+            kept = min(1, self.n_heads)  # one vector for all heads, which a share without any does not need
+            return KvLayer(kept, self.latent.rotated_dim + self.latent.rank, self.latent.rank, in_keys=True)
         heads = self.n_kv_heads, self.head_dim_k, self.head_dim_v
         return KvLayer(*heads, self.window, self.chunked, kept_first=self.kept_first)
 

@@ -85,7 +85,12 @@ def test_a_block_keeps_what_heads_were_written_as(format):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["llama", "gemma3", "smallthinker"]), PARTS, PARTS, st.booleans())
+@given(
+    st.sampled_from(["llama", "gemma3", "smallthinker", "deepseek2", "deepseek2-before-2025-Q8_0"]),
+    PARTS,
+    PARTS,
+    st.booleans(),
+)
 def test_whoever_is_lost_every_head_of_a_new_share_was_copied(directory, name, old, new, in_units):
     """Of any shares and any others: the old ones' parts put together are all heads, of which each new one gets its."""
     gguf, spec = open_instance(name, directory)
@@ -195,6 +200,7 @@ def rows(monkeypatch) -> list[int]:
     ("name", "kv"),
     [
         *(("llama", "f16"), ("gemma3", "f16"), ("gemma2-silent", "q8_0"), ("gemma2-silent", "q4_0")),
+        *(("deepseek2", "f16"), ("deepseek2-before-2025-Q8_0", "f16"), ("mistral4-all-Q8_0", "f16")),
         *(("qwen35", "f16"), ("qwen35-many", "f16"), ("lfm2", "f16"), ("granitehybrid", "f16"), ("qwen3next", "f16")),
     ],
 )
@@ -212,6 +218,18 @@ def test_what_a_loss_leaves_is_what_would_be_computed_again(name, kv, directory,
         rows.clear()
         np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[kept:])
         assert sum(rows) == len(IDS) - kept
+
+
+def test_what_the_head_has_itself_nobody_is_asked_for(directory, tmp_path, rows, monkeypatch):
+    """The one vector of a position that all heads read: every rank keeps it, so that copies cost no link anything."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was asked for blocks")
+
+    monkeypatch.setattr(Follower, "read", refuse)
+    with grouped("deepseek2", 2, tmp_path, directory) as (decoder, _):
+        logits_of(decoder, IDS[:N], decoder.new_cache(CONTEXT))
+        assert decoder._copies.n_bytes == N // KEYS * block_bytes(decoder._copies.groups[0]) > 0
 
 
 def test_losses_one_after_the_other_and_while_the_first_is_handled(directory, tmp_path, rows):

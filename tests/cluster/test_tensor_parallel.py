@@ -46,9 +46,12 @@ SURELY = {
     "qwen3next",
     "granitehybrid",
     "afmoe",
+    "deepseek2",
+    "mistral4",
 }
 DIVIDED = [([1, 1], "llama"), ([1, 1, 1, 1], "llama-Q4_0"), ([2, 1, 1, 1, 1], "llama"), ([1, 0, 1], "gemma3")]
 DIVIDED += [([1, 1, 1, 1], "olmoe"), ([1, 1], "qwen3moe-small-Q4_0"), ([1, 1, 1], "bitnet"), ([1, 0, 1], "qwen2moe")]
+DIVIDED += [([1, 0, 1], "deepseek2"), ([1, 1, 1, 1], "deepseek2-before-2025-Q8_0"), ([0, 1, 1], "mistral4")]
 DIVIDED += [([1, 1, 1, 1, 1], "mixtral"), ([1, 1, 1, 1], "relu-Q8_0"), ([1, 1, 1, 1], "smallthinker")]
 
 
@@ -110,6 +113,8 @@ GROUPS: list[tuple[list[int], str]] = [
     [
         *("llama", "llama-Q4_0", "llama-Q4_K", "gemma3", "bitnet", "olmoe", "qwen2moe", "qwen3moe-small-Q4_0"),
         *("lfm2", "qwen35", "qwen35-many", "qwen35moe", "qwen3next", "qwen3next-old", "granitehybrid", "afmoe"),
+        *("deepseek2", "deepseek2-groups", "deepseek2-Q8_0", "deepseek2-before-2025-Q8_0", "mistral4"),
+        "mistral4-all-Q8_0",
     ],
 )
 def test_the_same_bits_on_any_number_of_ranks(name, directory):

@@ -36,7 +36,6 @@ devices:
     ("name", "why"),
     [
         ("falcon-h1", "two mixers side by side"),
-        ("deepseek2", "latent attention"),
     ],
 )
 def test_it_is_said_why(name, why, tmp_path, monkeypatch):
@@ -66,7 +65,7 @@ def test_it_is_said_why(name, why, tmp_path, monkeypatch):
 
 
 def test_what_can_be_divided_has_no_reason(tmp_path):
-    for name in ("llama", "olmoe", "bitnet", "gemma3", "starcoder2"):
+    for name in ("llama", "olmoe", "bitnet", "gemma3", "starcoder2", "deepseek2"):
         gguf, spec = open_instance(name, tmp_path)
         with gguf:
             assert why_whole(spec) == ""

@@ -16,6 +16,7 @@ from functools import cached_property
 
 from edgerun.kernels.interface import F32, RopeKind
 from edgerun.kv import KvLayer
+from edgerun.models.blocks.absent import AbsentMixer
 from edgerun.models.blocks.base import Here
 from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, product_tensors
 from edgerun.models.blocks.products import add_product, scale_and_bias
@@ -203,11 +204,23 @@ class LatentAttention:
         kernels.copy(b.value, b.key[:, rotated:])
 
 
-def latent_attention_of(spec: ModelSpec, layer: int, kind: type[LatentAttention] = LatentAttention) -> LatentAttention:
+def latent_attention_of(
+    spec: ModelSpec, layer: int, kind: type[LatentAttention] = LatentAttention
+) -> LatentAttention | AbsentMixer:
     """A layer's latent attention, as its numbers say."""
     numbers, d, eps = spec.layers[layer], spec.d_model, spec.norm_eps
     of, rotation = numbers.latent, numbers.rotation
     assert of is not None and rotation is not None  # reading.py
+    units = spec.units(layer)
+    output = Product(
+        "o",
+        numbers.n_heads * of.value_dim,
+        (Part("t", "attn_output", 0, d),),
+        eps=eps,
+        units=None if units is None else units.mixer,
+    )
+    if not numbers.n_heads:
+        return AbsentMixer(output, (), numbers.kv)
     low = None
     queries = Product("q", d, (Part("q", "attn_q", 0, numbers.n_heads * of.key_dim),), "attn_norm", eps=eps)
     if of.query_rank:
@@ -225,5 +238,5 @@ def latent_attention_of(spec: ModelSpec, layer: int, kind: type[LatentAttention]
         low=low,
         queries=queries,
         position=Product("kv", d, (Part("kv", "attn_kv_a_mqa", 0, of.rank + of.rotated_dim),), "attn_norm", eps=eps),
-        output=Product("o", numbers.n_heads * of.value_dim, (Part("t", "attn_output", 0, d),), eps=eps),
+        output=output,
     )
