@@ -106,6 +106,8 @@ def _lines(made: Any) -> dict[str, str]:
         lines["expected hits"] = f"{100 * speed.hit_rate:.0f} %, {read}{once_full}"
         if made.assumed_routing:
             lines["expected hits"] += f"; if experts are chosen as {made.assumed_routing}'s are (--routing FILE knows)"
+        if made.is_seen:
+            lines["expected hits"] += "; experts chosen as in the last run here"
     lines["decode"] = f"about {speed.decode_tok_s:.1f} tokens/s{once_full}"
     lines["prompt"] = f"about {speed.prompt_tok_s:.0f} tokens/s ({speed.first_token_s:.1f} s for {speed.prompt_tokens})"
     request = made.request

@@ -22,9 +22,8 @@ from edgerun.models.chunks import CHUNK
 from edgerun.models.footprint import activation_bytes
 from edgerun.units import format_size, round_up_size
 from edgerun.weights.catalog import Catalog, LayerTensors
-from edgerun.weights.flash import PIECE_BYTES
+from edgerun.weights.flash import STAGING_BYTES
 from edgerun.weights.store import Mode
-from edgerun.weights.weight_file import ALIGNMENT
 
 BUFFERS = 2  # layers of the window
 GROWTH_BYTES = 16 << 20  # templates, sampling, Python's own: what a running process adds to a loaded one
@@ -160,7 +159,7 @@ def plan_memory(
     largest = max(info.n_bytes for info in (*catalog.outer_matrices, *_all_infos(catalog)))
     neuron_bytes = [each.neuron_bytes for each in catalog.layers]
     everything = outside + sum(layer_bytes) + bank + sum(neuron_bytes) * catalog.n_neurons
-    reader = reader_threads(catalog) * (PIECE_BYTES + 2 * ALIGNMENT)
+    reader = reader_threads(catalog) * STAGING_BYTES
     least_neurons = -(-catalog.n_neurons // _LEAST_NEURONS)
     if n_experts:
         smallest = slot * (2 * spec.n_experts_used + 2)

@@ -8,26 +8,34 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
+LARGE_BYTES = 2 << 20  # of a large page
+
 
 class Arena:
     """`bytes` (n_bytes rounded up to whole pages,) u8, zero; memory is taken page by page when it is written.
 
-    large_pages: of 2 MiB where the system has them, for what is written once and read often. Reading goes through a new
-    page of 4 KiB every fifty nanoseconds otherwise, and finding one takes longer than reading it.
+    large_pages: of 2 MiB where the system has them, from a boundary of such on. For what is written once and read
+    often: reading goes through a new page of 4 KiB every fifty nanoseconds otherwise, and finding one takes longer than
+    reading it. And for what a disk writes to past the page cache: of pages that lie scattered a read is cut into many
+    requests.
     """
 
     def __init__(self, n_bytes: int, *, large_pages: bool = False) -> None:
         size = max(mmap.PAGESIZE, -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        may_be_large = large_pages and size >= LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE")
+        spare = LARGE_BYTES if may_be_large else 0  # so that it may begin where a large page does
         if hasattr(mmap, "MAP_PRIVATE"):  # a child of a fork gets a copy, not a share
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = mmap.mmap(-1, size + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
-            self._map = mmap.mmap(-1, size)
-        if large_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map = mmap.mmap(-1, size + spare)
+        if may_be_large:
             with contextlib.suppress(OSError):  # a kernel built without them
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        everything = np.frombuffer(self._map, np.uint8)
+        self._first = -int(everything.ctypes.data) % LARGE_BYTES if may_be_large else 0
+        self.bytes: NDArray[np.uint8] = everything[self._first : self._first + size]
 
     def release(self, offset: int, n_bytes: int) -> None:
         """Give a range of whole pages back; it reads as zeros until it is written again."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, offset, n_bytes)
+            self._map.madvise(mmap.MADV_DONTNEED, self._first + offset, n_bytes)

@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 
 from edgerun.errors import Cancelled, DoesNotFitError, ReadError, UnsupportedError
 from edgerun.events import Span, SpanSink, never
-from edgerun.weights.arena import Arena
+from edgerun.weights.arena import LARGE_BYTES, Arena
 from edgerun.weights.weight_file import ALIGNMENT, WeightFile
 
 U8 = NDArray[np.uint8]
 T = TypeVar("T")
 
 PIECE_BYTES = 4 << 20
+# Of a thread's memory that pieces are read to, in whole large pages: else a disk is given a hundred addresses for each
+# read, and a virtual one delivers half as much (docs/streaming.md).
+STAGING_BYTES = PIECE_BYTES + LARGE_BYTES
 DEMAND, PREDICTED, BACKGROUND = 0, 1, 2  # priorities: smaller is sooner
 _POLL_S = 0.05  # after which somebody who waits looks whether it is still worth it
 
@@ -324,7 +327,7 @@ class _Shared:
 def _serve(shared: _Shared) -> None:
     """A reader's thread: whatever ends it, nobody waits for it in vain."""
     try:
-        staging = Arena(PIECE_BYTES + 2 * ALIGNMENT).bytes
+        staging = Arena(STAGING_BYTES, large_pages=True).bytes
         while shared.stopped is None:
             shared.news.get()
             while (piece := shared.take()) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgerun.kernels.recording import ExpertPlaces
 from edgerun.weights.catalog import LAYER_EMBEDDING, make_catalog
 from edgerun.weights.eviction import DecayedFrequency, Eviction
 from edgerun.weights.expert_cache import ExpertCache
+from edgerun.weights.last_run import LEAST_BYTES, LEAST_TOKENS, Routing, RoutingNotes
 from edgerun.weights.lasting import LastingWeights
 from edgerun.weights.packing import open_reader
 from edgerun.weights.predictor import MOST_AHEAD, ROUTERS, SOURCES, ExpertPredictor
@@ -70,6 +71,7 @@ class StreamedExpertStore(LastingWeights):
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
             self._predictor: ExpertPredictor | None = None
+            self._notes, self._loaded = RoutingNotes(len(catalog.layers)), replace(self.flash.stats)
             self.cache = ExpertCache(catalog, self._reader, self._eviction, slots, spare_bytes)
             self._places = [self.cache.places(i) if layer.experts else None for i, layer in enumerate(catalog.layers)]
             mixtures = [i for i, each in enumerate(self._places) if each is not None]
@@ -85,6 +87,15 @@ class StreamedExpertStore(LastingWeights):
     def scores(self) -> F32 | None:
         """How hot each expert is, (layers, experts) f32; None when the policy does not count that."""
         return getattr(self._eviction, "scores", None)
+
+    def seen(self) -> tuple[float, Routing] | None:
+        """What of this run plans of others are made of: bytes/s at which the disk gave what was missing, and whom its
+        last tokens chose; None where that is too little to tell something."""
+        stats, begun, routing = self.flash.stats, self._loaded, self._notes.routing()
+        n_bytes, busy_s = stats.n_bytes - begun.n_bytes, stats.busy_s - begun.busy_s
+        if len(routing) < LEAST_TOKENS or n_bytes < LEAST_BYTES or busy_s <= 0:
+            return None
+        return n_bytes / busy_s, routing
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
         if self._predictor is not None:
@@ -121,6 +132,7 @@ class StreamedExpertStore(LastingWeights):
             self._predictor = ExpertPredictor(layers, self._catalog.n_experts, vocab)
         if self._predictor is not None:
             self._predictor.chosen(layer, ids)
+        self._notes.note(layer, ids)
 
     def places(self, layer: int) -> ExpertPlaces | None:
         return self._places[layer]

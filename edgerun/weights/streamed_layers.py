@@ -108,7 +108,7 @@ class StreamedLayerStore(LastingWeights):
             self._layouts = layer_blocks(catalog, kernels)
             self._neurons = NeuronCache(self._layouts, self._reader, neuron_slots, scores) if neuron_slots else None
             size = block_bytes([self._layouts[layer] for layer in self._order])
-            self._buffers = [Arena(size).bytes for _ in range(buffers)] if self._order else []
+            self._buffers = [Arena(size, large_pages=True).bytes for _ in range(buffers)] if self._order else []
             self._matrices: dict[tuple[int, int], dict[str, Matrix]] = {}  # of (buffer, layer)
             self._loads: list[_Load | None] = [None] * len(self._buffers)  # of each buffer
             self._lent: LeasedMatrices | None = None
