@@ -8,7 +8,8 @@ and so do right whichever sequences hold these, and go when nobody does any more
 
 Only whole blocks are copied. What came after them is computed again from its tokens, as is everything of which there is
 no copy: where the head has no memory for it, or had no time yet. Of models with recurrent states these are copied, too,
-where a sequence has as many positions as whole blocks have (`state_parts.py`); without them one cannot go on.
+where a sequence has as many positions as whole blocks have (`state_parts.py`); without them one cannot go on. They
+belong to a sequence, which may let go of the states themselves, and to these, with which others may have begun.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgerun.cluster.mirror import MOST_BLOCKS_BYTES
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
 from edgerun.kv import Group, KvSequence, Page
 from edgerun.kv.blocks import BLOCKS, U8, block_bytes
+from edgerun.kv.states import StateBlock
 from edgerun.models.places import Pass, Run
 
 _STATES = 2  # of a sequence, of which there are copies: an answer may be taken back to before the last
@@ -58,6 +60,7 @@ class Copies:
         self.groups = tuple(groups)
         self.state_bytes = state_bytes
         self._states: WeakKeyDictionary[KvSequence, dict[int, U8]] = WeakKeyDictionary()  # by the positions before
+        self._of_blocks: WeakKeyDictionary[StateBlock, U8] = WeakKeyDictionary()  # the same, and those of others
         self.limit_bytes = limit_bytes
         self._sizes = [block_bytes(group) for group in groups]
         self._blocks: WeakKeyDictionary[Page, tuple[int, list[U8]]] = (
@@ -68,20 +71,30 @@ class Copies:
     @property
     def n_bytes(self) -> int:
         """Of all copies."""
-        states = self.state_bytes * sum(map(len, self._states.values()))
-        return states + sum(self._sizes[group] * len(blocks) for group, blocks in self._blocks.values())
+        states = {id(each) for kept in self._states.values() for each in kept.values()}
+        states |= set(map(id, self._of_blocks.values()))
+        return self.state_bytes * len(states) + sum(
+            self._sizes[group] * len(blocks) for group, blocks in self._blocks.values()
+        )
 
     def writes(self, task: Pass) -> None:
         """Before a pass: there is no copy any more of what it will write, whether it succeeds or not."""
         for run in task.runs:
-            for position in [each for each in self._states.get(run.sequence, ()) if each > run.start]:
-                del self._states[run.sequence][position]
+            if self.state_bytes:
+                self._write_states(run)
             first, end = run.start // KEYS_PER_PAGE, -(-(run.start + run.rows) // KEYS_PER_PAGE)
             self._whole[run.sequence] = min(self._whole.get(run.sequence, 0), first)
             for pages in run.sequence.held():
                 for index, page in enumerate(pages[first:end], first):
                     if page is not None:
                         self._cut(page, max(0, run.start - index * KEYS_PER_PAGE) // KEYS)
+
+    def _write_states(self, run: Run) -> None:
+        for position in [each for each in self._states.get(run.sequence, ()) if each > run.start]:
+            del self._states[run.sequence][position]
+        for position, block in run.sequence.states.of_step(run.start, run.rows).items():
+            if position > run.start:
+                self._of_blocks.pop(block, None)
 
     def forget(self, page: Page) -> None:
         """Something else is in the page now."""
@@ -91,7 +104,11 @@ class Copies:
         """Forget everything."""
         self._blocks.clear()
         self._whole.clear()
+        self._forget_states()
+
+    def _forget_states(self) -> None:
         self._states.clear()
+        self._of_blocks.clear()
 
     def missing(self, task: Pass, most_bytes: int) -> list[Place]:
         """Blocks that are full after a pass of which there are no copies, the earliest first: of so many bytes, or
@@ -120,7 +137,7 @@ class Copies:
         """After how many positions, of those that a run computed, states should be copied now: the last ones that are
         held, if there are copies of all that the next position would see and there is room; 0: none."""
         held = run.sequence.states.of_step(run.start, run.rows)
-        known = max(self._states.get(run.sequence, ()), default=0)
+        known = max(self._copied_states(run.sequence), default=0)
         for position in sorted(held, reverse=True):
             if known < position <= run.start + run.rows and position % KEYS == 0:
                 return position if self._seen(run.sequence, position) is not None else 0
@@ -131,7 +148,9 @@ class Copies:
         return self.limit_bytes is None or self.n_bytes + n_bytes + held_bytes <= self.limit_bytes
 
     def add_states(self, sequence: KvSequence, position: int, block: U8) -> None:
-        """The copy of the states after so many positions of a sequence: the last of them are kept."""
+        """The copy of the states after so many positions of a sequence, which it holds: the last of them are kept, and
+        those of what is held."""
+        self._of_blocks[sequence.states.of_step(position, 0)[position]] = block
         kept = self._states.setdefault(sequence, {})
         kept[position] = block
         for each in sorted(kept)[:-_STATES]:
@@ -175,7 +194,7 @@ class Copies:
                 excess -= self._sizes[group]
             self._whole.update(dict.fromkeys(self._whole, 0))
         if excess > 0:
-            self._states.clear()
+            self._forget_states()
 
     def kept(self) -> list[Kept]:
         """Of all sequences that somebody may go on with."""
@@ -188,7 +207,7 @@ class Copies:
     def _longest(self, sequence: KvSequence) -> list[Kept]:
         """Of one sequence; nothing where there is no copy of use."""
         if self.state_bytes:
-            states = self._states.get(sequence, {})
+            states = self._copied_states(sequence)
             lengths = sorted((each for each in states if each <= sequence.length), reverse=True)
         else:
             states, lengths = {}, list(range(sequence.length // KEYS * KEYS, 0, -KEYS))
@@ -197,6 +216,12 @@ class Copies:
             if found is not None:
                 return [Kept(sequence, length, found, states.get(length))]
         return []
+
+    def _copied_states(self, sequence: KvSequence) -> dict[int, U8]:
+        """By the positions before: of the sequence's own, and of those that it began with."""
+        held = sequence.states.checkpoints(sequence.length)
+        found = {position: self._of_blocks[block] for position, block in held.items() if block in self._of_blocks}
+        return found | self._states.get(sequence, {})
 
     def _seen(self, sequence: KvSequence, length: int) -> list[dict[int, list[U8]]] | None:
         """Copies of all that position `length` sees, of each group by the index of the page; None where some lack."""

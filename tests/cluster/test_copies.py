@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgerun.cluster import copying
 from edgerun.cluster.conductor import Conductor
+from edgerun.cluster.copies import Copies
 from edgerun.cluster.copying import heads_of
 from edgerun.cluster.group import GroupDecoder, Whole
 from edgerun.cluster.local import local_group
@@ -27,11 +28,13 @@ from edgerun.kernels import load_kernels
 from edgerun.kernels.attention_layout import KEYS, KEYS_PER_PAGE
 from edgerun.kernels.kv_formats import F16, KV_FORMATS, Q4_0, Q8_0
 from edgerun.kernels.page_arrays import read_positions, write_positions
-from edgerun.kv import Group, KvLedger, KvOptions, KvSequence, Page, PagePool
+from edgerun.kernels.states import StateLayout
+from edgerun.kv import Group, KvLedger, KvOptions, KvSequence, Page, PagePool, States
 from edgerun.kv.blocks import BLOCKS, block_bytes, pick_heads, put_heads, read_block, write_block
 from edgerun.kv.groups import KvLayer, layer_groups
 from edgerun.kv.states import block_bytes as states_bytes
 from edgerun.models.holdings import kv_groups, states_of
+from edgerun.models.places import Pass, Run
 from edgerun.models.share import spec_of_share
 from edgerun.weights import ResidentStore
 from tests.cluster.groups import linked_group, on_all
@@ -137,6 +140,41 @@ def test_whoever_is_lost_every_state_of_a_new_share_was_copied(directory, name, 
                     theirs = whole.mine[layer].matrices_at + head * size
                     low = layout.matrices_at + at * size
                     np.testing.assert_array_equal(mine[low : low + size], block[theirs : theirs + size])
+
+
+def test_there_is_no_copy_of_states_whose_block_was_written_again():
+    pool = PagePool([], KvLedger(None), States({0: StateLayout(3, 8, 2, 4, 4, 0)}, 1 << 10))
+    sequence, copies = KvSequence(pool, CONTEXT), Copies((), None, 64)
+
+    def step(tokens: int) -> Run:
+        for position in (64, 128):
+            sequence.states.mark(position)
+        sequence.reserve(tokens)
+        run = Run(sequence, sequence.length, tokens)
+        copies.writes(Pass((run,), [], few=False))
+        sequence.advance(tokens)
+        return run
+
+    run, block = step(100), np.ones(64, np.uint8)
+    assert copies.lacking_states(run) == 64
+    copies.add_states(sequence, 64, block)
+    fork = sequence.copy(100)
+    assert [(each.length, each.states) for each in copies.kept()] == [(64, block)] and copies.n_bytes == 64
+    held = sequence.states.checkpoints(100)[64]
+    sequence.truncate(0)
+    step(128)
+    assert held not in sequence.states.all() and not copies.kept(), "others may begin with it still"
+    copies.writes(Pass((Run(fork, 100, 0),), [], few=False))
+    assert [(each.sequence, each.states) for each in copies.kept()] == [(fork, block)] and copies.n_bytes == 64
+    fork.release()
+    del fork, held
+    sequence.truncate(0)
+    assert copies.lacking_states(step(128)) == 128 and not copies.kept()
+    copies.add_states(sequence, 128, block)
+    sequence.truncate(0)
+    again = set(copies._of_blocks)
+    step(128)
+    assert again <= set(sequence.states.all()) and not copies.kept() and copies.n_bytes == 0
 
 
 # -- groups that lose devices -----------------------------------------------------------------------------------------
@@ -257,6 +295,33 @@ def test_losses_one_after_the_other_and_while_the_first_is_handled(directory, tm
         assert decoder.size == 1 and (cache.length, fork.length) == (256, 384)
         np.testing.assert_array_equal(logits_of(decoder, IDS, cache), wanted[256:])
         cache.check_integrity()
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "granitehybrid"])
+def test_whoever_began_with_states_of_another_has_their_copies(name, directory, tmp_path, rows):
+    """A fork, and a sequence that begins with what is remembered of one that does something else by now; two others go,
+    the second while the first is handled."""
+    with grouped(name, 0, tmp_path, directory) as (alone, _):
+        wanted = logits_of(alone, IDS, alone.new_cache(CONTEXT))
+    with grouped(name, 3, tmp_path, directory) as (decoder, assembly):
+        first, second, spare = (decoder.new_cache(CONTEXT) for _ in range(3))
+        logits_of(decoder, IDS[:N], first)
+        fork = first.copy(N)
+        first.remember(IDS[:N])
+        assert second.recall(IDS) == 256
+        for each in (fork, second):
+            low = each.length
+            np.testing.assert_array_equal(logits_of(decoder, IDS[:310], each), wanted[low:310])
+        first.truncate(0)
+        logits_of(decoder, IDS[::-1][:200], first)  # its blocks are written again, but for those that others have
+        assembly.events[2, "begun"] = lambda: assembly.lose(0, after_calls=3)
+        assembly.lose(2, after_calls=5)
+        with pytest.raises(PagesLostError):
+            decoder.forward([1], spare)
+        assert decoder.size == 2 and (first.length, fork.length, second.length) == (192, 256, 256)
+        for each in (fork, second):
+            np.testing.assert_array_equal(logits_of(decoder, IDS, each), wanted[256:])
+            each.check_integrity()
 
 
 @pytest.mark.parametrize(("n_blocks", "kept"), [(4, 0), (6, 128), (8, 256)])
