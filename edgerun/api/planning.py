@@ -59,11 +59,9 @@ if TYPE_CHECKING:
     from edgerun.kernels import Kernels
     from edgerun.kernels.layout import PackedSizes
     from edgerun.prefill.calibrate import Calibration
-    from edgerun.weights.last_run import LastRun
 
 _TOKENS = Whole(0, 1 << 20)
 _THEIR_SHARE = 0.85  # of another machine's memory that a process may have
-_SEEN_LATELY_S = 7 * 86400  # a disk that fills or ages is no other one within a week
 _DISTURBED_S = 600  # before what was measured while others worked is worth measuring again
 
 
@@ -132,6 +130,7 @@ def plan_model(
     many tokens. Raises
     DoesNotFitError with the smallest memory that would do, and what `LLM` raises for names and files.
     """
+    from edgerun.api.seen import seen_lately
     from edgerun.api.weights import hot_set_path, kv_options, plan_weights
     from edgerun.formats.gguf import open_gguf
     from edgerun.kernels import load_sizes
@@ -175,7 +174,7 @@ def plan_model(
         plan = planned()  # kernels are compiled now
         last = None
         if plan.mode == "experts" and device is None and not download_bytes:
-            last = _last_run(gguf, spec, catalog, reads, given.events, packed=packed)
+            last = seen_lately(gguf, spec, catalog, reads, plan.early_slots, given.events, packed=packed)
         if last is not None:
             routed = routed or last.routing
             rates = replace(rates, disk_bytes_per_s=last.disk_bytes_per_s or rates.disk_bytes_per_s)
@@ -229,22 +228,6 @@ def plan_model(
         last is not None and routing is None,
         refused_to(whole),
     )
-
-
-def _last_run(
-    gguf: GgufFile, spec: ModelSpec, catalog: Catalog, reads: MissingReads, events: EventSink, *, packed: bool
-) -> LastRun | None:
-    """What the last run of the model here has seen, if something that tells of the next: its disk_bytes_per_s is 0
-    where it read in another way, from another disk, or long ago."""
-    from edgerun.api.weights import last_run_path
-    from edgerun.weights.last_run import load_last_run
-
-    found = load_last_run(last_run_path(gguf), spec.n_layers, catalog.n_experts, events)
-    if found is None or [bool(ids) for ids in found.routing[0]] != [bool(layer.experts) for layer in catalog.layers]:
-        return None
-    is_alike = found.packed == packed and found.device == reads.path.stat().st_dev
-    is_recent = 0 <= time.time() - found.time_s < _SEEN_LATELY_S
-    return found if is_alike and is_recent else replace(found, disk_bytes_per_s=0.0)
 
 
 def _is_packed(gguf: GgufFile, kernels: str) -> bool:

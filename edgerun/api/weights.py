@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,13 +17,11 @@ from edgerun.kv import KvOptions
 from edgerun.models import ModelSpec
 from edgerun.planning import MemoryPlan, plan_memory, process_budget
 from edgerun.planning.memory import BUFFERS, reader_threads
-from edgerun.planning.missing_reads import missing_reads
 from edgerun.planning.process import ProcessState, loaded_bytes, process_state
 from edgerun.text import text_bytes
 from edgerun.weights import ResidentStore, StreamedExpertStore, StreamedLayerStore, WeightStore, make_catalog
 from edgerun.weights.hot_set import load_scores, save_scores
 from edgerun.weights.identity import header_digest
-from edgerun.weights.last_run import LastRun, save_last_run
 from edgerun.weights.streamed_layers import spread
 
 
@@ -136,29 +133,15 @@ def open_store(
         stack.callback(store.close)
         stack.callback(_keep, store, profile)
         if isinstance(store, StreamedExpertStore):
-            stack.callback(
-                _keep_seen, store, last_run_path(gguf), missing_reads(gguf, catalog, packed=store.packed).path
-            )
+            from edgerun.api.seen import keep_seen
+
+            stack.callback(keep_seen, store, gguf, catalog, plan.early_slots)
         return store, stack.pop_all().close
 
 
 def hot_set_path(gguf: GgufFile) -> Path:
     """Where what was hot in runs of a model is kept."""
     return paths.cache_dir() / "hot" / f"{header_digest(gguf)}.hot"
-
-
-def last_run_path(gguf: GgufFile) -> Path:
-    """Where what a model's last run has seen is kept."""
-    return hot_set_path(gguf).with_suffix(".run")
-
-
-def _keep_seen(store: StreamedExpertStore, kept: Path, read_of: Path) -> None:
-    """read_of: the file of which it read."""
-    seen = store.seen()
-    if seen is not None:
-        rate, routing = seen
-        with contextlib.suppress(OSError):  # then plans are made of what is assumed
-            save_last_run(kept, LastRun(time.time(), read_of.stat().st_dev, store.packed, rate, routing))
 
 
 def _keep(store: StreamedExpertStore | StreamedLayerStore, profile: Path) -> None:

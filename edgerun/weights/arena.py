@@ -28,11 +28,11 @@ class Arena:
             self._map = mmap.mmap(-1, size + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
             self._map = mmap.mmap(-1, size + spare)
-        if may_be_large:
-            with contextlib.suppress(OSError):  # a kernel built without them
-                self._map.madvise(mmap.MADV_HUGEPAGE)
         everything = np.frombuffer(self._map, np.uint8)
         self._first = -int(everything.ctypes.data) % LARGE_BYTES if may_be_large else 0
+        if may_be_large:  # the end is of small ones: of a large one that it does not fill, all would be taken
+            with contextlib.suppress(OSError):  # a kernel built without them
+                self._map.madvise(mmap.MADV_HUGEPAGE, self._first, size // LARGE_BYTES * LARGE_BYTES)
         self.bytes: NDArray[np.uint8] = everything[self._first : self._first + size]
 
     def release(self, offset: int, n_bytes: int) -> None:

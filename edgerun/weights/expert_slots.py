@@ -82,7 +82,7 @@ class ExpertSlots:
         self._layouts = slot_blocks(catalog, reader.kernels)
         self.slot_bytes = block_bytes(self._layouts)
         self._count = count = max(count, min(count + spare_bytes // self.slot_bytes, catalog.n_all_experts))
-        self._arena = Arena(count * self.slot_bytes, large_pages=True)
+        self._arena = Arena(count * self.slot_bytes)  # of small pages: of large ones no parts can be given back
         self._matrices: dict[tuple[int, int], tuple[Matrix, ...]] = {}
         # From these three all the rest follows:
         self._owners: list[Entry | None] = [None] * count  # of each slot

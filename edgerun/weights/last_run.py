@@ -4,7 +4,7 @@ is seldom as fast beside computing as when it is probed.
 
 One small file per model in the cache directory, JSON of bounded size:
 
-    {"version": 1, "time": seconds, "device": st_dev, "packed": bool, "disk_bytes_per_s": number,
+    {"version": 1, "time": seconds, "device": st_dev, "packed": bool, "slots": experts, "disk_bytes_per_s": number,
      "count": layers, "layers": [those with experts], "used": n, "routing": [[ids of a token, layer after layer], ...]}
 """
 
@@ -33,12 +33,14 @@ _VERSION, _MOST_FILE_BYTES = 1, 4 << 20
 
 @dataclass(frozen=True)
 class LastRun:
-    """time_s: when it ended; device: of the file system (st_dev) that was read; packed: from a pack file; routing: of
-    its last tokens, computed one at a time, oldest first."""
+    """time_s: when it ended; device: of the file system (st_dev) that was read; packed: from a pack file; slots:
+    experts that there was memory for (reading to memory that was not used before is slower); routing: of its last
+    tokens, computed one at a time, oldest first."""
 
     time_s: float
     device: int
     packed: bool
+    slots: int
     disk_bytes_per_s: float
     routing: Routing
 
@@ -82,6 +84,7 @@ def save_last_run(path: Path, run: LastRun) -> None:
         "time": run.time_s,
         "device": run.device,
         "packed": run.packed,
+        "slots": run.slots,
         "disk_bytes_per_s": run.disk_bytes_per_s,
         "count": len(first),
         "layers": layers,
@@ -116,6 +119,7 @@ def _parsed(content: bytes, layers: int, experts: int) -> LastRun:
             raise FormatError(f"it is of version {said['version']!r}")
         rate, at = float(said["disk_bytes_per_s"]), float(said["time"])
         device, packed = _whole(said["device"], 1 << 63), said["packed"] is True
+        slots = _whole(said["slots"], 1 << 32)
         mixtures, used = said["layers"], _whole(said["used"], experts + 1)
         if said["count"] != layers or not used or not mixtures:
             raise FormatError(f"it is not of {layers} layers with experts")
@@ -127,7 +131,7 @@ def _parsed(content: bytes, layers: int, experts: int) -> LastRun:
         raise FormatError("not all of it are numbers")
     if order != sorted(set(order)):
         raise FormatError("its layers are in no order")
-    return LastRun(at, device, packed, rate, tokens)
+    return LastRun(at, device, packed, slots, rate, tokens)
 
 
 def _by_layer(ids: Sequence[Any], mixtures: Sequence[int], layers: int, used: int, experts: int) -> list[list[int]]:

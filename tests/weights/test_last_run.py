@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgerun import LLM
 from edgerun.api.planning import plan_model
-from edgerun.api.weights import last_run_path
+from edgerun.api.seen import last_run_path
 from edgerun.formats.gguf import GgufFile, open_gguf
 from edgerun.models.spec import ModelSpec
 from edgerun.weights.last_run import TOKENS, LastRun, RoutingNotes, load_last_run, save_last_run
@@ -29,13 +28,13 @@ TOKEN = st.lists(st.integers(0, EXPERTS - 1), min_size=2, max_size=2).map(lambda
 @settings(max_examples=40, deadline=None)
 @given(st.lists(TOKEN, min_size=1, max_size=TOKENS), st.booleans(), st.floats(1.0, 1e12))
 def test_it_comes_back_as_it_was(tmp_path_factory, routing, packed, rate):
-    run, path = LastRun(1e9, 7, packed, rate, routing), tmp_path_factory.mktemp("kept") / "m.run"
+    run, path = LastRun(1e9, 7, packed, 33, rate, routing), tmp_path_factory.mktemp("kept") / "m.run"
     save_last_run(path, run)
     assert load_last_run(path, LAYERS, EXPERTS) == run
 
 
 def test_what_is_damaged_or_of_another_model_is_dropped(tmp_path):
-    run = LastRun(1e9, 7, False, 1e9, [[[], [1, 2], [], [3, 4]]] * 3)
+    run = LastRun(1e9, 7, False, 33, 1e9, [[[], [1, 2], [], [3, 4]]] * 3)
     path = tmp_path / "m.run"
     save_last_run(path, run)
     good = json.loads(path.read_bytes())
@@ -43,7 +42,7 @@ def test_what_is_damaged_or_of_another_model_is_dropped(tmp_path):
     bad = [{"version": 2}, {"disk_bytes_per_s": float("nan")}, {"disk_bytes_per_s": -1}, {"time": float("inf")}]
     bad += [{"count": 5}, {"layers": [3, 1]}, {"layers": [1, 4]}, {"layers": []}, {"used": 0}, {"used": 1 << 40}]
     bad += [{"routing": []}, {"routing": [[1, 2, 3]]}, {"routing": [[1, 2, 3, 9]]}, {"routing": [[1, 2, 3, True]]}]
-    bad += [{"routing": [[1, 2, 3, 4]] * (TOKENS + 1)}, {"routing": 5}, {"device": "sda"}]
+    bad += [{"routing": [[1, 2, 3, 4]] * (TOKENS + 1)}, {"routing": 5}, {"device": "sda"}, {"slots": -1}]
     for content in (*(json.dumps(good | each) for each in bad), "[]", "{}", "[" * 100_000, "\x00"):
         path.write_text(content)
         assert load_last_run(path, LAYERS, EXPERTS, said.append) is None
@@ -93,7 +92,7 @@ def test_a_plan_is_made_of_what_the_last_run_saw(mixture, monkeypatch):
     assert again.is_seen and not again.assumed_routing
     seen = json.loads(kept.read_bytes())
     assert again.rates.disk_bytes_per_s == seen["disk_bytes_per_s"]
-    for change in ({"packed": not seen["packed"]}, {"device": seen["device"] + 1}, {"time": time.time() - 1e7}):
+    for change in ({"packed": not seen["packed"]}, {"device": seen["device"] + 1}, {"time": 1e9}, {"slots": 4}):
         kept.write_text(json.dumps(seen | change))
         other = plan_model(mixture)
         assert other.is_seen and other.rates.disk_bytes_per_s == first.rates.disk_bytes_per_s
