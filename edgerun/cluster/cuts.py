@@ -24,6 +24,7 @@ from edgerun.weights.catalog import EMBEDDING, HEAD, tensor_name
 
 U8 = NDArray[np.uint8]
 
+_HEAD_BIAS = "output.bias"
 _ROWS_AT_ONCE_BYTES = 8 << 20
 
 
@@ -130,8 +131,12 @@ def cuts_of(spec: ModelSpec, share: Share) -> list[Cut]:
         cut = whole(name, info)
         if name == HEAD:
             cut = replace(cut, rows=(share.vocabulary,))
+        elif name == _HEAD_BIAS:
+            cut = replace(cut, cols=(share.vocabulary,))
         elif name in parts:
             layer, part = parts[name]
+            if part in layers[layer].lacking:
+                continue
             cut = _of_layer(cut, part, layers[layer], held[layer] if share.units else None)
         if cut.shape != shape:
             raise UnsupportedError(f"{name}: it is not known how this tensor is divided among devices")
@@ -156,6 +161,10 @@ def _of_layer(cut: Cut, part: str, of: Divided, units: tuple[int, int] | None) -
     """The part of a layer's tensor that a share has. units: of the mixer and the feed-forward, if sums are made of
     units: the columns of each lie apart then."""
     name, _, kind = part.partition(".") if part.endswith((".bias", ".scale", ".")) else (part, "", "")
+    if name in of.matrices and kind:  # (experts, numbers) or (experts,)
+        if len(cut.info.shape) == 1:
+            return replace(cut, cols=(of.matrices[name],))
+        return replace(cut, rows=(of.matrices[name],), cols=of.made.get(name, cut.cols))
     if name in of.matrices:
         cut = replace(cut, matrices=of.matrices[name])
     if kind == "scale":

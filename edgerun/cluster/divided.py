@@ -18,12 +18,14 @@ Ranges = tuple[range, ...]
 class Divided:
     """By tensors' names within a layer. made: rows of a matrix, numbers of a vector or of the bias of either, that a
     share has. taken: columns of a matrix. Where these are in units, those of one unit after those of another.
-    matrices: of tensors that have several. slices: what the rows of each of them are cut into, unit by unit."""
+    matrices: of tensors that have several, or numbers of their vectors. slices: what the rows of each of them are cut
+    into, unit by unit. lacking: what is added to a sum once, by another rank."""
 
     made: dict[str, Ranges] = field(default_factory=dict)
     taken: dict[str, Ranges] = field(default_factory=dict)
     matrices: dict[str, range] = field(default_factory=dict)
     slices: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
 
     def __or__(self, other: Divided) -> Divided:
         return Divided(
@@ -31,6 +33,7 @@ class Divided:
             self.taken | other.taken,
             self.matrices | other.matrices,
             self.slices | other.slices,
+            self.lacking | other.lacking,
         )
 
 
@@ -60,7 +63,7 @@ def _divided(spec: ModelSpec, layer: int, share: LayerShare, units: tuple[int, i
         found = _delta_net(numbers, share.heads, mixer)
     else:
         found = _mamba(numbers, share.heads, mixer)
-    return found | _feed_forward(spec, numbers, share, feed_forward)
+    return found | _feed_forward(numbers, share, feed_forward)
 
 
 def _attention(spec: ModelSpec, numbers: LayerNumbers, heads: range, units: int) -> Divided:
@@ -138,26 +141,26 @@ def _mamba(numbers: LayerNumbers, groups: range, units: int) -> Divided:
     return Divided(made, {"ssm_out": _in_units(values, units)})
 
 
-def _feed_forward(spec: ModelSpec, numbers: LayerNumbers, share: LayerShare, units: int) -> Divided:
+def _feed_forward(numbers: LayerNumbers, share: LayerShare, units: int) -> Divided:
     ff, shared = (share.ff,), (share.shared,)
-    fused = spec.family.fused_gate_up and not numbers.n_experts
+    dense = shared if numbers.dense_beside else ff
+    each = _in_units(ff, units)
     made = {
-        "ffn_gate": ff,
-        "ffn_up": (*ff, *_after(numbers.d_ff, ff)) if fused else ff,
+        "ffn_gate": dense,
+        "ffn_up": (*dense, *_after(numbers.d_ff, dense)) if numbers.fused_gate_up else dense,
         "ffn_down_t": ff,
-        "ffn_sub_norm": ff,
+        "ffn_sub_norm": dense,
         "ffn_gate_shexp": shared,
-        "ffn_up_shexp": shared,
+        "ffn_up_shexp": (*shared, *_after(numbers.d_ff_shared, shared)) if numbers.fused_shared else shared,
         "ffn_gate_exps": ff,
         "ffn_up_exps": ff,
+        "ffn_gate_up_exps": tuple(part for cols in each for part in (cols, *_after(numbers.d_ff_expert, (cols,)))),
     }
-    taken = {
-        "ffn_down": _in_units(ff, units),
-        "ffn_down_shexp": _in_units(shared, units),
-        "ffn_down_exps": _in_units(ff, units),
-    }
-    matrices = {part: share.experts for part in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")}
-    return Divided(made, taken, matrices, frozenset(("ffn_gate_exps", "ffn_up_exps")))
+    taken = {"ffn_down": _in_units(dense, units), "ffn_down_shexp": _in_units(shared, units), "ffn_down_exps": each}
+    slices = frozenset(("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"))
+    matrices = dict.fromkeys((*slices, "ffn_down_exps"), share.experts)
+    lacking = frozenset(("ffn_down_exps.bias",)) if share.ff.start else frozenset()
+    return Divided(made, taken, matrices, slices, lacking)
 
 
 def _of_heads(heads: Iterable[int], dim: int) -> Ranges:

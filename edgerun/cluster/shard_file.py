@@ -168,7 +168,7 @@ def _read_share(metadata: Metadata, whole: ModelSpec, path: Path) -> Share:
         "heads": [mixer_heads(each) for each in whole.layers],
         "ff": [max(each.d_ff, each.d_ff_expert) for each in whole.layers],
         "experts": [each.n_experts for each in whole.layers],
-        "shared": [each.d_ff_shared for each in whole.layers],
+        "shared": [each.beside_cols for each in whole.layers],
     }
     found = [_read_ranges(metadata, name, most[name], path) for name in _RANGES]
     if not len(vocabulary):

@@ -107,7 +107,8 @@ def divide(
 
 def unit_counts(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], ...]:
     """Into how many units the heads and the columns of the feed-forward of each layer are cut: `_UNITS`, or the next
-    number above, or else below, that leaves blocks of weights whole. UnsupportedError where that cannot be."""
+    number above, or else below, that leaves blocks of weights whole; 0 of what a layer has not. UnsupportedError where
+    that cannot be."""
     if spec.sparse:
         raise UnsupportedError(f"{spec.architecture}: sums over single neurons are not made of units")
     found = []
@@ -116,29 +117,41 @@ def unit_counts(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> tuple[tup
         def block(part: str, layer: int = layer) -> int:
             return tensors[tensor_name(layer, part)].type.block_size
 
-        size = mixer_heads(numbers)
-        least, group = _together(numbers, block)
-        shared_keys = spec.family.qk_norm != "full"  # else a norm over all keys would count some twice
-        heads = [
-            each
-            for each in _divisors(size)
-            if each % least == 0 and (each % group == 0 or (shared_keys and group % each == 0))
-        ]
-        cut = (
-            [(numbers.d_ff_expert, block("ffn_down_exps"))]
-            if numbers.n_experts
-            else [(numbers.d_ff, block("ffn_down"))]
-        )
-        cut += [(numbers.d_ff_shared, block("ffn_down_shexp"))] if numbers.d_ff_shared else []
-        columns = [{size // each for each in _divisors(size) if each % _columns(size, of) == 0} for size, of in cut]
-        found.append((_unit_count({size // each for each in heads}), _unit_count(set.intersection(*columns))))
+        found.append((_mixer_units(spec, numbers, block), _feed_forward_units(numbers, block)))
     return tuple(found)
+
+
+def _mixer_units(spec: ModelSpec, numbers: LayerNumbers, block: Callable[[str], int]) -> int:
+    """0 where there is no mixer."""
+    size = mixer_heads(numbers)
+    if not size:
+        return 0
+    least, group = _together(numbers, block)
+    shared_keys = spec.family.qk_norm != "full"  # else a norm over all keys would count some twice
+    heads = [
+        each
+        for each in _divisors(size)
+        if each % least == 0 and (each % group == 0 or (shared_keys and group % each == 0))
+    ]
+    return _unit_count({size // each for each in heads})
+
+
+def _feed_forward_units(numbers: LayerNumbers, block: Callable[[str], int]) -> int:
+    """0 where there is no feed-forward."""
+    if not numbers.n_experts and not numbers.d_ff:
+        return 0
+    cut = [(numbers.d_ff_expert, "ffn_down_exps") if numbers.n_experts else (numbers.d_ff, "ffn_down")]
+    cut += [(numbers.beside_cols, _beside_down(numbers))] if numbers.beside_cols else []
+    columns = [
+        {size // each for each in _divisors(size) if each % _columns(size, block(down)) == 0} for size, down in cut
+    ]
+    return _unit_count(set.intersection(*columns))
 
 
 def all_edges(share: Share, parts: Sequence[float]) -> tuple[tuple[int, ...], ...]:
     """Where the units of every rank begin, for each count of units that a layer of a share of a model so divided has;
     none where sums are not made of units."""
-    counts = sorted({count for layer in share.units for count in layer})
+    counts = sorted({count for layer in share.units for count in layer if count})
     return tuple(edges_of(count, parts) for count in counts)
 
 
@@ -154,7 +167,7 @@ def _unit_count(possible: set[int]) -> int:
 
 def _by_units(numbers: LayerNumbers, counts: tuple[int, int], parts: Sequence[float]) -> list[LayerShare]:
     """Of every rank whole units of a layer."""
-    mixer, feed_forward = (edges_of(count, parts) for count in counts)
+    mixer, feed_forward = (edges_of(max(1, count), parts) for count in counts)
 
     def dealt(size: int, edges: Sequence[int]) -> list[range]:
         unit = size // edges[-1]
@@ -165,7 +178,7 @@ def _by_units(numbers: LayerNumbers, counts: tuple[int, int], parts: Sequence[fl
         return [LayerShare(*each) for each in zip(heads, dealt(numbers.d_ff, feed_forward), strict=True)]
     columns = dealt(numbers.d_ff_expert, feed_forward)
     experts = [range(numbers.n_experts) if each else range(0) for each in columns]
-    shared = dealt(numbers.d_ff_shared, feed_forward) if numbers.d_ff_shared else [range(0)] * len(parts)
+    shared = dealt(numbers.beside_cols, feed_forward) if numbers.beside_cols else [range(0)] * len(parts)
     return [LayerShare(*each) for each in zip(heads, columns, experts, shared, strict=True)]
 
 
@@ -206,6 +219,8 @@ class _Grains:
         """Of every rank."""
         numbers, parts = self._spec.layers[layer], self._parts
         heads = ranges(mixer_heads(numbers), self._heads(layer, numbers), parts)
+        if not numbers.n_experts and not numbers.d_ff:
+            return [LayerShare(each, range(0)) for each in heads]
         if not numbers.n_experts:
             down = "ffn_down_t" if self._spec.sparse else "ffn_down"
             block = 1 if self._spec.sparse else self._block(layer, down)
@@ -213,14 +228,16 @@ class _Grains:
             return [LayerShare(*each) for each in zip(heads, ff, strict=True)]
         ff, experts = self._experts(numbers)
         shared = [range(0)] * len(parts)
-        if numbers.d_ff_shared:
-            block = self._block(layer, "ffn_down_shexp")
-            shared = ranges(numbers.d_ff_shared, _columns(numbers.d_ff_shared, block), parts)
+        if numbers.beside_cols:
+            block = self._block(layer, _beside_down(numbers))
+            shared = ranges(numbers.beside_cols, _columns(numbers.beside_cols, block), parts)
         return [LayerShare(*each) for each in zip(heads, ff, experts, shared, strict=True)]
 
     def _heads(self, layer: int, numbers: LayerNumbers) -> int:
         """Heads in a grain: in attention those of a KV head. Where there are fewer of these than ranks, single ones,
         whose KV head several ranks hold; but not where a norm goes over all keys, which would count some twice."""
+        if not mixer_heads(numbers):
+            return 1
         least, group = _together(numbers, partial(self._block, layer))
         if mixer_heads(numbers) // group < len(self._parts) and self._spec.family.qk_norm != "full":
             group = 1
@@ -266,6 +283,11 @@ def _together(numbers: LayerNumbers, block: Callable[[str], int]) -> tuple[int, 
     output = block("ssm_out")
     width = of.value_dim * (of.group if of.turn == 1 else 1)  # of what lies side by side of a head of keys
     return output // gcd(output, width), 1
+
+
+def _beside_down(numbers: LayerNumbers) -> str:
+    """Whose columns are those of `LayerNumbers.beside_cols`."""
+    return "ffn_down" if numbers.dense_beside else "ffn_down_shexp"
 
 
 def _columns(size: int, block: int) -> int:

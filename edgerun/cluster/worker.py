@@ -96,6 +96,8 @@ def checked_edges(edges: Sequence[tuple[int, ...]], spec: ModelSpec, rank: int) 
     for layer in range(spec.n_layers):
         units = spec.units(layer)
         for each in () if units is None else (units.mixer, units.feed_forward):
+            if not each.count:  # the layer does not have it
+                continue
             known = by_count.get(each.count, ())
             if not known or (known[rank], known[rank + 1]) != (each.held.start, each.held.stop):
                 raise FormatError(f"layer {layer}: the units of its shard are not those that the head deals out")

@@ -96,7 +96,7 @@ def plan_of(spec: ModelSpec) -> tuple[LayerPlan, ...]:
 
 def _layer(spec: ModelSpec, layer: int) -> LayerPlan:
     numbers, mixer = spec.layers[layer], _mixer(spec, layer)
-    if spec.family.single_blocks and not numbers.d_ff:
+    if spec.family.single_blocks and not spec.whole[layer].d_ff:
         from edgerun.models.blocks.nothing import NoFeedForward
 
         return LayerPlan(mixer, NoFeedForward())
@@ -126,7 +126,7 @@ def _around(spec: ModelSpec) -> tuple[Closing | None, AlternatingStreams | None]
 
 def _mixer(spec: ModelSpec, layer: int) -> AnyMixer:
     family, numbers = spec.family, spec.layers[layer]
-    if family.single_blocks and numbers.d_ff:
+    if family.single_blocks and spec.whole[layer].d_ff:
         from edgerun.models.blocks.nothing import NoMixer
 
         return NoMixer()

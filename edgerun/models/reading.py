@@ -125,6 +125,8 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
             recurrence=recurrences[layer],
             gate_deviations=deviations[layer],
         )
+        if family.single_blocks and d_ff[layer]:
+            numbers = replace(numbers, n_heads=0, n_kv_heads=0, recurrence=None)
         if mixtures[layer] and family.dense_beside and not d_ff[layer]:
             raise FormatError(
                 f"{n.name('feed_forward_length')} is 0 of layer {layer}, which has one beside its experts"
@@ -136,6 +138,7 @@ def _layers(gguf: GgufFile, n: Numbers, family: Family, fused: frozenset[str]) -
                 n_experts_used=used[layer],
                 d_ff_expert=d_ff_expert[layer] or d_ff[layer],
                 d_ff_shared=_shared_width(n, family, d_ff_expert[layer] or d_ff[layer]),
+                dense_beside=family.dense_beside,
                 fused_experts="ffn_gate_up_exps" in fused,
                 fused_shared="ffn_up_shexp" in fused,
             )

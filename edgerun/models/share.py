@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from edgerun.errors import UnsupportedError
-from edgerun.models.plan import plan_of
 from edgerun.models.spec import LayerNumbers, LayerUnits, ModelSpec, Recurrence, Shard, Units
-
-_WHOLE = ("_exps.bias", "_exps.scale", "ffn_gate_inp.bias", "output.bias", "output.scale")
 
 
 @dataclass(frozen=True)
 class LayerShare:
     """Ranges of a layer: `heads` of the mixer (`mixer_heads`), columns `ff` of the feed-forward (of every expert, where
-    there are some), whole `experts`, columns `shared` of the shared expert. Any of them may be empty."""
+    there are some), whole `experts`, columns `shared` of what every token passes beside these. Any
+    of them may be empty."""
 
     heads: range
     ff: range
@@ -79,13 +77,15 @@ def units_of(numbers: LayerNumbers, share: LayerShare, counts: tuple[int, int]) 
     mixer, feed_forward = counts
     heads = _units(mixer_heads(numbers), share.heads, mixer)
     columns = _units(numbers.d_ff_expert if numbers.n_experts else numbers.d_ff, share.ff, feed_forward)
-    same = not numbers.d_ff_shared or _units(numbers.d_ff_shared, share.shared, feed_forward) == columns
+    same = not numbers.beside_cols or _units(numbers.beside_cols, share.shared, feed_forward) == columns
     if not same or (columns.held and numbers.n_experts and len(share.experts) != numbers.n_experts):
         raise UnsupportedError("a share of experts that is not the same of all of them cannot be summed in units")
     return LayerUnits(heads, columns)
 
 
 def _units(size: int, held: range, count: int) -> Units:
+    if not size:  # a layer that does not have it
+        return Units(count, range(0))
     if count < 1 or size % count or held.start % (size // count) or len(held) % (size // count):
         raise UnsupportedError(f"{held.start} to {held.stop} of {size} are no whole ones of {count} units")
     unit = size // count
@@ -94,26 +94,18 @@ def _units(size: int, held: range, count: int) -> Units:
 
 def why_whole(spec: ModelSpec) -> str:
     """Why a model cannot be divided among devices yet: what it has that is not divided; "" where it can be."""
-    family, layers, plans = spec.family, spec.layers, plan_of(spec)
+    family, layers = spec.family, spec.layers
     has = {
         "keys that several layers share": any(layer.kv_source is not None for layer in layers),
-        "values that are its keys": any(layer.v_from_k for layer in layers),
         "a narrow way around attention": bool(family.laurel_rank),
-        "layers without attention": family.single_blocks or not all(mixer_heads(layer) for layer in layers),
+        "layers without a mixer": not family.single_blocks and not all(mixer_heads(layer) for layer in layers),
         "two mixers side by side": family.mixers_beside,
         "several residual streams": spec.streams > 1,
-        "inputs of each layer": any(plan.closing for plan in plans),
+        "inputs of each layer": bool(spec.per_layer_width),
         "attention and feed-forward side by side": family.parallel,
-        "a dense feed-forward beside experts": family.dense_beside,
         "experts whose inputs are weighted": family.weighted_inputs,
         "experts of another width": bool(spec.expert_latent),
-        "gates and ups in one tensor": any(
-            (layer.fused_gate_up and not family.fused_gate_up) or layer.fused_shared for layer in layers
-        )
-        or any(name.endswith("ffn_gate_up_exps.weight") for name in spec.tensors),
-        "biases or scales of experts or of its head": any(
-            name.endswith(_WHOLE) and not name.endswith("attn_output.bias") for name in spec.tensors
-        ),
+        "a bias of its shared expert": any(name.endswith("ffn_down_shexp.bias") for name in spec.tensors),
     }
     found = [what for what, is_so in has.items() if is_so]
     return f"a {spec.architecture} cannot be divided among devices yet: it has {', '.join(found)}" if found else ""
@@ -140,9 +132,9 @@ def spec_of_share(spec: ModelSpec, share: Share) -> ModelSpec:
         layers.append(
             replace(
                 _with_mixer(whole, mine.heads, len(units[index].mixer.held) if units else 1),
-                d_ff=0 if whole.n_experts else len(mine.ff),
+                d_ff=len(mine.shared) if whole.dense_beside else 0 if whole.n_experts else len(mine.ff),
                 d_ff_expert=len(mine.ff) if whole.n_experts else 0,
-                d_ff_shared=len(mine.shared),
+                d_ff_shared=0 if whole.dense_beside else len(mine.shared),
             )
         )
     experts = tuple(each.experts for each in share.layers)

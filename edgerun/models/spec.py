@@ -124,6 +124,7 @@ class LayerNumbers:
     n_experts_used: int = 0
     d_ff_expert: int = 0
     d_ff_shared: int = 0
+    dense_beside: bool = False  # a mixture has a feed-forward of d_ff as well
     conv_taps: int = 0
     conv_cols: int = 0
     recurrence: Recurrence | None = None
@@ -132,6 +133,11 @@ class LayerNumbers:
     fused_experts: bool = False  # ffn_gate_up_exps does
     fused_shared: bool = False  # ffn_up_shexp does
     gate_deviations: float = 0.0  # of gates only what is so many deviations above their mean is let through; 0: all
+
+    @property
+    def beside_cols(self) -> int:
+        """Columns of what every token passes beside a mixture's experts: of a shared one, or of a feed-forward."""
+        return self.d_ff if self.dense_beside else self.d_ff_shared
 
     @property
     def q_rotation(self) -> Rotation | None:
@@ -166,7 +172,8 @@ class LayerNumbers:
 @dataclass(frozen=True)
 class Units:
     """Equal parts of what a sum over ranks goes over (heads, columns of a feed-forward): `count` of all ranks, and
-    those that this one has. Each gives a result of its own, so that the sum is the same however they are dealt out."""
+    those that this one has. Each gives a result of its own, so that the sum is the same however they are dealt out. A
+    layer without such a sum has a count of 0."""
 
     count: int
     held: range

@@ -71,7 +71,8 @@ class StreamedExpertStore(LastingWeights):
             self._layers = [loader.layer(layer) for layer in catalog.layers]
             loader.run(events)
             self._predictor: ExpertPredictor | None = None
-            self._notes, self._loaded = RoutingNotes(len(catalog.layers)), replace(self.flash.stats)
+            self._notes = RoutingNotes(len(catalog.layers))
+            self._loaded = self._filled = replace(self.flash.stats)
             self.cache = ExpertCache(catalog, self._reader, self._eviction, slots, spare_bytes)
             self._places = [self.cache.places(i) if layer.experts else None for i, layer in enumerate(catalog.layers)]
             mixtures = [i for i, each in enumerate(self._places) if each is not None]
@@ -91,13 +92,16 @@ class StreamedExpertStore(LastingWeights):
     def seen(self) -> tuple[float, Routing] | None:
         """What of this run plans of others are made of: bytes/s at which the disk gave what was missing, and whom its
         last tokens chose; None where that is too little to tell something."""
-        stats, begun, routing = self.flash.stats, self._loaded, self._notes.routing()
-        n_bytes, busy_s = stats.n_bytes - begun.n_bytes, stats.busy_s - begun.busy_s
-        if len(routing) < LEAST_TOKENS or n_bytes < LEAST_BYTES or busy_s <= 0:
-            return None
-        return n_bytes / busy_s, routing
+        stats, routing = self.flash.stats, self._notes.routing()
+        for begun in (self._filled, self._loaded):  # while the cache fills, memory that is new makes reading slower
+            n_bytes, busy_s = stats.n_bytes - begun.n_bytes, stats.busy_s - begun.busy_s
+            if len(routing) >= LEAST_TOKENS and n_bytes >= LEAST_BYTES and busy_s > 0:
+                return n_bytes / busy_s, routing
+        return None
 
     def embedding(self, ids: NDArray[np.int32]) -> F32:
+        if not self.cache.stats.evictions:
+            self._filled = replace(self.flash.stats)
         if self._predictor is not None:
             for layer, expected in self._predictor.begin(ids):
                 self.cache.expect(layer, expected.tolist())

@@ -36,6 +36,7 @@ devices:
     ("name", "why"),
     [
         ("falcon-h1", "two mixers side by side"),
+        ("command-r", "attention and feed-forward side by side"),
     ],
 )
 def test_it_is_said_why(name, why, tmp_path, monkeypatch):

@@ -95,6 +95,10 @@ class AbsentMixer(Absent):
 class AbsentFeedForward(Absent):
     """A feed-forward without a column."""
 
+    def add(self, here: Here, x: F32, out: F32, s: Scratch) -> None:
+        """As `Dense.add`."""
+        self.add_sum(here, out, s.t)
+
     def forward(self, here: Here, x: F32, s: Scratch) -> None:
         """As `FeedForward.forward`."""
         self.add_sum(here, x, s.t)

@@ -14,8 +14,8 @@ import numpy as np
 from edgerun.kernels.interface import F32, I32, Activation, Expert, ExpertVectors
 from edgerun.kernels.recording import ExpertPlaces, Guess, Recording, TokenExperts
 from edgerun.models.blocks.base import Cancel, Here, Recorded, check, ones
+from edgerun.models.blocks.beside import Beside
 from edgerun.models.blocks.declared import Part, Product, Reduction, Tensor, norm_tensors
-from edgerun.models.blocks.dense import Dense
 from edgerun.models.blocks.expert_sums import RowsResults, Sums, SumsLayout
 from edgerun.models.blocks.norms import apply_norm
 from edgerun.models.blocks.products import scale_and_bias
@@ -26,15 +26,6 @@ from edgerun.models.families import NormKind
 from edgerun.models.routed_rows import EXPERT_ROWS, RoutedRows, bounded, likeliest, slots_by_expert
 from edgerun.models.scratch import Layout
 from edgerun.models.spec import Units
-
-
-@dataclass(frozen=True)
-class Beside:
-    """A feed-forward that every token passes beside the experts, each with norms of its own (Gemma 4): what comes
-    before the sum. experts_norm: of the experts' sum."""
-
-    dense: Dense
-    experts_norm: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Mixture:
     @property
     def is_absent(self) -> bool:
         """Whether this rank has nothing of it."""
-        return not self.held and self.shared is None
+        return not self.held and self.shared is None and self.beside is None
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -118,10 +109,10 @@ class Mixture:
         else:
             parts = ("ffn_gate_exps", "ffn_up_exps") if self.gated else ("ffn_up_exps",)
             found |= {part: Tensor((held, ff, width), times=times) for part in parts}
-            found |= {f"{part}.bias": Tensor((held, ff), False) for part in parts}
-            found |= {f"{part}.scale": Tensor((held,), False) for part in parts}
-        found["ffn_down_exps.bias"] = Tensor((held, width), False)
-        found["ffn_down_exps.scale"] = Tensor((held,), False)
+            found |= {f"{part}.bias": Tensor((len(self.held), self.d_ff), False) for part in parts}
+            found |= {f"{part}.scale": Tensor((len(self.held),), False) for part in parts}
+        found["ffn_down_exps.bias"] = Tensor((len(self.held), width), False)
+        found["ffn_down_exps.scale"] = Tensor((len(self.held),), False)
         return found
 
     @property
@@ -142,7 +133,7 @@ class Mixture:
 
     @property
     def sums(self) -> tuple[Reduction, ...]:
-        return ()
+        return () if self.beside is None else self.beside.dense.sums
 
     @property
     def floats(self) -> int:
@@ -240,8 +231,9 @@ class Mixture:
             return
         out = np.empty_like(x)
         for part in chunks(len(x), CHUNK):
-            self._sum(here, results.of_rows(part), x[part], out[part])
-        self._add(here, out, x)
+            self._sum_mine(here, results.of_rows(part), out[part])
+        here.tools.ranks.all_reduce(out)
+        self._finish_sum(here, out, x)
 
     def _combine_alone(self, here: Here, results: RowsResults, x: F32) -> None:
         """The same for a rank that has all of it, by launches alone."""
@@ -256,14 +248,20 @@ class Mixture:
 
     def _sum(self, here: Here, results: RowsResults, x: F32, out: F32, *, add: bool = False) -> None:
         """out (T, d) = or += a chunk's experts, the shared one, and what stands beside them, of x (T, d)."""
-        s = here.tools.scratch(len(x))
-        self._sum_experts(here, results, s.of(self.sums_layout), out, add=add)
+        self._sum_mine(here, results, out, add=add)
         if self.beside is not None:
-            apply_norm(here.kernels, here.vectors, self.beside.experts_norm, "rms", self.eps, out, out)
+            self._add_beside(here, self.beside, x, out)
+
+    def _sum_mine(self, here: Here, results: RowsResults, out: F32, *, add: bool = False) -> None:
+        """out (T, d) = or += what this rank has of a chunk's experts, and of the shared one."""
+        self._sum_experts(here, results, here.tools.scratch(len(out)).of(self.sums_layout), out, add=add)
         if self.shared is not None:
             self.shared.forward(here, out, results.normed)
-        if self.beside is not None:
-            self.beside.dense.add(here, x, out, s)
+
+    def _add_beside(self, here: Here, beside: Beside, x: F32, out: F32) -> None:
+        """out (T, d), the experts' sum, normed, += what stands beside them, of a chunk x (T, d)."""
+        apply_norm(here.kernels, here.vectors, beside.experts_norm, "rms", self.eps, out, out)
+        beside.dense.add(here, x, out, here.tools.scratch(len(x)))
 
     def _sum_experts(self, here: Here, results: RowsResults, b: Sums, out: F32, *, add: bool) -> None:
         """out (T, d) = or += the sum of each row's experts."""
@@ -282,14 +280,23 @@ class Mixture:
     def _combine_units(self, here: Here, units: Units, routed: RoutedRows, x: F32) -> None:
         """x (T, d) += the sum of each row's experts and the shared one, unit by unit."""
         assert here.tools.ranks is not None  # whoever is alone with units adds them, too
-        sums = np.empty((self.slices, *x.shape), np.float32)
-        for total, parts in zip(sums, routed.parts.reshape(self.slices, -1, self.width), strict=True):
+        sums = np.empty((len(units.held), *x.shape), np.float32)
+        by_unit = routed.parts.reshape(self.slices, -1, self.width)
+        for unit, (total, parts) in enumerate(zip(sums, by_unit, strict=False)):  # of no unit there is nothing to add
+            self._finish_parts(here, parts, routed.ids, is_first=unit == 0)
             here.kernels.combine(parts, self._shares(routed.weights), total)
         if self.shared is not None:
             for part in chunks(len(x), CHUNK):
                 self.shared.add_units(here, list(sums[:, part]), routed.normed[part])
         out = np.empty_like(x)
         here.tools.ranks.add_units(list(sums), units, out)
+        self._finish_sum(here, out, x)
+
+    def _finish_sum(self, here: Here, out: F32, x: F32) -> None:
+        """x (T, d) += out, the sum of all ranks, with what stands beside it, through norm and factor."""
+        if self.beside is not None:
+            for part in chunks(len(x), CHUNK):
+                self._add_beside(here, self.beside, x[part], out[part])
         self._finish(here, out, x)
 
     def _shares(self, weights: F32) -> F32:
@@ -311,18 +318,12 @@ class Mixture:
     def _others(self, here: Here, x: F32, cancelled: Cancel, rows: int) -> None:
         """x += what the other ranks computed."""
         assert here.tools.ranks is not None  # whoever holds nothing is not alone
+        out = np.zeros_like(x[:rows])
         if self.units is None:
-            self._add(here, np.zeros_like(x[:rows]), x[:rows])
-            return
-        out = np.empty_like(x[:rows])
-        here.tools.ranks.add_units([], self.units, out)
-        self._finish(here, out, x[:rows])
-
-    def _add(self, here: Here, out: F32, x: F32) -> None:
-        """x (T, d) += what all ranks' `out` make together, through the norm and the factor that the model has."""
-        if here.tools.ranks is not None:
             here.tools.ranks.all_reduce(out)
-        self._finish(here, out, x)
+        else:
+            here.tools.ranks.add_units([], self.units, out)
+        self._finish(here, out, x[:rows])
 
     def _finish(self, here: Here, out: F32, x: F32) -> None:
         """x (T, d) += out, through the norm and the factor that the model has."""
@@ -391,18 +392,19 @@ class Mixture:
 
     def _vectors(self, here: Here) -> ExpertVectors:
         """What a file may have beside the experts' first matrices."""
-        found = here.vectors.get
-        gate_bias, up_bias = (found(f"ffn_{part}_exps.bias") for part in ("gate", "up"))
-        return ExpertVectors(
-            gate_scale=found("ffn_gate_exps.scale"),
-            gate_bias=None if gate_bias is None else gate_bias.reshape(-1, self.d_ff),
-            up_scale=found("ffn_up_exps.scale"),
-            up_bias=None if up_bias is None else up_bias.reshape(-1, self.d_ff),
+        biases = [here.vectors.get(f"ffn_{part}_exps.bias") for part in ("gate", "up")]
+        scales = [here.vectors.get(f"ffn_{part}_exps.scale") for part in ("gate", "up")]
+        # What one unit has of an expert is an expert of its own, of those columns.
+        gate_bias, up_bias = (None if each is None else each.reshape(-1, self.d_ff // self.slices) for each in biases)
+        gate_scale, up_scale = (
+            each if each is None or self.slices == 1 else np.repeat(each, self.slices) for each in scales
         )
+        return ExpertVectors(gate_scale=gate_scale, gate_bias=gate_bias, up_scale=up_scale, up_bias=up_bias)
 
-    def _finish_parts(self, here: Here, parts: F32, ids: I32) -> None:
-        """Factors and biases that a file may have beside the experts' last matrices."""
+    def _finish_parts(self, here: Here, parts: F32, ids: I32, *, is_first: bool = True) -> None:
+        """Factors and biases that a file may have beside the experts' last matrices; biases with the first unit's."""
         scale, bias = here.vectors.get("ffn_down_exps.scale"), here.vectors.get("ffn_down_exps.bias")
+        bias = bias if is_first else None
         if scale is None and bias is None:
             return
         biases = None if bias is None else bias.reshape(-1, self.width)

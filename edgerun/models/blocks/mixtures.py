@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgerun.kernels.routing import Routing
-from edgerun.models.blocks.dense import Dense, dense_of
-from edgerun.models.blocks.mixture import Beside, Mixture
+from edgerun.models.blocks.beside import Beside
+from edgerun.models.blocks.dense import dense_of
+from edgerun.models.blocks.mixture import Mixture
 from edgerun.models.blocks.router import Router, most_ahead
 from edgerun.models.blocks.shared_expert import SharedExpert
 from edgerun.models.spec import ModelSpec
@@ -65,6 +66,4 @@ def mixture_of(spec: ModelSpec, layer: int) -> Mixture:
 
 
 def _beside(spec: ModelSpec, layer: int) -> Beside:
-    dense = dense_of(spec, layer, "post_ffw_norm_1")
-    assert isinstance(dense, Dense)  # no rank holds a part of such a model
-    return Beside(dense, "post_ffw_norm_2")
+    return Beside(dense_of(spec, layer, "post_ffw_norm_1"), "post_ffw_norm_2")
