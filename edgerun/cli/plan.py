@@ -49,8 +49,8 @@ def command(
     """Say what of MODEL will be kept where in the memory that there is (or --memory), and how fast it will run here.
 
     Only the header is read, from the hub where MODEL is not here, and nothing is loaded. The machine's rates are
-    measured the first time and kept. Exits with 4 when the model does not fit, naming the smallest --memory that would
-    do.
+    measured the first time and kept; of a mixture that was streamed here its last run tells more. Exits with 4 when
+    the model does not fit, naming the smallest --memory that would do.
     """
     from edgerun.api.planning import plan_model
     from edgerun.cli.devices import find_profile
