@@ -29,6 +29,11 @@ def memory_at_line(n_bytes: int) -> NDArray[np.uint8]:
     return memory[start : start + n_bytes]
 
 
+def first_multiple(memory: NDArray[np.uint8], of: int) -> int:
+    """Bytes from where memory begins to the first place whose address is a multiple of `of`."""
+    return -address(memory) % of
+
+
 @cache  # never dropped: kernels hold the addresses
 def _constants(*values: float) -> tuple[int, Any]:
     """The address, and the array that keeps what lies there alive."""

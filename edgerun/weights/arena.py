@@ -8,6 +8,8 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.kernels.memory import first_multiple
+
 LARGE_BYTES = 2 << 20  # of a large page
 
 
@@ -29,7 +31,7 @@ class Arena:
         else:
             self._map = mmap.mmap(-1, size + spare)
         everything = np.frombuffer(self._map, np.uint8)
-        self._first = -int(everything.ctypes.data) % LARGE_BYTES if may_be_large else 0
+        self._first = first_multiple(everything, LARGE_BYTES) if may_be_large else 0
         if may_be_large:  # the end is of small ones: of a large one that it does not fill, all would be taken
             with contextlib.suppress(OSError):  # a kernel built without them
                 self._map.madvise(mmap.MADV_HUGEPAGE, self._first, size // LARGE_BYTES * LARGE_BYTES)

@@ -20,8 +20,8 @@ OF_EACH = {instance.arch: instance for instance in reversed(INSTANCES.values())}
 
 
 def test_several_devices(tmp_path: Path) -> None:
-    refused = refusals_of(write(OF_EACH["qwen35"], tmp_path / "qwen35.gguf"))
-    assert "recurrent states" in refused.devices and refused.lines()["several devices"] == f"no: {refused.devices}"
+    refused = refusals_of(write(OF_EACH["falcon-h1"], tmp_path / "falcon-h1.gguf"))
+    assert "two mixers" in refused.devices and refused.lines()["several devices"] == f"no: {refused.devices}"
 
 
 def test_a_mixtures_experts(tmp_path: Path) -> None:

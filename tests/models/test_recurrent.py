@@ -8,11 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edgerun.errors import FormatError, UnsupportedError
+from edgerun.errors import FormatError
 from edgerun.formats.gguf import open_gguf
 from edgerun.kv import KvLedger
 from edgerun.models import Decoder, holdings, load_spec
-from edgerun.models.share import LayerShare, Share, spec_of_share
 from edgerun.weights import ResidentStore
 from tests.kv.holding import restore
 from tests.models.instances import INSTANCES, VOCAB, open_instance, write
@@ -95,12 +94,6 @@ def test_a_sequence_holds_what_was_planned(name, directory, kernels):
             cache.release()
         assert (states[2] > 0) == (name not in ("llama", "gemma3"))
         assert states[0] <= states[1] <= states[2] and states[2] == pytest.approx(states[3], rel=0.03)
-
-
-def test_a_state_is_not_divided_among_devices(directory):
-    gguf, spec = open_instance("qwen35", directory)
-    with gguf, pytest.raises(UnsupportedError, match="cannot be divided"):
-        spec_of_share(spec, Share((LayerShare(range(1), range(1)),) * spec.n_layers, range(1), True))
 
 
 @pytest.mark.filterwarnings("error")
