@@ -70,6 +70,7 @@ def with_states(spec: ModelSpec, parts: Sequence[float]) -> tuple[float, ...]:
     """`parts`, but that the head, rank 0, has enough to hold some recurrent states, of models that have them: it
     decides which are kept."""
     counts = [mixer_heads(each) for each in spec.layers if _has_states(each)]
+    counts = [each for each in counts if each > 1]  # of a single one the head has all
     least = max(1 / _UNITS, 0.5 / min(counts)) if counts else 0.0
     total = sum(parts)
     if parts[0] >= least * total:
@@ -218,7 +219,10 @@ class _Grains:
     def layer(self, layer: int) -> list[LayerShare]:
         """Of every rank."""
         numbers, parts = self._spec.layers[layer], self._parts
-        heads = ranges(mixer_heads(numbers), self._heads(layer, numbers), parts)
+        size, grain = mixer_heads(numbers), self._heads(layer, numbers)
+        heads = ranges(size, grain, parts)
+        if _has_states(numbers) and size <= grain:
+            heads = [range(size), *[range(0)] * (len(parts) - 1)]
         if not numbers.n_experts and not numbers.d_ff:
             return [LayerShare(each, range(0)) for each in heads]
         if not numbers.n_experts:

@@ -52,7 +52,9 @@ def in_order(size: int) -> Folding:
 
 def edges_of(count: int, parts: Sequence[float]) -> tuple[int, ...]:
     """Where each rank's units begin, and `count` at last: near `parts` of all. Halves and quarters of the units are
-    rounded as the tree halves them."""
+    rounded as the tree halves them. What is one unit is the head's: it may be recurrent states."""
+    if count == 1:
+        return (0, *(1,) * len(parts))
     total, edges, sum_ = sum(parts), [0], 0.0
     for part in parts:
         sum_ += part
