@@ -8,7 +8,7 @@ after a loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -290,12 +290,7 @@ def take_states(said: SaidBackStates, follower: Follower, collective: Collective
     data = np.empty(pieces[-1].stop, np.uint8)
     for each in pieces:
         collective.scatter((), data[each].view(np.float32))
-    try:
-        follower.write_states(said.block, data)
-    except DoesNotFitError:
-        collective.gather(np.zeros(1, np.float32))
-    else:
-        collective.gather(np.ones(1, np.float32))
+    _hold(collective, lambda: follower.write_states(said.block, data))
 
 
 def take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> None:
@@ -303,8 +298,13 @@ def take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> N
     head says."""
     data = np.empty(follower.check_blocks(said.blocks), np.uint8)
     collective.scatter((), data.view(np.float32))
+    _hold(collective, lambda: follower.write(said.blocks, data))
+
+
+def _hold(collective: Collective, act: Callable[[], None]) -> None:
+    """`act` holds what came; tell the head whether there was room for it."""
     try:
-        follower.write(said.blocks, data)
+        act()
     except DoesNotFitError:
         collective.gather(np.zeros(1, np.float32))
     else:

@@ -83,7 +83,8 @@ def test_the_same_tokens_on_any_number_of_ranks(parts, name, directory, kernels)
             got = group.decoder.forward(ids, group.decoder.new_cache(100), logits="all")
             off = np.abs(got - wanted).max(axis=1) / np.abs(wanted).max()  # of each position
             # A sum's last bit may round an activation otherwise, where activations are rounded.
-            most = 3e-4 if INSTANCES[name].type == GgmlType.F32 else 2e-2
+            most = 1e-4 if INSTANCES[name].type == GgmlType.F32 else 2e-2
+            most = 3e-4 if name == "gemma4" else most  # which alone was seen beyond: it grows from 3e-7 on, by position
             assert np.median(off) < most and off.max() < 5e-2
             check_tokens(group.decoder, alone, ids, 5e-2)
         assert not group.errors
