@@ -2,6 +2,7 @@
 
 python benchmarks/streaming.py MODEL.gguf --cap 2G --llamacpp-python VENV/bin/python [-p 0] [-n 90] [-r 3]
     [--routing TRACE.json]   (what a synthetic file replays: plan predicts with its hits)
+    [--used-by FILE ...]     (of which the page cache is full before each run, as that of a machine in use)
 
 Every run of edgerun begins with an empty cache, or (--warm) with the hot set that a first, uncounted run has kept.
 Prints medians, their ratio, what `edgerun plan` predicted, and the share of the law's bound that was reached:
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ from edgerun.planning.speed import layers_ahead, token_s
 from edgerun.units import format_size, parse_size_bytes
 
 
-def report_of(command: list[str], cap: int) -> dict[str, Any]:
+def report_of(command: list[str], cap: int, used_by: Sequence[Path] = ()) -> dict[str, Any]:
     """The JSON that a command prints under the cap, with the kernel's peak."""
-    done = run_capped(command, cap)
+    done = run_capped(command, cap, used_by=used_by)
     if done.code:
         raise SystemExit(f"{command[0]} failed ({done.code}): {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -58,6 +60,9 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--routing", type=Path)
     parser.add_argument("--warm", action="store_true", help="begin with the hot set that a run before has kept")
+    parser.add_argument(
+        "--used-by", type=Path, nargs="*", default=[], help="other files, to fill the page cache with before each run"
+    )
     parser.add_argument("--options", default="", help="more options of `edgerun bench`, e.g. --no-prefetch")
     a = parser.parse_args()
     cap = parse_size_bytes(a.cap)
@@ -68,14 +73,14 @@ def main() -> None:
     theirs = [a.llamacpp_python, "-c", LLAMA_CPP, str(a.model), str(a.prompt), str(a.decode), str(a.threads), "mmap"]
     ours_runs, their_runs, plans, disk = [], [], [], []
     if a.warm:
-        report_of(bench, cap)
+        report_of(bench, cap, a.used_by)
     for _ in range(a.repetitions):
         if a.llamacpp_python:
-            their_runs.append(report_of(theirs, cap))
+            their_runs.append(report_of(theirs, cap, a.used_by))
         if not a.warm:
             forget_hot_set(a.model)
         around = [plan(edgerun, a, limits)]
-        ours_runs.append(report_of(bench, cap))
+        ours_runs.append(report_of(bench, cap, a.used_by))
         around.append(plan(edgerun, a, limits))
         plans.append(around)
         disk.append(statistics.fmean(said["rates"]["disk_bytes_per_s"] for said in around))

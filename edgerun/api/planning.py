@@ -44,6 +44,7 @@ from edgerun.planning.rates import (
     load_rates,
     measure_attention,
     measure_launch,
+    measure_new_memory,
     measure_products,
     product_name,
     save_rates,
@@ -391,8 +392,17 @@ def _completed(
                 attention, launch_s = measure_attention(kernels), measure_launch(kernels)
         if probe is not None:
             disk = probe.bytes_per_s()
-    others = 0.0 if known is None else known.others_share
-    return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, others_share=others)
+    new = None if known is None else known.new_memory_bytes_per_s
+    return Rates(
+        products,
+        disk,
+        piece_bytes,
+        attention,
+        launch_s,
+        cache_bytes,
+        others_share=0.0 if known is None else known.others_share,
+        new_memory_bytes_per_s=new or measure_new_memory(),
+    )
 
 
 def _products(

@@ -8,7 +8,7 @@ from edgerun.errors import UsageError
 from edgerun.models import ModelSpec
 from edgerun.options import as_whole, items_of, refused
 from edgerun.planning.expert_hits import AnswerHits, answer_hits
-from edgerun.weights.eviction import DecayedFrequency, hits_by_token, mean_hits
+from edgerun.weights.eviction import DecayedFrequency, hits_by_token, mean_hits, tokens_that_fill
 
 
 def checked_routing(routing: object) -> list[list[list[int]]] | None:
@@ -55,4 +55,4 @@ def replayed(
     tokens = hits_by_token(policy, routing, slots, spec.n_experts)
     full = mean_hits(tokens[len(routing) // 3 :])
     answer = [] if warm else [hits / uses for hits, uses in tokens[prompt_tokens:]]
-    return full, answer_hits(answer, full, decode_tokens)
+    return full, answer_hits(answer, full, decode_tokens, max(0, tokens_that_fill(tokens, slots) - prompt_tokens))

@@ -23,6 +23,7 @@ from edgerun.cluster.mirror import (
     SaidBack,
     SaidBackStates,
     SaidBlock,
+    SaidCopies,
     SaidWant,
     SaidWantStates,
     Teller,
@@ -271,21 +272,23 @@ def _pages(kept: Kept) -> Iterator[tuple[Place, list[U8]]]:
             yield Place(number, page, 0), some
 
 
-def give_blocks(said: SaidWant, follower: Follower, collective: Collective) -> None:
-    """On another rank: its part of the blocks that the head wants. FormatError for what no head says."""
-    collective.gather(follower.read(said.blocks).view(np.float32))
+def copy_as_said(said: SaidCopies, follower: Follower, collective: Collective) -> None:
+    """On another rank: what the head wants goes to it, and what it gives is held. FormatError for what no head says."""
+    match said:
+        case SaidWant():
+            collective.gather(follower.read(said.blocks).view(np.float32))
+        case SaidBack():
+            _take_blocks(said, follower, collective)
+        case SaidWantStates():
+            pieces, states = follower.state_pieces(said), follower.states(said.block)
+            for each in pieces:
+                collective.gather(states[each].view(np.float32))
+        case SaidBackStates():
+            _take_states(said, follower, collective)
 
 
-def give_states(said: SaidWantStates, follower: Follower, collective: Collective) -> None:
-    """On another rank: its block of states. FormatError for what no head says."""
-    pieces, data = follower.state_pieces(said), follower.states(said.block)
-    for each in pieces:
-        collective.gather(data[each].view(np.float32))
-
-
-def take_states(said: SaidBackStates, follower: Follower, collective: Collective) -> None:
-    """On another rank: hold its part of a block of states, and say whether there was room. FormatError for what no head
-    says."""
+def _take_states(said: SaidBackStates, follower: Follower, collective: Collective) -> None:
+    """Its part of a block of states; says whether there was room."""
     pieces = follower.state_pieces(said)
     data = np.empty(pieces[-1].stop, np.uint8)
     for each in pieces:
@@ -293,9 +296,8 @@ def take_states(said: SaidBackStates, follower: Follower, collective: Collective
     _hold(collective, lambda: follower.write_states(said.block, data))
 
 
-def take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> None:
-    """On another rank: hold its part of what the head gives, and say whether there was room. FormatError for what no
-    head says."""
+def _take_blocks(said: SaidBack, follower: Follower, collective: Collective) -> None:
+    """Its part of some blocks; says whether there was room."""
     data = np.empty(follower.check_blocks(said.blocks), np.uint8)
     collective.scatter((), data.view(np.float32))
     _hold(collective, lambda: follower.write(said.blocks, data))

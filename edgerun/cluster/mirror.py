@@ -112,7 +112,8 @@ class SaidBackStates(msgspec.Struct, frozen=True, array_like=True, tag=4):
     pieces: int
 
 
-Said = SaidPass | SaidWant | SaidBack | SaidWantStates | SaidBackStates
+SaidCopies = SaidWant | SaidBack | SaidWantStates | SaidBackStates
+Said = SaidPass | SaidCopies
 
 
 class Teller:

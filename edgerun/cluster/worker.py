@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from edgerun.cluster.collective import Collective
-from edgerun.cluster.copying import give_blocks, give_states, take_blocks, take_states
+from edgerun.cluster.copying import copy_as_said
 from edgerun.cluster.lockstep import Lockstep, PassEnded
-from edgerun.cluster.mirror import Follower, SaidBack, SaidBackStates, SaidWant, SaidWantStates, parsed
+from edgerun.cluster.mirror import Follower, SaidPass, parsed
 from edgerun.cluster.shard_file import open_shard
 from edgerun.errors import DoesNotFitError, EdgerunError, FormatError, LostPeerError, UnsupportedError
 from edgerun.events import EventSink, Notice, ignore, never
@@ -139,17 +139,8 @@ def _pass(collective: Collective, lockstep: Lockstep, passes: Passes, follower: 
     if not message:
         return False
     said, spec = parsed(message), passes.spec
-    if isinstance(said, SaidWant):
-        give_blocks(said, follower, collective)
-        return True
-    if isinstance(said, SaidBack):
-        take_blocks(said, follower, collective)
-        return True
-    if isinstance(said, SaidWantStates):
-        give_states(said, follower, collective)
-        return True
-    if isinstance(said, SaidBackStates):
-        take_states(said, follower, collective)
+    if not isinstance(said, SaidPass):
+        copy_as_said(said, follower, collective)
         return True
     rows = follower.check(said)
     is_few = said.few and rows <= len(passes.few.x)

@@ -16,12 +16,10 @@ from numba import types
 
 from edgerun.kernels.formats.activations import FORMS, Q8_COLS, Q8_SUMS_BYTES, SCALED_SUM, start_offset
 from edgerun.kernels.formats.base import Flat, Format, Plain, Quantised, Super
-from edgerun.kernels.isa import Isa
+from edgerun.kernels.isa import Ahead, Isa
 from edgerun.kernels.ops import emitter_of
 from edgerun.kernels.ops.emitter import Chain, Emitter, Value
 from edgerun.kernels.simd import I32, I64, function
-
-AHEAD_BYTES = 4096  # of weights that are asked for before they are needed, by a single row of activations
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,17 @@ def tile(isa: Isa, format: Format, rows: int, groups: int) -> Any:
     last before it and not stored, and so are the first `done` rows."""
 
     def emit(b: Any, descriptor: Any, item: Any, end: Any, row: Any, done: Any) -> None:
-        _Tile(emitter_of(isa, b, rows), format, rows, groups).emit(descriptor, item, end, row, done)
+        # What lies in the order in which it is needed the processor foresees as well
+        ahead = Ahead() if format.bytes >= format.cols else isa.ahead
+        _Tile(emitter_of(isa, b, rows), format, rows, groups, ahead).emit(descriptor, item, end, row, done)
 
     return function((types.int64,) * 5, types.void, emit)
 
 
 class _Tile:
-    def __init__(self, e: Emitter, format: Format, rows: int, groups: int) -> None:
+    def __init__(self, e: Emitter, format: Format, rows: int, groups: int, ahead: Ahead) -> None:
         self._e, self._b = e, e.b
+        self._ahead = ahead
         self._format = format
         self._rows, self._groups = rows, groups
 
@@ -160,7 +161,7 @@ class _Tile:
         lines = -(-self._format.bytes * self._e.lanes // 64)
         for q in place.weights:
             for line in range(part * lines // parts, (part + 1) * lines // parts):
-                self._e.prefetch(q, AHEAD_BYTES + 64 * line)
+                self._e.prefetch(q, self._ahead.n_bytes + 64 * line, self._ahead.level)
         if parts > 1:
             self._e.barrier()  # LLVM would gather them again
 

@@ -35,21 +35,31 @@ ALIKE = 0.6
 @dataclass(frozen=True)
 class AnswerHits:
     """Shares of uses, on average over an answer's tokens. later: over the last two thirds of them, which is what
-    benchmarks count (`profiling.bench`)."""
+    benchmarks count (`profiling.bench`). new, later_new: those that miss while the cache is not full yet, and so are
+    read to memory that was not used before."""
 
     all: float
     later: float
+    new: float = 0.0
+    later_new: float = 0.0
 
 
-def answer_hits(first: Sequence[float], full: float, decode_tokens: int) -> AnswerHits:
-    """Of an answer whose first tokens have these hits each, and all others those of a full cache."""
+def answer_hits(first: Sequence[float], full: float, decode_tokens: int, filling: int = 0) -> AnswerHits:
+    """Of an answer whose first tokens have these hits each, and all others those of a full cache. filling: tokens after
+    which it is full."""
 
     def mean(skip: int) -> float:
         counted = first[skip:decode_tokens]
         others = max(0, decode_tokens - max(skip, len(first)))
         return (sum(counted) + others * full) / max(1, len(counted) + others)
 
-    return AnswerHits(mean(0), mean(decode_tokens // 3)) if decode_tokens else AnswerHits(full, full)
+    def new(skip: int) -> float:
+        return sum(1 - hits for hits in first[skip : min(filling, decode_tokens)]) / max(1, decode_tokens - skip)
+
+    if not decode_tokens:
+        return AnswerHits(full, full)
+    skip = decode_tokens // 3
+    return AnswerHits(mean(0), mean(skip), new(0), new(skip))
 
 
 def filling_hits(
@@ -63,7 +73,7 @@ def filling_hits(
     while share < cached_share and len(first) < min(decode_tokens, _MOST_FILLING):
         first.append(full_hits(spec, share))
         share = min(cached_share, share + used * (1 - first[-1]))
-    return answer_hits(first, full_hits(spec, share), decode_tokens)
+    return answer_hits(first, full_hits(spec, share), decode_tokens, len(first))
 
 
 def full_hits(spec: ModelSpec, cached_share: float) -> float:

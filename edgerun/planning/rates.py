@@ -41,6 +41,7 @@ _LONGEST_S, _FEWEST_TURNS = 0.25, 3
 _MEMORY_SHARE = 0.25  # of what is available, that measuring may take
 _SLOW_MATRIX_BYTES = 1 << 20  # of a type without kernels, which is bound by computing
 _ATTENDED = 2048  # positions
+_NEW_BYTES = 256 << 20  # that the system is asked for
 MEASURED_TOKENS = 256  # of a prompt, as a decoder takes it at a time
 MOST_OTHERS = 0.10  # of the processors, that others may take while something is measured
 TYPICAL_LAUNCH_S = 4e-6  # where it was not measured
@@ -73,7 +74,9 @@ class Rates:
     cache; attention: None where it was not measured, and is part of what products take longer in a model; launch_s: of
     an operation that has almost nothing to do, Python's share included; cache_bytes: of the processor's last cache, 0
     where that is not known; memory_bytes_per_s: memory's own rate, where it was asked for; others_share: of the
-    processors, what other programs took meanwhile, so that all this may be too low."""
+    processors, what other programs took meanwhile, so that all this may be too low; new_memory_bytes_per_s: at which
+    the system gives a thread memory that is used for the first time, None where that is not known and counts for
+    nothing."""
 
     products: Mapping[str, ProductRates]  # by `product_name`
     disk_bytes_per_s: float
@@ -83,6 +86,7 @@ class Rates:
     cache_bytes: int = 0
     memory_bytes_per_s: float | None = None
     others_share: float = 0.0
+    new_memory_bytes_per_s: float | None = None
 
     @property
     def were_disturbed(self) -> bool:
@@ -125,6 +129,7 @@ def best_of(first: Rates, second: Rates) -> Rates:
     if not 0.5 <= first.disk_piece_bytes / second.disk_piece_bytes <= 2:
         rate = second.disk_bytes_per_s
     (memory,) = _larger([first.memory_bytes_per_s], [second.memory_bytes_per_s])
+    (new,) = _larger([first.new_memory_bytes_per_s], [second.new_memory_bytes_per_s])
     return replace(
         second,
         products=products,
@@ -133,6 +138,7 @@ def best_of(first: Rates, second: Rates) -> Rates:
         launch_s=min(first.launch_s, second.launch_s),
         memory_bytes_per_s=memory,
         others_share=min(first.others_share, second.others_share),
+        new_memory_bytes_per_s=new,
     )
 
 
@@ -265,6 +271,15 @@ def measure_launch(kernels: Kernels) -> float:
     return _typical_s(lambda: kernels.rms_norm(x, weight, 1e-5, x), 200)
 
 
+def measure_new_memory() -> float:
+    """Bytes/s at which the system gives memory that is written for the first time, to one thread."""
+    n_bytes = min(_NEW_BYTES, int(_MEMORY_SHARE * memory_limits().available_bytes)) // mmap.PAGESIZE * mmap.PAGESIZE
+    memory = Arena(n_bytes)
+    began = time.perf_counter()
+    memory.bytes[:: mmap.PAGESIZE] = 1
+    return len(memory.bytes) / (time.perf_counter() - began)
+
+
 def _typical_s(once: Callable[[], None], turns: int) -> float:
     """What a third of the turns stays below, after one that is not counted: the best is not typical, and of a middle
     one other programs have a part too often. Fewer turns where they take long."""
@@ -290,8 +305,8 @@ def load_rates(path: Path, events: EventSink = ignore) -> Rates | None:
         return None
     known = [n for each in rates.products.values() for n in astuple(each) if n is not None]
     known += [] if rates.attention is None else astuple(rates.attention)
-    memory = rates.memory_bytes_per_s
-    known += [rates.disk_bytes_per_s, rates.disk_piece_bytes, rates.launch_s, 1.0 if memory is None else memory]
+    known += [n for n in (rates.memory_bytes_per_s, rates.new_memory_bytes_per_s) if n is not None]
+    known += [rates.disk_bytes_per_s, rates.disk_piece_bytes, rates.launch_s]
     sensible = all(0 < n < 1e18 for n in known) and 0 <= rates.cache_bytes < 1e18 and 0 <= rates.others_share <= 1
     return rates if sensible else None
 
@@ -305,9 +320,15 @@ def rates_kept(said: Any) -> Rates:
         attention=None if said["attention"] is None else AttentionRates(*map(float, said["attention"])),
         launch_s=float(said["launch_s"]),
         cache_bytes=int(said["cache_bytes"]),
-        memory_bytes_per_s=None if said["memory_bytes_per_s"] is None else float(said["memory_bytes_per_s"]),
+        memory_bytes_per_s=_number_or_none(said["memory_bytes_per_s"]),
         others_share=float(said["others_share"]),
+        new_memory_bytes_per_s=_number_or_none(said["new_memory_bytes_per_s"]),
     )
+
+
+def _number_or_none(said: Any) -> float | None:
+    """ValueError, TypeError."""
+    return None if said is None else float(said)
 
 
 def _kept_product(said: Sequence[float | None]) -> ProductRates:
@@ -315,7 +336,7 @@ def _kept_product(said: Sequence[float | None]) -> ProductRates:
     decode, prompt, cached = said
     if decode is None or prompt is None:
         raise ValueError("a rate is missing")
-    return ProductRates(float(decode), float(prompt), None if cached is None else float(cached))
+    return ProductRates(float(decode), float(prompt), _number_or_none(cached))
 
 
 def as_kept(rates: Rates) -> dict[str, Any]:

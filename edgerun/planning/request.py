@@ -75,7 +75,7 @@ def predict_request(
         hits = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens, warm=warm)
     first = depth + prompt_tokens
 
-    def decoding(hit_rate: float | None, position: int) -> Speed:
+    def decoding(hit_rate: float | None, new_rate: float, position: int) -> Speed:
         return predict_speed(
             catalog,
             spec,
@@ -83,14 +83,18 @@ def predict_request(
             sizes,
             rates,
             hit_rate=hit_rate,
+            new_rate=new_rate,
             prompt_tokens=max(1, prompt_tokens),
             position=position,
             packed=packed,
             warm=warm,
         )
 
-    speed = decoding(None if hits is None else hits.all, first + decode_tokens // 2)
-    later = decoding(None if hits is None else hits.later, first + 2 * decode_tokens // 3)
+    middle, late = first + decode_tokens // 2, first + 2 * decode_tokens // 3
+    if hits is None:
+        speed, later = decoding(None, 0.0, middle), decoding(None, 0.0, late)
+    else:
+        speed, later = decoding(hits.all, hits.new, middle), decoding(hits.later, hits.later_new, late)
     reads = speed.read_s_per_token > speed.compute_s_per_token
     rows = min(256, max(1, prompt_tokens))
     chunk = pass_operations(catalog, spec, sizes, rows=rows)

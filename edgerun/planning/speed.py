@@ -69,7 +69,8 @@ class Speed:
     read_bytes_per_token: float
     compute_s_per_token: float
     read_s_per_token: float
-    pack_s_per_token: float = 0.0  # of a reader, for experts that do not come from a pack file
+    # Of a reader: for experts that do not come from a pack file, and for memory that the system has yet to give
+    pack_s_per_token: float = 0.0
     memory_bytes_per_token: float = 0.0  # weights, keys and values that a token reads from memory
 
 
@@ -81,15 +82,16 @@ def predict_speed(
     rates: Rates,
     *,
     hit_rate: float | None = None,
+    new_rate: float = 0.0,
     prompt_tokens: int = _PROMPT_TOKENS,
     position: int | None = None,
     packed: bool = False,
     warm: bool = False,
 ) -> Speed:
     """Of a prompt of so many tokens, and of a token that stands after `position` others (None: after the prompt).
-    `hit_rate`: of the expert cache where it is known; None: what such a cache, full, has with other models. `rates`
-    must have all products of the catalog. packed: what is missing comes from a pack file. warm: the cache was filled
-    before, by others like the prompt."""
+    `hit_rate`: of the expert cache where it is known; None: what such a cache, full, has with other models. new_rate:
+    uses that miss and are read to memory that was not used before. `rates` must have all products of the catalog.
+    packed: what is missing comes from a pack file. warm: the cache was filled before, by others like the prompt."""
     position = prompt_tokens if position is None else position
     rates = rates.for_weights(_token_weight_bytes(catalog, spec, sizes))
     token = list(pass_operations(catalog, spec, sizes, rows=1, position=position))
@@ -123,6 +125,8 @@ def predict_speed(
     alone = packed or plan.mode == "experts"  # layers are read without a pause, and readers are at work all the time
     read = missing / (rates.disk_bytes_per_s if alone else _read_bytes_per_s(rates))
     pack = 0.0 if packed or plan.mode != "experts" else missing / _pack_bytes_per_s(rates)
+    if plan.mode == "experts" and rates.new_memory_bytes_per_s is not None:
+        pack += new_rate * stored.token_experts / rates.new_memory_bytes_per_s
     prompt_read = prompt_missing / rates.disk_bytes_per_s
     used = spec.n_experts_used if plan.mode == "experts" else 0
     first = _overlapped(prompt_compute, prompt_read, _VISIBLE if packed else _PROMPT_VISIBLE)

@@ -7,6 +7,7 @@ rank what it holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -112,6 +113,12 @@ def mean_hits(tokens: Sequence[tuple[int, int]]) -> float:
     """Of what `hits_by_token` gives: the share over all of them."""
     hits, total = (sum(counts) for counts in zip(*tokens, strict=True)) if tokens else (0, 0)
     return hits / total if total else 0.0
+
+
+def tokens_that_fill(tokens: Sequence[tuple[int, int]], slots: int) -> int:
+    """After how many of what `hits_by_token` gives such a cache is full; all of them where it never is."""
+    missed = accumulate(uses - hits for hits, uses in tokens)
+    return next((count for count, so_far in enumerate(missed, 1) if so_far >= slots), len(tokens))
 
 
 def hits_by_token(

@@ -11,17 +11,17 @@ and renamed, so that a crash leaves the old one:
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from edgerun.errors import FormatError, UntrustedError
-from edgerun.events import EventSink, Notice, ignore
+from edgerun.errors import FormatError
+from edgerun.events import EventSink, ignore
 from edgerun.kernels.interface import F32
-from edgerun.paths import kept_folder, write_kept
+from edgerun.paths import write_kept
+from edgerun.weights.kept import parsed_kept
 
 MAGIC = b"EDGEHOT1"
 _SHAPE = struct.Struct("<2I")
@@ -31,19 +31,13 @@ _DATA_AT = len(MAGIC) + 32 + _SHAPE.size
 def load_scores(path: Path, layers: int, experts: int, events: EventSink = ignore) -> F32 | None:
     """(layers, experts) f32, or None when there is no file. One that is damaged, or not a profile of such a model, is
     dropped with a Notice; one that others can have written is left alone, with a Notice."""
-    try:
-        with kept_folder(path.parent) as folder:
-            try:
-                return _scores(folder.read(path.name, _DATA_AT + 4 * layers * experts), layers, experts)
-            except FormatError as error:
-                events(Notice(f"what was hot in earlier runs is dropped: {path} is damaged ({error})"))
-                with contextlib.suppress(OSError):  # then it is replaced when this run ends, or found so again
-                    folder.remove(path.name)
-    except UntrustedError as error:
-        events(Notice(f"what was hot in earlier runs is not used: {error}"))
-    except OSError:
-        return None  # only a start without warmth
-    return None
+    return parsed_kept(
+        path,
+        lambda content: _scores(content, layers, experts),
+        most_bytes=_DATA_AT + 4 * layers * experts,
+        what="what was hot in earlier runs",
+        events=events,
+    )
 
 
 def save_scores(path: Path, scores: F32) -> None:

@@ -10,7 +10,6 @@ One small file per model in the cache directory, JSON of bounded size:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections import deque
@@ -19,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerun.errors import FormatError, UntrustedError
-from edgerun.events import EventSink, Notice, ignore
+from edgerun.errors import FormatError
+from edgerun.events import EventSink, ignore
 from edgerun.kernels.interface import I32
-from edgerun.paths import kept_folder, write_kept
+from edgerun.paths import write_kept
+from edgerun.weights.kept import parsed_kept
 
 Routing = list[list[list[int]]]  # expert ids by token and layer, none of layers without experts
 
@@ -97,19 +97,13 @@ def save_last_run(path: Path, run: LastRun) -> None:
 def load_last_run(path: Path, layers: int, experts: int, events: EventSink = ignore) -> LastRun | None:
     """Of a model of so many layers, with so many experts each at most; None when there is none. One that is damaged is
     dropped with a Notice; one that others can have written is left alone, with a Notice."""
-    try:
-        with kept_folder(path.parent) as folder:
-            try:
-                return _parsed(folder.read(path.name, _MOST_FILE_BYTES), layers, experts)
-            except FormatError as error:
-                events(Notice(f"what the last run has seen is dropped: {path} is damaged ({error})"))
-                with contextlib.suppress(OSError):  # then it is replaced by the next run, or found so again
-                    folder.remove(path.name)
-    except UntrustedError as error:
-        events(Notice(f"what the last run has seen is not used: {error}"))
-    except OSError:
-        return None  # only a plan of what is assumed
-    return None
+    return parsed_kept(
+        path,
+        lambda content: _parsed(content, layers, experts),
+        most_bytes=_MOST_FILE_BYTES,
+        what="what the last run has seen",
+        events=events,
+    )
 
 
 def _parsed(content: bytes, layers: int, experts: int) -> LastRun:

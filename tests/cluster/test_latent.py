@@ -8,20 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgerun.api.llm import LLM
 from edgerun.cluster.copying import heads_of
 from edgerun.cluster.group import Whole, parts_of
 from edgerun.cluster.shards import ShardStore
 from edgerun.cluster.shares import Ability, divide
 from edgerun.cluster.worker import RankOptions
-from edgerun.models import Batch, Stretch
 from edgerun.models.holdings import common_kv_bytes, kv_bytes, kv_groups
 from edgerun.models.share import spec_of_share
 from tests.cluster.groups import linked_group
 from tests.cluster.in_threads import greedy, one_thread, resident, together
-from tests.cluster.test_group import clustered
-from tests.models.instances import INSTANCES, open_instance, tokens_of, write
-from tests.text.vocabularies import sentencepiece
+from tests.models.instances import INSTANCES, open_instance, tokens_of
 
 PROMPT = "the cat sat on the mat and the dog"
 OPTIONS = {"max_tokens": 30, "temperature": 0.0, "ignore_eos": True}
@@ -84,46 +80,3 @@ def test_ranks_without_a_head_have_the_same_bits(name, directory):
             wanted = wanted or got
             np.testing.assert_array_equal(got[0], wanted[0])
             assert got[1] == wanted[1]
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_bits_do_not_depend_on_how_a_sequence_is_cut_or_on_company(name, directory):
-    ids = np.random.default_rng(3).integers(0, 96, 300).tolist()
-    gguf, spec = open_instance(name, directory)
-    with gguf, together(gguf, spec, [2, 1], directory, resident(one_thread), in_units=True) as group:
-        decoder = group.decoder
-        whole = decoder.forward(ids, decoder.new_cache(400), logits="all")
-        cache, other, rows = decoder.new_cache(400), decoder.new_cache(400), []
-        low = 0
-        for high in (1, 3, 60, 61, 290, 300):
-            batch = Batch((Stretch(cache, ids[low:high], "all"), Stretch(other, [high % 96], "none")))
-            rows.append(decoder.step(batch)[0])
-            low = high
-        assert np.array_equal(np.concatenate(rows), whole)
-    assert not group.errors
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_devices_that_go_and_come_cost_not_a_token(name, directory, tmp_path):
-    path = write(INSTANCES[name], directory / f"{name}-text.gguf", sentencepiece())
-    with clustered(path, [], tmp_path) as (alone, _):
-        wanted = alone.complete(PROMPT, **OPTIONS).text
-    with clustered(path, [1, 1, 1], tmp_path) as (llm, assembly):
-        assert llm.complete(PROMPT, **OPTIONS).text == wanted
-        text, lost = "", 0
-        for tokens, chunk in enumerate(llm.stream(PROMPT, **OPTIONS)):
-            text += chunk.text
-            if lost < 2 and tokens > 4 + 8 * lost:
-                assembly.lose(0, after_calls=3 + 5 * lost)
-                lost += 1
-        assert lost == 2 and text == wanted and llm.engine.decoder.size == 2
-        assembly.come(2.0)
-        assert llm.complete(PROMPT, **OPTIONS).text == wanted
-        assert llm.engine.decoder.size == 3
-
-
-def test_guesses_go_through_a_group(directory, tmp_path):
-    path = write(INSTANCES["deepseek2"], directory / "guesses.gguf", sentencepiece())
-    text = "the cat sat. the cat sat. the cat"
-    with LLM(path, threads=1) as plain, clustered(path, [1, 1], tmp_path, draft="lookup") as (llm, _):
-        assert llm.complete(text, **OPTIONS).text == plain.complete(text, **OPTIONS).text

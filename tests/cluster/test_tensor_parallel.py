@@ -27,6 +27,7 @@ from tests.cluster.in_threads import CONTEXT, greedy, one_thread, resident, toge
 from tests.models.instances import INSTANCES, open_instance, tokens_of
 
 NEW = 12
+RECURRENT = ("qwen35", "lfm2", "granitehybrid")
 SURELY = {
     "llama",
     "qwen2",
@@ -140,12 +141,13 @@ def test_the_same_bits_on_any_number_of_ranks(name, directory):
             assert got[1] == wanted[1]
 
 
-@pytest.mark.parametrize("name", ["llama", "olmoe", "bitnet"])
+@pytest.mark.parametrize(
+    "name", ["llama", "olmoe", "bitnet", "deepseek2", "deepseek2-before-2025-Q8_0", "qwen35", "lfm2", "granitehybrid"]
+)
 def test_bits_do_not_depend_on_how_a_sequence_is_cut_or_on_company(name, directory):
-    rng = np.random.default_rng(3)
-    ids = rng.integers(0, 96, 300).tolist()
+    ids = np.random.default_rng(3).integers(0, 96, 300).tolist()
     gguf, spec = open_instance(name, directory)
-    with gguf, together(gguf, spec, [2, 1], directory, resident(one_thread)) as group:
+    with gguf, together(gguf, spec, [2, 1], directory, resident(one_thread), in_units=True) as group:
         decoder = group.decoder
         whole = decoder.forward(ids, decoder.new_cache(400), logits="all")
         cache, other, rows = decoder.new_cache(400), decoder.new_cache(400), []
@@ -155,13 +157,17 @@ def test_bits_do_not_depend_on_how_a_sequence_is_cut_or_on_company(name, directo
             rows.append(decoder.step(batch)[0])
             low = high
         assert np.array_equal(np.concatenate(rows), whole)
+        assert greedy(decoder, ids[:40], 6) == greedy(decoder, ids[:40], 6)
+    assert not group.errors
 
 
-def test_pages_follow_the_head(directory, kernels):
-    """Sequences are cut, copied, begun like others and forgotten at random; the others see the same positions."""
+@pytest.mark.parametrize(("name", "parts"), [("gemma3", [1, 1]), *((each, [1, 1, 1]) for each in RECURRENT)])
+def test_what_the_heads_sequences_hold_the_others_hold(name, parts, directory, kernels):
+    """Sequences are cut, copied, begun like others and forgotten at random; the others see the same positions (of
+    Gemma 3 in groups of pages with and without a window), and the same states."""
     rng = np.random.default_rng(5)
-    gguf, spec = open_instance("gemma3", directory)  # groups of pages with and without a window
-    with gguf, together(gguf, spec, [1, 1], directory, resident(one_thread)) as group:
+    gguf, spec = open_instance(name, directory)
+    with gguf, together(gguf, spec, parts, directory, resident(one_thread)) as group:
         alone = Decoder(spec, ResidentStore(gguf, spec, kernels), kernels, context=CONTEXT)
         both = (alone, group.decoder)
         pairs = [tuple(decoder.new_cache(CONTEXT) for decoder in both) for _ in range(3)]
@@ -169,16 +175,17 @@ def test_pages_follow_the_head(directory, kernels):
         for turn in range(60):
             at = int(rng.integers(len(pairs)))
             pair, ids = pairs[at], known[at]
-            kind = ["go on"] * 3 + ["cut", "copy", "recall", "forget"]
-            what = kind[int(rng.integers(len(kind)))]
+            what = ["go on", "go on", "go on", "cut", "copy", "recall", "forget"][int(rng.integers(7))]
             if what == "cut" and ids:
-                n = pair[0].held_from(int(rng.integers(len(ids) + 1)))
+                wish = int(rng.integers(len(ids) // 2, len(ids) + 1))
+                n = pair[0].held_from(wish)
+                assert pair[1].held_from(wish) == n
                 for each in pair:
                     each.truncate(n)
                 del ids[n:]
             elif what == "copy" and len(ids) > 1:
                 to = int(rng.integers(len(pairs)))
-                n = pair[0].held_from(len(ids) - 1)
+                n = pair[0].held_from(len(ids) - int(name not in RECURRENT))
                 pairs[to], known[to] = tuple(each.copy(n) for each in pair), ids[:n]
             elif what == "recall":
                 for each in pair:
@@ -189,9 +196,10 @@ def test_pages_follow_the_head(directory, kernels):
                 for each in pair:
                     each.release()
                 ids.clear()
-            more = rng.integers(0, 96, int(rng.choice([1, 2, 7, 70, 200]))).tolist()
+            more = rng.integers(0, 96, int(rng.choice([1, 2, 7, 70, 300]))).tolist()
             if len(ids) + len(more) > CONTEXT:
                 continue
+            pair, ids = pairs[at], known[at]
             want, got = (decoder.forward(more, each) for decoder, each in zip(both, pair, strict=True))
             ids += more
             assert np.abs(got - want).max() < 2e-3 * np.abs(want).max(), f"turn {turn}: {what}"

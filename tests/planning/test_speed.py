@@ -23,6 +23,7 @@ from edgerun.planning.rates import (
     Rates,
     best_of,
     load_rates,
+    measure_new_memory,
     measure_products,
     product_name,
     save_rates,
@@ -104,12 +105,18 @@ def test_a_cache_that_fills_misses_more_than_a_full_one():
     rising = [filling_hits(spec, 0.5, 0, tokens) for tokens in (10, 24, 6000)]
     assert rising[0].all < rising[0].later < rising[1].all < rising[1].later < full, "later tokens find more"
     assert rising[1].later < rising[2].all < rising[2].later == pytest.approx(full)
+    short, long = filling_hits(spec, 0.5, 0, 4), rising[2]
+    assert (short.new, short.later_new) == (pytest.approx(1 - short.all), pytest.approx(1 - short.later)), "all is new"
+    assert 0 < long.new < 1 - long.all and long.later_new == 0, "once it is full, none"
 
 
 def test_the_hits_of_an_answer_by_hand():
     """The last two thirds are counted from token 2 of 6 on; what is not known is as in a full cache."""
     assert answer_hits([0.0, 0.2, 0.4, 0.6], 1.0, 6) == AnswerHits(pytest.approx(3.2 / 6), pytest.approx(3.0 / 4))
     assert answer_hits([0.0, 0.2, 0.4, 0.6], 1.0, 3) == AnswerHits(pytest.approx(0.2), pytest.approx(0.3))
+    assert answer_hits([0.0, 0.2, 0.4, 0.6], 1.0, 6, filling=3) == AnswerHits(
+        pytest.approx(3.2 / 6), pytest.approx(3.0 / 4), new=pytest.approx(2.4 / 6), later_new=pytest.approx(0.6 / 4)
+    )
     assert answer_hits([], 0.5, 6) == answer_hits([0.1], 0.5, 0) == AnswerHits(0.5, 0.5)
 
 
@@ -121,10 +128,27 @@ def test_recorded_routing_is_replayed_from_an_empty_cache():
     def hits(slots=1000, prompt=0, decode=9, warm=False):
         return replayed(routing, slots, spec, prompt_tokens=prompt, decode_tokens=decode, warm=warm)
 
-    assert hits() == (pytest.approx(5 / 6), AnswerHits(pytest.approx(7 / 9), pytest.approx(5 / 6)))
-    assert hits(decode=3)[1] == AnswerHits(pytest.approx(2 / 3), 1.0)
+    new = pytest.approx(2 / 9)
+    never_full = AnswerHits(pytest.approx(7 / 9), pytest.approx(5 / 6), new, pytest.approx(1 / 6))
+    assert hits() == (pytest.approx(5 / 6), never_full)
+    by_the_first = replace(never_full, new=pytest.approx(1 / 9), later_new=0.0)
+    assert hits(slots=8 * spec.n_layers)[1] == by_the_first, "which fills it"
+    assert hits(decode=3)[1] == AnswerHits(pytest.approx(2 / 3), 1.0, pytest.approx(1 / 3))
     assert hits(prompt=2, decode=4)[1] == AnswerHits(1.0, 1.0), "the prompt has filled it"
     assert hits(prompt=9)[1] == hits(warm=True)[1] == AnswerHits(pytest.approx(5 / 6), pytest.approx(5 / 6))
+
+
+def test_memory_that_is_new_takes_a_reader_s_time():
+    """Half of the uses are read to it; a cache that is full needs none."""
+    rates = replace(RATES, new_memory_bytes_per_s=0.5e9)
+    free, full, fills = (
+        speed(OLMOE, 2 * GIB, each, hit_rate=0.5, new_rate=new, packed=True)
+        for each, new in ((RATES, 0.5), (rates, 0.0), (rates, 0.5))
+    )
+    assert free == full and full.pack_s_per_token == 0
+    assert fills.pack_s_per_token == pytest.approx(fills.read_bytes_per_token / 0.5e9)
+    assert fills.decode_tok_s < full.decode_tok_s
+    assert 1e7 < measure_new_memory() < 1e12
 
 
 def test_bytes_by_hand():

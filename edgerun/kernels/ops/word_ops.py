@@ -98,10 +98,11 @@ class WordOps:
     def spread_float(self, address: Value, offset: int) -> Value:
         return simd.splat(self.b, self.load(address, offset, FLOAT), self.lanes)
 
-    def prefetch(self, address: Value, offset: int) -> None:
+    def prefetch(self, address: Value, offset: int, level: int = 1) -> None:
+        """Ask for the line there, into this level of caches."""
         pointer = self.b.inttoptr(self.b.add(address, ir.Constant(I64, offset)), I8.as_pointer())
         call = simd.declare(self.b, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, I32, I32, I32])
-        self.b.call(call, (pointer, *(ir.Constant(I32, v) for v in (0, 3, 1))))
+        self.b.call(call, (pointer, *(ir.Constant(I32, v) for v in (0, 4 - level, 1))))
 
     def store_floats(self, address: Value, value: Value, valid: Value) -> None:
         """The first `valid` (i32) lanes."""
