@@ -392,17 +392,9 @@ def _completed(
                 attention, launch_s = measure_attention(kernels), measure_launch(kernels)
         if probe is not None:
             disk = probe.bytes_per_s()
-    new = None if known is None else known.new_memory_bytes_per_s
-    return Rates(
-        products,
-        disk,
-        piece_bytes,
-        attention,
-        launch_s,
-        cache_bytes,
-        others_share=0.0 if known is None else known.others_share,
-        new_memory_bytes_per_s=new or measure_new_memory(),
-    )
+    new = (known and known.new_memory_bytes_per_s) or measure_new_memory()
+    others = 0.0 if known is None else known.others_share
+    return Rates(products, disk, piece_bytes, attention, launch_s, cache_bytes, None, others, new)
 
 
 def _products(

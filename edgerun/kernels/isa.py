@@ -30,15 +30,6 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """How a single row of activations asks for weights before it needs them: so many bytes ahead, into the first level
-    of caches or the second."""
-
-    n_bytes: int = 4096
-    level: int = 1
-
-
-@dataclass(frozen=True)
 class Isa:
     """One instruction set: how many rows at once, which dot product, which processor features it needs."""
 
@@ -50,7 +41,8 @@ class Isa:
     tile_products: bool = False  # whether many rows are multiplied by tiles (`tile_products`)
     # Of floats, which need no registers for codes and scales, but many sums: one waits four cycles for itself.
     float_tiles: Tiles = Tiles(((6, 2), (4, 2), (2, 2)), 2)
-    ahead: Ahead = Ahead()  # of codes of less than a byte, whose fields lie apart
+    # Whether a single row asks for codes of less than a byte, whose fields lie apart, into the second level of caches
+    second_level: bool = False
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "f16c", "fma")
@@ -61,13 +53,12 @@ _WIDE: dict[str, Any] = {
 
 _VBMI = (*_AVX512, "avx512vnni", "avx512vbmi", "gfni")
 
-# A Zen 4 has too few reads under way into its first level for what memory gives: into the second, types of less than a
-# byte a weight are 1.2 to 2.4 times as fast from memory (docs/kernels.md). Not measured with AMX; no gain on a Zen 5.
-_SECOND_LEVEL = Ahead(8192, level=2)
-
 ISAS = {
     "amx": Isa("amx", 16, "avx512vbmi", (*_VBMI, "amx-tile", "amx-int8", "amx-bf16"), tile_products=True, **_WIDE),
-    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", _VBMI, ahead=_SECOND_LEVEL, **_WIDE),
+    # A Zen 4 has too few reads under way into its first level for what memory gives: into the second, types of less
+    # than a byte a weight are 1.2 to 2.4 times as fast from memory (docs/kernels.md). Not measured with AMX; no gain
+    # on a Zen 5.
+    "avx512vbmi": Isa("avx512vbmi", 16, "avx512vbmi", _VBMI, second_level=True, **_WIDE),
     "avx512vnni": Isa("avx512vnni", 16, "avx512vnni", (*_AVX512, "avx512vnni"), **_WIDE),
     "avx512": Isa("avx512", 16, "avx512", _AVX512, **_WIDE),
     "avxvnni": Isa("avxvnni", 8, "avxvnni", ("avx2", "f16c", "fma", "avxvnni")),

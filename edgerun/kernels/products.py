@@ -16,10 +16,13 @@ from numba import types
 
 from edgerun.kernels.formats.activations import FORMS, Q8_COLS, Q8_SUMS_BYTES, SCALED_SUM, start_offset
 from edgerun.kernels.formats.base import Flat, Format, Plain, Quantised, Super
-from edgerun.kernels.isa import Ahead, Isa
+from edgerun.kernels.isa import Isa
 from edgerun.kernels.ops import emitter_of
 from edgerun.kernels.ops.emitter import Chain, Emitter, Value
 from edgerun.kernels.simd import I32, I64, function
+
+# Of weights that are asked for before they are needed, by a single row of activations: into this level of caches
+AHEAD_BYTES = {1: 4096, 2: 8192}
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,16 @@ def tile(isa: Isa, format: Format, rows: int, groups: int) -> Any:
 
     def emit(b: Any, descriptor: Any, item: Any, end: Any, row: Any, done: Any) -> None:
         # What lies in the order in which it is needed the processor foresees as well
-        ahead = Ahead() if format.bytes >= format.cols else isa.ahead
-        _Tile(emitter_of(isa, b, rows), format, rows, groups, ahead).emit(descriptor, item, end, row, done)
+        level = 2 if isa.second_level and format.bytes < format.cols else 1
+        _Tile(emitter_of(isa, b, rows), format, rows, groups, level).emit(descriptor, item, end, row, done)
 
     return function((types.int64,) * 5, types.void, emit)
 
 
 class _Tile:
-    def __init__(self, e: Emitter, format: Format, rows: int, groups: int, ahead: Ahead) -> None:
+    def __init__(self, e: Emitter, format: Format, rows: int, groups: int, level: int) -> None:
         self._e, self._b = e, e.b
-        self._ahead = ahead
+        self._level = level  # of caches, into which weights are asked for
         self._format = format
         self._rows, self._groups = rows, groups
 
@@ -161,7 +164,7 @@ class _Tile:
         lines = -(-self._format.bytes * self._e.lanes // 64)
         for q in place.weights:
             for line in range(part * lines // parts, (part + 1) * lines // parts):
-                self._e.prefetch(q, self._ahead.n_bytes + 64 * line, self._ahead.level)
+                self._e.prefetch(q, AHEAD_BYTES[self._level] + 64 * line, self._level)
         if parts > 1:
             self._e.barrier()  # LLVM would gather them again
 
