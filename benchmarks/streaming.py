@@ -7,8 +7,8 @@ python benchmarks/streaming.py MODEL.gguf --cap 2G --llamacpp-python VENV/bin/py
 Every run of edgerun begins with an empty cache, or (--warm) with the hot set that a first, uncounted run has kept.
 Prints medians, their ratio, what `edgerun plan` predicted, and the share of the law's bound that was reached:
 min(1 / compute time, disk rate / bytes missing a token). The plan is made just before and after each run, the machine
-measured anew, and compared with that run; also at the disk rate that the run reached: what is left then is not the
-disk's.
+measured anew, and compared with that run: the one before for the tokens that the run counts, from the cache that it
+begins with, both for a full cache; also at the disk rate that the run reached: what is left then is not the disk's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgerun.planning.speed import layers_ahead, token_s
 from edgerun.units import format_size, parse_size_bytes
 
 
-def report_of(command: list[str], cap: int, used_by: Sequence[Path] = ()) -> dict[str, Any]:
+def report_of(command: list[str], cap: int, used_by: Sequence[Path]) -> dict[str, Any]:
     """The JSON that a command prints under the cap, with the kernel's peak."""
     done = run_capped(command, cap, used_by=used_by)
     if done.code:
@@ -97,12 +97,14 @@ def main() -> None:
         print(line)
     if a.decode and "read_bytes_per_token" in ours_runs[0]:
         shares: list[float] = []
+        asked: list[float] = []
         probed: list[float] = []
         reached: list[float] = []
         for run, rate, around in zip(ours_runs, disk, plans, strict=True):
             reading = max(1.0, run["read_bytes_per_token"]) / rate
             computing = statistics.fmean(each["speed"]["compute_s_per_token"] for each in around)
             shares.append(run["decode_tok_s"] * max(reading, computing))
+            asked.append(1 / around[0]["request"]["later_token_s"] / run["decode_tok_s"])
             for ratios, disk_rate in ((probed, None), (reached, run.get("disk_bytes_per_s", rate))):
                 expected = statistics.fmean(predicted(a.model, each, disk_rate) for each in around)
                 ratios.append(expected / run["decode_tok_s"])
@@ -111,8 +113,12 @@ def main() -> None:
               f"stalls {1e3 * median(ours_runs, 'stall_s_per_token'):.1f} ms/token")  # fmt: skip
         print(f"share of the bound {statistics.median(shares):.2f}")
         print(f"while it read, the disk gave {median(ours_runs, 'disk_bytes_per_s') / 1e9:.2f} GB/s")
-        for how, ratios in (("", probed), (" at the disk rate reached in the run", reached)):
-            print(f"planned / measured{how}: {', '.join(f'{each:.2f}' for each in ratios)}")
+        for how, ratios in (
+            ("before the run, of these tokens", asked),
+            ("of a full cache", probed),
+            ("of a full cache, at the disk rate reached in the run", reached),
+        ):
+            print(f"planned / measured, {how}: {', '.join(f'{each:.2f}' for each in ratios)}")
     print(
         f"planned: decode {planned['decode_tok_s']:.2f} tok/s, 256 tokens in {planned['first_token_s']:.2f} s; "
         f"hits {100 * planned['hit_rate']:.1f} %, {planned['read_bytes_per_token'] / 1e6:.1f} MB/token, computing "
@@ -124,6 +130,7 @@ def main() -> None:
 def plan(edgerun: list[str], a: argparse.Namespace, limits: list[str]) -> dict[str, Any]:
     """What `edgerun plan` says, with the machine measured anew and the hits of what the runs replayed."""
     command = [*edgerun, "plan", str(a.model), "--json", "--measure", "--memory", a.cap, *limits]
+    command += ["-p", str(a.prompt), "-n", str(a.decode)]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as routing:
         if a.routing is not None:
             json.dump(json.loads(a.routing.read_text())[: a.prompt + a.decode], routing)

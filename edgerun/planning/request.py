@@ -71,11 +71,12 @@ def predict_request(
     """What a token costs grows evenly with what stands before it, so the one in the middle is the average. depth:
     tokens that are there already. hits: of the expert cache where they are known; None: what such a cache has with
     other models, which is empty before the request or, `warm`, full. rates, packed, warm: as of `predict_speed`."""
-    if hits is None and plan.mode == "experts":
-        hits = filling_hits(spec, plan.cached_share, depth + prompt_tokens, decode_tokens, warm=warm)
     first = depth + prompt_tokens
+    if hits is None:
+        streamed = plan.mode == "experts"
+        hits = filling_hits(spec, plan.cached_share, first, decode_tokens, warm=warm) if streamed else AnswerHits(1, 1)
 
-    def decoding(hit_rate: float | None, new_rate: float, position: int) -> Speed:
+    def decoding(hit_rate: float, new_rate: float, position: int) -> Speed:
         return predict_speed(
             catalog,
             spec,
@@ -90,11 +91,8 @@ def predict_request(
             warm=warm,
         )
 
-    middle, late = first + decode_tokens // 2, first + 2 * decode_tokens // 3
-    if hits is None:
-        speed, later = decoding(None, 0.0, middle), decoding(None, 0.0, late)
-    else:
-        speed, later = decoding(hits.all, hits.new, middle), decoding(hits.later, hits.later_new, late)
+    speed = decoding(hits.all, hits.new, first + decode_tokens // 2)
+    later = decoding(hits.later, hits.later_new, first + 2 * decode_tokens // 3)
     reads = speed.read_s_per_token > speed.compute_s_per_token
     rows = min(256, max(1, prompt_tokens))
     chunk = pass_operations(catalog, spec, sizes, rows=rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgerun import paths
-from edgerun.api import planning
+from edgerun.api import machine_rates
 from edgerun.events import Notice
 from edgerun.options import PLAN_NAMES, load_options
 from edgerun.planning.missing_reads import MissingReads
@@ -32,7 +32,7 @@ def test_what_was_disturbed_is_said_and_measured_again_later(user_home: Path, mo
         def end(self, _: object) -> Noise:
             return Noise(rates[len(measured) - 1][1], None, None, 2)
 
-    monkeypatch.setattr(planning, "_completed", completed)
+    monkeypatch.setattr(machine_rates, "_completed", completed)
     monkeypatch.setattr("edgerun.profiling.noise.NoiseMeter", Meter)
     paths.cache_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
     for path in paths.cache_dir().glob("rates-*.json"):  # of this machine
@@ -42,7 +42,7 @@ def test_what_was_disturbed_is_said_and_measured_again_later(user_home: Path, mo
     def plan() -> float:
         events.clear()
         options = load_options({"events": events.append}, PLAN_NAMES)
-        found = planning._rates(MissingReads(Path("none"), 1 << 20, 3), False, OLMOE[0], options, False)
+        found = machine_rates.machine_rates(MissingReads(Path("none"), 1 << 20, 3), False, OLMOE[0], options, False)
         return found.products["Q4_0"].decode_bytes_per_s
 
     def some_minutes_later() -> None:

@@ -19,8 +19,6 @@ from tests.cluster.groups import linked_group
 from tests.cluster.in_threads import greedy, one_thread, resident, together
 from tests.models.instances import INSTANCES, open_instance, tokens_of
 
-PROMPT = "the cat sat on the mat and the dog"
-OPTIONS = {"max_tokens": 30, "temperature": 0.0, "ignore_eos": True}
 LATENT = ("deepseek2", "deepseek2-before-2025-Q8_0")  # one vector of a position, and each head's keys and values
 
 
